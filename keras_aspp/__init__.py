@@ -1,0 +1,31 @@
+"""Atrous convolution and Atrous Spatial Pyramid Pooling for Keras.
+
+Importing it registers every layer, model and metric with Keras, so it is all
+that loading a `.keras` file needs.
+"""
+
+from keras_aspp import backbones, layers, metrics, models
+from keras_aspp.preprocess import Preprocess
+from keras_aspp.version import __version__
+
+__all__ = [
+    "Predictor",
+    "Preprocess",
+    "__version__",
+    "backbones",
+    "export",
+    "layers",
+    "metrics",
+    "models",
+]
+
+
+def __getattr__(name):
+    # These need TensorFlow, which `import keras_aspp` shall not add to Keras.
+    import importlib
+
+    if name == "Predictor":
+        return importlib.import_module("keras_aspp.inference").Predictor
+    if name == "export":
+        return importlib.import_module("keras_aspp.export")
+    raise AttributeError(f"module 'keras_aspp' has no attribute {name!r}")

@@ -1,0 +1,95 @@
+"""keras-aspp: the console script."""
+
+import argparse
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "train": "train a segmenter as a configuration says",
+    "evaluate": "count a model's right and wrong pixels on a data set",
+    "export": "write SavedModel and TFLite files, checked against the model",
+    "predict": "segment pictures",
+    "data": "look at a data set before it is trained on",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage: one line and a pointer to `--help`, status 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments=None):
+    """Runs one command; returns the exit status.
+
+    0 done; 1 the input is at fault (one line); 2 wrong usage of the command
+    line; 130 interrupted.
+    """
+    # TensorFlow's start-up chatter hides the one line that matters.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = Parser(
+        prog="keras-aspp",
+        description="Atrous convolution and ASPP for Keras: train, evaluate, "
+        "export, predict.",
+        epilog="\n".join(f"  {k:10} {v}" for k, v in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS))
+    known = parser.parse_args(arguments[:1])
+    if known.version:
+        from keras_aspp.version import __version__
+
+        print(__version__)
+        return 0
+    if known.command is None:
+        parser.error("a command is needed")
+    module = importlib.import_module(f"keras_aspp.cli.{known.command}")
+    return guarded(module.run, arguments[1:])
+
+
+def guarded(run, arguments):
+    """Calls `run(arguments)`; faults of the input become one line."""
+    try:
+        return run(arguments) or 0
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        message = one_line(error)
+    except Exception as error:
+        if not _is_data_error(error):
+            raise
+        message = one_line(error)
+    print(f"keras-aspp: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _is_data_error(error):
+    import tensorflow as tf
+
+    return isinstance(error, tf.errors.OpError)
+
+
+def one_line(error):
+    """The message of an error, as one line.
+
+    A host function's error reaches us through TensorFlow with a traceback in
+    front; its last `...Error: message` line is the one to show.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        kind, _, message = line.partition(": ")
+        if kind in ("ValueError", "FileNotFoundError", "OSError") and message:
+            return message
+        if "Error: ValueError: " in line:
+            return line.split("ValueError: ", 1)[1]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

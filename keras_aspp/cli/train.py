@@ -1,0 +1,82 @@
+"""keras-aspp train."""
+
+from pathlib import Path
+
+from keras_aspp.cli.configuration import (
+    config_path,
+    dump_config,
+    load_config,
+    print_table,
+)
+from keras_aspp.cli.main import Parser
+
+
+def run(arguments):
+    """Trains as a configuration says."""
+    parser = Parser(
+        prog="keras-aspp train",
+        description="Train a segmenter. Every field of the configuration is "
+        "overridden by --section.field value (see --print_config).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="NAME or FILE")
+    parser.add_argument("--workdir", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print it and stop"
+    )
+    flags, overrides = parser.parse_known_args(arguments)
+    _check_overrides(parser, overrides)
+    config = load_config(config_path(flags.config), overrides)
+    if flags.print_config:
+        import dataclasses
+        import sys
+
+        import yaml
+
+        from keras_aspp.cli.configuration import _plain
+
+        yaml.safe_dump(
+            _plain(dataclasses.asdict(config)), sys.stdout, sort_keys=False
+        )
+        return 0
+    if flags.workdir is None:
+        parser.error("the following arguments are required: --workdir")
+    from keras_aspp.engine.run import train
+
+    workdir = flags.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "checkpoints").exists() or flags.resume:
+        dump_config(config, workdir / "config.yaml")
+    metrics = train(config, workdir, flags.resume)
+    print_metrics(metrics)
+    print()
+    print_table(
+        [
+            ("model", workdir / "model.keras"),
+            ("metrics", workdir / "metrics.json"),
+            ("curve", workdir / "logs" / "history.csv"),
+        ]
+    )
+    return 0
+
+
+def _check_overrides(parser, overrides):
+    for word in overrides:
+        if word.startswith("--"):
+            if "." not in word:
+                parser.error(f"unknown flag {word.split('=')[0]}")
+
+
+def print_metrics(metrics):
+    """Prints the contents of `metrics.json` as a table."""
+    print(f"\n{metrics['num_images']} pictures of split {metrics['split']}")
+    rows = [("class", "IoU")]
+    for name, iou in metrics["per_class_iou"].items():
+        rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
+    for name in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
+        value = metrics[name]
+        rows.append((name, "none" if value is None else f"{value:.4f}"))
+    print_table(rows)

@@ -1,0 +1,216 @@
+"""Configuration: frozen dataclasses, read from YAML and the command line."""
+
+import dataclasses
+from typing import Literal
+
+from keras_aspp.data.augment import AugmentConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What is trained.
+
+    Args:
+        architecture: `deeplab_v3` or `deeplab_v3_plus`.
+        backbone: a name of `list_backbones()`.
+        backbone_weights: `imagenet`, a weights file, or `none`. Environment
+            variables in a path are expanded.
+        weights: a saved segmenter to start from, or `none`.
+        output_stride: 8, 16 or 32; pixels per cell at the ASPP.
+        atrous_rates: ints > 0, in cells, or `auto`.
+        aspp_filters: channels of the ASPP.
+        separable: whether 3x3 convolutions of the head are separable.
+        image_pooling: whether the ASPP has the image-level branch.
+        dropout: rate before the classifier, in [0, 1).
+        batch_norm_momentum: in [0, 1); short runs want a smaller one.
+        decoder_filters: channels of DeepLabV3+'s decoder.
+        projection_filters: 1x1 channels on the low-level feature.
+    """
+
+    architecture: Literal["deeplab_v3", "deeplab_v3_plus"] = "deeplab_v3_plus"
+    backbone: str = "mobilenet_v2"
+    backbone_weights: str | None = "imagenet"
+    weights: str | None = None
+    output_stride: int = 16
+    atrous_rates: Literal["auto"] | list[int] = "auto"
+    aspp_filters: int = 256
+    separable: bool = True
+    image_pooling: bool = True
+    dropout: float = 0.1
+    batch_norm_momentum: float = 0.99
+    decoder_filters: int = 256
+    projection_filters: int = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and masks come from.
+
+    Args:
+        root: folder of a folder data set, or `none`. Environment variables
+            are expanded.
+        tfds: name of a TFDS data set, or `none`. Exactly one of the two.
+        data_dir: TFDS data directory, or `none` for TFDS' own.
+        image_key: TFDS feature of the picture.
+        mask_key: TFDS feature of the mask.
+        class_names: for TFDS, and for a folder without `dataset.json`.
+        ignore_label: label value that counts for nothing.
+        label_map: stored value -> class or `ignore`.
+        license: stands in the model card.
+        train_split: split to train on.
+        validation_split: split that selects the best model.
+        test_split: split for the final number, or `none`.
+        validation_fraction: in (0, 1), for a folder without split folders.
+        crop_size: `[height, width]` of training crops, multiples of 32.
+        augment: random changes of training pictures.
+    """
+
+    root: str | None = None
+    tfds: str | None = None
+    data_dir: str | None = None
+    image_key: str = "image"
+    mask_key: str = "segmentation_mask"
+    class_names: list[str] | None = None
+    ignore_label: int = 255
+    label_map: dict[int, int | str] | None = None
+    license: str = ""
+    train_split: str = "train"
+    validation_split: str = "val"
+    test_split: str | None = None
+    validation_fraction: float = 0.1
+    crop_size: tuple[int, int] = (320, 320)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+    def __post_init__(self):
+        if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
+            raise ValueError(
+                "`crop_size` must be two multiples of 32. "
+                f"Received: crop_size={self.crop_size}"
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                "`validation_fraction` must be in (0, 1). Received: "
+                f"validation_fraction={self.validation_fraction}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained.
+
+    Args:
+        total_epochs: passes over the training split; exactly one of the three
+            durations is given.
+        total_steps: optimizer batches.
+        total_examples: pictures seen.
+        batch_size: pictures per step.
+        accumulate_steps: steps whose gradients are averaged to one update.
+        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        learning_rate: peak of the schedule.
+        schedule_power: of the polynomial decay to 0.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: decoupled, per update as a share of the learning rate;
+            not on batch norm and biases.
+        backbone_learning_rate_factor: learning rate of the backbone's
+            weights, relative; needs `optimizer: sgd`.
+        jit_compile: XLA: `auto` (on a GPU only), `true` or `false`.
+        precision: Keras dtype policy.
+        seed: of weights, batches and augmentation.
+        early_stopping_epochs: epochs without a better validation mean IoU
+            after which the run ends, or `none`.
+        validate_every_epochs: epochs between two validations.
+    """
+
+    total_epochs: int | None = None
+    total_steps: int | None = None
+    total_examples: int | None = None
+    batch_size: int = 8
+    accumulate_steps: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.03
+    schedule_power: float = 0.9
+    warmup_steps: int = 0
+    weight_decay: float = 1e-4
+    backbone_learning_rate_factor: float = 1.0
+    jit_compile: Literal["auto"] | bool = "auto"
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = (
+        "float32"
+    )
+    seed: int = 0
+    early_stopping_epochs: int | None = None
+    validate_every_epochs: int = 1
+
+    def __post_init__(self):
+        durations = ("total_epochs", "total_steps", "total_examples")
+        given = {d: v for d in durations if (v := getattr(self, d)) is not None}
+        if len(given) != 1:
+            raise ValueError(
+                f"Exactly one of {', '.join(durations)} must be given. "
+                f"Received: {given or 'none of them'}"
+            )
+        counts = (
+            *given,
+            "batch_size",
+            "accumulate_steps",
+            "validate_every_epochs",
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be > 0. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+        for name in ("learning_rate", "backbone_learning_rate_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` must be > 0. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+    def duration(self, num_examples):
+        """`(epochs, steps per epoch)` for a training split of that size."""
+        per_epoch = max(1, -(-num_examples // self.batch_size))
+        if self.total_epochs is not None:
+            return self.total_epochs, per_epoch
+        steps = self.total_steps
+        if steps is None:
+            steps = -(-self.total_examples // self.batch_size)
+        epochs = -(-steps // per_epoch)
+        return epochs, -(-steps // epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What leaves the house.
+
+    Args:
+        image_size: `[height, width]` of the TFLite files.
+        formats: of `saved_model`, `tflite_float32`, `tflite_float16`.
+        verify_images: validation pictures on which artefacts are compared
+            with Keras.
+    """
+
+    image_size: tuple[int, int] = (513, 513)
+    formats: tuple[
+        Literal["saved_model", "tflite_float32", "tflite_float16"], ...
+    ] = ("saved_model", "tflite_float32", "tflite_float16")
+    verify_images: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Args:
+        model: see `ModelConfig`.
+        data: see `DataConfig`.
+        train: see `TrainConfig`.
+        export: see `ExportConfig`.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(
+        default_factory=lambda: TrainConfig(total_epochs=30)
+    )
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

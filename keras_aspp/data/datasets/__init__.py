@@ -1,0 +1,1 @@
+"""TFDS builders of our own; import the module of the one you want."""

@@ -1,0 +1,142 @@
+"""tf.data: from a source's records to batches."""
+
+from keras_aspp.data.augment import Augment
+
+# Decoded pictures up to this much are kept in memory.
+CACHE_BYTES = 2 * 2**30
+
+
+def training_dataset(
+    source,
+    split,
+    augment,
+    crop_size,
+    batch_size,
+    preprocess,
+    seed=0,
+    first_example=0,
+):
+    """Endless batches of random crops; the same run gives the same batches.
+
+    Every epoch is its own shuffle, seeded by (seed, epoch), and every example
+    its own augmentation, seeded by (seed, epoch, index): a resumed run sees
+    what it would have seen.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        split: str.
+        augment: `AugmentConfig`.
+        crop_size: `(height, width)`, in pixels.
+        batch_size: int > 0. The last, short batch of an epoch is filled from
+            the next epoch.
+        preprocess: `Preprocess`.
+        seed: int, the run's seed.
+        first_example: int >= 0, how many examples the run has seen.
+
+    Returns:
+        `tf.data.Dataset` of `(float32 [B, h, w, 3], int32 [B, h, w])`.
+    """
+    import tensorflow as tf
+
+    crop = Augment(augment, crop_size, source.spec.ignore_label)
+    count = source.size(split)
+    records = source.records(split).enumerate()
+    decode = _decoder(source)
+    cached = count * _example_bytes(source, split) <= CACHE_BYTES
+    if cached:
+        records = records.map(
+            lambda i, record: (i, decode(*record)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        ).cache()
+
+    def epoch_of(epoch):
+        # The order comes from (seed, epoch) alone, not from a global seed.
+        tf.compat.v1.get_default_graph().seed = None
+        shuffled = records.shuffle(
+            count,
+            seed=seed * 1_000_003 + epoch,
+            reshuffle_each_iteration=False,
+        )
+        return shuffled.map(lambda i, record: (epoch, i, record))
+
+    def make(epoch, i, record):
+        image, labels = record if cached else decode(*record)
+        epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
+        own_seed = tf.random.experimental.stateless_fold_in(epoch_seed, i)
+        image, labels = crop(image, labels, own_seed)
+        return preprocess(image), labels
+
+    return (
+        tf.data.Dataset.range(first_example // count, 2**31)
+        .flat_map(epoch_of)
+        .skip(first_example % count)
+        .map(make, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(2)
+    )
+
+
+def evaluation_dataset(source, split, batch_size):
+    """Every picture once, at its own size, in batches of one size.
+
+    A short batch is filled with pictures of zeros whose labels are all
+    `ignore_label`, so that every batch of a size has one shape.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        split: str.
+        batch_size: int > 0.
+
+    Returns:
+        `tf.data.Dataset` of `(uint8 [B, H, W, 3], int32 [B, H, W])`.
+    """
+    import tensorflow as tf
+
+    ignore = source.spec.ignore_label
+    batch_size = min(batch_size, source.size(split))
+
+    def size_key(image, labels):
+        size = tf.cast(tf.shape(labels), "int64")
+        return size[0] * 2**31 + size[1]
+
+    def fill(image, labels):
+        missing = batch_size - tf.shape(labels)[0]
+        image = tf.pad(image, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        labels = tf.pad(
+            labels, [[0, missing], [0, 0], [0, 0]], constant_values=ignore
+        )
+        return (
+            tf.ensure_shape(image, (batch_size, None, None, 3)),
+            tf.ensure_shape(labels, (batch_size, None, None)),
+        )
+
+    return (
+        source.records(split)
+        .map(_decoder(source), num_parallel_calls=tf.data.AUTOTUNE)
+        .group_by_window(size_key, lambda _, d: d.batch(batch_size), batch_size)
+        .map(fill)
+        .prefetch(2)
+    )
+
+
+def _decoder(source):
+    """`source.decode` as a TensorFlow function; errors name the file."""
+    import tensorflow as tf
+
+    def decode(image, mask):
+        image, labels = tf.numpy_function(
+            source.decode, (image, mask), (tf.uint8, tf.int32), stateful=False
+        )
+        return (
+            tf.ensure_shape(image, (None, None, 3)),
+            tf.ensure_shape(labels, (None, None)),
+        )
+
+    return decode
+
+
+def _example_bytes(source, split):
+    """Bytes of the first decoded example, an estimate for them all."""
+    record = next(source.records(split).take(1).as_numpy_iterator())
+    image, labels = source.decode(*record)
+    return image.nbytes + labels.nbytes

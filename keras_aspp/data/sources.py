@@ -1,0 +1,52 @@
+"""open_source: a DataConfig -> the source it names."""
+
+import os
+
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tfds import TfdsSource
+
+
+def open_source(config):
+    """Opens the data set that a `DataConfig` names.
+
+    Args:
+        config: `DataConfig`.
+
+    Returns:
+        `FolderSource` or `TfdsSource`.
+
+    Raises:
+        ValueError: not exactly one of `root` and `tfds`, or data at fault.
+        FileNotFoundError: the folder does not exist.
+    """
+    if (config.root is None) == (config.tfds is None):
+        raise ValueError(
+            "Exactly one of `data.root` (a folder) and `data.tfds` (a name) "
+            f"must be given. Received: root={config.root!r}, "
+            f"tfds={config.tfds!r}"
+        )
+    spec = None
+    if config.class_names is not None:
+        spec = DatasetSpec(
+            config.class_names,
+            config.ignore_label,
+            label_map=config.label_map,
+            license=config.license,
+        )
+    if config.root is not None:
+        return FolderSource(
+            os.path.expandvars(config.root),
+            spec,
+            config.validation_fraction,
+            config.train_split,
+            config.validation_split,
+        )
+    if spec is None:
+        raise ValueError(
+            "`data.class_names` must be given for a TFDS data set. "
+            f"Received: tfds={config.tfds!r}, class_names=None"
+        )
+    return TfdsSource(
+        config.tfds, spec, config.image_key, config.mask_key, config.data_dir
+    )

@@ -1,0 +1,143 @@
+"""DatasetSpec: what the numbers in a mask mean."""
+
+import dataclasses
+import json
+import os
+
+_KEYS = ("class_names", "ignore_label", "colormap", "label_map")
+_NOTES = ("name", "num_classes", "source", "license")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """Classes of a data set.
+
+    Args:
+        class_names: one name per label value, background included.
+        ignore_label: label value that counts for nothing, in 0..255. Defaults
+            to 255.
+        colormap: one `(red, green, blue)` per class, or `None`. Given for RGB
+            masks it also says which colour is which class.
+        label_map: dict, stored value -> class or `"ignore"`, applied before
+            the range check; values that it does not name are kept. Or `None`.
+        name: str, for people.
+        license: str, for people; stands in the model card.
+
+    Raises:
+        ValueError: a value is not as above.
+    """
+
+    class_names: tuple
+    ignore_label: int = 255
+    colormap: tuple | None = None
+    label_map: dict | None = None
+    name: str = ""
+    license: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if not self.class_names or len(set(self.class_names)) != len(
+            self.class_names
+        ):
+            raise ValueError(
+                "`class_names` must be a non-empty sequence of different "
+                f"names. Received: class_names={self.class_names}"
+            )
+        if type(self.ignore_label) is not int or not (
+            0 <= self.ignore_label <= 255
+        ):
+            raise ValueError(
+                "`ignore_label` must be an int in 0..255. "
+                f"Received: ignore_label={self.ignore_label!r}"
+            )
+        if self.ignore_label < self.num_classes:
+            raise ValueError(
+                f"`ignore_label` must not be one of the {self.num_classes} "
+                f"classes. Received: ignore_label={self.ignore_label}"
+            )
+        if self.colormap is not None:
+            colormap = tuple(tuple(c) for c in self.colormap)
+            object.__setattr__(self, "colormap", colormap)
+            good = len(colormap) == self.num_classes and all(
+                len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colormap
+            )
+            if not good:
+                raise ValueError(
+                    f"`colormap` must hold {self.num_classes} RGB colours, "
+                    f"one per class. Received: {len(colormap)} entries"
+                )
+        if self.label_map is not None:
+            label_map = {int(k): v for k, v in self.label_map.items()}
+            object.__setattr__(self, "label_map", label_map)
+            for stored, label in label_map.items():
+                if label != "ignore" and label not in range(self.num_classes):
+                    raise ValueError(
+                        "`label_map` must map to a class in "
+                        f"0..{self.num_classes - 1} or 'ignore'. "
+                        f"Received: {stored}: {label!r}"
+                    )
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @classmethod
+    def from_file(cls, path):
+        """Reads a `dataset.json`.
+
+        Raises:
+            ValueError: no valid JSON, an unknown key, or a value at fault.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
+        if not isinstance(content, dict) or "class_names" not in content:
+            raise ValueError(
+                f"`class_names` is missing. File: {path}. Known keys: "
+                f"{', '.join(_KEYS)}"
+            )
+        unknown = set(content) - set(_KEYS) - set(_NOTES)
+        if unknown:
+            raise ValueError(
+                f"Unknown keys {sorted(unknown)}. File: {path}. Known keys: "
+                f"{', '.join(_KEYS)}"
+            )
+        wanted = {f.name for f in dataclasses.fields(cls)}
+        try:
+            spec = cls(**{k: v for k, v in content.items() if k in wanted})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{error}. File: {path}") from None
+        if content.get("num_classes", spec.num_classes) != spec.num_classes:
+            raise ValueError(
+                f"`num_classes` is {content['num_classes']}, but there are "
+                f"{spec.num_classes} `class_names`. File: {path}"
+            )
+        return spec
+
+    def to_file(self, path):
+        """Writes a `dataset.json` that `from_file` reads."""
+        content = {k: v for k, v in dataclasses.asdict(self).items() if v or v == 0}
+        # Masks that this library writes hold class ids already.
+        content.pop("label_map", None)
+        temporary = f"{path}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        os.replace(temporary, path)
+
+    def colors(self):
+        """One RGB colour per class: the colormap, or well-told-apart ones."""
+        if self.colormap is not None:
+            return self.colormap
+        return tuple(_distinct_color(i) for i in range(self.num_classes))
+
+
+def _distinct_color(i):
+    # PASCAL VOC's rule: the bits of the class id spread over the channels.
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (i >> channel & 1) << (7 - bit)
+        i >>= 3
+    return tuple(color)

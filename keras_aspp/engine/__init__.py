@@ -1,0 +1,1 @@
+"""Training and evaluation around `model.fit`."""

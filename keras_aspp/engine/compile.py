@@ -1,0 +1,133 @@
+"""compile_model: optimizer, schedule, loss, metric, XLA."""
+
+import keras
+from keras import ops
+
+from keras_aspp.metrics import ConfusionMatrix
+
+# Variables that weight decay would only make smaller, not simpler.
+NOT_DECAYED = ("bias", "gamma", "beta")
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class WarmupPolynomial(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then `peak * (1 - progress) ** power` down to 0.
+
+    Keras' `PolynomialDecay` has no warm-up.
+
+    Args:
+        peak: float > 0.
+        total_steps: int > 0, updates until 0 is reached.
+        warmup_steps: int >= 0, updates until `peak` is reached; at most half
+            of `total_steps` are used.
+        power: float > 0. Defaults to 0.9.
+
+    Source: Chen et al., 2016, section 4.1 ("poly").
+    """
+
+    def __init__(self, peak, total_steps, warmup_steps=0, power=0.9):
+        self.peak, self.power = peak, power
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        warmup = min(self.warmup_steps, self.total_steps // 2)
+        progress = (step - warmup) / max(self.total_steps - warmup, 1)
+        decayed = (1 - ops.clip(progress, 0.0, 1.0)) ** self.power
+        if warmup:
+            decayed = ops.where(step < warmup, (step + 1) / warmup, decayed)
+        return self.peak * decayed
+
+    def get_config(self):
+        return {
+            "peak": self.peak,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "power": self.power,
+        }
+
+
+def resolve_jit(jit_compile):
+    """Whether XLA compiles the steps, and why.
+
+    Args:
+        jit_compile: `"auto"`, `True` or `False`.
+
+    Returns:
+        `(bool, str)`.
+    """
+    if jit_compile != "auto":
+        return jit_compile, f"train.jit_compile={str(jit_compile).lower()}"
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return True, "auto: a GPU is there"
+    return False, "auto: no GPU, where graph mode is faster"
+
+
+def build_optimizer(config, total_steps, backbone=None):
+    """The optimizer that a `TrainConfig` describes.
+
+    Args:
+        config: `TrainConfig`.
+        total_steps: int > 0, batches of the whole run.
+        backbone: `keras.Model` whose weights take
+            `backbone_learning_rate_factor`, or `None`.
+
+    Returns:
+        `keras.optimizers.Optimizer`.
+    """
+
+    def one(factor):
+        schedule = WarmupPolynomial(
+            config.learning_rate * factor,
+            -(-total_steps // config.accumulate_steps),
+            config.warmup_steps // config.accumulate_steps,
+            config.schedule_power,
+        )
+        arguments = {
+            "learning_rate": schedule,
+            "weight_decay": config.weight_decay or None,
+        }
+        if config.accumulate_steps > 1:
+            arguments["gradient_accumulation_steps"] = config.accumulate_steps
+        if config.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(**arguments)
+        else:
+            optimizer = keras.optimizers.SGD(momentum=0.9, **arguments)
+        if config.weight_decay:
+            optimizer.exclude_from_weight_decay(var_names=list(NOT_DECAYED))
+        return optimizer
+
+    factor = config.backbone_learning_rate_factor
+    if factor == 1 or backbone is None:
+        return one(1.0)
+    rest, slow = one(1.0), one(factor)
+    inside = {id(v) for v in backbone.trainable_variables}
+    return keras.optimizers.MultiOptimizer(
+        lambda variable: slow if id(variable) in inside else rest
+    )
+
+
+def compile_model(model, config, total_steps, ignore_label):
+    """Compiles a segmenter for `model.fit` as a `TrainConfig` says.
+
+    Args:
+        model: `Segmenter`.
+        config: `TrainConfig`.
+        total_steps: int > 0, batches of the whole run.
+        ignore_label: int, label value that counts for nothing.
+
+    Returns:
+        str: what XLA resolved to and why, for people.
+    """
+    jit, why = resolve_jit(config.jit_compile)
+    model.compile(
+        optimizer=build_optimizer(config, total_steps, model.backbone),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=ignore_label
+        ),
+        metrics=[ConfusionMatrix(model.num_classes, ignore_label)],
+        jit_compile=jit,
+    )
+    return f"XLA {'on' if jit else 'off'} ({why})"

@@ -1,0 +1,163 @@
+"""train: one run, from a configuration to `metrics.json`."""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.pipeline import evaluation_dataset, training_dataset
+from keras_aspp.data.sources import open_source
+from keras_aspp.engine.checkpoint import Checkpoints
+from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.pictures import ValidationPictures
+from keras_aspp.inference import Predictor
+from keras_aspp.models.factory import build_model
+from keras_aspp.models.rates import degenerate_rates
+
+
+def train(config, workdir, resume=False):
+    """Trains, keeps the best model and evaluates it.
+
+    Args:
+        config: `Config`.
+        workdir: folder of the run; made if need be. Its `config.yaml` is
+            written by the caller.
+        resume: bool. Go on from the newest checkpoint.
+
+    Returns:
+        dict, the contents of `metrics.json`.
+
+    Raises:
+        ValueError: data or configuration at fault.
+        FileExistsError: the workdir holds a run and `resume` is not given.
+    """
+    workdir = Path(workdir)
+    checkpoints = Checkpoints(workdir, config.train.early_stopping_epochs)
+    if not resume and (workdir / "checkpoints").exists():
+        raise FileExistsError(
+            "The workdir holds a run; go on with it by --resume, or choose "
+            f"another. Received: workdir={str(workdir)!r}"
+        )
+    source = open_source(config.data)
+    _check_data(source, config.data)
+    keras.utils.set_random_seed(config.train.seed)
+    spec, splits = source.spec, config.data
+    model = build_model(
+        config.model, spec.num_classes, dtype=config.train.precision
+    )
+    num_examples = source.size(splits.train_split)
+    epochs, steps = config.train.duration(num_examples)
+    xla = compile_model(model, config.train, epochs * steps, spec.ignore_label)
+    print(
+        f"{model.name} on {num_examples} pictures, {spec.num_classes} classes: "
+        f"{epochs} epochs of {steps} steps of {config.train.batch_size}; "
+        f"{config.train.precision}, {xla}"
+    )
+    _print_degenerate_rates(model, splits.crop_size)
+    (workdir / "logs").mkdir(parents=True, exist_ok=True)
+    spec.to_file(workdir / "dataset.json")
+    done = checkpoints.restore(model) if resume else 0
+    if resume:
+        print(f"Resumed after epoch {done}.")
+    validation = evaluation_dataset(
+        source, splits.validation_split, config.train.batch_size
+    )
+    validation, sizes = _counted(validation)
+    images, labels = next(iter(validation.take(1)))
+    if done < epochs:
+        model.fit(
+            training_dataset(
+                source,
+                splits.train_split,
+                splits.augment,
+                splits.crop_size,
+                config.train.batch_size,
+                model.preprocess,
+                config.train.seed,
+                first_example=done * steps * config.train.batch_size,
+            ),
+            validation_data=validation.map(
+                lambda x, y: (model.preprocess(x), y)
+            ),
+            validation_freq=_validation_epochs(config.train, epochs),
+            initial_epoch=done,
+            epochs=epochs,
+            steps_per_epoch=steps,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                checkpoints,
+                keras.callbacks.CSVLogger(
+                    workdir / "logs" / "history.csv", append=done > 0
+                ),
+                keras.callbacks.TensorBoard(workdir / "logs"),
+                ValidationPictures(
+                    images[:4].numpy(),
+                    labels[:4].numpy(),
+                    spec,
+                    workdir / "logs" / "pictures",
+                ),
+            ],
+        )
+    metrics = evaluate(
+        Predictor(workdir / "model.keras"),
+        source,
+        splits.test_split or splits.validation_split,
+        config.train.batch_size,
+    )
+    write_json(workdir / "metrics.json", metrics)
+    return metrics
+
+
+def write_json(path, content):
+    """Writes JSON under a temporary name and renames it."""
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _counted(validation):
+    """The data set with its number of batches, and the sizes in it."""
+    sizes = [tuple(labels.shape[1:]) for _, labels in validation]
+    known = tf.data.experimental.assert_cardinality(len(sizes))
+    return validation.apply(known), set(sizes)
+
+
+def _validation_epochs(config, epochs):
+    # The last epoch too, whatever the interval.
+    every = config.validate_every_epochs
+    return sorted({*range(every, epochs + 1, every), epochs})
+
+
+def _check_data(source, config):
+    if not isinstance(source, FolderSource):
+        return
+    splits = [
+        s
+        for s in (config.train_split, config.validation_split, config.test_split)
+        if s is not None
+    ]
+    for split in splits:
+        source.require(split)
+    problems = check_folder(source, splits).problems
+    if problems:
+        more = len(problems) - 1
+        raise ValueError(
+            problems[0]
+            + (f" And {more} more; see `keras-aspp data check`" if more else "")
+        )
+
+
+def _print_degenerate_rates(model, crop_size):
+    lost, cells = degenerate_rates(
+        model.atrous_rates, model.output_stride, crop_size
+    )
+    if lost:
+        print(
+            f"Note: rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
+            f"of a {crop_size[0]}x{crop_size[1]} crop at output stride "
+            f"{model.output_stride}; in training they act as 1x1."
+        )

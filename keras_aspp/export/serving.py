@@ -1,0 +1,40 @@
+"""What is served: Preprocess + model + argmax, as TensorFlow functions."""
+
+import tensorflow as tf
+
+
+def segment(model, image):
+    """Labels of pictures as they come.
+
+    Args:
+        model: `Segmenter`.
+        image: tensor `[B, H, W, 3]`, values 0..255, any dtype.
+
+    Returns:
+        int32 `[B, H, W]`.
+    """
+    return tf.argmax(
+        score(model, image), axis=-1, output_type=tf.int32, name="labels"
+    )
+
+
+def score(model, image):
+    """float32 logits `[B, H, W, K]` of pictures as they come."""
+    # `training=False` by name: a Keras export has normalized with batch
+    # statistics when a layer upstream set the context otherwise.
+    return model(model.preprocess(image), training=False)
+
+
+def decode_bytes(image_bytes):
+    """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
+
+    EXIF is not read.
+    """
+    image = tf.cond(
+        tf.strings.substr(image_bytes, 0, 3) == b"\xff\xd8\xff",
+        lambda: tf.io.decode_jpeg(
+            image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
+        ),
+        lambda: tf.io.decode_png(image_bytes, channels=3),
+    )
+    return tf.ensure_shape(image, (None, None, 3))

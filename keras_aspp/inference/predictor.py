@@ -1,0 +1,229 @@
+"""Predictor: the same answer from `.keras`, SavedModel and `.tflite`."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_aspp.data.decode import read_image
+from keras_aspp.data.spec import DatasetSpec
+
+
+class Predictor:
+    """Segments pictures with whatever `path` holds.
+
+    Args:
+        path: a `.keras` or `.tflite` file, a SavedModel folder, a workdir
+            (its `model.keras`) or an exported folder (its SavedModel, or what
+            there is of `model.keras` and the `.tflite` files).
+
+    Attributes:
+        spec: `DatasetSpec` of what it was trained on, or `None`.
+        num_classes: int, or `None` where neither model nor spec says it.
+        image_size: `(height, width)` of an artefact of fixed size, else
+            `None`: it answers at any size.
+        has_scores: bool.
+
+    Raises:
+        FileNotFoundError: nothing at `path` can be used.
+        ValueError: it cannot be loaded.
+
+    Example:
+
+    ```python
+    labels = ka.Predictor("saved_models/multiscale_shapes").predict("a.png")
+    ```
+    """
+
+    def __init__(self, path):
+        self.path = _find(Path(path))
+        self.spec = _find_spec(self.path)
+        if self.path.suffix == ".keras":
+            self._engine = _Keras(self.path)
+        elif self.path.suffix == ".tflite":
+            self._engine = _TFLite(self.path)
+        else:
+            self._engine = _SavedModel(self.path)
+        self.image_size = self._engine.image_size
+        self.has_scores = isinstance(self._engine, _Keras)
+        self.num_classes = self._engine.num_classes or (
+            self.spec.num_classes if self.spec else None
+        )
+
+    def predict(self, image, return_scores=False):
+        """Labels of one picture, at its own size.
+
+        Args:
+            image: uint8 array `[H, W, 3]` (RGB), or a path; a file's EXIF
+                orientation is respected.
+            return_scores: bool. Logits too, float32 `[H, W, K]`; from
+                `.keras` only.
+
+        Returns:
+            int32 `[H, W]`, or `(labels, scores)`.
+
+        Raises:
+            ValueError: not such a picture, or scores are asked of an
+                artefact that has none.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image, exif=True)
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                "`image` must be a uint8 array (height, width, 3) or a path. "
+                f"Received: shape={image.shape}, dtype={image.dtype}"
+            )
+        if return_scores:
+            if not self.has_scores:
+                raise ValueError(
+                    "Only a .keras model has scores. "
+                    f"Received: return_scores=True, {self.path}"
+                )
+            scores = self._engine.scores(image[None])[0]
+            return np.argmax(scores, -1).astype("int32"), scores
+        return self.predict_batch(image[None])[0]
+
+    def predict_batch(self, images):
+        """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""
+        if self.image_size is None:
+            return np.asarray(self._engine.labels(images), "int32")
+        return np.stack([self._at_fixed_size(image) for image in images])
+
+    def _at_fixed_size(self, image):
+        height, width = self.image_size
+        own = image.shape[:2]
+        resized = resize_image(image, self.image_size)
+        labels = np.asarray(self._engine.labels(resized[None]))[0]
+        if own == (height, width):
+            return labels
+        back = Image.fromarray(labels.astype("uint8")).resize(
+            own[::-1], Image.Resampling.NEAREST
+        )
+        return np.array(back).astype("int32")
+
+
+def resize_image(image, size):
+    """uint8 `[H, W, 3]` resized to `(height, width)`, antialiased."""
+    if image.shape[:2] == tuple(size):
+        return image
+    picture = Image.fromarray(image)
+    return np.array(
+        picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    )
+
+
+def _find(path):
+    if path.is_dir():
+        if (path / "saved_model.pb").exists():
+            return path
+        if (path / "saved_model" / "saved_model.pb").exists():
+            return path / "saved_model"
+        candidates = ("model.keras", "model_float32.tflite")
+        for name in (*candidates, "model_float16.tflite"):
+            if (path / name).is_file():
+                return path / name
+    elif path.is_file() and path.suffix in (".keras", ".tflite"):
+        return path
+    raise FileNotFoundError(
+        "A model must be a .keras or .tflite file, a SavedModel, a workdir or "
+        f"an exported folder. Received: {str(path)!r}"
+        + ("" if path.exists() else ", which does not exist")
+    )
+
+
+def _find_spec(path):
+    """The spec beside an artefact: a manifest's, or a workdir's."""
+    manifest = path.parent / "manifest.json"
+    if manifest.is_file():
+        content = json.loads(manifest.read_text())
+        return DatasetSpec(
+            content["class_names"],
+            content["ignore_label"],
+            content.get("colormap"),
+        )
+    described = path.parent / "dataset.json"
+    return DatasetSpec.from_file(described) if described.is_file() else None
+
+
+class _Keras:
+    image_size = None
+
+    def __init__(self, path):
+        import tensorflow as tf
+
+        from keras_aspp.export import serving
+        from keras_aspp.models.segmenter import load_saved
+
+        model = load_saved(path)
+        self.num_classes = model.num_classes
+        self._labels = tf.function(
+            lambda images: serving.segment(model, images),
+            reduce_retracing=True,
+        )
+        self._scores = tf.function(
+            lambda images: serving.score(model, images), reduce_retracing=True
+        )
+
+    def labels(self, images):
+        return self._labels(images).numpy()
+
+    def scores(self, images):
+        return self._scores(images).numpy()
+
+
+class _SavedModel:
+    image_size = None
+    num_classes = None
+
+    def __init__(self, path):
+        import tensorflow as tf
+
+        try:
+            self._loaded = tf.saved_model.load(str(path))
+            self._serve = self._loaded.signatures["serving_default"]
+        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"Not a loadable SavedModel of ours. Received: {path} "
+                f"({type(error).__name__})"
+            ) from error
+
+    def labels(self, images):
+        import tensorflow as tf
+
+        return self._serve(image=tf.constant(images))["labels"].numpy()
+
+
+class _TFLite:
+    num_classes = None
+
+    def __init__(self, path):
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            self._interpreter = Interpreter(
+                model_path=str(path), num_threads=os.cpu_count()
+            )
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"Not a loadable .tflite. Received: {path} "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
+        shape, given = self._output["shape"], self._input["shape"]
+        if len(shape) != 3 or len(given) != 4 or given[0] != 1:
+            raise ValueError(
+                "A .tflite of ours takes [1, height, width, 3] and answers "
+                f"[1, height, width]. Received: {path} with "
+                f"{given.tolist()} and {shape.tolist()}"
+            )
+        self.image_size = tuple(int(n) for n in given[1:3])
+
+    def labels(self, images):
+        self._interpreter.set_tensor(self._input["index"], images)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output["index"])

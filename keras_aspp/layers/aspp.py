@@ -1,0 +1,173 @@
+"""Atrous Spatial Pyramid Pooling.
+
+Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
+R number of rates.
+"""
+
+import keras
+from keras import ops
+
+from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.layers.image_pooling import ImagePooling
+
+FUSIONS = ("concat", "sum")
+
+
+def check_atrous_rates(atrous_rates):
+    """`atrous_rates` as a tuple, or `ValueError`."""
+    rates = (
+        tuple(atrous_rates) if isinstance(atrous_rates, (list, tuple)) else ()
+    )
+    if not rates or any(type(r) is not int or r < 1 for r in rates):
+        raise ValueError(
+            "`atrous_rates` must be a non-empty sequence of ints > 0. "
+            f"Received: atrous_rates={atrous_rates}"
+        )
+    return rates
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class ASPP(keras.layers.Layer):
+    """Looks at a feature map at several rates and at the whole, in parallel.
+
+    Branches: 1x1 convolution; one 3x3 convolution per rate; image-level
+    pooling. Fusion `"concat"`: the branches are concatenated in this order,
+    projected by a 1x1 convolution and dropped out. Fusion `"sum"`: they are
+    added, then dropped out.
+
+    Args:
+        filters: int > 0. Channels of every branch and of the result. Defaults
+            to 256.
+        atrous_rates: non-empty sequence of ints > 0, in feature cells; any
+            number of them. Defaults to (6, 12, 18), which is for output
+            stride 16.
+        fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
+            to `"concat"`.
+        separable: bool. Depthwise separable 3x3 branches. Defaults to `False`.
+        image_pooling: bool. Defaults to `True`.
+        dropout: float in [0, 1), rate after the fusion. Defaults to 0.1.
+        activation: Keras activation or its name. Defaults to `"relu"`.
+        batch_norm: bool. Defaults to `True`.
+        batch_norm_momentum: float in [0, 1). Defaults to 0.99.
+        batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Input shape:
+        `(batch_size, height, width, channels)`, float; height and width may
+        be `None`.
+
+    Output shape:
+        `(batch_size, height, width, filters)`, the layer's compute dtype.
+
+    Raises:
+        ValueError: an argument is not as above.
+
+    Example:
+
+    >>> layer = ASPP(filters=4, atrous_rates=(1, 2))
+    >>> layer(keras.ops.ones((2, 9, 7, 5))).shape
+    TensorShape([2, 9, 7, 4])
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.3;
+        `"sum"`: [Chen et al., 2016](https://arxiv.org/abs/1606.00915),
+        section 3.2. Differs from them in: dropout is applied in the block,
+        before the classifier, as in the published code.
+    """
+
+    def __init__(
+        self,
+        filters=256,
+        atrous_rates=(6, 12, 18),
+        fusion="concat",
+        separable=False,
+        image_pooling=True,
+        dropout=0.1,
+        activation="relu",
+        batch_norm=True,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if fusion not in FUSIONS:
+            raise ValueError(
+                f"`fusion` must be one of {FUSIONS}. "
+                f"Received: fusion={fusion!r}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"`dropout` must be in [0, 1). Received: dropout={dropout}"
+            )
+        self.filters = filters
+        self.atrous_rates = check_atrous_rates(atrous_rates)
+        self.fusion = fusion
+        self.separable = bool(separable)
+        self.image_pooling = bool(image_pooling)
+        self.dropout = dropout
+        self.activation = keras.activations.get(activation)
+        self.batch_norm = bool(batch_norm)
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+        common = {
+            "filters": filters,
+            "activation": self.activation,
+            "batch_norm": batch_norm,
+            "batch_norm_momentum": batch_norm_momentum,
+            "batch_norm_epsilon": batch_norm_epsilon,
+            "dtype": self.dtype_policy,
+        }
+        self.branches = [AtrousConv2D(kernel_size=1, name="point", **common)]
+        for i, rate in enumerate(self.atrous_rates, start=1):
+            self.branches.append(
+                AtrousConv2D(
+                    atrous_rate=rate,
+                    separable=separable,
+                    name=f"atrous_{i}",
+                    **common,
+                )
+            )
+        if image_pooling:
+            self.branches.append(ImagePooling(name="image_pooling", **common))
+        self.projection = None
+        if fusion == "concat":
+            self.projection = AtrousConv2D(
+                kernel_size=1, name="projection", **common
+            )
+        self.drop = keras.layers.Dropout(
+            dropout, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def build(self, input_shape):
+        for branch in self.branches:
+            branch.build(input_shape)
+        if self.projection is not None:
+            channels = self.filters * len(self.branches)
+            self.projection.build((*input_shape[:-1], channels))
+
+    def call(self, inputs, training=None):
+        outputs = [branch(inputs, training=training) for branch in self.branches]
+        if self.projection is None:
+            fused = sum(outputs[1:], start=outputs[0])
+        else:
+            fused = ops.concatenate(outputs, axis=-1)  # (B, h, w, (2+R)F)
+            fused = self.projection(fused, training=training)
+        return self.drop(fused, training=training)  # (B, h, w, F)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "atrous_rates": self.atrous_rates,
+            "fusion": self.fusion,
+            "separable": self.separable,
+            "image_pooling": self.image_pooling,
+            "dropout": self.dropout,
+            "activation": keras.activations.serialize(self.activation),
+            "batch_norm": self.batch_norm,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+        }

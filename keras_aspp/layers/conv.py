@@ -1,0 +1,172 @@
+"""AtrousConv2D: convolution, batch norm, activation.
+
+The one place for padding, rate, dtype and batch-norm policy.
+Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
+"""
+
+import keras
+
+from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D
+
+
+def check_positive_int(name, value):
+    """Raises `ValueError` unless `value` is an int > 0."""
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"`{name}` must be an int > 0. Received: {name}={value!r}"
+        )
+    return value
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class AtrousConv2D(keras.layers.Layer):
+    """Atrous (dilated) convolution with batch norm and activation.
+
+    Ordinary: k x k convolution -> batch norm -> activation.
+    Separable: k x k depthwise -> batch norm -> activation -> 1x1 convolution
+    -> batch norm -> activation. The rate applies to the k x k part. Padding is
+    `"same"` and the stride is 1: the map keeps its size at every rate.
+
+    Args:
+        filters: int > 0. Output channels.
+        kernel_size: odd int > 0. Defaults to 3.
+        atrous_rate: int > 0, in feature cells. Distance between neighbouring
+            taps; 1 is an ordinary convolution. Defaults to 1.
+        separable: bool. Defaults to `False`.
+        activation: Keras activation or its name, or `None`. Defaults to
+            `"relu"`.
+        batch_norm: bool. Without it, the convolution has a bias. Defaults to
+            `True`.
+        batch_norm_momentum: float in [0, 1). Defaults to 0.99.
+        batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        kernel_initializer: Keras initializer. Defaults to `"he_normal"`.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Input shape:
+        `(batch_size, height, width, channels)`, float; height and width may
+        be `None`.
+
+    Output shape:
+        `(batch_size, height, width, filters)`, the layer's compute dtype.
+
+    Raises:
+        ValueError: `filters`, `kernel_size` or `atrous_rate` is not as above.
+
+    Example:
+
+    >>> layer = AtrousConv2D(filters=4, atrous_rate=2)
+    >>> layer(keras.ops.ones((2, 9, 7, 5))).shape
+    TensorShape([2, 9, 7, 4])
+
+    Reference:
+        [Chen et al., 2018](https://arxiv.org/abs/1802.02611), section 3.1.
+        Differs from it in: the separable form has batch norm and activation
+        after the depthwise part too, as its published code has.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size=3,
+        atrous_rate=1,
+        separable=False,
+        activation="relu",
+        batch_norm=True,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        kernel_initializer="he_normal",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = check_positive_int("filters", filters)
+        self.kernel_size = check_positive_int("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                "`kernel_size` must be odd, so that the map keeps its place. "
+                f"Received: kernel_size={kernel_size}"
+            )
+        self.atrous_rate = check_positive_int("atrous_rate", atrous_rate)
+        self.separable = bool(separable)
+        self.activation = keras.activations.get(activation)
+        self.batch_norm = bool(batch_norm)
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        spatial = {
+            "kernel_size": kernel_size,
+            "dilation_rate": atrous_rate,
+            "padding": "same",
+            "use_bias": not batch_norm,
+            "dtype": self.dtype_policy,
+        }
+        if separable:
+            self.depthwise = DepthwiseConv2D(
+                depthwise_initializer=_fresh(self.kernel_initializer),
+                name="depthwise",
+                **spatial,
+            )
+            self.depthwise_norm = self._norm("depthwise_norm")
+            spatial |= {"kernel_size": 1, "dilation_rate": 1}
+        self.conv = Conv2D(
+            filters,
+            kernel_initializer=_fresh(self.kernel_initializer),
+            name="conv",
+            **spatial,
+        )
+        self.norm = self._norm("norm")
+
+    def _norm(self, name):
+        if not self.batch_norm:
+            return None
+        return keras.layers.BatchNormalization(
+            momentum=self.batch_norm_momentum,
+            epsilon=self.batch_norm_epsilon,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, input_shape):
+        if self.separable:
+            self.depthwise.build(input_shape)
+            if self.depthwise_norm is not None:
+                self.depthwise_norm.build(input_shape)
+        self.conv.build(input_shape)
+        if self.norm is not None:
+            self.norm.build(self.compute_output_shape(input_shape))
+
+    def call(self, inputs, training=None):
+        x = inputs
+        if self.separable:
+            x = self.depthwise(x)
+            x = self._finish(x, self.depthwise_norm, training)  # (B, h, w, C)
+        x = self.conv(x)
+        return self._finish(x, self.norm, training)  # (B, h, w, F)
+
+    def _finish(self, x, norm, training):
+        if norm is not None:
+            x = norm(x, training=training)
+        return self.activation(x)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "atrous_rate": self.atrous_rate,
+            "separable": self.separable,
+            "activation": keras.activations.serialize(self.activation),
+            "batch_norm": self.batch_norm,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(
+                self.kernel_initializer
+            ),
+        }
+
+
+def _fresh(initializer):
+    # One initializer instance gives two layers the same draw.
+    return initializer.__class__.from_config(initializer.get_config())

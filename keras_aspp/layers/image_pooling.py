@@ -1,0 +1,96 @@
+"""Image-level pooling, the global branch of ASPP.
+
+Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
+"""
+
+import keras
+from keras import ops
+
+from keras_aspp.layers.conv import AtrousConv2D
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class ImagePooling(keras.layers.Layer):
+    """Averages a feature map over space and spreads the result back over it.
+
+    mean over h x w -> 1x1 convolution -> batch norm -> ReLU -> broadcast to
+    h x w. A bilinear resize of a 1x1 map *is* a broadcast, so no resize op is
+    emitted. The mean is taken in float32.
+
+    Args:
+        filters: int > 0. Output channels. Defaults to 256.
+        activation: activation of the branch. Defaults to `"relu"`.
+        batch_norm: bool. Defaults to `True`. In training, its statistics come
+            from one value per picture: batches of one learn nothing here.
+        batch_norm_momentum: float in [0, 1). Defaults to 0.99.
+        batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Input shape:
+        `(batch_size, height, width, channels)`, float; height and width may
+        be `None`.
+
+    Output shape:
+        `(batch_size, height, width, filters)`, the layer's compute dtype.
+
+    Raises:
+        ValueError: `filters` is not a positive int.
+
+    Example:
+
+    >>> ImagePooling(filters=4)(keras.ops.ones((2, 9, 7, 5))).shape
+    TensorShape([2, 9, 7, 4])
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.3.
+        Differs from it in: nothing.
+    """
+
+    def __init__(
+        self,
+        filters=256,
+        activation="relu",
+        batch_norm=True,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.conv = AtrousConv2D(
+            filters,
+            kernel_size=1,
+            activation=activation,
+            batch_norm=batch_norm,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+
+    def build(self, input_shape):
+        self.conv.build((input_shape[0], 1, 1, input_shape[-1]))
+
+    def call(self, inputs, training=None):
+        # float16 sums of a large map overflow, so the mean is in float32.
+        mean = ops.mean(
+            ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True
+        )
+        pooled = self.conv(
+            ops.cast(mean, self.compute_dtype), training=training
+        )  # (B, 1, 1, F)
+        shape = ops.shape(inputs)
+        return ops.broadcast_to(pooled, (*shape[:3], pooled.shape[-1]))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.conv.filters)
+
+    def get_config(self):
+        conv = self.conv.get_config()
+        names = (
+            "filters",
+            "activation",
+            "batch_norm",
+            "batch_norm_momentum",
+            "batch_norm_epsilon",
+        )
+        return {**super().get_config(), **{name: conv[name] for name in names}}

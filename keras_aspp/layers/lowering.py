@@ -1,0 +1,248 @@
+"""Which form an operation takes: graph, XLA or export.
+
+The same mathematics has one form that TensorFlow's kernels run fast, one that
+XLA can fuse, and one that the TFLite converter keeps as a single builtin
+operator. This module alone decides; no layer knows.
+
+| operation | graph | XLA | export (TFLite) |
+|---|---|---|---|
+| dilated convolution | `tf.nn.conv2d` | the same | the same |
+| depthwise convolution | `tf.nn.depthwise_conv2d` | shifted taps (CPU) | native |
+| bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
+
+On the JAX backend everything takes the XLA form.
+"""
+
+import contextlib
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+_exporting = False
+
+
+@contextlib.contextmanager
+def export_form():
+    """Within it, traced functions use the forms that TFLite keeps whole.
+
+    They are for inference: the gradient of a dilated depthwise convolution
+    is silently wrong in this form on the CPU (TensorFlow 2.21).
+    """
+    global _exporting
+    before, _exporting = _exporting, True
+    try:
+        yield
+    finally:
+        _exporting = before
+
+
+def form():
+    """The form to use here: `"graph"`, `"xla"` or `"export"`."""
+    if keras.backend.backend() != "tensorflow":
+        return "xla"
+    if _exporting:
+        return "export"
+    return "xla" if _in_xla_context() else "graph"
+
+
+def convolve(x, kernel, strides, padding, atrous_rate):
+    """2D convolution, `x` (B, H, W, C), `kernel` (kh, kw, C, F).
+
+    Args:
+        x: float tensor, channels last.
+        kernel: float tensor of the same dtype.
+        strides: `(height, width)`, ints > 0.
+        padding: `"same"` or `"valid"`.
+        atrous_rate: `(height, width)`, ints > 0.
+
+    Returns:
+        float tensor (B, h, w, F).
+    """
+    plain = (
+        keras.backend.backend() != "tensorflow"
+        or x.shape[-1] != kernel.shape[-2]  # groups: Keras knows the detour
+        or (max(atrous_rate) > 1 and not _conv2d_has_dilated_gradient())
+    )
+    if plain:
+        return ops.conv(
+            x,
+            kernel,
+            strides=tuple(strides),
+            padding=padding,
+            dilation_rate=tuple(atrous_rate),
+            data_format="channels_last",
+        )
+    import tensorflow as tf
+
+    # tf.nn.convolution, which Keras calls, wraps a dilated convolution in
+    # SpaceToBatch and BatchToSpace; tf.nn.conv2d is one kernel.
+    return tf.nn.conv2d(
+        x, kernel, strides, padding.upper(), dilations=atrous_rate
+    )
+
+
+def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
+    """Depthwise 2D convolution, `kernel` (kh, kw, C, multiplier).
+
+    Arguments and result as `convolve`, F = C * multiplier.
+    """
+    how = form()
+    strided = max(strides) > 1
+    if how == "xla" and not strided and padding == "same" and _on_cpu():
+        return _depthwise_taps(x, kernel, tuple(atrous_rate))
+    if how == "export" and not strided:
+        import tensorflow as tf
+
+        return tf.raw_ops.DepthwiseConv2dNative(
+            input=x,
+            filter=kernel,
+            strides=[1, *strides, 1],
+            padding=padding.upper(),
+            dilations=[1, *atrous_rate, 1],
+        )
+    return ops.depthwise_conv(
+        x,
+        kernel,
+        strides=tuple(strides),
+        padding=padding,
+        dilation_rate=tuple(atrous_rate),
+        data_format="channels_last",
+    )
+
+
+def resize_bilinear(x, size, grid, align_corners=False):
+    """The first `size` rows and columns of `x` resized bilinearly to `grid`.
+
+    Sampling is at half-pixel centres: output pixel i of n lies at
+    `(i + 0.5) * in / n - 0.5`, clamped to the map; with `align_corners` at
+    `i * (in - 1) / (n - 1)`. Computed in float32.
+
+    Args:
+        x: float tensor (B, h, w, C).
+        size: `(height, width)` of the result, ints or scalar tensors.
+        grid: `(height, width)` of the whole resized map, at least `size`.
+        align_corners: bool. The convention.
+
+    Returns:
+        float32 tensor (B, *size, C).
+    """
+    x = ops.cast(x, "float32")
+    static = all(isinstance(n, int) for n in (*size, *grid, *x.shape[1:3]))
+    if form() == "xla" and static:
+        for axis in (1, 2):
+            weights = _interpolation_matrix(
+                x.shape[axis], grid[axis - 1], size[axis - 1], align_corners
+            )
+            rule = "bhwc,Hh->bHwc" if axis == 1 else "bhwc,Ww->bhWc"
+            x = ops.einsum(rule, x, ops.convert_to_tensor(weights))
+        return x
+    import tensorflow as tf
+
+    y = tf.raw_ops.ResizeBilinear(
+        images=x,
+        size=tf.stack(grid),
+        align_corners=align_corners,
+        half_pixel_centers=not align_corners,
+    )
+    if static and tuple(size) == tuple(grid):
+        return y
+    return y[:, : size[0], : size[1], :]
+
+
+def extend_edge(x, rows, columns):
+    """Repeats the last row and column, 0 or 1 times each.
+
+    Args:
+        x: tensor (B, h, w, C).
+        rows: int or scalar tensor, 0 or 1.
+        columns: the same, for the width.
+    """
+    if isinstance(rows, int) and isinstance(columns, int):
+        if not rows and not columns:
+            return x
+        return ops.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
+    import tensorflow as tf
+
+    # Mirroring one cell, edge included, is repeating it.
+    return tf.pad(x, [[0, 0], [0, rows], [0, columns], [0, 0]], "SYMMETRIC")
+
+
+def _interpolation_matrix(n_in, n_grid, n_out, align_corners):
+    """float32 `(n_out, n_in)`; row i holds the weights of output pixel i."""
+    i = np.arange(n_out, dtype="float64")
+    if align_corners:
+        position = i * (n_in - 1) / max(n_grid - 1, 1)
+    else:
+        position = (i + 0.5) * n_in / n_grid - 0.5
+    position = np.clip(position, 0, n_in - 1)
+    distance = np.abs(position[:, None] - np.arange(n_in)[None, :])
+    return np.maximum(0, 1 - distance).astype("float32")
+
+
+def _depthwise_taps(x, kernel, atrous_rate):
+    """Depthwise convolution as shifted multiply-adds, which XLA fuses."""
+    shape = ops.shape(x)
+    kh, kw, channels, multiplier = kernel.shape
+    pad = [
+        ((k - 1) * r // 2, (k - 1) * r - (k - 1) * r // 2)
+        for k, r in zip((kh, kw), atrous_rate, strict=True)
+    ]
+    padded = ops.pad(x, ((0, 0), pad[0], pad[1], (0, 0)))
+    total = 0.0
+    for i in range(kh):
+        for j in range(kw):
+            top, left = i * atrous_rate[0], j * atrous_rate[1]
+            tap = padded[:, top : top + shape[1], left : left + shape[2], :]
+            if multiplier == 1:
+                total = total + tap * kernel[i, j, :, 0]
+            else:
+                total = total + tap[..., None] * kernel[i, j]
+    if multiplier > 1:
+        total = ops.reshape(total, (*shape[:3], channels * multiplier))
+    return total
+
+
+def _in_xla_context():
+    """Whether the TensorFlow graph being traced will be compiled by XLA."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    if tf.executing_eagerly():
+        return False
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+@functools.cache
+def _on_cpu():
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.config.list_physical_devices("GPU")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    return False
+
+
+@functools.cache
+def _conv2d_has_dilated_gradient():
+    """Whether `tf.nn.conv2d(dilations=)` can be differentiated here.
+
+    On a CPU only oneDNN has the gradient; the probe asks for it once.
+    """
+    import tensorflow as tf
+
+    with tf.init_scope():
+        x, kernel = tf.ones((1, 5, 5, 1)), tf.ones((3, 3, 1, 1))
+        try:
+            with tf.GradientTape() as tape:
+                tape.watch([x, kernel])
+                y = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=2)
+            tape.gradient(y, [x, kernel])
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            return False
+    return True

@@ -1,0 +1,134 @@
+"""BilinearResize, the one interpolation convention.
+
+Shape legend: B batch, h x w cells, C channels, H x W pixels.
+"""
+
+import warnings
+
+import keras
+from keras import ops
+
+from keras_aspp.layers import lowering
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class BilinearResize(keras.layers.Layer):
+    """Resizes a map bilinearly, in float32.
+
+    With `scale`, a map is upsampled by that integer and cropped to the height
+    and width of `reference`. So cell i lies at the same pixels at every
+    picture size; a plain resize to the picture's size would drift. With
+    `size`, it is resized to that size.
+
+    Args:
+        size: `(height, width)`, ints > 0, in pixels; or `None`.
+        scale: int > 0, pixels per cell; or `None`. Exactly one of the two is
+            given.
+        align_corners: bool. If `False`, samples at half-pixel centres
+            (`[0, 1, 2, 3]` to width 8 gives `0 .25 .75 1.25 ...`). If `True`,
+            the corners of map and result coincide, as in DeepLab's published
+            weights; with `scale` and `reference` that is exact at sizes
+            `k * scale + 1` and warns once elsewhere. Defaults to `False`.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Call arguments:
+        inputs: float tensor (B, h, w, C).
+        reference: tensor (B, H, W, anything) or `None`. Its height and width
+            are those of the result; at most one cell may be missing
+            (`ceil(H / scale) <= h + 1`), the edge is then repeated.
+
+    Output shape:
+        `(B, H, W, C)`, float32; without `reference` `(B, h * scale,
+        w * scale, C)`; with `size` `(B, *size, C)`.
+
+    Raises:
+        ValueError: not exactly one of `size` and `scale`, or not ints > 0.
+
+    Example:
+
+    >>> BilinearResize(scale=2)(keras.ops.ones((1, 3, 4, 2))).shape
+    TensorShape([1, 6, 8, 2])
+    """
+
+    def __init__(self, size=None, scale=None, align_corners=False, **kwargs):
+        super().__init__(**kwargs)
+        if (size is None) == (scale is None):
+            raise ValueError(
+                "Exactly one of `size` and `scale` must be given. "
+                f"Received: size={size}, scale={scale}"
+            )
+        numbers = (scale,) if size is None else tuple(size)
+        if any(type(n) is not int or n < 1 for n in numbers) or (
+            size is not None and len(numbers) != 2
+        ):
+            raise ValueError(
+                "`size` must be two ints > 0, `scale` one int > 0. "
+                f"Received: size={size}, scale={scale}"
+            )
+        self.size = None if size is None else numbers
+        self.scale = scale
+        self.align_corners = bool(align_corners)
+        self._warned = False
+
+    def call(self, inputs, reference=None):
+        height, width = ops.shape(inputs)[1:3]
+        if self.size is not None:
+            return lowering.resize_bilinear(
+                inputs, self.size, self.size, self.align_corners
+            )
+        if reference is None:
+            size = (height * self.scale, width * self.scale)
+            return lowering.resize_bilinear(
+                inputs, size, size, self.align_corners
+            )
+        size = tuple(ops.shape(reference)[1:3])
+        if self.align_corners:
+            self._warn_if_inexact(size)
+            return lowering.resize_bilinear(inputs, size, size, True)
+        needed = [-(-n // self.scale) for n in size]
+        missing = [
+            max(n - have, 0)
+            if isinstance(n, int) and isinstance(have, int)
+            else ops.maximum(n - have, 0)
+            for n, have in zip(needed, (height, width), strict=True)
+        ]
+        x = lowering.extend_edge(inputs, *missing)
+        grid = [n * self.scale for n in ops.shape(x)[1:3]]
+        return lowering.resize_bilinear(x, size, grid)
+
+    def _warn_if_inexact(self, size):
+        exact = all(
+            not isinstance(n, int) or n % self.scale in (0, 1) for n in size
+        )
+        if not exact and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "`align_corners=True` is exact at sizes k * stride + 1. "
+                f"Received: size={size}, stride={self.scale}",
+                stacklevel=3,
+            )
+
+    def compute_output_shape(self, input_shape, reference_shape=None):
+        if self.size is not None:
+            size = self.size
+        elif reference_shape is not None:
+            size = tuple(reference_shape[1:3])
+        else:
+            size = tuple(
+                None if n is None else n * self.scale for n in input_shape[1:3]
+            )
+        return (input_shape[0], *size, input_shape[-1])
+
+    def compute_output_spec(self, inputs, reference=None):
+        shape = self.compute_output_shape(
+            inputs.shape, None if reference is None else reference.shape
+        )
+        return keras.KerasTensor(shape, dtype="float32")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "scale": self.scale,
+            "align_corners": self.align_corners,
+        }

@@ -1,0 +1,342 @@
+"""Segmenter: what every architecture shares.
+
+Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
+"""
+
+import os
+import warnings
+
+import keras
+
+from keras_aspp.backbones.atrous import feature_strides, with_output_stride
+from keras_aspp.backbones.zoo import configure, create_backbone
+from keras_aspp.layers.aspp import check_atrous_rates
+from keras_aspp.layers.conv import check_positive_int
+from keras_aspp.layers.resize import BilinearResize
+from keras_aspp.layers.strided import Conv2D
+from keras_aspp.models.rates import atrous_rates_at, degenerate_rates
+from keras_aspp.preprocess import Preprocess
+
+CLASSIFIER = "classifier"
+
+
+class Segmenter(keras.Model):
+    """Pictures in, class scores of every pixel out.
+
+    A subclass sets `architecture`, a key of `models.rates.OFFSETS_PX`, and
+    builds its head in `decode`. Scores are computed at the stride of the last
+    feature map; only they are resized.
+
+    Args:
+        num_classes: int > 0. Label values counted, background included.
+        backbone: a name of `list_backbones()`, or a functional `keras.Model`.
+            Dict outputs (`"stride_4"`, ...) are used as they are; of a model
+            with one output, the last tensor of each nominal stride is taken.
+            It is copied and made dense to `output_stride`.
+        output_stride: int, a power of two; pixels per cell at the ASPP.
+            Defaults to 16.
+        atrous_rates: ints > 0, in feature cells, or `"auto"` for those of the
+            paper at `output_stride`. Defaults to `"auto"`.
+        backbone_weights: see `create_backbone`; without meaning for a
+            backbone that is a model. Defaults to `"imagenet"`.
+        weights: `None`, or the path of a saved segmenter of this architecture
+            (`.keras`, or a folder that holds `model.keras`). With another
+            `num_classes`, all but the classifier is loaded, with a warning
+            that names what is left.
+        input_shape: `(height, width, channels)`; sizes may be `None`.
+        preprocess: `Preprocess` or `None` for that of the backbone's weights.
+        aspp_filters: int > 0. Defaults to 256.
+        separable: bool. Depthwise separable 3x3 convolutions in the head.
+            Defaults to `False`.
+        image_pooling: bool. Defaults to `True`.
+        dropout: float in [0, 1), before the classifier. Defaults to 0.1.
+        batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
+            0.99.
+        batch_norm_epsilon: float > 0, in the head; that of the backbone
+            follows its weights. Defaults to 1e-3.
+        align_corners: bool. Resize convention of ported weights. Defaults to
+            `False`.
+        dtype: Keras dtype or policy, or `None` for the global one.
+        name: str or `None`.
+        **head: arguments of the architecture, e.g. `decoder_filters`.
+
+    Input shape:
+        `(batch_size, height, width, channels)`, float, as `model.preprocess`
+        returns it; any height and width.
+
+    Output shape:
+        `(batch_size, height, width, num_classes)`, float32 logits.
+
+    Raises:
+        ValueError: an argument is not as above.
+        FileNotFoundError: a weights file does not exist.
+    """
+
+    architecture = None
+
+    def __init__(
+        self,
+        num_classes,
+        backbone="mobilenet_v2",
+        output_stride=16,
+        atrous_rates="auto",
+        backbone_weights="imagenet",
+        weights=None,
+        input_shape=(None, None, 3),
+        preprocess=None,
+        aspp_filters=256,
+        separable=False,
+        image_pooling=True,
+        dropout=0.1,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        align_corners=False,
+        dtype=None,
+        name=None,
+        **head,
+    ):
+        check_positive_int("num_classes", num_classes)
+        policy = keras.dtype_policies.get(
+            dtype or keras.config.dtype_policy().name
+        )
+        if atrous_rates == "auto":
+            atrous_rates = atrous_rates_at(self.architecture, output_stride)
+        atrous_rates = check_atrous_rates(atrous_rates)
+        saved = None if weights is None else load_saved(weights)
+        if isinstance(backbone, str) and saved is not None:
+            # Padding and epsilon belong to the weights: take them along.
+            preprocess = preprocess or saved.preprocess
+            backbone = configure(
+                as_features(_same_backbone(saved, backbone), output_stride),
+                batch_norm_momentum=batch_norm_momentum,
+                dtype=policy,
+            )
+        elif isinstance(backbone, str):
+            backbone = create_backbone(
+                backbone,
+                output_stride,
+                backbone_weights,
+                (None, None, input_shape[-1]),
+                batch_norm_momentum=batch_norm_momentum,
+                dtype=policy,
+            )
+            preprocess = preprocess or backbone.preprocess
+        else:
+            preprocess = (
+                preprocess
+                or getattr(backbone, "preprocess", None)
+                or Preprocess()
+            )
+            backbone = as_features(backbone, output_stride)
+        config = {
+            "num_classes": num_classes,
+            "output_stride": output_stride,
+            "atrous_rates": atrous_rates,
+            "input_shape": tuple(input_shape),
+            "preprocess": preprocess,
+            "aspp_filters": aspp_filters,
+            "separable": separable,
+            "image_pooling": image_pooling,
+            "dropout": dropout,
+            "batch_norm_momentum": batch_norm_momentum,
+            "batch_norm_epsilon": batch_norm_epsilon,
+            "align_corners": align_corners,
+            "dtype": policy.name,
+            **head,
+        }
+        _warn_of_degenerate_rates(atrous_rates, output_stride, input_shape)
+        images = keras.Input(input_shape, name="image")
+        features = backbone(images)
+        x, stride = self.decode(
+            features,
+            aspp={
+                "filters": aspp_filters,
+                "atrous_rates": atrous_rates,
+                "separable": separable,
+                "image_pooling": image_pooling,
+                "dropout": dropout,
+                "name": "aspp",
+            },
+            common={
+                "batch_norm_momentum": batch_norm_momentum,
+                "batch_norm_epsilon": batch_norm_epsilon,
+                "dtype": policy,
+            },
+            output_stride=output_stride,
+            separable=separable,
+            align_corners=align_corners,
+            **head,
+        )
+        # Few channels: the scores stay in float32 under mixed precision.
+        scores = Conv2D(num_classes, 1, dtype="float32", name=CLASSIFIER)(x)
+        logits = BilinearResize(
+            scale=stride,
+            align_corners=align_corners,
+            dtype="float32",
+            name="logits",
+        )(scores, reference=images)  # (B, H, W, K)
+        super().__init__(images, logits, name=name or self.architecture)
+        self.backbone = backbone
+        self.preprocess = preprocess
+        self.num_classes = num_classes
+        self.output_stride = output_stride
+        self.atrous_rates = atrous_rates
+        self._arguments = config
+        if saved is not None:
+            load_matching(self, saved, weights)
+
+    def decode(self, features, aspp, common, output_stride, **head):
+        """Builds the head.
+
+        Args:
+            features: dict of feature maps, by nominal stride.
+            aspp: dict, arguments of `ASPP` but for those in `common`.
+            common: dict, arguments that every layer of the head takes.
+            output_stride: int, pixels per cell of `features["stride_32"]`.
+            **head: arguments of the architecture.
+
+        Returns:
+            `(map, stride)`: what the classifier sees, and its stride in
+            pixels.
+        """
+        raise NotImplementedError
+
+    def get_config(self):
+        config = dict(self._arguments)
+        config["preprocess"] = self.preprocess.get_config()
+        config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
+        return {**config, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["preprocess"] = Preprocess.from_config(config["preprocess"])
+        config["backbone"] = keras.saving.deserialize_keras_object(
+            config["backbone"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+def pick(features, key):
+    """`features[key]`, or an error that names the keys there are."""
+    if key not in features:
+        raise ValueError(
+            f"The backbone has no feature `{key}`. "
+            f"Received: features={sorted(features)}"
+        )
+    return features[key]
+
+
+def as_features(model, output_stride):
+    """A functional model as a dense extractor with dict outputs.
+
+    Args:
+        model: functional `keras.Model`.
+        output_stride: int, pixels per cell of the last feature map.
+
+    Returns:
+        `keras.Model`, images -> dict keyed by nominal stride.
+    """
+    dense = with_output_stride(model, output_stride)
+    if isinstance(dense.output, dict):
+        return dense
+    last = {}
+    for name, stride in feature_strides(dense).items():
+        layer = dense.get_layer(name)
+        rank4 = len(getattr(layer.output, "shape", ())) == 4
+        padding = isinstance(layer, keras.layers.ZeroPadding2D)
+        if stride > 1 and rank4 and not padding:
+            last[f"stride_{stride}"] = layer.output
+    return keras.Model(dense.input, last, name=dense.name)
+
+
+def load_saved(path):
+    """A saved segmenter, from a `.keras` file or a folder that holds one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no segmenter of ours.
+    """
+    file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        raise FileNotFoundError(
+            "A saved model must be a `.keras` file or a folder with "
+            f"model.keras. Received: {str(path)!r}, which does not exist"
+        )
+    try:
+        model = keras.saving.load_model(file, compile=False)
+    except Exception as error:
+        # What Keras raises here depends on which byte is wrong.
+        raise ValueError(
+            f"Not a loadable `.keras` model. File: {file} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
+        ) from error
+    if not isinstance(model, Segmenter):
+        raise ValueError(
+            "The file holds no segmenter of keras_aspp. "
+            f"Received: {str(file)!r} with a {type(model).__name__}"
+        )
+    return model
+
+
+def _same_backbone(saved, name):
+    if saved.backbone.name != name.replace(".", "_"):
+        raise ValueError(
+            f"`weights` were trained with backbone {saved.backbone.name}. "
+            f"Received: backbone={name!r}"
+        )
+    return saved.backbone
+
+
+def load_matching(model, saved, path):
+    """Takes a saved segmenter's weights, the classifier only if it fits.
+
+    Args:
+        model: `Segmenter` to fill.
+        saved: `Segmenter` to take from.
+        path: where it comes from, for messages.
+
+    Raises:
+        ValueError: it is another architecture.
+    """
+    ours = {_name_in(model, w): w for w in model.weights}
+    theirs = {_name_in(saved, w): w for w in saved.weights}
+    left = [
+        name
+        for name in ours
+        if name not in theirs or theirs[name].shape != ours[name].shape
+    ]
+    wrong = [name for name in left if not name.startswith(CLASSIFIER + "/")]
+    wrong += [name for name in theirs if name not in ours]
+    if wrong:
+        raise ValueError(
+            f"The weights of {str(path)!r} are those of another model. "
+            f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"
+        )
+    for name, weight in ours.items():
+        if name not in left:
+            weight.assign(theirs[name])
+    if left:
+        warnings.warn(
+            f"Loaded {str(path)!r} but for the classifier: {len(left)} "
+            f"tensors are left as they were: {', '.join(left)}",
+            stacklevel=3,
+        )
+
+
+def _name_in(model, weight):
+    # Two models of one architecture may have different names.
+    return weight.path.removeprefix(f"{model.name}/")
+
+
+def _warn_of_degenerate_rates(rates, output_stride, input_shape):
+    if None in input_shape[:2]:
+        return
+    lost, cells = degenerate_rates(rates, output_stride, input_shape[:2])
+    if lost:
+        warnings.warn(
+            f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
+            f"of a {input_shape[0]}x{input_shape[1]} picture at output stride "
+            f"{output_stride}: their 3x3 convolutions act as 1x1.",
+            stacklevel=4,
+        )

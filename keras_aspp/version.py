@@ -1,0 +1,3 @@
+"""The single source of the version; setup.cfg reads it."""
+
+__version__ = "0.1.0"
