@@ -87,6 +87,7 @@ def train(config, workdir, resume=False):
             initial_epoch=done,
             epochs=epochs,
             steps_per_epoch=steps,
+            shuffle=False,
             callbacks=[
                 keras.callbacks.TerminateOnNaN(),
                 checkpoints,
