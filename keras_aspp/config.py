@@ -133,9 +133,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     backbone_learning_rate_factor: float = 1.0
     jit_compile: Literal["auto"] | bool = "auto"
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = (
-        "float32"
-    )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     seed: int = 0
     early_stopping_epochs: int | None = None
     validate_every_epochs: int = 1
@@ -168,14 +166,19 @@ class TrainConfig:
                 )
 
     def duration(self, num_examples):
-        """`(epochs, steps per epoch)` for a training split of that size."""
-        per_epoch = max(1, -(-num_examples // self.batch_size))
+        """`(epochs, steps per epoch)` for a training split of that size.
+
+        With `total_steps` and `total_examples` an epoch is what lies between
+        two checkpoints: a pass over the split, or a fiftieth of the run where
+        the split is small.
+        """
+        per_epoch = -(-num_examples // self.batch_size)
         if self.total_epochs is not None:
             return self.total_epochs, per_epoch
         steps = self.total_steps
         if steps is None:
             steps = -(-self.total_examples // self.batch_size)
-        epochs = -(-steps // per_epoch)
+        epochs = min(-(-steps // per_epoch), 50)
         return epochs, -(-steps // epochs)
 
 
@@ -186,8 +189,10 @@ class ExportConfig:
     Args:
         image_size: `[height, width]` of the TFLite files.
         formats: of `saved_model`, `tflite_float32`, `tflite_float16`.
-        verify_images: validation pictures on which artefacts are compared
-            with Keras.
+        verify_images: how many pictures artefacts are compared on.
+        preview_image: picture for `preview.png`, or `none` for one of the
+            data set.
+        preview_note: what the card says of it (its author and licence).
     """
 
     image_size: tuple[int, int] = (513, 513)
@@ -195,6 +200,8 @@ class ExportConfig:
         Literal["saved_model", "tflite_float32", "tflite_float16"], ...
     ] = ("saved_model", "tflite_float32", "tflite_float16")
     verify_images: int = 8
+    preview_image: str | None = None
+    preview_note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,6 @@ class Preprocess:
         ValueError: `std` not > 0, or `channel_order` unknown.
 
     Example:
-
     >>> Preprocess()([[[0, 255, 51]]])
     <tf.Tensor: shape=(1, 1, 3), dtype=float32, numpy=array([[[-1. ,  1. , ...
     """

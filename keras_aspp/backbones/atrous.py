@@ -60,7 +60,6 @@ def with_output_stride(model, output_stride):
             converted; the message names it.
 
     Example:
-
     >>> inputs = keras.Input((None, None, 3))
     >>> x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
     >>> x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
@@ -85,7 +84,16 @@ def with_output_stride(model, output_stride):
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
         )
-    return rebuild(model, _walk(model, output_stride)[1])
+    grids, changes = _walk(model, output_stride)
+    coarse = {g for g in grids.values() if g.stride >= output_stride}
+    if any(grid.stride != output_stride * grid.rate for grid in coarse):
+        strides = sorted({g.stride for g in grids.values()} - {1})
+        raise ValueError(
+            "`output_stride` must be one that the model passes; it has the "
+            f"strides {', '.join(map(str, strides))}. "
+            f"Received: output_stride={output_stride}"
+        )
+    return rebuild(model, changes)
 
 
 def feature_strides(model):
@@ -158,12 +166,13 @@ def _walk(model, output_stride):
         configuration values that make the model dense.
     """
     by_depth = model._nodes_by_depth
-    nodes = [node for depth in sorted(by_depth)[::-1] for node in by_depth[depth]]
+    depths = sorted(by_depth, reverse=True)
+    nodes = [node for depth in depths for node in by_depth[depth]]
     consumers = {}
     for node in nodes:
         for tensor in node.input_tensors:
             consumers.setdefault(id(tensor), []).append(node)
-    tensor_grid, grids, changes = {}, {}, {}
+    tensor_grid, grids, changes, padded = {}, {}, {}, []
     for node in nodes:
         layer = node.operation
         inputs = [tensor_grid[id(t)] for t in node.input_tensors] or [
@@ -181,6 +190,8 @@ def _walk(model, output_stride):
             changes[layer.name] = change
         elif isinstance(layer, keras.layers.ZeroPadding2D):
             changes[layer.name] = _restored(layer)
+            if grid.rate > 1:
+                padded.append(layer)
         elif isinstance(layer, keras.Model) and any(
             isinstance(inner, _SPATIAL)
             for inner in layer._flatten_layers(include_self=False)
@@ -192,6 +203,13 @@ def _walk(model, output_stride):
         grids[layer.name] = grid
         for tensor in node.output_tensors:
             tensor_grid[id(tensor)] = grid
+    for layer in padded:
+        if not changes[layer.name].get("original"):
+            raise ValueError(
+                f"Layer `{layer.name}` pads a map for no convolution with "
+                "`valid` padding and cannot be made dense to output stride "
+                f"{output_stride}. Received: padding={layer.padding}"
+            )
     return grids, changes
 
 

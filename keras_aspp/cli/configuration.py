@@ -3,8 +3,7 @@
 import dataclasses
 import difflib
 import os
-import sys
-import tempfile
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -41,29 +40,8 @@ def config_names():
     )
 
 
-def make_parser(prog, description, **kwargs):
-    """A parser of `Config`'s fields; the command adds its own flags."""
-    import jsonargparse
-
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message, ex=None):
-            raise UsageError(_explain(" ".join(message.split())))
-
-    parser = Parser(
-        prog=prog,
-        description=description,
-        exit_on_error=False,
-        env_prefix=False,
-        **kwargs,
-    )
-    for field in dataclasses.fields(Config):
-        kind = field.default_factory().__class__
-        parser.add_class_arguments(kind, field.name)
-    return parser
-
-
-class UsageError(ValueError):
-    """A configuration or command line that does not parse."""
+class ConfigurationError(ValueError):
+    """A configuration that does not parse, in one line."""
 
 
 def load_config(path, overrides=()):
@@ -76,46 +54,50 @@ def load_config(path, overrides=()):
     Raises:
         ValueError: unknown keys or wrong values, named.
     """
-    parser = make_parser("keras-aspp", "")
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    parsed = _parse(parser, text, list(overrides))
-    return as_config(parser, parsed)
-
-
-def _parse(parser, text, overrides):
     import jsonargparse
 
+    text = Path(path).read_text(encoding="utf-8")
+    _check_keys(text, path)
+    parser = _make_parser()
     try:
         parsed = parser.parse_string(text)
         if overrides:
-            parsed = parser.parse_args(overrides, namespace=parsed)
-        return parsed
-    except UsageError:
+            parsed = parser.parse_args(list(overrides), namespace=parsed)
+        made = parser.instantiate_classes(parsed)
+    except ConfigurationError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(_explain(" ".join(str(error).split()))) from None
-
-
-def as_config(parser, parsed):
-    """A `Config` from what `parser` parsed."""
-    try:
-        made = parser.instantiate_classes(parsed)
-    except (TypeError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        raise ConfigurationError(_explain(error)) from None
     names = [field.name for field in dataclasses.fields(Config)]
     return Config(**{name: getattr(made, name) for name in names})
 
 
-def dump_config(config, path):
-    """Writes a configuration that `load_config` reads, atomically."""
+def _make_parser():
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message, ex=None):
+            raise ConfigurationError(_explain(message))
+
+    parser = Parser(exit_on_error=False, allow_abbrev=False)
+    for field in dataclasses.fields(Config):
+        parser.add_class_arguments(
+            field.default_factory().__class__, field.name
+        )
+    return parser
+
+
+def config_text(config):
+    """A configuration as YAML that `load_config` reads."""
     import yaml
 
-    text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-    descriptor, temporary = tempfile.mkstemp(dir=Path(path).parent)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def dump_config(config, path):
+    """Writes `config_text` under a temporary name and renames it."""
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.write_text(config_text(config))
     os.replace(temporary, path)
 
 
@@ -127,36 +109,67 @@ def _plain(value):
     return value
 
 
-def _explain(message):
-    """Adds to an unknown key what was probably meant."""
-    fields = {
-        f"{section.name}.{field.name}"
+def _fields():
+    """Section name -> names of its fields."""
+    return {
+        section.name: [
+            field.name
+            for field in dataclasses.fields(section.default_factory())
+        ]
         for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(section.default_factory().__class__)
     }
-    for word in message.replace("'", " ").replace('"', " ").split():
-        key = word.strip("`,:.-").split("=")[0]
-        section = key.split(".")[0]
-        if "." not in key or key in fields or not any(
-            f.startswith(f"{section}.") for f in fields
-        ):
-            continue
-        known = sorted(f for f in fields if f.startswith(f"{section}."))
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        keys = ", ".join(k.split(".")[1] for k in known)
-        if "nexist" in message or "nrecognized" in message or "not" in message:
-            return (
-                f"Unknown configuration key `{key}`.{hint} "
-                f"Valid keys: {keys}"
+
+
+def _check_keys(text, path):
+    """Raises `ConfigurationError` for keys that no section has."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        message = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"Not valid YAML. File: {path} ({message})"
+        ) from None
+    fields = _fields()
+    for section in content if isinstance(content, dict) else [content]:
+        if section not in fields or not isinstance(content[section], dict):
+            raise ConfigurationError(
+                "A configuration must hold sections of `key: value`: "
+                f"{', '.join(fields)}. Received: {section!r} in {path}"
             )
+        for key in content[section]:
+            if key not in fields[section]:
+                raise ConfigurationError(_unknown(f"{section}.{key}"))
+
+
+def _unknown(key):
+    section = key.split(".")[0]
+    known = _fields()[section]
+    everything = [
+        f"{s}.{name}" for s, names in _fields().items() for name in names
+    ]
+    near = difflib.get_close_matches(key, everything, 1, 0.5)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return (
+        f"Unknown configuration key `{key}`.{hint} "
+        f"Valid keys: {', '.join(sorted(known))}"
+    )
+
+
+def _explain(message):
+    """The parser's message as one line; unknown keys in our words."""
+    message = " ".join(str(message).split())
+    found = re.search(r"nrecognized arguments: --([a-z_]+\.[\w.]+)", message)
+    if found and found[1].split(".")[0] in _fields():
+        return _unknown(found[1])
     return message
 
 
-def print_table(rows, file=None):
+def print_table(rows):
     """Prints rows of cells in aligned columns."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip(), file=file or sys.stdout)
+        print("  ".join(cells).rstrip())

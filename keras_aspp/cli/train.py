@@ -4,6 +4,7 @@ from pathlib import Path
 
 from keras_aspp.cli.configuration import (
     config_path,
+    config_text,
     dump_config,
     load_config,
     print_table,
@@ -31,16 +32,7 @@ def run(arguments):
     _check_overrides(parser, overrides)
     config = load_config(config_path(flags.config), overrides)
     if flags.print_config:
-        import dataclasses
-        import sys
-
-        import yaml
-
-        from keras_aspp.cli.configuration import _plain
-
-        yaml.safe_dump(
-            _plain(dataclasses.asdict(config)), sys.stdout, sort_keys=False
-        )
+        print(config_text(config), end="")
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
@@ -65,9 +57,8 @@ def run(arguments):
 
 def _check_overrides(parser, overrides):
     for word in overrides:
-        if word.startswith("--"):
-            if "." not in word:
-                parser.error(f"unknown flag {word.split('=')[0]}")
+        if word.startswith("--") and "." not in word:
+            parser.error(f"unknown flag {word.split('=')[0]}")
 
 
 def print_metrics(metrics):

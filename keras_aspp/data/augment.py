@@ -3,12 +3,14 @@
 Flip, brightness, contrast, saturation and hue are the deterministic halves
 (`transform_images`) of Keras' layers, with parameters drawn here by
 `tf.random.stateless_uniform`: Keras' own draws keep a state, which a resumed
-run would not repeat. Scaling and cropping with a fill of `ignore_label` is
-one projective transform of ours: Keras and keras-cv fill masks with the
-picture's value, which is a class.
+run would not repeat. Blur is that of keras-cv's layer (`augment_image`).
+Scaling and cropping with a fill of `ignore_label` is one projective transform
+of ours: Keras and keras-cv fill masks with the picture's value, which is a
+class (tests/data/test_augment.py shows which layer does what).
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -27,6 +29,8 @@ class AugmentConfig:
         contrast: float in [0, 1), largest relative change.
         saturation: float in [0, 1), largest relative change.
         hue: float in [0, 0.5], largest turn of the colour circle.
+        blur: float in [0, 10], largest standard deviation of a Gaussian
+            blur, in pixels of the crop. Off at 0.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -35,6 +39,7 @@ class AugmentConfig:
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.02
+    blur: float = 0.0
 
     def __post_init__(self):
         low, high = self.scale
@@ -43,9 +48,9 @@ class AugmentConfig:
                 "`scale` must be (low, high) with 0 < low <= high. "
                 f"Received: scale={self.scale}"
             )
-        for name in ("brightness", "contrast", "saturation", "hue"):
+        limits = {"brightness": 1, "contrast": 1, "saturation": 1}
+        for name, limit in {**limits, "hue": 0.5, "blur": 10}.items():
             value = getattr(self, name)
-            limit = 0.5 if name == "hue" else 1
             if not 0 <= value <= limit:
                 raise ValueError(
                     f"`{name}` must be in [0, {limit}]. "
@@ -79,6 +84,14 @@ class Augment:
         self.contrast = keras.layers.RandomContrast(0.5, **color)
         self.saturation = keras.layers.RandomSaturation(0.5, (0, 1))
         self.hue = keras.layers.RandomHue(0.5, **color)
+        # Reaches three standard deviations to either side.
+        self.blur_radius_px = math.ceil(3 * config.blur)
+        if config.blur:
+            import keras_cv
+
+            self.blur = keras_cv.layers.RandomGaussianBlur(
+                2 * self.blur_radius_px + 1, factor=config.blur
+            )
 
     def __call__(self, image, labels, seed):
         import tensorflow as tf
@@ -93,7 +106,28 @@ class Augment:
                 labels[..., None], flips
             )
             labels = tf.cast(mask[..., 0], "int32")
+        if self.config.blur:
+            # A stream of its own: switched on, it changes no other draw.
+            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+            image = self._blur(image, tf.random.stateless_uniform((), own_seed))
         return self._recolor(image, draw[4:] * 2 - 1), labels
+
+    def _blur(self, image, draw):
+        """`draw`: a number in [0, 1)."""
+        import tensorflow as tf
+
+        radius = self.blur_radius_px
+        sigma = tf.maximum(draw * self.config.blur, keras.config.epsilon())
+        kernel = self.blur.get_kernel(sigma, 2 * radius + 1)
+        transformation = (
+            tf.reshape(kernel, (-1, 1, 1, 1)),
+            tf.reshape(kernel, (1, -1, 1, 1)),
+        )
+        # keras-cv pads with zeros, which would darken the rim.
+        pad = [[radius, radius], [radius, radius], [0, 0]]
+        image = tf.pad(image, pad, "SYMMETRIC")
+        image = self.blur.augment_image(image, transformation=transformation)
+        return image[radius:-radius, radius:-radius]
 
     def _crop(self, image, labels, draw):
         import tensorflow as tf

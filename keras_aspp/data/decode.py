@@ -1,6 +1,7 @@
 """Pictures and masks on the host: decoding, label maps, checks."""
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -8,6 +9,11 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 _INDEX_MODES = ("L", "P", "1")
+_COLOR_MODES = ("RGB", "RGBA")
+# Pillow stretches 2- and 4-bit grey values to 0..255; here they are ids.
+_STRETCHED_BY = {"L;2": 85, "L;4": 17}
+# Warning filters belong to the process, and tf.data decodes in threads.
+_FILTERS = threading.Lock()
 
 
 def open_image(source, name=None):
@@ -23,12 +29,15 @@ def open_image(source, name=None):
     path = source if name is None else name
     source = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             # Pillow only warns of decompression bombs; the check is below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source)
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"Unreadable picture. File: {path} ({error})") from None
+    except Exception as error:
+        # What a decoder raises depends on which byte is wrong.
+        raise ValueError(
+            f"Unreadable picture. File: {path} ({_reason(error)})"
+        ) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.height}x{image.width}"
         image.close()
@@ -48,17 +57,24 @@ def read_image(source, name=None, exif=False):
         exif: bool. Whether to turn it as its EXIF orientation says.
 
     Raises:
-        ValueError: unreadable or truncated.
+        ValueError: unreadable or truncated, or 16-bit grey.
     """
+    path = source if name is None else name
     with open_image(source, name) as image:
+        if image.mode.startswith(("I", "F")):
+            # Pillow would clip these at 255, not scale them.
+            raise ValueError(
+                "Pictures must have 8 bits per channel. "
+                f"File: {path} (mode {image.mode})"
+            )
         try:
             if exif:
                 image = ImageOps.exif_transpose(image)
             return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:
             raise ValueError(
                 "Unreadable or truncated picture. "
-                f"File: {source if name is None else name} ({error})"
+                f"File: {path} ({_reason(error)})"
             ) from None
 
 
@@ -78,11 +94,27 @@ def read_mask(source, spec, size=None, name=None):
         ValueError: names the file and the values at fault.
     """
     path = source if name is None else name
-    stored = read_stored(source, spec, name)
+    return to_labels(read_stored(source, spec, name), spec, size, path)
+
+
+def to_labels(stored, spec, size, path):
+    """The numbers in a mask -> uint8 `[H, W]` of classes and `ignore_label`.
+
+    Args:
+        stored: uint8 `[H, W]`, as `read_stored` returns it.
+        spec: `DatasetSpec`.
+        size: `(height, width)` that it must have, or `None`.
+        path: what messages call it.
+
+    Raises:
+        ValueError: names the file and the values at fault.
+    """
     if size is not None and stored.shape != tuple(size):
+        turned = stored.shape == tuple(size)[::-1]
+        hint = "; turned by EXIF? store the picture upright" if turned else ""
         raise ValueError(
             f"Mask is {stored.shape[0]}x{stored.shape[1]}, its picture "
-            f"{size[0]}x{size[1]}. File: {path}"
+            f"{size[0]}x{size[1]}{hint}. File: {path}"
         )
     table = label_table(spec)
     labels = table[stored]
@@ -103,37 +135,52 @@ def label_table(spec):
 
 
 def read_stored(source, spec, name=None):
-    """The numbers in a mask as uint8 `[H, W]`, before the label map."""
+    """The numbers in a mask as uint8 `[H, W]`, before the label map.
+
+    Raises:
+        ValueError: names the file and what is wrong with it.
+    """
     path = source if name is None else name
     with open_image(source, name) as image:
-        return _stored_values(image, path, spec)
+        _check_format(image, path, spec)
+        stretched = _STRETCHED_BY.get(_raw_mode(image), 1)
+        colors = image.mode in _COLOR_MODES
+        try:
+            # "P": indices, not the palette's colours; "1" becomes 0 and 1.
+            values = np.array(image.convert("RGB") if colors else image)
+        except Exception as error:
+            raise ValueError(
+                f"Unreadable or truncated mask. File: {path} ({_reason(error)})"
+            ) from None
+    if colors:
+        return _from_colors(values, path, spec)
+    return values.astype("uint8") // np.uint8(stretched)
 
 
-def _stored_values(image, path, spec):
+def _check_format(image, path, spec):
     if image.format != "PNG":
         raise ValueError(
             f"Masks must be PNG, other formats change values. File: {path} "
             f"({image.format})"
         )
-    if image.mode not in (*_INDEX_MODES, "RGB", "RGBA"):
+    # Pillow reads 16-bit colours as 8-bit ones without a word.
+    deep = ";16" in image.mode or ";16" in _raw_mode(image)
+    if deep or image.mode not in (*_INDEX_MODES, *_COLOR_MODES):
+        bits = "16 bits per value, " if deep else ""
         raise ValueError(
             "Masks must be 8-bit index or palette PNGs, or RGB with a "
-            f"colormap. File: {path} (mode {image.mode})"
+            f"colormap. File: {path} ({bits}mode {image.mode})"
         )
-    if image.mode in ("RGB", "RGBA") and spec.colormap is None:
+    if image.mode in _COLOR_MODES and spec.colormap is None:
         raise ValueError(
-            "RGB mask, but dataset.json has no `colormap` that says which "
-            f"colour is which class. File: {path}"
+            "RGB mask, but no `colormap` in dataset.json says which colour is "
+            f"which class. File: {path} (mode {image.mode})"
         )
-    try:
-        if image.mode in ("RGB", "RGBA"):
-            return _from_colors(np.array(image.convert("RGB")), path, spec)
-        # "P": indices, not the palette's colours; "1" becomes 0 and 1.
-        return np.array(image).astype("uint8")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"Unreadable or truncated mask. File: {path} ({error})"
-        ) from None
+
+
+def _raw_mode(image):
+    """How the file holds its values, e.g. `L;4`; `image.mode` hides it."""
+    return str(image.tile[0].args) if image.tile else ""
 
 
 def _from_colors(rgb, path, spec):
@@ -145,13 +192,15 @@ def _from_colors(rgb, path, spec):
     found, inverse, counts = np.unique(
         code, return_inverse=True, return_counts=True
     )
-    for value, count in zip(found, counts, strict=True):
-        if int(value) not in colors:
-            color = tuple(int(value) >> s & 255 for s in (16, 8, 0))
-            raise ValueError(
-                f"Colour {color} is not in the colormap. File: {path} "
-                f"({count} pixels)"
-            )
+    unknown = [i for i, v in enumerate(found) if int(v) not in colors]
+    if unknown:
+        worst = max(unknown, key=lambda i: counts[i])
+        color = tuple(int(found[worst]) >> s & 255 for s in (16, 8, 0))
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ValueError(
+            f"Colour {color}{more} is not in the colormap. File: {path} "
+            f"({counts[worst]} pixels)"
+        )
     labels = np.array([colors[int(v)] for v in found], "uint8")
     return labels[inverse].reshape(code.shape)
 
@@ -165,3 +214,11 @@ def _range_message(stored, table, spec, path):
         f"0..{spec.num_classes - 1} nor ignore_label={spec.ignore_label}. "
         f"File: {path} ({counts[worst]} pixels)"
     )
+
+
+def _reason(error):
+    """Why, in one line, without the file's name a second time."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "of no known format"
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__

@@ -12,6 +12,7 @@ from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_EXIF_ORIENTATION = 0x0112
 
 
 class FolderSource:
@@ -31,7 +32,10 @@ class FolderSource:
     Attributes:
         spec: `DatasetSpec`.
         pairs: dict, split -> list of `(image path, mask path)`, by name.
-        unpaired: list of messages, one per file without a partner.
+        unpaired: dict, split -> list of messages, one per file without a
+            partner; under `""` those that belong to no split.
+        guessed: bool, whether `spec` was made up from the masks.
+        notes: list of messages, what is odd but no fault.
 
     Raises:
         FileNotFoundError: no such folder, or none of `images/`, `masks/`.
@@ -54,12 +58,19 @@ class FolderSource:
                     f"Received: root={str(root)!r}, which has no {part}/"
                 )
         folders = sorted(
-            p.name for p in (self.root / "images").iterdir() if p.is_dir()
+            {
+                path.name
+                for part in ("images", "masks")
+                for path in (self.root / part).iterdir()
+                if path.is_dir() and not path.name.startswith(".")
+            }
         )
-        self.pairs, self.unpaired = {}, []
+        self.pairs, self.unpaired, self.notes = {}, {}, []
         for split in folders:
             self.pairs[split] = self._find(split)
-        if not folders:
+        if folders:
+            self._note_loose_pictures()
+        else:
             everything = self._find("")
             held_out = _hashed_share(everything, validation_fraction)
             self.pairs = {
@@ -67,43 +78,59 @@ class FolderSource:
                 validation_split: [p for p in everything if p in held_out],
             }
         if not any(self.pairs.values()):
+            first = [m for found in self.unpaired.values() for m in found][:1]
             raise ValueError(
                 "No pictures (.jpg, .jpeg, .png) with masks under images/ and "
                 f"masks/. Received: root={str(root)!r}"
-                + "".join(f"; {m}" for m in self.unpaired[:1])
+                + "".join(f"; {m}" for m in first)
             )
-        described = self.root / "dataset.json"
-        if described.exists():
-            self.spec = DatasetSpec.from_file(described)
+        file = self.root / "dataset.json"
+        self.guessed = spec is None and not file.exists()
+        if file.exists():
+            self.spec = DatasetSpec.from_file(file)
         else:
             self.spec = spec or self._guess_spec()
 
     def _find(self, split):
+        messages = self.unpaired.setdefault(split, [])
+        for part, other in (("images", "masks"), ("masks", "images")):
+            if not (self.root / other / split).is_dir():
+                messages.append(
+                    f"{part}/{split} has no partner {other}/{split}. "
+                    f"Folder: {self.root / part / split}"
+                )
+                return []
         images = self._by_name("images", split, IMAGE_SUFFIXES)
         masks = self._by_name("masks", split, None)
         for name in sorted(images.keys() - masks.keys()):
-            self.unpaired.append(
+            messages.append(
                 f"Picture without a mask. File: {images[name]} (wanted: "
                 f"{self.root / 'masks' / split / name}.png)"
             )
         for name in sorted(masks.keys() - images.keys()):
-            self.unpaired.append(f"Mask without a picture. File: {masks[name]}")
+            messages.append(f"Mask without a picture. File: {masks[name]}")
         return [
             (str(images[name]), str(masks[name]))
             for name in sorted(images.keys() & masks.keys())
         ]
 
+    def _note_loose_pictures(self):
+        loose = sorted(self._by_name("images", "", IMAGE_SUFFIXES).values())
+        if loose:
+            self.notes.append(
+                f"{len(loose)} pictures lie beside the split folders and are "
+                f"not used, first {loose[0]}"
+            )
+
     def _by_name(self, part, split, suffixes):
-        folder, found = self.root / part / split, {}
-        if not folder.is_dir():
-            return found
-        for path in sorted(folder.iterdir()):
+        found = {}
+        for path in sorted((self.root / part / split).iterdir()):
             hidden = path.name.startswith(".")
             wanted = suffixes is None or path.suffix.lower() in suffixes
             if hidden or not wanted or not path.is_file():
                 continue
             if path.stem in found:
-                self.unpaired.append(
+                self.unpaired.setdefault(split, []).append(
                     f"Two files of one name. Files: {found[path.stem]}, {path}"
                 )
             found[path.stem] = path
@@ -170,12 +197,14 @@ def _hashed_share(pairs, fraction):
 class FolderReport:
     """What `check_folder` found.
 
-    `class_pixels` is int64 `(num_classes + 1,)` per split, the last entry
-    ignored pixels; `sizes` counts pictures by `(height, width)`.
+    `problems` and `notes` are lists of one-line messages. `class_pixels` is
+    int64 `(num_classes + 1,)` per split, the last entry ignored pixels;
+    `sizes` counts pictures by `(height, width)`.
     """
 
     spec: DatasetSpec
     problems: list
+    notes: list
     num_images: dict
     class_pixels: dict
     sizes: dict
@@ -193,40 +222,99 @@ def check_folder(source, splits=None, progress=lambda items: items):
         `FolderReport`; `problems` is empty for a data set without fault.
     """
     spec = source.spec
-    report = FolderReport(spec, list(source.unpaired), {}, {}, {})
-    seen = set()
-    for split, pairs in source.pairs.items():
-        if splits is not None and split not in splits:
-            continue
-        if not pairs:
-            report.problems.append(f"Split `{split}` is empty.")
+    report = FolderReport(spec, [], list(source.notes), {}, {}, {})
+    if splits is None:
+        splits = [*source.pairs]
+    for split in ("", *splits):
+        report.problems += source.unpaired.get(split, [])
+    stored_values, turned = {}, []
+    for split in splits:
+        pairs = source.pairs.get(split, [])
+        if not pairs and not source.unpaired.get(split):
+            report.problems.append(
+                f"Split `{split}` is empty. "
+                f"Folder: {source.root / 'images' / split}"
+            )
         pixels = np.zeros(spec.num_classes + 1, "int64")
         sizes = collections.Counter()
         for image, mask in progress(pairs):
-            size = _try(report, lambda i=image: decode.read_image(i).shape[:2])
+            size = _try(report, lambda i=image: _size(i, turned))
             if size is not None:
                 sizes[size] += 1
             stored = _try(report, lambda m=mask: decode.read_stored(m, spec))
-            if stored is not None:
-                seen.update(np.unique(stored).tolist())
-            labels = stored is not None and _try(
-                report, lambda m=mask, s=size: decode.read_mask(m, spec, s)
+            if stored is None:
+                continue
+            for value in np.unique(stored).tolist():
+                stored_values.setdefault(value, mask)
+            labels = _try(
+                report,
+                lambda x=stored, s=size, m=mask: decode.to_labels(
+                    x, spec, s, m
+                ),
             )
-            if labels is not None and labels is not False:
+            if labels is not None:
                 counts = np.bincount(labels.ravel(), minlength=256)
                 pixels[:-1] += counts[: spec.num_classes]
                 pixels[-1] += counts[spec.ignore_label]
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
-    dropped = decode.label_table(spec)[255] == spec.ignore_label
-    if dropped and seen == {0, 255}:
-        report.problems.append(
-            "Masks hold only 0 and 255, and 255 is ignored: the foreground "
-            "would be dropped. If they are binary masks, put "
-            '"label_map": {"255": 1} into dataset.json.'
-        )
+    report.problems += _binary_masks(spec, stored_values)
+    report.notes += _notes(report, source, turned)
     return report
+
+
+def _size(image, turned):
+    """A readable picture's size; `turned` collects those EXIF would turn."""
+    with decode.open_image(image) as opened:
+        # Faults of the pixels show below, with their own message.
+        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation != 1:
+        turned.append(image)
+    return decode.read_image(image).shape[:2]
+
+
+def _binary_masks(spec, stored_values):
+    dropped = decode.label_table(spec)[255] == spec.ignore_label
+    if not dropped or set(stored_values) != {0, 255}:
+        return []
+    with decode.open_image(stored_values[255]) as mask:
+        # In colours, 255 stands for the black that the colormap leaves out.
+        if mask.mode.startswith("RGB"):
+            return []
+    return [
+        "Masks hold only 0 and 255, and 255 is ignored: the foreground would "
+        'be dropped. If they are binary masks, put "label_map": {"255": 1} '
+        f"into dataset.json. File: {stored_values[255]}"
+    ]
+
+
+def _notes(report, source, turned):
+    names = np.array(source.spec.class_names)
+    notes = []
+    if source.guessed:
+        notes.append(
+            f"no dataset.json: {len(names)} classes, as many as the masks have "
+            "values; names, ignore_label, colormap and label_map belong there"
+        )
+    counted = {s: p[:-1] for s, p in report.class_pixels.items() if p.any()}
+    never = np.all([p == 0 for p in counted.values()], axis=0)
+    if counted and never.any():
+        notes.append(f"classes that never occur: {', '.join(names[never])}")
+    for split, pixels in counted.items():
+        missing = (pixels == 0) & ~never
+        if missing.any():
+            notes.append(
+                f"classes that do not occur in `{split}`: "
+                f"{', '.join(names[missing])}"
+            )
+    if turned:
+        notes.append(
+            f"{len(turned)} pictures carry an EXIF orientation, which training "
+            "does not apply: masks must fit them as stored, first "
+            f"{turned[0]}"
+        )
+    return notes
 
 
 def _try(report, read):

@@ -123,9 +123,9 @@ def _decoder(source):
     """`source.decode` as a TensorFlow function; errors name the file."""
     import tensorflow as tf
 
-    def decode(image, mask):
+    def decode(*record):
         image, labels = tf.numpy_function(
-            source.decode, (image, mask), (tf.uint8, tf.int32), stateful=False
+            source.decode, record, (tf.uint8, tf.int32), stateful=False
         )
         return (
             tf.ensure_shape(image, (None, None, 3)),

@@ -35,8 +35,10 @@ def open_source(config):
             license=config.license,
         )
     if config.root is not None:
+        root = os.path.expandvars(config.root)
+        _check_described(config, root)
         return FolderSource(
-            os.path.expandvars(config.root),
+            root,
             spec,
             config.validation_fraction,
             config.train_split,
@@ -50,3 +52,15 @@ def open_source(config):
     return TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
+
+
+def _check_described(config, root):
+    """Raises if a folder's label values were given and would be ignored."""
+    if config.class_names or os.path.exists(f"{root}/dataset.json"):
+        return
+    if config.label_map is not None or config.ignore_label != 255:
+        raise ValueError(
+            "`data.label_map` and `data.ignore_label` need "
+            "`data.class_names`, or a dataset.json in the folder. Received: "
+            f"label_map={config.label_map}, ignore_label={config.ignore_label}"
+        )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 
 _KEYS = ("class_names", "ignore_label", "colormap", "label_map")
 _NOTES = ("name", "num_classes", "source", "license")
@@ -35,13 +36,19 @@ class DatasetSpec:
     license: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if not self.class_names or len(set(self.class_names)) != len(
-            self.class_names
+        names = self.class_names
+        # A lone string would become one class per letter.
+        if isinstance(names, (list, tuple)):
+            object.__setattr__(self, "class_names", tuple(names))
+        if (
+            not isinstance(names, (list, tuple))
+            or not names
+            or not all(isinstance(name, str) for name in names)
+            or len(set(names)) != len(names)
         ):
             raise ValueError(
                 "`class_names` must be a non-empty sequence of different "
-                f"names. Received: class_names={self.class_names}"
+                f"names. Received: class_names={names!r}"
             )
         if type(self.ignore_label) is not int or not (
             0 <= self.ignore_label <= 255
@@ -56,26 +63,53 @@ class DatasetSpec:
                 f"classes. Received: ignore_label={self.ignore_label}"
             )
         if self.colormap is not None:
-            colormap = tuple(tuple(c) for c in self.colormap)
-            object.__setattr__(self, "colormap", colormap)
-            good = len(colormap) == self.num_classes and all(
-                len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colormap
-            )
-            if not good:
-                raise ValueError(
-                    f"`colormap` must hold {self.num_classes} RGB colours, "
-                    f"one per class. Received: {len(colormap)} entries"
-                )
+            object.__setattr__(self, "colormap", self._checked_colormap())
         if self.label_map is not None:
-            label_map = {int(k): v for k, v in self.label_map.items()}
-            object.__setattr__(self, "label_map", label_map)
-            for stored, label in label_map.items():
-                if label != "ignore" and label not in range(self.num_classes):
-                    raise ValueError(
-                        "`label_map` must map to a class in "
-                        f"0..{self.num_classes - 1} or 'ignore'. "
-                        f"Received: {stored}: {label!r}"
-                    )
+            object.__setattr__(self, "label_map", self._checked_label_map())
+
+    def _checked_colormap(self):
+        try:
+            colormap = tuple(tuple(color) for color in self.colormap)
+        except TypeError:
+            colormap = ()
+        for color in colormap:
+            if len(color) != 3 or any(v not in range(256) for v in color):
+                raise ValueError(
+                    "`colormap` must hold RGB colours in 0..255. "
+                    f"Received: {list(color)}"
+                )
+        if len(colormap) != self.num_classes:
+            raise ValueError(
+                f"`colormap` must hold {self.num_classes} RGB colours, "
+                f"one per class. Received: {len(colormap)} entries"
+            )
+        twice = [c for i, c in enumerate(colormap) if c in colormap[:i]]
+        if twice:
+            raise ValueError(
+                "`colormap` must hold a colour of its own for each class. "
+                f"Received: {list(twice[0])} more than once"
+            )
+        return colormap
+
+    def _checked_label_map(self):
+        label_map = self.label_map
+        if not isinstance(label_map, dict):
+            raise ValueError(
+                "`label_map` must be a mapping of stored values. "
+                f"Received: label_map={label_map!r}"
+            )
+        for stored, label in label_map.items():
+            good = label == "ignore" or (
+                type(label) is int and 0 <= label < self.num_classes
+            )
+            # JSON has strings for keys.
+            if not re.fullmatch(r"-?\d+", str(stored)) or not good:
+                raise ValueError(
+                    "`label_map` must map stored ints to a class in "
+                    f"0..{self.num_classes - 1} or 'ignore'. "
+                    f"Received: {stored}: {label!r}"
+                )
+        return {int(stored): label for stored, label in label_map.items()}
 
     @property
     def num_classes(self):
@@ -89,10 +123,13 @@ class DatasetSpec:
             ValueError: no valid JSON, an unknown key, or a value at fault.
         """
         try:
-            with open(path, encoding="utf-8") as file:
+            # Some editors on Windows put a byte-order mark in front.
+            with open(path, encoding="utf-8-sig") as file:
                 content = json.load(file)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
+            raise ValueError(
+                f"Not valid JSON. File: {path} ({error})"
+            ) from None
         if not isinstance(content, dict) or "class_names" not in content:
             raise ValueError(
                 f"`class_names` is missing. File: {path}. Known keys: "
@@ -118,7 +155,9 @@ class DatasetSpec:
 
     def to_file(self, path):
         """Writes a `dataset.json` that `from_file` reads."""
-        content = {k: v for k, v in dataclasses.asdict(self).items() if v or v == 0}
+        content = {
+            k: v for k, v in dataclasses.asdict(self).items() if v or v == 0
+        }
         # Masks that this library writes hold class ids already.
         content.pop("label_map", None)
         temporary = f"{path}.tmp"

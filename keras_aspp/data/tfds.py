@@ -62,15 +62,21 @@ class TfdsSource:
     def size(self, split):
         """Number of pictures of a split, TFDS' slices included."""
         try:
-            return self.builder.info.splits[split].num_examples
+            count = self.builder.info.splits[split].num_examples
         except (KeyError, ValueError):
             raise ValueError(
                 f"Unknown split of {self.name}. Received: split={split!r}, "
                 f"known: {sorted(self.builder.info.splits)}"
             ) from None
+        if count < 1:
+            raise ValueError(
+                f"Split of {self.name} is empty. Received: split={split!r}"
+            )
+        return count
 
     def records(self, split):
-        """`tf.data.Dataset` of the encoded `(image bytes, mask bytes)`."""
+        """`tf.data.Dataset` of `(image bytes, mask bytes, what to call it)`."""
+        import tensorflow as tf
         import tensorflow_datasets as tfds
 
         self.size(split)
@@ -82,11 +88,18 @@ class TfdsSource:
                 dict.fromkeys(keys, True), dict.fromkeys(keys, skip)
             ),
         )
-        return dataset.map(lambda record: tuple(record[key] for key in keys))
 
-    def decode(self, image, mask):
+        def record(number, features):
+            where = tf.strings.join(
+                [f"{self.name} {split}, record ", tf.strings.as_string(number)]
+            )
+            return (*(features[key] for key in keys), where)
+
+        return dataset.enumerate().map(record)
+
+    def decode(self, image, mask, where=b"a record"):
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
-        where = f"a record of {self.name}"
+        where = os.fsdecode(where)
         picture = decode.read_image(image, name=f"{where}, {self.image_key}")
         labels = decode.read_mask(
             mask, self.spec, picture.shape[:2], f"{where}, {self.mask_key}"

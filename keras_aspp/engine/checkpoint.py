@@ -79,7 +79,11 @@ class Checkpoints(keras.callbacks.Callback):
             save_model(self.model, self.workdir / "model.keras")
         self._save_state(done)
         patience = self.early_stopping_epochs
-        if patience and score is not None and done - self.best_epoch >= patience:
+        if (
+            patience
+            and score is not None
+            and done - self.best_epoch >= patience
+        ):
             print(f"\nStopped early: no better mean IoU for {patience} epochs.")
             self.model.stop_training = True
 
@@ -116,11 +120,12 @@ def save_model(model, path):
     """Writes a `.keras` without optimizer state, then renames it."""
     temporary = Path(path).with_name(f".{Path(path).name}.tmp.keras")
     # Compilation belongs to the run, not to the model.
-    compiled, model.compiled = model.compiled, False
+    optimizer, compiled = model.optimizer, model.compiled
+    model.optimizer, model.compiled = None, False
     try:
         model.save(temporary)
     finally:
-        model.compiled = compiled
+        model.optimizer, model.compiled = optimizer, compiled
     os.replace(temporary, path)
 
 

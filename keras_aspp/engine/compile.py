@@ -17,8 +17,8 @@ class WarmupPolynomial(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         peak: float > 0.
-        total_steps: int > 0, updates until 0 is reached.
-        warmup_steps: int >= 0, updates until `peak` is reached; at most half
+        total_steps: int > 0, batches until 0 is reached.
+        warmup_steps: int >= 0, batches until `peak` is reached; at most half
             of `total_steps` are used.
         power: float > 0. Defaults to 0.9.
 
@@ -79,10 +79,11 @@ def build_optimizer(config, total_steps, backbone=None):
     """
 
     def one(factor):
+        # Keras counts batches here, also under accumulation.
         schedule = WarmupPolynomial(
             config.learning_rate * factor,
-            -(-total_steps // config.accumulate_steps),
-            config.warmup_steps // config.accumulate_steps,
+            total_steps,
+            config.warmup_steps,
             config.schedule_power,
         )
         arguments = {

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def color_labels(labels, spec):
-    """int `[..., H, W]` labels -> uint8 `[..., H, W, 3]`; ignored is black."""
+    """Labels `[..., H, W]` -> uint8 `[..., H, W, 3]`; ignored is black."""
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
     table[spec.ignore_label] = 0

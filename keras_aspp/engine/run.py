@@ -18,6 +18,9 @@ from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
 
+# XLA compiles once per picture size; with more, graph mode is sooner done.
+MAX_XLA_SIZES = 4
+
 
 def train(config, workdir, resume=False):
     """Trains, keeps the best model and evaluates it.
@@ -67,6 +70,9 @@ def train(config, workdir, resume=False):
         source, splits.validation_split, config.train.batch_size
     )
     validation, sizes = _counted(validation)
+    if model.jit_compile and len(sizes) > MAX_XLA_SIZES:
+        print(f"Validation in graph mode: {len(sizes)} picture sizes.")
+        _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
     if done < epochs:
         model.fit(
@@ -127,6 +133,13 @@ def _counted(validation):
     return validation.apply(known), set(sizes)
 
 
+def _test_in_graph_mode(model):
+    # Keras reads jit_compile when it builds the function, which fit reuses.
+    model.jit_compile = False
+    model.make_test_function(force=True)
+    model.jit_compile = True
+
+
 def _validation_epochs(config, epochs):
     # The last epoch too, whatever the interval.
     every = config.validate_every_epochs
@@ -138,7 +151,11 @@ def _check_data(source, config):
         return
     splits = [
         s
-        for s in (config.train_split, config.validation_split, config.test_split)
+        for s in (
+            config.train_split,
+            config.validation_split,
+            config.test_split,
+        )
         if s is not None
     ]
     for split in splits:

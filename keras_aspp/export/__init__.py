@@ -1,1 +1,5 @@
-"""Export."""
+"""Export: SavedModel and TFLite, checked against the model they come from."""
+
+from keras_aspp.export.exporter import FORMATS, export_model
+
+__all__ = ["FORMATS", "export_model"]

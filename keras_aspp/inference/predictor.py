@@ -31,7 +31,6 @@ class Predictor:
         ValueError: it cannot be loaded.
 
     Example:
-
     ```python
     labels = ka.Predictor("saved_models/multiscale_shapes").predict("a.png")
     ```

@@ -63,7 +63,6 @@ class ASPP(keras.layers.Layer):
         ValueError: an argument is not as above.
 
     Example:
-
     >>> layer = ASPP(filters=4, atrous_rates=(1, 2))
     >>> layer(keras.ops.ones((2, 9, 7, 5))).shape
     TensorShape([2, 9, 7, 4])
@@ -146,7 +145,9 @@ class ASPP(keras.layers.Layer):
             self.projection.build((*input_shape[:-1], channels))
 
     def call(self, inputs, training=None):
-        outputs = [branch(inputs, training=training) for branch in self.branches]
+        outputs = [
+            branch(inputs, training=training) for branch in self.branches
+        ]
         if self.projection is None:
             fused = sum(outputs[1:], start=outputs[0])
         else:

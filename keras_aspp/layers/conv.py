@@ -53,7 +53,6 @@ class AtrousConv2D(keras.layers.Layer):
         ValueError: `filters`, `kernel_size` or `atrous_rate` is not as above.
 
     Example:
-
     >>> layer = AtrousConv2D(filters=4, atrous_rate=2)
     >>> layer(keras.ops.ones((2, 9, 7, 5))).shape
     TensorShape([2, 9, 7, 4])

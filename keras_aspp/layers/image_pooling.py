@@ -37,7 +37,6 @@ class ImagePooling(keras.layers.Layer):
         ValueError: `filters` is not a positive int.
 
     Example:
-
     >>> ImagePooling(filters=4)(keras.ops.ones((2, 9, 7, 5))).shape
     TensorShape([2, 9, 7, 4])
 

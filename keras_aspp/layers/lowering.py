@@ -7,7 +7,7 @@ operator. This module alone decides; no layer knows.
 | operation | graph | XLA | export (TFLite) |
 |---|---|---|---|
 | dilated convolution | `tf.nn.conv2d` | the same | the same |
-| depthwise convolution | `tf.nn.depthwise_conv2d` | shifted taps (CPU) | native |
+| depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
 
 On the JAX backend everything takes the XLA form.
@@ -159,13 +159,15 @@ def extend_edge(x, rows, columns):
         rows: int or scalar tensor, 0 or 1.
         columns: the same, for the width.
     """
+    # Mirroring one cell, edge included, is repeating it; TensorFlow has no
+    # mode "edge".
     if isinstance(rows, int) and isinstance(columns, int):
         if not rows and not columns:
             return x
-        return ops.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
+        pad = ((0, 0), (0, rows), (0, columns), (0, 0))
+        return ops.pad(x, pad, "symmetric")
     import tensorflow as tf
 
-    # Mirroring one cell, edge included, is repeating it.
     return tf.pad(x, [[0, 0], [0, rows], [0, columns], [0, 0]], "SYMMETRIC")
 
 
@@ -236,13 +238,18 @@ def _conv2d_has_dilated_gradient():
     """
     import tensorflow as tf
 
+    # A tape records nothing within init_scope, so the op that a tape would
+    # run is run itself.
     with tf.init_scope():
-        x, kernel = tf.ones((1, 5, 5, 1)), tf.ones((3, 3, 1, 1))
         try:
-            with tf.GradientTape() as tape:
-                tape.watch([x, kernel])
-                y = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=2)
-            tape.gradient(y, [x, kernel])
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=(1, 5, 5, 1),
+                filter=tf.ones((3, 3, 1, 1)),
+                out_backprop=tf.ones((1, 5, 5, 1)),
+                strides=(1, 1, 1, 1),
+                padding="SAME",
+                dilations=(1, 2, 2, 1),
+            )
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
             return False
     return True

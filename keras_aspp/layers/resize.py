@@ -45,7 +45,6 @@ class BilinearResize(keras.layers.Layer):
         ValueError: not exactly one of `size` and `scale`, or not ints > 0.
 
     Example:
-
     >>> BilinearResize(scale=2)(keras.ops.ones((1, 3, 4, 2))).shape
     TensorShape([1, 6, 8, 2])
     """
@@ -57,9 +56,13 @@ class BilinearResize(keras.layers.Layer):
                 "Exactly one of `size` and `scale` must be given. "
                 f"Received: size={size}, scale={scale}"
             )
-        numbers = (scale,) if size is None else tuple(size)
-        if any(type(n) is not int or n < 1 for n in numbers) or (
-            size is not None and len(numbers) != 2
+        if size is None:
+            numbers, count = (scale,), 1
+        else:
+            numbers = tuple(size) if isinstance(size, (list, tuple)) else ()
+            count = 2
+        if len(numbers) != count or any(
+            type(n) is not int or n < 1 for n in numbers
         ):
             raise ValueError(
                 "`size` must be two ints > 0, `scale` one int > 0. "

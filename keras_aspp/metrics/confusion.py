@@ -27,9 +27,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         y_pred: float (B, H, W, K) scores, or int (B, H, W) labels.
 
     Example:
-
     >>> matrix = ConfusionMatrix(2)
-    >>> matrix.update_state([[0, 1, 1, 255]], np.array([[0, 1, 0, 0]]))
+    >>> _ = matrix.update_state([[0, 1, 1, 255]], np.array([[0, 1, 0, 0]]))
     >>> float(matrix.result())
     0.5
 
@@ -68,7 +67,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         return np.asarray(ops.convert_to_numpy(self.total_cm), "int64")
 
     def per_class_iou(self):
-        """float `(K,)` in [0, 1]; `nan` for a class that does not occur."""
+        """Float `(K,)` in [0, 1]; `nan` for a class that does not occur."""
         matrix = self.matrix()
         hit = np.diag(matrix)
         return _ratio(hit, matrix.sum(0) + matrix.sum(1) - hit)

@@ -16,7 +16,6 @@ class DeepLabV3(Segmenter):
         **kwargs: see `Segmenter`.
 
     Example:
-
     >>> model = DeepLabV3(21, backbone_weights=None)
     >>> model(keras.ops.zeros((1, 65, 97, 3))).shape
     TensorShape([1, 65, 97, 21])

@@ -27,7 +27,6 @@ class DeepLabV3Plus(Segmenter):
         **kwargs: see `Segmenter`.
 
     Example:
-
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
     >>> model(keras.ops.zeros((1, 65, 97, 3))).shape
     TensorShape([1, 65, 97, 21])

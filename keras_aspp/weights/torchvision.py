@@ -1,5 +1,6 @@
 """torchvision's state dicts, read without torch."""
 
+import math
 import pickle
 import sys
 from collections import OrderedDict
@@ -36,8 +37,15 @@ def read_state_dict(path):
     try:
         with open(path, "rb") as file:
             return _read_legacy(file)
-    except (EOFError, IndexError, KeyError, TypeError, AttributeError,
-            pickle.UnpicklingError, UnicodeDecodeError) as error:
+    except (
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ValueError(
             "Not a torch state dict in the legacy format (tensors only, "
             f"complete). Received: path={str(path)!r} ({error})"
@@ -67,9 +75,7 @@ def load_mobilenet_v2(model, path):
     for (name, array), weight in zip(tensors, weights, strict=False):
         if array.ndim == 4:
             depthwise = "depthwise" in weight.path
-            array = array.transpose(
-                (2, 3, 0, 1) if depthwise else (2, 3, 1, 0)
-            )
+            array = array.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
         if array.shape != tuple(weight.shape):
             raise ValueError(
                 f"Tensor {name} of {str(path)!r} does not fit {weight.path}. "
@@ -121,11 +127,14 @@ class _Tensor:
         self.size, self.stride = tuple(size), tuple(stride)
 
     def read(self):
-        flat = self.storage.array[self.offset :]
+        numbers = (self.offset, *self.size, *self.stride)
         last = sum(
             (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
         )
-        if min((*self.size, *self.stride, 1)) < 0 or last >= max(flat.size, 1):
+        flat = self.storage.array[self.offset :]
+        # A stride of 0 would make any size out of one number.
+        count = math.prod(self.size)
+        if min(numbers) < 0 or count and max(last + 1, count) > flat.size:
             raise pickle.UnpicklingError("a tensor lies outside its storage")
         strides = [s * self.storage.itemsize for s in self.stride]
         view = np.lib.stride_tricks.as_strided(flat, self.size, strides)

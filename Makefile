@@ -1,0 +1,31 @@
+# make train   trains on the embedded data set, evaluates, exports, predicts
+# make test    the fast tests (under five minutes on two cores)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/multiscale_shapes
+OUT := saved_models/multiscale_shapes
+
+.PHONY: train test test-slow lint clean
+
+# Runs again only when what is installed has changed.
+$(VENV)/installed: setup.cfg constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+train: $(VENV)/installed
+	$(BIN)/python -m training.quickstart --workdir $(RUN) --output $(OUT)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint:
+	ruff check . && ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

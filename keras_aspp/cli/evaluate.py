@@ -1,0 +1,95 @@
+"""keras-aspp evaluate."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from keras_aspp.cli.configuration import config_path, load_config
+from keras_aspp.cli.main import Parser
+from keras_aspp.cli.train import print_metrics
+
+
+def run(arguments):
+    """Counts a model's right and wrong pixels on a split of a data set."""
+    parser = Parser(
+        prog="keras-aspp evaluate",
+        description="Evaluate a model: every picture once, at its own size.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="workdir, exported folder, .keras, SavedModel or .tflite",
+    )
+    parser.add_argument(
+        "--data",
+        help="folder data set, or NAME of a configuration; the workdir's own "
+        "if not given",
+    )
+    parser.add_argument("--split", help="validation split if not given")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    flags = parser.parse_args(arguments)
+    source, data = open_data(flags.data, flags.model)
+    from keras_aspp.engine.evaluate import evaluate
+    from keras_aspp.engine.run import write_json
+    from keras_aspp.inference import Predictor
+
+    metrics = evaluate(
+        Predictor(flags.model),
+        source,
+        flags.split or data.validation_split,
+        progress=show_progress,
+    )
+    print_metrics(metrics)
+    if flags.json:
+        write_json(flags.json, metrics)
+        print(f"\nmetrics  {flags.json}")
+    return 0
+
+
+def open_data(name, model):
+    """The source that a command line names, and its `DataConfig`.
+
+    Args:
+        name: folder, NAME of a configuration, or `None` for what the workdir
+            `model` was trained on.
+        model: path of the model.
+
+    Returns:
+        `(source, DataConfig)`.
+    """
+    from keras_aspp.config import DataConfig
+    from keras_aspp.data.sources import open_source
+
+    if name is None:
+        path = Path(model) / "config.yaml"
+        if not path.is_file():
+            raise ValueError(
+                "--data must be given for a model that is no workdir. "
+                f"Received: --model {model}"
+            )
+        data = load_config(path).data
+    elif os.path.isdir(name):
+        data = DataConfig(root=name)
+        known = Path(model) / "config.yaml"
+        if known.is_file():
+            data = dataclasses.replace(
+                load_config(known).data, root=name, tfds=None
+            )
+    else:
+        data = load_config(config_path(name)).data
+    return open_source(data), data
+
+
+def show_progress(done, total):
+    """A counter on a terminal; silent elsewhere."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done}/{total} pictures", end=end, file=sys.stderr)
+
+
+def read_json(path):
+    """The contents of a JSON file."""
+    return json.loads(Path(path).read_text())

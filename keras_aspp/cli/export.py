@@ -1,0 +1,135 @@
+"""keras-aspp export."""
+
+from pathlib import Path
+
+from keras_aspp.cli.configuration import load_config, print_table
+from keras_aspp.cli.evaluate import open_data
+from keras_aspp.cli.main import Parser
+
+
+def run(arguments):
+    """Exports the best model of a workdir, each artefact verified."""
+    parser = Parser(
+        prog="keras-aspp export",
+        description="Export a workdir's model. Fields of the configuration's "
+        "export section are overridden by --export.field value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="workdir")
+    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument("--formats", nargs="+", help="instead of all")
+    parser.add_argument("--overwrite", action="store_true")
+    flags, overrides = parser.parse_known_args(arguments)
+    for word in overrides:
+        if word.startswith("--") and not word.startswith("--export."):
+            parser.error(f"unknown flag {word.split('=')[0]}")
+    config_file = Path(flags.model) / "config.yaml"
+    if not config_file.is_file():
+        raise FileNotFoundError(
+            "--model must be a workdir, which holds config.yaml and "
+            f"model.keras. Received: {flags.model!r}"
+        )
+    config = load_config(config_file, overrides)
+    manifest = export_workdir(
+        flags.model, config, flags.output, flags.formats, flags.overwrite
+    )
+    print_artefacts(manifest, flags.output)
+    return 0
+
+
+def export_workdir(workdir, config, output, formats=None, overwrite=False):
+    """Exports `model.keras` of a workdir as its configuration says.
+
+    Args:
+        workdir: folder of a run.
+        config: `Config`; its data give verify and evaluation pictures.
+        output: folder to make.
+        formats: names instead of the configuration's, or `None`.
+        overwrite: bool.
+
+    Returns:
+        dict, the contents of `manifest.json`.
+    """
+    from keras_aspp.data.decode import read_image
+    from keras_aspp.export import export_model
+    from keras_aspp.models.segmenter import load_saved
+
+    model = load_saved(workdir)
+    source, data = open_data(None, workdir)
+    split = data.test_split or data.validation_split
+    examples = Examples(source, split)
+    settings = config.export
+    preview = settings.preview_image
+    name = data.tfds or Path(data.root).name
+    size = " ".join(str(n) for n in settings.image_size)
+    command = (
+        f"keras-aspp export --model WORKDIR --output {Path(output).name} "
+        f'--export.image_size "[{size.replace(" ", ", ")}]"'
+    )
+    return export_model(
+        model,
+        output,
+        image_size=settings.image_size,
+        class_names=source.spec.class_names,
+        verify_images=examples.first(settings.verify_images),
+        evaluation_data=examples,
+        formats=tuple(formats or settings.formats),
+        overwrite=overwrite,
+        ignore_label=source.spec.ignore_label,
+        colormap=source.spec.colormap,
+        preview_image=None if preview is None else read_image(preview),
+        about={
+            "trained_on": f"{name} (split {data.train_split})",
+            "license": data.license or source.spec.license,
+            "evaluated_on": f"{source.size(split)} pictures of {name}, split "
+            f"{split}",
+            "command": command,
+            "preview": settings.preview_note,
+        },
+    )
+
+
+class Examples:
+    """The decoded examples of a split, as often as one asks."""
+
+    def __init__(self, source, split):
+        self.source, self.split = source, split
+
+    def __iter__(self):
+        records = self.source.records(self.split)
+        for record in records.as_numpy_iterator():
+            yield self.source.decode(*record)
+
+    def first(self, count):
+        """Pictures of `count` examples spread over the split."""
+        total = self.source.size(self.split)
+        wanted = {i * total // count for i in range(min(count, total))}
+        return [im for i, (im, _) in enumerate(self) if i in wanted]
+
+
+def print_artefacts(manifest, output):
+    """Prints the artefacts of a manifest as a table."""
+    rows = [("artefact", "MB", "agreement", "mean IoU", "ms")]
+    for entry in manifest["artefacts"]:
+        iou = entry["mean_iou"]
+        rows.append(
+            (
+                Path(output) / entry["path"],
+                f"{entry['bytes'] / 1e6:.2f}",
+                f"{entry['agreement_with_keras']:.4%}",
+                "" if iou is None else f"{iou:.4f}",
+                f"{entry['latency_ms']['median']:.1f}",
+            )
+        )
+    print()
+    print_table(rows)
+    print_table(
+        [
+            (name, Path(output) / file)
+            for name, file in (
+                ("manifest", "manifest.json"),
+                ("card", "README.md"),
+                ("preview", "preview.png"),
+            )
+        ]
+    )

@@ -1,0 +1,113 @@
+"""keras-aspp predict."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from keras_aspp.cli.configuration import print_table
+from keras_aspp.cli.evaluate import show_progress
+from keras_aspp.cli.main import Parser
+
+
+def run(arguments):
+    """Segments pictures; writes index PNG, colour PNG and overlay."""
+    parser = Parser(
+        prog="keras-aspp predict",
+        description="Segment pictures, at their own size. Writes for each "
+        "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    flags = parser.parse_args(arguments)
+    from keras_aspp.inference import Predictor
+
+    predictor = Predictor(flags.model)
+    written, failed = predict_files(predictor, flags.images, flags.output)
+    print_table([("picture", "overlay", "largest classes"), *written])
+    for message in failed:
+        print(f"keras-aspp: error: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def predict_files(predictor, images, output):
+    """Segments files one by one; a bad one does not stop the others.
+
+    Args:
+        predictor: `Predictor`.
+        images: paths.
+        output: folder to write to; made if need be.
+
+    Returns:
+        `(rows, messages)`: name, overlay and largest classes of each picture
+        done; one line for each that failed.
+    """
+    from keras_aspp.data.decode import read_image
+    from keras_aspp.data.spec import DatasetSpec
+    from keras_aspp.engine.pictures import color_labels, overlay
+
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    spec = predictor.spec or DatasetSpec(
+        [f"class_{i}" for i in range(predictor.num_classes or 255)]
+    )
+    rows, messages, taken = [], [], set()
+    for done, name in enumerate(images, start=1):
+        try:
+            if not Path(name).is_file():
+                raise FileNotFoundError(f"No such picture. File: {name}")
+            image = read_image(name, exif=True)
+            stem = _unused(Path(name).stem, taken)
+            labels = predictor.predict(image)
+            _save_indices(labels, spec, output / f"{stem}_labels.png")
+            _save(color_labels(labels, spec), output / f"{stem}_color.png")
+            path = output / f"{stem}_overlay.png"
+            _save(overlay(image, labels, spec), path)
+            rows.append((Path(name).name, path, _largest(labels, spec)))
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+        show_progress(done, len(images))
+    return rows, messages
+
+
+def _unused(stem, taken):
+    # Pictures of one name out of two folders must not overwrite each other.
+    unique, n = stem, 1
+    while unique in taken:
+        n += 1
+        unique = f"{stem}_{n}"
+    taken.add(unique)
+    return unique
+
+
+def _largest(labels, spec):
+    values, counts = np.unique(labels, return_counts=True)
+    order = counts.argsort()[::-1][:3]
+    return ", ".join(
+        f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
+        for i in order
+    )
+
+
+def _save_indices(labels, spec, path):
+    """Index PNG with the classes' colours as its palette."""
+    from PIL import Image
+
+    from keras_aspp.engine.pictures import color_labels
+
+    indexed = Image.fromarray(labels.astype("uint8"))
+    indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
+    _save(indexed, path)
+
+
+def _save(picture, path):
+    from PIL import Image
+
+    if not isinstance(picture, Image.Image):
+        picture = Image.fromarray(picture)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)

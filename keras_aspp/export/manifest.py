@@ -1,0 +1,127 @@
+"""manifest.json and the model card: what is in an exported folder."""
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
+
+
+def versions():
+    """Versions of what made the artefacts."""
+    from keras_aspp.version import __version__
+
+    found = {"keras_aspp": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def describe(path, kind, predictor):
+    """The manifest's entry of one artefact, before it is measured.
+
+    Args:
+        path: file or folder.
+        kind: its format.
+        predictor: `Predictor` of it.
+
+    Returns:
+        dict.
+    """
+    path = Path(path)
+    size = list(predictor.image_size or ("height", "width"))
+    batch = 1 if predictor.image_size else "batch"
+    return {
+        "path": path.name,
+        "format": kind,
+        "bytes": sum(f.stat().st_size for f in _files(path)),
+        "sha256": sha256(path),
+        "input": {
+            "name": "image",
+            "shape": [batch, *size, 3],
+            "dtype": "uint8",
+            "range": [0, 255],
+        },
+        "output": {
+            "name": "labels",
+            "shape": [batch, *size],
+            "dtype": "int32",
+            "range": [0, predictor.num_classes - 1]
+            if predictor.num_classes
+            else None,
+        },
+    }
+
+
+def sha256(path):
+    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
+    path = Path(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [
+        f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
+        for file in _files(path)
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _files(path):
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def card(manifest, about):
+    """The model card, Markdown.
+
+    Args:
+        manifest: dict, the contents of `manifest.json`.
+        about: dict of str: `trained_on`, `license`, `evaluated_on`,
+            `command`, `preview`; empty where unknown.
+    """
+    rows = "\n".join(
+        f"| `{a['path']}` | {a['bytes'] / 1e6:.2f} MB "
+        f"| {a['agreement_with_keras']:.4%} | {_number(a['mean_iou'])} "
+        f"| {a['latency_ms']['median']:.0f} ms |"
+        for a in manifest["artefacts"]
+    )
+    classes = ", ".join(manifest["class_names"])
+    front = f"license: {about['license']}\n" if about["license"] else ""
+    parts = [
+        f"---\n{front}library_name: keras\ntags: [image-segmentation, tflite, "
+        f"keras-aspp]\n---\n\n# {manifest['name']}\n\n"
+        "![A picture and what the model sees in it](preview.png)",
+        about["preview"],
+        f"Labels every pixel with one of {manifest['num_classes']} classes: "
+        f"{classes}. Output stride {manifest['output_stride']}.",
+    ]
+    if about["trained_on"]:
+        parts.append(f"Trained on {about['trained_on']}.")
+    if about["license"]:
+        parts.append(f"License: {about['license']}.")
+    evaluated = about["evaluated_on"] or "not evaluated"
+    parts += [
+        "## Artefacts\n\n| artefact | size | labels equal to Keras' | mean IoU "
+        f"| one picture |\n|---|---|---|---|---|\n{rows}",
+        f"Mean IoU: {evaluated}. Times: {manifest['machine']}, "
+        f"{manifest['date']}, to be compared within this table only. Larger "
+        "artefacts may be left out of version control.",
+        "Made by\n\n```\n" + about["command"] + "\n```"
+        if about["command"]
+        else "",
+        "## Use\n\n```python\nimport keras_aspp as ka\n\n"
+        f'labels = ka.Predictor("{manifest["name"]}").predict("picture.jpg")'
+        "\n```\n\nInputs are RGB pixels 0..255 as uint8; normalization is "
+        "inside. The SavedModel's `serve_bytes` takes JPEG or PNG bytes and "
+        "does not read EXIF: turn rotated photographs first.",
+        "## Limits\n\nThe model knows the kind of pictures it was trained on "
+        "and labels everything, also what it has never seen. A TFLite file "
+        "has one size; other pictures are resized to it. Load SavedModels "
+        "only from those you trust: they are programs.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _number(value):
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,97 @@
+"""verify: every artefact on the same pictures as the Keras model.
+
+Protocol: an artefact of any size sees each picture at its own size. One of
+fixed size sees it resized to that size (on the host, antialiased); Keras sees
+the same resized picture. Agreement is the share of pixels with equal labels.
+"""
+
+import statistics
+import time
+
+import numpy as np
+
+from keras_aspp.inference.predictor import resize_image
+from keras_aspp.metrics import ConfusionMatrix
+
+PROTOCOL = (
+    "agreement_with_keras: share of equal labels over the verify pictures. "
+    "Artefacts of any size see each picture at its own size; artefacts of a "
+    "fixed size see it resized to that size (on the host, antialiased), and "
+    "Keras sees the same resized picture. mean_iou: every picture of the "
+    "evaluation split once, labels compared at the picture's own size (from "
+    "a fixed-size artefact resized back, nearest). latency_ms: wall time of "
+    "one prediction, median."
+)
+MIN_AGREEMENT = {
+    "keras": 0.999,
+    "saved_model": 0.999,
+    "tflite_float32": 0.999,
+    "tflite_float16": 0.995,
+}
+
+
+def agreement(predictor, reference, images):
+    """Share of pixels on which two predictors agree, in [0, 1].
+
+    Args:
+        predictor: `Predictor` of the artefact.
+        reference: `Predictor` of the Keras model, at any size.
+        images: list of uint8 `[H, W, 3]`.
+    """
+    equal = total = 0
+    for image in images:
+        if predictor.image_size is not None:
+            image = resize_image(image, predictor.image_size)
+        same = predictor.predict(image) == reference.predict(image)
+        equal += int(same.sum())
+        total += same.size
+    return equal / total
+
+
+def check_agreement(value, kind, name):
+    """Raises `ValueError` where an artefact agrees too little."""
+    if value < MIN_AGREEMENT[kind]:
+        raise ValueError(
+            f"{name} must agree with Keras on at least "
+            f"{MIN_AGREEMENT[kind]:.1%} of pixels. Received: {value:.3%}"
+        )
+
+
+def mean_iou(predictor, examples, num_classes, ignore_label):
+    """Mean IoU over examples, in [0, 1].
+
+    Args:
+        predictor: `Predictor`.
+        examples: iterable of `(uint8 [H, W, 3], int [H, W])`.
+        num_classes: int.
+        ignore_label: int.
+    """
+    matrix = ConfusionMatrix(num_classes, ignore_label)
+    for image, labels in examples:
+        matrix.update_state(labels, predictor.predict(image))
+    return matrix.mean_iou()
+
+
+def latency_ms(predictor, image, runs=10):
+    """Median wall time of one prediction and its spread, in milliseconds.
+
+    Args:
+        predictor: `Predictor`.
+        image: uint8 `[H, W, 3]`.
+        runs: int > 1, after two to warm up.
+    """
+    if predictor.image_size is not None:
+        image = resize_image(image, predictor.image_size)
+    times = []
+    for _ in range(runs + 2):
+        start = time.perf_counter()
+        predictor.predict(image)
+        times.append((time.perf_counter() - start) * 1000)
+    times = np.sort(times[2:])
+    return {
+        "median": round(statistics.median(times), 2),
+        "min": round(float(times[0]), 2),
+        "max": round(float(times[-1]), 2),
+        "runs": runs,
+        "image_size": list(image.shape[:2]),
+    }

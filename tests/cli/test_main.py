@@ -1,0 +1,182 @@
+"""The command line, as it is typed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_aspp.cli.main import main, one_line
+from keras_aspp.version import __version__
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "--config", "multiscale_shapes"],
+        ["train", "--config", "multiscale_shapes", "--foo", "3"],
+        ["evaluate"],
+        ["export", "--model", "x"],
+        ["predict", "--model", "x", "--output", "y"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "--help" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "no"], "Received: 'no'"),
+        (
+            ["train", "--config", "camvid_mobilenet_v2", "--train.epoch", "3"],
+            "Did you mean `train.total_epochs`?",
+        ),
+        (
+            [
+                "train",
+                "--config",
+                "camvid_mobilenet_v2",
+                "--data.crop_size",
+                "[100, 100]",
+            ],
+            "multiples of 32",
+        ),
+        (["evaluate", "--model", "nothing"], "--data must be given"),
+        (["export", "--model", "x", "--output", "y"], "must be a workdir"),
+        (["predict", "--model", "x", "--output", "y", "z"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    extra = ["--workdir", "run"] if arguments[0] == "train" else []
+    assert main(arguments + extra) == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_can_be_used_again(capsys, tmp_path):
+    train = ["train", "--train.batch_size", "3", "--print_config", "--config"]
+    assert main([*train, "multiscale_shapes"]) == 0
+    printed = capsys.readouterr().out
+    assert "batch_size: 3" in printed
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert main([*train, str(tmp_path / "mine.yaml")]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_evaluate_writes_the_numbers_of_the_run(tiny_workdir, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    assert (
+        main(["evaluate", "--model", str(tiny_workdir), "--json", str(file)])
+        == 0
+    )
+    run = json.loads((tiny_workdir / "metrics.json").read_text())
+    assert json.loads(file.read_text()) == run
+    assert "mean_iou" in capsys.readouterr().out
+
+
+def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
+    numbers = {}
+    for name in ("model.keras", "saved_model", "model_float32.tflite"):
+        file = tmp_path / f"{name}.json"
+        status = main(
+            [
+                "evaluate",
+                "--model",
+                str(tiny_export / name),
+                "--data",
+                str(tiny_folder),
+                "--split",
+                "train",
+                "--json",
+                str(file),
+            ]
+        )
+        assert status == 0
+        numbers[name] = json.loads(file.read_text())
+    assert numbers["saved_model"] == numbers["model.keras"]
+    assert numbers["model.keras"]["num_images"] == 3
+
+
+def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
+    path = tmp_path / "a picture.jpg"
+    Image.fromarray(image.astype("uint8")).save(path)
+    output = tmp_path / "out"
+    arguments = [
+        "predict",
+        "--model",
+        str(tiny_export),
+        "--output",
+        str(output),
+    ]
+    assert main([*arguments, str(path)]) == 0
+    labels = Image.open(output / "a picture_labels.png")
+    assert labels.mode == "P"
+    assert labels.size == (70, 50)
+    assert np.array(labels).max() < 3
+    for kind in ("color", "overlay"):
+        made = Image.open(output / f"a picture_{kind}.png")
+        assert (made.mode, made.size) == ("RGB", (70, 50))
+    colors = np.array(Image.open(output / "a picture_color.png"))
+    np.testing.assert_array_equal(np.array(labels.convert("RGB")), colors)
+    assert "a picture.jpg" in capsys.readouterr().out
+
+
+def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
+    bad, good = tmp_path / "bad.jpg", tmp_path / "good.png"
+    bad.write_bytes(b"no picture")
+    Image.fromarray(np.zeros((40, 40, 3), "uint8")).save(good)
+    output = tmp_path / "out"
+    arguments = [
+        "predict",
+        "--model",
+        str(tiny_export),
+        "--output",
+        str(output),
+    ]
+    assert main([*arguments, str(bad), str(good), str(tmp_path / "no")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2
+    assert "bad.jpg" in said[0]
+    assert (output / "good_labels.png").exists()
+
+
+def test_export_by_command(tiny_workdir, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = [
+        *("export", "--model", str(tiny_workdir), "--output", str(output)),
+        *("--formats", "tflite_float16", "--export.image_size", "[32, 64]"),
+    ]
+    assert main(arguments) == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["artefacts"][-1]["input"]["shape"] == [1, 32, 64, 3]
+    assert "model_float16.tflite" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_error_through_tensorflow_is_its_last_message():
+    error = ValueError(
+        "ValueError: Label value 9 is bad. File: a.png\n"
+        "Traceback (most recent call last):\n\n  File ...\n"
+    )
+    assert one_line(error) == "Label value 9 is bad. File: a.png"

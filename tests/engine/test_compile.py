@@ -1,0 +1,123 @@
+"""Optimizer, schedule, weight decay, learning-rate factor, XLA."""
+
+import keras
+import numpy as np
+import pytest
+
+from helpers import npy, randomize
+from keras_aspp.config import TrainConfig
+from keras_aspp.engine.compile import (
+    WarmupPolynomial,
+    build_optimizer,
+    compile_model,
+    resolve_jit,
+)
+from keras_aspp.models import DeepLabV3Plus
+
+
+def tiny_model(backbone):
+    return DeepLabV3Plus(
+        3, backbone, aspp_filters=8, decoder_filters=8, dropout=0.0
+    )
+
+
+def test_schedule_warms_up_then_decays_to_zero():
+    schedule = WarmupPolynomial(0.2, total_steps=50, warmup_steps=10)
+    rate = [float(schedule(step)) for step in range(51)]
+    np.testing.assert_allclose(rate[:10], 0.02 * np.arange(1, 11), rtol=1e-5)
+    expected = 0.2 * (1 - np.arange(41) / 40) ** 0.9
+    np.testing.assert_allclose(rate[10:], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_schedule_round_trip():
+    schedule = WarmupPolynomial(0.2, 50, 10, 0.7)
+    again = WarmupPolynomial.from_config(schedule.get_config())
+    assert float(again(30)) == float(schedule(30))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_batch_norm_and_biases(name):
+    config = TrainConfig(total_steps=10, optimizer=name, weight_decay=0.5)
+    optimizer = build_optimizer(config, 10)
+    layers = keras.Sequential(
+        [keras.layers.Conv2D(2, 1), keras.layers.BatchNormalization()]
+    )
+    layers.build((None, 4, 4, 3))
+    randomize(layers)
+    before = {v.path: npy(v).copy() for v in layers.trainable_variables}
+    zeros = [keras.ops.zeros_like(v) for v in layers.trainable_variables]
+    optimizer.apply(zeros, layers.trainable_variables)
+    for variable in layers.trainable_variables:
+        shrunk = 1 - 0.5 * 0.03 if "kernel" in variable.name else 1
+        np.testing.assert_allclose(
+            npy(variable), before[variable.path] * shrunk, rtol=1e-4
+        )
+
+
+def test_backbone_learning_rate_factor(toy_backbone):
+    model = tiny_model(toy_backbone(padding=1))
+    config = TrainConfig(
+        total_steps=10,
+        weight_decay=0.0,
+        backbone_learning_rate_factor=0.1,
+    )
+    optimizer = build_optimizer(config, 10, model.backbone)
+    before = [npy(v).copy() for v in model.trainable_variables]
+    ones = [keras.ops.ones_like(v) for v in model.trainable_variables]
+    optimizer.apply(ones, model.trainable_variables)
+    slow = {id(v) for v in model.backbone.trainable_variables}
+    assert slow
+    for old, variable in zip(before, model.trainable_variables, strict=True):
+        step = 0.003 if id(variable) in slow else 0.03
+        np.testing.assert_allclose(
+            old - npy(variable), np.full(old.shape, step), rtol=1e-3, atol=1e-6
+        )
+
+
+def test_accumulation_equals_a_larger_batch():
+    results = []
+    for accumulate, batch in ((2, 1), (1, 2)):
+        keras.utils.set_random_seed(3)
+        dense = keras.Sequential([keras.layers.Dense(2)])
+        dense.build((None, 3))
+        config = TrainConfig(
+            total_steps=2 * accumulate,
+            accumulate_steps=accumulate,
+            schedule_power=1e-9,
+        )
+        dense.compile(
+            build_optimizer(config, 2 * accumulate), "mse", jit_compile=False
+        )
+        x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+        y = x[:, :2] * 2
+        dense.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
+        results.append(npy(dense.layers[0].kernel))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_xla_and_graph_train_alike(toy_backbone):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 64, 64, 3)).astype("float32")
+    y = rng.integers(0, 3, (2, 64, 64)).astype("int32")
+    y[:, :9] = 255
+    losses = {}
+    for jit in (False, True):
+        keras.utils.set_random_seed(7)
+        model = tiny_model(toy_backbone(padding=1))
+        config = TrainConfig(total_steps=10, jit_compile=jit)
+        said = compile_model(model, config, 10, ignore_label=255)
+        assert f"XLA {'on' if jit else 'off'}" in said
+        losses[jit] = [
+            float(model.train_on_batch(x, y, return_dict=True)["loss"])
+            for _ in range(10)
+        ]
+        assert model.jit_compile is jit
+    assert losses[False][-1] < losses[False][0] - 0.05
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
+
+
+def test_auto_means_graph_without_a_gpu():
+    on, why = resolve_jit("auto")
+    assert on is False
+    assert "no GPU" in why
+    assert resolve_jit(True)[0] is True

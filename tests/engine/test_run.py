@@ -1,0 +1,133 @@
+"""A run end to end, on a tiny folder."""
+
+import csv
+import json
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from helpers import npy
+from keras_aspp.engine.run import train
+from tiny_run import replace, tiny_config, write_folder
+
+
+def history(workdir):
+    with open(workdir / "logs" / "history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_workdir_holds_what_it_should(tiny_workdir):
+    for name in ("config.yaml", "model.keras", "metrics.json", "dataset.json"):
+        assert (tiny_workdir / name).is_file()
+    metrics = json.loads((tiny_workdir / "metrics.json").read_text())
+    assert set(metrics) == {
+        "mean_iou",
+        "per_class_iou",
+        "pixel_accuracy",
+        "mean_accuracy",
+        "frequency_weighted_iou",
+        "boundary_iou",
+        "num_images",
+        "split",
+    }
+    assert metrics["num_images"] == 3
+    assert list(metrics["per_class_iou"]) == ["ground", "box", "bar"]
+    assert list((tiny_workdir / "logs" / "train").glob("events*"))
+    assert list((tiny_workdir / "logs" / "pictures").glob("events*"))
+
+
+def test_metrics_agree_with_the_best_epoch_of_the_curve(tiny_workdir):
+    metrics = json.loads((tiny_workdir / "metrics.json").read_text())
+    best = max(float(row["val_mean_iou"]) for row in history(tiny_workdir))
+    assert metrics["mean_iou"] == pytest.approx(best, abs=1e-4)
+
+
+def test_model_has_no_optimizer_state(tiny_workdir):
+    with zipfile.ZipFile(tiny_workdir / "model.keras") as archive:
+        config = json.loads(archive.read("config.json"))
+        archive.extract("model.weights.h5", tiny_workdir / "logs")
+    assert not config["compile_config"]
+    with h5py.File(tiny_workdir / "logs" / "model.weights.h5") as weights:
+        assert "optimizer" not in weights
+
+
+def test_resume_equals_an_uninterrupted_run(tmp_path, tiny_folder):
+    config = tiny_config(tiny_folder, total_epochs=2)
+    train(config, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    # Interrupted in its second epoch, as by a power cut.
+    def interrupt(self, epoch, logs=None):
+        if epoch == 1:
+            raise Stop
+
+    patched = pytest.MonkeyPatch()
+    patched.setattr(
+        keras.callbacks.CSVLogger, "on_epoch_begin", interrupt, raising=False
+    )
+    with pytest.raises(Stop):
+        train(config, tmp_path / "cut")
+    patched.undo()
+    train(config, tmp_path / "cut", resume=True)
+    whole, cut = (history(tmp_path / name) for name in ("whole", "cut"))
+    assert [row["epoch"] for row in cut] == ["0", "1"]
+    for a, b in zip(whole, cut, strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    first, second = (
+        keras.saving.load_model(tmp_path / name / "model.keras")
+        for name in ("whole", "cut")
+    )
+    for a, b in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_allclose(npy(a), npy(b), rtol=1e-3, atol=1e-5)
+
+
+def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
+    config = tiny_config(tiny_folder, total_epochs=2)
+    train(config, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "epoch_00002"
+    (newest / "variables.npz").write_bytes(b"not a zip")
+    train(config, tmp_path / "run", resume=True)
+    said = capsys.readouterr().out
+    assert "Skipped a damaged checkpoint" in said
+    assert "Resumed after epoch 1" in said
+
+
+def test_early_stopping(tmp_path, tiny_folder, capsys):
+    config = tiny_config(
+        tiny_folder,
+        total_epochs=6,
+        learning_rate=1e-9,
+        early_stopping_epochs=1,
+    )
+    train(config, tmp_path)
+    assert "Stopped early" in capsys.readouterr().out
+    assert len(history(tmp_path)) < 6
+
+
+def test_a_used_workdir_is_refused(tiny_workdir, tiny_folder):
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(tiny_config(tiny_folder), tiny_workdir)
+
+
+def test_bad_label_is_found_before_training(tmp_path):
+    from PIL import Image
+
+    root = write_folder(tmp_path / "data")
+    mask = root / "masks" / "train" / "train_1.png"
+    labels = np.array(Image.open(mask))
+    labels[5, 5] = 9
+    Image.fromarray(labels).save(mask)
+    with pytest.raises(ValueError, match=r"value 9 .*train_1\.png \(1 pixels"):
+        train(tiny_config(root), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_missing_split_is_named(tmp_path, tiny_folder):
+    config = replace(tiny_config(tiny_folder), data={"validation_split": "dev"})
+    with pytest.raises(ValueError, match=r"Split `dev` .*'train': 3"):
+        train(config, tmp_path)

@@ -1,0 +1,183 @@
+"""Exports: equal to the model, whole, or not there."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_aspp as ka
+from helpers import randomize
+from keras_aspp.export import exporter, tflite, verify
+from keras_aspp.export.manifest import sha256
+
+
+def pictures(count=2, size=(64, 96)):
+    rng = np.random.default_rng(8)
+    return list(rng.integers(0, 255, (count, *size, 3)).astype("uint8"))
+
+
+@pytest.fixture
+def model(toy_backbone):
+    made = ka.models.DeepLabV3(
+        4, toy_backbone(padding=1), aspp_filters=8, output_stride=8
+    )
+    return randomize(made)
+
+
+def export(model, directory, **changes):
+    arguments = {
+        "image_size": (64, 96),
+        "class_names": list("abcd"),
+        "verify_images": pictures(),
+        "formats": ("tflite_float32",),
+        **changes,
+    }
+    return ka.export.export_model(model, directory, **arguments)
+
+
+def test_manifest_is_true_of_the_folder(tiny_export):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    assert manifest["class_names"] == ["ground", "box", "bar"]
+    assert manifest["preprocess"]["value_range"] == [-1.0, 1.0]
+    formats = [a["format"] for a in manifest["artefacts"]]
+    assert formats == [
+        "keras",
+        "saved_model",
+        "tflite_float32",
+        "tflite_float16",
+    ]
+    for entry in manifest["artefacts"]:
+        assert sha256(tiny_export / entry["path"]) == entry["sha256"]
+        assert entry["agreement_with_keras"] >= 0.995
+        assert 0 < entry["mean_iou"] <= 1
+        assert entry["latency_ms"]["median"] > 0
+    for name in ("labels.txt", "README.md", "preview.png"):
+        assert (tiny_export / name).stat().st_size > 0
+
+
+def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    metrics = json.loads((tiny_workdir / "metrics.json").read_text())
+    for entry in manifest["artefacts"][:2]:
+        assert entry["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-5)
+
+
+def test_dilated_convolutions_stay_whole(model, tmp_path):
+    manifest = export(model, tmp_path / "out")
+    found = manifest["artefacts"][1]["operators"]
+    assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
+    assert found["CONV_2D"] > 5
+    assert found["DEPTHWISE_CONV_2D"] == 2
+    assert found["ARG_MAX"] == 1
+
+
+def test_saved_model_does_not_use_batch_statistics(tiny_export, tiny_workdir):
+    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
+    serve = loaded.signatures["serving_default"]
+    first, second = pictures()
+    # Batch statistics would make one picture's labels depend on the other.
+    alone = serve(image=tf.constant(first[None]))["labels"][0]
+    beside = serve(image=tf.constant(np.stack([first, second])))["labels"][0]
+    np.testing.assert_array_equal(alone, beside)
+    model = keras.saving.load_model(tiny_workdir / "model.keras")
+    logits = model(model.preprocess(first[None]), training=False)
+    np.testing.assert_array_equal(alone, np.argmax(logits, -1)[0])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_serve_bytes_equals_predictor(tiny_export, tmp_path, suffix):
+    from PIL import Image
+
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(pictures(1, (50, 75))[0]).save(path)
+    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
+    serve = loaded.signatures["serve_bytes"]
+    labels = serve(image_bytes=tf.constant(path.read_bytes()))["labels"]
+    assert labels.shape == (50, 75)
+    expected = ka.Predictor(tiny_export / "model.keras").predict(path)
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_signatures(tiny_export):
+    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
+    serve = loaded.signatures["serving_default"]
+    image = serve.structured_input_signature[1]["image"]
+    assert image.dtype == tf.uint8
+    assert image.shape.as_list() == [None, None, None, 3]
+    assert serve.structured_outputs["labels"].dtype == tf.int32
+
+
+def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "agreement", lambda *_: 0.9985)
+    with pytest.raises(ValueError, match=r"99\.9%.*Received: 99\.850%"):
+        export(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forbidden_operator_leaves_nothing(model, tmp_path, monkeypatch):
+    # Outside the export form, dilated depthwise convolutions are cut.
+    import contextlib
+
+    monkeypatch.setattr(tflite, "export_form", contextlib.nullcontext)
+    dilated = ka.models.DeepLabV3(
+        4,
+        model.backbone,
+        aspp_filters=8,
+        output_stride=8,
+        separable=True,
+    )
+    with pytest.raises(ValueError, match="SPACE_TO_BATCH_ND"):
+        export(dilated, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agreement_is_measured(model, tmp_path):
+    export(model, tmp_path / "a")
+    other = keras.models.clone_model(model)
+    randomize(other, seed=9)
+    export(other, tmp_path / "b")
+    value = verify.agreement(
+        ka.Predictor(tmp_path / "a" / "model_float32.tflite"),
+        ka.Predictor(tmp_path / "b" / "model.keras"),
+        pictures(),
+    )
+    assert value < 0.95
+
+
+def test_existing_folder_is_refused_then_replaced(model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        export(model, out)
+    assert (out / "mine.txt").read_text() == "keep"
+    export(model, out, overwrite=True)
+    assert not (out / "mine.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["a"]}, "model's 4 classes. Received: 1 names"),
+        ({"verify_images": []}, "at least one picture"),
+        ({"formats": ("onnx",)}, r"Received: \['onnx'\]"),
+        ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),
+        ({"verify_images": [np.zeros((4, 4, 3))]}, "dtype=float64"),
+        ({"calibration_images": pictures()}, "integer formats"),
+    ],
+)
+def test_wrong_arguments(model, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "out", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_are_the_contract():
+    assert exporter.FORMATS == (
+        "saved_model",
+        "tflite_float32",
+        "tflite_float16",
+    )

@@ -1,0 +1,118 @@
+"""Oracles in NumPy, and weights that are neutral nowhere."""
+
+import keras
+import numpy as np
+
+SHAPE = (2, 9, 7, 5)  # odd, non-square, no axis equal to another
+
+
+def npy(x):
+    """A tensor or variable as a NumPy array."""
+    return keras.ops.convert_to_numpy(x)
+
+
+def sample(shape=SHAPE, seed=0):
+    """Standard normal numbers, float32."""
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def randomize(layer, seed=0):
+    """Gives every weight of a layer or model a value that is not neutral.
+
+    Kernels are scaled by their number of inputs, so that signals stay O(1).
+
+    Returns:
+        `layer`.
+    """
+    rng = np.random.default_rng(seed)
+    depthwise = {
+        id(inner.kernel)
+        for inner in layer._flatten_layers()
+        if isinstance(inner, keras.layers.DepthwiseConv2D)
+    }
+    for weight in layer.weights:
+        name, shape = weight.path.rsplit("/", 1)[-1], tuple(weight.shape)
+        if name == "gamma":
+            value = rng.uniform(0.7, 1.3, shape)
+        elif name == "moving_variance":
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name == "kernel":
+            axes = shape[:2] if id(weight) in depthwise else shape[:-1]
+            value = rng.normal(0, np.sqrt(2 / np.prod(axes)), shape)
+        elif "seed_generator" in weight.path:
+            continue
+        else:
+            value = rng.normal(0, 0.3, shape)
+        weight.assign(value)
+    return layer
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def np_taps(x, size, rate):
+    """The map as each tap of a 'same' kernel sees it: (i, j), array."""
+    pad = rate * (size - 1) // 2
+    p = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    for i in range(size):
+        for j in range(size):
+            tap = p[:, i * rate :, j * rate :]
+            yield (i, j), tap[:, : x.shape[1], : x.shape[2]]
+
+
+def np_dilated_conv(x, kernel, rate=1):
+    """'same' dilated convolution, one tap at a time."""
+    return sum(
+        tap @ kernel[at] for at, tap in np_taps(x, kernel.shape[0], rate)
+    )
+
+
+def np_depthwise(x, kernel, rate=1):
+    """'same' dilated depthwise convolution, multiplier inside channel."""
+    total = sum(
+        tap[..., None] * kernel[at]
+        for at, tap in np_taps(x, kernel.shape[0], rate)
+    )
+    return total.reshape(*x.shape[:3], -1)
+
+
+def np_batch_norm(x, norm):
+    """Batch norm at inference, from the layer's own numbers."""
+    gamma, beta, mean, variance = (npy(w) for w in norm.weights)
+    return (x - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
+
+
+def np_resize(x, grid, align_corners=False):
+    """Bilinear resize to `grid`, by gathering the two neighbours."""
+    for axis, n_out in zip((1, 2), grid, strict=True):
+        n_in, i = x.shape[axis], np.arange(n_out)
+        if align_corners:
+            position = i * (n_in - 1) / (n_out - 1)
+        else:
+            position = (i + 0.5) * n_in / n_out - 0.5
+        position = position.clip(0, n_in - 1)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, n_in - 1)
+        share = (position - low).reshape([-1] + [1] * (3 - axis))
+        x = x.take(low, axis) * (1 - share) + x.take(high, axis) * share
+    return x
+
+
+def assert_close(actual, expected, tolerance=1e-4, least_std=0.1):
+    """Equal within `tolerance` standard deviations of the expected."""
+    actual, expected = (
+        np.asarray(npy(x), "float64") for x in (actual, expected)
+    )
+    assert actual.shape == expected.shape
+    assert expected.std() > least_std, "too flat to compare"
+    assert np.abs(actual - expected).max() <= tolerance * expected.std()
+
+
+def compute_dtypes(layer):
+    """Compute dtypes of a layer and all that is in it, by path."""
+    return {
+        inner.path or inner.name: inner.compute_dtype
+        for inner in layer._flatten_layers()
+        if not isinstance(inner, (keras.layers.InputLayer, keras.Model))
+    }

@@ -1,0 +1,95 @@
+"""The same answer from every artefact."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_aspp as ka
+from keras_aspp.inference.predictor import resize_image
+
+
+def picture(height=70, width=85, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (7, 8, 3)).astype("uint8")
+    return np.array(Image.fromarray(small).resize((width, height)))
+
+
+def test_any_size_artefacts_agree(tiny_export):
+    image = picture()
+    labels = ka.Predictor(tiny_export / "model.keras").predict(image)
+    assert labels.shape == (70, 85)
+    assert labels.dtype == np.int32
+    assert len(np.unique(labels)) > 1
+    served = ka.Predictor(tiny_export / "saved_model").predict(image)
+    np.testing.assert_array_equal(served, labels)
+
+
+def test_fixed_size_artefact_answers_at_the_pictures_size(tiny_export):
+    image = picture()
+    lite = ka.Predictor(tiny_export / "model_float32.tflite")
+    assert lite.image_size == (64, 96)
+    reference = ka.Predictor(tiny_export / "model.keras")
+    small = reference.predict(resize_image(image, (64, 96)))
+    expected = Image.fromarray(small.astype("uint8")).resize(
+        (85, 70), Image.Resampling.NEAREST
+    )
+    same = lite.predict(image) == np.array(expected)
+    assert same.mean() > 0.999
+
+
+def test_scores_and_labels_agree(tiny_workdir):
+    image = picture()
+    predictor = ka.Predictor(tiny_workdir)
+    labels, scores = predictor.predict(image, return_scores=True)
+    assert scores.shape == (70, 85, 3)
+    np.testing.assert_array_equal(labels, scores.argmax(-1))
+    np.testing.assert_array_equal(labels, predictor.predict(image))
+
+
+def test_exif_orientation_is_respected(tiny_workdir, tmp_path):
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    turned = Image.fromarray(np.rot90(image).copy())
+    turned.save(tmp_path / "a.png", exif=exif)
+    predictor = ka.Predictor(tiny_workdir)
+    labels = predictor.predict(tmp_path / "a.png")
+    np.testing.assert_array_equal(labels, predictor.predict(image))
+
+
+def test_spec_comes_from_manifest_and_workdir(tiny_export, tiny_workdir):
+    for path in (tiny_export, tiny_workdir):
+        predictor = ka.Predictor(path)
+        assert predictor.spec.class_names == ("ground", "box", "bar")
+        assert predictor.num_classes == 3
+
+
+def test_saved_model_of_a_folder_is_preferred(tiny_export):
+    assert ka.Predictor(tiny_export).path.name == "saved_model"
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Received: .*does not exist"):
+        ka.Predictor(tmp_path / "no.tflite")
+    with pytest.raises(FileNotFoundError, match="SavedModel, a workdir"):
+        ka.Predictor(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.tflite"])
+def test_broken_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"TFL3 but not really")
+    with pytest.raises(ValueError, match=f"Not a loadable.*{name}"):
+        ka.Predictor(tmp_path / name)
+
+
+def test_not_a_picture(tiny_workdir):
+    with pytest.raises(ValueError, match=r"shape=\(5, 5\), dtype=uint8"):
+        ka.Predictor(tiny_workdir).predict(np.zeros((5, 5), "uint8"))
+    with pytest.raises(ValueError, match="dtype=float64"):
+        ka.Predictor(tiny_workdir).predict(np.zeros((5, 5, 3)))
+
+
+def test_scores_of_tflite_are_refused(tiny_export):
+    predictor = ka.Predictor(tiny_export / "model_float16.tflite")
+    with pytest.raises(ValueError, match="Only a .keras model has scores"):
+        predictor.predict(picture(), return_scores=True)

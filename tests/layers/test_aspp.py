@@ -1,0 +1,194 @@
+"""ASPP against NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    SHAPE,
+    assert_close,
+    compute_dtypes,
+    np_batch_norm,
+    np_depthwise,
+    np_dilated_conv,
+    npy,
+    randomize,
+    relu,
+    sample,
+)
+
+from keras_aspp.layers import ASPP
+
+X = sample() + sample(SHAPE[-1:], seed=1)
+
+
+def built(**kwargs):
+    layer = ASPP(**{"filters": 4, "atrous_rates": (1, 2), **kwargs})
+    layer.build(SHAPE)
+    return randomize(layer)
+
+
+def unit(x, layer):
+    """Convolution, batch norm, ReLU of one AtrousConv2D."""
+    rate = layer.atrous_rate
+    if layer.separable:
+        x = np_depthwise(x, npy(layer.depthwise.kernel), rate)
+        x, rate = relu(np_batch_norm(x, layer.depthwise_norm)), 1
+    x = np_dilated_conv(x, npy(layer.conv.kernel), rate)
+    return relu(np_batch_norm(x, layer.norm))
+
+
+def oracle(layer, x):
+    branches = list(layer.branches)
+    outputs = []
+    if layer.image_pooling:
+        mean = x.mean((1, 2), keepdims=True)
+        pooled = unit(mean, branches.pop().conv)
+        outputs = [np.broadcast_to(pooled, (*x.shape[:3], layer.filters))]
+    # The order that published weights have: point, rates, image.
+    outputs = [unit(x, branch) for branch in branches] + outputs
+    if layer.fusion == "sum":
+        return sum(outputs)
+    return unit(np.concatenate(outputs, axis=-1), layer.projection)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize("image_pooling", [True, False])
+def test_values(fusion, separable, image_pooling):
+    layer = built(
+        fusion=fusion,
+        separable=separable,
+        image_pooling=image_pooling,
+        batch_norm_epsilon=0.1,
+    )
+    assert_close(layer(X), oracle(layer, X))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_any_number_of_rates(count):
+    rates = (1, 2, 3, 4, 6)[:count]
+    layer = built(atrous_rates=rates)
+    assert len(layer.branches) == count + 2
+    assert [b.atrous_rate for b in layer.branches[1:-1]] == list(rates)
+    assert_close(layer(X), oracle(layer, X))
+
+
+def test_without_batch_norm():
+    layer = built(batch_norm=False, image_pooling=False)
+    assert len(layer.weights) == 2 * (3 + 1)
+    outputs = [
+        relu(
+            np_dilated_conv(X, npy(branch.conv.kernel), branch.atrous_rate)
+            + npy(branch.conv.bias)
+        )
+        for branch in layer.branches
+    ]
+    last = layer.projection.conv
+    fused = np.concatenate(outputs, -1) @ npy(last.kernel)[0, 0]
+    assert_close(layer(X), relu(fused + npy(last.bias)))
+
+
+def test_a_rate_beyond_the_map_is_the_centre_tap():
+    layer = built(atrous_rates=(50,))
+    branch = layer.branches[1]
+    centre = npy(branch.conv.kernel)[1, 1]
+    expected = relu(np_batch_norm(X @ centre, branch.norm))
+    assert_close(branch(X), expected)
+    assert_close(layer(X), oracle(layer, X))
+
+
+def test_inference_leaves_batch_norm_alone():
+    layer = built()
+    before = [npy(v) for v in layer.non_trainable_variables]
+    layer(X)  # no `training` argument, on purpose
+    for a, b in zip(before, layer.non_trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, npy(b))
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_training_reaches_every_sublayer(fusion):
+    layer = built(separable=True, fusion=fusion)
+    moving = {
+        v.path: npy(v)
+        for v in layer.non_trainable_variables
+        if "moving_" in v.path
+    }
+    # 1 point, 2 x 2 separable, 1 image; the projection with "concat".
+    assert len(moving) == 2 * (6 + (fusion == "concat"))
+    layer(X, training=True)
+    for v in layer.non_trainable_variables:
+        if v.path in moving:
+            assert np.abs(npy(v) - moving[v.path]).max() > 1e-4, v.path
+
+
+def test_dropout_is_for_training_only():
+    layer = built(dropout=0.5, activation="softplus")  # so 0 is dropped
+    assert npy(layer(X)).min() > 0
+    dropped = (npy(layer(X, training=True)) == 0).mean()
+    assert 0.3 < dropped < 0.7
+
+
+def test_config_round_trip():
+    layer = built(
+        filters=6,
+        atrous_rates=[3, 5, 8, 9],
+        fusion="sum",
+        separable=True,
+        image_pooling=False,
+        dropout=0.3,
+        activation="gelu",
+        batch_norm_momentum=0.7,
+        batch_norm_epsilon=1e-4,
+        name="pyramid",
+        dtype="mixed_bfloat16",
+    )
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert copy.get_config() == layer.get_config()
+    assert copy.filters == 6
+    assert copy.atrous_rates == (3, 5, 8, 9)
+    assert copy.fusion == "sum" and copy.projection is None
+    assert copy.separable and not copy.image_pooling
+    assert copy.drop.rate == 0.3
+    for branch in copy.branches:
+        assert branch.activation is keras.activations.gelu
+        assert branch.norm.momentum == 0.7
+        assert branch.norm.epsilon == 1e-4
+    assert copy.dtype_policy.name == "mixed_bfloat16"
+    without = ASPP(4, (1,), batch_norm=False).get_config()
+    assert ASPP.from_config(without).projection.norm is None
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_dtype_policy_reaches_every_sublayer(policy):
+    layer = built(separable=True, dtype=policy)
+    dtypes = compute_dtypes(layer)
+    assert len(dtypes) > 20
+    assert set(dtypes.values()) == {policy[6:]}
+    assert keras.backend.standardize_dtype(layer(X).dtype) == policy[6:]
+
+
+def test_dynamic_size():
+    layer = built(separable=True)
+    inputs = keras.Input((None, None, SHAPE[-1]))
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output.shape == (None, None, None, 4)
+    assert_close(model.predict(X, verbose=0), oracle(layer, X))
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"atrous_rates": (6, 0)}, r"Received: atrous_rates=\(6, 0\)"),
+        ({"atrous_rates": ()}, r"Received: atrous_rates=\(\)"),
+        ({"atrous_rates": 6}, "Received: atrous_rates=6"),
+        ({"atrous_rates": (1.5,)}, r"Received: atrous_rates=\(1\.5,\)"),
+        ({"fusion": "mean"}, "Received: fusion='mean'"),
+        ({"dropout": 1.0}, r"Received: dropout=1\.0"),
+        ({"dropout": -0.1}, r"Received: dropout=-0\.1"),
+        ({"filters": 0}, "Received: filters=0"),
+    ],
+)
+def test_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ASPP(**kwargs)

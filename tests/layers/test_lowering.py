@@ -1,0 +1,339 @@
+"""Every form of an operation is the same operation."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    assert_close,
+    np_depthwise,
+    np_dilated_conv,
+    np_resize,
+    npy,
+    sample,
+)
+from keras import ops
+
+from keras_aspp.layers import lowering
+
+X = sample((2, 9, 7, 5))
+# Standard deviations; measured 1.6e-6, 2.7e-2 and 5e-6 at most, times 10.
+TOLERANCE = {"float32": 1.6e-5, "bfloat16": 0.27, "resize": 5e-5}
+FORMS = ["graph", "xla", "export"]
+
+
+def run(how, function, *args):
+    """Traces and runs `function` in one of the forms."""
+    context = contextlib.nullcontext()
+    if how == "export":
+        context = lowering.export_form()
+    with context:
+        seen = []
+
+        def noted(*args):
+            seen.append(lowering.form())
+            return function(*args)
+
+        result = tf.function(noted, jit_compile=how == "xla")(*args)
+    assert set(seen) == {how}
+    return result
+
+
+def with_gradients(function):
+    """Value, and gradients of a loss that weighs every output differently."""
+
+    def both(*args):
+        with tf.GradientTape() as tape:
+            tape.watch(args)
+            y = tf.cast(function(*args), "float32")
+            order = tf.reshape(tf.range(tf.size(y)), tf.shape(y))
+            weights = 3 * tf.sin(tf.cast(order, "float32"))
+            loss = tf.reduce_sum(y * weights)
+        return y, *tape.gradient(loss, args)
+
+    return both
+
+
+def operations(function, *args, how="graph"):
+    """Types of the operations that a traced function consists of."""
+    context = contextlib.nullcontext()
+    if how == "export":
+        context = lowering.export_form()
+    with context:
+        traced = tf.function(function, jit_compile=how == "xla")
+        graph = traced.get_concrete_function(*map(tf.constant, args)).graph
+    return {op.type: op for op in graph.get_operations()}
+
+
+def test_form():
+    seen = []
+
+    def look(x):
+        seen.append(lowering.form())
+        return x
+
+    inner = tf.function(lambda x: look(x) + 1)
+    assert lowering.form() == "graph"
+    tf.function(look)(1.0)
+    tf.function(look, jit_compile=True)(1.0)
+    tf.function(inner, jit_compile=True)(1.0)
+    with lowering.export_form():
+        assert lowering.form() == "export"
+        with lowering.export_form():
+            pass
+        tf.function(look)(2)
+    assert seen == ["graph", "xla", "xla", "export"]
+    assert lowering.form() == "graph"
+
+
+def test_export_form_ends_with_an_error():
+    with pytest.raises(KeyError), lowering.export_form():
+        raise KeyError
+    assert lowering.form() == "graph"
+
+
+def test_form_under_fit():
+    seen = []
+
+    class Look(keras.layers.Layer):
+        def call(self, inputs):
+            seen.append(lowering.form())
+            return inputs
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(Look()(inputs)))
+    for jit_compile in (False, True):
+        seen.clear()
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        model.train_on_batch(np.ones((2, 4)), np.ones((2, 1)))
+        assert set(seen) == {"xla" if jit_compile else "graph"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize("rate", [(1, 1), (2, 2), (2, 3)])
+def test_convolution(rate, how, dtype):
+    kernel = sample((3, 3, 5, 4), seed=1)
+    args = [tf.cast(a, dtype) for a in (X, kernel)]
+
+    def ours(x, k):
+        return lowering.convolve(x, k, (1, 1), "same", rate)
+
+    def plain(x, k):
+        return ops.conv(x, k, padding="same", dilation_rate=rate)
+
+    expected = with_gradients(plain)(*(tf.cast(a, "float32") for a in args))
+    actual = run(how, with_gradients(ours), *args)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(tf.cast(a, "float32"), e, TOLERANCE[dtype])
+    if rate[0] == rate[1] and dtype == "float32":
+        assert_close(actual[0], np_dilated_conv(X, kernel, rate[0]))
+
+
+@pytest.mark.parametrize("how", FORMS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_strided_and_valid_convolution(padding, how):
+    kernel = sample((3, 3, 5, 4), seed=1)
+    for strides, rate in (((2, 2), (1, 1)), ((1, 1), (2, 1))):
+        args = {"strides": strides, "padding": padding}
+        expected = ops.conv(X, kernel, dilation_rate=rate, **args)
+        actual = run(
+            how,
+            lambda x, k, rate=rate, args=args: lowering.convolve(
+                x, k, atrous_rate=rate, **args
+            ),
+            X,
+            kernel,
+        )
+        assert_close(actual, expected, TOLERANCE["float32"])
+
+
+def test_grouped_convolution():
+    x, kernel = sample((2, 9, 7, 6)), sample((3, 3, 2, 9), seed=1)
+    expected = ops.conv(x, kernel, padding="same", dilation_rate=2)
+    actual = lowering.convolve(x, kernel, (1, 1), "same", (2, 2))
+    assert_close(actual, expected, TOLERANCE["float32"])
+
+
+def test_convolution_without_onednn(monkeypatch):
+    kernel = sample((3, 3, 5, 4), seed=1)
+    monkeypatch.setattr(lowering, "_conv2d_has_dilated_gradient", lambda: False)
+    actual = lowering.convolve(X, kernel, (1, 1), "same", (2, 2))
+    assert_close(actual, np_dilated_conv(X, kernel, 2))
+
+
+@pytest.mark.slow  # a second TensorFlow
+def test_dilated_gradient_on_a_processor_without_onednn():
+    code = (
+        "import keras, keras_aspp as ka, tensorflow as tf\n"
+        "layer = ka.layers.AtrousConv2D(2, atrous_rate=2)\n"
+        "with tf.GradientTape() as tape:\n"
+        "    y = tf.reduce_sum(layer(tf.random.normal((1, 9, 7, 3))))\n"
+        "assert tape.gradient(y, layer.trainable_weights[0]) is not None\n"
+    )
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, timeout=300
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize(
+    "size, multiplier, rate",
+    [(3, 1, (2, 2)), (3, 2, (3, 3)), (5, 1, (1, 1))],
+)
+def test_depthwise(size, multiplier, rate, how, dtype):
+    kernel = sample((size, size, 5, multiplier), seed=1)
+    args = [tf.cast(a, dtype) for a in (X, kernel)]
+
+    def ours(x, k):
+        return lowering.convolve_depthwise(x, k, (1, 1), "same", rate)
+
+    def plain(x, k):
+        return ops.depthwise_conv(x, k, padding="same", dilation_rate=rate)
+
+    expected = with_gradients(plain)(*(tf.cast(a, "float32") for a in args))
+    actual = run(how, with_gradients(ours), *args)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(tf.cast(a, "float32"), e, TOLERANCE[dtype])
+    if dtype == "float32":
+        assert_close(actual[0], np_depthwise(X, kernel, rate[0]))
+
+
+@pytest.mark.parametrize("how", FORMS)
+@pytest.mark.parametrize(
+    "strides, padding, size, rate",
+    [
+        ((2, 2), "same", 3, (1, 1)),
+        ((2, 2), "valid", 3, (1, 1)),
+        ((1, 1), "valid", 3, (2, 2)),
+        ((1, 1), "same", 4, (1, 1)),
+        ((1, 1), "same", 3, (2, 2)),
+    ],
+)
+def test_other_depthwise(strides, padding, size, rate, how):
+    kernel = sample((size, size, 5, 1), seed=1)
+    expected = ops.depthwise_conv(
+        X, kernel, strides=strides, padding=padding, dilation_rate=rate
+    )
+    actual = run(
+        how,
+        lambda x, k: lowering.convolve_depthwise(x, k, strides, padding, rate),
+        X,
+        kernel,
+    )
+    assert_close(actual, expected, TOLERANCE["float32"])
+
+
+def test_depthwise_taps_of_a_dynamic_size():
+    kernel = sample((3, 3, 5, 1), seed=1)
+    signature = [tf.TensorSpec((None, None, None, 5))]
+
+    @tf.function(jit_compile=True, input_signature=signature)
+    def ours(x):
+        return lowering.convolve_depthwise(x, kernel, (1, 1), "same", (2, 2))
+
+    assert_close(ours(X), np_depthwise(X, kernel, 2))
+
+
+def test_operations_of_each_form():
+    conv, depthwise = sample((3, 3, 5, 4)), sample((3, 3, 5, 1))
+
+    def wide(x, k):
+        return lowering.convolve(x, k, (1, 1), "same", (2, 2))
+
+    def deep(x, k):
+        return lowering.convolve_depthwise(x, k, (1, 1), "same", (2, 2))
+
+    for how in FORMS:
+        found = operations(wide, X, conv, how=how)
+        assert found["Conv2D"].get_attr("dilations") == [1, 2, 2, 1]
+        assert "SpaceToBatchND" not in found
+    assert "SpaceToBatchND" in operations(deep, X, depthwise, how="graph")
+    assert not {"SpaceToBatchND", "DepthwiseConv2dNative"} & set(
+        operations(deep, X, depthwise, how="xla")
+    )
+    found = operations(deep, X, depthwise, how="export")
+    native = found["DepthwiseConv2dNative"]
+    assert native.get_attr("dilations") == [1, 2, 2, 1]
+    assert "SpaceToBatchND" not in found
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize(
+    "size, grid",
+    [((36, 28), (36, 28)), ((33, 26), (36, 28)), ((5, 3), (5, 3))],
+)
+def test_resize(size, grid, how, align_corners):
+    def ours(x):
+        return lowering.resize_bilinear(x, size, grid, align_corners)
+
+    def plain(x):
+        # TensorFlow's own op is the reference for the gradient.
+        y = tf.raw_ops.ResizeBilinear(
+            images=x,
+            size=grid,
+            align_corners=align_corners,
+            half_pixel_centers=not align_corners,
+        )
+        return y[:, : size[0], : size[1]]
+
+    actual = run(how, with_gradients(ours), tf.constant(X))
+    expected = with_gradients(plain)(tf.constant(X))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, TOLERANCE["resize"])
+    oracle = np_resize(X, grid, align_corners)[:, : size[0], : size[1]]
+    assert_close(actual[0], oracle, TOLERANCE["resize"])
+
+
+@pytest.mark.parametrize("how", FORMS)
+def test_resize_is_in_float32(how):
+    half = tf.cast(X, "bfloat16")
+    y = run(
+        how, lambda x: lowering.resize_bilinear(x, (18, 14), (18, 14)), half
+    )
+    assert y.dtype == "float32"
+    exact = np_resize(npy(tf.cast(half, "float32")), (18, 14))
+    assert_close(y, exact, TOLERANCE["resize"])
+
+
+def test_operations_of_resize():
+    def resize(x):
+        return lowering.resize_bilinear(x, (18, 14), (18, 14))
+
+    for how in ("graph", "export"):
+        assert "ResizeBilinear" in operations(resize, X, how=how)
+    assert "ResizeBilinear" not in operations(resize, X, how="xla")
+
+
+@pytest.mark.parametrize("how", ["graph", "xla"])
+def test_resize_of_a_dynamic_size(how):
+    signature = [tf.TensorSpec((None, None, None, 5))]
+
+    @tf.function(jit_compile=how == "xla", input_signature=signature)
+    def ours(x):
+        grid = [2 * n for n in ops.shape(x)[1:3]]
+        size = [n - 1 for n in grid]
+        return lowering.resize_bilinear(x, size, grid)
+
+    assert_close(
+        ours(X), np_resize(X, (18, 14))[:, :17, :13], TOLERANCE["resize"]
+    )
+
+
+@pytest.mark.parametrize("rows, columns", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_extend_edge(rows, columns):
+    pad = ((0, 0), (0, rows), (0, columns), (0, 0))
+    expected = np.pad(X, pad, "edge")
+    np.testing.assert_array_equal(
+        npy(lowering.extend_edge(tf.constant(X), rows, columns)), expected
+    )
+    dynamic = lowering.extend_edge(X, tf.constant(rows), tf.constant(columns))
+    np.testing.assert_array_equal(npy(dynamic), expected)

@@ -1,0 +1,168 @@
+"""The conventions of the design, each by one test."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, sample
+
+import keras_aspp as ka
+
+PACKAGE = pathlib.Path(ka.__file__).parent
+# What a part may import of the package, itself aside.
+ALLOWED = {
+    "layers": set(),
+    "metrics": set(),
+    "weights": set(),
+    "preprocess": set(),
+    "version": set(),
+    "backbones": {"layers", "preprocess", "weights"},
+    "models": {"layers", "backbones", "preprocess"},
+}
+BACKEND_FREE = ("layers", "backbones", "models", "metrics", "losses")
+LOWERING = PACKAGE / "layers" / "lowering.py"
+
+
+def sources(*parts):
+    for part in parts or (".",):
+        path = PACKAGE / part
+        alone = path.with_suffix(".py")
+        yield from [alone] if alone.is_file() else sorted(path.rglob("*.py"))
+
+
+def imported(path):
+    """Modules that a file names in any import, lazy ones included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("part", BACKEND_FREE)
+def test_convention_backend_free_parts_import_no_tensorflow(part):
+    for path in sources(part):
+        if path != LOWERING:
+            roots = {name.split(".")[0] for name in imported(path)}
+            assert not roots & {"tensorflow", "jax", "torch"}, path
+    assert part == "losses" or list(sources(part))
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_convention_imports_point_one_way(part):
+    files = list(sources(part))
+    assert files
+    for path in files:
+        used = {
+            name.split(".")[1]
+            for name in imported(path)
+            if name.startswith("keras_aspp.")
+        }
+        assert used <= ALLOWED[part] | {part}, path
+
+
+def test_convention_nothing_imports_cli_or_training():
+    for path in sources():
+        if path.parent.name == "cli":
+            continue
+        for name in imported(path):
+            assert not name.startswith(("keras_aspp.cli", "training")), path
+
+
+def test_convention_import_is_as_light_as_keras():
+    # Whatever Keras itself imports (matplotlib, say) is paid for already.
+    code = (
+        "import sys, keras\n"
+        "before = set(sys.modules)\n"
+        "import keras_aspp\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "new -= sys.stdlib_module_names | {'keras_aspp'}\n"
+        "assert not new, new\n"
+        "lazy = {'keras_aspp.export', 'keras_aspp.inference'}\n"
+        "assert not lazy & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        timeout=300,
+        cwd=PACKAGE.parent,
+    )
+
+
+def test_convention_public_names_exist():
+    for module in (ka, ka.layers, ka.backbones, ka.models, ka.metrics):
+        for name in module.__all__:
+            assert hasattr(module, name), f"{module.__name__}.{name}"
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = ka.nothing
+
+
+def test_convention_resize_is_at_half_pixel_centres():
+    x = np.arange(4, dtype="float32").reshape(1, 4, 1, 1)
+    y = ka.layers.BilinearResize(size=(8, 1))(x)
+    expected = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    np.testing.assert_allclose(npy(y)[0, :, 0, 0], expected)
+
+
+def test_convention_upsample_by_the_stride_then_crop():
+    """A pixel has the same value whatever the size of the picture."""
+    x = sample((1, 5, 4, 2))
+    resize = ka.layers.BilinearResize(scale=16)
+    whole = npy(resize(x))
+    for height, width in ((80, 64), (65, 49), (70, 50)):
+        picture = np.zeros((1, height, width, 3), "float32")
+        y = npy(resize(x, reference=picture))
+        np.testing.assert_allclose(y, whole[:, :height, :width], atol=1e-6)
+
+
+def test_convention_layout_is_channels_last_height_first():
+    assert keras.config.image_data_format() == "channels_last"
+    layer = ka.layers.ASPP(4, (1,))
+    assert layer.compute_output_shape((2, 9, 7, 5)) == (2, 9, 7, 4)
+    resize = ka.layers.BilinearResize(size=(3, 8))
+    assert resize(sample()).shape == (2, 3, 8, 5)
+
+
+def test_convention_images_are_rgb():
+    red = np.zeros((1, 1, 3), "uint8")
+    red[..., 0] = 255
+    np.testing.assert_array_equal(npy(ka.Preprocess()(red))[0, 0], (1, -1, -1))
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_convention_rate_beyond_the_map_is_legal(separable):
+    # Chen et al. 2017, section 3.3: a 3x3 at a huge rate degenerates to 1x1.
+    x = sample()
+    layer = ka.layers.AtrousConv2D(
+        4, atrous_rate=50, separable=separable, batch_norm=False
+    )
+    y = npy(layer(x))
+    # No cell sees another, so cells may change places.
+    swapped = npy(layer(x[:, ::-1, ::-1]))[:, ::-1, ::-1]
+    np.testing.assert_allclose(swapped, y, rtol=1e-4, atol=1e-5)
+    assert y.std() > 0.1
+
+
+def test_convention_dilation_is_in_feature_cells():
+    layer = ka.layers.AtrousConv2D(1, atrous_rate=3, batch_norm=False)
+    x = np.zeros((1, 9, 11, 1), "float32")
+    layer(x)
+    layer.conv.set_weights([np.ones((3, 3, 1, 1)), np.zeros(1)])
+    x[0, 4, 5] = 1
+    rows, columns = np.nonzero(npy(layer(x))[0, ..., 0])
+    assert sorted(set(rows)) == [1, 4, 7]
+    assert sorted(set(columns)) == [2, 5, 8]
+
+
+def test_convention_no_training_argument_means_inference():
+    layer = ka.layers.ASPP(4, (1,), separable=True, dropout=0.5)
+    x = sample()
+    before = npy(layer(x))
+    np.testing.assert_array_equal(npy(layer(x)), before)
+    np.testing.assert_array_equal(npy(layer(x, training=False)), before)

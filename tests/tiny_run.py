@@ -1,0 +1,102 @@
+"""A tiny data set, a run on it and its export, made once a session."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_aspp.cli.configuration import dump_config
+from keras_aspp.config import (
+    Config,
+    DataConfig,
+    ExportConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+CLASS_NAMES = ["ground", "box", "bar"]
+
+
+def write_folder(
+    root, sizes=((64, 96), (64, 96), (72, 60)), splits=("train", "val")
+):
+    """A folder data set of coloured boxes and bars on noise."""
+    rng = np.random.default_rng(5)
+    for split in splits:
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True, exist_ok=True)
+        for i, (height, width) in enumerate(sizes):
+            image = rng.integers(0, 90, (height, width, 3)).astype("uint8")
+            mask = np.zeros((height, width), "uint8")
+            y, x = rng.integers(5, height - 40), rng.integers(5, width - 40)
+            image[y : y + 30, x : x + 30, 0] = 220
+            mask[y : y + 30, x : x + 30] = 1
+            image[-12:, :, 1] = 230
+            mask[-12:] = 2
+            mask[0, :7] = 255
+            name = f"{split}_{i}"
+            Image.fromarray(image).save(root / "images" / split / f"{name}.png")
+            Image.fromarray(mask).save(root / "masks" / split / f"{name}.png")
+    (root / "dataset.json").write_text(json.dumps({"class_names": CLASS_NAMES}))
+    return root
+
+
+def tiny_config(root, **train):
+    """A run of seconds on `write_folder`'s data."""
+    train = {"total_epochs": 2, "batch_size": 2, "learning_rate": 0.05, **train}
+    return Config(
+        model=ModelConfig(
+            backbone="mobilenet_v2_0.1",
+            backbone_weights=None,
+            aspp_filters=8,
+            decoder_filters=8,
+            projection_filters=4,
+            batch_norm_momentum=0.6,
+            dropout=0.0,
+        ),
+        data=DataConfig(root=str(root), crop_size=(64, 64)),
+        train=TrainConfig(**train),
+        export=ExportConfig(image_size=(64, 96), verify_images=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_workdir(tmp_path_factory, tiny_folder):
+    """A finished run; tests must not write to it."""
+    from keras_aspp.engine.run import train
+
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny_config(tiny_folder, total_epochs=3)
+    dump_config(config, workdir / "config.yaml")
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory, tiny_workdir):
+    """The exported folder of that run; tests must not write to it."""
+    from keras_aspp.cli.configuration import load_config
+    from keras_aspp.cli.export import export_workdir
+
+    output = tmp_path_factory.mktemp("exported") / "tiny"
+    config = load_config(tiny_workdir / "config.yaml")
+    export_workdir(tiny_workdir, config, output)
+    return output
+
+
+def replace(config, **sections):
+    """A configuration with fields of its sections replaced."""
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **fields)
+            for name, fields in sections.items()
+        },
+    )

@@ -1,0 +1,1 @@
+"""The application: thin scripts around the library."""
