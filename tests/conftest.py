@@ -13,7 +13,6 @@ pytest.register_assert_rewrite("helpers", "model_tester")
 
 pytest_plugins = ["tiny_run"]
 
-import gc; gc.collect(); gc.freeze(); gc.set_threshold(20000,20,50)
 ROOT = pathlib.Path(__file__).parents[1]
 
 

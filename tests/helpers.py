@@ -77,10 +77,10 @@ def np_depthwise(x, kernel, rate=1):
     return total.reshape(*x.shape[:3], -1)
 
 
-def np_batch_norm(x, norm):
-    """Batch norm at inference, from the layer's own numbers."""
+def np_batch_norm(x, norm, epsilon=1e-3):
+    """Batch norm at inference, from the layer's weights."""
     gamma, beta, mean, variance = (npy(w) for w in norm.weights)
-    return (x - mean) / np.sqrt(variance + norm.epsilon) * gamma + beta
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
 
 
 def np_resize(x, grid, align_corners=False):

@@ -34,14 +34,14 @@ class ModelTester:
         other: another architecture.
         parameters: of `kind(21)` on MobileNetV2.
         head: arguments that make the head small.
-        stride: pixels per score at output stride 16.
+        decoder_stride: pixels per score, `None` for the output stride.
     """
 
     kind = None
     other = None
     parameters = None
     head = {}
-    stride = None
+    decoder_stride = None
 
     @pytest.fixture
     def build(self, toy_backbone):
@@ -64,18 +64,19 @@ class ModelTester:
         model.save(tmp_path / "model.keras")
         return model, tmp_path / "model.keras"
 
-    @pytest.mark.parametrize("size", [SIZE, ODD])
+    @pytest.mark.parametrize("size, output_stride", [(SIZE, 16), (ODD, 8)])
     def test_logits_are_scores_upsampled_by_the_stride_and_cropped(
-        self, build, size
+        self, build, size, output_stride
     ):
-        model = build()
+        model = build(output_stride=output_stride)
         x = sample((2, *size, 3))
         logits = model(x)
         assert logits.shape == (2, *size, 5)
         assert keras.backend.standardize_dtype(logits.dtype) == "float32"
         scores = npy(self.at(model, "classifier")(x))
-        assert scores.shape[1:3] == tuple(-(-n // self.stride) for n in size)
-        grid = [n * self.stride for n in scores.shape[1:3]]
+        stride = self.decoder_stride or output_stride
+        assert scores.shape[1:3] == tuple(-(-n // stride) for n in size)
+        grid = [n * stride for n in scores.shape[1:3]]
         expected = np_resize(scores, grid)[:, : size[0], : size[1]]
         assert_close(logits, expected)
         # In a graph whose height and width are not known.
@@ -102,16 +103,19 @@ class ModelTester:
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 5, (2, *SIZE)).astype("int32")
         x = sample((2, *SIZE, 3))
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=255
+        )
+        eager = float(loss(labels, model(x, training=True)))
         model.compile(
             keras.optimizers.SGD(0.01),
-            keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, ignore_class=255
-            ),
+            loss,
             metrics=[ka.metrics.ConfusionMatrix(5)],
             jit_compile=True,
         )
         # Each step reports the loss of before it.
         before, after = (model.train_on_batch(x, labels)[0] for _ in range(2))
+        assert before == pytest.approx(eager, rel=1e-4)
         assert after < before
 
     def test_save_and_load(self, saved):

@@ -10,7 +10,6 @@ class TestDeepLabV3(ModelTester):
     kind = DeepLabV3
     other = DeepLabV3Plus
     parameters = 4_558_165
-    stride = 16
 
     def test_scores_are_the_classifier_on_aspp(self, build):
         model = build()

@@ -14,7 +14,7 @@ class TestDeepLabV3Plus(ModelTester):
     other = DeepLabV3
     parameters = 5_851_797
     head = {"decoder_filters": 8, "projection_filters": 4}
-    stride = 4
+    decoder_stride = 4
 
     @pytest.mark.parametrize("output_stride", [8, 16])
     @pytest.mark.parametrize("size", [SIZE, ODD])

@@ -1,0 +1,437 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.spec import DatasetSpec
+
+NAMES = ["ground", "box", "bar"]
+RNG = np.random.default_rng(1)
+
+
+def write_image(path, size=(8, 12), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = RNG.integers(0, 256, (*size, 3)).astype("uint8")
+    Image.fromarray(image).save(path, **options)
+    return image
+
+
+def write_mask(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values)).save(path)
+
+
+def mask_of(*values, size=(8, 12)):
+    """Vertical stripes, one per value."""
+    columns = np.arange(size[1]) * len(values) // size[1]
+    row = np.array(values, "uint8")[columns]
+    return np.broadcast_to(row, size).copy()
+
+
+def write_pair(root, name, split="train", suffix=".png", values=(0, 1, 2)):
+    write_image(root / "images" / split / f"{name}{suffix}")
+    write_mask(root / "masks" / split / f"{name}.png", mask_of(*values))
+
+
+def describe(root, **content):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(
+        json.dumps({"class_names": NAMES, **content})
+    )
+
+
+@pytest.fixture
+def good(tmp_path):
+    """Two splits without fault."""
+    root = tmp_path / "set"
+    describe(root)
+    write_pair(root, "a", suffix=".jpg", values=(0, 0, 1, 255))
+    write_pair(root, "b", suffix=".JPEG")
+    write_pair(root, "c", "val", suffix=".PNG")
+    return root
+
+
+def problems_of(root):
+    return check_folder(FolderSource(root)).problems
+
+
+# Opening.
+
+
+def test_pairs_by_name_whatever_the_suffix(good):
+    source = FolderSource(good)
+    assert list(source.pairs) == ["train", "val"]
+    assert source.size("train") == 2
+    assert source.size("val") == 1
+    names = [
+        (i.split("/")[-1], m.split("/")[-1]) for i, m in source.pairs["train"]
+    ]
+    assert names == [("a.jpg", "a.png"), ("b.JPEG", "b.png")]
+    records = list(source.records("train").as_numpy_iterator())
+    assert records == [
+        (i.encode(), m.encode()) for i, m in source.pairs["train"]
+    ]
+
+
+def test_decode(good):
+    source = FolderSource(good)
+    image, labels = source.decode(*source.pairs["train"][0])
+    assert image.shape == (8, 12, 3)
+    assert image.dtype == np.uint8
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, mask_of(0, 0, 1, 255))
+
+
+def test_split_names_are_the_data_sets_own(tmp_path):
+    describe(tmp_path)
+    write_pair(tmp_path, "a", "Training Set")
+    write_pair(tmp_path, "a", "held-out")
+    source = FolderSource(tmp_path)
+    assert sorted(source.pairs) == ["Training Set", "held-out"]
+
+
+@pytest.mark.parametrize("missing", ["images", "masks"])
+def test_folder_without_images_or_masks(tmp_path, missing):
+    other = {"images": "masks", "masks": "images"}[missing]
+    (tmp_path / other).mkdir()
+    with pytest.raises(FileNotFoundError, match=f"which has no {missing}/"):
+        FolderSource(tmp_path)
+
+
+def test_folder_without_pictures(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="No pictures .* Received: root="):
+        FolderSource(tmp_path)
+
+
+def test_folder_without_a_pair_says_why(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ValueError, match="Picture without a mask. File: .*a.p"):
+        FolderSource(tmp_path)
+
+
+def test_hidden_files_and_folders_do_not_count(good):
+    (good / "images" / ".cache").mkdir()
+    (good / "images" / "train" / ".DS_Store").write_text("x")
+    (good / "masks" / "val" / "._c.png").write_text("x")
+    assert list(FolderSource(good).pairs) == ["train", "val"]
+    assert problems_of(good) == []
+
+
+@pytest.mark.parametrize("split", ["test", "Train"])
+def test_split_that_is_not_there(good, split):
+    for ask in ("require", "size", "records"):
+        with pytest.raises(
+            ValueError,
+            match=rf"Split `{split}` is empty .*{{'train': 2, 'val': 1}}",
+        ):
+            getattr(FolderSource(good), ask)(split)
+
+
+# Without split folders.
+
+
+def flat(root, count):
+    describe(root)
+    for i in range(count):
+        write_pair(root, f"p{i:03}", "")
+    return root
+
+
+def names_in(source, split):
+    return {image for image, _ in source.pairs[split]}
+
+
+def test_hash_splits_pictures_without_split_folders(tmp_path):
+    root = flat(tmp_path, 60)
+    source = FolderSource(root, validation_fraction=0.25)
+    held_out = names_in(source, "val")
+    assert 6 <= len(held_out) <= 24
+    assert len(held_out | names_in(source, "train")) == 60
+    assert held_out.isdisjoint(names_in(source, "train"))
+    assert (
+        names_in(FolderSource(root, validation_fraction=0.25), "val")
+        == held_out
+    )
+    # A larger fraction only adds, and so does another picture.
+    more = names_in(FolderSource(root, validation_fraction=0.5), "val")
+    assert held_out < more
+    write_pair(root, "another", "")
+    later = names_in(FolderSource(root, validation_fraction=0.25), "val")
+    assert later - {str(root / "images/another.png")} == held_out
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_both_parts_of_a_small_set_have_a_picture(tmp_path, fraction):
+    source = FolderSource(flat(tmp_path, 5), validation_fraction=fraction)
+    assert {source.size("train"), source.size("val")} == {1, 4}
+
+
+def test_hash_split_takes_the_names_of_the_configuration(tmp_path):
+    source = FolderSource(
+        flat(tmp_path, 5), train_split="fit", validation_split="tune"
+    )
+    assert list(source.pairs) == ["fit", "tune"]
+
+
+# What the numbers mean.
+
+
+def test_dataset_json_goes_before_the_configuration(good):
+    spec = DatasetSpec(["x", "y", "z", "w"])
+    assert FolderSource(good, spec).spec.class_names == tuple(NAMES)
+    (good / "dataset.json").unlink()
+    source = FolderSource(good, spec)
+    assert source.spec is spec
+    assert not source.guessed
+
+
+def test_classes_are_guessed_from_the_masks(good):
+    (good / "dataset.json").unlink()
+    write_pair(good, "d", values=(0, 5, 255))
+    write_mask(good / "masks/train/a.png", np.zeros((8, 12, 3), "uint8"))
+    source = FolderSource(good)
+    assert source.guessed
+    # 255 is ignored; the RGB mask is for check_folder to report.
+    assert source.spec.class_names == tuple(f"class_{i}" for i in range(6))
+    report = check_folder(source)
+    assert any("no dataset.json: 6 classes" in n for n in report.notes)
+    assert any("class_3, class_4" in n for n in report.notes)
+
+
+def test_fault_of_dataset_json_shows_when_opening(good):
+    (good / "dataset.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="Not valid JSON. File: .*dataset.json"
+    ):
+        FolderSource(good)
+
+
+# Checking.
+
+
+def test_report_of_a_good_folder(good):
+    write_image(good / "images/train/b.JPEG", (10, 6))
+    write_mask(good / "masks/train/b.png", mask_of(1, 2, size=(10, 6)))
+    report = check_folder(FolderSource(good))
+    assert report.problems == []
+    assert report.num_images == {"train": 2, "val": 1}
+    assert report.sizes == {
+        "train": {(8, 12): 1, (10, 6): 1},
+        "val": {(8, 12): 1},
+    }
+    np.testing.assert_array_equal(
+        report.class_pixels["train"], [48, 24 + 30, 30, 24]
+    )
+    np.testing.assert_array_equal(report.class_pixels["val"], [32, 32, 32, 0])
+    assert report.notes == []
+
+
+def test_only_the_splits_asked_for(good):
+    (good / "images/val/c.PNG").write_text("no picture")
+    # Pictures kept for prediction have no masks; training does not mind.
+    write_image(good / "images" / "test" / "t.png")
+    source = FolderSource(good)
+    report = check_folder(source, ["train"])
+    assert report.problems == []
+    assert list(report.num_images) == ["train"]
+    assert len(check_folder(source, ["train", "val"]).problems) == 1
+    everything = check_folder(source).problems
+    assert len(everything) == 2
+    assert "images/test has no partner masks/test" in everything[0]
+
+
+def break_size(root):
+    write_mask(root / "masks/train/a.png", np.zeros((8, 13), "uint8"))
+
+
+def break_range(root):
+    write_mask(root / "masks/train/a.png", mask_of(0, 77))
+
+
+def break_partner(root):
+    (root / "masks/train/a.png").unlink()
+
+
+def break_other_partner(root):
+    (root / "images/train/a.jpg").unlink()
+
+
+def break_image(root):
+    (root / "images/train/a.jpg").write_text("hello")
+
+
+def break_image_end(root):
+    file = root / "images/train/a.jpg"
+    file.write_bytes(file.read_bytes()[:-60])
+
+
+def break_mask_end(root):
+    file = root / "masks/train/a.png"
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def break_depth(root):
+    write_mask(root / "masks/train/a.png", np.full((8, 12), 300, "uint16"))
+
+
+def break_colors(root):
+    write_mask(root / "masks/train/a.png", np.zeros((8, 12, 3), "uint8"))
+
+
+def break_split(root):
+    (root / "images/val/c.PNG").unlink()
+    (root / "masks/val/c.png").unlink()
+
+
+def break_name(root):
+    write_image(root / "images/train/a.png")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "file"),
+    [
+        (break_size, "Mask is 8x13, its picture 8x12", "masks/train/a.png"),
+        (break_range, "Label value 77 is neither in 0..2", "masks/train/a.png"),
+        (break_partner, "Picture without a mask", "images/train/a.jpg"),
+        (break_other_partner, "Mask without a picture", "masks/train/a.png"),
+        (break_image, "Unreadable picture", "images/train/a.jpg"),
+        (break_image_end, "truncated picture", "images/train/a.jpg"),
+        (break_mask_end, "truncated mask", "masks/train/a.png"),
+        (break_depth, "16 bits per value", "masks/train/a.png"),
+        (break_colors, "RGB mask, but no `colormap`", "masks/train/a.png"),
+        (break_split, "Split `val` is empty", "images/val"),
+        (break_name, "Two files of one name", "images/train/a.png"),
+    ],
+)
+def test_each_fault_is_one_line_that_names_the_file(good, fault, message, file):
+    assert problems_of(good) == []
+    fault(good)
+    (problem,) = problems_of(good)
+    assert message in problem
+    assert str(good / file) in problem
+    assert "\n" not in problem
+
+
+def test_all_faults_at_once(good):
+    write_pair(good, "d")
+    write_pair(good, "e")
+    break_range(good)
+    (good / "masks/train/b.png").unlink()
+    (good / "images/train/d.png").write_text("hello")
+    write_mask(good / "masks/train/e.png", np.full((8, 12), 300, "uint16"))
+    break_split(good)
+    problems = problems_of(good)
+    assert len(problems) == 5
+    for part in ("77", "b.JPEG", "d.png", "e.png", "`val`"):
+        assert sum(part in p for p in problems) == 1
+
+
+def test_a_picture_and_its_mask_may_both_be_at_fault(good):
+    break_image(good)
+    break_range(good)
+    assert len(problems_of(good)) == 2
+
+
+# Binary masks.
+
+
+def binary(root, values=(0, 255), **content):
+    describe(root, class_names=["ground", "box"], **content)
+    write_pair(root, "a", values=values)
+    write_pair(root, "b", "val", values=values)
+    return root
+
+
+def test_binary_masks_under_ignore_255_would_lose_the_foreground(tmp_path):
+    (problem,) = problems_of(binary(tmp_path))
+    assert "only 0 and 255" in problem
+    assert '"label_map": {"255": 1}' in problem
+    assert str(tmp_path / "masks/train/a.png") in problem
+
+
+def test_binary_masks_without_dataset_json(tmp_path):
+    (binary(tmp_path) / "dataset.json").unlink()
+    (problem,) = problems_of(tmp_path)
+    assert "only 0 and 255" in problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_map": {"255": 1}},
+        {"values": (0, 1, 255)},  # 255 is ignored on purpose
+        {"values": (0, 1)},
+    ],
+)
+def test_no_false_alarm_about_binary_masks(tmp_path, changes):
+    assert problems_of(binary(tmp_path, **changes)) == []
+
+
+def test_255_is_out_of_range_where_another_label_is_ignored(tmp_path):
+    problems = problems_of(binary(tmp_path, ignore_label=100))
+    assert len(problems) == 2
+    assert all("Label value 255 is neither" in p for p in problems)
+
+
+def test_color_masks_of_one_class_and_black_are_no_binary_masks(tmp_path):
+    describe(
+        tmp_path,
+        class_names=["ground", "box"],
+        colormap=[[9, 9, 9], [50, 60, 70]],
+    )
+    write_image(tmp_path / "images/a.png")
+    rgb = np.zeros((8, 12, 3), "uint8")
+    rgb[2:] = 9
+    write_mask(tmp_path / "masks/a.png", rgb)
+    report = check_folder(FolderSource(tmp_path), ["train"])
+    assert report.problems == []
+    np.testing.assert_array_equal(report.class_pixels["train"], [72, 0, 24])
+
+
+# Notes.
+
+
+def test_classes_that_never_occur_are_named(good):
+    describe(good, class_names=[*NAMES, "pole", "sign"])
+    write_mask(good / "masks/val/c.png", mask_of(0, 2))
+    notes = check_folder(FolderSource(good)).notes
+    assert notes == [
+        "classes that never occur: pole, sign",
+        "classes that do not occur in `val`: box",
+    ]
+
+
+def test_exif_orientation_is_noted(good):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    write_image(good / "images/train/a.jpg", exif=exif)
+    report = check_folder(FolderSource(good))
+    assert report.problems == []
+    (note,) = report.notes
+    assert note.startswith("1 pictures carry an EXIF orientation")
+    assert str(good / "images/train/a.jpg") in note
+
+
+def test_pictures_beside_split_folders_are_noted(good):
+    write_image(good / "images/left_over.png")
+    (note,) = check_folder(FolderSource(good)).notes
+    assert "1 pictures lie beside the split folders" in note
+    assert "left_over.png" in note
+
+
+def test_camvid_is_without_fault(shared):
+    report = check_folder(FolderSource(shared / "data/camvid"))
+    assert report.problems == []
+    assert report.notes == []
+    assert report.num_images == {"train": 367, "val": 101}
+    assert report.sizes == {
+        "train": {(360, 480): 367},
+        "val": {(360, 480): 101},
+    }
+    assert report.class_pixels["val"].sum() == 101 * 360 * 480
+    assert (report.class_pixels["train"] > 0).all()

@@ -1,0 +1,102 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_aspp.config import DataConfig
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.sources import open_source
+from keras_aspp.data.tfds import TfdsSource
+
+NAMES = ["ground", "box"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Ten pictures without split folders and without dataset.json."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(10):
+        Image.new("RGB", (6, 4)).save(tmp_path / f"images/{i}.png")
+        Image.new("L", (6, 4), i % 2).save(tmp_path / f"masks/{i}.png")
+    return tmp_path
+
+
+def describe(root, **content):
+    (root / "dataset.json").write_text(
+        json.dumps({"class_names": ["x", "y", "z"], **content})
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"root": "a", "tfds": "b"}], ids=["none", "both"]
+)
+def test_exactly_one_of_root_and_tfds(fields):
+    with pytest.raises(ValueError, match="Exactly one of .* Received: root="):
+        open_source(DataConfig(**fields))
+
+
+def test_tfds_needs_class_names():
+    with pytest.raises(ValueError, match="`data.class_names` must be given"):
+        open_source(DataConfig(tfds="multiscale_shapes"))
+
+
+def test_every_field_reaches_the_folder(root):
+    source = open_source(
+        DataConfig(
+            root=str(root),
+            class_names=NAMES,
+            ignore_label=200,
+            label_map={7: 1},
+            license="cc0",
+            train_split="fit",
+            validation_split="tune",
+            validation_fraction=0.4,
+        )
+    )
+    assert isinstance(source, FolderSource)
+    assert source.spec.class_names == tuple(NAMES)
+    assert source.spec.ignore_label == 200
+    assert source.spec.label_map == {7: 1}
+    assert source.spec.license == "cc0"
+    assert source.size("fit") + source.size("tune") == 10
+    default = open_source(DataConfig(root=str(root)))
+    assert default.size("val") < source.size("tune") <= 7
+
+
+def test_environment_variables_in_a_root(root, monkeypatch):
+    monkeypatch.setenv("WHERE", str(root.parent))
+    source = open_source(DataConfig(root="${WHERE}/" + root.name))
+    assert source.root == root
+
+
+@pytest.mark.parametrize("fields", [{"label_map": {1: 0}}, {"ignore_label": 1}])
+def test_label_values_without_class_names_are_no_silent_loss(root, fields):
+    with pytest.raises(ValueError, match="need `data.class_names`, or a data"):
+        open_source(DataConfig(root=str(root), **fields))
+    describe(root, ignore_label=9)
+    assert open_source(DataConfig(root=str(root))).spec.ignore_label == 9
+
+
+def test_every_field_reaches_tfds(tmp_path, monkeypatch):
+    from keras_aspp.data.datasets.multiscale_shapes import MultiscaleShapes
+
+    few = {"train": 2, "validation": 1, "test": 1}
+    monkeypatch.setattr(MultiscaleShapes, "NUM_EXAMPLES", few)
+    source = open_source(
+        DataConfig(
+            tfds="multiscale_shapes",
+            data_dir=str(tmp_path),
+            mask_key="instances",
+            class_names=NAMES,
+            ignore_label=9,
+            label_map={i: "ignore" for i in range(2, 9)},
+        )
+    )
+    assert isinstance(source, TfdsSource)
+    assert (tmp_path / "multiscale_shapes").is_dir()
+    record = next(source.records("train").as_numpy_iterator())
+    _, labels = source.decode(*record)
+    assert 1 in np.unique(labels)  # the first figure; kinds may be others
+    assert set(np.unique(labels)) <= {0, 1, 9}

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_aspp.data.datasets import multiscale_shapes as shapes
+from keras_aspp.data.pipeline import evaluation_dataset
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tfds import TfdsSource
+
+FEW = {"train": 10, "validation": 2, "test": 3}
+SPEC = DatasetSpec(shapes.CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A TFDS data directory with a few drawn examples."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes.MultiscaleShapes, "NUM_EXAMPLES", FEW)
+        TfdsSource("multiscale_shapes", SPEC, data_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def source(data_dir):
+    return TfdsSource("multiscale_shapes", SPEC, data_dir=data_dir)
+
+
+def decoded(source, split):
+    records = source.records(split).as_numpy_iterator()
+    return [source.decode(*record) for record in records]
+
+
+def test_examples_are_the_stored_ones(source):
+    stored = list(tfds.as_numpy(source.builder.as_dataset(split="train")))
+    ours = decoded(source, "train")
+    assert len(ours) == source.size("train") == 10
+    for (image, labels), example in zip(ours, stored, strict=True):
+        assert image.dtype == np.uint8
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(image, example["image"])
+        np.testing.assert_array_equal(
+            labels, example["segmentation_mask"][..., 0]
+        )
+
+
+def test_records_are_encoded_and_hold_nothing_else(source):
+    dataset = source.records("test")
+    assert [s.dtype for s in dataset.element_spec] == [tf.string] * 3
+    image, mask, where = next(dataset.as_numpy_iterator())
+    assert image.startswith(b"\x89PNG")
+    assert mask.startswith(b"\x89PNG")
+    assert where == b"multiscale_shapes test, record 0"
+
+
+def test_order_is_the_same_every_time(source):
+    once, again = (
+        list(source.records("train").as_numpy_iterator()) for _ in "ab"
+    )
+    assert once == again
+
+
+def test_slices_of_a_split_are_disjoint_and_complete(source):
+    parts = [
+        [r[0] for r in source.records(s).as_numpy_iterator()]
+        for s in ("train[:70%]", "train[70%:]", "train")
+    ]
+    assert [source.size(s) for s in ("train[:70%]", "train[70%:]")] == [7, 3]
+    assert parts[0] + parts[1] == parts[2]
+
+
+@pytest.mark.parametrize("split", ["val", "train[:10"])
+def test_unknown_split(source, split):
+    for ask in (source.size, source.records):
+        with pytest.raises(ValueError, match="Received: split=.*'validation'"):
+            ask(split)
+
+
+def test_empty_slice(source):
+    with pytest.raises(ValueError, match=r"empty. Received: split='train\[:0"):
+        source.size("train[:0%]")
+
+
+def test_unknown_data_set():
+    with pytest.raises(ValueError, match="Received: name='no_such_thing'"):
+        TfdsSource("no_such_thing", SPEC)
+
+
+@pytest.mark.parametrize("keys", [("picture", "instances"), ("image", "id")])
+def test_feature_that_is_no_picture(data_dir, keys):
+    with pytest.raises(ValueError, match="has no picture .* Received: feature"):
+        TfdsSource("multiscale_shapes", SPEC, *keys, data_dir=data_dir)
+
+
+def test_data_that_cannot_be_had_is_one_line(tmp_path):
+    # Cityscapes wants its archives put there by hand.
+    with pytest.raises(ValueError, match="could not be prepared") as error:
+        TfdsSource(
+            "cityscapes/semantic_segmentation",
+            SPEC,
+            "image_left",
+            "segmentation_label",
+            data_dir=tmp_path,
+        )
+    assert str(tmp_path / "downloads/manual") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_label_map_is_applied(data_dir):
+    mapped = DatasetSpec(
+        ["ground", "round", "other"],
+        ignore_label=99,
+        label_map={
+            0: 0,
+            1: 1,
+            6: 1,
+            7: "ignore",
+            **dict.fromkeys(range(2, 6), 2),
+        },
+    )
+    name, key = "multiscale_shapes", "segmentation_mask"
+    plain = decoded(TfdsSource(name, SPEC, data_dir=data_dir), "train")
+    ours = decoded(TfdsSource(name, mapped, "image", key, data_dir), "train")
+    table = np.array([0, 1, 2, 2, 2, 2, 1, 99])
+    stored = np.concatenate([labels for _, labels in plain])
+    labels = np.concatenate([labels for _, labels in ours])
+    assert len(np.unique(stored)) > 5
+    np.testing.assert_array_equal(labels, table[stored])
+
+
+def test_label_out_of_range_names_the_record(data_dir):
+    source = TfdsSource(
+        "multiscale_shapes", DatasetSpec(["ground"]), data_dir=data_dir
+    )
+    with pytest.raises(
+        tf.errors.OpError,
+        match=(
+            r"Label value \d.* neither in 0..0 .*File: multiscale_shapes "
+            r"validation, record 0, segmentation_mask \(\d+ pixels\)"
+        ),
+    ):
+        list(evaluation_dataset(source, "validation", 1))
