@@ -17,9 +17,9 @@ from keras_aspp.data.datasets.multiscale_shapes import draw_scene
 
 OUTPUT = pathlib.Path(__file__).parent / "pictures" / "aspp.png"
 SCENE = 12
-OUTPUT_STRIDE = 8
-RATES = (2, 4, 6)  # those of configs/multiscale_shapes.yaml
-CELL = (8, 8)  # row and column of the cell that is being labelled
+OUTPUT_STRIDE = 16
+RATES = (1, 2, 3)  # those of configs/multiscale_shapes.yaml
+CELL = (4, 4)  # row and column of the cell that is being labelled
 
 
 def taps(rate):

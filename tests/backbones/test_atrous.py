@@ -142,11 +142,9 @@ def test_dynamic_size(toy_backbone):
     model = randomize(toy_backbone(padding=SYMMETRIC))
     dense = with_output_stride(model, 8)
     assert dense.output.shape == (None, None, None, 24)
-    for size in ((64, 96), (65, 75)):
-        x = sample((1, *size, 3))
-        original = model.predict(x, verbose=0)
-        features = dense.predict(x, verbose=0)
-        assert_close(features[:, ::4, ::4], original, 1e-4)
+    x = sample((1, 65, 75, 3))
+    features = dense.predict(x, verbose=0)
+    assert_close(features[:, ::4, ::4], model.predict(x, verbose=0), 1e-4)
 
 
 def test_feature_strides(toy_backbone):

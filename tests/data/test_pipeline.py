@@ -169,12 +169,13 @@ def test_augmentation_of_an_example_differs_between_epochs():
 
 
 def test_augmentation_differs_between_examples_of_one_epoch():
-    source = Pictures(((8, 12),) * COUNT)
-    bright = AugmentConfig((1.0, 1.0), False, 1.0, 0.0, 0.0, 0.0)
-    (images, _), *_ = training(source, COUNT, bright).take(1)
-    (plain, _), *_ = training(source, COUNT).take(1)
-    shifts = (images - plain).numpy()[:, 0, 0, 0]
-    assert len(np.unique(np.round(shifts, 3))) > COUNT // 2
+    bright = AugmentConfig((1.0, 1.0), False, 0.05, 0.0, 0.0, 0.0)
+    ((images, _),) = training(Pictures(), COUNT, bright).take(1)
+    ((plain, _),) = training(Pictures(), COUNT).take(1)
+    images, plain = images.numpy()[:, 0, 0, 0], plain.numpy()[:, 0, 0, 0]
+    # Pictures 0 and 1 are so dark that they may be clipped.
+    shifts = (images - plain)[plain > 15]
+    assert len(np.unique(np.round(shifts, 3))) == COUNT - 2
 
 
 def test_small_sets_are_decoded_once():
