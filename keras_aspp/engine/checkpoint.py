@@ -120,9 +120,10 @@ def save_model(model, path):
     """Writes a `.keras` without optimizer state, then renames it."""
     temporary = Path(path).with_name(f".{Path(path).name}.tmp.keras")
     # Compilation belongs to the run, not to the model.
-    optimizer, compiled = model.optimizer, model.compiled
-    model.optimizer, model.compiled = None, False
+    optimizer = getattr(model, "optimizer", None)
+    compiled = model.compiled
     try:
+        model.optimizer, model.compiled = None, False
         model.save(temporary)
     finally:
         model.optimizer, model.compiled = optimizer, compiled

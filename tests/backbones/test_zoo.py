@@ -129,6 +129,7 @@ def test_arguments_left_alone(narrow):
     assert narrow.preprocess == preprocess.KERAS_TF
 
 
+@pytest.mark.slow
 def test_keras_weights_file(tmp_path):
     """Padding, epsilon and values follow the file's own model."""
     original = keras.applications.MobileNetV2(

@@ -20,7 +20,6 @@ import keras_aspp as ka
 from keras_aspp.backbones.zoo import configure
 from keras_aspp.preprocess import TORCHVISION
 
-NARROW = "mobilenet_v2_0.35"
 SIZE = (64, 96)
 ODD = (99, 75)
 KERAS = ((0, 1), (0, 1))  # zero padding; one cell is missing at odd sizes
@@ -110,11 +109,10 @@ class ModelTester:
         model.compile(
             keras.optimizers.SGD(0.01),
             loss,
-            metrics=[ka.metrics.ConfusionMatrix(5)],
             jit_compile=True,
         )
         # Each step reports the loss of before it.
-        before, after = (model.train_on_batch(x, labels)[0] for _ in range(2))
+        before, after = (model.train_on_batch(x, labels) for _ in range(2))
         assert before == pytest.approx(eager, rel=1e-4)
         assert after < before
 
@@ -347,23 +345,19 @@ class ModelTester:
         with pytest.raises(ValueError, match="has no feature `stride_32`"):
             build(backbone=keras.Model(inputs, x), output_stride=4)
 
-    def test_a_backbone_by_name(self, build):
-        """Channels and dtype policy reach it, and every layer of the head."""
+    def test_dtype_policy_reaches_every_sublayer(self, build, toy_backbone):
         model = build(
-            backbone=NARROW,
-            backbone_weights=None,
-            input_shape=(None, None, 1),
+            backbone=toy_backbone(padding=1, dtype="mixed_bfloat16"),
             separable=True,
             dtype="mixed_bfloat16",
         )
         dtypes = compute_dtypes(model)
         assert dtypes.pop("classifier") == "float32"
         assert dtypes.pop("logits") == "float32"
-        assert len(dtypes) > 150
+        assert len(dtypes) > 50
         assert set(dtypes.values()) == {"bfloat16"}
         assert {w.dtype for w in model.weights} <= {"float32", "uint32"}
         assert model.output.dtype == "float32"
-        assert model(sample((1, *SIZE, 1))).shape == (1, *SIZE, 5)
 
     def test_inference_leaves_batch_norm_alone_and_training_does_not(
         self, build

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import assert_close, np_resize, npy, sample
+from helpers import assert_close, compute_dtypes, np_resize, npy, sample
 from model_tester import ODD, SIZE, ModelTester
 
 from keras_aspp.models import DeepLabV3, DeepLabV3Plus
@@ -53,3 +53,17 @@ class TestDeepLabV3Plus(ModelTester):
         message = r"no feature `stride_4`.*\['stride_16', 'stride_32'\]"
         with pytest.raises(ValueError, match=message):
             build(backbone=keras.Model(inputs, features))
+
+    def test_a_backbone_by_name(self, build):
+        """Channels and dtype policy reach it."""
+        model = build(
+            backbone="mobilenet_v2_0.35",
+            backbone_weights=None,
+            input_shape=(None, None, 1),
+            dtype="mixed_bfloat16",
+        )
+        dtypes = compute_dtypes(model.backbone)
+        assert len(dtypes) > 100
+        assert set(dtypes.values()) == {"bfloat16"}
+        assert model.preprocess == model.backbone.preprocess
+        assert model(sample((1, *SIZE, 1))).shape == (1, *SIZE, 5)
