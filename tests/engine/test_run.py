@@ -54,6 +54,7 @@ def test_model_has_no_optimizer_state(tiny_workdir):
         assert "optimizer" not in weights
 
 
+@pytest.mark.slow
 def test_resume_equals_an_uninterrupted_run(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, total_epochs=2)
     train(config, tmp_path / "whole")
@@ -86,6 +87,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, tiny_folder):
         np.testing.assert_allclose(npy(a), npy(b), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     config = tiny_config(tiny_folder, total_epochs=2)
     train(config, tmp_path / "run")
@@ -97,6 +99,7 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     assert "Resumed after epoch 1" in said
 
 
+@pytest.mark.slow
 def test_early_stopping(tmp_path, tiny_folder, capsys):
     config = tiny_config(
         tiny_folder,
