@@ -11,6 +11,7 @@ from training import quickstart
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Loaded 'saved_models")
 def test_make_train_in_a_few_steps(tmp_path, monkeypatch, capsys):
     from keras_aspp.data.datasets import multiscale_shapes
 
