@@ -11,7 +11,7 @@ from training import quickstart
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Loaded 'saved_models")
+@pytest.mark.filterwarnings("default")  # third parties' on the whole path
 def test_make_train_in_a_few_steps(tmp_path, monkeypatch, capsys):
     from keras_aspp.data.datasets import multiscale_shapes
 
