@@ -258,9 +258,7 @@ def _convert(layer, grid, output_stride):
             f"Layer `{layer.name}` has unequal strides. "
             f"Received: strides={config['strides']}"
         )
-    removed = (
-        stride[0] if stride[0] * grid.stride > output_stride else 1
-    )
+    removed = stride[0] if stride[0] * grid.stride > output_stride else 1
     after = _Grid(grid.stride * stride[0], grid.rate * removed)
     kernel = _pair(config.get("kernel_size", config.get("pool_size", 2)))
     untouched = removed == 1 and (grid.rate == 1 or kernel == (1, 1))

@@ -74,9 +74,7 @@ def list_backbones():
     MobileNetV2 takes any depth multiplier, `mobilenet_v2_0.25` too; listed
     are those with published weights.
     """
-    return sorted(
-        [*_FAMILIES, *(f"mobilenet_v2_{m}" for m in _MULTIPLIERS)]
-    )
+    return sorted([*_FAMILIES, *(f"mobilenet_v2_{m}" for m in _MULTIPLIERS)])
 
 
 def create_backbone(
@@ -129,6 +127,11 @@ def create_backbone(
             f"`weights` must be 'imagenet', None or a file. Received: "
             f"weights={str(weights)!r}, which does not exist"
         )
+    if torch and family.torchvision_epsilon is None:
+        raise ValueError(
+            f"No importer for torchvision weights of {name}. "
+            f"Received: weights={str(weights)!r}"
+        )
     model = _load(
         name, family, multiplier, None if torch else weights, channels
     )
@@ -136,11 +139,6 @@ def create_backbone(
     if torch:
         from keras_aspp.weights import torchvision
 
-        if family.torchvision_epsilon is None:
-            raise ValueError(
-                f"No importer for torchvision weights of {name}. "
-                f"Received: weights={str(weights)!r}"
-            )
         torchvision.load_mobilenet_v2(model, weights)
         preprocess = TORCHVISION
         batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
@@ -232,9 +230,7 @@ def _kernel_behind(layer):
         return None
     (node,) = layer._outbound_nodes[:1]
     target = node.operation
-    return getattr(target, "kernel_size", getattr(target, "pool_size", None))[
-        0
-    ]
+    return getattr(target, "kernel_size", getattr(target, "pool_size", None))[0]
 
 
 def _fix_size(model, input_shape):

@@ -71,9 +71,7 @@ class ImagePooling(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         # float16 sums of a large map overflow, so the mean is in float32.
-        mean = ops.mean(
-            ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True
-        )
+        mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
         pooled = self.conv(
             ops.cast(mean, self.compute_dtype), training=training
         )  # (B, 1, 1, F)

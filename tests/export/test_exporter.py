@@ -117,9 +117,7 @@ def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["FlexErf", "SPACE_TO_BATCH_ND"])
-def test_forbidden_operator_leaves_nothing(
-    model, tmp_path, monkeypatch, name
-):
+def test_forbidden_operator_leaves_nothing(model, tmp_path, monkeypatch, name):
     found = {"CONV_2D": 3, name: 1}
     monkeypatch.setattr(tflite, "operators", lambda path: found)
     with pytest.raises(ValueError, match=f"Received: {name} in model_float32"):
