@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-
 from helpers import npy, randomize
+
 from keras_aspp.config import TrainConfig
 from keras_aspp.engine.compile import (
     WarmupPolynomial,

@@ -8,10 +8,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-
 from helpers import npy
-from keras_aspp.engine.run import train
 from tiny_run import replace, tiny_config, write_folder
+
+from keras_aspp.engine.run import train
 
 
 def history(workdir):

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import randomize
 
 import keras_aspp as ka
-from helpers import randomize
 from keras_aspp.export import exporter, tflite, verify
 from keras_aspp.export.manifest import sha256
 

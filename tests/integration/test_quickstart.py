@@ -36,13 +36,14 @@ def test_make_train_in_a_few_steps(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_exported_tflite_needs_only_the_interpreter(tiny_export):
     """The README's ten lines, in a process without TensorFlow and Keras."""
+    path = str(tiny_export / "model_float32.tflite")
     code = f"""
 import sys
 for name in ("tensorflow", "keras", "keras_aspp"):
     sys.modules[name] = None
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(model_path={str(tiny_export / "model_float32.tflite")!r})
+interpreter = Interpreter(model_path={path!r})
 segment = interpreter.get_signature_runner()
 labels = segment(image=np.zeros((1, 64, 96, 3), "uint8"))["labels"]
 assert labels.shape == (1, 64, 96) and labels.dtype == np.int32
