@@ -19,7 +19,7 @@ train: $(VENV)/installed
 	$(BIN)/python -m training.quickstart --workdir $(RUN) --output $(OUT)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow

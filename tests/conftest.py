@@ -6,6 +6,9 @@ import pathlib
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two processes on two cores: more threads would be in each other's way.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import keras
 import pytest

@@ -182,7 +182,9 @@ def test_grouped_convolution():
 
 def test_convolution_without_onednn(monkeypatch):
     kernel = sample((3, 3, 5, 4), seed=1)
-    monkeypatch.setattr(lowering, "_conv2d_has_dilated_gradient", lambda _: False)
+    monkeypatch.setattr(
+        lowering, "_conv2d_has_dilated_gradient", lambda _: False
+    )
     actual = lowering.convolve(X, kernel, (1, 1), "same", (2, 2))
     assert_close(actual, np_dilated_conv(X, kernel, 2))
 

@@ -1,0 +1,71 @@
+"""The scripts around the comparison of architectures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import replace, tiny_config, write_folder
+
+from keras_aspp.cli.configuration import dump_config
+from keras_aspp.cli.main import guarded
+from training import ablation, shrink
+
+
+@pytest.mark.slow
+def test_ablation_resumes_and_reports(tmp_path, tiny_folder, capsys):
+    config = tiny_config(tiny_folder, total_epochs=1)
+    # Every variant starts from a backbone, and none from a segmenter.
+    config = replace(
+        config,
+        model={
+            "architecture": "deeplab_v3",
+            "backbone": "mobilenet_v2_0.1",
+            "backbone_weights": None,
+            "weights": None,
+            "atrous_rates": [1, 2],
+            "decoder_filters": 256,
+            "projection_filters": 48,
+        },
+    )
+    dump_config(config, tmp_path / "small.yaml")
+    arguments = [
+        *("--config", str(tmp_path / "small.yaml")),
+        *("--workdir", str(tmp_path / "runs")),
+        *("--variants", "strided", "v2_sum", "--seeds"),
+    ]
+    assert ablation.run([*arguments, "0"]) == 0
+    first = tmp_path / "runs" / "strided_seed0" / "ablation.json"
+    before = first.stat().st_mtime_ns
+    assert ablation.run([*arguments, "0", "1"]) == 0
+    assert first.stat().st_mtime_ns == before
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert {name: len(runs) for name, runs in results.items()} == {
+        "strided": 2,
+        "v2_sum": 2,
+    }
+    assert all(0 < run["boundary_mean_iou"] < 1 for run in results["strided"])
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert "| no dilation, stride 32 | " in table
+    assert table.count("±") == 4
+    assert Image.open(tmp_path / "runs" / "figure.png").width > 300
+
+
+def test_unknown_variant_is_named(tmp_path, capsys):
+    arguments = ["--workdir", str(tmp_path), "--variants", "aspp", "asp"]
+    assert guarded(ablation.run, arguments) == 1
+    assert "Received: ['asp']" in capsys.readouterr().err
+
+
+def test_shrink(tmp_path, capsys):
+    root = write_folder(tmp_path / "data")
+    output = tmp_path / "small"
+    arguments = [str(root), str(output), "20", "30"]
+    assert shrink.run(arguments) == 0
+    picture = Image.open(output / "images" / "train" / "train_0.png")
+    mask = np.array(Image.open(output / "masks" / "val" / "val_1.png"))
+    assert (picture.size, mask.shape) == ((30, 20), (20, 30))
+    assert set(np.unique(mask)) <= {0, 1, 2, 255}
+    assert (output / "dataset.json").is_file()
+    assert guarded(shrink.run, arguments) == 1
+    assert "must not exist" in capsys.readouterr().err
