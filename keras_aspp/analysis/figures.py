@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_aspp.analysis.effective import effective_receptive_field
-from keras_aspp.analysis.gridding import gridding
+from keras_aspp.analysis.gridding import gridding, rates_text
 from keras_aspp.analysis.taps import valid_taps
+from keras_aspp.analysis.trace import output_of
 
 COLORS = ("#118ab2", "#06d6a0", "#e0a100", "#ef476f", "#7b4fb5", "#5f6b73")
 EFFECTIVE_PICTURES = 4
@@ -43,14 +44,32 @@ def of_report(model, report):
     return figures
 
 
-def save(figure, folder, name):
-    """Writes NAME.png and NAME.svg; returns the path of the PNG."""
+def save(figure, folder, name, formats=("png", "svg"), dpi=110):
+    """Writes a figure, each file whole or not at all.
+
+    Args:
+        figure: matplotlib `Figure`.
+        folder: that exists.
+        name: of the files, without suffix.
+        formats: of `"png"`, `"svg"`.
+        dpi: int, dots per inch of a PNG.
+
+    Returns:
+        `Path` of the first file.
+    """
     folder = Path(folder)
-    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+    for suffix in formats:
+        metadata = {"Date": None} if suffix == "svg" else {}
         temporary = folder / f".{name}.tmp"
-        figure.savefig(temporary, format=suffix, dpi=110, metadata=metadata)
+        figure.savefig(
+            temporary,
+            format=suffix,
+            dpi=dpi,
+            metadata=metadata,
+            bbox_inches="tight",
+        )
         os.replace(temporary, folder / f"{name}.{suffix}")
-    return folder / f"{name}.png"
+    return folder / f"{name}.{formats[0]}"
 
 
 def new_figure(width, height, rows=1, columns=1, **kwargs):
@@ -94,11 +113,12 @@ def receptive_fields_figure(report):
         f"What one cell can see of a {height}x{width} picture (grey)"
     )
     left.set_xlabel("pixels")
-    # Above the squares there would be no room for it.
-    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    left.legend(
+        fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13)
+    )
     layers = [r for r in report["layers"] if r["receptive_field"]]
     sizes = [max(row["receptive_field"]) for row in layers]
-    right.plot(sizes, color=COLORS[0], linewidth=2)
+    right.plot(np.maximum.accumulate(sizes), color=COLORS[0], linewidth=2)
     right.axhline(min(height, width), color="k", linestyle=":", linewidth=1)
     right.annotate(
         "shorter side of the picture",
@@ -109,7 +129,7 @@ def receptive_fields_figure(report):
     )
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.set_title("The theoretical field grows with every layer")
+    right.set_title("The largest field so far, layer by layer")
     right.set_xlabel("layer, in the order of computation")
     right.set_ylabel("side in pixels")
     right.grid(alpha=0.3)
@@ -132,7 +152,7 @@ def valid_taps_curves(size, rates=(), most=None):
         rates: ints to mark.
         most: int, the largest rate shown; beyond the map if not given.
     """
-    figure, axes = new_figure(7, 4.2)
+    figure, axes = new_figure(8.6, 4.2)
     axes = axes[0, 0]
     most = most or max(max(size) + max(size) // 8, max(rates, default=0) + 1)
     shown = np.arange(1, most + 1)
@@ -173,7 +193,7 @@ def valid_taps_curves(size, rates=(), most=None):
     axes.set_xlim(1, most)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, loc="center right")
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -193,17 +213,15 @@ def gridding_figure(stacks):
         )
         ax.set_facecolor("#111111")
         ax.imshow(pattern, cmap="viridis", vmin=0, vmax=1)
-        named = ", ".join(map(str, rates))
-        named = named if len(rates) < 7 else f"{len(rates)} up to {max(rates)}"
         ax.set_title(
-            f"rates {named}\n{found.unseen_share:.0%} of "
+            f"rates {rates_text(rates)}\n{found.unseen_share:.0%} of "
             f"{found.size}x{found.size} cells never seen",
             fontsize=10,
         )
         ax.set_xticks([])
         ax.set_yticks([])
     figure.suptitle(
-        "Cells that reach the middle one (brighter: by more ways; black: none)",
+        "Cells that reach the middle one; black: those that never do\n",
         fontsize=11,
     )
     return figure
@@ -223,9 +241,9 @@ def cost_figure(report):
         axes[0],
         ("parameters", "madds", "activation_bytes"),
         (
-            "parameters, millions",
-            "multiply-adds, billions",
-            "activations, MB",
+            "million parameters",
+            "billion multiply-adds",
+            "MB of activations",
         ),
         COLORS,
         strict=False,
@@ -254,7 +272,10 @@ def effective_figure(fields, sizes, title):
     """
     from matplotlib.patches import Rectangle
 
-    figure, axes = new_figure(2.9 * len(fields), 3.7, columns=len(fields))
+    height, width = next(iter(fields.values())).map.shape
+    figure, axes = new_figure(
+        2.9 * len(fields), 2.9 * height / width + 1.2, columns=len(fields)
+    )
     for ax, (name, field) in zip(axes[0], fields.items(), strict=True):
         shown = np.sqrt(field.map / field.map.max())
         ax.imshow(shown, cmap="magma", vmin=0, vmax=1)
@@ -289,7 +310,8 @@ def _effective_figure(model, report):
     part, name = model, report["backbone"]
     if name is not None:
         part = model.get_layer(name)
-    keys = part.output if isinstance(part.output, dict) else ()
+    output = output_of(part)
+    keys = output if isinstance(output, dict) else ()
     shape = (
         EFFECTIVE_PICTURES,
         *report["image_size"],
@@ -297,7 +319,7 @@ def _effective_figure(model, report):
     )
     noise = np.random.default_rng(0).normal(0, 1, shape).astype("float32")
     fields, sizes = {}, {}
-    for stage in stages[-5:]:
+    for stage in stages[-4:]:
         key = stage["name"]
         layer = key if key in keys else stage["layer"].split("/")[-1]
         known = key in keys or any(one.name == layer for one in part.layers)
@@ -309,9 +331,9 @@ def _effective_figure(model, report):
     return effective_figure(
         fields,
         sizes,
-        f"Pixels that move the central cell, by their gradients "
-        f"({EFFECTIVE_PICTURES} pictures of noise); white: 95 %, blue: all "
-        "that it can see",
+        "Pixels that move the central cell, by their gradients "
+        f"({EFFECTIVE_PICTURES} pictures of noise); white: 95 %, blue: "
+        "theoretical",
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -104,3 +105,12 @@ def _without_holes(rates, sizes):
         field += (size - 1) * taken
         found.append(taken)
     return tuple(sorted(found))
+
+
+def rates_text(rates):
+    """Rates in words, long rows of equal ones together: `7 x 1, 2, 2`."""
+    words = []
+    for rate, same in itertools.groupby(rates):
+        count = len(list(same))
+        words += [f"{count} x {rate}"] if count > 3 else [str(rate)] * count
+    return ", ".join(words)

@@ -6,7 +6,7 @@ from keras_aspp.analysis.cost import cost_of
 from keras_aspp.analysis.gridding import gridding
 from keras_aspp.analysis.receptive_field import receptive_fields_of
 from keras_aspp.analysis.taps import valid_taps
-from keras_aspp.analysis.trace import trace
+from keras_aspp.analysis.trace import output_of, trace
 
 # A flat model of more layers is summed up by stride, not layer by layer.
 MANY_LAYERS = 40
@@ -93,32 +93,37 @@ class _Maps:
         """One row for each feature map that the backbone, or all, gives."""
         model = self.traced.model
         if self.backbone is not None:
-            keys = self.backbone.operation.output
+            keys = output_of(self.backbone.operation)
             found = zip(_keys(keys), self.backbone.outputs, strict=True)
-        elif isinstance(model.output, dict):
-            found = zip(_keys(model.output), self.traced.outputs, strict=True)
+        elif isinstance(output_of(model), dict):
+            found = zip(
+                _keys(output_of(model)), self.traced.outputs, strict=True
+            )
         else:
             found = self._last_of_each_stride()
-        return [
-            _map_row(key, self.field_of[id(tensor)], tensor)
-            for key, tensor in sorted(
-                found, key=lambda pair: -pair[1].shape[1] * pair[1].shape[2]
-            )
-        ]
+        rows = [_map_row(k, self.field_of[id(t)], t) for k, t in found]
+        # Dense maps are of one size: then by what they see.
+        return sorted(
+            rows,
+            key=lambda row: (
+                -row["shape"][0] * row["shape"][1],
+                row["receptive_field"] or [0],
+            ),
+        )
 
     def _last_of_each_stride(self):
         """Going down: what a decoder brings back up is no stage."""
         last, coarsest = {}, 0
         for step in self.traced.leaves:
-            field = self.field_of[id(step.outputs[0])]
-            stride = field.stride
+            stride = self.field_of[id(step.outputs[0])].stride
             padding = step.kind in ("ZeroPadding2D", "Pad")
             if stride is None or padding or max(stride) < coarsest:
                 continue
             coarsest = max(stride)
-            if coarsest > 1:
-                last[f"stride {coarsest:g}"] = step.outputs[0]
-        return last.items()
+            last[coarsest] = step.outputs[0]
+        if len(last) > 1:
+            del last[1]
+        return [(f"stride {at:g}", tensor) for at, tensor in last.items()]
 
     def head(self):
         """Rows of what comes after the backbone, and of parts of parts."""

@@ -335,25 +335,16 @@ def _stack_rows(stacks):
 
 
 def _stack_cells(stack):
+    from keras_aspp.analysis.gridding import rates_text
+
     cells = stack["field_cells"]
     holes = stack["unseen_share"] > 0
     return (
-        _runs(stack["rates"]),
+        rates_text(stack["rates"]),
         f"{cells}x{cells} cells",
         f"{stack['unseen_share']:.0%}",
-        _runs(stack["suggestion"]) if holes else "-",
+        rates_text(stack["suggestion"]) if holes else "-",
     )
-
-
-def _runs(rates):
-    """`1, 1, 1, 2` as `3 x 1, 2`."""
-    runs = []
-    for rate in rates:
-        if runs and runs[-1][1] == rate:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, rate])
-    return ", ".join(f"{n} x {r}" if n > 1 else str(r) for n, r in runs)
 
 
 def _mega(number):
