@@ -312,11 +312,12 @@ def _shifted(cells, step=1):
 
 
 def _kernel(step, i, n_in, n_out):
-    """Convolution or pooling."""
+    """Convolution or pooling, as a layer or of `keras.ops`."""
     layer = step.operation
-    stride = _pair(layer.strides)[i]
+    size = _kernel_size(layer) or step.arguments[1].shape[:2]
+    stride = _pair(layer.strides or size)[i]
     dilation = _pair(getattr(layer, "dilation_rate", 1))[i]
-    reach = (_pair(_kernel_size(layer))[i] - 1) * dilation
+    reach = (_pair(size)[i] - 1) * dilation
     before = 0
     if layer.padding == "same":
         before = max((n_out - 1) * stride + reach + 1 - n_in, 0) // 2
@@ -427,4 +428,12 @@ _RULES = (
     (keras.layers.Resizing, _upsampled),
     (BilinearResize, _resized),
 )
-_OPERATIONS = {"Pad": _padded_by_operation, "GetItem": _sliced}
+_OPERATIONS = {
+    "AveragePool": _kernel,
+    "Conv": _kernel,
+    "DepthwiseConv": _kernel,
+    "GetItem": _sliced,
+    "MaxPool": _kernel,
+    "Pad": _padded_by_operation,
+    "Resize": _upsampled,
+}

@@ -11,6 +11,7 @@ from keras_aspp.analysis.receptive_field import as_text
 
 L = keras.layers
 SAME = {"padding": "same"}
+ONES = np.ones((3, 1, 1, 2), "float32")
 
 CHAINS = {
     "strided same": [L.Conv2D(2, 3, strides=2, **SAME)] * 2,
@@ -69,7 +70,10 @@ CHAINS = {
     "operations": [
         L.Lambda(lambda x: keras.ops.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)))),
         L.Lambda(lambda x: x[:, 1::2, ..., :1]),
-        L.Conv2D(2, 3),
+        L.Lambda(lambda x: keras.ops.max_pool(x, 2, padding="same")),
+        L.Lambda(lambda x: keras.ops.average_pool(x, (3, 2), 1)),
+        L.Lambda(lambda x: keras.ops.conv(x, ONES, (1, 2))),
+        L.Lambda(lambda x: keras.ops.image.resize(x, (19, 11))),
     ],
 }
 
