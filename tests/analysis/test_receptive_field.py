@@ -37,6 +37,11 @@ CHAINS = {
         L.Conv2D(2, 3, strides=2, **SAME),
         L.Conv2DTranspose(2, 3, strides=2, **SAME),
     ],
+    "transposed, wide": [
+        L.Conv2D(2, 3, strides=4, **SAME),
+        L.Conv2DTranspose(2, 5, strides=2, **SAME),
+        L.Conv2DTranspose(2, (4, 6), strides=2, **SAME),
+    ],
     "transposed valid": [
         L.AveragePooling2D(3),
         L.Conv2DTranspose(2, 5, strides=3),
