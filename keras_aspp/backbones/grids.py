@@ -331,21 +331,17 @@ class Walk:
         growth = _growth(node)
         if growth == 0:
             return dataclasses.replace(grid, everywhere=True)
-        still = growth == 1 and not isinstance(layer, _REFUSED)
-        if (
-            not still
-            and grid.rate > 1
-            or (growth and grid.stride / growth > self.output_stride)
-        ):
+        if growth == 1 and not isinstance(layer, _REFUSED):
+            return grid
+        stride = grid.stride / growth if growth else grid.stride
+        if grid.rate > 1 or stride > self.output_stride:
             raise ValueError(
                 f"Layer `{path}` ({type(layer).__name__}) moves cells and "
                 f"cannot be made dense to output stride {self.output_stride}. "
                 f"Its stride in the original network is {grid.stride}."
             )
-        if growth in (1, None):
-            return grid
         return dataclasses.replace(
-            grid.strode(1, (path, path)), stride=int(grid.stride / growth)
+            grid.strode(1, (path, path)), stride=int(stride)
         )
 
 

@@ -61,6 +61,10 @@ def convolve(x, kernel, strides, padding, atrous_rate):
     Returns:
         float tensor (B, h, w, F).
     """
+    if x.shape[-1] == kernel.shape[-1] > kernel.shape[-2] == 1:
+        # As many groups as channels, ConvNeXt's way of a depthwise one.
+        kernel = ops.transpose(kernel, (0, 1, 3, 2))
+        return convolve_depthwise(x, kernel, strides, padding, atrous_rate)
     plain = (
         keras.backend.backend() != "tensorflow"
         or x.shape[-1] != kernel.shape[-2]  # groups: Keras knows the detour
