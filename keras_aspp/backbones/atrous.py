@@ -210,7 +210,7 @@ def _within(layer, paths):
 def _trimmed(layer, args):
     maps = [t for t in keras.tree.flatten(args) if _is_map(t)]
     policy = getattr(layer, "dtype_policy", None)  # an operation has none
-    trim = strided.Trim(name=f"{layer.name}_trim", dtype=policy)
+    trim = strided.Trim(name=f"{layer.name}_trim", dtype=policy and policy.name)
     cut = iter(trim(maps))
     return keras.tree.map_structure(
         lambda t: next(cut) if _is_map(t) else t, args
