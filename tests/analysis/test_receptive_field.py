@@ -155,6 +155,24 @@ def test_branches_by_force():
     assert_as_by_force(positive(keras.Model(inputs, outputs)), (38, 27))
 
 
+@pytest.mark.parametrize("padding", [1, ((0, 1), (0, 1))])
+def test_dense_backbones_by_force(toy_backbone, padding):
+    dense = ka.backbones.with_output_stride(toy_backbone(padding=padding), 8)
+    assert_as_by_force(positive(dense), (101, 74))
+
+
+def test_dense_pooling_by_force():
+    layers = [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.MaxPooling2D(3, 2, **SAME),
+        L.SeparableConv2D(2, 3, strides=2, **SAME),
+        L.AveragePooling2D(2),
+        L.Conv2D(2, 3, **SAME),
+    ]
+    dense = ka.backbones.with_output_stride(of(layers), 2)
+    assert_as_by_force(positive(dense), (61, 54))
+
+
 def test_a_whole_segmenter_by_force(toy_backbone):
     model = ka.models.DeepLabV3Plus(
         3,
