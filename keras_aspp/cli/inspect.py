@@ -48,9 +48,10 @@ def run(arguments):
     if overrides and not flags.config:
         parser.error(f"unexpected {overrides[0]!r}")
     found, model = _examine(flags, overrides)
-    if flags.json != "-":
-        show = print_report if model is not None else print_artefact
-        show(found, flags.layers)
+    if flags.json != "-" and model is None:
+        print_artefact(found)
+    elif flags.json != "-":
+        print_report(found, flags.layers)
     written = []
     if flags.figures is not None and model is None:
         raise ValueError(
@@ -142,11 +143,12 @@ def find_model(path):
     """
     path = Path(path)
     if path.is_dir():
-        for name in ("model.keras", "saved_model.pb", "saved_model"):
-            if (path / name).exists():
-                return path if name == "saved_model.pb" else path / name
-        for file in sorted(path.glob("*.tflite")):
-            return file
+        if (path / "saved_model.pb").is_file():
+            return path
+        inside = [path / "model.keras", path / "saved_model"]
+        for candidate in (*inside, *sorted(path.glob("*.tflite"))):
+            if candidate.exists():
+                return candidate
     elif path.is_file() and path.suffix in (".keras", ".tflite"):
         return path
     raise FileNotFoundError(
@@ -369,12 +371,11 @@ def _cost_rows(found):
     return rows
 
 
-def print_artefact(found, layers=False):
+def print_artefact(found):
     """Prints what an artefact shows of itself.
 
     Args:
         found: dict, see `analysis.artefact`.
-        layers: bool, without meaning: an artefact has no layers.
     """
     print(f"{found['path']}: {found['format']}, {_mega(found['bytes'])} MB")
     print("layers and receptive fields are known of Keras models only")
