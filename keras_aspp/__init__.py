@@ -12,6 +12,7 @@ __all__ = [
     "Predictor",
     "Preprocess",
     "__version__",
+    "analysis",
     "backbones",
     "export",
     "layers",
@@ -21,11 +22,11 @@ __all__ = [
 
 
 def __getattr__(name):
-    # These need TensorFlow, which `import keras_aspp` shall not add to Keras.
+    # What `import keras_aspp` shall not add to importing Keras.
     import importlib
 
     if name == "Predictor":
         return importlib.import_module("keras_aspp.inference").Predictor
-    if name == "export":
-        return importlib.import_module("keras_aspp.export")
+    if name in ("analysis", "export"):
+        return importlib.import_module(f"keras_aspp.{name}")
     raise AttributeError(f"module 'keras_aspp' has no attribute {name!r}")

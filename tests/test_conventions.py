@@ -22,6 +22,7 @@ ALLOWED = {
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},
     "models": {"layers", "backbones", "preprocess"},
+    "analysis": {"layers", "backbones"},
 }
 BACKEND_FREE = ("layers", "backbones", "models", "metrics", "losses")
 LOWERING = PACKAGE / "layers" / "lowering.py"
