@@ -2,6 +2,7 @@
 
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.layers.dense_aspp import DenseASPP
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D, ZeroPadding2D
@@ -11,6 +12,7 @@ __all__ = [
     "AtrousConv2D",
     "BilinearResize",
     "Conv2D",
+    "DenseASPP",
     "DepthwiseConv2D",
     "ImagePooling",
     "ZeroPadding2D",
