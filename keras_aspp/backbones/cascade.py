@@ -11,7 +11,6 @@ from keras_aspp.backbones.atrous import (
     rebuild,
     with_output_stride,
 )
-from keras_aspp.layers.conv import check_positive_int
 
 HIGH, LAST = "stride_16", "stride_32"
 
@@ -75,13 +74,12 @@ def with_cascade(model, blocks, output_stride):
         other channels there.
 
     Raises:
-        ValueError: `blocks` is not as above, or a feature is not there.
+        ValueError: one of the two features is not there.
 
     Reference:
         [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.2.
         Differs from it in: nothing.
     """
-    check_positive_int("blocks", blocks)
     features = dict(model.output)
     missing = {HIGH, LAST} - set(features)
     if missing:

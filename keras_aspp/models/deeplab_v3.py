@@ -4,6 +4,7 @@ import keras
 
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
 from keras_aspp.layers.aspp import ASPP
+from keras_aspp.layers.conv import check_positive_int
 from keras_aspp.models.segmenter import Segmenter, pick
 
 
@@ -112,6 +113,7 @@ class CascadedDeepLabV3(Segmenter):
     architecture = "deeplab_v3_cascaded"
 
     def __init__(self, num_classes, *args, blocks=3, multi_grid=None, **kwargs):
+        check_positive_int("blocks", blocks)
         super().__init__(
             num_classes, *args, blocks=blocks, multi_grid=multi_grid, **kwargs
         )
