@@ -1,6 +1,7 @@
 """with_output_stride: trades strides for dilation in a functional model."""
 
 import dataclasses
+import re
 
 import keras
 
@@ -110,7 +111,41 @@ def feature_strides(model):
     return {name: grid.stride for name, grid in grids.items()}
 
 
-def rebuild(model, changes, padding_before=None):
+def stage_ends(model, preferred="$^", output=True):
+    """The tensor that ends each nominal stride.
+
+    Args:
+        model: functional `keras.Model` of one output.
+        preferred: str, a regular expression: names of layers that end a
+            block. The last of a stride is taken, or where there is none the
+            last layer of that stride.
+        output: bool. Whether the output of the model, whatever its name,
+            ends the last stride. Defaults to `True`.
+
+    Returns:
+        dict: `"stride_2"` and so on -> feature map, in rising order.
+    """
+    last, ends = {}, {}
+    operations = {operation.name: operation for operation in model.operations}
+    for name, stride in feature_strides(model).items():
+        operation = operations[name]
+        if isinstance(operation, keras.layers.ZeroPadding2D) or (
+            len(getattr(operation.output, "shape", ())) != 4
+        ):
+            continue
+        last[stride] = operation.output
+        if re.search(preferred, name) or (
+            output and operation.output is model.output
+        ):
+            ends[stride] = operation.output
+    return {
+        f"stride_{stride}": ends.get(stride, last[stride])
+        for stride in sorted(last)
+        if stride > 1
+    }
+
+
+def rebuild(model, changes, padding_before=None, leave_out=()):
     """A copy of a functional model with some layers configured differently.
 
     Args:
@@ -118,6 +153,7 @@ def rebuild(model, changes, padding_before=None):
         changes: dict: layer name -> configuration values to replace.
         padding_before: dict: layer name -> zero padding, in cells, to insert
             before it.
+        leave_out: names of layers that are not called; their input goes on.
 
     Returns:
         A new model with the weights of `model`.
@@ -131,6 +167,8 @@ def rebuild(model, changes, padding_before=None):
         )
 
     def call(layer, *args, **kwargs):
+        if layer.name in leave_out:
+            return args[0]
         if layer.name in padding_before:
             pad = strided.ZeroPadding2D(
                 padding_before[layer.name],
@@ -144,7 +182,7 @@ def rebuild(model, changes, padding_before=None):
         model, clone_function=clone, call_function=call
     )
     for layer in model.layers:
-        if layer.weights:
+        if layer.weights and layer.name not in leave_out:
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
 

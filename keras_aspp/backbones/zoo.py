@@ -1,13 +1,17 @@
 """create_backbone: names -> dense feature extractors."""
 
 import dataclasses
+import difflib
 import os
 import re
-from collections.abc import Callable
 
 import keras
 
-from keras_aspp.backbones.atrous import rebuild, with_output_stride
+from keras_aspp.backbones.atrous import (
+    rebuild,
+    stage_ends,
+    with_output_stride,
+)
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
     KERAS_TF,
@@ -20,61 +24,102 @@ from keras_aspp.preprocess import (
 class _Family:
     """What the zoo knows of one family of `keras.applications`."""
 
-    build: Callable  # (multiplier, weights, input_shape) -> keras.Model
-    features: dict  # feature key -> name of the layer that ends the stage
+    builder: str  # name of the function in `keras.applications`
     preprocess: Preprocess  # of Keras' own weights
+    # Layers whose outputs are features. Where none has the stride, the last
+    # layer of that stride is taken.
+    features: str = "$^"
+    output: bool = True  # whether the model's own output is a feature
+    multipliers: tuple = ()  # widths that have published weights
+    arguments: dict = dataclasses.field(default_factory=dict)
+    default_size: int | None = None  # of a graph that depends on the size
     torchvision_epsilon: float | None = None  # None: no importer yet
 
 
-_RESNET_FEATURES = {
-    "stride_2": "conv1_relu",
-    "stride_4": "conv2_block3_out",
-    "stride_8": "conv3_block4_out",
-}
+# Pictures are preprocessed by `Preprocess`, so that it stands in one place.
+_BARE = {"include_preprocessing": False}
+# What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
+_BY_128 = Preprocess(value_range=(-1.0, 255 / 128 - 1))
 _FAMILIES = {
+    "mobilenet": _Family(
+        "MobileNet", KERAS_TF, multipliers=("0.25", "0.5", "0.75")
+    ),
     "mobilenet_v2": _Family(
-        build=lambda alpha, **kw: keras.applications.MobileNetV2(
-            alpha=alpha, **kw
-        ),
-        features={
-            "stride_2": "expanded_conv_project_BN",
-            "stride_4": "block_2_add",
-            "stride_8": "block_5_add",
-            "stride_16": "block_12_add",
-            "stride_32": "block_16_project_BN",
-        },
-        preprocess=KERAS_TF,
+        "MobileNetV2",
+        KERAS_TF,
+        # Narrow ends of blocks, not the expanded maps of the next block.
+        features=r"(_add|_project_BN)$",
+        output=False,
+        multipliers=("0.35", "0.5", "0.75", "1.3", "1.4"),
         torchvision_epsilon=1e-5,
     ),
-    "resnet50": _Family(
-        build=lambda _, **kw: keras.applications.ResNet50(**kw),
-        features={
-            **_RESNET_FEATURES,
-            "stride_16": "conv4_block6_out",
-            "stride_32": "conv5_block3_out",
-        },
-        preprocess=KERAS_CAFFE,
-    ),
-    "resnet101": _Family(
-        build=lambda _, **kw: keras.applications.ResNet101(**kw),
-        features={
-            **_RESNET_FEATURES,
-            "stride_16": "conv4_block23_out",
-            "stride_32": "conv5_block3_out",
-        },
-        preprocess=KERAS_CAFFE,
+    "xception": _Family("Xception", KERAS_TF),
+    "inception_v3": _Family("InceptionV3", KERAS_TF, features=r"^mixed\d+$"),
+    "inception_resnet_v2": _Family(
+        "InceptionResNetV2", KERAS_TF, features=r"^(mixed_|block\d+_\d+_ac$)"
     ),
 }
-_MULTIPLIERS = ("0.35", "0.5", "0.75", "1.3", "1.4")
+for _depth in (16, 19):
+    _FAMILIES[f"vgg{_depth}"] = _Family(f"VGG{_depth}", KERAS_CAFFE)
+for _depth in (50, 101, 152):
+    _FAMILIES[f"resnet{_depth}"] = _Family(
+        f"ResNet{_depth}", KERAS_CAFFE, features=r"_out$"
+    )
+    _FAMILIES[f"resnet{_depth}_v2"] = _Family(
+        f"ResNet{_depth}V2", KERAS_TF, features=r"_preact_relu$"
+    )
+for _depth in (121, 169, 201):
+    _FAMILIES[f"densenet{_depth}"] = _Family(f"DenseNet{_depth}", TORCHVISION)
+for _size in ("small", "large"):
+    _FAMILIES[f"mobilenet_v3_{_size}"] = _Family(
+        f"MobileNetV3{_size.title()}",
+        KERAS_TF,
+        features=r"^expanded_conv.*(_add|_project_bn)$",
+        multipliers=("0.75",),
+        arguments=_BARE,
+    )
+for _size in range(8):
+    _FAMILIES[f"efficientnet_b{_size}"] = _Family(
+        f"EfficientNetB{_size}",
+        TORCHVISION,
+        features=r"^block.*(_add|_project_bn)$",
+        output=False,
+    )
+for _size in ("b0", "b1", "b2", "b3", "s", "m", "l"):
+    _FAMILIES[f"efficientnet_v2_{_size}"] = _Family(
+        f"EfficientNetV2{_size.upper()}",
+        TORCHVISION if _size.startswith("b") else _BY_128,
+        features=r"^block.*(_add|_project_bn|_project_activation)$",
+        output=False,
+        arguments=_BARE,
+    )
+for _size in ("tiny", "small", "base", "large", "xlarge"):
+    _FAMILIES[f"convnext_{_size}"] = _Family(
+        f"ConvNeXt{_size.title().replace('Xl', 'XL')}",
+        TORCHVISION,
+        arguments=_BARE,
+    )
+for _size, _default in (("mobile", 224), ("large", 331)):
+    _FAMILIES[f"nasnet_{_size}"] = _Family(
+        f"NASNet{_size.title()}",
+        KERAS_TF,
+        features=r"(_concat_|^stem_bn1$)",
+        default_size=_default,
+    )
 
 
 def list_backbones():
     """Names that `create_backbone` knows.
 
-    MobileNetV2 takes any depth multiplier, `mobilenet_v2_0.25` too; listed
+    The MobileNets take any width multiplier, `mobilenet_v2_0.25` too; listed
     are those with published weights.
     """
-    return sorted([*_FAMILIES, *(f"mobilenet_v2_{m}" for m in _MULTIPLIERS)])
+    widths = [
+        f"{name}_{multiplier}"
+        for name, family in _FAMILIES.items()
+        for multiplier in family.multipliers
+    ]
+    return sorted([*_FAMILIES, *widths])
 
 
 def create_backbone(
@@ -89,7 +134,8 @@ def create_backbone(
     """A feature extractor out of `keras.applications`, made dense.
 
     Args:
-        name: one of `list_backbones()`, or `mobilenet_v2_<multiplier>`.
+        name: one of `list_backbones()`, or a MobileNet of any width,
+            `mobilenet_v2_<multiplier>`.
         output_stride: 8, 16 or 32 (any power of two that the network can be
             converted to). Defaults to 16.
         weights: `"imagenet"` (downloaded by Keras), `None`, the path of a
@@ -133,49 +179,66 @@ def create_backbone(
             f"Received: weights={str(weights)!r}"
         )
     model = _load(
-        name, family, multiplier, None if torch else weights, channels
+        name, family, multiplier, None if torch else weights, input_shape
     )
-    preprocess = family.preprocess
+    model, preprocess = _without_preprocessing(model, family.preprocess)
     if torch:
         from keras_aspp.weights import torchvision
 
         torchvision.load_mobilenet_v2(model, weights)
         preprocess = TORCHVISION
         batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
-    features = {
-        key: model.get_layer(layer).output
-        for key, layer in family.features.items()
-    }
+    features = stage_ends(model, family.features, family.output)
     model = keras.Model(model.input, features, name=name.replace(".", "_"))
     symmetric = torch or weights is None
     if symmetric:
         model = _pad_symmetrically(model)
     model = configure(model, batch_norm_epsilon, batch_norm_momentum, dtype)
-    if (height, width) != (None, None):
+    if model.input.shape[1:] != tuple(input_shape):
         model = _fix_size(model, input_shape)
     model = with_output_stride(model, output_stride)
-    model.preprocess = preprocess
+    model.preprocess = preprocess if channels == 3 else KERAS_TF
     return model
 
 
 def _parse(name):
-    match = re.fullmatch(r"(mobilenet_v2)_(\d+(?:\.\d+)?)", str(name))
-    family, multiplier = match.groups() if match else (name, "1")
-    if family not in _FAMILIES or float(multiplier) <= 0:
+    match = re.fullmatch(r"(.+)_(\d+(?:\.\d+)?)", str(name))
+    base, multiplier = match.groups() if match else (name, "1")
+    if match and not (
+        base in _FAMILIES
+        and _FAMILIES[base].multipliers
+        and float(multiplier) > 0
+    ):
+        base, multiplier = name, "1"
+    if base not in _FAMILIES:
+        near = difflib.get_close_matches(str(name), list_backbones(), 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"Unknown backbone. Known: {', '.join(list_backbones())}. "
+            f"Unknown backbone.{hint} Known: {', '.join(list_backbones())}. "
             f"Received: name={name!r}"
         )
-    return _FAMILIES[family], float(multiplier)
+    return _FAMILIES[base], float(multiplier)
 
 
-def _load(name, family, multiplier, weights, channels):
+def _load(name, family, multiplier, weights, input_shape):
+    arguments = {**family.arguments, "include_top": False}
+    if family.multipliers:
+        arguments["alpha"] = multiplier
+    *size, channels = input_shape
+    if family.default_size is None:
+        size = (None, None)
+    elif weights is None:
+        size = (family.default_size, family.default_size)
+    elif None in size:
+        raise ValueError(
+            f"{name} with Keras' weights pads by the size it is built for; "
+            f"give both sizes. Received: input_shape={tuple(input_shape)}"
+        )
     try:
-        return family.build(
-            multiplier,
+        return getattr(keras.applications, family.builder)(
             weights=None if weights is None else str(weights),
-            input_shape=(None, None, channels),
-            include_top=False,
+            input_shape=(*size, channels),
+            **arguments,
         )
     except Exception as error:
         # Keras' own errors here name neither the backbone nor the way out.
@@ -186,6 +249,35 @@ def _load(name, family, multiplier, weights, channels):
             f"or None. Received: weights={str(weights)!r} "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
+
+
+def _without_preprocessing(model, preprocess):
+    """Takes the first layers' scaling out of the graph, into a Preprocess.
+
+    EfficientNet alone cannot be built without; its numbers come with its
+    weights.
+    """
+    scaling = []
+    for layer in model.layers[1:]:
+        if not isinstance(
+            layer, (keras.layers.Rescaling, keras.layers.Normalization)
+        ):
+            break
+        scaling.append(layer)
+    if not scaling:
+        return model, preprocess
+    ends = keras.ops.convert_to_tensor([[[[0.0] * 3]], [[[255.0] * 3]]])
+    for layer in scaling:
+        ends = layer(ends)
+    black, white = keras.ops.convert_to_numpy(ends)[:, 0, 0]
+    spread = white - black
+    measured = Preprocess(
+        value_range=(0.0, 1.0),
+        mean=tuple(map(float, -black / spread)),
+        std=tuple(map(float, 1 / spread)),
+    )
+
+    return rebuild(model, {}, leave_out={s.name for s in scaling}), measured
 
 
 def configure(
@@ -219,6 +311,8 @@ def _pad_symmetrically(model):
             changes[layer.name] = {"padding": ((half, half), (half, half))}
         strided = getattr(layer, "strides", (1, 1)) != (1, 1)
         if strided and layer.padding == "same":
+            if not hasattr(layer, "kernel_size"):
+                continue
             padding_before[layer.name] = layer.kernel_size[0] // 2
             changes[layer.name] = {"padding": "valid"}
     return rebuild(model, changes, padding_before)
@@ -230,7 +324,8 @@ def _kernel_behind(layer):
         return None
     (node,) = layer._outbound_nodes[:1]
     target = node.operation
-    return getattr(target, "kernel_size", getattr(target, "pool_size", None))[0]
+    kernel = getattr(target, "kernel_size", getattr(target, "pool_size", None))
+    return kernel and kernel[0]
 
 
 def _fix_size(model, input_shape):
