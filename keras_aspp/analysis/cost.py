@@ -1,0 +1,194 @@
+"""Cost of a model: parameters, multiply-adds, activation memory.
+
+Conventions. One multiply-add (MAdd) is one multiplication and the addition
+that follows: half of what counts as floating-point operations. Convolutions
+and dense layers are counted, with every tap of a kernel, those over the
+padding too; bias, batch norm, activations, pooling, sums and resizing are
+not. Memory is that of one picture, every layer writing a tensor of its own.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from keras_aspp.analysis.trace import trace
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """Cost of one call of a layer, for one picture.
+
+    Attributes:
+        path: names of the layers it lies in, and its own.
+        kind: its class.
+        shape: of its output, without the batch.
+        parameters: int, those that no layer before it shares.
+        madds: int, multiply-adds.
+        activation_bytes: int, size of its output.
+    """
+
+    path: str
+    kind: str
+    shape: tuple
+    parameters: int
+    madds: int
+    activation_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of a model, for one picture.
+
+    Attributes:
+        image_size: `(height, width)` in pixels.
+        parameters: int, statistics of batch norm included, as Keras counts.
+        madds: int, multiply-adds.
+        activation_bytes: int, all outputs together: what training holds.
+        peak_activation_bytes: int, the most that must be held at one time
+            when every output is freed after its last use: inference.
+        uncounted: tuple of paths of layers that could not be opened, so that
+            `madds` is a lower bound where it is not empty.
+        layers: tuple of `LayerCost`, in the order of computation.
+    """
+
+    image_size: tuple
+    parameters: int
+    madds: int
+    activation_bytes: int
+    peak_activation_bytes: int
+    uncounted: tuple
+    layers: tuple
+
+
+def cost(model, image_size):
+    """Parameters, multiply-adds and activation memory of a model.
+
+    Args:
+        model: `keras.Model` of one picture; see `trace`.
+        image_size: `(height, width)`, ints > 0, in pixels.
+
+    Returns:
+        `Cost`.
+
+    Raises:
+        TypeError, ValueError: see `trace`.
+
+    Example:
+    >>> inputs = keras.Input((None, None, 3))
+    >>> outputs = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    >>> found = cost(keras.Model(inputs, outputs), (10, 20))
+    >>> found.parameters, found.madds
+    (112, 21600)
+    """
+    return cost_of(trace(model, image_size))
+
+
+def cost_of(traced):
+    """`cost` of a model that was followed already.
+
+    Args:
+        traced: `Trace`.
+    """
+    layers, seen = [], set()
+    for step in traced.steps:
+        own = [w for w in _weights(step) if id(w) not in seen]
+        seen |= {id(w) for w in own}
+        if step.opened and not own:
+            continue
+        layers.append(
+            LayerCost(
+                step.path,
+                step.kind,
+                step.shape,
+                sum(math.prod(w.shape) for w in own),
+                0 if step.opened else multiply_adds(step),
+                0 if step.opened else sum(map(tensor_bytes, step.outputs)),
+            )
+        )
+    return Cost(
+        traced.image_size,
+        traced.model.count_params(),
+        sum(layer.madds for layer in layers),
+        sum(layer.activation_bytes for layer in layers),
+        _peak_bytes(traced),
+        tuple(step.path for step in traced.leaves if step.opaque),
+        tuple(layers),
+    )
+
+
+def multiply_adds(step):
+    """Multiply-adds of one step, int."""
+    layer = step.operation
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return _positions(step.inputs[0]) * _size(layer.kernel)
+    if isinstance(
+        layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+    ):
+        kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
+        return _positions(step.outputs[0]) * sum(map(_size, kernels))
+    if isinstance(layer, keras.layers.EinsumDense):
+        # Every weight meets every position of the axes that are not its own.
+        inner = [layer.kernel.shape[i] for i in _contracted(layer)]
+        return math.prod(step.outputs[0].shape) * math.prod(inner)
+    if isinstance(layer, _WITH_KERNEL):
+        return _positions(step.outputs[0]) * _size(layer.kernel)
+    if step.kind in ("Conv", "DepthwiseConv"):  # of keras.ops
+        return _positions(step.outputs[0]) * _size(step.arguments[1])
+    return 0
+
+
+_WITH_KERNEL = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Dense,
+)
+
+
+def _contracted(layer):
+    """Axes of an EinsumDense's kernel that its output does not have."""
+    inputs, output = layer.equation.split("->")
+    kernel = inputs.split(",")[1]
+    return [i for i, label in enumerate(kernel) if label not in output]
+
+
+def _positions(tensor):
+    return math.prod(tensor.shape[1:-1])
+
+
+def _size(weight):
+    return math.prod(weight.shape)
+
+
+def tensor_bytes(tensor):
+    """Size of a symbolic tensor of fixed shape, in bytes."""
+    bits = "".join(filter(str.isdigit, tensor.dtype)) or "8"
+    return math.prod(tensor.shape) * int(bits) // 8
+
+
+def _weights(step):
+    if isinstance(step.operation, keras.layers.Layer):
+        return step.operation.weights
+    return []
+
+
+def _peak_bytes(traced):
+    """The most bytes alive at once, each tensor freed after its last use."""
+    last_use = {id(tensor): len(traced.leaves) for tensor in traced.outputs}
+    for at, step in enumerate(traced.leaves):
+        for tensor in (*step.inputs, *step.outputs):
+            last_use[id(tensor)] = max(at, last_use.get(id(tensor), 0))
+    alive = peak = 0
+    freed = {}
+    for at, step in enumerate(traced.leaves):
+        for tensor in step.outputs:
+            size = tensor_bytes(tensor)
+            alive += size
+            end = last_use[id(tensor)]
+            freed[end] = freed.get(end, 0) + size
+        peak = max(peak, alive)
+        alive -= freed.get(at, 0)
+    return peak

@@ -1,0 +1,430 @@
+"""Theoretical receptive field: the pixels that a cell can depend on.
+
+Along one axis, cell i of a map sees the pixels from `low(i)` to `high(i)`.
+Both grow by the stride from cell to cell, with a period where a map has been
+upsampled. Every layer composes its own window with that of its input, and
+branches that join are united, so sizes are exact, not summed-up formulas.
+
+Reference: [Araujo et al., 2019](https://distill.pub/2019/computing-receptive-
+fields). Differs from it in: upsampling, and branches of unequal centers.
+"""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import keras
+import numpy as np
+
+from keras_aspp.analysis.trace import trace
+from keras_aspp.layers import BilinearResize
+
+# Interpolations and how many cells each side of the two nearest they take.
+_MARGINS = {"bilinear": 0, "bicubic": 1, "lanczos3": 2, "lanczos5": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """What the cells of a map see along one axis.
+
+    Attributes:
+        stride: Fraction, pixels from cell to cell.
+        low: int array, first pixel of the cells of one period.
+        high: int array, last pixel of them.
+    """
+
+    stride: Fraction
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def period(self):
+        """Cells after which the pattern repeats."""
+        return len(self.low)
+
+    @property
+    def size(self):
+        """Pixels that a cell sees; the most where cells differ."""
+        return int((self.high - self.low).max()) + 1
+
+    def pixels(self, cells):
+        """First and last pixel that cells see, the picture being endless.
+
+        Args:
+            cells: int or int array, negative ones too.
+        """
+        cells = np.asarray(cells)
+        shift = cells // self.period * int(self.period * self.stride)
+        at = cells % self.period
+        return self.low[at] + shift, self.high[at] + shift
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Input cells that output cells look at, along one axis.
+
+    Output cell i of a period looks from `first[i]` to `last[i]`; a period
+    further on, `advance` input cells further.
+    """
+
+    advance: int
+    first: np.ndarray
+    last: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """What one layer's output sees.
+
+    Attributes:
+        path: names of the layers it lies in, and its own.
+        kind: its class.
+        shape: of its output, without the batch.
+        kernel_size: `(height, width)`, or `None` for a layer without.
+        dilation: `(height, width)` in cells of its input, or `None`.
+        axes: two `Axis`, or `None` where it sees nothing but the whole.
+        is_global: whether some path from the picture goes through a mean over
+            the whole map (image pooling, squeeze-and-excite), so that every
+            pixel matters. `size` then is that of the other paths.
+        assumed: whether it, or a layer before it, is one whose reach is not
+            known: taken as cell by cell if the map kept its size, else as
+            global.
+    """
+
+    path: str
+    kind: str
+    shape: tuple
+    kernel_size: tuple | None
+    dilation: tuple | None
+    axes: tuple | None
+    is_global: bool
+    assumed: bool
+
+    @property
+    def stride(self):
+        """`(height, width)`, pixels from cell to cell, or `None`."""
+        return self.axes and tuple(_number(a.stride) for a in self.axes)
+
+    @property
+    def size(self):
+        """`(height, width)` in pixels, or `None`."""
+        return self.axes and tuple(axis.size for axis in self.axes)
+
+    @property
+    def center(self):
+        """`(y, x)` of the middle of what cell (0, 0) sees, in pixels.
+
+        With symmetric padding that is pixel (0, 0). Where cells differ, the
+        mean over a period, as seen from cell (0, 0).
+        """
+        return self.axes and tuple(_center(axis) for axis in self.axes)
+
+
+def receptive_fields(model, image_size):
+    """Stride, dilation and theoretical receptive field of every layer.
+
+    Args:
+        model: `keras.Model` of one picture; see `trace`.
+        image_size: `(height, width)`, ints > 0, in pixels. `"same"` padding
+            of a strided layer depends on it, and what global means.
+
+    Returns:
+        list of `ReceptiveField`, one for each of `Trace.steps`; that of a
+        composite layer of several outputs is the first one's.
+
+    Raises:
+        TypeError, ValueError: see `trace`.
+
+    Example:
+    >>> inputs = keras.Input((None, None, 3))
+    >>> x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+    >>> x = keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same")(x)
+    >>> [f.size for f in receptive_fields(keras.Model(inputs, x), (9, 9))]
+    [(1, 1), (3, 3), (11, 11)]
+    """
+    return receptive_fields_of(trace(model, image_size))
+
+
+def receptive_fields_of(traced):
+    """`receptive_fields` of a model that was followed already.
+
+    Args:
+        traced: `Trace`.
+    """
+    start = Axis(Fraction(1), np.zeros(1, int), np.zeros(1, int))
+    seen = {id(traced.image): _Seen((start, start))}
+    rows = []
+    for step in traced.steps:
+        if step.inputs and not step.opened:
+            found = _through(step, [seen[id(t)] for t in step.inputs])
+            seen |= {id(tensor): found for tensor in step.outputs}
+        for tensor in step.outputs[:1]:
+            rows.append(_row(step, seen[id(tensor)]))
+    return rows
+
+
+def as_text(field):
+    """Size of a receptive field in words, e.g. `"427x427"`."""
+    if field.size is None:
+        return "global"
+    size = "x".join(map(str, field.size))
+    return size + (" + global" if field.is_global else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    axes: tuple | None
+    is_global: bool = False
+    assumed: bool = False
+
+
+def _row(step, seen):
+    layer, kernel, dilation = step.operation, None, None
+    if not step.opened:
+        kernel = _pair(_kernel_size(layer))
+        dilation = kernel and _pair(getattr(layer, "dilation_rate", 1))
+    return ReceptiveField(
+        step.path,
+        step.kind,
+        step.shape,
+        kernel,
+        dilation,
+        seen.axes,
+        seen.is_global,
+        seen.assumed,
+    )
+
+
+def _through(step, inputs):
+    """What the output of a step sees, given what its inputs see."""
+    windows = _windows(step)
+    if windows is not None:
+        first = inputs[0]
+        if first.axes is None:
+            return first
+        axes = tuple(map(_compose, first.axes, windows))
+        return dataclasses.replace(first, axes=axes)
+    assumed = any(seen.assumed for seen in inputs) or step.opaque
+    output = step.outputs[0].shape
+    fitting = [
+        seen.axes
+        for seen, tensor in zip(inputs, step.inputs, strict=True)
+        if seen.axes is not None
+        and len(output) >= 4
+        and tensor.shape[1:3] == output[1:3]
+    ]
+    if not fitting:
+        # Its size is gone: everything was drawn together, or rearranged.
+        known = (
+            len(output) < 4
+            or output[1:3] == (1, 1)
+            or step.inputs[0].shape[1:3] == (1, 1)
+        )
+        return _Seen(None, True, assumed or not known)
+    axes = tuple(
+        _unite([axes[i] for axes in fitting], output[1 + i]) for i in (0, 1)
+    )
+    is_global = any(s.is_global or s.axes is None for s in inputs)
+    return _Seen(axes, is_global or _averages(step.operation), assumed)
+
+
+def _averages(layer):
+    """Whether a layer of same-sized output mixes all cells nonetheless."""
+    if isinstance(layer, keras.layers.GroupNormalization):
+        return True
+    axis = getattr(layer, "axis", -1)
+    return isinstance(layer, keras.layers.LayerNormalization) and bool(
+        {1, 2} & set(np.atleast_1d(axis).tolist())
+    )
+
+
+def _compose(axis, window):
+    """What a window over a map sees of the picture."""
+    count = len(window.first)
+    repeats = axis.period // math.gcd(axis.period, window.advance)
+    cells = np.arange(count * repeats)
+    shift = cells // count * window.advance
+    low, _ = axis.pixels(window.first[cells % count] + shift)
+    _, high = axis.pixels(window.last[cells % count] + shift)
+    return Axis(axis.stride * Fraction(window.advance, count), low, high)
+
+
+def _unite(axes, cells):
+    """The smallest `Axis` that holds several."""
+    stride = min(axis.stride for axis in axes)
+    if all(axis.stride == stride for axis in axes):
+        at = np.arange(math.lcm(*(axis.period for axis in axes)))
+        pixels = [axis.pixels(at) for axis in axes]
+        return Axis(
+            stride,
+            np.min([low for low, _ in pixels], axis=0),
+            np.max([high for _, high in pixels], axis=0),
+        )
+    # Maps resized to one another's size drift apart: what holds on this map.
+    at = np.arange(cells)
+    shift = (at * float(stride)).round().astype(int)
+    pixels = [axis.pixels(at) for axis in axes]
+    low = min((low - shift).min() for low, _ in pixels)
+    high = max((high - shift).max() for _, high in pixels)
+    count = stride.denominator
+    steps = np.arange(count) * stride.numerator // count
+    return Axis(stride, low + steps, high + steps)
+
+
+def _windows(step):
+    """The two windows of a layer that looks at neighbours, or `None`."""
+    layer = step.operation
+    if not step.inputs or step.opened or len(step.shape) != 3:
+        return None
+    if len(step.inputs[0].shape) != 4:
+        return None
+    sizes = zip(step.inputs[0].shape[1:3], step.shape[:2], strict=True)
+    rule = next(
+        (rule for kinds, rule in _RULES if isinstance(layer, kinds)),
+        _OPERATIONS.get(step.kind),
+    )
+    if rule is None:
+        return None
+    return [rule(step, i, *pair) for i, pair in enumerate(sizes)]
+
+
+def _kernel_size(layer):
+    return getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else value and tuple(value)
+
+
+def _center(axis):
+    middle = (axis.low + axis.high) / 2
+    cells = np.arange(axis.period) * float(axis.stride)
+    return float((middle - cells).mean())
+
+
+def _number(fraction):
+    whole = fraction.denominator == 1
+    return int(fraction) if whole else float(fraction)
+
+
+def _shifted(cells, step=1):
+    return _Window(step, np.array([cells]), np.array([cells]))
+
+
+def _kernel(step, i, n_in, n_out):
+    """Convolution or pooling."""
+    layer = step.operation
+    stride = _pair(layer.strides)[i]
+    dilation = _pair(getattr(layer, "dilation_rate", 1))[i]
+    reach = (_pair(_kernel_size(layer))[i] - 1) * dilation
+    before = 0
+    if layer.padding == "same":
+        before = max((n_out - 1) * stride + reach + 1 - n_in, 0) // 2
+    return _Window(stride, np.array([-before]), np.array([reach - before]))
+
+
+def _transposed(step, i, n_in, n_out):
+    layer = step.operation
+    stride = _pair(layer.strides)[i]
+    reach = (_pair(layer.kernel_size)[i] - 1) * _pair(layer.dilation_rate)[i]
+    before = 0
+    if layer.padding == "same":
+        before = max(reach + 1 - stride, 0) // 2
+    at = np.arange(stride) + before
+    # A kernel smaller than the stride leaves cells that see nothing.
+    first = np.minimum(-((reach - at) // stride), at // stride)
+    return _Window(1, first, at // stride)
+
+
+def _sampled(position, advance, margin=0):
+    """A window around fractional positions, one period of them."""
+    low = [math.floor(p) - margin for p in position]
+    high = [math.ceil(p) + margin for p in position]
+    return _Window(advance, np.array(low), np.array(high))
+
+
+def _half_pixel(n_in, n_out, margin=0):
+    ratio = Fraction(n_in, n_out)
+    half = Fraction(1, 2)
+    cells = range(ratio.denominator)
+    at = [(i + half) * ratio - half for i in cells]
+    return _sampled(at, ratio.numerator, margin)
+
+
+def _nearest(n_in, n_out):
+    ratio = Fraction(n_in, n_out)
+    at = [math.floor(i * ratio) for i in range(ratio.denominator)]
+    return _sampled(at, ratio.numerator)
+
+
+def _interpolated(interpolation, n_in, n_out):
+    if interpolation == "nearest":
+        return _nearest(n_in, n_out)
+    return _half_pixel(n_in, n_out, _MARGINS[interpolation])
+
+
+def _upsampled(step, i, n_in, n_out):
+    return _interpolated(step.operation.interpolation, n_in, n_out)
+
+
+def _resized(step, i, n_in, n_out):
+    """BilinearResize: to a size, or by its scale and then cropped."""
+    layer = step.operation
+    grid = n_out
+    if layer.scale is not None and not layer.align_corners:
+        grid = n_in * layer.scale
+    if not layer.align_corners:
+        return _half_pixel(n_in, grid)
+    ratio = Fraction(n_in - 1, max(grid - 1, 1))
+    at = [cell * ratio for cell in range(ratio.denominator)]
+    return _sampled(at, ratio.numerator)
+
+
+def _padded(step, i, n_in, n_out):
+    return _shifted(-step.operation.padding[i][0])
+
+
+def _padded_by_operation(step, i, n_in, n_out):
+    return _shifted(-step.operation.pad_width[1 + i][0])
+
+
+def _cropped(step, i, n_in, n_out):
+    return _shifted(step.operation.cropping[i][0])
+
+
+def _center_cropped(step, i, n_in, n_out):
+    return _shifted((n_in - n_out) // 2)
+
+
+def _sliced(step, i, n_in, n_out):
+    key = step.arguments[1]
+    key = key if isinstance(key, tuple) else (key,)
+    if Ellipsis in key:
+        at = key.index(Ellipsis)
+        gap = 5 - len(key)
+        key = key[:at] + (slice(None),) * gap + key[at + 1 :]
+    part = key[1 + i] if len(key) > 1 + i else slice(None)
+    start, _, stride = part.indices(n_in)
+    return _shifted(start, stride)
+
+
+_RULES = (
+    (keras.layers.Conv2DTranspose, _transposed),
+    (
+        (
+            keras.layers.Conv2D,
+            keras.layers.DepthwiseConv2D,
+            keras.layers.SeparableConv2D,
+            keras.layers.MaxPooling2D,
+            keras.layers.AveragePooling2D,
+        ),
+        _kernel,
+    ),
+    (keras.layers.ZeroPadding2D, _padded),
+    (keras.layers.Cropping2D, _cropped),
+    (keras.layers.CenterCrop, _center_cropped),
+    (keras.layers.UpSampling2D, _upsampled),
+    (keras.layers.Resizing, _upsampled),
+    (BilinearResize, _resized),
+)
+_OPERATIONS = {"Pad": _padded_by_operation, "GetItem": _sliced}

@@ -1,0 +1,89 @@
+"""Valid taps: how much of a dilated kernel still falls on the map."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_aspp.layers.conv import check_positive_int
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidTaps:
+    """How many taps of a dilated kernel are on the map, cell by cell.
+
+    Attributes:
+        rate: int, in cells.
+        size: `(height, width)` of the map, in cells.
+        kernel_size: int.
+        shares: dict: number of valid taps -> share of the map's cells that
+            have so many, in (0, 1]; sums to 1.
+        mean: float in (0, 1]. Share of the kernel's taps that are valid, over
+            all cells: 1/9 for a 3x3 that acts as a 1x1.
+    """
+
+    rate: int
+    size: tuple
+    kernel_size: int
+    shares: dict
+    mean: float
+
+    @property
+    def degenerate(self):
+        """Whether only the center tap is valid, at every cell."""
+        return set(self.shares) == {1} and self.kernel_size > 1
+
+
+def valid_taps(rate, size, kernel_size=3):
+    """Counts the taps of a dilated kernel that fall on the map.
+
+    The others fall into the zero padding and multiply nothing.
+
+    Args:
+        rate: int > 0, in cells.
+        size: int or `(height, width)`, ints > 0, cells of the map.
+        kernel_size: odd int > 0. Defaults to 3.
+
+    Returns:
+        `ValidTaps`.
+
+    Raises:
+        ValueError: an argument is not as above.
+
+    Example:
+    >>> valid_taps(rate=64, size=65).shares[1] > 0.9
+    True
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), figure 4, which
+        shows the shares of 1, 4 and 9 valid taps on a map of 65x65.
+    """
+    check_positive_int("rate", rate)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    for cells in size:
+        check_positive_int("size", cells)
+    check_odd(kernel_size)
+    offsets = rate * (np.arange(kernel_size) - kernel_size // 2)
+    rows, columns = (
+        ((0 <= at) & (at < cells)).sum(axis=1)
+        for cells in size
+        for at in [np.arange(cells)[:, None] + offsets]
+    )
+    counts, cells = np.unique(np.outer(rows, columns), return_counts=True)
+    shares = cells / cells.sum()
+    return ValidTaps(
+        rate,
+        size,
+        kernel_size,
+        dict(zip(counts.tolist(), shares.tolist(), strict=True)),
+        float(counts @ shares) / kernel_size**2,
+    )
+
+
+def check_odd(kernel_size):
+    """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
+    check_positive_int("kernel_size", kernel_size)
+    if kernel_size % 2 == 0:
+        raise ValueError(
+            "`kernel_size` must be odd, so that there is a center tap. "
+            f"Received: kernel_size={kernel_size}"
+        )

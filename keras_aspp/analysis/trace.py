@@ -1,0 +1,297 @@
+"""trace: follows a model at one picture size, layer by layer.
+
+Nothing is computed: symbolic tensors of fixed shape go through the model, and
+composite layers are opened until only layers and operations are left that do
+one thing. Cost, receptive field and feature sizes are read from one trace.
+"""
+
+import contextlib
+import dataclasses
+import re
+
+import keras
+
+from keras_aspp.layers import BilinearResize
+
+# Whatever else they are made of, what these do is known by their type.
+KNOWN = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.MaxPooling2D,
+    keras.layers.AveragePooling2D,
+    keras.layers.ZeroPadding2D,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    BilinearResize,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of a layer, or of one of `keras.ops`.
+
+    Attributes:
+        path: names of the layers it lies in, and its own, joined by `/`.
+        operation: the layer, or the `keras.Operation`.
+        inputs: tuple of symbolic tensors.
+        outputs: tuple of symbolic tensors.
+        opened: whether it is a composite layer, whose parts are steps too.
+        opaque: whether it is a layer of the user that could not be opened.
+        arguments: tuple, what it was called with, by position.
+    """
+
+    path: str
+    operation: keras.Operation
+    inputs: tuple
+    outputs: tuple
+    opened: bool = False
+    opaque: bool = False
+    arguments: tuple = ()
+
+    @property
+    def kind(self):
+        """Name of its class."""
+        return type(self.operation).__name__
+
+    @property
+    def shape(self):
+        """Shape of its (first) output, without the batch."""
+        return tuple(self.outputs[0].shape[1:]) if self.outputs else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What happens to one picture.
+
+    Attributes:
+        model: what was followed.
+        image_size: `(height, width)` in pixels.
+        image: symbolic tensor, the picture.
+        steps: tuple of `Step` in the order of computation; a composite layer
+            follows its parts.
+        outputs: tuple of symbolic tensors, the model's results.
+    """
+
+    model: keras.Model
+    image_size: tuple
+    image: keras.KerasTensor
+    steps: tuple
+    outputs: tuple
+
+    @property
+    def leaves(self):
+        """Steps that are no composite layers."""
+        return tuple(step for step in self.steps if not step.opened)
+
+
+def trace(model, image_size):
+    """Follows one picture through a model.
+
+    Args:
+        model: `keras.Model` with one picture as its input, channels last:
+            functional, sequential, or one of `keras_aspp.models`. Layers
+            inside may be subclassed; those whose `call` leaves `keras.ops`
+            stay closed and are marked `opaque`.
+        image_size: `(height, width)`, ints > 0, in pixels.
+
+    Returns:
+        `Trace`.
+
+    Raises:
+        TypeError: `model` is no Keras model, or has no fixed input.
+        ValueError: `image_size` is not as above, contradicts the model's
+            input, or is too small for it.
+
+    Example:
+    >>> inputs = keras.Input((None, None, 3))
+    >>> outputs = keras.layers.Conv2D(4, 3, strides=2)(inputs)
+    >>> found = trace(keras.Model(inputs, outputs), (9, 7))
+    >>> [(step.kind, step.shape) for step in found.steps]
+    [('InputLayer', (9, 7, 3)), ('Conv2D', (4, 3, 4))]
+    """
+    image = _picture(model, check_image_size(image_size))
+    tracer = _Tracer()
+    with _leaving_no_nodes(model):
+        try:
+            outputs = tracer.open(model, (image,), {}, "")
+        except ValueError as error:
+            raise ValueError(
+                f"The model cannot take a picture of this size: "
+                f"{_reason(error)}. Received: image_size={tuple(image_size)}"
+            ) from error
+    for step in tracer.steps:
+        if any(0 in tensor.shape for tensor in step.outputs):
+            raise ValueError(
+                f"The picture is smaller than one cell of layer {step.path}. "
+                f"Received: image_size={tuple(image_size)}"
+            )
+    source = Step(image.name, image._keras_history.operation, (), (image,))
+    return Trace(
+        model, tuple(image_size), image, (source, *tracer.steps), outputs
+    )
+
+
+def check_image_size(image_size):
+    """`image_size` as a tuple, or `ValueError`."""
+    size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
+    if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
+        raise ValueError(
+            "`image_size` must be (height, width), two ints > 0. "
+            f"Received: image_size={image_size!r}"
+        )
+    return size
+
+
+def _picture(model, image_size):
+    """A symbolic picture that the model takes."""
+    inputs = getattr(model, "inputs", None)
+    if not isinstance(model, keras.Model) or not inputs:
+        raise TypeError(
+            "`model` must be a functional Keras model, built from "
+            f"`keras.Input`. Received: model={model!r} of type "
+            f"{type(model).__name__}"
+        )
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise ValueError(
+            "`model` must have one input (batch, height, width, channels). "
+            f"Received: inputs={shapes}"
+        )
+    shape = inputs[0].shape
+    for own, asked in zip(shape[1:3], image_size, strict=True):
+        if own not in (None, asked):
+            raise ValueError(
+                f"The model is built for pictures of {shape[1]}x{shape[2]}. "
+                f"Received: image_size={image_size}"
+            )
+    return keras.Input(
+        batch_shape=(1, *image_size, shape[-1]),
+        dtype=inputs[0].dtype,
+        name=inputs[0].name,
+    )
+
+
+def _reason(error):
+    """What Keras says in bold, else its first line."""
+    bold = re.search(r"\x1b\[1m(.*?)\x1b", str(error), re.DOTALL)
+    text = bold[1] if bold else str(error).strip().splitlines()[0]
+    return text.split(" Received")[0].rstrip(".")
+
+
+class _Tracer:
+    """Collects steps; knows which symbolic tensor stands for which."""
+
+    def __init__(self):
+        self.steps = []
+        self._same = {}  # id of a composite's output -> that of its inside
+        self._kept = []  # an id is one tensor's only while that is alive
+
+    def open(self, layer, args, kwargs, path):
+        """Calls `layer` symbolically and visits what it calls.
+
+        Returns:
+            tuple of its outputs.
+        """
+        result = layer.call(*args, **kwargs)
+        outputs = keras.tree.flatten(result)
+        inputs = [
+            t
+            for t in keras.tree.flatten((args, kwargs))
+            if isinstance(t, keras.KerasTensor)
+        ]
+        made = [t for t in outputs if all(t is not i for i in inputs)]
+        if made:
+            # Function finds the calls between inputs and outputs.
+            by_depth = keras.Function(inputs, made)._nodes_by_depth
+            for depth in sorted(by_depth, reverse=True):
+                for node in by_depth[depth]:
+                    if all(
+                        t is not i for t in node.output_tensors for i in inputs
+                    ):
+                        self._visit(node, path)
+        return tuple(self._resolve(outputs))
+
+    def _visit(self, node, path):
+        operation = node.operation
+        path = f"{path}/{_name(operation)}".lstrip("/")
+        inputs = tuple(self._resolve(node.input_tensors))
+        outputs = tuple(node.output_tensors)
+        if type(operation).__name__ == "ConvertToTensor":
+            self._alias(outputs, inputs)  # what Keras does to any input
+            return
+        opened = opaque = False
+        if _is_composite(operation):
+            count = len(self.steps)
+            try:
+                inner = self.open(
+                    operation,
+                    node.arguments.args,
+                    node.arguments.kwargs,
+                    path,
+                )
+                opened = True
+            except (ValueError, TypeError, AttributeError, RuntimeError):
+                # Its `call` asks more of a tensor than a shape.
+                del self.steps[count:]
+                opaque = True
+            else:
+                self._alias(outputs, inner)
+                outputs = inner
+        self.steps.append(
+            Step(
+                path,
+                operation,
+                inputs,
+                outputs,
+                opened,
+                opaque,
+                tuple(node.arguments.args),
+            )
+        )
+
+    def _alias(self, tensors, others):
+        for tensor, other in zip(tensors, others, strict=True):
+            self._same[id(tensor)] = other
+        self._kept.extend(tensors)
+
+    def _resolve(self, tensors):
+        return [self._same.get(id(tensor), tensor) for tensor in tensors]
+
+
+def _name(operation):
+    if isinstance(operation, keras.layers.Layer):
+        return operation.name
+    # Operations are numbered through the process; their kind says enough.
+    return type(operation).__name__.lower()
+
+
+def _is_composite(operation):
+    if not isinstance(operation, keras.layers.Layer) or isinstance(
+        operation, KNOWN
+    ):
+        return False
+    has_parts = any(True for _ in operation._flatten_layers(include_self=False))
+    foreign = not type(operation).__module__.startswith("keras.")
+    return has_parts or foreign or isinstance(operation, keras.layers.Lambda)
+
+
+@contextlib.contextmanager
+def _leaving_no_nodes(model):
+    """A symbolic call appends to the layers' lists of calls; cut it off."""
+    lists = [
+        nodes
+        for layer in model._flatten_layers()
+        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
+    ]
+    lengths = [len(nodes) for nodes in lists]
+    try:
+        yield
+    finally:
+        for nodes, length in zip(lists, lengths, strict=True):
+            del nodes[length:]

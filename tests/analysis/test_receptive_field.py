@@ -1,0 +1,251 @@
+"""Receptive fields against brute force, and against published figures."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_aspp as ka
+from keras_aspp.analysis import receptive_fields, trace
+from keras_aspp.analysis.receptive_field import as_text
+
+L = keras.layers
+SAME = {"padding": "same"}
+
+CHAINS = {
+    "strided same": [L.Conv2D(2, 3, strides=2, **SAME)] * 2,
+    "strided valid": [L.Conv2D(2, 3, strides=2), L.Conv2D(2, (5, 3))],
+    "even kernel": [L.Conv2D(2, 4, **SAME), L.Conv2D(2, 2, strides=2)],
+    "dilated": [
+        L.Conv2D(2, 3, dilation_rate=2, **SAME),
+        L.DepthwiseConv2D(3, dilation_rate=(3, 1), **SAME),
+    ],
+    "separable": [
+        L.SeparableConv2D(3, 3, strides=2, **SAME),
+        L.SeparableConv2D(3, 3, dilation_rate=2),
+    ],
+    "pooled": [
+        L.MaxPooling2D(3, 2, **SAME),
+        L.AveragePooling2D(2),
+        L.Conv2D(2, 3, **SAME),
+    ],
+    "padded": [L.ZeroPadding2D(((0, 1), (2, 1))), L.Conv2D(2, 3, strides=2)],
+    "cropped": [L.Conv2D(2, 3), L.Cropping2D(((1, 2), (3, 0)))],
+    "center crop": [L.Conv2D(2, 3, strides=2), L.CenterCrop(5, 4)],
+    "transposed": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.Conv2DTranspose(2, 3, strides=2, **SAME),
+    ],
+    "transposed valid": [
+        L.AveragePooling2D(3),
+        L.Conv2DTranspose(2, 5, strides=3),
+        L.Conv2D(2, 3, **SAME),
+    ],
+    "nearest": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.UpSampling2D(3),
+        L.Conv2D(2, 3, strides=2, **SAME),
+    ],
+    "bilinear": [
+        L.Conv2D(2, 3, strides=4, **SAME),
+        L.UpSampling2D(2, interpolation="bilinear"),
+        L.Conv2D(2, 3, **SAME),
+        L.UpSampling2D(2, interpolation="bilinear"),
+    ],
+    "resized": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.Resizing(31, 9),
+        L.Conv2D(2, 3, **SAME),
+    ],
+    "ours": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        ka.layers.AtrousConv2D(2, atrous_rate=2, separable=True),
+        ka.layers.BilinearResize(scale=2),
+    ],
+    "aligned corners": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        ka.layers.BilinearResize(size=(25, 33), align_corners=True),
+    ],
+    "operations": [
+        L.Lambda(lambda x: keras.ops.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)))),
+        L.Lambda(lambda x: x[:, 1::2, ..., :1]),
+        L.Conv2D(2, 3),
+    ],
+}
+
+
+def positive(model):
+    """Positive kernels, neutral norms: then nothing cancels."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "kernel" in weight.path:
+            weight.assign(rng.uniform(0.5, 1, weight.shape))
+    return model
+
+
+def of(layers, channels=2):
+    inputs = x = keras.Input((None, None, channels))
+    for layer in layers:
+        x = (
+            type(layer).from_config({**layer.get_config(), "name": None})(x)
+            if not isinstance(layer, L.Lambda)
+            else layer(x)
+        )
+    return positive(keras.Model(inputs, x))
+
+
+def seen_by_force(model, size, cell, axis):
+    """Lines of pixels that move a cell, by trying each."""
+    count = size[axis]
+    pictures = np.zeros((count, *size, model.inputs[0].shape[-1]), "float32")
+    lines = np.arange(count)
+    if axis == 0:
+        pictures[lines, lines] = 1
+    else:
+        pictures[lines, :, lines] = 1
+    moved = np.asarray(model(pictures, training=False))[:, cell[0], cell[1]]
+    return np.flatnonzero(moved.sum(axis=-1))
+
+
+def assert_as_by_force(model, size):
+    field = receptive_fields(model, size)[-1]
+    height, width = field.shape[:2]
+    # Neighbours, since upsampled cells differ from one to the next.
+    inner = {(height // 2 + i, width // 2 + i) for i in range(-2, 2)}
+    for cell in inner | {(0, 0), (height - 1, width - 1)}:
+        for axis in (0, 1):
+            low, high = field.axes[axis].pixels(cell[axis])
+            found = seen_by_force(model, size, cell, axis)
+            if cell in inner:
+                expected = max(low, 0), min(high, size[axis] - 1)
+                assert expected == (found[0], found[-1]), (cell, axis)
+            # What a corner sees may be padding, or dropped by a `valid`.
+            assert ((low <= found) & (found <= high)).all(), (cell, axis)
+    assert not field.assumed
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("size", [(37, 26)])
+def test_chains_by_force(name, size):
+    assert_as_by_force(of(CHAINS[name]), size)
+
+
+def test_branches_by_force():
+    inputs = keras.Input((None, None, 2))
+    x = L.Conv2D(3, 3, strides=2, padding="same")(inputs)
+    left = L.Conv2D(3, (3, 1), dilation_rate=3, padding="same")(x)
+    right = L.ZeroPadding2D(((3, 0), (2, 0)))(x)
+    right = L.Conv2D(3, (4, 3))(right)
+    low = L.UpSampling2D(2, interpolation="bilinear")(
+        L.MaxPooling2D(2, padding="same")(x)
+    )
+    low = ka.layers.BilinearResize(scale=2)(
+        L.AveragePooling2D(2, padding="same")(x), reference=x
+    )
+    outputs = L.Concatenate()([L.Add()([left, right]), low])
+    assert_as_by_force(positive(keras.Model(inputs, outputs)), (38, 27))
+
+
+def test_a_whole_segmenter_by_force(toy_backbone):
+    model = ka.models.DeepLabV3Plus(
+        3,
+        backbone=toy_backbone(features=True),
+        output_stride=8,
+        image_pooling=False,
+        aspp_filters=4,
+        decoder_filters=4,
+        atrous_rates=(1, 2),
+        separable=True,
+    )
+    assert_as_by_force(positive(model), (101, 90))
+
+
+def test_cells_are_centered_on_multiples_of_the_stride(toy_backbone):
+    symmetric = receptive_fields(toy_backbone(padding=1), (64, 64))[-1]
+    assert symmetric.stride == (32, 32)
+    assert symmetric.center == (0, 0)
+    keras_own = receptive_fields(toy_backbone(), (64, 64))[-1]
+    assert keras_own.center == (31, 31)
+
+
+def test_dense_features_see_what_the_strided_ones_see(toy_backbone):
+    strided = receptive_fields(toy_backbone(padding=1), (64, 96))[-1]
+    dense = ka.backbones.with_output_stride(toy_backbone(padding=1), 8)
+    field = receptive_fields(dense, (64, 96))[-1]
+    assert (field.size, field.center) == (strided.size, strided.center)
+    assert (field.stride, strided.stride) == ((8, 8), (32, 32))
+    last = next(
+        f for f in receptive_fields(dense, (64, 96)) if f.path == "block4_inner"
+    )
+    assert (last.kernel_size, last.dilation) == ((3, 3), (4, 4))
+
+
+def test_the_whole_picture_is_global():
+    inputs = keras.Input((None, None, 4))
+    x = L.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    gate = L.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+    gate = L.Conv2D(4, 1, activation="sigmoid", name="excite")(gate)
+    gated = L.Multiply(name="gated")([x, gate])
+    pooled = ka.layers.ImagePooling(4, name="pooled")(gated)
+    model = keras.Model(inputs, L.Add(name="sum")([pooled, gated]))
+    said = {
+        field.path: as_text(field) for field in receptive_fields(model, (9, 7))
+    }
+    assert said["conv"] == "3x3"
+    assert said["squeeze"] == said["excite"] == said["pooled"] == "global"
+    assert said["gated"] == said["sum"] == "3x3 + global"
+    dense = keras.Model(inputs, L.Dense(3)(L.GlobalMaxPooling2D()(gated)))
+    assert as_text(receptive_fields(dense, (9, 7))[-1]) == "global"
+    norm = keras.Model(inputs, L.GroupNormalization(2)(inputs))
+    assert as_text(receptive_fields(norm, (9, 7))[-1]) == "1x1 + global"
+
+
+def test_unknown_layers_are_marked():
+    class Own(L.Layer):
+        def call(self, inputs):
+            import tensorflow as tf
+
+            return tf.nn.avg_pool2d(inputs, 3, 1, "SAME")
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    inputs = keras.Input((None, None, 4))
+    x = Own()(L.Conv2D(4, 3)(inputs))
+    field = receptive_fields(keras.Model(inputs, L.ReLU()(x)), (9, 7))[-1]
+    assert (field.size, field.assumed) == ((3, 3), True)
+    swapped = L.Permute((2, 1, 3))(inputs)
+    field = receptive_fields(keras.Model(inputs, swapped), (9, 7))[-1]
+    assert (field.size, field.assumed) == (None, True)
+
+
+def test_one_field_for_each_step(toy_backbone):
+    model = toy_backbone(features=True)
+    steps = trace(model, (65, 97)).steps
+    fields = receptive_fields(model, (65, 97))
+    assert [f.path for f in fields] == [s.path for s in steps]
+
+
+# Araujo et al., 2019, "Computing receptive fields of convolutional neural
+# networks" (Distill), table of architectures; center 0 is symmetric padding.
+PUBLISHED = {
+    "ResNet50": 483,
+    "ResNet101": 1027,
+    "ResNet152": 1507,
+    "VGG16": 212,
+    "MobileNet": 315,
+    "InceptionV3": 1311,
+    "InceptionResNetV2": 3039,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_receptive_fields(name):
+    import time
+
+    model = getattr(keras.applications, name)(weights=None, include_top=False)
+    start = time.perf_counter()
+    field = receptive_fields(model, (513, 385))[-1]
+    assert time.perf_counter() - start < 5
+    assert field.size == (PUBLISHED[name],) * 2
+    assert not field.assumed
