@@ -1,12 +1,17 @@
 """DeepLabV3+."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 from helpers import assert_close, compute_dtypes, np_resize, npy, sample
 from model_tester import ODD, SIZE, TOY, ModelTester
 
+import keras_aspp as ka
 from keras_aspp.models import DeepLabV3Plus
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class TestDeepLabV3Plus(ModelTester):
@@ -86,6 +91,20 @@ class TestDeepLabV3Plus(ModelTester):
     def test_errors(self, build):
         with pytest.raises(ValueError, match="Received: decoder_stride=8"):
             build(decoder_stride=8)
+
+    @pytest.mark.slow  # MobileNetV2
+    def test_a_model_of_an_earlier_version(self):
+        """Its logits of then, to the last digits of a float32."""
+        path = ROOT / "saved_models/camvid_mobilenet_v2/model.keras"
+        model = keras.saving.load_model(path)
+        logits = npy(model(sample((1, 97, 130, 3))))
+        expected = (-1.02709, 2.03272, 1.02277, -2.30789, -1.52752, 4.78573)
+        np.testing.assert_allclose(logits[0, 48, 64, :6], expected, atol=2e-4)
+        dense = ka.models.with_output_stride(model, 8)
+        back = ka.models.with_output_stride(dense, 16)
+        np.testing.assert_array_equal(
+            npy(back(sample((1, 97, 130, 3)))), logits
+        )
 
     def test_a_backbone_without_a_low_level(self, build):
         inputs = keras.Input((None, None, 3))
