@@ -68,7 +68,13 @@ class DeepLabV3(Segmenter):
         return with_multi_grid(backbone, multi_grid, output_stride)
 
     def decode(
-        self, features, parts, aspp_filters, separable, image_pooling, **_
+        self,
+        features,
+        parts,
+        aspp_filters,
+        separable,
+        image_pooling,
+        multi_grid,
     ):
         x = ASPP(
             aspp_filters,
@@ -125,6 +131,6 @@ class CascadedDeepLabV3(Segmenter):
             backbone = with_multi_grid(backbone, multi_grid, output_stride)
         return with_cascade(backbone, blocks, output_stride)
 
-    def decode(self, features, parts, blocks, **_):
+    def decode(self, features, parts, blocks, multi_grid):
         x = parts.drop(pick(features, f"stride_{32 * 2**blocks}"))
         return parts.classify(x), parts.output_stride

@@ -242,6 +242,10 @@ class ModelTester:
             if name not in left:
                 np.testing.assert_array_equal(npy(own[name]), npy(weight))
 
+    def test_an_argument_of_another_head(self, build):
+        with pytest.raises(TypeError, match="'no_such_thing'"):
+            build(no_such_thing=3)
+
     def test_dtype_policy_reaches_every_sublayer(self, build, toy_backbone):
         model = build(
             backbone=toy_backbone(padding=1, dtype="mixed_bfloat16"),

@@ -36,8 +36,8 @@ class TestDeepLabV3Plus(ModelTester):
     decoder_stride = 4
     dense = ({"image_pooling": False}, "aspp")
 
-    def test_one_xla_step(self, build):
-        """The one that `make test` runs."""
+    # Not slow: the one that `make test` runs.
+    def test_one_xla_step_lowers_the_loss(self, build):
         self.one_xla_step(build(dropout=0.0))
 
     @pytest.mark.parametrize(
