@@ -1,41 +1,13 @@
 """with_output_stride: trades strides for dilation in a functional model."""
 
-import dataclasses
 import re
 
 import keras
 
+from keras_aspp.backbones.grids import OURS, Walk, graph_of, is_functional
 from keras_aspp.layers import strided
 
-# Keras' layers and the subclasses of ours that remember a rewrite.
-_OURS = {
-    keras.layers.Conv2D: strided.Conv2D,
-    keras.layers.DepthwiseConv2D: strided.DepthwiseConv2D,
-    keras.layers.ZeroPadding2D: strided.ZeroPadding2D,
-}
-_CONVERTIBLE = (strided.Conv2D, strided.DepthwiseConv2D)
-# Layers that look at a neighbourhood or move cells: they cannot be passed by
-# once the map is denser than they were built for.
-_SPATIAL = (
-    keras.layers.Conv2D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv2D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.MaxPooling2D,
-    keras.layers.AveragePooling2D,
-    keras.layers.UpSampling2D,
-    keras.layers.Cropping2D,
-    keras.layers.CenterCrop,
-    keras.layers.Resizing,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Grid:
-    """Where a tensor's cells lie."""
-
-    stride: int  # pixels per cell in the original network
-    rate: int  # cells per original cell: 1, or more where strides were traded
+_UNLIMITED = 2**30
 
 
 def with_output_stride(model, output_stride):
@@ -78,23 +50,28 @@ def with_output_stride(model, output_stride):
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
-    own = max(grid.stride for grid in _walk(model, 2**30)[0].values())
+    strides = {g.stride for g in Walk(model, _UNLIMITED).grids.values()}
+    own = max(strides)
     if output_stride > own:
         raise ValueError(
             f"`output_stride` must be at most the model's own stride {own}; "
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
         )
-    grids, changes = _walk(model, output_stride)
-    coarse = {g for g in grids.values() if g.stride >= output_stride}
+    anchored = frozenset()
+    walk = Walk(model, output_stride)
+    while walk.conflicts - anchored:
+        anchored |= walk.conflicts
+        walk = Walk(model, output_stride, anchored)
+    coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
-        strides = sorted({g.stride for g in grids.values()} - {1})
+        strides = sorted(strides - {1})
         raise ValueError(
             "`output_stride` must be one that the model passes; it has the "
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
         )
-    return rebuild(model, changes)
+    return rebuild(model, walk.changes, trims=walk.trims)
 
 
 def feature_strides(model):
@@ -107,8 +84,10 @@ def feature_strides(model):
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
     _check_functional(model)
-    grids, _ = _walk(model, 2**30)
-    return {name: grid.stride for name, grid in grids.items()}
+    grids = Walk(model, _UNLIMITED).grids
+    return {
+        path: grid.stride for path, grid in grids.items() if "/" not in path
+    }
 
 
 def stage_ends(model, preferred="$^", output=True):
@@ -145,15 +124,18 @@ def stage_ends(model, preferred="$^", output=True):
     }
 
 
-def rebuild(model, changes, padding_before=None, leave_out=()):
+def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
     """A copy of a functional model with some layers configured differently.
+
+    A layer in a nested model goes by its path, `outer/inner`.
 
     Args:
         model: functional `keras.Model`.
-        changes: dict: layer name -> configuration values to replace.
-        padding_before: dict: layer name -> zero padding, in cells, to insert
-            before it.
-        leave_out: names of layers that are not called; their input goes on.
+        changes: dict: path of a layer -> configuration values to replace.
+        padding_before: dict: path -> zero padding, in cells, to insert before
+            the layer.
+        leave_out: paths of layers that are not called; their input goes on.
+        trims: paths of layers whose inputs are cut to the smallest of them.
 
     Returns:
         A new model with the weights of `model`.
@@ -161,200 +143,89 @@ def rebuild(model, changes, padding_before=None, leave_out=()):
     padding_before = padding_before or {}
 
     def clone(layer):
-        kind = _OURS.get(type(layer), type(layer))
-        return kind.from_config(
+        if is_functional(layer):
+            return rebuild(
+                layer,
+                _within(layer, changes),
+                _within(layer, padding_before),
+                _within(layer, leave_out),
+                _within(layer, trims),
+            )
+        kind = OURS.get(type(layer), type(layer))
+        copy = kind.from_config(
             {**layer.get_config(), **changes.get(layer.name, {})}
         )
+        return copy
+
+    def steps(layer):
+        """Layers to call one after the other in the place of one."""
+        if layer.name in leave_out or isinstance(layer, strided.Trim):
+            return []
+        if layer.name not in padding_before:
+            return [layer]
+        pad = strided.ZeroPadding2D(
+            padding_before[layer.name],
+            name=f"{layer.name}_pad",
+            dtype=layer.dtype_policy,
+        )
+        return [pad, layer]
 
     def call(layer, *args, **kwargs):
-        if layer.name in leave_out:
-            return args[0]
-        if layer.name in padding_before:
-            pad = strided.ZeroPadding2D(
-                padding_before[layer.name],
-                name=f"{layer.name}_pad",
-                dtype=layer.dtype_policy,
-            )
-            args = (pad(args[0]), *args[1:])
-        return layer(*args, **kwargs)
+        if layer.name in trims:
+            args = _trimmed(layer, args)
+        for step in steps(layer):
+            args = (step(*args, **(kwargs if step is layer else {})),)
+        return args[0]
 
-    copy = keras.models.clone_model(
-        model, clone_function=clone, call_function=call
-    )
+    if isinstance(model, keras.Sequential):
+        copies = [s for layer in model.layers for s in steps(clone(layer))]
+        first = graph_of(model).inputs[0]
+        inputs = keras.Input(
+            batch_shape=first.shape, dtype=first.dtype, name=first.name
+        )
+        copy = keras.Sequential([inputs, *copies], name=model.name)
+    else:
+        copy = keras.models.clone_model(
+            model, clone_function=clone, call_function=call
+        )
+    kept = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
-        if layer.weights and layer.name not in leave_out:
-            copy.get_layer(layer.name).set_weights(layer.get_weights())
+        if layer.weights and layer.name in kept and not is_functional(layer):
+            kept[layer.name].set_weights(layer.get_weights())
     return copy
 
 
+def _within(layer, paths):
+    """The part of a dict or set of paths that is about a nested model."""
+    prefix = f"{layer.name}/"
+    inner = {p.removeprefix(prefix): p for p in paths if p.startswith(prefix)}
+    if isinstance(paths, dict):
+        return {name: paths[path] for name, path in inner.items()}
+    return set(inner)
+
+
+def _trimmed(layer, args):
+    maps = [t for t in keras.tree.flatten(args) if _is_map(t)]
+    trim = strided.Trim(name=f"{layer.name}_trim")
+    cut = iter(trim(maps))
+    return keras.tree.map_structure(
+        lambda t: next(cut) if _is_map(t) else t, args
+    )
+
+
+def _is_map(tensor):
+    # Of one cell are those that were pooled; they are spread over the others.
+    return (
+        isinstance(tensor, keras.KerasTensor)
+        and len(tensor.shape) == 4
+        and tensor.shape[1:3] != (1, 1)
+    )
+
+
 def _check_functional(model):
-    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+    if not is_functional(model):
         raise TypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"
         )
-
-
-def _walk(model, output_stride):
-    """Follows the graph from the image on.
-
-    Returns:
-        `(grids, changes)`: layer name -> `_Grid` of its output; layer name ->
-        configuration values that make the model dense.
-    """
-    by_depth = model._nodes_by_depth
-    depths = sorted(by_depth, reverse=True)
-    nodes = [node for depth in depths for node in by_depth[depth]]
-    consumers = {}
-    for node in nodes:
-        for tensor in node.input_tensors:
-            consumers.setdefault(id(tensor), []).append(node)
-    tensor_grid, grids, changes, padded = {}, {}, {}, []
-    for node in nodes:
-        layer = node.operation
-        inputs = [tensor_grid[id(t)] for t in node.input_tensors] or [
-            _Grid(1, 1)
-        ]
-        grid = _join(layer, inputs)
-        if isinstance(layer, _SPATIAL):
-            grid, change = _convert(layer, grid, output_stride)
-            _check_padding(layer, node, change, consumers, changes)
-            if layer.name in grids and changes.get(layer.name) != change:
-                raise ValueError(
-                    f"Layer `{layer.name}` is shared between feature maps of "
-                    "different strides and cannot be made dense."
-                )
-            changes[layer.name] = change
-        elif isinstance(layer, keras.layers.ZeroPadding2D):
-            changes[layer.name] = _restored(layer)
-            if grid.rate > 1:
-                padded.append(layer)
-        elif isinstance(layer, keras.Model) and any(
-            isinstance(inner, _SPATIAL)
-            for inner in layer._flatten_layers(include_self=False)
-        ):
-            raise ValueError(
-                f"Layer `{layer.name}` is a nested model; its strides cannot "
-                "be reached. Build the outer model from its layers instead."
-            )
-        grids[layer.name] = grid
-        for tensor in node.output_tensors:
-            tensor_grid[id(tensor)] = grid
-    for layer in padded:
-        if not changes[layer.name].get("original"):
-            raise ValueError(
-                f"Layer `{layer.name}` pads a map for no convolution with "
-                "`valid` padding and cannot be made dense to output stride "
-                f"{output_stride}. Received: padding={layer.padding}"
-            )
-    return grids, changes
-
-
-def _join(layer, inputs):
-    # A tensor pooled to one cell keeps the grid of what it was pooled from.
-    stride = max(grid.stride for grid in inputs)
-    rates = {grid.rate for grid in inputs if grid.stride == stride}
-    if len(rates) > 1:
-        raise ValueError(
-            f"Layer `{layer.name}` joins feature maps of different density "
-            "and cannot be made dense."
-        )
-    return _Grid(stride, rates.pop())
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _restored(layer):
-    """The configuration values that undo an earlier rewrite."""
-    original = dict(getattr(layer, "original", {}))
-    return {**original, "original": {}} if original else {}
-
-
-def _convert(layer, grid, output_stride):
-    """The output grid of a spatial layer, and how to reconfigure it."""
-    change = _restored(layer)
-    config = {**layer.get_config(), **change}
-    stride = _pair(config.get("strides", 1))
-    stride = stride if len(set(stride)) == 1 else None
-    moves = isinstance(
-        layer,
-        (
-            keras.layers.Conv2DTranspose,
-            keras.layers.UpSampling2D,
-            keras.layers.Cropping2D,
-            keras.layers.CenterCrop,
-            keras.layers.Resizing,
-        ),
-    )
-    if moves:
-        stride = (1, 1)
-    if stride is None:
-        raise ValueError(
-            f"Layer `{layer.name}` has unequal strides. "
-            f"Received: strides={config['strides']}"
-        )
-    removed = stride[0] if stride[0] * grid.stride > output_stride else 1
-    after = _Grid(grid.stride * stride[0], grid.rate * removed)
-    kernel = _pair(config.get("kernel_size", config.get("pool_size", 2)))
-    untouched = removed == 1 and (grid.rate == 1 or kernel == (1, 1))
-    if untouched and not (moves and grid.rate > 1):
-        return after, change
-    kind = _OURS.get(type(layer), type(layer))
-    odd = all(k % 2 for k in kernel)
-    if kind not in _CONVERTIBLE or (kernel != (1, 1) and not odd):
-        raise ValueError(
-            f"Layer `{layer.name}` ({type(layer).__name__}, kernel {kernel}) "
-            f"cannot be made dense to output stride {output_stride}: only "
-            "Conv2D and DepthwiseConv2D with odd kernels can. Its stride in "
-            f"the original network is {after.stride}."
-        )
-    rate = tuple(r * grid.rate for r in _pair(config["dilation_rate"]))
-    change |= {"strides": (1, 1), "dilation_rate": rate}
-    if kernel == (1, 1):
-        change["dilation_rate"] = (1, 1)
-    change["original"] = {
-        "strides": list(stride),
-        "dilation_rate": list(_pair(config["dilation_rate"])),
-        "padding": config["padding"],
-    }
-    return after, change
-
-
-def _check_padding(layer, node, change, consumers, changes):
-    """Gives a converted `valid` layer `same` padding, or says why not.
-
-    A strided layer behind ZeroPadding2D pads less than a dense one must, to
-    keep the size of the map. `same` with an odd kernel is symmetric and does;
-    only the offset of the samples depends on the original padding.
-    """
-    original = change.get("original")
-    if not original or original["padding"] != "valid":
-        return
-    kernel = _pair(layer.get_config()["kernel_size"])
-    if kernel == (1, 1):
-        return
-    source = node.input_tensors[0]._keras_history.operation
-    padding = None
-    if isinstance(source, keras.layers.ZeroPadding2D):
-        config = {**source.get_config(), **_restored(source)}
-        padding = config["padding"]
-    fits = padding is not None and all(
-        after == (k - 1) // 2 and k - s <= before + after <= k - 1
-        for k, s, (before, after) in zip(
-            kernel, original["strides"], padding, strict=True
-        )
-    )
-    if not fits or len(consumers[id(node.input_tensors[0])]) > 1:
-        raise ValueError(
-            f"Layer `{layer.name}` has `valid` padding that no ZeroPadding2D "
-            "before it balances, so its map would shrink. Received: "
-            f"kernel_size={kernel}, zero padding={padding}"
-        )
-    change["padding"] = "same"
-    changes[source.name] = {
-        "padding": ((0, 0), (0, 0)),
-        "original": {"padding": padding},
-    }

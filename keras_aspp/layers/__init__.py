@@ -5,15 +5,29 @@ from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
-from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D, ZeroPadding2D
+from keras_aspp.layers.strided import (
+    AveragePooling2D,
+    Conv2D,
+    Cropping2D,
+    DepthwiseConv2D,
+    MaxPooling2D,
+    SeparableConv2D,
+    Trim,
+    ZeroPadding2D,
+)
 
 __all__ = [
     "ASPP",
     "AtrousConv2D",
+    "AveragePooling2D",
     "BilinearResize",
     "Conv2D",
+    "Cropping2D",
     "DenseASPP",
     "DepthwiseConv2D",
     "ImagePooling",
+    "MaxPooling2D",
+    "SeparableConv2D",
+    "Trim",
     "ZeroPadding2D",
 ]

@@ -8,6 +8,7 @@ operator. This module alone decides; no layer knows.
 |---|---|---|---|
 | dilated convolution | `tf.nn.conv2d` | the same | the same |
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
+| dilated pooling | slices | the same | the same |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
 
 On the JAX backend everything takes the XLA form.
@@ -60,6 +61,10 @@ def convolve(x, kernel, strides, padding, atrous_rate):
     Returns:
         float tensor (B, h, w, F).
     """
+    if x.shape[-1] == kernel.shape[-1] > kernel.shape[-2] == 1:
+        # As many groups as channels, ConvNeXt's way of a depthwise one.
+        kernel = ops.transpose(kernel, (0, 1, 3, 2))
+        return convolve_depthwise(x, kernel, strides, padding, atrous_rate)
     plain = (
         keras.backend.backend() != "tensorflow"
         or x.shape[-1] != kernel.shape[-2]  # groups: Keras knows the detour
@@ -110,6 +115,120 @@ def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
         dilation_rate=tuple(atrous_rate),
         data_format="channels_last",
     )
+
+
+def pool_max(x, size, strides, padding, atrous_rate, pads=None):
+    """Largest value of each window.
+
+    With holes it is the maximum of shifted slices, first over rows, then over
+    columns: a few plain operators, where `tf.nn.pool` would wrap its window
+    in SpaceToBatch and BatchToSpace.
+
+    Args:
+        x: float tensor, channels last.
+        size: `(height, width)` of the window, ints > 0.
+        strides: `(height, width)`, ints > 0; 1 where there are holes.
+        padding: `"same"` or `"valid"`; cells beyond the map never count.
+        atrous_rate: `(height, width)`, ints > 0.
+        pads: `((top, bottom), (left, right))` with `"valid"`, cells beyond
+            the map that windows may reach into, or `None`.
+
+    Returns:
+        float tensor (B, h, w, C).
+    """
+    pads = _pads_of(size, padding, atrous_rate, pads)
+    if pads is None or max(atrous_rate) == 1:
+        padded = pad(x, pads, value=-np.inf)
+        padding = padding if pads is None else "valid"
+        return ops.max_pool(
+            padded, size, strides, padding, data_format="channels_last"
+        )
+    return _over_windows(
+        ops.maximum, pad(x, pads, value=-np.inf), size, atrous_rate
+    )
+
+
+def pool_average(x, size, strides, padding, atrous_rate, pads=None):
+    """Mean of each window, over the cells that are on the map.
+
+    Arguments and result as `pool_max`.
+    """
+    pads = _pads_of(size, padding, atrous_rate, pads)
+
+    def mean(x):
+        if max(atrous_rate) == 1:
+            return ops.average_pool(
+                x,
+                size,
+                strides,
+                padding if pads is None else "valid",
+                data_format="channels_last",
+            )
+        total = _over_windows(ops.add, x, size, atrous_rate)
+        return total / (size[0] * size[1])
+
+    if pads is None:
+        return mean(x)
+    counted = mean(pad(ops.ones_like(x[:1, :, :, :1]), pads))
+    return mean(pad(x, pads)) / counted
+
+
+def pad(x, pads, value=0.0):
+    """`x` (B, H, W, C) with `pads` cells of `value` around it.
+
+    Args:
+        x: float tensor.
+        pads: `((top, bottom), (left, right))`, ints or scalar tensors, or
+            `None`.
+        value: float.
+    """
+    if pads is None:
+        return x
+    if all(isinstance(n, int) for pair in pads for n in pair):
+        if not any(n for pair in pads for n in pair):
+            return x
+        return ops.pad(
+            x, ((0, 0), *pads, (0, 0)), constant_values=value or None
+        )
+    import tensorflow as tf
+
+    return tf.pad(x, [[0, 0], *pads, [0, 0]], constant_values=value)
+
+
+def original_padding(size, window, strides, dilation, atrous_rate, first):
+    """Padding of a dense map that a strided `same` layer would have given.
+
+    Args:
+        size: `(height, width)` of the dense map, ints or scalar tensors.
+        window: `(height, width)` of the kernel or pool.
+        strides: `(height, width)` of the original layer.
+        dilation: `(height, width)` of the original layer.
+        atrous_rate: `(height, width)` of the dense layer.
+        first: `(row, column)` of the first original cell in the dense map.
+
+    Returns:
+        `((top, bottom), (left, right))`, ints or scalar tensors; a dense
+        window with that padding keeps the size of its map.
+    """
+    pads = []
+    for n, k, s, d, r, at in zip(
+        size, window, strides, dilation, atrous_rate, first, strict=True
+    ):
+        rate = r // d  # dense cells per original cell
+        cells = -((at - n) // rate)
+        reach = (k - 1) * d
+        total = (-(-cells // s) - 1) * s + reach + 1 - cells
+        total = max(total, 0) if isinstance(n, int) else ops.maximum(total, 0)
+        before = total // 2 * rate
+        pads.append((before, reach * rate - before))
+    return tuple(pads)
+
+
+def smallest(numbers):
+    """The least of ints or scalar tensors."""
+    if all(isinstance(n, int) for n in numbers):
+        return min(numbers)
+    return functools.reduce(ops.minimum, numbers)
 
 
 def resize_bilinear(x, size, grid, align_corners=False):
@@ -169,6 +288,30 @@ def extend_edge(x, rows, columns):
     import tensorflow as tf
 
     return tf.pad(x, [[0, 0], [0, rows], [0, columns], [0, 0]], "SYMMETRIC")
+
+
+def _pads_of(size, padding, atrous_rate, pads):
+    """`same` padding of a window with holes; `None` leaves it to the op."""
+    if padding == "valid" or max(atrous_rate) == 1:
+        return pads or (((0, 0), (0, 0)) if max(atrous_rate) > 1 else None)
+    # Before the map, whole windows of holes: cells of one original map stay
+    # among themselves.
+    return tuple(
+        ((k - 1) // 2 * r, (k - 1 - (k - 1) // 2) * r)
+        for k, r in zip(size, atrous_rate, strict=True)
+    )
+
+
+def _over_windows(reduce, x, size, atrous_rate):
+    """Reduces dilated windows, rows first; no padding."""
+    for axis in (1, 2):
+        k, rate = size[axis - 1], atrous_rate[axis - 1]
+        taps = []
+        for i in range(k):
+            cut = slice(i * rate, (i - k + 1) * rate or None)
+            taps.append(x[:, cut] if axis == 1 else x[:, :, cut])
+        x = functools.reduce(reduce, taps)
+    return x
 
 
 def _interpolation_matrix(n_in, n_grid, n_out, align_corners):

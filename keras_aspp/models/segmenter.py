@@ -8,7 +8,7 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.atrous import feature_strides, with_output_stride
+from keras_aspp.backbones.atrous import stage_ends, with_output_stride
 from keras_aspp.backbones.zoo import configure, create_backbone
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
@@ -250,14 +250,7 @@ def as_features(model, output_stride):
     dense = with_output_stride(model, output_stride)
     if isinstance(dense.output, dict):
         return dense
-    last = {}
-    for name, stride in feature_strides(dense).items():
-        layer = dense.get_layer(name)
-        rank4 = len(getattr(layer.output, "shape", ())) == 4
-        padding = isinstance(layer, keras.layers.ZeroPadding2D)
-        if stride > 1 and rank4 and not padding:
-            last[f"stride_{stride}"] = layer.output
-    return keras.Model(dense.input, last, name=dense.name)
+    return keras.Model(dense.input, stage_ends(dense), name=dense.name)
 
 
 def load_saved(path):

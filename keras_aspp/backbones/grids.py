@@ -1,0 +1,481 @@
+"""Where the cells of every feature map lie, before and after a rewrite.
+
+Along one axis, let a map of the original network have n cells, and the dense
+map computed instead N. The one thing that every rewrite keeps true:
+
+    the original cells are *all* dense cells `first`, `first + rate`, ...
+
+so n = ceil((N - first) / rate). What lies beyond the original map then lies
+beyond the dense one, and zero padding, scaled by `rate`, stays what it was.
+docs/decisions/0004 derives from it how each kind of layer is rewritten.
+"""
+
+import collections
+import dataclasses
+
+import keras
+
+from keras_aspp.layers import strided
+
+# Keras' layers and the subclasses of ours that remember a rewrite.
+OURS = {
+    keras.layers.Conv2D: strided.Conv2D,
+    keras.layers.DepthwiseConv2D: strided.DepthwiseConv2D,
+    keras.layers.SeparableConv2D: strided.SeparableConv2D,
+    keras.layers.MaxPooling2D: strided.MaxPooling2D,
+    keras.layers.AveragePooling2D: strided.AveragePooling2D,
+    keras.layers.ZeroPadding2D: strided.ZeroPadding2D,
+    keras.layers.Cropping2D: strided.Cropping2D,
+}
+CONVOLUTIONS = (
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+)
+WINDOWS = (
+    *CONVOLUTIONS,
+    keras.layers.MaxPooling2D,
+    keras.layers.AveragePooling2D,
+)
+_FRAMES = (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
+_GLOBAL = (
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
+)
+_CELLWISE = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.LayerNormalization,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+)
+# Layers that look at a neighbourhood or move cells in another way: they cannot
+# be passed by once the map is denser than they were built for.
+_REFUSED = (
+    keras.layers.Conv2DTranspose,
+    keras.layers.UpSampling2D,
+    keras.layers.CenterCrop,
+    keras.layers.Resizing,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where a tensor's cells lie. Pairs are (rows, columns)."""
+
+    stride: int  # pixels per cell in the original network
+    rate: int = 1  # cells per original cell: more where strides were traded
+    first: tuple = (0, 0)  # dense cell of the first original one, but for
+    phases: tuple = ()  # what the sizes of `same` layers' maps add to it
+    size: tuple = (((), 0), ((), 0))  # equal where sizes must be equal
+    everywhere: bool = False  # pooled to one cell, which has no place
+    # Layers that moved the first cell, and could be kept from it.
+    moved: frozenset = dataclasses.field(default=frozenset(), compare=False)
+
+    def grown(self, cells):
+        """The grid of a map with `cells` more rows and columns."""
+        size = tuple(
+            (base, more + n)
+            for (base, more), n in zip(self.size, cells, strict=True)
+        )
+        return dataclasses.replace(self, size=size)
+
+    def strode(self, stride, shift):
+        """The grid of a map of ceil((size + shift) / stride) cells."""
+        size = tuple(
+            ((was, n, stride), 0)
+            for was, n in zip(self.size, shift, strict=True)
+        )
+        return dataclasses.replace(self, stride=self.stride * stride, size=size)
+
+
+def pair(value):
+    """An int, or two of them, as two."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def restored(layer):
+    """The configuration values that undo an earlier rewrite."""
+    original = dict(getattr(layer, "original", {}))
+    if not original:
+        return {}
+    if isinstance(layer, WINDOWS):
+        original = {"pads": None, "anchor": None, **original}
+    return {**original, "original": {}}
+
+
+class Walk:
+    """Follows a graph from the image on.
+
+    Args:
+        model: functional `keras.Model`.
+        output_stride: int. From there on strides are traded.
+        anchored: names of layers whose first cell may not move.
+
+    Attributes:
+        grids: dict: path of a layer -> `Grid` of its output. A path is the
+            layer's name, behind those of the nested models that it is in.
+        changes: dict: path -> configuration values that make it dense.
+        trims: paths of layers that join maps of different size.
+        conflicts: paths of layers because of which maps that are joined have
+            their first cells in different places.
+    """
+
+    def __init__(self, model, output_stride, anchored=frozenset()):
+        self.output_stride = output_stride
+        self.anchored = anchored
+        self.grids, self.changes = {}, {}
+        self.trims, self.conflicts = set(), set()
+        self._padded = {}  # a ZeroPadding2D's tensor -> path, padding, grid
+        self._uses = collections.Counter()
+        inputs = [
+            Grid(1, size=((i, 0), (i, 0)))
+            for i, _ in enumerate(graph_of(model).inputs)
+        ]
+        self._walk(model, inputs, "")
+
+    def _walk(self, model, inputs, prefix):
+        """Grids of the outputs of a model, from those of its inputs."""
+        graph = graph_of(model)
+        by_depth = graph._nodes_by_depth
+        nodes = [
+            node for d in sorted(by_depth, reverse=True) for node in by_depth[d]
+        ]
+        self._uses.update(id(t) for node in nodes for t in node.input_tensors)
+        self._uses.update(id(t) for t in graph.outputs)
+        tensors = {
+            id(t): grid for t, grid in zip(graph.inputs, inputs, strict=True)
+        }
+        for node in nodes:
+            if node.is_input:
+                outputs = [tensors[id(t)] for t in node.output_tensors]
+            else:
+                grids = [tensors[id(t)] for t in node.input_tensors]
+                outputs = self._visit(node, grids, prefix)
+            self.grids[prefix + node.operation.name] = outputs[0]
+            tensors |= {
+                id(t): grid
+                for t, grid in zip(node.output_tensors, outputs, strict=True)
+            }
+        return [tensors[id(t)] for t in graph.outputs]
+
+    def _visit(self, node, grids, prefix):
+        """Grids of a node's outputs, from those of its inputs."""
+        layer, path = node.operation, prefix + node.operation.name
+        if isinstance(layer, strided.Trim):
+            return grids
+        if isinstance(layer, keras.Model) and is_functional(layer):
+            return self._walk(layer, grids, f"{path}/")
+        grid = self._join(path, grids)
+        if isinstance(layer, _GLOBAL):
+            grid = dataclasses.replace(grid, everywhere=True)
+        elif isinstance(layer, WINDOWS):
+            grid = self._slide(layer, path, node, grid)
+        elif isinstance(layer, _FRAMES):
+            self._padded[id(node.output_tensors[0])] = path, layer, grid
+            grid = self._frame(layer, path, grid)
+        else:
+            grid = self._pass(layer, path, node, grid)
+        return [grid] * len(node.output_tensors)
+
+    def _join(self, path, grids):
+        """The grid of maps that are taken together."""
+        placed = [g for g in grids if not g.everywhere]
+        # A tensor pooled to one cell keeps the stride of what it was.
+        stride = max(g.stride for g in placed or grids)
+        placed = [g for g in placed or grids if g.stride == stride]
+        grid = placed[0]
+        if len({g.rate for g in placed}) > 1:
+            raise ValueError(
+                f"Layer `{path}` joins feature maps of different density "
+                "and cannot be made dense."
+            )
+        if any(
+            (g.first, g.phases) != (grid.first, grid.phases) for g in placed
+        ):
+            moved = [g.moved for g in placed]
+            everyone = frozenset.union(*moved)
+            common = frozenset.intersection(*moved)
+            self.conflicts |= (everyone - common) or everyone
+        if grid.rate > 1 and len({g.size for g in placed}) > 1:
+            self.trims.add(path)
+        return grid
+
+    def _change(self, path, change):
+        if self.changes.setdefault(path, change) != change:
+            raise ValueError(
+                f"Layer `{path}` is shared between feature maps of "
+                "different strides and cannot be made dense."
+            )
+
+    def _frame(self, layer, path, grid):
+        """ZeroPadding2D and Cropping2D: as many original cells, or fewer."""
+        change = restored(layer)
+        key = "padding" if hasattr(layer, "padding") else "cropping"
+        cells = change.get(key, getattr(layer, key))
+        sign = 1 if key == "padding" else -1
+        if grid.rate > 1:
+            scaled = tuple(tuple(n * grid.rate for n in side) for side in cells)
+            change = {key: scaled, "original": {key: cells}}
+        self._change(path, change)
+        return grid.grown([sign * grid.rate * sum(side) for side in cells])
+
+    def _slide(self, layer, path, node, grid):
+        """Convolutions and pooling."""
+        change = restored(layer)
+        if grid.everywhere:
+            self._change(path, change)
+            return grid
+        window = _Window.of(layer, path, {**layer.get_config(), **change})
+        stride, traded = window.stride, 1
+        if stride * grid.stride > self.output_stride:
+            traded = stride
+        if traded == 1 and (grid.rate == 1 or not any(window.reach)):
+            self._change(path, change)
+            return grid.strode(stride, window.shift)
+        if type(layer) not in OURS and not hasattr(layer, "original"):
+            raise ValueError(
+                f"Layer `{path}` cannot be made dense to output stride "
+                f"{self.output_stride}: only Keras' own layers can. "
+                f"Received: a layer of type {type(layer).__name__}"
+            )
+        if window.pads is None:
+            after, change = self._dense_same(path, window, grid, traded)
+        else:
+            window, grid = self._absorb(layer, node, window, grid)
+            after, change = self._dense_valid(path, window, grid, traded)
+        rate = grid.rate if any(window.reach) else 1
+        change = {
+            "strides": (1, 1),
+            "dilation_rate": tuple(d * rate for d in window.dilation),
+            "pads": None,
+            "anchor": None,
+            **change,
+            "original": window.original,
+        }
+        self._change(path, change)
+        return dataclasses.replace(
+            after, stride=grid.stride * stride, rate=grid.rate * traded
+        )
+
+    def _dense_same(self, path, window, grid, traded):
+        """A `same` layer, whose padding depends on the size of its map."""
+        rate = grid.rate
+        wanders = any(
+            reach // 2 != max(reach + 1 - rest, 0) // 2
+            for reach in window.reach
+            for rest in range(1, traded + 1)  # of the size by the stride
+        )
+        if wanders and path in self.anchored:
+            return grid, {"padding": "same", "anchor": grid.first}
+        if wanders:
+            phase = (rate, traded, window.reach, grid.first, grid.size)
+            grid = dataclasses.replace(
+                grid,
+                phases=(*grid.phases, phase),
+                moved=grid.moved | {path},
+            )
+        halves = [(n // 2 * rate, (n - n // 2) * rate) for n in window.reach]
+        return grid, _padding(halves, window.reach, rate)
+
+    def _dense_valid(self, path, window, grid, traded):
+        """A layer whose padding is known; it keeps its map's size if it can."""
+        rate = grid.rate
+        lost = [-n for n in window.shift]
+        keeps = all(0 <= n < traded for n in lost)
+        move = lost if keeps and path not in self.anchored else (0, 0)
+        pads = [
+            ((before + n) * rate, after * rate)
+            for (before, after), n in zip(window.pads, move, strict=True)
+        ]
+        grown = [
+            sum(p) - n * rate for p, n in zip(pads, window.reach, strict=True)
+        ]
+        after = dataclasses.replace(
+            grid.grown(grown),
+            first=tuple(
+                at + n * rate for at, n in zip(grid.first, move, strict=True)
+            ),
+            moved=grid.moved | ({path} if any(move) else frozenset()),
+        )
+        return after, _padding(pads, window.reach, rate)
+
+    def _absorb(self, layer, node, window, grid):
+        """Takes over the zeros of a ZeroPadding2D before a convolution."""
+        tensor = node.input_tensors[0]
+        path, source, before = self._padded.get(id(tensor), (None,) * 3)
+        if (
+            not isinstance(source, keras.layers.ZeroPadding2D)
+            or not isinstance(layer, CONVOLUTIONS)
+            or not any(window.reach)
+            or any(n for pads in window.pads for n in pads)
+            or self._uses[id(tensor)] > 1
+        ):
+            return window, grid
+        padding = restored(source).get("padding", source.padding)
+        self.changes[path] = {
+            "padding": ((0, 0), (0, 0)),
+            "original": {"padding": padding},
+        }
+        return dataclasses.replace(window, pads=padding), before
+
+    def _pass(self, layer, path, node, grid):
+        """What is neither: it must leave cells where they are."""
+        _check_hidden(layer, path, grid)
+        if grid.everywhere or isinstance(layer, _CELLWISE):
+            return grid
+        growth = _growth(node)
+        if growth == 0:
+            return dataclasses.replace(grid, everywhere=True)
+        if growth == 1 and not isinstance(layer, _REFUSED):
+            return grid
+        stride = grid.stride / growth if growth else grid.stride
+        if grid.rate > 1 or stride > self.output_stride:
+            raise ValueError(
+                f"Layer `{path}` ({type(layer).__name__}) moves cells and "
+                f"cannot be made dense to output stride {self.output_stride}. "
+                f"Its stride in the original network is {grid.stride}."
+            )
+        return dataclasses.replace(
+            grid.strode(1, (path, path)), stride=int(stride)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """What matters of a window that slides. Pairs are (rows, columns)."""
+
+    stride: int
+    dilation: tuple
+    reach: tuple  # cells from the first to the last one that it covers
+    pads: tuple | None  # ((top, bottom), (left, right)), or None for `same`
+    original: dict  # as a dense layer remembers it
+
+    @property
+    def shift(self):
+        """By what the number of windows at stride 1 differs from the size."""
+        if self.pads is None:
+            return (0, 0)
+        return tuple(
+            sum(p) - n for p, n in zip(self.pads, self.reach, strict=True)
+        )
+
+    @classmethod
+    def of(cls, layer, path, config):
+        strides = pair(config["strides"])
+        if len(set(strides)) > 1:
+            raise ValueError(
+                f"Layer `{path}` has unequal strides. "
+                f"Received: strides={strides}"
+            )
+        if config.get("data_format") == "channels_first":
+            raise ValueError(
+                f"Layer `{path}` must have channels last. "
+                "Received: data_format='channels_first'"
+            )
+        dilation = pair(config.get("dilation_rate", 1))
+        original = {
+            "strides": list(strides),
+            "dilation_rate": list(dilation),
+            "padding": config["padding"],
+        }
+        pads = config.get("pads")
+        if pads:
+            original["pads"] = pads
+        same = config["padding"] == "same"
+        return cls(
+            strides[0],
+            dilation,
+            _reach(config),
+            None if same else pads or ((0, 0), (0, 0)),
+            original,
+        )
+
+
+def _reach(config):
+    kernel = config.get("kernel_size", config.get("pool_size"))
+    dilation = config.get("dilation_rate", 1)
+    return tuple(
+        (k - 1) * d for k, d in zip(pair(kernel), pair(dilation), strict=True)
+    )
+
+
+def _padding(pads, reach, rate):
+    """Configuration values of a layer that pads so."""
+    if all(
+        n % 2 == 0 and p == (n // 2 * rate, n // 2 * rate)
+        for p, n in zip(pads, reach, strict=True)
+    ):
+        return {"padding": "same"}
+    pads = tuple(tuple(p) for p in pads)
+    return {
+        "padding": "valid",
+        "pads": pads if any(n for p in pads for n in p) else None,
+    }
+
+
+def _check_hidden(layer, path, grid):
+    """Refuses a layer that keeps windows of its own."""
+    if not isinstance(layer, keras.layers.Layer):
+        return
+    for hidden in layer._flatten_layers(include_self=False):
+        if isinstance(hidden, _REFUSED) or (
+            isinstance(hidden, WINDOWS)
+            and (
+                pair(hidden.strides) != (1, 1)
+                or (grid.rate > 1 and any(_reach(hidden.get_config())))
+            )
+        ):
+            raise ValueError(
+                f"Layer `{path}` ({type(layer).__name__}) holds a "
+                f"{type(hidden).__name__} that a rewrite cannot reach; "
+                "compose the model of functional parts instead."
+            )
+
+
+def _growth(node):
+    """Output size by input size of a layer that says nothing about it.
+
+    Returns:
+        float: 1 where cells stay, 0.5 for a stride of 2; 0 for one cell or
+        none at all; `None` for anything else.
+    """
+
+    def size_at(n):
+        def sized(t):
+            if len(t.shape) != 4 or t.shape[1:3] == (1, 1):
+                return t
+            return keras.KerasTensor((1, n, n, t.shape[-1]), t.dtype)
+
+        args, kwargs = keras.tree.map_structure(
+            lambda t: sized(t) if isinstance(t, keras.KerasTensor) else t,
+            (node.arguments.args, node.arguments.kwargs),
+        )
+        outputs = node.operation.compute_output_spec(*args, **kwargs)
+        return tuple(keras.tree.flatten(outputs)[0].shape)
+
+    small, large = size_at(96), size_at(192)
+    if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
+        return 0
+    if len(small) != 4 or any(
+        2 * a != b or a != small[1]
+        for a, b in zip(small[1:3], large[1:3], strict=True)
+    ):
+        return None
+    return small[1] / 96
+
+
+def is_functional(model):
+    """Whether a model knows its graph."""
+    return isinstance(model, keras.Model) and hasattr(
+        graph_of(model), "_nodes_by_depth"
+    )
+
+
+def graph_of(model):
+    """The functional model within a Sequential one, or the model itself."""
+    return getattr(model, "_functional", None) or model
