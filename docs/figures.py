@@ -1,25 +1,53 @@
-"""Draws docs/pictures/aspp.png: what each branch of ASPP looks at.
+"""Draws the figures of the documentation into docs/pictures.
 
 python docs/figures.py
+
+Pictures are scenes that the package draws itself, and china.jpg. What a
+trained network sees is shown with saved_models/camvid_mobilenet_v2.
 """
 
 import pathlib
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import keras
 import numpy as np
 from matplotlib.patches import Rectangle
+from PIL import Image
 
+from keras_aspp.analysis import (
+    effective_receptive_field,
+    figures,
+    pictures,
+    receptive_fields,
+)
 from keras_aspp.data.datasets.multiscale_shapes import draw_scene
 
-OUTPUT = pathlib.Path(__file__).parent / "pictures" / "aspp.png"
+ROOT = pathlib.Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+MODEL = ROOT / "saved_models" / "camvid_mobilenet_v2" / "model.keras"
+MOST_BYTES = 280_000  # of one picture in a repository
 SCENE = 12
 OUTPUT_STRIDE = 16
 RATES = (1, 2, 3)  # those of configs/multiscale_shapes.yaml
 CELL = (4, 4)  # row and column of the cell that is being labelled
+
+
+def save(figure, name):
+    """Writes the PNG, small enough for a repository."""
+    path = figures.save(figure, PICTURES, name, formats=("png",), dpi=90)
+    if path.stat().st_size > MOST_BYTES:
+        # 256 colors, a third of the bytes.
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+    print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB")
+
+
+def scene():
+    """A drawn picture, uint8 `[H, W, 3]`."""
+    return draw_scene(np.random.default_rng([0, SCENE]))["image"]
+
+
+def china():
+    """A photograph, uint8 `[H, W, 3]`."""
+    return np.asarray(Image.open(PICTURES / "china.jpg").convert("RGB"))
 
 
 def taps(rate):
@@ -51,9 +79,9 @@ def panel(axes, image, cells, title, color):
     axes.set_axis_off()
 
 
-def main():
-    """Writes the figure."""
-    image = draw_scene(np.random.default_rng([0, SCENE]))["image"]
+def aspp():
+    """What each branch of ASPP looks at."""
+    image = scene()
     panels = [([CELL], "1x1: the cell itself", "white")]
     for rate, color in zip(
         RATES, ("#ffd166", "#06d6a0", "#ef476f"), strict=True
@@ -62,13 +90,176 @@ def main():
         panels.append(
             (taps(rate), f"3x3, rate {rate}: {reach} px apart", color)
         )
-    figure, axes = plt.subplots(1, 5, figsize=(13, 3.1), layout="constrained")
-    for ax, (where, title, color) in zip(axes[:4], panels, strict=True):
+    figure, axes = figures.new_figure(13, 3.1, columns=5)
+    for ax, (where, title, color) in zip(axes[0, :4], panels, strict=True):
         panel(ax, image, where, title, color)
-    axes[4].imshow(image)
-    axes[4].set_title("image pooling: the whole picture", fontsize=10)
-    axes[4].set_axis_off()
-    figure.savefig(OUTPUT, dpi=90)
+    axes[0, 4].imshow(image)
+    axes[0, 4].set_title("image pooling: the whole picture", fontsize=10)
+    axes[0, 4].set_axis_off()
+    return figure
+
+
+def pooling():
+    """A picture at the strides of a backbone."""
+    image = scene().astype("float32")
+    strides = (1, 4, 8, 16, 32)
+    figure, axes = figures.new_figure(13, 3.3, columns=len(strides))
+    for ax, stride in zip(axes[0], strides, strict=True):
+        pooled = keras.ops.average_pool(image[None], stride)
+        pooled = np.asarray(pooled)[0].round().astype("uint8")
+        ax.imshow(pooled, extent=(0, *image.shape[1::-1], 0))
+        ax.set_title(
+            f"stride {stride}: {pooled.shape[0]}x{pooled.shape[1]} cells",
+            fontsize=10,
+        )
+        ax.set_axis_off()
+    figure.suptitle(
+        "What is left of a picture when cells are averaged: small things go "
+        "first, outlines next",
+        fontsize=11,
+    )
+    return figure
+
+
+def holes():
+    """Kernels of three rates on a grid of cells."""
+    rates, cells = (1, 2, 4), 11
+    figure, axes = figures.new_figure(9, 3.6, columns=3)
+    for ax, rate, color in zip(axes[0], rates, figures.COLORS, strict=False):
+        middle = cells // 2
+        for row, column in np.ndindex(cells, cells):
+            tap = {row - middle, column - middle} <= {-rate, 0, rate}
+            ax.add_patch(
+                Rectangle(
+                    (column, row),
+                    1,
+                    1,
+                    facecolor=color if tap else "white",
+                    edgecolor="#b8c0c6",
+                )
+            )
+        ax.set_xlim(0, cells)
+        ax.set_ylim(0, cells)
+        ax.set_aspect("equal")
+        ax.set_axis_off()
+        span = 2 * rate + 1
+        ax.set_title(f"rate {rate}: spans {span}x{span}", fontsize=10)
+    figure.suptitle(
+        "Nine weights each: holes widen the view and cost nothing", fontsize=11
+    )
+    return figure
+
+
+def equality():
+    """A strided and an atrous computation of one signal."""
+    rng = np.random.default_rng(3)
+    signal = np.cumsum(rng.normal(0, 1, 65)) / 3
+    first, second = np.array([1, 2, 1]) / 4, np.array([-1, 2, -1])
+    strided = np.convolve(
+        np.convolve(signal, first, "same")[::4], second, "same"
+    )
+    spread = np.zeros(9)
+    spread[::4] = second  # the same three weights, three holes between
+    dense = np.convolve(np.convolve(signal, first, "same"), spread, "same")
+    np.testing.assert_allclose(dense[::4], strided, atol=1e-12)
+    figure, axes = figures.new_figure(10, 3.4)
+    ax = axes[0, 0]
+    ax.plot(
+        dense,
+        color=figures.COLORS[0],
+        linewidth=1.5,
+        marker=".",
+        label="atrous: no stride, then rate 4 (65 cells)",
+    )
+    ax.plot(
+        np.arange(0, 65, 4),
+        strided,
+        color=figures.COLORS[3],
+        linestyle="none",
+        marker="o",
+        markersize=9,
+        fillstyle="none",
+        markeredgewidth=2,
+        label="strided: stride 4, then rate 1 (17 cells)",
+    )
+    ax.set_title(
+        "Every strided value is one of the dense ones: the same weights, "
+        "computed at every cell",
+        fontsize=11,
+    )
+    ax.set_xlabel("position")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=9)
+    return figure
+
+
+def dense(model):
+    """Strided and dense features of a photograph, as a network has them."""
+    image = china()
+    found = pictures.strided_and_dense(
+        model.backbone, np.asarray(model.preprocess(image))
+    )
+    channels = pictures.channels_to_show(found["dense"])
+    return pictures.dense_figure(image, found, channels)
+
+
+def dense_by_hand():
+    """The same with filters whose meaning is known."""
+    image = china()
+    found = pictures.strided_and_dense(
+        pictures.filter_bank(), image.astype("float32") / 255
+    )
+    return pictures.dense_figure(image, found, (1, 2, 3), pictures.FILTERS[1:])
+
+
+def branches(model):
+    """What the branches of a trained ASPP answer to."""
+    image = china()
+    maps = pictures.branches_of(model, np.asarray(model.preprocess(image)))
+    return pictures.branches_figure(
+        image, maps, "How strongly each branch of ASPP answers"
+    )
+
+
+def effective(model):
+    """Theoretical and effective fields of a trained backbone."""
+    size, keys = (513, 513), ("stride_8", "stride_16", "stride_32")
+    backbone = model.backbone
+    noise = np.random.default_rng(0).normal(size=(6, *size, 3))
+    rows = {row.path: row for row in receptive_fields(backbone, size)}
+    fields = {
+        key: effective_receptive_field(backbone, noise, key) for key in keys
+    }
+    sizes = {
+        key: rows[backbone.output[key]._keras_history.operation.name].size
+        for key in keys
+    }
+    for key in keys:
+        print(f"  {key}: {fields[key].side()} of {sizes[key][0]} px")
+    return figures.effective_figure(
+        fields,
+        sizes,
+        "Pixels that move the central cell; white: 95 %, blue: theoretical",
+    )
+
+
+def main():
+    """Writes every figure."""
+    model = keras.saving.load_model(MODEL, compile=False)
+    save(aspp(), "aspp")
+    save(pooling(), "pooling")
+    save(holes(), "holes")
+    save(equality(), "equality")
+    save(pictures.kernel_figure(china(), (6, 12, 18), 16), "kernel")
+    save(dense_by_hand(), "dense_by_hand")
+    save(dense(model), "dense")
+    save(branches(model), "branches")
+    save(
+        figures.valid_taps_curves((65, 65), (6, 12, 18), most=80), "valid_taps"
+    )
+    stacks = [[2, 2, 2], [1, 2, 3], [1, 2, 5]]
+    save(figures.gridding_figure(stacks), "gridding")
+    save(effective(model), "effective")
 
 
 if __name__ == "__main__":

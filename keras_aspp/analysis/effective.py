@@ -5,6 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_aspp.analysis.trace import output_of
+
 
 @dataclasses.dataclass(frozen=True)
 class EffectiveField:
@@ -42,14 +44,20 @@ class EffectiveField:
             share: float in (0, 1). Defaults to 0.95.
 
         Returns:
-            int, odd, in pixels; the square is centered on `center` and cut
-            off where the picture ends.
+            int, odd, in pixels: of the smallest square whose center lies
+            within a pixel of `center`, cut off where the picture ends.
         """
-        y, x = (round(at) for at in self.center)
         rows, columns = np.indices(self.map.shape)
-        distance = np.maximum(abs(rows - y), abs(columns - x))
-        within = np.cumsum(np.bincount(distance.ravel(), self.map.ravel()))
-        return 2 * int(np.searchsorted(within, share)) + 1
+        sides = []
+        for dy, dx in np.ndindex(3, 3):
+            y, x = (
+                round(at) + d - 1
+                for at, d in zip(self.center, (dy, dx), strict=True)
+            )
+            distance = np.maximum(abs(rows - y), abs(columns - x))
+            within = np.cumsum(np.bincount(distance.ravel(), self.map.ravel()))
+            sides.append(2 * int(np.searchsorted(within, share)) + 1)
+        return min(sides)
 
     @property
     def _margins(self):
@@ -86,7 +94,7 @@ def effective_receptive_field(model, images, layer=None):
     import tensorflow as tf
 
     output = _output(model, layer)
-    part = keras.Model(model.inputs, output)
+    part = keras.Model(model.inputs[0], output)
     rng = np.random.default_rng(0)
     total, cell = 0.0, None
     for image in np.asarray(images, "float32"):
@@ -112,7 +120,7 @@ def effective_receptive_field(model, images, layer=None):
 
 
 def _output(model, layer):
-    output = model.output
+    output = output_of(model)
     names = [one.name for one in model.layers]
     if isinstance(output, dict) and layer in output:
         found = output[layer]

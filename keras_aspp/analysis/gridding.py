@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ class Gridding:
 
     Attributes:
         rates: tuple of ints, in cells.
-        kernel_size: int.
+        kernel_sizes: tuple of ints, one for each rate.
         paths: int array `(size,)`: along one axis, the number of ways from a
             cell of the input to the cell in the middle; 0 is never seen.
             A square kernel's whole pattern is its outer product.
@@ -25,7 +26,7 @@ class Gridding:
     """
 
     rates: tuple
-    kernel_size: int
+    kernel_sizes: tuple
     paths: np.ndarray
     suggestion: tuple
 
@@ -56,7 +57,7 @@ def gridding(rates, kernel_size=3):
     Args:
         rates: ints > 0, one for each convolution in the row; their order does
             not matter.
-        kernel_size: odd int > 0. Defaults to 3.
+        kernel_size: odd int > 0, or one for each rate. Defaults to 3.
 
     Returns:
         `Gridding`.
@@ -75,30 +76,41 @@ def gridding(rates, kernel_size=3):
         M_2 <= K, which is sufficient but not necessary.
     """
     rates = check_atrous_rates(rates)
-    check_odd(kernel_size)
+    sizes = kernel_size
+    if isinstance(kernel_size, int):
+        sizes = (kernel_size,) * len(rates)
+    for size in sizes:
+        check_odd(size)
     kernels = []
-    for rate in rates:
-        kernel = np.zeros((kernel_size - 1) * rate + 1, object)
+    for rate, size in zip(rates, sizes, strict=True):
+        kernel = np.zeros((size - 1) * rate + 1, object)
         kernel[::rate] = 1  # Python's ints: deep stacks overflow others
         kernels.append(kernel)
     paths = functools.reduce(np.convolve, kernels)
-    suggestion = rates
-    if not all(paths):
-        suggestion = _without_holes(rates, kernel_size)
-    return Gridding(rates, kernel_size, paths, suggestion)
+    suggestion = rates if all(paths) else _without_holes(rates, sizes)
+    return Gridding(rates, tuple(sizes), paths, suggestion)
 
 
-def _without_holes(rates, kernel_size):
+def _without_holes(rates, sizes):
     """Rates near the given ones whose stack leaves no hole.
 
     Copies of an unbroken field, moved by a rate, leave no gap between them
     while the rate is at most the field's size. What one rate must give up,
     the next ones add where they may.
     """
-    found, size, owed = [], 1, 0
-    for rate in sorted(rates):
-        taken = min(rate + owed, size)
+    found, field, owed = [], 1, 0
+    for rate, size in sorted(zip(rates, sizes, strict=True)):
+        taken = min(rate + owed, field)
         owed += rate - taken
-        size += (kernel_size - 1) * taken
+        field += (size - 1) * taken
         found.append(taken)
     return tuple(sorted(found))
+
+
+def rates_text(rates):
+    """Rates in words, long rows of equal ones together: `7 x 1, 2, 2`."""
+    words = []
+    for rate, same in itertools.groupby(rates):
+        count = len(list(same))
+        words += [f"{count} x {rate}"] if count > 3 else [str(rate)] * count
+    return ", ".join(words)

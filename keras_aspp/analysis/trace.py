@@ -184,6 +184,14 @@ def _reason(error):
     return text.split(" Received")[0].rstrip(".")
 
 
+def output_of(model):
+    """What a model gives, in its structure: a tensor, list or dict."""
+    # A sequential model has no call of its own to ask.
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0]
+    return model.output
+
+
 class _Tracer:
     """Collects steps; knows which symbolic tensor stands for which."""
 

@@ -10,6 +10,8 @@ COMMANDS = {
     "evaluate": "count a model's right and wrong pixels on a data set",
     "export": "write SavedModel and TFLite files, checked against the model",
     "predict": "segment pictures",
+    "inspect": "what a model costs, what it sees and what it misses",
+    "explain": "draw what atrous convolution does to a picture of yours",
     "data": "look at a data set before it is trained on",
 }
 
@@ -34,7 +36,7 @@ def main(arguments=None):
     parser = Parser(
         prog="keras-aspp",
         description="Atrous convolution and ASPP for Keras: train, evaluate, "
-        "export, predict.",
+        "export, predict, look inside.",
         epilog="\n".join(f"  {k:10} {v}" for k, v in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -80,6 +80,13 @@ def test_bad_rates(rates):
         gridding((1, 2), kernel_size=4)
 
 
+def test_kernels_of_different_sizes():
+    found = gridding((2, 1), kernel_size=(3, 5))
+    assert found.paths.tolist() == [1, 1, 2, 2, 3, 2, 2, 1, 1]
+    with pytest.raises(ValueError, match="shorter"):
+        gridding((2, 1), kernel_size=(3,))
+
+
 def test_order_does_not_matter():
     a, b = gridding((1, 2, 5)), gridding((5, 1, 2))
     np.testing.assert_array_equal(a.paths, b.paths)

@@ -1,0 +1,327 @@
+"""Pictures of what atrous convolution does, on a picture of one's own."""
+
+import keras
+import numpy as np
+
+from keras_aspp.analysis.figures import COLORS, new_figure
+from keras_aspp.analysis.receptive_field import receptive_fields
+from keras_aspp.backbones import with_output_stride
+from keras_aspp.backbones.atrous import feature_strides
+from keras_aspp.layers import ASPP
+
+DENSE_STRIDE = 8
+FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
+SURROUND_RATES = (2, 6, 12)
+
+
+def filter_bank():
+    """A network with filters set by hand: it needs no training.
+
+    The picture is blurred and halved three times, looked at by four filters
+    (`FILTERS`) with stride 2, and halved once more. RGB in [0, 1] goes in,
+    one map of stride 32 comes out.
+
+    Returns:
+        `keras.Model`.
+    """
+    luminance = np.array([0.299, 0.587, 0.114]).reshape(1, 1, 3, 1)
+    binomial = (np.outer([1, 2, 1], [1, 2, 1]) / 16).reshape(3, 3, 1, 1)
+    identity = np.zeros((3, 3))
+    identity[1, 1] = 1
+    slope = np.outer([-1, 0, 1], [1, 2, 1]) / 4
+    ring = (np.ones((3, 3)) - identity) / 8
+    filters = np.stack([identity, slope, slope.T, identity - ring], -1)
+    inputs = keras.Input((None, None, 3), name="picture")
+    grey = keras.layers.Conv2D(1, 1, name="grey")
+    x = grey(inputs)
+    # The padding is then as bright as a picture of average brightness.
+    grey.set_weights([luminance, np.array([-0.5])])
+    for i in range(1, 6):
+        x = keras.layers.ZeroPadding2D(1, name=f"pad_{i}")(x)
+        if i == 4:
+            layer = keras.layers.Conv2D(
+                4, 3, strides=2, use_bias=False, name="filters"
+            )
+            kernel = filters[:, :, None, :]
+        else:
+            layer = keras.layers.DepthwiseConv2D(
+                3, strides=2, use_bias=False, name=f"halve_{i}"
+            )
+            kernel = binomial.repeat(x.shape[-1], axis=2)
+        x = layer(x)
+        layer.set_weights([kernel])
+    return keras.Model(inputs, x, name="filter_bank")
+
+
+def strided_and_dense(backbone, image):
+    """Features of a picture at a network's own stride, and denser.
+
+    Args:
+        backbone: functional `keras.Model`; of dict outputs the coarsest
+            is taken.
+        image: float array `(height, width, channels)`, as it takes it.
+
+    Returns:
+        dict: `strided` and `dense`, float arrays `(h, w, channels)`;
+        `strides`, their pixels per cell; `difference`, the largest between
+        the strided map and the dense one subsampled, in standard deviations
+        of the strided one.
+
+    Raises:
+        TypeError, ValueError: the backbone cannot be made dense, or the
+            picture is smaller than one cell.
+    """
+    own = max(feature_strides(backbone).values())
+    if min(image.shape[:2]) < own:
+        raise ValueError(
+            f"The picture is smaller than one cell of {own} pixels. "
+            f"Received: {image.shape[0]}x{image.shape[1]}"
+        )
+    fine = min(DENSE_STRIDE, max(own // 4, 1))
+    maps, centers = [], []
+    for stride in (own, fine):
+        model = with_output_stride(backbone, stride)
+        key = _coarsest(backbone)
+        if key is not None:
+            model = keras.Model(model.input, model.output[key])
+        features = model(image[None], training=False)
+        maps.append(keras.ops.convert_to_numpy(features)[0])
+        centers.append(receptive_fields(model, image.shape[:2])[-1].center)
+    strided, dense = maps
+    # Cell (0, 0) of the two may look at different pixels: by the padding.
+    start = [round((a - b) / fine) for a, b in zip(*centers, strict=True)]
+    step = own // fine
+    picked = dense[start[0] :: step, start[1] :: step]
+    shape = [
+        min(a, b) for a, b in zip(picked.shape, strided.shape, strict=True)
+    ]
+    a, b = (m[: shape[0], : shape[1]] for m in (picked, strided))
+    return {
+        "strided": strided,
+        "dense": dense,
+        "strides": (own, fine),
+        "difference": float(np.abs(a - b).max() / strided.std()),
+    }
+
+
+def _coarsest(backbone):
+    """Key of the output of the largest stride, or `None` without keys."""
+    if not isinstance(backbone.output, dict):
+        return None
+    strides = feature_strides(backbone)
+    return max(
+        backbone.output,
+        key=lambda key: strides[
+            backbone.output[key]._keras_history.operation.name
+        ],
+    )
+
+
+def surroundings(features, rates=SURROUND_RATES):
+    """A cell minus the mean of its eight neighbours, at several rates.
+
+    What ASPP's branches can learn, set by hand: each rate answers to things
+    of its own size.
+
+    Args:
+        features: float array `(h, w)`.
+        rates: ints > 0, in cells.
+
+    Returns:
+        dict: title -> float array `(h, w)`.
+    """
+    kernel = -np.ones((3, 3, 1, 1), "float32") / 8
+    kernel[1, 1] = 1
+    maps = {}
+    for rate in rates:
+        found = keras.ops.conv(
+            features[None, ..., None].astype("float32"),
+            kernel,
+            padding="same",
+            dilation_rate=rate,
+        )
+        maps[f"rate {rate}"] = keras.ops.convert_to_numpy(found)[0, ..., 0]
+    return maps
+
+
+def branches_of(model, image):
+    """How strongly each branch of a model's ASPP answers to a picture.
+
+    Args:
+        model: functional `keras.Model` with an `ASPP` among its layers.
+        image: float array `(height, width, channels)`, as it takes it.
+
+    Returns:
+        dict: title -> float array `(h, w)`, root mean square over channels;
+        empty where the model has no ASPP.
+    """
+    aspp = next((x for x in model.layers if isinstance(x, ASPP)), None)
+    if aspp is None:
+        return {}
+    features = keras.Model(model.input, aspp.input)(image[None], training=False)
+    rates = iter(aspp.atrous_rates)
+    maps = {}
+    for branch in aspp.branches:
+        title = branch.name.replace("_", " ")
+        if title == "point":
+            title = "1x1"
+        elif title.startswith("atrous"):
+            title = f"rate {next(rates)}"
+        maps[title] = _strength(branch(features, training=False))
+    maps["together"] = _strength(aspp(features, training=False))
+    return maps
+
+
+def _strength(features):
+    values = keras.ops.convert_to_numpy(features)[0].astype("float32")
+    return np.sqrt((values**2).mean(axis=-1))
+
+
+def kernel_figure(image, rates, stride):
+    """Where the taps of 3x3 kernels fall on a picture.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        rates: ints > 0, in cells; shown beside rate 1, four at most.
+        stride: int, pixels per cell.
+    """
+    from matplotlib.patches import Rectangle
+
+    rates = sorted({1, *rates})[:4]
+    height, width = image.shape[:2]
+    middle = height // stride // 2, width // stride // 2
+    reach = max(rates) * stride
+    figure, axes = new_figure(
+        3.1 * len(rates),
+        3.1 * max(height, 2 * reach) / max(width, 2 * reach) + 1.1,
+        columns=len(rates),
+    )
+    for ax, rate, color in zip(axes[0], rates, COLORS, strict=False):
+        ax.imshow(image, alpha=0.55)
+        outside = 0
+        for dy, dx in np.ndindex(3, 3):
+            y = (middle[0] + (dy - 1) * rate) * stride
+            x = (middle[1] + (dx - 1) * rate) * stride
+            on_map = 0 <= y < height and 0 <= x < width
+            outside += not on_map
+            ax.add_patch(
+                Rectangle(
+                    (x, y),
+                    stride,
+                    stride,
+                    facecolor=color if on_map else "none",
+                    edgecolor="k" if on_map else "#999999",
+                    linestyle="-" if on_map else ":",
+                )
+            )
+        lost = f"{outside} of 9 taps on padding" if outside else "9 taps"
+        ax.set_title(
+            f"rate {rate}: {rate * stride} px apart\n{lost}", fontsize=10
+        )
+        ax.set_xlim(
+            min(0, middle[1] * stride - reach) - 4,
+            max(width, middle[1] * stride + reach + stride) + 4,
+        )
+        ax.set_ylim(
+            max(height, middle[0] * stride + reach + stride) + 4,
+            min(0, middle[0] * stride - reach) - 4,
+        )
+        ax.set_axis_off()
+    figure.suptitle(
+        f"The nine cells of {stride}x{stride} pixels that a 3x3 kernel "
+        "multiplies: a rate moves them apart, their number stays",
+        fontsize=11,
+    )
+    return figure
+
+
+def dense_figure(image, found, channels, names=None):
+    """A picture, its strided features above and its dense ones below.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        found: dict, see `strided_and_dense`.
+        channels: ints, which to show.
+        names: str of each, or `None` for their numbers.
+    """
+    names = names or [f"channel {channel}" for channel in channels]
+    height, width = image.shape[:2]
+    count = 1 + len(channels)
+    figure, axes = new_figure(
+        3.1 * count, 6.2 * height / width + 1.3, rows=2, columns=count
+    )
+    for row, kind in enumerate(("strided", "dense")):
+        stride, maps = found["strides"][row], found[kind]
+        ax = axes[row, 0]
+        ax.imshow(image)
+        lines = {"color": "w", "linewidth": 0.6, "alpha": 0.8}
+        for y in range(0, height, stride):
+            ax.axhline(y, **lines)
+        for x in range(0, width, stride):
+            ax.axvline(x, **lines)
+        ax.set_title(
+            f"{kind}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
+            fontsize=10,
+        )
+        ax.set_axis_off()
+        for ax, channel, name in zip(
+            axes[row, 1:], channels, names, strict=True
+        ):
+            # Zero padding makes a rim that would outshine the rest.
+            low, high = np.percentile(found["dense"][..., channel], (2, 98))
+            ax.imshow(
+                maps[..., channel],
+                cmap="magma",
+                vmin=low,
+                vmax=high,
+                extent=(0, maps.shape[1] * stride, maps.shape[0] * stride, 0),
+            )
+            ax.set_xlim(0, width)
+            ax.set_ylim(height, 0)
+            ax.set_title(name, fontsize=10)
+            ax.set_axis_off()
+    figure.suptitle(
+        "The same weights: strides throw cells away, atrous convolution "
+        "computes them all",
+        fontsize=11,
+    )
+    return figure
+
+
+def branches_figure(image, maps, title):
+    """A picture and what each branch makes of it, each on its own scale.
+
+    Args:
+        image: uint8 array `(height, width, 3)`.
+        maps: dict: title -> float array `(h, w)`.
+        title: str.
+    """
+    height, width = image.shape[:2]
+    count = 1 + len(maps)
+    columns = count if count <= 4 else -(-count // 2)
+    rows = -(-count // columns)
+    figure, axes = new_figure(
+        3.1 * columns,
+        (3.1 * height / width + 0.3) * rows + 0.6,
+        rows=rows,
+        columns=columns,
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    axes[0, 0].imshow(image)
+    axes[0, 0].set_title("picture", fontsize=10)
+    for ax, (name, values) in zip(axes.flat[1:], maps.items(), strict=False):
+        flat = np.ptp(values) <= 1e-4 * np.abs(values).max()
+        # A flat map's noise must not be stretched to a pattern.
+        limits = {"vmin": 0, "vmax": 2 * values.max()} if flat else {}
+        ax.imshow(values, cmap="magma", extent=(0, width, height, 0), **limits)
+        note = ": one value for all" if flat else ""
+        ax.set_title(name + note, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def channels_to_show(features, count=3):
+    """The channels that vary most over the map, strongest first."""
+    spread = features.reshape(-1, features.shape[-1]).std(axis=0)
+    return np.argsort(spread)[::-1][:count].tolist()

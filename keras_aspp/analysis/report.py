@@ -1,0 +1,378 @@
+"""report: everything that can be said of a model at one picture size."""
+
+import keras
+
+from keras_aspp.analysis.cost import cost_of
+from keras_aspp.analysis.gridding import gridding
+from keras_aspp.analysis.receptive_field import receptive_fields_of
+from keras_aspp.analysis.taps import valid_taps
+from keras_aspp.analysis.trace import output_of, trace
+
+# A flat model of more layers is summed up by stride, not layer by layer.
+MANY_LAYERS = 40
+
+
+def report(model, image_size):
+    """What a model costs, sees and misses, as plain values.
+
+    Args:
+        model: `keras.Model` of one picture; see `trace`.
+        image_size: `(height, width)`, ints > 0, in pixels.
+
+    Returns:
+        dict that JSON can hold. `stages`: the feature maps of the backbone,
+        or the last map of each stride; `head`: what comes after the backbone;
+        `atrous`: the dilated convolutions with their valid taps; `gridding`:
+        the stacks of them; `cost` and `parts`; `layers`: everything, layer by
+        layer; `warnings`: sentences. Sizes are `[height, width]`.
+
+    Raises:
+        TypeError, ValueError: see `trace`.
+    """
+    return report_of(trace(model, image_size))
+
+
+def report_of(traced):
+    """`report` of a model that was followed already.
+
+    Args:
+        traced: `Trace`.
+    """
+    fields = receptive_fields_of(traced)
+    costs = cost_of(traced)
+    maps = _Maps(traced, fields)
+    stages = maps.stages()
+    atrous = _atrous(traced, fields)
+    stacks = _stacks(traced, maps, stages)
+    model = traced.model
+    coarsest = max((stage["stride"] for stage in stages), default=None)
+    return {
+        "name": model.name,
+        "kind": type(model).__name__,
+        "backbone": maps.backbone and maps.backbone.operation.name,
+        "image_size": list(traced.image_size),
+        "output_stride": getattr(
+            model, "output_stride", coarsest and max(coarsest)
+        ),
+        "atrous_rates": list(getattr(model, "atrous_rates", ())) or None,
+        "stages": stages,
+        "head": maps.head(),
+        "atrous": atrous,
+        "gridding": stacks,
+        "cost": {
+            "parameters": costs.parameters,
+            "madds": costs.madds,
+            "activation_bytes": costs.activation_bytes,
+            "peak_activation_bytes": costs.peak_activation_bytes,
+            "uncounted": list(costs.uncounted),
+        },
+        "parts": _parts(traced, fields, costs),
+        "layers": _layers(fields, costs),
+        "warnings": _warnings(traced, fields, atrous, stacks, costs),
+    }
+
+
+class _Maps:
+    """The feature maps of a model: which layer made which."""
+
+    def __init__(self, traced, fields):
+        self.traced, self.fields = traced, fields
+        self.field_of, self.maker = {}, {}
+        for step, field in zip(traced.steps, fields, strict=True):
+            if not step.opened:
+                for tensor in step.outputs:
+                    self.field_of[id(tensor)] = field
+                    self.maker[id(tensor)] = step
+        self.backbone = max(
+            filter(_is_backbone, traced.steps),
+            key=lambda step: step.operation.count_params(),
+            default=None,
+        )
+
+    def stages(self):
+        """One row for each feature map that the backbone, or all, gives."""
+        model = self.traced.model
+        if self.backbone is not None:
+            keys = output_of(self.backbone.operation)
+            found = zip(_keys(keys), self.backbone.outputs, strict=True)
+        elif isinstance(output_of(model), dict):
+            found = zip(
+                _keys(output_of(model)), self.traced.outputs, strict=True
+            )
+        else:
+            found = self._last_of_each_stride()
+        rows = [_map_row(k, self.field_of[id(t)], t) for k, t in found]
+        # Dense maps are of one size: then by what they see.
+        return sorted(
+            rows,
+            key=lambda row: (
+                -row["shape"][0] * row["shape"][1],
+                row["receptive_field"] or [0],
+            ),
+        )
+
+    def _last_of_each_stride(self):
+        """Going down: what a decoder brings back up is no stage."""
+        last, coarsest = {}, 0
+        for step in self.traced.leaves:
+            stride = self.field_of[id(step.outputs[0])].stride
+            padding = step.kind in ("ZeroPadding2D", "Pad")
+            if stride is None or padding or max(stride) < coarsest:
+                continue
+            coarsest = max(stride)
+            last[coarsest] = step.outputs[0]
+        if len(last) > 1:
+            del last[1]
+        return [(f"stride {at:g}", tensor) for at, tensor in last.items()]
+
+    def head(self):
+        """Rows of what comes after the backbone, and of parts of parts."""
+        inside = self.backbone and f"{self.backbone.path}/"
+        rows = []
+        for step, field in zip(self.traced.steps, self.fields, strict=True):
+            depth = step.path.count("/")
+            # Of a model without a backbone, its composite layers.
+            shown = step.opened if inside is None else step.inputs
+            if depth == 1:
+                shown = step.opened
+            elif depth > 1 or isinstance(step.operation, keras.Model):
+                shown = False
+            if shown and not (inside and step.path.startswith(inside)):
+                rows.append(_map_row(step.path, field, step.outputs[0]))
+        return rows
+
+
+def _is_backbone(step):
+    """A nested model that gives feature maps."""
+    return (
+        step.opened
+        and isinstance(step.operation, keras.Model)
+        and all(len(tensor.shape) == 4 for tensor in step.outputs)
+    )
+
+
+def _keys(structure):
+    """Keys of a dict, in the order in which its values are flattened."""
+    if isinstance(structure, dict):
+        return sorted(structure)
+    return [tensor.name for tensor in keras.tree.flatten(structure)]
+
+
+def _map_row(name, field, tensor):
+    return {
+        "name": name,
+        "layer": field.path,
+        "kind": field.kind,
+        "shape": list(tensor.shape[1:]),
+        **_reach(field),
+    }
+
+
+def _reach(field):
+    return {
+        "stride": field.stride and list(field.stride),
+        "receptive_field": field.size and list(field.size),
+        "center": field.center and list(field.center),
+        "global": field.is_global,
+        "assumed": field.assumed,
+    }
+
+
+def _square(pair):
+    return pair is not None and len(pair) == 2 and pair[0] == pair[1]
+
+
+def _atrous(traced, fields):
+    """Dilated convolutions, those of one place and rate in one row."""
+    rows = {}
+    for step, field in zip(traced.steps, fields, strict=True):
+        dilated = field.dilation is not None and max(field.dilation) > 1
+        if not dilated or not _square(field.dilation) or len(step.shape) != 3:
+            continue
+        cells = tuple(step.inputs[0].shape[1:3])
+        place = step.path.rpartition("/")[0]
+        key = (place, field.kernel_size, field.dilation, cells)
+        if key not in rows:
+            rows[key] = _atrous_row(place or step.path, field, cells)
+        elif not place:
+            first = rows[key]["name"].split(" ... ")[0]
+            rows[key]["name"] = f"{first} ... {step.path}"
+        rows[key]["layers"] += 1
+        rows[key].update(_reach(field))
+    return list(rows.values())
+
+
+def _atrous_row(name, field, cells):
+    kernel, rate = field.kernel_size[0], field.dilation[0]
+    taps = None
+    if _square(field.kernel_size) and kernel % 2:
+        taps = valid_taps(rate, cells, kernel)
+    return {
+        "name": name,
+        "layers": 0,
+        "kernel_size": list(field.kernel_size),
+        "rate": rate,
+        "map": list(cells),
+        "spacing_px": field.stride and rate * field.stride[0],
+        "valid_taps": taps and taps.mean,
+        "degenerate": bool(taps and taps.degenerate),
+    }
+
+
+def _stacks(traced, maps, stages):
+    """Convolutions in a row on one map, where some of them are dilated."""
+    chains = _chains(traced, maps)
+    ends = {
+        stage["layer"]: stage["name"] for stage in stages if stage["stride"]
+    }
+    found, known = [], set()
+    for step in traced.leaves:
+        for tensor in step.outputs[:1]:
+            chain = chains.get(id(tensor), ())
+            rates = tuple(rate for rate, _ in chain)
+            if (
+                step.path not in ends
+                or chain in known
+                or max(rates, default=1) == 1
+            ):
+                continue
+            known.add(chain)
+            run = len(rates)
+            while run and rates[run - 1] > 1:
+                run -= 1
+            found.append(
+                {
+                    "name": ends[step.path],
+                    **_stack(chain),
+                    "dilated_end": _stack(chain[run:]) if chain[run:] else None,
+                }
+            )
+    return found
+
+
+def _stack(chain):
+    found = gridding([r for r, _ in chain], [k for _, k in chain])
+    return {
+        "rates": list(found.rates),
+        "kernel_sizes": list(found.kernel_sizes),
+        "field_cells": found.size,
+        "unseen_share": found.unseen_share,
+        "common_divisor": found.common_divisor,
+        "suggestion": list(found.suggestion),
+    }
+
+
+def _chains(traced, maps):
+    """The (rate, kernel size) of convolutions since the stride last changed.
+
+    Where branches join, those of the widest.
+    """
+    chains = {id(traced.image): ()}
+    for step in traced.leaves:
+        if not step.inputs:
+            continue
+        source = max(
+            (t for t in step.inputs),
+            key=lambda t: sum(r * (k - 1) for r, k in chains.get(id(t), ())),
+        )
+        chain = chains.get(id(source), ())
+        field = maps.field_of[id(step.outputs[0])]
+        before = maps.field_of[id(source)]
+        if field.stride != before.stride:
+            chain = ()
+        elif (
+            field.kernel_size is not None
+            and _square(field.kernel_size)
+            and _square(field.dilation)
+            and field.kernel_size[0] % 2
+            and field.kernel_size[0] > 1
+        ):
+            chain = (*chain, (field.dilation[0], field.kernel_size[0]))
+        for tensor in step.outputs:
+            chains[id(tensor)] = chain
+    return chains
+
+
+def _parts(traced, fields, costs):
+    """Cost by top-level layer, or by stride for a flat model."""
+    top = [s for s in traced.steps if "/" not in s.path]
+    flat = len(top) > MANY_LAYERS
+    composite = {step.path for step in top if step.opened}
+    stride = {
+        field.path: max(field.stride) if field.stride else None
+        for field in fields
+    }
+    rows = {}
+    for layer in costs.layers:
+        part = layer.path.split("/")[0]
+        if flat and part not in composite:
+            at = stride[layer.path]
+            part = "after pooling" if at is None else f"stride {at:g}"
+        row = rows.setdefault(
+            part,
+            {"name": part, "parameters": 0, "madds": 0, "activation_bytes": 0},
+        )
+        for key in ("parameters", "madds", "activation_bytes"):
+            row[key] += getattr(layer, key)
+    return list(rows.values())
+
+
+def _layers(fields, costs):
+    """Receptive field and cost of every layer that is no composite."""
+    rows, by_path = [], {}
+    for layer in costs.layers:
+        by_path.setdefault(layer.path, []).append(layer)
+    for field in fields:
+        spent = by_path.get(field.path)
+        if not spent:
+            continue
+        layer = spent.pop(0)
+        rows.append(
+            {
+                "name": field.path,
+                "kind": field.kind,
+                "shape": list(field.shape),
+                "kernel_size": field.kernel_size and list(field.kernel_size),
+                "dilation": field.dilation and list(field.dilation),
+                **_reach(field),
+                "parameters": layer.parameters,
+                "madds": layer.madds,
+                "activation_bytes": layer.activation_bytes,
+            }
+        )
+    return rows
+
+
+def _warnings(traced, fields, atrous, stacks, costs):
+    found = []
+    for row in atrous:
+        if row["degenerate"]:
+            cells = "x".join(map(str, row["map"]))
+            found.append(
+                f"{row['name']}: rate {row['rate']} reaches beyond the "
+                f"{cells} map; the convolution acts as a 1x1."
+            )
+    for stack in stacks:
+        if stack["unseen_share"] > 0:
+            found.append(
+                f"{stack['name']}: convolutions of rates {stack['rates']} "
+                f"never see {stack['unseen_share']:.0%} of the "
+                f"{stack['field_cells']}x{stack['field_cells']} cells they "
+                f"span. Rates {stack['suggestion']} would see all they span."
+            )
+    guessed = [
+        step.path
+        for step, field in zip(traced.steps, fields, strict=True)
+        if field.assumed and not step.opened
+    ]
+    if guessed:
+        found.append(
+            f"{guessed[0]}: its reach is not known; receptive fields from "
+            "there on are guesses."
+        )
+    if costs.uncounted:
+        found.append(
+            f"{', '.join(costs.uncounted)}: could not be opened; multiply-adds "
+            "are a lower bound."
+        )
+    return found

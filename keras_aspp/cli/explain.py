@@ -1,0 +1,149 @@
+"""keras-aspp explain."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from keras_aspp.cli.configuration import print_table
+from keras_aspp.cli.inspect import find_model, load_any
+from keras_aspp.cli.main import Parser
+
+LONGEST_SIDE = 640
+RATES = (6, 12, 18)
+STRIDE = 16
+
+
+def run(arguments):
+    """Draws what atrous convolution does to a picture."""
+    parser = Parser(
+        prog="keras-aspp explain",
+        description="Draw, on a picture of yours: what a dilated kernel sees; "
+        "feature maps of the same weights, strided and atrous; ASPP's "
+        "branches. Without --model, by filters set by hand.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument(
+        "--model", help="workdir, exported folder or .keras file"
+    )
+    flags = parser.parse_args(arguments)
+    image = read_picture(flags.image)
+    figures, said = explain(image, flags.model)
+    from keras_aspp.analysis.figures import save
+
+    os.makedirs(flags.output, exist_ok=True)
+    written = [
+        (name, save(figure, flags.output, name))
+        for name, figure in figures.items()
+    ]
+    print("\n".join(said))
+    print()
+    print_table(written)
+    return 0
+
+
+def read_picture(path):
+    """A picture as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none.
+    """
+    from keras_aspp.data.decode import read_image
+    from keras_aspp.inference.predictor import resize_image
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No such picture. File: {path}")
+    image = read_image(path, exif=True)
+    scale = LONGEST_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    return resize_image(
+        image, [max(1, round(n * scale)) for n in image.shape[:2]]
+    )
+
+
+def explain(image, model_path=None):
+    """The figures of a picture.
+
+    Args:
+        image: uint8 array `[H, W, 3]`.
+        model_path: see `--model`, or `None`.
+
+    Returns:
+        `(figures, said)`: dict of name -> matplotlib `Figure`, and sentences
+        to print.
+    """
+    from keras_aspp.analysis import pictures
+
+    if model_path is None:
+        return _by_hand(image, pictures)
+    path = find_model(model_path)
+    if path.suffix != ".keras":
+        raise ValueError(
+            "Feature maps are drawn of Keras models only, whose layers are "
+            f"known. Received: --model {path}"
+        )
+    return _by_model(image, load_any(path), pictures)
+
+
+def _by_hand(image, pictures):
+    found = pictures.strided_and_dense(
+        pictures.filter_bank(), image.astype("float32") / 255
+    )
+    stride = found["strides"][1]
+    maps = pictures.surroundings(found["dense"][..., 0])
+    maps = {
+        f"{name}: {int(name.split()[1]) * stride} px": values
+        for name, values in maps.items()
+    }
+    figures = {
+        "kernel": pictures.kernel_figure(image, RATES, STRIDE),
+        "dense": pictures.dense_figure(
+            image, found, range(1, 4), pictures.FILTERS[1:]
+        ),
+        "branches": pictures.branches_figure(
+            image,
+            maps,
+            "A cell minus its eight neighbours: each rate answers to things "
+            "of its own size",
+        ),
+    }
+    return figures, _sentences(image, found)
+
+
+def _by_model(image, model, pictures):
+    from keras_aspp.preprocess import Preprocess
+
+    backbone = getattr(model, "backbone", model)
+    preprocess = getattr(model, "preprocess", None) or Preprocess()
+    inputs = np.asarray(preprocess(image), "float32")
+    found = pictures.strided_and_dense(backbone, inputs)
+    rates = getattr(model, "atrous_rates", RATES)
+    stride = getattr(model, "output_stride", STRIDE)
+    channels = pictures.channels_to_show(found["dense"])
+    figures = {
+        "kernel": pictures.kernel_figure(image, rates, stride),
+        "dense": pictures.dense_figure(image, found, channels),
+    }
+    said = _sentences(image, found)
+    maps = pictures.branches_of(model, inputs)
+    if maps:
+        figures["branches"] = pictures.branches_figure(
+            image, maps, "How strongly each branch of ASPP answers"
+        )
+    else:
+        said.append("The model has no ASPP layer: its branches are not drawn.")
+    return figures, said
+
+
+def _sentences(image, found):
+    own, fine = found["strides"]
+    step = own // fine
+    return [
+        f"picture {image.shape[0]}x{image.shape[1]}; features at stride {own} "
+        f"and, with the same weights, at stride {fine}",
+        f"every {step}th dense cell is the strided one: they differ by at most "
+        f"{found['difference']:.1e} standard deviations",
+    ]

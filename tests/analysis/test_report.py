@@ -1,0 +1,178 @@
+"""The report of a model, and the figures that are drawn of it."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import randomize
+
+import keras_aspp as ka
+from keras_aspp.analysis import cost, figures, receptive_fields
+from keras_aspp.analysis.report import report
+
+SIZE = (129, 97)
+
+
+@pytest.fixture
+def segmenter(toy_backbone):
+    return ka.models.DeepLabV3Plus(
+        4,
+        backbone=randomize(toy_backbone(features=True, padding=1)),
+        output_stride=8,
+        atrous_rates=(2, 20),
+        aspp_filters=6,
+        decoder_filters=5,
+    )
+
+
+def own_network():
+    """What a user might build of plain layers and our ASPP."""
+    inputs = x = keras.Input((None, None, 1))
+    for i, stride in enumerate((2, 2, 1)):
+        x = keras.layers.SeparableConv2D(
+            6, 3, strides=stride, padding="same", name=f"conv_{i}"
+        )(x)
+    for i in range(2):
+        x = keras.layers.Conv2D(
+            6, 3, dilation_rate=3, padding="same", name=f"dilated_{i}"
+        )(x)
+    x = ka.layers.ASPP(4, atrous_rates=(2, 4), name="pyramid")(x)
+    x = keras.layers.UpSampling2D(4, interpolation="bilinear")(x)
+    return keras.Model(inputs, x, name="own")
+
+
+def test_stages_head_and_totals_of_a_segmenter(segmenter):
+    found = report(segmenter, SIZE)
+    json.dumps(found)
+    stages = {row["name"]: row for row in found["stages"]}
+    assert list(stages) == [f"stride_{2**n}" for n in range(1, 6)]
+    assert stages["stride_32"]["shape"] == [17, 13, 24]
+    assert stages["stride_32"]["stride"] == [8, 8]
+    head = {row["name"]: row for row in found["head"]}
+    assert list(head)[0] == "aspp/point"
+    assert list(head)[-1] == "logits"
+    assert "aspp/image_pooling/conv" not in head
+    assert head["aspp/image_pooling"]["receptive_field"] is None
+    assert head["logits"]["center"] == [-3.5, -3.5]
+    last = receptive_fields(segmenter, SIZE)[-1]
+    assert head["logits"]["receptive_field"] == list(last.size)
+    costs = cost(segmenter, SIZE)
+    for key in ("parameters", "madds", "activation_bytes"):
+        assert found["cost"][key] == getattr(costs, key)
+        for rows in (found["parts"], found["layers"]):
+            assert sum(row[key] for row in rows) == getattr(costs, key)
+
+
+def test_atrous_rows_and_degenerate_rates(segmenter):
+    found = report(segmenter, SIZE)
+    rows = {(row["name"], row["rate"]): row for row in found["atrous"]}
+    assert rows["aspp/atrous_2", 20]["degenerate"]
+    assert rows["aspp/atrous_2", 20]["valid_taps"] == pytest.approx(1 / 9)
+    assert rows["aspp/atrous_1", 2]["spacing_px"] == 16
+    assert rows["aspp/atrous_1", 2]["map"] == [17, 13]
+    assert not rows["aspp/atrous_1", 2]["degenerate"]
+    backbone = [key for key in rows if key[0] == "toy"]
+    assert backbone == [("toy", 2), ("toy", 4)]
+    (warning,) = (w for w in found["warnings"] if "rate 20" in w)
+    assert "17x13 map" in warning
+
+
+def test_what_users_built_is_explained():
+    found = report(own_network(), (45, 33))
+    assert [row["name"] for row in found["stages"]] == ["stride 2", "stride 4"]
+    assert found["output_stride"] == 4
+    assert "pyramid/atrous_2" in [row["name"] for row in found["head"]]
+    (dilated, *_) = found["atrous"]
+    assert dilated["name"] == "dilated_0 ... dilated_1"
+    assert (dilated["layers"], dilated["rate"]) == (2, 3)
+    (stack,) = found["gridding"]
+    # conv_2, two of rate 3, and the pyramid's widest branch.
+    assert stack["rates"] == [1, 3, 3, 4]
+    assert stack["dilated_end"]["rates"] == [3, 3, 4]
+
+
+def test_holes_are_warned_of():
+    inputs = x = keras.Input((None, None, 1))
+    for _ in range(3):
+        x = keras.layers.Conv2D(2, 3, dilation_rate=2, padding="same")(x)
+    x = keras.layers.AveragePooling2D(2)(x)
+    for _ in range(2):
+        x = keras.layers.Conv2D(2, 3, dilation_rate=3, padding="same")(x)
+    found = report(keras.Model(inputs, x), (33, 37))
+    (stack,) = found["gridding"]
+    assert stack["rates"] == [3, 3]
+    assert stack["unseen_share"] == pytest.approx(1 - (5 / 13) ** 2)
+    (warning,) = (w for w in found["warnings"] if "never see" in w)
+    assert str(stack["suggestion"]) in warning
+
+
+def test_unequal_rates_and_kernels_do_not_stop_it():
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(2, (3, 1), dilation_rate=(2, 1), padding="same")(
+        inputs
+    )
+    x = keras.layers.Conv2D(2, 4, dilation_rate=2, padding="same")(x)
+    x = keras.layers.Conv1D(2, 3, dilation_rate=2)(
+        keras.ops.reshape(x, (-1, 99, 2))
+    )
+    found = report(keras.Model(inputs, x), (11, 9))
+    (row,) = found["atrous"]
+    assert (row["kernel_size"], row["valid_taps"]) == ([4, 4], None)
+
+
+def test_figures_of_what_users_built(tmp_path):
+    model = own_network()
+    drawn = figures.of_report(model, report(model, (45, 33)))
+    assert set(drawn) == {
+        "receptive_fields",
+        "effective_fields",
+        "valid_taps",
+        "gridding",
+        "cost",
+    }
+    path = figures.save(drawn["gridding"], tmp_path, "name")
+    assert path == tmp_path / "name.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "name.svg").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_classifier_has_fewer_figures():
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((33, 37, 2)),
+            layers.Conv2D(3, 3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2),
+        ]
+    )
+    found = report(model, (33, 37))
+    assert [row["name"] for row in found["stages"]] == ["stride 1"]
+    assert found["layers"][-1]["receptive_field"] is None
+    assert set(figures.of_report(model, found)) == {
+        "receptive_fields",
+        "effective_fields",
+        "cost",
+    }
+
+
+def test_curves_of_valid_taps_are_the_counts():
+    figure = figures.valid_taps_curves((65, 65), most=70)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    nine = lines["9 valid taps"].get_ydata()
+    np.testing.assert_allclose(nine[:2], [63**2 / 65**2, 61**2 / 65**2])
+    assert lines["1 valid tap"].get_ydata()[-1] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["EfficientNetB0", "DenseNet121", "VGG16"])
+def test_whole_networks(name):
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(None, None, 3)
+    )
+    found = report(model, (224, 160))
+    assert found["stages"][-1]["stride"] == [32, 32]
+    assert sum(p["madds"] for p in found["parts"]) == found["cost"]["madds"]
+    assert found["stages"][-1]["global"] == (name == "EfficientNetB0")

@@ -1,0 +1,96 @@
+"""keras-aspp explain, as it is typed."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_aspp.cli import explain as command
+from keras_aspp.cli.main import main
+
+
+@pytest.fixture
+def picture(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (70, 96, 3))
+    path = tmp_path / "picture.png"
+    Image.fromarray(image.astype("uint8")).save(path)
+    return path
+
+
+def explain(*arguments):
+    return main(["explain", *map(str, arguments)])
+
+
+def test_filters_set_by_hand(picture, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert explain(picture, "--output", output) == 0
+    said = capsys.readouterr().out
+    assert "stride 32 and, with the same weights, at stride 8" in said
+    names = {"kernel", "dense", "branches"}
+    assert {path.stem for path in output.iterdir()} == names
+    assert len(list(output.iterdir())) == 6
+    for name in names:
+        assert str(output / f"{name}.png") in said
+        assert Image.open(output / f"{name}.png").width > 500
+
+
+def test_a_trained_model(tiny_export):
+    image = np.random.default_rng(0).integers(0, 255, (70, 96, 3))
+    figures, said = command.explain(image.astype("uint8"), str(tiny_export))
+    assert set(figures) == {"kernel", "dense", "branches"}
+    titles = [ax.get_title() for ax in figures["branches"].axes]
+    assert titles[:2] == ["picture", "1x1"]
+    assert "standard deviations" in said[1]
+
+
+def test_a_model_without_aspp(tmp_path, picture):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(5, 3, strides=4, padding="same")(inputs)
+    path = tmp_path / "own.keras"
+    keras.Model(inputs, x).save(path)
+    image = command.read_picture(picture)
+    figures, said = command.explain(image, path)
+    assert set(figures) == {"kernel", "dense"}
+    assert "no ASPP" in said[-1]
+
+
+def test_large_pictures_are_made_smaller(tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((900, 1280, 3), "uint8")).save(path)
+    assert command.read_picture(path).shape == (450, 640, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.png"], ["a.png", "--output", "b", "--fast"]]
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["explain", *arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "--help" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("none.png", [], "No such picture. File: none.png"),
+        ("text.png", [], "Unreadable picture. File: text.png"),
+        ("small.png", [], "smaller than one cell of 32 pixels"),
+        ("picture.png", ["--model", "none"], "which does not exist"),
+        ("picture.png", ["--model", "a.tflite"], "Keras models only"),
+    ],
+)
+def test_bad_input(
+    name, extra, message, picture, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "a.tflite").write_bytes(b"")
+    Image.fromarray(np.zeros((31, 99, 3), "uint8")).save("small.png")
+    assert explain(name, "--output", "out", *extra) == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert message in said
+    assert not (tmp_path / "out").exists()

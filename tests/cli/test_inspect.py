@@ -1,0 +1,170 @@
+"""keras-aspp inspect, as it is typed."""
+
+import json
+
+import keras
+import pytest
+
+from keras_aspp.analysis import cost, receptive_fields
+from keras_aspp.cli.main import main
+
+
+@pytest.fixture
+def own_model(tmp_path):
+    """A `.keras` file of a user, of a fixed size."""
+    inputs = keras.Input((45, 33, 3))
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+    x = keras.layers.Conv2D(4, 3, dilation_rate=40, padding="same")(x)
+    path = tmp_path / "own.keras"
+    keras.Model(inputs, x, name="own").save(path)
+    return path
+
+
+def inspect(*arguments):
+    return main(["inspect", *map(str, arguments)])
+
+
+def test_a_configuration(capsys, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    status = inspect(
+        *("--config", "multiscale_shapes", "--json", numbers),
+        *("--model.output_stride", "8", "--image-size", "96", "128"),
+        *("--model.atrous_rates", "[2, 4]"),
+    )
+    assert status == 0
+    said = capsys.readouterr().out
+    assert "output stride 8; atrous rates 2, 4" in said
+    assert "built without its weights, for 8 classes" in said
+    assert "aspp/image_pooling" in said
+    found = json.loads(numbers.read_text())
+    assert found["image_size"] == [96, 128]
+    assert found["stages"][-1]["shape"][:2] == [12, 16]
+    assert f"{found['cost']['parameters']:,}" in said
+    assert str(numbers) in said
+
+
+def test_a_model_of_a_user(own_model, capsys):
+    assert inspect("--model", own_model) == 0
+    said = capsys.readouterr().out
+    model = keras.saving.load_model(own_model)
+    field = receptive_fields(model, (45, 33))[-1]
+    assert f"{field.size[0]}x{field.size[1]} px" in said
+    assert "own: Functional, 45x33 picture" in said
+    assert "acts as a 1x1" in said
+    assert f"{cost(model, (45, 33)).parameters:,}" in said
+
+
+def test_every_layer(own_model, capsys):
+    assert inspect("--model", own_model, "--layers") == 0
+    said = capsys.readouterr().out
+    for layer in keras.saving.load_model(own_model).layers:
+        assert layer.name in said
+    assert "40x40" in said
+
+
+def test_json_alone_on_the_terminal(own_model, capsys):
+    assert inspect("--model", own_model, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "own"
+
+
+def test_artefacts_show_what_they_can(tiny_export, capsys, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    assert inspect("--model", tiny_export / "model.keras") == 0
+    assert "picture" in capsys.readouterr().out
+    path = tiny_export / "model_float32.tflite"
+    assert inspect("--model", path, "--json", numbers) == 0
+    said = capsys.readouterr().out
+    assert "known of Keras models only" in said
+    assert "DEPTHWISE_CONV_2D" in said
+    lite = json.loads(numbers.read_text())
+    size = lite["inputs"][0]["shape"][1:3]
+    model = keras.saving.load_model(tiny_export / "model.keras")
+    # The same count from the file's operators as from the Keras layers.
+    assert lite["madds"] == cost(model, tuple(size)).madds
+    assert lite["bytes"] == path.stat().st_size
+    assert lite["manifest"]["num_classes"] == model.num_classes
+    assert {row["rate"] for row in lite["atrous"]} >= {2}
+    assert inspect("--model", tiny_export / "saved_model") == 0
+    said = capsys.readouterr().out
+    assert "serving_default" in said
+    assert "?x?x?x3" in said
+
+
+def test_figures(own_model, capsys, tmp_path):
+    folder = tmp_path / "figures"
+    assert inspect("--model", own_model, "--figures", folder) == 0
+    assert str(folder / "cost.png") in capsys.readouterr().out
+    names = {path.stem for path in folder.iterdir()}
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".svg"}
+    assert names == {
+        "cost",
+        "receptive_fields",
+        "effective_fields",
+        "valid_taps",
+        "gridding",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments --config --model is required"),
+        (["--config", "a", "--model", "b"], "not allowed with"),
+        (["--model", "a", "--fast"], "unknown flag --fast"),
+        (["--config", "folder", "--fast"], "unknown flag --fast"),
+        (["--model", "a", "--model.backbone", "x"], "unknown flag --model."),
+        (["--model", "a", "--image-size", "3"], "expected 2 arguments"),
+        (["--model", "a", "b"], "unexpected 'b'"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", *arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "no"], "Received: 'no'"),
+        (["--config", "folder", "--model.backbon", "x"], "`model.backbone`"),
+        (["--model", "none"], "which does not exist"),
+        (["--model", "empty"], "a workdir or an exported folder"),
+        (["--model", "broken.keras"], "Not a loadable `.keras` model"),
+        (["--model", "broken.tflite"], "Not a loadable .tflite"),
+        (["--model", "broken"], "Not a loadable SavedModel"),
+        (["--model", "own.keras", "--image-size", "0", "9"], "two ints > 0"),
+        (["--model", "own.keras", "--image-size", "9", "9"], "of 45x33"),
+        (["--model", "two.keras"], "one input"),
+        (["--model", "valid.keras", "--image-size", "8", "2"], "of this size"),
+    ],
+)
+def test_bad_input(
+    arguments, message, own_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.keras").write_bytes(b"no model")
+    (tmp_path / "broken.tflite").write_bytes(b"no model at all, but long")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "saved_model.pb").write_bytes(b"no model")
+    a, b = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
+    keras.Model([a, b], keras.layers.Add()([a, b])).save("two.keras")
+    x = keras.Input((None, None, 1))
+    keras.Model(x, keras.layers.Conv2D(1, 3)(x)).save("valid.keras")
+    assert main(["inspect", *arguments]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.count("keras-aspp: error:") == 1
+    assert "\n" not in said
+    assert message in said
+
+
+def test_figures_and_sizes_need_a_keras_model(tiny_export, capsys, tmp_path):
+    path = tiny_export / "model_float32.tflite"
+    assert inspect("--model", path, "--figures", tmp_path) == 1
+    assert "Keras models only" in capsys.readouterr().err
+    assert inspect("--model", path, "--image-size", 9, 9) == 1
+    assert "needs a Keras model" in capsys.readouterr().err
