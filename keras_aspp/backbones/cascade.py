@@ -45,14 +45,13 @@ def with_multi_grid(model, multi_grid, output_stride):
     ):
         raise ValueError(
             "`multi_grid` must be one int > 0 for each spatial convolution of "
-            f"the last block: {', '.join(names)}. "
+            f"the last block: {', '.join(names) or 'it has none'}. "
             f"Received: multi_grid={multi_grid}"
         )
-    changes = {
-        layer.name: {"dilation_rate": (rate, rate), "original": {}}
-        for layer, rate in zip(layers, rates, strict=True)
-        if _own_rate(layer) != (rate, rate)
-    }
+    changes = {}
+    for layer, rate in zip(layers, rates, strict=True):
+        if _own(layer, "dilation_rate") != (rate, rate):
+            changes |= _dilated(layer, rate)
     if not changes:
         return model
     return with_output_stride(rebuild(model, changes), output_stride)
@@ -131,16 +130,44 @@ def _copy(block, x, prefix):
     }
 
 
-def _own_rate(layer):
-    """Dilation rate before the model was made dense."""
-    original = getattr(layer, "original", {})
-    return tuple(original.get("dilation_rate", layer.dilation_rate))
+def _own(layer, name):
+    """An attribute as it was before the model was made dense."""
+    value = getattr(layer, "original", {}).get(name, getattr(layer, name))
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _dilated(layer, rate):
+    """Changes that give a convolution this rate and keep its map's size."""
+    change = {
+        "dilation_rate": (rate, rate),
+        "padding": "same",
+        "original": {},
+    }
+    if _own(layer, "padding") == "same":
+        return {layer.name: change}
+    # ResNetV2 pads one cell and convolves `valid`, which is `same`.
+    source = layer.input._keras_history.operation
+    half = tuple(((k - 1) // 2,) * 2 for k in layer.kernel_size)
+    padding = isinstance(source, keras.layers.ZeroPadding2D) and tuple(
+        map(tuple, _own(source, "padding"))
+    )
+    if padding != half:
+        raise ValueError(
+            f"Layer `{layer.name}` has `valid` padding and cannot take a rate "
+            f"of `multi_grid`. Received: zero padding before it={padding}"
+        )
+    none = {"padding": ((0, 0), (0, 0)), "original": {}}
+    return {layer.name: change, source.name: none}
 
 
 def _last_convolutions(model):
     """The spatial convolutions that see stride 32."""
     strides = feature_strides(model)
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    kinds = (
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+        keras.layers.SeparableConv2D,
+    )
     return [
         layer
         for layer in model.layers

@@ -269,6 +269,19 @@ class TestCascadedDeepLabV3(ModelTester):
             "stride_256",
         ]
 
+    @pytest.mark.slow  # ResNet-50
+    def test_on_resnet_as_in_figure_3b(self):
+        model = self.kind(5, "resnet50", backbone_weights=None, blocks=3)
+        rates = [
+            layer.dilation_rate[0]
+            for layer in model.backbone.layers
+            if layer.name.endswith("conv5_block3_2_conv")
+        ]
+        assert rates == [2, 4, 8, 16]
+        block = model.backbone.get_layer("cascade_3_conv5_block1_1_conv")
+        assert block.strides == (1, 1)
+        assert block.kernel.shape == (1, 1, 2048, 512)
+
     def test_the_copies_begin_as_the_block(self, toy_backbone):
         backbone = randomize(toy_backbone(padding=1, features=True))
         copy = self.kind(5, backbone, blocks=1).backbone

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from keras_aspp.analysis.cost import cost
-from keras_aspp.models import LRASPP, DeepLabV3, DeepLabV3Plus
+from keras_aspp.models import LRASPP, DeepLabV2, DeepLabV3, DeepLabV3Plus
 
 pytestmark = pytest.mark.slow  # networks of full size
 
@@ -105,6 +105,34 @@ RESIZE = 2 * 21 * 513 * 513
 def surplus(rate, cells=33):
     """Cells that space-to-batch adds to a map."""
     return (-(-cells // rate) * rate) ** 2 - cells**2
+
+
+def test_large_fov_vgg16():
+    model = DeepLabV2(
+        21,
+        "vgg16",
+        8,
+        backbone_weights=None,
+        pyramid="large_fov",
+        fc_filters=1024,
+    )
+    assert model.atrous_rates == (12,)
+    # 20.5 M in the paper; nothing is added or left out.
+    assert trainable(model) == 20_505_429
+    # ASPP-L has four of its heads of 5,790,741; no figure is published.
+    pyramid = DeepLabV2(
+        21, model.backbone, 8, pyramid="aspp_l", fc_filters=1024
+    )
+    assert pyramid.atrous_rates == (6, 12, 18, 24)
+    assert trainable(pyramid) == 20_505_429 + 3 * 5_790_741
+
+
+def test_deeplab_v3_plus_xception():
+    # The paper's is Xception-65, deeper and with strides for its pools, so
+    # its 54.17 B multiply-adds are another network's. Of Keras' own, the
+    # parameters are those that Keras gives, less the top.
+    model = DeepLabV3Plus(21, "xception", backbone_weights=None, separable=True)
+    assert model.backbone.count_params() == 22_910_480 - 2_049_000
 
 
 def test_deeplab_v3_mobilenet_v2_for_phones():
