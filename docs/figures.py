@@ -221,6 +221,21 @@ def branches(model):
     )
 
 
+def sizes():
+    """Center minus surround at three rates, set by hand."""
+    image = china()
+    found = pictures.strided_and_dense(
+        pictures.filter_bank(), image.astype("float32") / 255
+    )
+    maps = pictures.surroundings(found["dense"][..., 0])
+    return pictures.branches_figure(
+        image,
+        {f"{rate}: {8 * int(rate[5:])} px": m for rate, m in maps.items()},
+        "A cell minus its eight neighbours: each rate answers to things of "
+        "its own size",
+    )
+
+
 def effective(model):
     """Theoretical and effective fields of a trained backbone."""
     size, keys = (513, 513), ("stride_8", "stride_16", "stride_32")
@@ -253,6 +268,7 @@ def main():
     save(pictures.kernel_figure(china(), (6, 12, 18), 16), "kernel")
     save(dense_by_hand(), "dense_by_hand")
     save(dense(model), "dense")
+    save(sizes(), "sizes")
     save(branches(model), "branches")
     save(
         figures.valid_taps_curves((65, 65), (6, 12, 18), most=80), "valid_taps"

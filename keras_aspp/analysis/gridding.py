@@ -21,8 +21,9 @@ class Gridding:
         paths: int array `(size,)`: along one axis, the number of ways from a
             cell of the input to the cell in the middle; 0 is never seen.
             A square kernel's whole pattern is its outer product.
-        suggestion: tuple of ints, rates that leave nothing out and reach as
-            far, or nearly; `rates` where these do already.
+        suggestion: tuple of ints, rates near the given ones that leave
+            nothing out and reach as far, or as far as they then can; `rates`
+            where these leave nothing out.
     """
 
     rates: tuple
@@ -94,14 +95,34 @@ def gridding(rates, kernel_size=3):
 def _without_holes(rates, sizes):
     """Rates near the given ones whose stack leaves no hole.
 
-    Copies of an unbroken field, moved by a rate, leave no gap between them
-    while the rate is at most the field's size. What one rate must give up,
-    the next ones add where they may.
+    The less the first ones are raised, the nearer; they are raised only as
+    far as it takes for the last to reach as far as before.
     """
-    found, field, owed = [], 1, 0
-    for rate, size in sorted(zip(rates, sizes, strict=True)):
-        taken = min(rate + owed, field)
+    pairs = sorted(zip(rates, sizes, strict=True))
+    best = ()
+    for raised in range(sum(rates)):
+        found = _unbroken(pairs, raised)
+        if sum(found) > sum(best):
+            best = found
+        if sum(best) == sum(rates):
+            break
+    return best
+
+
+def _unbroken(pairs, owed):
+    """Rates without holes; what one must give up, the next ones add.
+
+    Copies of an unbroken field, moved by a rate, leave no gap between them
+    while the rate is at most the field's size.
+    """
+    found, field, left = [], 1, sum(rate for rate, _ in pairs)
+    for later, (rate, size) in zip(
+        reversed(range(len(pairs))), pairs, strict=True
+    ):
+        wanted = rate + owed if later else left
+        taken = min(wanted, field, left - later)
         owed += rate - taken
+        left -= taken
         field += (size - 1) * taken
         found.append(taken)
     return tuple(sorted(found))

@@ -1,11 +1,16 @@
 """Dense backbones: feature extractors with an output stride."""
 
-from keras_aspp.backbones.atrous import feature_strides, with_output_stride
+from keras_aspp.backbones.atrous import (
+    feature_strides,
+    stage_ends,
+    with_output_stride,
+)
 from keras_aspp.backbones.zoo import create_backbone, list_backbones
 
 __all__ = [
     "create_backbone",
     "feature_strides",
     "list_backbones",
+    "stage_ends",
     "with_output_stride",
 ]

@@ -152,10 +152,9 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
                 _within(layer, trims),
             )
         kind = OURS.get(type(layer), type(layer))
-        copy = kind.from_config(
+        return kind.from_config(
             {**layer.get_config(), **changes.get(layer.name, {})}
         )
-        return copy
 
     def steps(layer):
         """Layers to call one after the other in the place of one."""
@@ -191,7 +190,11 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
     kept = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
         if layer.weights and layer.name in kept and not is_functional(layer):
-            kept[layer.name].set_weights(layer.get_weights())
+            # Variable to variable: neither a third copy nor a way by NumPy.
+            for to, value in zip(
+                kept[layer.name].weights, layer.weights, strict=True
+            ):
+                to.assign(value)
     return copy
 
 
@@ -206,7 +209,8 @@ def _within(layer, paths):
 
 def _trimmed(layer, args):
     maps = [t for t in keras.tree.flatten(args) if _is_map(t)]
-    trim = strided.Trim(name=f"{layer.name}_trim")
+    policy = getattr(layer, "dtype_policy", None)  # an operation has none
+    trim = strided.Trim(name=f"{layer.name}_trim", dtype=policy and policy.name)
     cut = iter(trim(maps))
     return keras.tree.map_structure(
         lambda t: next(cut) if _is_map(t) else t, args

@@ -86,6 +86,8 @@ class Grid:
 
     def strode(self, stride, shift):
         """The grid of a map of ceil((size + shift) / stride) cells."""
+        if stride == 1:
+            return self.grown(shift)
         size = tuple(
             ((was, n, stride), 0)
             for was, n in zip(self.size, shift, strict=True)
@@ -203,6 +205,7 @@ class Walk:
             self.conflicts |= (everyone - common) or everyone
         if grid.rate > 1 and len({g.size for g in placed}) > 1:
             self.trims.add(path)
+            return dataclasses.replace(grid, size=((path, 0), (path, 0)))
         return grid
 
     def _change(self, path, change):
@@ -341,7 +344,7 @@ class Walk:
                 f"Its stride in the original network is {grid.stride}."
             )
         return dataclasses.replace(
-            grid.strode(1, (path, path)), stride=int(stride)
+            grid, size=((path, 0), (path, 0)), stride=int(stride)
         )
 
 
@@ -385,7 +388,7 @@ class _Window:
         }
         pads = config.get("pads")
         if pads:
-            original["pads"] = pads
+            original["pads"] = [list(p) for p in pads]
         same = config["padding"] == "same"
         return cls(
             strides[0],
@@ -467,6 +470,16 @@ def _growth(node):
     ):
         return None
     return small[1] / 96
+
+
+def layers_by_path(model):
+    """`(path, layer)` of every layer, those of nested models too."""
+    for layer in model.layers:
+        if not is_functional(layer):
+            yield layer.name, layer
+            continue
+        for path, inner in layers_by_path(layer):
+            yield f"{layer.name}/{path}", inner
 
 
 def is_functional(model):

@@ -12,6 +12,7 @@ from keras_aspp.backbones.atrous import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.backbones.grids import CONVOLUTIONS, layers_by_path, pair
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
     KERAS_TF,
@@ -190,10 +191,15 @@ def create_backbone(
         batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
     features = stage_ends(model, family.features, family.output)
     model = keras.Model(model.input, features, name=name.replace(".", "_"))
-    symmetric = torch or weights is None
-    if symmetric:
-        model = _pad_symmetrically(model)
-    model = configure(model, batch_norm_epsilon, batch_norm_momentum, dtype)
+    changes = _configuration(
+        model, batch_norm_epsilon, batch_norm_momentum, dtype
+    )
+    padding_before = {}
+    if torch or weights is None:
+        padding, padding_before = _symmetric_padding(model)
+        for path, change in padding.items():
+            changes[path] |= change
+    model = rebuild(model, changes, padding_before)
     if model.input.shape[1:] != tuple(input_shape):
         model = _fix_size(model, input_shape)
     model = with_output_stride(model, output_stride)
@@ -287,45 +293,81 @@ def configure(
 
     `None` keeps what is. The weights are the same.
     """
+    return rebuild(
+        model,
+        _configuration(model, batch_norm_epsilon, batch_norm_momentum, dtype),
+    )
+
+
+def _configuration(model, batch_norm_epsilon, batch_norm_momentum, dtype):
+    """dict: path of every layer -> configuration values to replace."""
     norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
     norm = {key: value for key, value in norm.items() if value is not None}
     changes = {}
-    for layer in model.layers:
+    for path, layer in layers_by_path(model):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        changes[layer.name] = dict(norm) if is_norm else {}
+        changes[path] = dict(norm) if is_norm else {}
         if dtype is not None:
-            changes[layer.name]["dtype"] = dtype
-    return rebuild(model, changes)
+            changes[path]["dtype"] = dtype
+    return changes
 
 
-def _pad_symmetrically(model):
-    """Strided layers pad alike at both sides, whatever the picture's size.
+def _symmetric_padding(model):
+    """Lets windows pad alike at both sides, whatever the picture's size.
 
-    Keras' own backbones pad by the parity of the size they are built with.
+    Keras' own backbones pad by the parity of the size they are built with, or
+    not at all. Here a map has ceil(picture / stride) cells, and cell i lies
+    at pixel i * stride.
+
+    Returns:
+        `(changes, padding_before)`, as `rebuild` takes them.
     """
     changes, padding_before = {}, {}
-    for layer in model.layers:
-        kernel = _kernel_behind(layer)
-        if kernel:
-            half = (kernel - 1) // 2
-            changes[layer.name] = {"padding": ((half, half), (half, half))}
-        strided = getattr(layer, "strides", (1, 1)) != (1, 1)
-        if strided and layer.padding == "same":
-            if not hasattr(layer, "kernel_size"):
-                continue
-            padding_before[layer.name] = layer.kernel_size[0] // 2
-            changes[layer.name] = {"padding": "valid"}
-    return rebuild(model, changes, padding_before)
+    for path, layer in layers_by_path(model):
+        if isinstance(layer, keras.layers.ZeroPadding2D):
+            kernel = _kernel_behind(layer)
+            if kernel:
+                changes[path] = {"padding": (kernel - 1) // 2}
+            continue
+        kernel, strided = _kernel(layer), _stride(layer) > 1
+        if not kernel or kernel == 1 or _zeros_before(layer):
+            continue
+        half = (kernel - 1) // 2
+        if kernel % 2 == 0 or not strided:
+            # The window of the last cell may reach beyond the map.
+            after = {"padding": "same"}
+            if isinstance(layer, CONVOLUTIONS) and strided:
+                after = {"padding": "valid"}
+                padding_before[path] = ((0, kernel - 1), (0, kernel - 1))
+            changes[path] = after
+        elif isinstance(layer, CONVOLUTIONS):
+            padding_before[path] = half
+            changes[path] = {"padding": "valid"}
+        else:
+            pads = ((half, half), (half, half))
+            changes[path] = {"padding": "valid", "pads": pads}
+    return changes, padding_before
+
+
+def _kernel(layer):
+    """Height of a convolution's kernel or a pool, or `None`."""
+    size = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
+    return size and size[0]
+
+
+def _stride(layer):
+    return pair(getattr(layer, "strides", 1))[0]
 
 
 def _kernel_behind(layer):
-    """Kernel size of the convolution that a ZeroPadding2D pads for."""
-    if not isinstance(layer, keras.layers.ZeroPadding2D):
-        return None
+    """Kernel size of the window that a ZeroPadding2D pads for, or `None`."""
     (node,) = layer._outbound_nodes[:1]
-    target = node.operation
-    kernel = getattr(target, "kernel_size", getattr(target, "pool_size", None))
-    return kernel and kernel[0]
+    return _kernel(node.operation)
+
+
+def _zeros_before(layer):
+    source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
+    return isinstance(source, keras.layers.ZeroPadding2D)
 
 
 def _fix_size(model, input_shape):

@@ -22,10 +22,19 @@ class _Original:
 
     def __init__(self, *args, original=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.original = dict(original or {})
+        self.original = _listed(original or {})
 
     def get_config(self):
         return {**super().get_config(), "original": dict(self.original)}
+
+
+def _listed(value):
+    # As JSON has it, so that a configuration is the same after a reload.
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_listed(inner) for inner in value]
+    return value
 
 
 class _Window(_Original):

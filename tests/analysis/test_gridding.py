@@ -41,6 +41,9 @@ def test_wang_et_al():
     assert found.suggestion == (1, 2, 3)
     assert gridding((1, 2, 5)).unseen == 0
     assert gridding((1, 2, 9)).unseen > 0
+    assert gridding((1, 2, 9)).suggestion == (1, 3, 8)
+    # Three 3x3 without a hole span 27 cells at most, not the 73 of these.
+    assert gridding((6, 12, 18)).suggestion == (1, 3, 9)
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

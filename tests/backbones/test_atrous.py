@@ -3,9 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from equality import assert_dense
 from helpers import assert_close, npy, randomize, sample
 
-from keras_aspp.backbones import feature_strides, with_output_stride
+from keras_aspp.backbones import (
+    feature_strides,
+    stage_ends,
+    with_output_stride,
+)
 from keras_aspp.layers import Conv2D, DepthwiseConv2D
 
 SYMMETRIC = 1
@@ -226,56 +231,275 @@ def same(filters=4, size=3, **kwargs):
     return keras.layers.Conv2D(filters, size, padding="same", **kwargs)
 
 
+def check_dense(model, output_stride, *sizes, tolerance=1e-5):
+    """Dense features contain the original ones at one offset, at any size."""
+    dense = with_output_stride(model, output_stride)
+    step = max(feature_strides(model).values()) // output_stride
+    for size in sizes:
+        x = sample((2, *size, model.inputs[0].shape[-1]))
+        assert_dense(dense(x), model(x), step, tolerance)
+    return dense
+
+
+# The strided layers that there are, each behind and before a convolution.
+KINDS = {
+    "conv": lambda k: [same(strides=2)],
+    "conv_valid": lambda k: [k.Conv2D(4, 3, strides=2)],
+    "conv_padded": lambda k: [
+        k.ZeroPadding2D(((0, 1), (0, 1))),
+        k.Conv2D(4, 3, strides=2),
+    ],
+    "conv_padded_more": lambda k: [
+        k.ZeroPadding2D(2),
+        k.Conv2D(4, 3, strides=2),
+    ],
+    "conv_even": lambda k: [same(size=4, strides=2), same(size=2)],
+    "conv_uneven": lambda k: [same(size=(1, 5), strides=2), same(size=(4, 1))],
+    "conv_holes": lambda k: [
+        k.Conv2D(4, 1, strides=2),
+        same(size=2, dilation_rate=3),
+    ],
+    "patches": lambda k: [k.Conv2D(4, 2, strides=2)],
+    "depthwise": lambda k: [
+        k.DepthwiseConv2D(5, strides=2, padding="same", depth_multiplier=2)
+    ],
+    "separable": lambda k: [
+        k.SeparableConv2D(4, 3, strides=2, padding="same"),
+        k.SeparableConv2D(4, 3, padding="same", activation="relu"),
+    ],
+    "separable_valid": lambda k: [
+        k.SeparableConv2D(4, 3, strides=2),
+        k.SeparableConv2D(4, 3, use_bias=False),
+    ],
+    "max_pool": lambda k: [k.MaxPooling2D(), k.MaxPooling2D(3, 1, "same")],
+    "max_pool_valid": lambda k: [k.MaxPooling2D(3, 2), k.MaxPooling2D(2, 1)],
+    "max_pool_same": lambda k: [k.MaxPooling2D(3, 2, "same")],
+    "max_pool_even": lambda k: [
+        k.MaxPooling2D(2, 2, "same"),
+        k.MaxPooling2D(4, 1, "same"),
+    ],
+    "max_pool_padded": lambda k: [k.ZeroPadding2D(1), k.MaxPooling2D(3, 2)],
+    "average_pool": lambda k: [
+        k.AveragePooling2D(2),
+        k.AveragePooling2D(3, 1, "same"),
+    ],
+    "average_pool_same": lambda k: [
+        k.AveragePooling2D(3, 2, "same"),
+        k.AveragePooling2D(2, 1, "same"),
+    ],
+    "average_pool_padded": lambda k: [
+        k.ZeroPadding2D(((0, 1), (0, 1))),
+        k.AveragePooling2D(3, 2),
+    ],
+    "subsampled": lambda k: [
+        k.ZeroPadding2D(((0, 1), (0, 1))),
+        k.Cropping2D(((1, 0), (1, 0))),
+        k.AveragePooling2D(1, 2),
+    ],
+    "frame": lambda k: [
+        k.MaxPooling2D(1, 2),
+        k.ZeroPadding2D(((2, 1), (0, 3))),
+        k.Conv2D(4, 1),
+        k.Cropping2D(((0, 1), (1, 0))),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer(kind, tmp_path):
+    layers = keras.layers
+    model = model_of(
+        same(), *KINDS[kind](layers), same(), same(strides=2), same()
+    )
+    sizes = [(24, 32), (23, 29), (25, 26)]
+    dense = check_dense(model, 1, *sizes)
+    assert max(feature_strides(model).values()) == 4
+    # What was traded is in the file.
+    dense.save(tmp_path / "dense.keras")
+    loaded = keras.saving.load_model(tmp_path / "dense.keras")
+    x = sample((1, 23, 29, 3))
+    np.testing.assert_array_equal(npy(loaded(x)), npy(dense(x)))
+    back = with_output_stride(loaded, 4)
+    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+    assert with_output_stride(loaded, 1).get_config() == dense.get_config()
+
+
+def xception_block(x, filters, layer=same):
+    """A strided pool beside a strided 1x1 convolution."""
+    short = layer(filters, 1, strides=2)(x)
+    x = keras.layers.SeparableConv2D(filters, 3, padding="same")(x)
+    x = keras.layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    return keras.layers.Add()([x, short])
+
+
+def test_joined_maps_stay_aligned():
+    """Pool and shortcut of Xception start at different cells by nature."""
+    inputs = keras.Input((None, None, 3))
+    x = xception_block(same()(inputs), 8)
+    model = randomize(keras.Model(inputs, same()(xception_block(x, 8))))
+    dense = check_dense(model, 1, (24, 32), (23, 29), (25, 26), (22, 27))
+    # Both start at cell 0, at sizes known only when it runs, too.
+    x = sample((1, 22, 27, 3))
+    features = dense.predict(x, verbose=0)
+    assert_close(features[:, ::4, ::4], model(x), 1e-5)
+
+
+def test_a_chain_before_joined_maps():
+    """The pool's padding follows the size of the map that it once had."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.MaxPooling2D()(same(8)(inputs))
+    x = same()(same(strides=2)(x))
+    model = randomize(keras.Model(inputs, same()(xception_block(x, 8))))
+    check_dense(model, 1, *((n, n + 5) for n in range(16, 24)))
+
+
+def test_joined_maps_of_different_size(tmp_path):
+    """NASNet's: one map loses a cell that the other one keeps."""
+    inputs = keras.Input((None, None, 3))
+    x = same()(inputs)
+    a = keras.layers.AveragePooling2D(1, strides=2)(x)
+    b = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    b = keras.layers.MaxPooling2D(3, strides=2)(b)
+    c = keras.layers.ZeroPadding2D(((1, 2), (1, 2)))(x)
+    c = keras.layers.DepthwiseConv2D(5, strides=2)(c)
+    x = same()(keras.layers.Concatenate(name="join")([a, b, c]))
+    model = randomize(keras.Model(inputs, x + a))
+    dense = check_dense(model, 1, (24, 32), (22, 36))
+    assert dense.get_layer("join_trim")
+    dense.save(tmp_path / "dense.keras")
+    loaded = keras.saving.load_model(tmp_path / "dense.keras")
+    assert with_output_stride(loaded, 1).get_config() == dense.get_config()
+    back = with_output_stride(loaded, 2)
+    assert [layer.name for layer in back.layers[1:]] == [
+        layer.name for layer in model.layers[1:]
+    ]
+    x = sample((1, 24, 32, 3))
+    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+
+
+def nested(channels, name):
+    """A functional model in a Sequential one."""
+    inputs = keras.Input((None, None, channels))
+    x = xception_block(inputs, channels)
+    inner = keras.Model(inputs, x, name=f"{name}_inner")
+    return keras.Sequential(
+        [
+            keras.Input((None, None, channels)),
+            inner,
+            keras.layers.Conv2D(channels, 2, strides=2, name="patches"),
+        ],
+        name=name,
+    )
+
+
+def test_nested_models(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    x = nested(8, "second")(nested(8, "first")(same(8)(inputs)))
+    model = randomize(keras.Model(inputs, same()(x), name="outer"))
+    dense = check_dense(model, 4, (64, 80), (63, 85))
+    second = dense.get_layer("second")
+    assert type(second) is keras.Sequential
+    assert second.get_layer("patches").strides == (1, 1)
+    assert dense.get_layer("first").get_layer("patches").strides == (2, 2)
+    for a, b in zip(dense.weights, model.weights, strict=True):
+        assert a.path == b.path
+        np.testing.assert_array_equal(npy(a), npy(b))
+    dense.save(tmp_path / "dense.keras")
+    loaded = keras.saving.load_model(tmp_path / "dense.keras")
+    x = sample((1, 63, 85, 3))
+    np.testing.assert_array_equal(npy(loaded(x)), npy(dense(x)))
+    back = with_output_stride(loaded, 16)
+    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+
+
+def test_a_sequential_model():
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            same(strides=2),
+            keras.layers.MaxPooling2D(),
+            same(name="last"),
+        ],
+        name="chain",
+    )
+    dense = check_dense(randomize(model), 2, (24, 32), (23, 29))
+    assert (dense.name, type(dense)) == ("chain", keras.Sequential)
+    assert dense.get_layer("last").dilation_rate == (2, 2)
+
+
+def test_a_shared_layer_of_one_density():
+    inputs = keras.Input((None, None, 3))
+    x = same(strides=2)(inputs)
+    shared = same(name="shared")
+    model = randomize(keras.Model(inputs, shared(shared(x))))
+    dense = check_dense(model, 1, (24, 32), (23, 29))
+    assert dense.get_layer("shared").dilation_rate == (2, 2)
+
+
+def test_operations_that_are_no_layers():
+    inputs = keras.Input((None, None, 3))
+    x = same(8, strides=2)(inputs)
+    gate = keras.ops.mean(x, axis=(1, 2), keepdims=True) * 0.0 + 0.7
+    x = same()(x[..., :4] * gate[..., :4] + x[..., 4:])
+    model = randomize(keras.Model(inputs, x))
+    check_dense(model, 1, (24, 32), (23, 29))
+
+
+class Own(keras.layers.Conv2D):
+    """A convolution that we do not know."""
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, size, strides=1, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = same(4, size, strides=strides)
+
+    def call(self, inputs):
+        return self.conv(inputs)
+
+
 @pytest.mark.parametrize(
     "layers, message",
     [
-        (
-            lambda k: [same(strides=2), k.MaxPooling2D(2, name="pool")],
-            "`pool` .MaxPooling2D.* cannot be made dense",
-        ),
-        (
-            lambda k: [
-                same(strides=2),
-                k.AveragePooling2D(3, 1, padding="same", name="pool"),
-            ],
-            "`pool` .AveragePooling2D.* cannot be made dense",
-        ),
         (
             lambda k: [same(strides=2), k.UpSampling2D(2, name="up")],
             "`up` .UpSampling2D.* cannot be made dense",
         ),
         (
-            lambda k: [same(strides=2), same(size=4, name="even")],
-            r"`even` \(Conv2D, kernel \(4, 4\)\) cannot be made dense",
+            lambda k: [
+                same(strides=2),
+                k.Conv2DTranspose(4, 3, padding="same", name="back"),
+            ],
+            "`back` .Conv2DTranspose. moves cells and cannot be made dense to "
+            "output stride 1. Its stride in the original network is 2",
+        ),
+        (
+            lambda k: [same(strides=2), k.Flatten(name="flat")],
+            "`flat` .Flatten. moves cells",
         ),
         (
             lambda k: [same(strides=(2, 1), name="skew")],
             r"`skew` has unequal strides. Received: strides=\(2, 1\)",
         ),
         (
-            lambda k: [same(strides=2), k.Conv2D(4, 3, name="shrinks")],
-            "`shrinks` has `valid` padding.*kernel_size=.3, 3., zero padding",
+            lambda k: [Own(4, 3, strides=2, name="own")],
+            "`own` cannot be made dense.* only Keras' own.*type Own",
+        ),
+        (
+            lambda k: [same(strides=2), Block(3, name="block")],
+            "`block` .Block. holds a Conv2D that a rewrite cannot reach",
+        ),
+        (
+            lambda k: [Block(1, strides=2, name="block")],
+            "`block` .Block. holds a Conv2D",
         ),
         (
             lambda k: [
-                k.ZeroPadding2D(2),
-                k.Conv2D(4, 3, strides=2, name="wide"),
+                keras.Sequential(
+                    [same(strides=2), k.UpSampling2D(name="up")], name="inner"
+                )
             ],
-            r"`wide` has `valid` padding.*\(\(2, 2\), \(2, 2\)\)",
-        ),
-        (
-            lambda k: [
-                same(strides=2),
-                k.ZeroPadding2D(1, name="frame"),
-                k.Conv2D(4, 1),
-            ],
-            "`frame` pads a map for no convolution",
-        ),
-        (
-            lambda k: [
-                keras.Sequential([same(strides=2, name="a")], name="inner")
-            ],
-            "`inner` is a nested model",
+            "`inner/up` .UpSampling2D. moves cells",
         ),
     ],
 )
@@ -283,6 +507,27 @@ def test_what_cannot_be_made_dense(layers, message):
     model = model_of(*layers(keras.layers), shape=(32, 48, 3))
     with pytest.raises(ValueError, match=message):
         with_output_stride(model, 1)
+
+
+def test_channels_first():
+    inputs = keras.Input((3, 32, 48))
+    x = same(strides=2, data_format="channels_first", name="first")(inputs)
+    with pytest.raises(
+        ValueError, match="`first` must have.*data_format='channels_first'"
+    ):
+        with_output_stride(keras.Model(inputs, x), 1)
+
+
+def test_layers_of_their_own_before_the_trade(toy_backbone):
+    """Before the output stride anything goes, and is left as it is."""
+    model = model_of(
+        Own(4, 3, strides=2, name="own"),
+        Block(1),
+        Block(3),
+        same(strides=2),
+    )
+    dense = check_dense(model, 2, (24, 32), (23, 29))
+    assert type(dense.get_layer("own")) is Own
 
 
 def test_a_stride_of_three():
@@ -324,6 +569,29 @@ def test_a_shared_layer_of_two_strides():
     model = keras.Model(inputs, [a, b])
     with pytest.raises(ValueError, match="`shared` is shared"):
         with_output_stride(model, 1)
+
+
+def test_stage_ends():
+    inputs = keras.Input((None, None, 3))
+    x = same(name="a")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", name="b")(x)
+    x = same(name="c_end")(x)
+    x = keras.layers.ZeroPadding2D(1, name="pad")(same(name="d")(x))
+    x = same(strides=4, name="e_end")(x)
+    model = keras.Model(inputs, same(name="f")(x))
+
+    def names(**kwargs):
+        return {
+            key: map_._keras_history.operation.name
+            for key, map_ in stage_ends(model, **kwargs).items()
+        }
+
+    assert names() == {"stride_2": "d", "stride_8": "f"}
+    assert names(preferred="_end$") == {"stride_2": "c_end", "stride_8": "f"}
+    assert names(preferred="_end$", output=False) == {
+        "stride_2": "c_end",
+        "stride_8": "e_end",
+    }
 
 
 def test_global_pooling_stays():

@@ -337,3 +337,91 @@ def test_extend_edge(rows, columns):
     )
     dynamic = lowering.extend_edge(X, tf.constant(rows), tf.constant(columns))
     np.testing.assert_array_equal(npy(dynamic), expected)
+
+
+def np_pool(x, reduce, size, rate, pads):
+    """Dilated pooling at stride 1; what is beyond the map does not count."""
+    p = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=np.nan)
+    h, w = (
+        n - (k - 1) * r
+        for n, k, r in zip(p.shape[1:3], size, rate, strict=True)
+    )
+    taps = [
+        p[:, i * rate[0] :, j * rate[1] :][:, :h, :w]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return reduce(np.stack(taps), axis=0)
+
+
+POOLS = [
+    (lowering.pool_max, np.nanmax),
+    (lowering.pool_average, np.nanmean),
+]
+
+
+@pytest.mark.parametrize("pool, reduce", POOLS)
+@pytest.mark.parametrize("how", FORMS)
+@pytest.mark.parametrize(
+    "size, rate, padding, pads",
+    [
+        ((3, 3), (2, 2), "same", ((2, 2), (2, 2))),
+        ((2, 4), (3, 1), "same", ((0, 3), (1, 2))),
+        ((3, 2), (2, 3), "valid", ((0, 0), (0, 0))),
+        ((3, 3), (1, 1), "valid", ((2, 0), (1, 1))),
+        ((2, 2), (4, 2), "valid", ((4, 0), (0, 2))),
+    ],
+)
+def test_pooling(pool, reduce, how, size, rate, padding, pads):
+    given = pads if padding == "valid" else None
+
+    def pooled(x):
+        return pool(x, size, (1, 1), padding, rate, given)
+
+    actual = run(how, pooled, tf.constant(X))
+    expected = np_pool(X, reduce, size, rate, pads)
+    assert_close(actual, expected, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("pool, reduce", POOLS)
+def test_pooling_of_any_size(pool, reduce):
+    pooled = tf.function(
+        lambda x: pool(x, (3, 3), (1, 1), "same", (2, 2)),
+        input_signature=[tf.TensorSpec((None, None, None, 5))],
+    )
+    # A map smaller than the holes too.
+    for size in ((9, 7), (1, 2)):
+        x = sample((2, *size, 5))
+        expected = np_pool(x, reduce, (3, 3), (2, 2), ((2, 2), (2, 2)))
+        assert_close(pooled(x), expected, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("pool, reduce", POOLS)
+def test_pooling_is_plain_operators(pool, reduce):
+    def pooled(x):
+        return pool(x, (3, 3), (1, 1), "same", (2, 2))
+
+    for how in FORMS:
+        if how == "xla":
+            continue
+        types = operations(pooled, X, how=how)
+        assert not {t for t in types if "Batch" in t or "Pool" in t}
+
+
+def test_pooling_gradient():
+    def loss(x):
+        # Each window's maximum is one cell, which alone is pulled at.
+        return lowering.pool_max(x, (3, 3), (1, 1), "same", (2, 2))
+
+    y, slope = with_gradients(loss)(tf.constant(X))
+    assert np.isfinite(npy(slope)).all()
+    assert (npy(slope) != 0).sum() < X.size
+    assert set(npy(y).ravel()) <= set(X.ravel())
+
+
+def test_as_many_groups_as_channels():
+    """ConvNeXt's way to write a depthwise convolution."""
+    kernel = sample((3, 3, 1, 5), seed=1)
+    actual = lowering.convolve(X, kernel, (1, 1), "same", (2, 2))
+    expected = np_depthwise(X, kernel.transpose(0, 1, 3, 2), 2)
+    assert_close(actual, expected, TOLERANCE["float32"])

@@ -1,0 +1,102 @@
+"""Every family of keras.applications is the same network when dense.
+
+The smallest member of each, random weights, both sizes odd and even.
+"""
+
+import keras
+import pytest
+from equality import assert_dense, errors
+from helpers import npy, randomize, sample
+
+from keras_aspp.backbones import with_output_stride
+
+BARE = {"include_preprocessing": False}
+# Builder -> its arguments, and whether at even sizes the odd samples are kept.
+FAMILIES = {
+    "VGG16": ({}, 1),
+    "ResNet50": ({}, 0),
+    "ResNet50V2": ({}, 0),
+    "MobileNet": ({"alpha": 0.25}, 1),
+    "MobileNetV2": ({"alpha": 0.35}, 1),
+    "MobileNetV3Small": (BARE, 1),
+    "EfficientNetB0": ({}, 1),
+    "EfficientNetV2B0": (BARE, 1),
+    "Xception": ({}, 0),
+    "DenseNet121": ({}, 1),
+    "InceptionV3": ({}, 0),
+    "InceptionResNetV2": ({}, 0),
+    "NASNetMobile": ({"input_shape": (75, 96, 3)}, 0),
+    "ConvNeXtTiny": (BARE, 1),
+}
+DEEP = ("InceptionResNetV2", "NASNetMobile")  # one conversion is enough
+SQUEEZED = ("MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0")
+
+
+class Remembered(keras.layers.GlobalAveragePooling2D):
+    """Gates held fixed: the first mean of each layer is the mean for ever."""
+
+    means = {}
+
+    def call(self, inputs):
+        mean = super().call(inputs)
+        if not hasattr(mean, "numpy"):  # while a graph is built
+            return mean
+        return self.means.setdefault(self.name, mean)
+
+
+def build(name):
+    arguments, odd = FAMILIES[name]
+    arguments = {"input_shape": (None, None, 3), **arguments}
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=False, **arguments
+    )
+    return randomize(model), odd
+
+
+def with_fixed_gates(model):
+    def clone(layer):
+        kind = type(layer)
+        if kind is keras.layers.GlobalAveragePooling2D:
+            kind = Remembered
+        return kind.from_config(layer.get_config())
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_is_exact(name):
+    model, odd = build(name)
+    sizes = [(64, 96), (75, 99)]
+    if name.startswith("Inception"):  # their stems take 75 pixels
+        sizes = [(128, 160), (139, 163)]
+    if model.input.shape[1]:
+        sizes = [model.input.shape[1:3]]
+    if name in SQUEEZED:
+        model = with_fixed_gates(model)
+    strides = (8,) if name in DEEP else (16, 8)
+    dense = {s: with_output_stride(model, s) for s in strides}
+    for size in sizes:
+        x = sample((1, *size, 3))
+        Remembered.means.clear()
+        expected = model(x)
+        for output_stride, converted in dense.items():
+            step = 32 // output_stride
+            features = converted(x)
+            first = assert_dense(features, expected, step)
+            if size == (64, 96):
+                assert first == (odd * (step - 1),) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0"])
+def test_squeeze_and_excite_sees_more_cells(name):
+    """Its means are over more cells: near the original, and not equal."""
+    model, odd = build(name)
+    # Noise, as it is after many random layers, is the worst case.
+    x = sample((1, 128, 160, 3))
+    expected = npy(model(x))
+    features = with_output_stride(model, 16)(x)
+    assert min(errors(features, expected, 2).values()) > 1e-3
