@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import make_toy_backbone
 from PIL import Image
 
 from keras_aspp.cli.configuration import dump_config
@@ -15,6 +16,7 @@ from keras_aspp.config import (
     ModelConfig,
     TrainConfig,
 )
+from keras_aspp.models import DeepLabV3Plus
 
 CLASS_NAMES = ["ground", "box", "bar"]
 
@@ -43,13 +45,34 @@ def write_folder(
     return root
 
 
+def toy_segmenter(root):
+    """A file to start a run from: DeepLabV3+ on the toy backbone.
+
+    Runs take their backbone from it, since building, tracing and converting
+    a real one costs the tests minutes.
+    """
+    path = root / "toy.keras"
+    if not path.exists():
+        model = DeepLabV3Plus(
+            len(CLASS_NAMES),
+            make_toy_backbone(),
+            aspp_filters=8,
+            decoder_filters=8,
+            projection_filters=4,
+            separable=True,
+            dropout=0.0,
+        )
+        model.save(path)
+    return str(path)
+
+
 def tiny_config(root, **train):
     """A run of seconds on `write_folder`'s data."""
     train = {"total_epochs": 2, "batch_size": 2, "learning_rate": 0.05, **train}
     return Config(
         model=ModelConfig(
-            backbone="mobilenet_v2_0.1",
-            backbone_weights=None,
+            backbone="toy",
+            weights=toy_segmenter(root),
             aspp_filters=8,
             decoder_filters=8,
             projection_filters=4,

@@ -68,7 +68,13 @@ def convolve(x, kernel, strides, padding, atrous_rate):
     plain = (
         keras.backend.backend() != "tensorflow"
         or x.shape[-1] != kernel.shape[-2]  # groups: Keras knows the detour
-        or (max(atrous_rate) > 1 and not _conv2d_has_dilated_gradient())
+        or (
+            max(atrous_rate) > 1
+            and form() == "graph"
+            and not _conv2d_has_dilated_gradient(
+                keras.backend.standardize_dtype(x.dtype)
+            )
+        )
     )
     if plain:
         return ops.conv(
@@ -374,10 +380,11 @@ def _on_cpu():
 
 
 @functools.cache
-def _conv2d_has_dilated_gradient():
+def _conv2d_has_dilated_gradient(dtype):
     """Whether `tf.nn.conv2d(dilations=)` can be differentiated here.
 
-    On a CPU only oneDNN has the gradient; the probe asks for it once.
+    On a CPU only oneDNN has the gradient, on some processors in float32
+    alone; the probe asks for it once per dtype.
     """
     import tensorflow as tf
 
@@ -387,8 +394,8 @@ def _conv2d_has_dilated_gradient():
         try:
             tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=(1, 5, 5, 1),
-                filter=tf.ones((3, 3, 1, 1)),
-                out_backprop=tf.ones((1, 5, 5, 1)),
+                filter=tf.ones((3, 3, 1, 1), dtype),
+                out_backprop=tf.ones((1, 5, 5, 1), dtype),
                 strides=(1, 1, 1, 1),
                 padding="SAME",
                 dilations=(1, 2, 2, 1),
