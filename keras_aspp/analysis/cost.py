@@ -47,8 +47,9 @@ class Cost:
         activation_bytes: int, all outputs together: what training holds.
         peak_activation_bytes: int, the most that must be held at one time
             when every output is freed after its last use: inference.
-        uncounted: tuple of paths of layers that could not be opened, so that
-            `madds` is a lower bound where it is not empty.
+        uncounted: tuple of paths of layers that could not be opened, or
+            whose sizes stayed open (attention); `madds` is a lower bound
+            where it is not empty.
         layers: tuple of `LayerCost`, in the order of computation.
     """
 
@@ -112,9 +113,16 @@ def cost_of(traced):
         sum(layer.madds for layer in layers),
         sum(layer.activation_bytes for layer in layers),
         _peak_bytes(traced),
-        tuple(step.path for step in traced.leaves if step.opaque),
+        tuple(filter(None, map(_uncounted, traced.leaves))),
         tuple(layers),
     )
+
+
+def _uncounted(step):
+    """The path of a step whose multiply-adds are not known, or `None`."""
+    shapes = [tensor.shape[1:] for tensor in step.outputs]
+    is_open = any(None in shape for shape in shapes) and multiply_adds(step)
+    return step.path if step.opaque or is_open else None
 
 
 def multiply_adds(step):
@@ -130,7 +138,7 @@ def multiply_adds(step):
     if isinstance(layer, keras.layers.EinsumDense):
         # Every weight meets every position of the axes that are not its own.
         inner = [layer.kernel.shape[i] for i in _contracted(layer)]
-        return math.prod(step.outputs[0].shape) * math.prod(inner)
+        return _cells(step.outputs[0].shape[1:]) * math.prod(inner)
     if isinstance(layer, _WITH_KERNEL):
         return _positions(step.outputs[0]) * _size(layer.kernel)
     if step.kind in ("Conv", "DepthwiseConv"):  # of keras.ops
@@ -156,7 +164,12 @@ def _contracted(layer):
 
 
 def _positions(tensor):
-    return math.prod(tensor.shape[1:-1])
+    return _cells(tensor.shape[1:-1])
+
+
+def _cells(shape):
+    # Attention leaves sizes open; see `Cost.uncounted`.
+    return math.prod(n or 1 for n in shape)
 
 
 def _size(weight):
@@ -164,9 +177,9 @@ def _size(weight):
 
 
 def tensor_bytes(tensor):
-    """Size of a symbolic tensor of fixed shape, in bytes."""
+    """Size of a symbolic tensor for one picture, in bytes."""
     bits = "".join(filter(str.isdigit, tensor.dtype)) or "8"
-    return math.prod(tensor.shape) * int(bits) // 8
+    return _cells(tensor.shape[1:]) * int(bits) // 8
 
 
 def _weights(step):

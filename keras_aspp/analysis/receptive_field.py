@@ -17,8 +17,16 @@ import keras
 import numpy as np
 
 from keras_aspp.analysis.trace import trace
-from keras_aspp.layers import BilinearResize
+from keras_aspp.layers import BilinearResize, strided
 
+# Our layers, which may pad otherwise than their `padding` says.
+_PADDED = (
+    strided.Conv2D,
+    strided.DepthwiseConv2D,
+    strided.SeparableConv2D,
+    strided.MaxPooling2D,
+    strided.AveragePooling2D,
+)
 # Interpolations and how many cells each side of the two nearest they take.
 _MARGINS = {"bilinear": 0, "bicubic": 1, "lanczos3": 2, "lanczos5": 4}
 
@@ -312,13 +320,18 @@ def _shifted(cells, step=1):
 
 
 def _kernel(step, i, n_in, n_out):
-    """Convolution or pooling."""
+    """Convolution or pooling, as a layer or of `keras.ops`."""
     layer = step.operation
-    stride = _pair(layer.strides)[i]
+    size = _kernel_size(layer) or step.arguments[1].shape[:2]
+    stride = _pair(layer.strides or size)[i]
     dilation = _pair(getattr(layer, "dilation_rate", 1))[i]
-    reach = (_pair(_kernel_size(layer))[i] - 1) * dilation
-    before = 0
-    if layer.padding == "same":
+    reach = (_pair(size)[i] - 1) * dilation
+    before, pads = 0, None
+    if isinstance(layer, _PADDED):
+        _, pads = layer.padding_of(step.inputs[0])
+    if pads is not None:
+        before = pads[i][0]
+    elif layer.padding == "same":
         before = max((n_out - 1) * stride + reach + 1 - n_in, 0) // 2
     return _Window(stride, np.array([-before]), np.array([reach - before]))
 
@@ -427,4 +440,12 @@ _RULES = (
     (keras.layers.Resizing, _upsampled),
     (BilinearResize, _resized),
 )
-_OPERATIONS = {"Pad": _padded_by_operation, "GetItem": _sliced}
+_OPERATIONS = {
+    "AveragePool": _kernel,
+    "Conv": _kernel,
+    "DepthwiseConv": _kernel,
+    "GetItem": _sliced,
+    "MaxPool": _kernel,
+    "Pad": _padded_by_operation,
+    "Resize": _upsampled,
+}

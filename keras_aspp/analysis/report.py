@@ -83,22 +83,32 @@ class _Maps:
                 for tensor in step.outputs:
                     self.field_of[id(tensor)] = field
                     self.maker[id(tensor)] = step
-        self.backbone = max(
-            filter(_is_backbone, traced.steps),
-            key=lambda step: step.operation.count_params(),
-            default=None,
+        self.backbone = next(filter(self._is_backbone, traced.steps), None)
+
+    def _is_backbone(self, step):
+        """A nested model that takes the picture down to the last stride."""
+        if not step.opened or not isinstance(step.operation, keras.Model):
+            return False
+        before = self.field_of[id(step.inputs[0])]
+        strides = [self._stride(tensor) for tensor in step.outputs]
+        coarsest = max(
+            self._stride(leaf.outputs[0]) for leaf in self.traced.leaves
         )
+        return before.size == (1, 1) and 1 < max(strides) == coarsest
+
+    def _stride(self, tensor):
+        """Pixels per cell, 0 for what is no map."""
+        return max(self.field_of[id(tensor)].stride or (0,))
 
     def stages(self):
         """One row for each feature map that the backbone, or all, gives."""
-        model = self.traced.model
+        model, outputs = self.traced.model, self.traced.outputs
         if self.backbone is not None:
-            keys = output_of(self.backbone.operation)
-            found = zip(_keys(keys), self.backbone.outputs, strict=True)
-        elif isinstance(output_of(model), dict):
-            found = zip(
-                _keys(output_of(model)), self.traced.outputs, strict=True
-            )
+            model, outputs = self.backbone.operation, self.backbone.outputs
+        structure = output_of(model)
+        if isinstance(structure, dict):
+            # Values were flattened in the order of their keys.
+            found = zip(sorted(structure), outputs, strict=True)
         else:
             found = self._last_of_each_stride()
         rows = [_map_row(k, self.field_of[id(t)], t) for k, t in found]
@@ -113,16 +123,20 @@ class _Maps:
 
     def _last_of_each_stride(self):
         """Going down: what a decoder brings back up is no stage."""
-        last, coarsest = {}, 0
+        last, coarsest = {}, 1
+        inside = f"{self.backbone.path}/" if self.backbone else ""
         for step in self.traced.leaves:
-            stride = self.field_of[id(step.outputs[0])].stride
+            stride = self._stride(step.outputs[0])
             padding = step.kind in ("ZeroPadding2D", "Pad")
-            if stride is None or padding or max(stride) < coarsest:
-                continue
-            coarsest = max(stride)
-            last[coarsest] = step.outputs[0]
+            if (
+                stride >= coarsest
+                and step.path.startswith(inside)
+                and not padding
+            ):
+                coarsest = stride
+                last[coarsest] = step.outputs[0]
         if len(last) > 1:
-            del last[1]
+            last.pop(1, None)
         return [(f"stride {at:g}", tensor) for at, tensor in last.items()]
 
     def head(self):
@@ -140,22 +154,6 @@ class _Maps:
             if shown and not (inside and step.path.startswith(inside)):
                 rows.append(_map_row(step.path, field, step.outputs[0]))
         return rows
-
-
-def _is_backbone(step):
-    """A nested model that gives feature maps."""
-    return (
-        step.opened
-        and isinstance(step.operation, keras.Model)
-        and all(len(tensor.shape) == 4 for tensor in step.outputs)
-    )
-
-
-def _keys(structure):
-    """Keys of a dict, in the order in which its values are flattened."""
-    if isinstance(structure, dict):
-        return sorted(structure)
-    return [tensor.name for tensor in keras.tree.flatten(structure)]
 
 
 def _map_row(name, field, tensor):
@@ -222,19 +220,15 @@ def _atrous_row(name, field, cells):
 def _stacks(traced, maps, stages):
     """Convolutions in a row on one map, where some of them are dilated."""
     chains = _chains(traced, maps)
-    ends = {
-        stage["layer"]: stage["name"] for stage in stages if stage["stride"]
-    }
+    ends = {stage["layer"]: stage["name"] for stage in stages}
     found, known = [], set()
     for step in traced.leaves:
         for tensor in step.outputs[:1]:
             chain = chains.get(id(tensor), ())
             rates = tuple(rate for rate, _ in chain)
-            if (
-                step.path not in ends
-                or chain in known
-                or max(rates, default=1) == 1
-            ):
+            # One convolution alone is no row.
+            row = len(rates) > 1 and max(rates) > 1
+            if not row or step.path not in ends or chain in known:
                 continue
             known.add(chain)
             run = len(rates)
@@ -372,7 +366,7 @@ def _warnings(traced, fields, atrous, stacks, costs):
         )
     if costs.uncounted:
         found.append(
-            f"{', '.join(costs.uncounted)}: could not be opened; multiply-adds "
-            "are a lower bound."
+            f"{', '.join(costs.uncounted)}: could not be opened, or leave a "
+            "size open; multiply-adds are a lower bound."
         )
     return found

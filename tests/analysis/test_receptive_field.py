@@ -11,6 +11,7 @@ from keras_aspp.analysis.receptive_field import as_text
 
 L = keras.layers
 SAME = {"padding": "same"}
+ONES = np.ones((3, 1, 1, 2), "float32")
 
 CHAINS = {
     "strided same": [L.Conv2D(2, 3, strides=2, **SAME)] * 2,
@@ -35,6 +36,11 @@ CHAINS = {
     "transposed": [
         L.Conv2D(2, 3, strides=2, **SAME),
         L.Conv2DTranspose(2, 3, strides=2, **SAME),
+    ],
+    "transposed, wide": [
+        L.Conv2D(2, 3, strides=4, **SAME),
+        L.Conv2DTranspose(2, 5, strides=2, **SAME),
+        L.Conv2DTranspose(2, (4, 6), strides=2, **SAME),
     ],
     "transposed valid": [
         L.AveragePooling2D(3),
@@ -69,7 +75,10 @@ CHAINS = {
     "operations": [
         L.Lambda(lambda x: keras.ops.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)))),
         L.Lambda(lambda x: x[:, 1::2, ..., :1]),
-        L.Conv2D(2, 3),
+        L.Lambda(lambda x: keras.ops.max_pool(x, 2, padding="same")),
+        L.Lambda(lambda x: keras.ops.average_pool(x, (3, 2), 1)),
+        L.Lambda(lambda x: keras.ops.conv(x, ONES, (1, 2))),
+        L.Lambda(lambda x: keras.ops.image.resize(x, (19, 11))),
     ],
 }
 
@@ -144,6 +153,24 @@ def test_branches_by_force():
     )
     outputs = L.Concatenate()([L.Add()([left, right]), low])
     assert_as_by_force(positive(keras.Model(inputs, outputs)), (38, 27))
+
+
+@pytest.mark.parametrize("padding", [1, ((0, 1), (0, 1))])
+def test_dense_backbones_by_force(toy_backbone, padding):
+    dense = ka.backbones.with_output_stride(toy_backbone(padding=padding), 8)
+    assert_as_by_force(positive(dense), (101, 74))
+
+
+def test_dense_pooling_by_force():
+    layers = [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.MaxPooling2D(3, 2, **SAME),
+        L.SeparableConv2D(2, 3, strides=2, **SAME),
+        L.AveragePooling2D(2),
+        L.Conv2D(2, 3, **SAME),
+    ]
+    dense = ka.backbones.with_output_stride(of(layers), 2)
+    assert_as_by_force(positive(dense), (61, 54))
 
 
 def test_a_whole_segmenter_by_force(toy_backbone):

@@ -92,6 +92,33 @@ def test_what_users_built_is_explained():
     assert stack["dilated_end"]["rates"] == [3, 3, 4]
 
 
+def test_a_nested_backbone_of_one_output():
+    picture = keras.Input((None, None, 3))
+    x = picture
+    for _ in range(2):
+        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
+    backbone = keras.Model(picture, x, name="backbone")
+    inputs = keras.Input((None, None, 3))
+    x = keras.Sequential([keras.layers.Rescaling(0.5)], name="scale")(inputs)
+    x = keras.layers.Conv2D(2, 3, padding="same", name="head")(backbone(x))
+    found = report(keras.Model(inputs, x), (33, 21))
+    assert found["backbone"] == "backbone"
+    assert [s["name"] for s in found["stages"]] == ["stride 2", "stride 4"]
+    assert [row["name"] for row in found["head"]][-1] == "head"
+    assert found["stages"][-1]["receptive_field"] == [7, 7]
+
+
+def test_attention_is_global_and_said_to_be_uncounted():
+    inputs = keras.Input((8, 6, 4))
+    tokens = keras.layers.Reshape((48, 4))(inputs)
+    attention = keras.layers.MultiHeadAttention(2, 3, name="attention")
+    x = keras.layers.Reshape((8, 6, 4))(attention(tokens, tokens))
+    found = report(keras.Model(inputs, x), (8, 6))
+    assert "attention/query" in found["cost"]["uncounted"]
+    assert any("lower bound" in warning for warning in found["warnings"])
+    assert found["layers"][-1]["global"]
+
+
 def test_holes_are_warned_of():
     inputs = x = keras.Input((None, None, 1))
     for _ in range(3):

@@ -8,10 +8,13 @@ from helpers import assert_close, compute_dtypes, npy, randomize, sample
 from keras_aspp import preprocess
 from keras_aspp.backbones import (
     create_backbone,
+    feature_strides,
     list_backbones,
     with_output_stride,
+    zoo,
 )
-from keras_aspp.layers import ZeroPadding2D
+from keras_aspp.backbones.atrous import rebuild
+from keras_aspp.layers import MaxPooling2D, ZeroPadding2D
 
 KEYS = ["stride_2", "stride_4", "stride_8", "stride_16", "stride_32"]
 TORCHVISION = "weights/mobilenet_v2-b0353104.pth"
@@ -55,6 +58,12 @@ def test_list_backbones():
     names = list_backbones()
     assert names == sorted(names)
     assert {"mobilenet_v2", "mobilenet_v2_0.35", "resnet50"} <= set(names)
+    assert {"vgg16", "efficientnet_v2_s", "convnext_xlarge"} <= set(names)
+    # All of keras.applications that is a network, and each builds.
+    builders = {family.builder for family in zoo._FAMILIES.values()}
+    assert builders == {
+        name for name in dir(keras.applications) if name[0].isupper()
+    }
 
 
 def test_feature_keys_and_sizes(narrow):
@@ -144,10 +153,188 @@ def test_keras_weights_file(tmp_path):
     check_dense(model, (16, 8), offset=1)
 
 
-def test_unknown_name():
-    for name in ("resnet18", "resnet50_0.5", "mobilenet_v2_", None):
-        with pytest.raises(ValueError, match=f"Received: name={name!r}"):
-            create_backbone(name, weights=None)
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50_0.5", "mobilenet_v2_", "mobilenet_0", None]
+)
+def test_unknown_name(name):
+    with pytest.raises(ValueError, match=f"Received: name={name!r}"):
+        create_backbone(name, weights=None)
+
+
+def test_near_names():
+    with pytest.raises(ValueError, match="Did you mean efficientnet_b0 or"):
+        create_backbone("efficientnetb0", weights=None)
+
+
+def test_sizes_that_must_be_known(tmp_path):
+    path = tmp_path / "nasnet.weights.h5"
+    path.touch()
+    message = r"nasnet_mobile.*both sizes.*input_shape=\(None, 224, 3\)"
+    with pytest.raises(ValueError, match=message):
+        create_backbone(
+            "nasnet_mobile", weights=path, input_shape=(None, 224, 3)
+        )
+
+
+def test_another_number_of_channels():
+    """Published means are of three channels."""
+    model = create_backbone(
+        "mobilenet_0.25", 32, None, input_shape=(None, None, 1)
+    )
+    assert model.preprocess == preprocess.KERAS_TF
+    assert model.preprocess(np.zeros((1, 4, 4, 1))).shape == (1, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("vgg16", "vgg16"),
+        ("vgg19", "vgg19"),
+        ("resnet152", "resnet"),
+        ("resnet50_v2", "resnet_v2"),
+        ("mobilenet", "mobilenet"),
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("xception", "xception"),
+        ("densenet169", "densenet"),
+        ("inception_v3", "inception_v3"),
+        ("inception_resnet_v2", "inception_resnet_v2"),
+        ("nasnet_large", "nasnet"),
+    ],
+)
+def test_preprocess_is_that_of_keras(name, module):
+    image = np.random.default_rng(0).uniform(0, 255, (1, 5, 7, 3))
+    image = image.astype("float32")
+    theirs = getattr(keras.applications, module).preprocess_input(image.copy())
+    ours = zoo._FAMILIES[name].preprocess(image)
+    np.testing.assert_allclose(npy(ours), npy(theirs), atol=1e-4)
+
+
+def scaled(image, scaling):
+    for layer in scaling:
+        image = layer(image)
+    return npy(image)
+
+
+def test_scaling_is_taken_out_of_the_graph():
+    """EfficientNet's, with the numbers of its weights."""
+    layers = keras.layers
+    scaling = [
+        layers.Rescaling(1 / 255),
+        layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3]),
+        layers.Rescaling([1.5, 2.0, 2.5]),
+    ]
+    inputs = x = keras.Input((None, None, 3))
+    for layer in [*scaling, layers.Conv2D(4, 3), layers.Rescaling(2.0)]:
+        x = layer(x)
+    model = randomize(keras.Model(inputs, x))
+    bare, own = zoo._without_preprocessing(model, preprocess.KERAS_TF)
+    assert [type(layer).__name__ for layer in bare.layers] == [
+        "InputLayer",
+        "Conv2D",
+        "Rescaling",
+    ]
+    image = np.random.default_rng(0).uniform(0, 255, (1, 9, 7, 3))
+    np.testing.assert_allclose(
+        npy(own(image)), scaled(image, scaling), rtol=1e-4, atol=1e-4
+    )
+    assert_close(bare(own(image)), model(image), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_small",
+        "efficientnet_v2_b0",
+        "efficientnet_v2_s",
+        "convnext_tiny",
+    ],
+)
+def test_preprocess_is_that_within_the_model(name):
+    family = zoo._FAMILIES[name]
+    model = getattr(keras.applications, family.builder)(
+        weights=None, include_top=False
+    )
+    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+    scaling = [layer for layer in model.layers if isinstance(layer, kinds)]
+    image = np.random.default_rng(0).uniform(0, 255, (1, 9, 7, 3))
+    expected = scaled(image.astype("float32"), scaling)
+    np.testing.assert_allclose(
+        npy(family.preprocess(image)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+WINDOWS = {
+    "same": lambda k: [k.Conv2D(4, 3, 2, "same"), k.DepthwiseConv2D(3)],
+    "zeros": lambda k: [
+        k.ZeroPadding2D(((1, 2), (1, 2))),
+        k.Conv2D(4, 5, 2),
+        k.ZeroPadding2D(((0, 1), (0, 1))),
+        k.MaxPooling2D(3, 2),
+    ],
+    "valid": lambda k: [
+        k.Conv2D(4, 3, 2),
+        k.SeparableConv2D(4, 3),
+        k.MaxPooling2D(3, 2),
+    ],
+    "pools": lambda k: [
+        k.MaxPooling2D(2, 2),
+        k.MaxPooling2D(3, 2, "same"),
+        k.AveragePooling2D(2, 2),
+    ],
+    "patches": lambda k: [k.Conv2D(4, 4, 4), k.Conv2D(4, 2, 2)],
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_symmetric_padding(kind):
+    """ceil(picture / stride) cells, the first of them at cell 0."""
+    inputs = x = keras.Input((None, None, 3))
+    for layer in WINDOWS[kind](keras.layers):
+        x = layer(x)
+    model = keras.Sequential(
+        [inputs, keras.Model(inputs, x, name="inner"), keras.layers.ReLU()]
+    )
+    model = randomize(rebuild(model, *zoo._symmetric_padding(model)))
+    stride = max(feature_strides(model).values())
+    dense = with_output_stride(model, 1)
+    for height, width in ((24, 33), (23, 31), (25, 26), (22, 28)):
+        x = sample((1, height, width, 3))
+        expected = npy(model(x))
+        assert expected.shape[1:3] == (
+            -(-height // stride),
+            -(-width // stride),
+        )
+        assert dense(x).shape[1:3] == (height, width)
+        kept = npy(dense(x))[:, ::stride, ::stride]
+        assert_close(kept, expected, 1e-5)
+
+
+def test_symmetric_padding_of_a_pool_counts_for_nothing():
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.MaxPooling2D(3, 2, "same", name="pool")(inputs)
+    model = keras.Model(inputs, x)
+    model = rebuild(model, *zoo._symmetric_padding(model))
+    assert type(model.get_layer("pool")) is MaxPooling2D
+    x = -1 - np.abs(sample((1, 8, 6, 3)))
+    assert npy(model(x)).max() < -1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["vgg16", "mobilenet_0.25", "xception", "convnext_tiny", "nasnet_mobile"],
+)
+def test_symmetric_families_are_dense_at_every_stride(name):
+    model = randomize(create_backbone(name, 32, weights=None))
+    x = sample((1, 75, 97, 3))
+    original, dense = model(x), with_output_stride(model, 8)(x)
+    wanted = ceil_sizes(75, 97, 32)
+    assert sizes(original) == {key: wanted[key] for key in original}
+    for key in original:
+        step = max(int(key.split("_")[1]) // 8, 1)
+        kept = npy(dense[key]).astype("float64")[:, ::step, ::step]
+        assert_close(kept, original[key], 1e-4, least_std=0.05)
 
 
 def test_missing_file(tmp_path):
