@@ -12,6 +12,11 @@ def with_output_stride(segmenter, output_stride):
     are rescaled, so that they reach as many pixels as before. Nothing is
     loaded, and the way back gives the same logits again.
 
+    Scores move a little: a map upsampled at half-pixel centres lies
+    (stride - 1) / 2 pixels from where its cells look, and the network has
+    learned that of its own stride; from 16 to 8 they move by 4 pixels up and
+    left. With `align_corners=True` nothing moves.
+
     Args:
         segmenter: `Segmenter`, e.g. a trained DeepLabV3 at stride 16.
         output_stride: int, a power of two, e.g. 8.
