@@ -423,7 +423,11 @@ def test_a_sequential_model():
         name="chain",
     )
     dense = check_dense(randomize(model), 2, (24, 32), (23, 29))
-    assert (dense.name, type(dense)) == ("chain", keras.Sequential)
+    assert dense.name == "chain"
+    assert list(stage_ends(model)) == ["stride_2", "stride_4"]
+    # Of a Sequential model these two cannot be had.
+    assert dense.input.shape == (None, None, None, 3)
+    assert dense.output is stage_ends(dense)["stride_4"]
     assert dense.get_layer("last").dilation_rate == (2, 2)
 
 
