@@ -311,8 +311,7 @@ def test_every_kind_of_layer(kind, tmp_path):
     model = model_of(
         same(), *KINDS[kind](layers), same(), same(strides=2), same()
     )
-    sizes = [(24, 32), (23, 29), (25, 26)]
-    dense = check_dense(model, 1, *sizes)
+    dense = check_dense(model, 1, (24, 30), (23, 29))
     assert max(feature_strides(model).values()) == 4
     # What was traded is in the file.
     dense.save(tmp_path / "dense.keras")
@@ -525,13 +524,35 @@ def test_channels_first():
 def test_layers_of_their_own_before_the_trade(toy_backbone):
     """Before the output stride anything goes, and is left as it is."""
     model = model_of(
-        Own(4, 3, strides=2, name="own"),
+        Own(4, 3, strides=4, name="own"),
         Block(1),
         Block(3),
+        keras.layers.UpSampling2D(2, name="up"),
+        same(strides=2),
         same(strides=2),
     )
-    dense = check_dense(model, 2, (24, 32), (23, 29))
+    assert feature_strides(model)["up"] == 2
+    dense = check_dense(model, 4, (48, 64), (45, 59))
     assert type(dense.get_layer("own")) is Own
+
+
+class Places(keras.layers.Layer):
+    """Adds a weight of its own to each cell."""
+
+    def build(self, input_shape):
+        self.place = self.add_weight(shape=input_shape[1:], name="place")
+
+    def call(self, inputs):
+        return inputs + self.place
+
+
+def test_a_layer_made_for_one_size():
+    model = model_of(
+        Places(), same(strides=2), Places(name="late"), shape=(24, 32, 3)
+    )
+    assert with_output_stride(model, 2).output.shape == model.output.shape
+    with pytest.raises(ValueError, match="`late` .Places. moves cells"):
+        with_output_stride(model, 1)
 
 
 def test_a_stride_of_three():
