@@ -439,6 +439,29 @@ def test_a_shared_layer_of_one_density():
     assert dense.get_layer("shared").dilation_rate == (2, 2)
 
 
+def test_a_shared_padding():
+    """It must go on padding for the pool, which does not take it over."""
+    inputs = keras.Input((None, None, 3))
+    pad = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad")
+    x = keras.layers.Conv2D(4, 3, strides=2, name="conv")(pad(same()(inputs)))
+    y = keras.layers.MaxPooling2D(3, strides=2)(pad(same()(inputs)))
+    model = randomize(keras.Model(inputs, same()(x + y)))
+    check_dense(model, 1, (24, 32), (23, 29))
+
+
+def test_a_shared_nested_model():
+    k = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((None, None, 4)), k.ZeroPadding2D(1), k.Conv2D(4, 3)],
+        name="inner",
+    )
+    inputs = keras.Input((None, None, 3))
+    x = inner(inner(same(strides=2)(inputs)))
+    model = randomize(keras.Model(inputs, x))
+    dense = check_dense(model, 1, (24, 32), (23, 29))
+    assert dense.get_layer("inner").layers[1].dilation_rate == (2, 2)
+
+
 def test_operations_that_are_no_layers():
     inputs = keras.Input((None, None, 3))
     x = same(8, strides=2)(inputs)
