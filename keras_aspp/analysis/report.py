@@ -221,8 +221,15 @@ def _stacks(traced, maps, stages):
     """Convolutions in a row on one map, where some of them are dilated."""
     chains = _chains(traced, maps)
     ends = {stage["layer"]: stage["name"] for stage in stages}
+    ends |= {
+        step.path: step.path
+        for step in traced.steps
+        if step.opened
+        and "/" not in step.path
+        and not isinstance(step.operation, keras.Model)
+    }
     found, known = [], set()
-    for step in traced.leaves:
+    for step in traced.steps:
         for tensor in step.outputs[:1]:
             chain = chains.get(id(tensor), ())
             rates = tuple(rate for rate, _ in chain)
@@ -237,6 +244,7 @@ def _stacks(traced, maps, stages):
             found.append(
                 {
                     "name": ends[step.path],
+                    "of_branches": step.opened,
                     **_stack(chain),
                     "dilated_end": _stack(chain[run:]) if chain[run:] else None,
                 }
@@ -347,7 +355,8 @@ def _warnings(traced, fields, atrous, stacks, costs):
                 f"{cells} map; the convolution acts as a 1x1."
             )
     for stack in stacks:
-        if stack["unseen_share"] > 0:
+        # What the widest branch leaves out, others of the part may see.
+        if stack["unseen_share"] > 0 and not stack["of_branches"]:
             found.append(
                 f"{stack['name']}: convolutions of rates {stack['rates']} "
                 f"never see {stack['unseen_share']:.0%} of the "

@@ -12,6 +12,7 @@ from keras_aspp.cli.main import Parser
 LONGEST_SIDE = 640
 RATES = (6, 12, 18)
 STRIDE = 16
+EQUAL = 1e-3  # standard deviations that rounding explains
 
 
 def run(arguments):
@@ -140,10 +141,16 @@ def _by_model(image, model, pictures):
 
 def _sentences(image, found):
     own, fine = found["strides"]
-    step = own // fine
+    step, off = own // fine, found["difference"]
+    if off < EQUAL:
+        equal = f"every {step}th dense cell is the strided one: they differ by"
+    else:
+        equal = (
+            "means over the whole map (squeeze-and-excite) change with its "
+            f"cells: every {step}th dense cell differs from the strided one by"
+        )
     return [
         f"picture {image.shape[0]}x{image.shape[1]}; features at stride {own} "
         f"and, with the same weights, at stride {fine}",
-        f"every {step}th dense cell is the strided one: they differ by at most "
-        f"{found['difference']:.1e} standard deviations",
+        f"{equal} at most {off:.1e} standard deviations",
     ]

@@ -224,7 +224,10 @@ def print_report(found, layers=False):
         _print_section("Feature maps", _map_rows(found["stages"]))
         _print_section("Head", _map_rows(found["head"]))
     _print_section("Atrous convolutions", _atrous_rows(found["atrous"]))
-    _print_section("Convolutions in a row", _stack_rows(found["gridding"]))
+    _print_section(
+        "Convolutions in a row, of branches the widest",
+        _stack_rows(found["gridding"]),
+    )
     _print_section("Cost, one picture", _cost_rows(found))
     peak = found["cost"]["peak_activation_bytes"]
     print(

@@ -78,6 +78,16 @@ def test_atrous_rows_and_degenerate_rates(segmenter):
     assert "17x13 map" in warning
 
 
+def test_rows_of_convolutions_end_with_stages_and_parts(segmenter):
+    found = report(segmenter, SIZE)
+    rows = {row["name"]: row for row in found["gridding"]}
+    assert rows["stride_32"]["rates"] == [1, 2, 2, 4]
+    # The pyramid adds its widest branch, whose holes other branches may fill.
+    assert rows["aspp"]["rates"] == [1, 2, 2, 4, 20]
+    assert rows["aspp"]["unseen_share"] > 0
+    assert not any("never see" in warning for warning in found["warnings"])
+
+
 def test_what_users_built_is_explained():
     found = report(own_network(), (45, 33))
     assert [row["name"] for row in found["stages"]] == ["stride 2", "stride 4"]

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import randomize
 from PIL import Image
 
 from keras_aspp.cli import explain as command
@@ -52,6 +53,21 @@ def test_a_model_without_aspp(tmp_path, picture):
     figures, said = command.explain(image, path)
     assert set(figures) == {"kernel", "dense"}
     assert "no ASPP" in said[-1]
+
+
+def test_squeeze_and_excite_is_named(tmp_path, picture):
+    x = inputs = keras.Input((None, None, 3))
+    for i in range(3):
+        x = keras.layers.Conv2D(
+            8, 3, strides=2, padding="same", name=f"conv_{i}"
+        )(x)
+        gate = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+        gate = keras.layers.Conv2D(8, 1, activation="sigmoid")(gate)
+        x = keras.layers.Multiply()([x, gate])
+    path = tmp_path / "gated.keras"
+    randomize(keras.Model(inputs, x)).save(path)
+    _, said = command.explain(command.read_picture(picture), path)
+    assert "squeeze-and-excite" in said[1]
 
 
 def test_large_pictures_are_made_smaller(tmp_path):

@@ -101,7 +101,6 @@ def test_figures(own_model, capsys, tmp_path):
         "receptive_fields",
         "effective_fields",
         "valid_taps",
-        "gridding",
     }
 
 
