@@ -43,6 +43,7 @@ def row(name):
 
 
 def main(names):
+    """Writes the rows of `names`."""
     for name in names:
         line = row(name).strip()
         page = PAGE.read_text()

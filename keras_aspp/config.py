@@ -11,13 +11,16 @@ class ModelConfig:
     """What is trained.
 
     Args:
-        architecture: `deeplab_v3` or `deeplab_v3_plus`.
+        architecture: `deeplab_v2`, `deeplab_v3`, `deeplab_v3_cascaded`,
+            `deeplab_v3_plus`, `dense_aspp` or `lr_aspp`. A field below that
+            it does not have must keep its default.
         backbone: a name of `list_backbones()`.
         backbone_weights: `imagenet`, a weights file, or `none`. Environment
             variables in a path are expanded.
         weights: a saved segmenter to start from, or `none`.
         output_stride: 8, 16 or 32; pixels per cell at the ASPP.
-        atrous_rates: ints > 0, in cells, or `auto`.
+        atrous_rates: ints > 0, in cells, or `auto`; `[]` for DeepLabV3's
+            head for phones.
         aspp_filters: channels of the ASPP.
         separable: whether 3x3 convolutions of the head are separable.
         image_pooling: whether the ASPP has the image-level branch.
@@ -25,9 +28,25 @@ class ModelConfig:
         batch_norm_momentum: in [0, 1); short runs want a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: 1x1 channels on the low-level feature.
+        decoder_stride: 4 or 2; pixels per score of DeepLabV3+.
+        multi_grid: rates within the last block, for DeepLabV3, or `none`.
+        blocks: copies of the last block, for the cascade.
+        pyramid: `large_fov`, `aspp_s` or `aspp_l`; the rates that `auto`
+            means for DeepLabV2.
+        fc_filters: channels of DeepLabV2's fc6 and fc7, or `none`.
+        growth_filters: channels that each rate of DenseASPP adds.
+        bottleneck_filters: channels before each rate of DenseASPP.
+        gate_filters: channels that LR-ASPP gates.
     """
 
-    architecture: Literal["deeplab_v3", "deeplab_v3_plus"] = "deeplab_v3_plus"
+    architecture: Literal[
+        "deeplab_v2",
+        "deeplab_v3",
+        "deeplab_v3_cascaded",
+        "deeplab_v3_plus",
+        "dense_aspp",
+        "lr_aspp",
+    ] = "deeplab_v3_plus"
     backbone: str = "mobilenet_v2"
     backbone_weights: str | None = "imagenet"
     weights: str | None = None
@@ -40,6 +59,14 @@ class ModelConfig:
     batch_norm_momentum: float = 0.99
     decoder_filters: int = 256
     projection_filters: int = 48
+    decoder_stride: int = 4
+    multi_grid: list[int] | None = None
+    blocks: int = 3
+    pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l"
+    fc_filters: int | None = None
+    growth_filters: int = 64
+    bottleneck_filters: int = 256
+    gate_filters: int = 128
 
 
 @dataclasses.dataclass(frozen=True)

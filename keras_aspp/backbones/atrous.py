@@ -25,7 +25,9 @@ def with_output_stride(model, output_stride):
             input pixels per cell of the last feature map.
 
     Returns:
-        A new functional model with the same names, outputs and weights.
+        A new functional model with the same names, outputs and weights; a
+        Sequential one within it stays one. Which cells are the original ones
+        is told in docs/decisions/0004.
 
     Raises:
         TypeError: `model` is not a functional Keras model.
@@ -71,7 +73,12 @@ def with_output_stride(model, output_stride):
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
         )
-    return rebuild(model, walk.changes, trims=walk.trims)
+    dense = rebuild(model, walk.changes, trims=walk.trims)
+    if isinstance(dense, keras.Sequential):
+        # It has no `input` or `output` to go on from.
+        graph = graph_of(dense)
+        dense = keras.Model(graph.input, graph.output, name=model.name)
+    return dense
 
 
 def feature_strides(model):
@@ -105,7 +112,8 @@ def stage_ends(model, preferred="$^", output=True):
         dict: `"stride_2"` and so on -> feature map, in rising order.
     """
     last, ends = {}, {}
-    operations = {operation.name: operation for operation in model.operations}
+    graph = graph_of(model)
+    operations = {operation.name: operation for operation in graph.operations}
     for name, stride in feature_strides(model).items():
         operation = operations[name]
         if isinstance(operation, keras.layers.ZeroPadding2D) or (
@@ -114,7 +122,7 @@ def stage_ends(model, preferred="$^", output=True):
             continue
         last[stride] = operation.output
         if re.search(preferred, name) or (
-            output and operation.output is model.output
+            output and operation.output is graph.outputs[0]
         ):
             ends[stride] = operation.output
     return {

@@ -132,8 +132,9 @@ class Walk:
         self.anchored = anchored
         self.grids, self.changes = {}, {}
         self.trims, self.conflicts = set(), set()
-        self._padded = {}  # a ZeroPadding2D's tensor -> path, padding, grid
-        self._uses = collections.Counter()
+        self._padded = {}  # a ZeroPadding2D's tensor -> path, layer, grid
+        self._absorbed = set()  # paths of those that a convolution took over
+        self._uses = {}  # path of a model -> how often tensors, layers are used
         inputs = [
             Grid(1, size=((i, 0), (i, 0)))
             for i, _ in enumerate(graph_of(model).inputs)
@@ -147,8 +148,10 @@ class Walk:
         nodes = [
             node for d in sorted(by_depth, reverse=True) for node in by_depth[d]
         ]
-        self._uses.update(id(t) for node in nodes for t in node.input_tensors)
-        self._uses.update(id(t) for t in graph.outputs)
+        uses = collections.Counter(node.operation.name for node in nodes)
+        uses.update(id(t) for node in nodes for t in node.input_tensors)
+        uses.update(id(t) for t in graph.outputs)
+        self._uses[prefix] = uses
         tensors = {
             id(t): grid for t, grid in zip(graph.inputs, inputs, strict=True)
         }
@@ -224,7 +227,8 @@ class Walk:
         if grid.rate > 1:
             scaled = tuple(tuple(n * grid.rate for n in side) for side in cells)
             change = {key: scaled, "original": {key: cells}}
-        self._change(path, change)
+        if path not in self._absorbed:
+            self._change(path, change)
         return grid.grown([sign * grid.rate * sum(side) for side in cells])
 
     def _slide(self, layer, path, node, grid):
@@ -316,9 +320,12 @@ class Walk:
             or not isinstance(layer, CONVOLUTIONS)
             or not any(window.reach)
             or any(n for pads in window.pads for n in pads)
-            or self._uses[id(tensor)] > 1
         ):
             return window, grid
+        uses = self._uses[path.removesuffix(source.name)]
+        if uses[id(tensor)] > 1 or uses[source.name] > 1:
+            return window, grid
+        self._absorbed.add(path)
         padding = restored(source).get("padding", source.padding)
         self.changes[path] = {
             "padding": ((0, 0), (0, 0)),
@@ -461,7 +468,11 @@ def _growth(node):
         outputs = node.operation.compute_output_spec(*args, **kwargs)
         return tuple(keras.tree.flatten(outputs)[0].shape)
 
-    small, large = size_at(96), size_at(192)
+    try:
+        small, large = size_at(96), size_at(192)
+    except Exception:
+        # A layer that is made for one size refuses others in its own way.
+        return None
     if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
         return 0
     if len(small) != 4 or any(

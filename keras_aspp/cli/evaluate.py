@@ -29,6 +29,13 @@ def run(arguments):
         "if not given",
     )
     parser.add_argument("--split", help="validation split if not given")
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        metavar="STRIDE",
+        help="compute a .keras model's features at another density; 8 is "
+        "finer than the usual 16",
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     flags = parser.parse_args(arguments)
     source, data = open_data(flags.data, flags.model)
@@ -37,7 +44,7 @@ def run(arguments):
     from keras_aspp.inference import Predictor
 
     metrics = evaluate(
-        Predictor(flags.model),
+        Predictor(flags.model, flags.output_stride),
         source,
         flags.split or data.validation_split,
         progress=show_progress,

@@ -18,6 +18,8 @@ class Predictor:
         path: a `.keras` or `.tflite` file, a SavedModel folder, a workdir
             (its `model.keras`) or an exported folder (its SavedModel, or what
             there is of `model.keras` and the `.tflite` files).
+        output_stride: int, a power of two, or `None` for the model's own. Of
+            a `.keras` model only: what is exported is fixed.
 
     Attributes:
         spec: `DatasetSpec` of what it was trained on, or `None`.
@@ -28,7 +30,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: nothing at `path` can be used.
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or not have this output stride.
 
     Example:
     ```python
@@ -36,11 +38,16 @@ class Predictor:
     ```
     """
 
-    def __init__(self, path):
+    def __init__(self, path, output_stride=None):
         self.path = _find(Path(path))
         self.spec = _find_spec(self.path)
         if self.path.suffix == ".keras":
-            self._engine = _Keras(self.path)
+            self._engine = _Keras(self.path, output_stride)
+        elif output_stride is not None:
+            raise ValueError(
+                "Only a .keras model can have another output stride. "
+                f"Received: output_stride={output_stride}, {self.path}"
+            )
         elif self.path.suffix == ".tflite":
             self._engine = _TFLite(self.path)
         else:
@@ -150,13 +157,16 @@ def _find_spec(path):
 class _Keras:
     image_size = None
 
-    def __init__(self, path):
+    def __init__(self, path, output_stride):
         import tensorflow as tf
 
         from keras_aspp.export import serving
+        from keras_aspp.models import with_output_stride
         from keras_aspp.models.segmenter import load_saved
 
         model = load_saved(path)
+        if output_stride is not None:
+            model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
         self._labels = tf.function(
             lambda images: serving.segment(model, images),

@@ -2,6 +2,7 @@
 
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.layers.dense_aspp import DenseASPP
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.strided import (
@@ -22,6 +23,7 @@ __all__ = [
     "BilinearResize",
     "Conv2D",
     "Cropping2D",
+    "DenseASPP",
     "DepthwiseConv2D",
     "ImagePooling",
     "MaxPooling2D",

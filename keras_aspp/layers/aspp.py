@@ -13,17 +13,28 @@ from keras_aspp.layers.image_pooling import ImagePooling
 FUSIONS = ("concat", "sum")
 
 
-def check_atrous_rates(atrous_rates):
+def check_atrous_rates(atrous_rates, allow_empty=False):
     """`atrous_rates` as a tuple, or `ValueError`."""
-    rates = (
-        tuple(atrous_rates) if isinstance(atrous_rates, (list, tuple)) else ()
-    )
-    if not rates or any(type(r) is not int or r < 1 for r in rates):
+    sequence = isinstance(atrous_rates, (list, tuple))
+    rates = tuple(atrous_rates) if sequence else (None,)
+    if any(type(r) is not int or r < 1 for r in rates) or not (
+        rates or allow_empty
+    ):
+        kind = "sequence" if allow_empty else "non-empty sequence"
         raise ValueError(
-            "`atrous_rates` must be a non-empty sequence of ints > 0. "
+            f"`atrous_rates` must be a {kind} of ints > 0. "
             f"Received: atrous_rates={atrous_rates}"
         )
     return rates
+
+
+def check_dropout(dropout):
+    """`dropout`, or `ValueError` unless it is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(
+            f"`dropout` must be in [0, 1). Received: dropout={dropout}"
+        )
+    return dropout
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -38,9 +49,9 @@ class ASPP(keras.layers.Layer):
     Args:
         filters: int > 0. Channels of every branch and of the result. Defaults
             to 256.
-        atrous_rates: non-empty sequence of ints > 0, in feature cells; any
-            number of them. Defaults to (6, 12, 18), which is for output
-            stride 16.
+        atrous_rates: sequence of ints > 0, in feature cells; any number of
+            them, and none at all beside image pooling, as on phones. Defaults
+            to (6, 12, 18), which is for output stride 16.
         fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
             to `"concat"`.
         separable: bool. Depthwise separable 3x3 branches. Defaults to `False`.
@@ -94,16 +105,14 @@ class ASPP(keras.layers.Layer):
                 f"`fusion` must be one of {FUSIONS}. "
                 f"Received: fusion={fusion!r}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(
-                f"`dropout` must be in [0, 1). Received: dropout={dropout}"
-            )
         self.filters = filters
-        self.atrous_rates = check_atrous_rates(atrous_rates)
+        self.atrous_rates = check_atrous_rates(
+            atrous_rates, allow_empty=image_pooling
+        )
         self.fusion = fusion
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
-        self.dropout = dropout
+        self.dropout = check_dropout(dropout)
         self.activation = keras.activations.get(activation)
         self.batch_norm = bool(batch_norm)
         self.batch_norm_momentum = batch_norm_momentum

@@ -1,7 +1,20 @@
 """Segmenters: one architecture, one file."""
 
-from keras_aspp.models.deeplab_v3 import DeepLabV3
+from keras_aspp.models.deeplab_v2 import DeepLabV2
+from keras_aspp.models.deeplab_v3 import CascadedDeepLabV3, DeepLabV3
 from keras_aspp.models.deeplab_v3_plus import DeepLabV3Plus
+from keras_aspp.models.dense_aspp import DenseASPP
+from keras_aspp.models.lr_aspp import LRASPP
+from keras_aspp.models.output_stride import with_output_stride
 from keras_aspp.models.segmenter import Segmenter
 
-__all__ = ["DeepLabV3", "DeepLabV3Plus", "Segmenter"]
+__all__ = [
+    "CascadedDeepLabV3",
+    "DeepLabV2",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "DenseASPP",
+    "LRASPP",
+    "Segmenter",
+    "with_output_stride",
+]

@@ -3,25 +3,30 @@
 import keras
 
 from keras_aspp.layers.aspp import ASPP
-from keras_aspp.layers.conv import AtrousConv2D
-from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.models.segmenter import Segmenter, pick
 
-DECODER_STRIDE = 4
+# What the decoder adds, from coarse to fine, and the suffix of its layers.
+LEVELS = {4: (("stride_4", 4, ""),)}
+LEVELS[2] = (*LEVELS[4], ("stride_2", 2, "_stride_2"))
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class DeepLabV3Plus(Segmenter):
-    """Backbone -> ASPP -> decoder at stride 4 -> classifier -> resize.
+    """Backbone -> ASPP -> decoder -> classifier -> resize.
 
     The decoder resizes ASPP's map to the low-level feature of stride 4, puts
     it beside a 1x1 projection of that feature, and refines both with two 3x3
-    convolutions.
+    convolutions. With `decoder_stride=2` it does so once more at stride 2.
 
     Args:
         num_classes: int > 0.
         *args: see `Segmenter`.
-        projection_filters: int > 0. 1x1 channels on the low-level feature.
+        aspp_filters: int > 0. Defaults to 256.
+        separable: bool. Depthwise separable 3x3 convolutions in ASPP and
+            decoder. Defaults to `False`.
+        image_pooling: bool. Defaults to `True`.
+        decoder_stride: 4 or 2, pixels per score. Defaults to 4.
+        projection_filters: int > 0. 1x1 channels on each low-level feature.
             Defaults to 48.
         decoder_filters: int > 0. Defaults to 256.
         **kwargs: see `Segmenter`.
@@ -32,9 +37,10 @@ class DeepLabV3Plus(Segmenter):
     TensorShape([1, 65, 97, 21])
 
     Reference:
-        [Chen et al., 2018](https://arxiv.org/abs/1802.02611), section 3.
-        Differs from it in: the classifier's scores are computed at stride 4
-        and then resized, as in the published code.
+        [Chen et al., 2018](https://arxiv.org/abs/1802.02611), section 3;
+        stride 2: the published code's `decoder_output_stride=[4, 2]`.
+        Differs from it in: the classifier's scores are computed at the
+        decoder's stride and then resized, as in the published code.
     """
 
     architecture = "deeplab_v3_plus"
@@ -43,13 +49,26 @@ class DeepLabV3Plus(Segmenter):
         self,
         num_classes,
         *args,
+        aspp_filters=256,
+        separable=False,
+        image_pooling=True,
+        decoder_stride=4,
         projection_filters=48,
         decoder_filters=256,
         **kwargs,
     ):
+        if decoder_stride not in LEVELS:
+            raise ValueError(
+                "`decoder_stride` must be 4 or 2. "
+                f"Received: decoder_stride={decoder_stride!r}"
+            )
         super().__init__(
             num_classes,
             *args,
+            aspp_filters=aspp_filters,
+            separable=separable,
+            image_pooling=image_pooling,
+            decoder_stride=decoder_stride,
             projection_filters=projection_filters,
             decoder_filters=decoder_filters,
             **kwargs,
@@ -58,33 +77,39 @@ class DeepLabV3Plus(Segmenter):
     def decode(
         self,
         features,
-        aspp,
-        common,
-        output_stride,
+        parts,
+        aspp_filters,
         separable,
-        align_corners,
+        image_pooling,
+        decoder_stride,
         projection_filters,
         decoder_filters,
     ):
-        low_level = pick(features, f"stride_{DECODER_STRIDE}")
-        high_level = ASPP(**aspp, **common)(pick(features, "stride_32"))
-        high_level = BilinearResize(
-            scale=output_stride // DECODER_STRIDE,
-            align_corners=align_corners,
-            dtype=common["dtype"],
-            name="resize",
-        )(high_level, reference=low_level)
-        low_level = AtrousConv2D(
-            projection_filters, 1, name="low_level", **common
-        )(low_level)
-        x = keras.layers.Concatenate(dtype=common["dtype"], name="concat")(
-            [high_level, low_level]
-        )
-        for i in (1, 2):
-            x = AtrousConv2D(
-                decoder_filters,
-                separable=separable,
-                name=f"decoder_{i}",
-                **common,
-            )(x)
-        return x, DECODER_STRIDE
+        x, stride = pick(features, "stride_32"), parts.output_stride
+        x = ASPP(
+            aspp_filters,
+            parts.atrous_rates,
+            separable=separable,
+            image_pooling=image_pooling,
+            dropout=parts.dropout,
+            name="aspp",
+            **parts.common,
+        )(x)
+        for key, nominal, suffix in LEVELS[decoder_stride]:
+            low_level = pick(features, key)
+            # Of a backbone denser than that, the low level is as dense.
+            scale = stride // min(nominal, stride)
+            x = parts.resize(x, scale, low_level, name=f"resize{suffix}")
+            low_level = parts.conv(
+                low_level, projection_filters, 1, name=f"low_level{suffix}"
+            )
+            x = parts.concatenate([x, low_level], name=f"concat{suffix}")
+            for i in (1, 2):
+                x = parts.conv(
+                    x,
+                    decoder_filters,
+                    separable=separable,
+                    name=f"decoder_{i}{suffix}",
+                )
+            stride //= scale
+        return parts.classify(x), stride

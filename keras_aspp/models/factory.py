@@ -1,16 +1,22 @@
 """build_model: the only place where configuration meets models."""
 
 import dataclasses
+import inspect
 import os
 
-from keras_aspp.models.deeplab_v3 import DeepLabV3
-from keras_aspp.models.deeplab_v3_plus import DeepLabV3Plus
+from keras_aspp import models
 
 ARCHITECTURES = {
-    "deeplab_v3": DeepLabV3,
-    "deeplab_v3_plus": DeepLabV3Plus,
+    kind.architecture: kind
+    for kind in (
+        models.DeepLabV2,
+        models.DeepLabV3,
+        models.CascadedDeepLabV3,
+        models.DeepLabV3Plus,
+        models.DenseASPP,
+        models.LRASPP,
+    )
 }
-_PLUS_ONLY = ("decoder_filters", "projection_filters")
 
 
 def build_model(config, num_classes, dtype=None):
@@ -23,13 +29,38 @@ def build_model(config, num_classes, dtype=None):
 
     Returns:
         `Segmenter`.
+
+    Raises:
+        ValueError: a field that the architecture does not have is set to
+            anything but its default.
     """
-    arguments = dataclasses.asdict(config)
-    kind = ARCHITECTURES[arguments.pop("architecture")]
-    if kind is not DeepLabV3Plus:
-        for name in _PLUS_ONLY:
-            del arguments[name]
+    kind = ARCHITECTURES[config.architecture]
+    known, arguments = arguments_of(kind), {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in known:
+            arguments[field.name] = value
+        elif field.name != "architecture" and value != field.default:
+            raise ValueError(
+                f"`{config.architecture}` has no `{field.name}`. "
+                f"Received: model.{field.name}={value!r}"
+            )
     for name in ("backbone_weights", "weights"):
         if arguments[name] is not None:
             arguments[name] = os.path.expandvars(arguments[name])
     return kind(num_classes, dtype=dtype, **arguments)
+
+
+def arguments_of(kind):
+    """Constructor arguments of a segmenter, those of `Segmenter` included.
+
+    Args:
+        kind: subclass of `Segmenter`.
+
+    Returns:
+        dict: name -> `inspect.Parameter`, the subclass's where both have one.
+    """
+    return {
+        **inspect.signature(models.Segmenter.__init__).parameters,
+        **inspect.signature(kind.__init__).parameters,
+    }

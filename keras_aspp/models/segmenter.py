@@ -8,24 +8,25 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.atrous import feature_strides, with_output_stride
+from keras_aspp.backbones.atrous import stage_ends, with_output_stride
 from keras_aspp.backbones.zoo import configure, create_backbone
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
-from keras_aspp.layers.resize import BilinearResize
-from keras_aspp.layers.strided import Conv2D
-from keras_aspp.models.rates import atrous_rates_at, degenerate_rates
+from keras_aspp.models.head import CLASSIFIER, Head
+from keras_aspp.models.rates import (
+    OFFSETS_PX,
+    atrous_rates_at,
+    degenerate_rates,
+)
 from keras_aspp.preprocess import Preprocess
-
-CLASSIFIER = "classifier"
 
 
 class Segmenter(keras.Model):
     """Pictures in, class scores of every pixel out.
 
-    A subclass sets `architecture`, a key of `models.rates.OFFSETS_PX`, and
-    builds its head in `decode`. Scores are computed at the stride of the last
-    feature map; only they are resized.
+    A subclass sets `architecture`, names the arguments of its head in its
+    constructor, and builds it in `decode`. Scores are computed at the stride
+    of the last feature map; only they are resized.
 
     Args:
         num_classes: int > 0. Label values counted, background included.
@@ -36,19 +37,17 @@ class Segmenter(keras.Model):
         output_stride: int, a power of two; pixels per cell at the ASPP.
             Defaults to 16.
         atrous_rates: ints > 0, in feature cells, or `"auto"` for those of the
-            paper at `output_stride`. Defaults to `"auto"`.
+            paper at `output_stride`; none where the head has no atrous
+            branches. Defaults to `"auto"`.
         backbone_weights: see `create_backbone`; without meaning for a
             backbone that is a model. Defaults to `"imagenet"`.
         weights: `None`, or the path of a saved segmenter of this architecture
             (`.keras`, or a folder that holds `model.keras`). With another
             `num_classes`, all but the classifier is loaded, with a warning
             that names what is left.
-        input_shape: `(height, width, channels)`; sizes may be `None`.
+        input_shape: `(height, width, channels)`; sizes may be `None`, and are
+            at least one cell.
         preprocess: `Preprocess` or `None` for that of the backbone's weights.
-        aspp_filters: int > 0. Defaults to 256.
-        separable: bool. Depthwise separable 3x3 convolutions in the head.
-            Defaults to `False`.
-        image_pooling: bool. Defaults to `True`.
         dropout: float in [0, 1), before the classifier. Defaults to 0.1.
         batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
             0.99.
@@ -84,9 +83,6 @@ class Segmenter(keras.Model):
         weights=None,
         input_shape=(None, None, 3),
         preprocess=None,
-        aspp_filters=256,
-        separable=False,
-        image_pooling=True,
         dropout=0.1,
         batch_norm_momentum=0.99,
         batch_norm_epsilon=1e-3,
@@ -96,12 +92,12 @@ class Segmenter(keras.Model):
         **head,
     ):
         check_positive_int("num_classes", num_classes)
+        check_positive_int("output_stride", output_stride)
         policy = keras.dtype_policies.get(
             dtype or keras.config.dtype_policy().name
         )
-        if atrous_rates == "auto":
-            atrous_rates = atrous_rates_at(self.architecture, output_stride)
-        atrous_rates = check_atrous_rates(atrous_rates)
+        atrous_rates = self._rates(atrous_rates, output_stride, head)
+        _check_one_cell(input_shape, output_stride)
         saved = None if weights is None else load_saved(weights)
         if isinstance(backbone, str) and saved is not None:
             # Padding and epsilon belong to the weights: take them along.
@@ -128,15 +124,13 @@ class Segmenter(keras.Model):
                 or Preprocess()
             )
             backbone = as_features(backbone, output_stride)
+        backbone = self.adapt(backbone, output_stride, **head)
         config = {
             "num_classes": num_classes,
             "output_stride": output_stride,
             "atrous_rates": atrous_rates,
             "input_shape": tuple(input_shape),
             "preprocess": preprocess,
-            "aspp_filters": aspp_filters,
-            "separable": separable,
-            "image_pooling": image_pooling,
             "dropout": dropout,
             "batch_norm_momentum": batch_norm_momentum,
             "batch_norm_epsilon": batch_norm_epsilon,
@@ -146,35 +140,20 @@ class Segmenter(keras.Model):
         }
         _warn_of_degenerate_rates(atrous_rates, output_stride, input_shape)
         images = keras.Input(input_shape, name="image")
-        features = backbone(images)
-        x, stride = self.decode(
-            features,
-            aspp={
-                "filters": aspp_filters,
-                "atrous_rates": atrous_rates,
-                "separable": separable,
-                "image_pooling": image_pooling,
-                "dropout": dropout,
-                "name": "aspp",
-            },
-            common={
-                "batch_norm_momentum": batch_norm_momentum,
-                "batch_norm_epsilon": batch_norm_epsilon,
-                "dtype": policy,
-            },
+        parts = Head(
+            num_classes=num_classes,
             output_stride=output_stride,
-            separable=separable,
+            atrous_rates=atrous_rates,
+            dropout=dropout,
             align_corners=align_corners,
-            **head,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            dtype=policy,
         )
-        # Few channels: the scores stay in float32 under mixed precision.
-        scores = Conv2D(num_classes, 1, dtype="float32", name=CLASSIFIER)(x)
-        logits = BilinearResize(
-            scale=stride,
-            align_corners=align_corners,
-            dtype="float32",
-            name="logits",
-        )(scores, reference=images)  # (B, H, W, K)
+        scores, stride = self.decode(backbone(images), parts, **head)
+        logits = parts.resize(
+            scores, stride, images, name="logits", dtype="float32"
+        )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
         self.preprocess = preprocess
@@ -185,27 +164,58 @@ class Segmenter(keras.Model):
         if saved is not None:
             load_matching(self, saved, weights)
 
-    def decode(self, features, aspp, common, output_stride, **head):
+    def decode(self, features, parts, **head):
         """Builds the head.
 
         Args:
             features: dict of feature maps, by nominal stride.
-            aspp: dict, arguments of `ASPP` but for those in `common`.
-            common: dict, arguments that every layer of the head takes.
-            output_stride: int, pixels per cell of `features["stride_32"]`.
+            parts: `Head`, which makes the layers.
             **head: arguments of the architecture.
 
         Returns:
-            `(map, stride)`: what the classifier sees, and its stride in
-            pixels.
+            `(scores, stride)`: float32 (B, h, w, K) and their pixels per cell.
         """
         raise NotImplementedError
 
+    def adapt(self, backbone, output_stride, **head):
+        """The backbone as the architecture needs it; here, as it is.
+
+        A reloaded model brings its adapted backbone, so a second call must
+        change nothing.
+        """
+        return backbone
+
+    def offsets_name(self, **head):
+        """The key of `OFFSETS_PX` that `atrous_rates="auto"` means."""
+        return self.architecture
+
+    def _rates(self, atrous_rates, output_stride, head):
+        name = self.offsets_name(**head)
+        if atrous_rates == "auto":
+            return atrous_rates_at(name, output_stride)
+        atrous_rates = check_atrous_rates(atrous_rates, allow_empty=True)
+        if atrous_rates and not OFFSETS_PX[name]:
+            raise ValueError(
+                f"The head of {name} has no atrous branches; leave "
+                "`atrous_rates` at 'auto'. "
+                f"Received: atrous_rates={atrous_rates}"
+            )
+        return atrous_rates
+
+    def arguments(self):
+        """The constructor's arguments that make this model again."""
+        return {
+            **self._arguments,
+            "preprocess": self.preprocess,
+            "backbone": self.backbone,
+            "name": self.name,
+        }
+
     def get_config(self):
-        config = dict(self._arguments)
+        config = self.arguments()
         config["preprocess"] = self.preprocess.get_config()
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
-        return {**config, "name": self.name}
+        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -240,14 +250,7 @@ def as_features(model, output_stride):
     dense = with_output_stride(model, output_stride)
     if isinstance(dense.output, dict):
         return dense
-    last = {}
-    for name, stride in feature_strides(dense).items():
-        layer = dense.get_layer(name)
-        rank4 = len(getattr(layer.output, "shape", ())) == 4
-        padding = isinstance(layer, keras.layers.ZeroPadding2D)
-        if stride > 1 and rank4 and not padding:
-            last[f"stride_{stride}"] = layer.output
-    return keras.Model(dense.input, last, name=dense.name)
+    return keras.Model(dense.input, stage_ends(dense), name=dense.name)
 
 
 def load_saved(path):
@@ -306,7 +309,7 @@ def load_matching(model, saved, path):
         for name in ours
         if name not in theirs or theirs[name].shape != ours[name].shape
     ]
-    wrong = [name for name in left if not name.startswith(CLASSIFIER + "/")]
+    wrong = [name for name in left if not name.startswith(CLASSIFIER)]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
         raise ValueError(
@@ -327,6 +330,16 @@ def load_matching(model, saved, path):
 def _name_in(model, weight):
     # Two models of one architecture may have different names.
     return weight.path.removeprefix(f"{model.name}/")
+
+
+def _check_one_cell(input_shape, output_stride):
+    sizes = [n for n in input_shape[:2] if n is not None]
+    if min(sizes, default=output_stride) < output_stride:
+        raise ValueError(
+            "Pictures must be at least one cell, `output_stride` pixels, high "
+            f"and wide. Received: input_shape={tuple(input_shape)}, "
+            f"output_stride={output_stride}"
+        )
 
 
 def _warn_of_degenerate_rates(rates, output_stride, input_shape):

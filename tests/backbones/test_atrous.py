@@ -311,8 +311,7 @@ def test_every_kind_of_layer(kind, tmp_path):
     model = model_of(
         same(), *KINDS[kind](layers), same(), same(strides=2), same()
     )
-    sizes = [(24, 32), (23, 29), (25, 26)]
-    dense = check_dense(model, 1, *sizes)
+    dense = check_dense(model, 1, (24, 30), (23, 29))
     assert max(feature_strides(model).values()) == 4
     # What was traded is in the file.
     dense.save(tmp_path / "dense.keras")
@@ -423,7 +422,11 @@ def test_a_sequential_model():
         name="chain",
     )
     dense = check_dense(randomize(model), 2, (24, 32), (23, 29))
-    assert (dense.name, type(dense)) == ("chain", keras.Sequential)
+    assert dense.name == "chain"
+    assert list(stage_ends(model)) == ["stride_2", "stride_4"]
+    # Of a Sequential model these two cannot be had.
+    assert dense.input.shape == (None, None, None, 3)
+    assert dense.output is stage_ends(dense)["stride_4"]
     assert dense.get_layer("last").dilation_rate == (2, 2)
 
 
@@ -434,6 +437,29 @@ def test_a_shared_layer_of_one_density():
     model = randomize(keras.Model(inputs, shared(shared(x))))
     dense = check_dense(model, 1, (24, 32), (23, 29))
     assert dense.get_layer("shared").dilation_rate == (2, 2)
+
+
+def test_a_shared_padding():
+    """It must go on padding for the pool, which does not take it over."""
+    inputs = keras.Input((None, None, 3))
+    pad = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad")
+    x = keras.layers.Conv2D(4, 3, strides=2, name="conv")(pad(same()(inputs)))
+    y = keras.layers.MaxPooling2D(3, strides=2)(pad(same()(inputs)))
+    model = randomize(keras.Model(inputs, same()(x + y)))
+    check_dense(model, 1, (24, 32), (23, 29))
+
+
+def test_a_shared_nested_model():
+    k = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((None, None, 4)), k.ZeroPadding2D(1), k.Conv2D(4, 3)],
+        name="inner",
+    )
+    inputs = keras.Input((None, None, 3))
+    x = inner(inner(same(strides=2)(inputs)))
+    model = randomize(keras.Model(inputs, x))
+    dense = check_dense(model, 1, (24, 32), (23, 29))
+    assert dense.get_layer("inner").layers[1].dilation_rate == (2, 2)
 
 
 def test_operations_that_are_no_layers():
@@ -521,13 +547,35 @@ def test_channels_first():
 def test_layers_of_their_own_before_the_trade(toy_backbone):
     """Before the output stride anything goes, and is left as it is."""
     model = model_of(
-        Own(4, 3, strides=2, name="own"),
+        Own(4, 3, strides=4, name="own"),
         Block(1),
         Block(3),
+        keras.layers.UpSampling2D(2, name="up"),
+        same(strides=2),
         same(strides=2),
     )
-    dense = check_dense(model, 2, (24, 32), (23, 29))
+    assert feature_strides(model)["up"] == 2
+    dense = check_dense(model, 4, (48, 64), (45, 59))
     assert type(dense.get_layer("own")) is Own
+
+
+class Places(keras.layers.Layer):
+    """Adds a weight of its own to each cell."""
+
+    def build(self, input_shape):
+        self.place = self.add_weight(shape=input_shape[1:], name="place")
+
+    def call(self, inputs):
+        return inputs + self.place
+
+
+def test_a_layer_made_for_one_size():
+    model = model_of(
+        Places(), same(strides=2), Places(name="late"), shape=(24, 32, 3)
+    )
+    assert with_output_stride(model, 2).output.shape == model.output.shape
+    with pytest.raises(ValueError, match="`late` .Places. moves cells"):
+        with_output_stride(model, 1)
 
 
 def test_a_stride_of_three():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_aspp.cli.configuration import load_config
 from keras_aspp.cli.main import main, one_line
 from keras_aspp.version import __version__
 
@@ -114,6 +115,31 @@ def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
         numbers[name] = json.loads(file.read_text())
     assert numbers["saved_model"] == numbers["model.keras"]
     assert numbers["model.keras"]["num_images"] == 3
+
+
+def test_evaluate_at_another_output_stride(
+    tiny_workdir, tiny_export, tmp_path, capsys
+):
+    file = tmp_path / "numbers.json"
+    arguments = ["evaluate", "--output-stride", "8", "--json", str(file)]
+    assert main([*arguments, "--model", str(tiny_workdir)]) == 0
+    run = json.loads((tiny_workdir / "metrics.json").read_text())
+    numbers = json.loads(file.read_text())
+    assert numbers["num_images"] == run["num_images"]
+    assert numbers["pixel_accuracy"] != run["pixel_accuracy"]
+    capsys.readouterr()
+    for model, stride, message in (
+        (tiny_export / "model_float32.tflite", "8", "Only a .keras model"),
+        (tiny_workdir, "12", "must be a power of two"),
+        (tiny_workdir, "64", "whole numbers at output strides"),
+    ):
+        arguments = ["evaluate", "--model", str(model)]
+        data = load_config(tiny_workdir / "config.yaml").data.root
+        arguments += ["--output-stride", stride, "--data", data]
+        assert main(arguments) == 1
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said
+        assert message in said
 
 
 def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """The same answer from every artefact."""
 
+import keras
 import numpy as np
 import pytest
+from helpers import assert_close
 from PIL import Image
 
 import keras_aspp as ka
@@ -44,6 +46,19 @@ def test_scores_and_labels_agree(tiny_workdir):
     assert scores.shape == (70, 85, 3)
     np.testing.assert_array_equal(labels, scores.argmax(-1))
     np.testing.assert_array_equal(labels, predictor.predict(image))
+
+
+def test_another_output_stride(tiny_workdir, tiny_export):
+    image = picture()
+    dense = ka.Predictor(tiny_workdir, output_stride=8)
+    _, scores = dense.predict(image, return_scores=True)
+    model = keras.saving.load_model(tiny_workdir / "model.keras")
+    x = model.preprocess(image[None])
+    assert np.abs(scores - model(x)[0]).max() > 1e-3
+    assert_close(scores, ka.models.with_output_stride(model, 8)(x)[0])
+    for name in ("saved_model", "model_float32.tflite"):
+        with pytest.raises(ValueError, match=f"output_stride=8, .*{name}"):
+            ka.Predictor(tiny_export / name, output_stride=8)
 
 
 def test_exif_orientation_is_respected(tiny_workdir, tmp_path):

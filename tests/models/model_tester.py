@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     assert_close,
     compute_dtypes,
@@ -16,10 +17,13 @@ from helpers import (
 )
 
 import keras_aspp as ka
+from keras_aspp.export.tflite import FORBIDDEN
+from keras_aspp.layers.lowering import export_form
 from keras_aspp.preprocess import TORCHVISION
 
 SIZE = (64, 96)
 ODD = (99, 75)
+TOY = 13_920  # parameters of the toy backbone
 KERAS = ((0, 1), (0, 1))  # zero padding; one cell is missing at odd sizes
 
 
@@ -29,24 +33,31 @@ class ModelTester:
     Attributes:
         kind: the `Segmenter`.
         other: another architecture.
-        parameters: of `kind(21)` on MobileNetV2.
+        parameters: of `kind(5)` on the toy backbone with `head`.
+        auto: the rates that `"auto"` means at output stride 8.
         head: arguments that make the head small.
+        changed: arguments of the head with values that are no defaults.
+        scores: name of the layer that gives the scores.
         decoder_stride: pixels per score, `None` for the output stride.
+        dense: arguments and layer without which, or beyond which, features
+            depend on their density: an average over cells, a resize.
     """
 
     kind = None
     other = None
     parameters = None
+    auto = ()
     head = {}
+    changed = {}
+    scores = "classifier"
     decoder_stride = None
+    dense = ({}, "classifier")
 
     @pytest.fixture
     def build(self, toy_backbone):
         def build(num_classes=5, kind=self.kind, **kwargs):
             kwargs = {
                 "backbone": toy_backbone(padding=1, features=True),
-                "atrous_rates": (1, 2),
-                "aspp_filters": 8,
                 **(self.head if kind is self.kind else {}),
                 **kwargs,
             }
@@ -70,7 +81,7 @@ class ModelTester:
         logits = model(x)
         assert logits.shape == (2, *size, 5)
         assert keras.backend.standardize_dtype(logits.dtype) == "float32"
-        scores = npy(self.at(model, "classifier")(x))
+        scores = npy(self.at(model, self.scores)(x))
         stride = self.decoder_stride or output_stride
         assert scores.shape[1:3] == tuple(-(-n // stride) for n in size)
         grid = [n * stride for n in scores.shape[1:3]]
@@ -82,19 +93,18 @@ class ModelTester:
     def at(self, model, name):
         return keras.Model(model.input, model.get_layer(name).output)
 
-    @pytest.mark.parametrize("output_stride, padding", [(8, KERAS), (16, 1)])
-    def test_any_size_at_any_stride(
-        self, build, toy_backbone, output_stride, padding
-    ):
-        backbone = toy_backbone(padding=padding)
-        model = build(backbone=backbone, output_stride=output_stride)
+    def test_any_size_where_a_cell_is_missing(self, build, toy_backbone):
+        model = build(backbone=toy_backbone(padding=KERAS), output_stride=8)
         for size in ((65, 97), ODD):
             logits = npy(model(sample((1, *size, 3))))
             assert logits.shape == (1, *size, 5)
             assert np.isfinite(logits).all()
 
+    @pytest.mark.slow  # compiling it takes 5 s
     def test_one_xla_step_lowers_the_loss(self, build):
-        model = build(dropout=0.0)
+        self.one_xla_step(build(dropout=0.0))
+
+    def one_xla_step(self, model):
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 5, (2, *SIZE)).astype("int32")
         x = sample((2, *SIZE, 3))
@@ -112,12 +122,71 @@ class ModelTester:
         assert before == pytest.approx(eager, rel=1e-4)
         assert after < before
 
-    def test_save_and_load(self, saved):
-        model, path = saved
-        x = sample((1, *ODD, 3))
-        copy = keras.saving.load_model(path)
+    @pytest.mark.slow  # XLA, SavedModel and TFLite
+    def test_export_ladder(self, build, tmp_path):
+        model = build(output_stride=8)
+        x = sample((1, *SIZE, 3))
+        expected = npy(model(x))
+        compiled = tf.function(
+            lambda x: model(x, training=False), jit_compile=True
+        )
+        assert_close(compiled(x), expected)
+        write_logits(model, tmp_path / "any", (None, None, None, 3))
+        loaded = tf.saved_model.load(str(tmp_path / "any"))
+        assert_close(loaded.serve(x), expected, 1e-5)
+        with export_form():
+            write_logits(model, tmp_path / "one", x.shape)
+        assert_close(run_tflite(tmp_path / "one", x), expected)
+
+    def test_another_output_stride(self, build):
+        arguments, name = self.dense
+        model = build(output_stride=16, **arguments)
+        dense = ka.models.with_output_stride(model, 8)
+        assert type(dense) is self.kind
+        assert (dense.name, dense.output_stride) == (model.name, 8)
+        assert dense.atrous_rates == tuple(2 * r for r in model.atrous_rates)
+        x = sample((2, *ODD, 3))
+        assert_close(
+            npy(self.at(dense, name)(x))[:, ::2, ::2], self.at(model, name)(x)
+        )
+        back = ka.models.with_output_stride(dense, 16)
+        assert back.get_config() == model.get_config()
+        np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+
+    def test_rates_follow_the_output_stride(self, toy_backbone):
+        small = {k: v for k, v in self.head.items() if k != "atrous_rates"}
+        model = self.kind(5, toy_backbone(), output_stride=8, **small)
+        assert model.atrous_rates == self.auto
+
+    def test_save_and_load(self, build, tmp_path):
+        model = build(
+            output_stride=8,
+            dropout=0.3,
+            batch_norm_momentum=0.7,
+            batch_norm_epsilon=1e-4,
+            preprocess=TORCHVISION,
+            align_corners=True,
+            dtype="mixed_bfloat16",
+            name="mine",
+            **self.changed,
+        )
+        config = model.get_config()
+        # A configuration must not reach for files that have moved.
+        assert not {"weights", "backbone_weights"} & set(config)
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
         assert type(copy) is self.kind
-        assert copy.preprocess == model.preprocess
+        saved = copy.get_config()
+        backbones = [c.pop("backbone")["config"] for c in (config, saved)]
+        assert len({len(b["layers"]) for b in backbones}) == 1
+        assert saved == config
+        for name, value in self.changed.items():
+            assert config[name] == value
+        assert (copy.name, copy.preprocess) == ("mine", TORCHVISION)
+        assert (copy.output_stride, copy.num_classes) == (8, 5)
+        assert copy.atrous_rates == model.atrous_rates
+        assert copy.get_layer("logits").align_corners
+        x = sample((1, 65, 97, 3))
         np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
 
     @pytest.mark.slow  # a second TensorFlow
@@ -142,105 +211,53 @@ class ModelTester:
         )
         np.testing.assert_array_equal(np.load(files[2]), npy(model(x)))
 
-    def test_parameter_count(self):
-        model = self.kind(21, backbone_weights=None)
+    def test_parameter_count(self, build):
+        model = build()
         assert model.count_params() == self.parameters
-        assert model.output_stride == 16
-        assert model.atrous_rates == (6, 12, 18)
-        assert model.num_classes == 21
+        assert model.num_classes == 5
         assert model.input.shape == (None, None, None, 3)
-        assert model.output.shape == (None, None, None, 21)
-
-    def test_config_round_trip(self, build):
-        model = build(
-            output_stride=8,
-            atrous_rates=[2, 3, 5, 7],
-            aspp_filters=12,
-            separable=True,
-            image_pooling=False,
-            dropout=0.3,
-            batch_norm_momentum=0.7,
-            batch_norm_epsilon=1e-4,
-            preprocess=TORCHVISION,
-            align_corners=True,
-            dtype="mixed_bfloat16",
-            name="mine",
-        )
-        config = model.get_config()
-        # A configuration must not reach for files that have moved.
-        assert not {"weights", "backbone_weights"} & set(config)
-        copy = self.kind.from_config(config)
-        assert copy.name == "mine"
-        assert copy.preprocess == TORCHVISION
-        aspp = copy.get_layer("aspp")
-        assert aspp.atrous_rates == copy.atrous_rates == (2, 3, 5, 7)
-        assert (aspp.filters, aspp.drop.rate) == (12, 0.3)
-        assert aspp.separable and not aspp.image_pooling
-        assert aspp.projection.norm.momentum == 0.7
-        assert aspp.projection.norm.epsilon == 1e-4
-        assert aspp.dtype_policy.name == "mixed_bfloat16"
-        assert copy.get_layer("logits").align_corners
-        assert copy.get_layer("logits").scale == model.get_layer("logits").scale
-        assert {w.path: w.shape for w in copy.weights} == {
-            w.path: w.shape for w in model.weights
-        }
-        copy.set_weights(model.get_weights())
-        x = sample((1, 65, 97, 3))
-        np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
-
-    def test_weights(self, build, saved):
-        model, path = saved
-        x = sample((1, *SIZE, 3))
-        for source in (path.parent, str(path)):
-            copy = self.kind(
-                5,
-                backbone=model.backbone,
-                atrous_rates=(1, 2),
-                aspp_filters=8,
-                weights=source,
-                name="another_name",
-                **self.head,
-            )
-            np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+        assert model.output.shape == (None, None, None, 5)
 
     def test_weights_of_another_number_of_classes(self, saved):
         model, path = saved
-        message = "2 tensors .*: classifier/kernel, classifier/bias$"
-        with pytest.warns(UserWarning, match=message):
+        message = "tensors are left as they were: classifier"
+        with pytest.warns(UserWarning, match=message) as warned:
             copy = self.kind(
-                7,
-                backbone=model.backbone,
-                atrous_rates=(1, 2),
-                aspp_filters=8,
-                weights=path,
-                **self.head,
+                7, backbone=model.backbone, weights=path, **self.head
             )
         assert copy.output.shape[-1] == 7
-        own = {w.path: w for w in copy.weights}
+        left = str(warned[0].message).split(": ")[-1].split(", ")
+        own = {w.path.removeprefix(f"{copy.name}/"): w for w in copy.weights}
         assert len(own) == len(model.weights)
         for weight in model.weights:
-            if "classifier" not in weight.path:
-                np.testing.assert_array_equal(
-                    npy(own[weight.path]), npy(weight)
-                )
+            name = weight.path.removeprefix(f"{model.name}/")
+            assert (name in left) == (own[name].shape != weight.shape)
+            if name not in left:
+                np.testing.assert_array_equal(npy(own[name]), npy(weight))
 
-    def test_weights_of_another_architecture(self, build, tmp_path):
-        path = tmp_path / "other.keras"
-        build(kind=self.other).save(path)
-        with pytest.raises(ValueError, match="other.keras.*another model"):
-            build(weights=path)
+    def test_an_argument_of_another_head(self, build):
+        with pytest.raises(TypeError, match="'no_such_thing'"):
+            build(no_such_thing=3)
 
     def test_dtype_policy_reaches_every_sublayer(self, build, toy_backbone):
         model = build(
             backbone=toy_backbone(padding=1, dtype="mixed_bfloat16"),
-            separable=True,
             dtype="mixed_bfloat16",
+            **self.changed,
         )
         dtypes = compute_dtypes(model)
-        assert dtypes.pop("classifier") == "float32"
-        assert dtypes.pop("logits") == "float32"
-        assert len(dtypes) > 40
-        assert set(dtypes.values()) == {"bfloat16"}
+        float32 = {n for n, dtype in dtypes.items() if dtype == "float32"}
+        assert (
+            {"logits", self.scores}
+            <= float32
+            <= {
+                *("logits", "scores", "resize", "mean"),
+                *(n for n in dtypes if n.startswith("classifier")),
+            }
+        )
+        assert len(dtypes) > 30
+        rest = {dtype for n, dtype in dtypes.items() if n not in float32}
+        assert rest == {"bfloat16"}
         assert {w.dtype for w in model.weights} <= {"float32", "uint32"}
         assert model.output.dtype == "float32"
 
@@ -258,9 +275,30 @@ class ModelTester:
         for a, b in zip(before, moving, strict=True):
             assert np.abs(a - npy(b)).max() > 1e-5, b.path
 
-    def test_align_corners(self, build):
-        model = build(align_corners=True)
-        x = sample((1, 65, 97, 3))
-        scores = npy(self.at(model, "classifier")(x))
-        expected = np_resize(scores, (65, 97), align_corners=True)
-        assert_close(model(x), expected)
+
+def write_logits(model, path, shape):
+    """A SavedModel of the logits."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serve",
+        lambda x: model(x, training=False),
+        [tf.TensorSpec(shape, tf.float32, "x")],
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def run_tflite(path, x):
+    """Output of a SavedModel converted to TFLite, builtin operators only."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        str(path), signature_keys=["serve"]
+    )
+    interpreter = Interpreter(model_content=converter.convert())
+    interpreter.allocate_tensors()
+    names = {d["op_name"] for d in interpreter._get_ops_details()}
+    assert not [name for name in names if name.startswith(FORBIDDEN)]
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])

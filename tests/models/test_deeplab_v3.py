@@ -5,19 +5,28 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import assert_close, npy, randomize, sample
-from model_tester import KERAS, ODD, SIZE, ModelTester
+from helpers import assert_close, np_resize, npy, randomize, sample
+from model_tester import KERAS, ODD, SIZE, TOY, ModelTester
 
 import keras_aspp as ka
 from keras_aspp.backbones.zoo import configure
-from keras_aspp.models import DeepLabV3, DeepLabV3Plus
+from keras_aspp.models import CascadedDeepLabV3, DeepLabV3, DeepLabV3Plus
 from keras_aspp.preprocess import TORCHVISION
 
 
 class TestDeepLabV3(ModelTester):
     kind = DeepLabV3
-    other = DeepLabV3Plus
-    parameters = 4_558_165
+    parameters = TOY + 4_256 + 45  # ASPP, classifier
+    auto = (12, 24, 36)
+    head = {"atrous_rates": (1, 2), "aspp_filters": 8}
+    changed = {
+        "atrous_rates": (2, 3, 5, 7),
+        "aspp_filters": 12,
+        "separable": True,
+        "image_pooling": False,
+        "multi_grid": [3],
+    }
+    dense = ({"image_pooling": False}, "classifier")
 
     def test_scores_are_the_classifier_on_aspp(self, build):
         model = build()
@@ -27,28 +36,85 @@ class TestDeepLabV3(ModelTester):
         expected = npy(model.get_layer("aspp")(features)) @ kernel[0, 0] + bias
         assert_close(self.at(model, "classifier")(x), expected)
 
+    def test_arguments_of_the_head(self, build):
+        model = build(
+            **self.changed,
+            dropout=0.3,
+            batch_norm_momentum=0.7,
+            batch_norm_epsilon=1e-4,
+        )
+        aspp = model.get_layer("aspp")
+        assert aspp.atrous_rates == (2, 3, 5, 7)
+        assert (aspp.filters, aspp.drop.rate) == (12, 0.3)
+        assert aspp.separable and not aspp.image_pooling
+        assert aspp.projection.norm.momentum == 0.7
+        assert aspp.projection.norm.epsilon == 1e-4
+
+    def test_without_atrous_branches(self, build):
+        """The head for phones: a 1x1 convolution and image pooling."""
+        model = build(atrous_rates=())
+        branches = model.get_layer("aspp").branches
+        assert [b.name for b in branches] == ["point", "image_pooling"]
+        assert ka.models.with_output_stride(model, 8).atrous_rates == ()
+        with pytest.raises(ValueError, match=r"Received: atrous_rates=\(\)"):
+            build(atrous_rates=(), image_pooling=False)
+
+    def test_multi_grid(self, build, toy_backbone):
+        plain = toy_backbone(padding=1, features=True)
+        model = build(
+            backbone=plain,
+            multi_grid=(3,),
+            atrous_rates=(),
+            output_stride=8,
+        )
+        rates = {
+            layer.name: layer.dilation_rate[0]
+            for layer in model.backbone.layers
+            if getattr(layer, "dilation_rate", (1, 1)) != (1, 1)
+        }
+        # Of the paper: the block's own rate times the grid's.
+        assert rates == {"block3_inner": 2, "block4": 2, "block4_inner": 12}
+        x = sample((1, *ODD, 3))
+        coarse = ka.models.with_output_stride(model, 32)
+        assert coarse.backbone.get_layer("block4_inner").dilation_rate == (3, 3)
+        dense, at_32 = (
+            npy(m.backbone(x)["stride_32"]) for m in (model, coarse)
+        )
+        assert_close(dense[:, ::4, ::4], at_32)
+
+    @pytest.mark.parametrize("multi_grid", [(1, 2), (0,), (1.5,), 2])
+    def test_multi_grid_of_another_length(self, build, multi_grid):
+        message = r"last block: block4_inner\. Received: multi_grid="
+        with pytest.raises(ValueError, match=message):
+            build(multi_grid=multi_grid)
+
     # What follows is Segmenter's own, so one architecture is enough.
 
-    def test_the_head_sees_the_same_cells_at_every_stride(
-        self, build, toy_backbone
-    ):
-        # Rates beyond every map and no image pooling: ASPP is a 1x1, so its
-        # dense map, subsampled, is the one of stride 32.
-        backbone = randomize(toy_backbone(padding=1, features=True))
-        x = sample((1, *ODD, 3))
+    def test_align_corners(self, build):
+        model = build(align_corners=True)
+        x = sample((1, 65, 97, 3))
+        scores = npy(self.at(model, "classifier")(x))
+        expected = np_resize(scores, (65, 97), align_corners=True)
+        assert_close(model(x), expected)
 
-        def aspp(output_stride):
-            model = build(
-                backbone=backbone,
-                output_stride=output_stride,
-                atrous_rates=(1000,),
-                image_pooling=False,
+    def test_weights(self, build, saved):
+        model, path = saved
+        x = sample((1, *SIZE, 3))
+        for source in (path.parent, str(path)):
+            copy = self.kind(
+                5,
+                backbone=model.backbone,
+                weights=source,
+                name="another_name",
+                **self.head,
             )
-            return npy(self.at(model, "aspp")(x))
+            np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
 
-        coarse = aspp(32)
-        assert_close(aspp(16)[:, ::2, ::2], coarse)
-        assert_close(aspp(8)[:, ::4, ::4], coarse)
+    def test_weights_of_another_architecture(self, build, tmp_path):
+        path = tmp_path / "other.keras"
+        build(kind=DeepLabV3Plus, aspp_filters=8).save(path)
+        with pytest.raises(ValueError, match="other.keras.*another model"):
+            build(weights=path)
 
     def test_weights_of_another_backbone(self, saved, build):
         _, path = saved
@@ -153,7 +219,13 @@ class TestDeepLabV3(ModelTester):
         "kwargs, message",
         [
             ({"num_classes": 0}, "Received: num_classes=0"),
-            ({"atrous_rates": ()}, r"Received: atrous_rates=\(\)"),
+            ({"atrous_rates": (6, 0)}, r"Received: atrous_rates=\(6, 0\)"),
+            ({"atrous_rates": (1.5,)}, r"Received: atrous_rates=\(1\.5,\)"),
+            ({"output_stride": 0}, "Received: output_stride=0"),
+            (
+                {"input_shape": (64, 15, 3)},
+                r"one cell.*input_shape=\(64, 15, 3\), output_stride=16",
+            ),
             ({"output_stride": 12}, "Received: output_stride=12"),
             ({"aspp_filters": 0}, "Received: filters=0"),
             ({"backbone": "vgg"}, "Received: name='vgg'"),
@@ -166,3 +238,77 @@ class TestDeepLabV3(ModelTester):
     def test_errors(self, build, kwargs, message):
         with pytest.raises(ValueError, match=message):
             build(**kwargs)
+
+
+class TestCascadedDeepLabV3(ModelTester):
+    kind = CascadedDeepLabV3
+    parameters = TOY + 2 * 10_560 + 125  # two copies, classifier
+    head = {"blocks": 2}
+    changed = {"blocks": 1, "multi_grid": [3]}
+
+    def test_each_copy_is_dilated_twice_as_much(self, build):
+        model = build(blocks=3, multi_grid=(2,), output_stride=16)
+        rates = {
+            layer.name: layer.dilation_rate[0]
+            for layer in model.backbone.layers
+            if layer.name.endswith(("block4", "block4_inner"))
+        }
+        assert rates == {
+            "block4": 1,
+            "block4_inner": 4,
+            "cascade_1_block4": 2,
+            "cascade_1_block4_inner": 8,
+            "cascade_2_block4": 4,
+            "cascade_2_block4_inner": 16,
+            "cascade_3_block4": 8,
+            "cascade_3_block4_inner": 32,
+        }
+        assert list(model.backbone.output)[-3:] == [
+            "stride_64",
+            "stride_128",
+            "stride_256",
+        ]
+
+    @pytest.mark.slow  # ResNet-50
+    def test_on_resnet_as_in_figure_3b(self):
+        model = self.kind(5, "resnet50", backbone_weights=None, blocks=3)
+        rates = [
+            layer.dilation_rate[0]
+            for layer in model.backbone.layers
+            if layer.name.endswith("conv5_block3_2_conv")
+        ]
+        assert rates == [2, 4, 8, 16]
+        block = model.backbone.get_layer("cascade_3_conv5_block1_1_conv")
+        assert block.strides == (1, 1)
+        assert block.kernel.shape == (1, 1, 2048, 512)
+
+    def test_the_copies_begin_as_the_block(self, toy_backbone):
+        backbone = randomize(toy_backbone(padding=1, features=True))
+        copy = self.kind(5, backbone, blocks=1).backbone
+        for name in ("block4_inner", "block4_bn"):
+            for ours, theirs in zip(
+                copy.get_layer(f"cascade_1_{name}").get_weights(),
+                backbone.get_layer(name).get_weights(),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(ours, theirs)
+        # It sees 24 channels here, 16 there.
+        kernel = copy.get_layer("cascade_1_block4").kernel
+        assert kernel.shape == (3, 3, 24, 24)
+        assert npy(kernel).std() > 0.01
+
+    def test_no_branches_no_rates(self, build):
+        message = r"no atrous branches.*Received: atrous_rates=\(6,\)"
+        with pytest.raises(ValueError, match=message):
+            build(atrous_rates=(6,))
+
+    def test_errors(self, build):
+        with pytest.raises(ValueError, match="Received: blocks=0"):
+            build(blocks=0)
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.Conv2D(4, 3, strides=32, padding="same")(inputs)
+        message = r"between stride_16 and stride_32.*\['stride_32'\]"
+        with pytest.raises(ValueError, match=message):
+            build(
+                backbone=keras.Model(inputs, {"stride_32": x}), output_stride=32
+            )

@@ -1,50 +1,110 @@
 """DeepLabV3+."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 from helpers import assert_close, compute_dtypes, np_resize, npy, sample
-from model_tester import ODD, SIZE, ModelTester
+from model_tester import ODD, SIZE, TOY, ModelTester
 
-from keras_aspp.models import DeepLabV3, DeepLabV3Plus
+import keras_aspp as ka
+from keras_aspp.models import DeepLabV3Plus
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class TestDeepLabV3Plus(ModelTester):
     kind = DeepLabV3Plus
-    other = DeepLabV3
-    parameters = 5_851_797
-    head = {"decoder_filters": 8, "projection_filters": 4}
+    parameters = TOY + 4_256 + 64 + 896 + 608 + 45
+    auto = (12, 24, 36)
+    head = {
+        "atrous_rates": (1, 2),
+        "aspp_filters": 8,
+        "decoder_filters": 8,
+        "projection_filters": 4,
+    }
+    changed = {
+        "atrous_rates": (2, 5),
+        "aspp_filters": 12,
+        "separable": True,
+        "image_pooling": False,
+        "decoder_stride": 2,
+        "decoder_filters": 12,
+        "projection_filters": 6,
+    }
     decoder_stride = 4
+    dense = ({"image_pooling": False}, "aspp")
 
-    @pytest.mark.parametrize("output_stride", [8, 16])
-    @pytest.mark.parametrize("size", [SIZE, ODD])
-    def test_decoder(self, build, size, output_stride):
-        model = build(output_stride=output_stride)
+    # Not slow: the one that `make test` runs.
+    def test_one_xla_step_lowers_the_loss(self, build):
+        self.one_xla_step(build(dropout=0.0))
+
+    @pytest.mark.parametrize(
+        "size, output_stride, decoder_stride",
+        [(SIZE, 8, 4), (ODD, 16, 4), (ODD, 8, 2), (SIZE, 16, 2)],
+    )
+    def test_decoder(self, build, size, output_stride, decoder_stride):
+        model = build(
+            output_stride=output_stride, decoder_stride=decoder_stride
+        )
         x = sample((2, *size, 3))
         features = model.backbone(x)
         layer = model.get_layer
-        high = npy(layer("aspp")(features["stride_32"]))
-        low = npy(layer("low_level")(features["stride_4"]))
-        grid = [n * output_stride // 4 for n in high.shape[1:3]]
-        high = np_resize(high, grid)[:, : low.shape[1], : low.shape[2]]
-        decoded = np.concatenate([high, low], axis=-1)
-        for name in ("decoder_1", "decoder_2"):
-            decoded = layer(name)(decoded)
+        decoded = npy(layer("aspp")(features["stride_32"]))
+        stride = output_stride
+        for level in (4, 2)[: 1 if decoder_stride == 4 else 2]:
+            suffix = "" if level == 4 else "_stride_2"
+            low = layer(f"low_level{suffix}")(features[f"stride_{level}"])
+            grid = [n * stride // level for n in decoded.shape[1:3]]
+            high = np_resize(decoded, grid)
+            high = high[:, : low.shape[1], : low.shape[2]]
+            decoded = np.concatenate([high, npy(low)], axis=-1)
+            for name in ("decoder_1", "decoder_2"):
+                decoded = npy(layer(name + suffix)(decoded))
+            stride = level
         kernel, bias = map(npy, layer("classifier").weights)
-        expected = npy(decoded) @ kernel[0, 0] + bias
+        expected = decoded @ kernel[0, 0] + bias
         assert_close(self.at(model, "classifier")(x), expected)
+        assert layer("logits").scale == decoder_stride
 
-    def test_arguments_of_the_decoder(self, build):
-        model = build(separable=True, decoder_filters=12, projection_filters=6)
-        copy = DeepLabV3Plus.from_config(model.get_config())
-        for name, filters in (
-            ("low_level", 6),
-            ("decoder_1", 12),
-            ("decoder_2", 12),
-        ):
-            assert copy.get_layer(name).filters == filters
-        assert copy.get_layer("decoder_1").separable
-        assert not copy.get_layer("low_level").separable
+    def test_arguments_of_the_head(self, build):
+        model = build(**self.changed, dropout=0.3)
+        aspp = model.get_layer("aspp")
+        assert (aspp.filters, aspp.atrous_rates) == (12, (2, 5))
+        assert aspp.separable and not aspp.image_pooling
+        assert aspp.drop.rate == 0.3
+        for suffix in ("", "_stride_2"):
+            low_level = model.get_layer(f"low_level{suffix}")
+            assert (low_level.filters, low_level.separable) == (6, False)
+            for i in (1, 2):
+                decoder = model.get_layer(f"decoder_{i}{suffix}")
+                assert (decoder.filters, decoder.separable) == (12, True)
+
+    def test_a_backbone_denser_than_the_decoder(self, build):
+        """At output stride 2 all features are that dense."""
+        model = build(output_stride=2, image_pooling=False)
+        assert model.get_layer("resize").scale == 1
+        assert model.get_layer("logits").scale == 2
+        assert model(sample((1, *ODD, 3))).shape == (1, *ODD, 5)
+
+    def test_errors(self, build):
+        with pytest.raises(ValueError, match="Received: decoder_stride=8"):
+            build(decoder_stride=8)
+
+    @pytest.mark.slow  # MobileNetV2
+    def test_a_model_of_an_earlier_version(self):
+        """Its logits of then, to the last digits of a float32."""
+        path = ROOT / "saved_models/camvid_mobilenet_v2/model.keras"
+        model = keras.saving.load_model(path)
+        logits = npy(model(sample((1, 97, 130, 3))))
+        expected = (-1.02709, 2.03272, 1.02277, -2.30789, -1.52752, 4.78573)
+        np.testing.assert_allclose(logits[0, 48, 64, :6], expected, atol=2e-4)
+        dense = ka.models.with_output_stride(model, 8)
+        back = ka.models.with_output_stride(dense, 16)
+        np.testing.assert_array_equal(
+            npy(back(sample((1, 97, 130, 3)))), logits
+        )
 
     def test_a_backbone_without_a_low_level(self, build):
         inputs = keras.Input((None, None, 3))

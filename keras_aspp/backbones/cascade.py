@@ -1,0 +1,177 @@
+"""DeepLabV3's changes to a backbone: multi-grid and copies of its last block.
+
+Both are made to the network at its own strides; making it dense multiplies
+the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
+"""
+
+import keras
+
+from keras_aspp.backbones.atrous import (
+    feature_strides,
+    rebuild,
+    with_output_stride,
+)
+
+HIGH, LAST = "stride_16", "stride_32"
+
+
+def with_multi_grid(model, multi_grid, output_stride):
+    """Dilates the convolutions of the last block by rates of their own.
+
+    Args:
+        model: functional `keras.Model`, images -> dict keyed by nominal
+            stride, with a `"stride_32"`.
+        multi_grid: ints > 0, the rate of each spatial convolution that sees
+            stride 32, in graph order; at `output_stride` they are multiplied
+            by the rate of the block.
+        output_stride: int, a power of two.
+
+    Returns:
+        A new model with the weights of `model`. Doing it again changes
+        nothing.
+
+    Raises:
+        ValueError: not as many rates as convolutions, or not ints > 0.
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.2.1.
+        Differs from it in: nothing.
+    """
+    layers = _last_convolutions(model)
+    names = [layer.name for layer in layers]
+    rates = tuple(multi_grid) if isinstance(multi_grid, (list, tuple)) else ()
+    if len(rates) != len(names) or any(
+        type(r) is not int or r < 1 for r in rates
+    ):
+        raise ValueError(
+            "`multi_grid` must be one int > 0 for each spatial convolution of "
+            f"the last block: {', '.join(names) or 'it has none'}. "
+            f"Received: multi_grid={multi_grid}"
+        )
+    changes = {}
+    for layer, rate in zip(layers, rates, strict=True):
+        if _own(layer, "dilation_rate") != (rate, rate):
+            changes |= _dilated(layer, rate)
+    if not changes:
+        return model
+    return with_output_stride(rebuild(model, changes), output_stride)
+
+
+def with_cascade(model, blocks, output_stride):
+    """Adds copies of the last block, each at twice the stride of the last.
+
+    Args:
+        model: functional `keras.Model`, images -> dict keyed by nominal
+            stride, with `"stride_16"` and `"stride_32"`, between which its
+            last block lies.
+        blocks: int > 0. Copies.
+        output_stride: int, a power of two.
+
+    Returns:
+        A new model with `"stride_64"`, `"stride_128"`, ... too. A copy begins
+        with the weights of the block, but for the layers whose inputs have
+        other channels there.
+
+    Raises:
+        ValueError: one of the two features is not there.
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.2.
+        Differs from it in: nothing.
+    """
+    features = dict(model.output)
+    missing = {HIGH, LAST} - set(features)
+    if missing:
+        raise ValueError(
+            f"A cascade copies what lies between {HIGH} and {LAST}. "
+            f"Received: features={sorted(features)}"
+        )
+    block = keras.Model(features[HIGH], features[LAST])
+    x = features[LAST]
+    copied = {}
+    for i in range(1, blocks + 1):
+        x, layers = _copy(block, x, f"cascade_{i}_")
+        features[f"stride_{32 * 2**i}"] = x
+        copied |= layers
+    copy = keras.Model(model.input, features, name=model.name)
+    for name, layer in copied.items():
+        ours = copy.get_layer(name)
+        theirs = layer.get_weights()
+        if [w.shape for w in theirs] == [w.shape for w in ours.weights]:
+            ours.set_weights(theirs)
+    return with_output_stride(copy, output_stride)
+
+
+def _copy(block, x, prefix):
+    """Applies new layers like those of `block` to `x`.
+
+    Returns:
+        `(tensor, layers)`: the result; new name -> layer that was copied.
+    """
+    outputs = {}
+
+    def clone(layer):
+        config = layer.get_config()
+        return type(layer).from_config({**config, "name": prefix + layer.name})
+
+    def call(layer, *args, **kwargs):
+        outputs[layer.name] = layer(*args, **kwargs)
+        return outputs[layer.name]
+
+    # The clone itself stands on an input of its own; what matters are the
+    # calls on the way.
+    keras.models.clone_model(
+        block, input_tensors=x, clone_function=clone, call_function=call
+    )
+    last = block.output._keras_history.operation.name
+    layers = {prefix + layer.name: layer for layer in block.layers}
+    return outputs[prefix + last], {
+        name: layer for name, layer in layers.items() if name in outputs
+    }
+
+
+def _own(layer, name):
+    """An attribute as it was before the model was made dense."""
+    value = getattr(layer, "original", {}).get(name, getattr(layer, name))
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _dilated(layer, rate):
+    """Changes that give a convolution this rate and keep its map's size."""
+    change = {
+        "dilation_rate": (rate, rate),
+        "padding": "same",
+        "original": {},
+    }
+    if _own(layer, "padding") == "same":
+        return {layer.name: change}
+    # ResNetV2 pads one cell and convolves `valid`, which is `same`.
+    source = layer.input._keras_history.operation
+    half = tuple(((k - 1) // 2,) * 2 for k in layer.kernel_size)
+    padding = isinstance(source, keras.layers.ZeroPadding2D) and tuple(
+        map(tuple, _own(source, "padding"))
+    )
+    if padding != half:
+        raise ValueError(
+            f"Layer `{layer.name}` has `valid` padding and cannot take a rate "
+            f"of `multi_grid`. Received: zero padding before it={padding}"
+        )
+    none = {"padding": ((0, 0), (0, 0)), "original": {}}
+    return {layer.name: change, source.name: none}
+
+
+def _last_convolutions(model):
+    """The spatial convolutions that see stride 32."""
+    strides = feature_strides(model)
+    kinds = (
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+        keras.layers.SeparableConv2D,
+    )
+    return [
+        layer
+        for layer in model.layers
+        if isinstance(layer, kinds)
+        and max(layer.kernel_size) > 1
+        and strides[layer.input._keras_history.operation.name] == 32
+    ]

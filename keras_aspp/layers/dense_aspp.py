@@ -1,0 +1,148 @@
+"""Densely connected Atrous Spatial Pyramid Pooling.
+
+Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
+R number of rates.
+"""
+
+import keras
+from keras import ops
+
+from keras_aspp.layers.aspp import check_atrous_rates, check_dropout
+from keras_aspp.layers.conv import AtrousConv2D
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class DenseASPP(keras.layers.Layer):
+    """Atrous convolutions in a row, each seeing all that came before it.
+
+    For each rate: the input and the outputs so far are concatenated, narrowed
+    by a 1x1 convolution, and seen by a 3x3 convolution of that rate. The
+    result is the input and all outputs, concatenated in this order, then
+    dropped out.
+
+    Args:
+        filters: int > 0. Channels that each rate adds. Defaults to 64.
+        bottleneck_filters: int > 0. Channels between the two convolutions.
+            Defaults to 256.
+        atrous_rates: non-empty sequence of ints > 0, in feature cells.
+            Defaults to (3, 6, 12, 18, 24), which is for output stride 8.
+        separable: bool. Depthwise separable 3x3 convolutions. Defaults to
+            `False`.
+        dropout: float in [0, 1), rate after the concatenation. Defaults to
+            0.1.
+        activation: Keras activation or its name. Defaults to `"relu"`.
+        batch_norm: bool. Defaults to `True`.
+        batch_norm_momentum: float in [0, 1). Defaults to 0.99.
+        batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Input shape:
+        `(batch_size, height, width, channels)`, float; height and width may
+        be `None`.
+
+    Output shape:
+        `(batch_size, height, width, channels + filters * number of rates)`,
+        the layer's compute dtype.
+
+    Raises:
+        ValueError: an argument is not as above.
+
+    Example:
+    >>> layer = DenseASPP(filters=4, bottleneck_filters=6, atrous_rates=(1, 2))
+    >>> layer(keras.ops.ones((2, 9, 7, 5))).shape
+    TensorShape([2, 9, 7, 13])
+
+    Reference:
+        Yang et al., 2018, "DenseASPP for Semantic Segmentation in Street
+        Scenes", section 3. Differs from it in: batch norm and activation come
+        after a convolution, not before it; dropout once, at the end.
+    """
+
+    def __init__(
+        self,
+        filters=64,
+        bottleneck_filters=256,
+        atrous_rates=(3, 6, 12, 18, 24),
+        separable=False,
+        dropout=0.1,
+        activation="relu",
+        batch_norm=True,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.bottleneck_filters = bottleneck_filters
+        self.atrous_rates = check_atrous_rates(atrous_rates)
+        self.separable = bool(separable)
+        self.dropout = check_dropout(dropout)
+        self.activation = keras.activations.get(activation)
+        self.batch_norm = bool(batch_norm)
+        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm_epsilon = batch_norm_epsilon
+        common = {
+            "activation": self.activation,
+            "batch_norm": batch_norm,
+            "batch_norm_momentum": batch_norm_momentum,
+            "batch_norm_epsilon": batch_norm_epsilon,
+            "dtype": self.dtype_policy,
+        }
+        self.bottlenecks, self.atrous = [], []
+        for i, rate in enumerate(self.atrous_rates, start=1):
+            self.bottlenecks.append(
+                AtrousConv2D(
+                    bottleneck_filters,
+                    kernel_size=1,
+                    name=f"bottleneck_{i}",
+                    **common,
+                )
+            )
+            self.atrous.append(
+                AtrousConv2D(
+                    filters,
+                    atrous_rate=rate,
+                    separable=separable,
+                    name=f"atrous_{i}",
+                    **common,
+                )
+            )
+        self.drop = keras.layers.Dropout(
+            dropout, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def build(self, input_shape):
+        *outer, channels = input_shape
+        for bottleneck, atrous in zip(
+            self.bottlenecks, self.atrous, strict=True
+        ):
+            bottleneck.build((*outer, channels))
+            atrous.build((*outer, self.bottleneck_filters))
+            channels += self.filters
+
+    def call(self, inputs, training=None):
+        x = inputs
+        for bottleneck, atrous in zip(
+            self.bottlenecks, self.atrous, strict=True
+        ):
+            seen = atrous(bottleneck(x, training=training), training=training)
+            x = ops.concatenate([x, seen], axis=-1)
+        return self.drop(x, training=training)  # (B, h, w, C + RF)
+
+    def compute_output_shape(self, input_shape):
+        added = self.filters * len(self.atrous_rates)
+        return (*input_shape[:-1], input_shape[-1] + added)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "bottleneck_filters": self.bottleneck_filters,
+            "atrous_rates": self.atrous_rates,
+            "separable": self.separable,
+            "dropout": self.dropout,
+            "activation": keras.activations.serialize(self.activation),
+            "batch_norm": self.batch_norm,
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+        }

@@ -1,0 +1,83 @@
+"""Head: makes the layers of a segmenter's head, all to one policy."""
+
+import dataclasses
+
+import keras
+
+from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.layers.resize import BilinearResize
+from keras_aspp.layers.strided import Conv2D
+
+# Layers that make scores are named so; their weights depend on the classes.
+CLASSIFIER = "classifier"
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What every head is built with.
+
+    Args:
+        num_classes: int > 0.
+        output_stride: int, pixels per cell of the high-level feature.
+        atrous_rates: tuple of ints > 0, in feature cells.
+        dropout: float in [0, 1), before the classifier.
+        align_corners: bool, resize convention.
+        batch_norm_momentum: float in [0, 1).
+        batch_norm_epsilon: float > 0.
+        dtype: dtype policy.
+    """
+
+    num_classes: int
+    output_stride: int
+    atrous_rates: tuple
+    dropout: float
+    align_corners: bool
+    batch_norm_momentum: float
+    batch_norm_epsilon: float
+    dtype: keras.DTypePolicy
+
+    @property
+    def common(self):
+        """Arguments that every layer with batch norm takes."""
+        return {
+            "batch_norm_momentum": self.batch_norm_momentum,
+            "batch_norm_epsilon": self.batch_norm_epsilon,
+            "dtype": self.dtype,
+        }
+
+    def conv(self, x, filters, kernel_size=3, **kwargs):
+        """`AtrousConv2D` on a map."""
+        return AtrousConv2D(filters, kernel_size, **kwargs, **self.common)(x)
+
+    def drop(self, x, name="dropout"):
+        """Dropout on a map."""
+        return keras.layers.Dropout(self.dropout, dtype=self.dtype, name=name)(
+            x
+        )
+
+    def concatenate(self, maps, name="concat"):
+        """Maps of one size, beside each other."""
+        return keras.layers.Concatenate(dtype=self.dtype, name=name)(maps)
+
+    def resize(self, x, scale, reference, name, dtype=None):
+        """A map upsampled by `scale` to the height and width of another."""
+        return BilinearResize(
+            scale=scale,
+            align_corners=self.align_corners,
+            dtype=dtype or self.dtype,
+            name=name,
+        )(x, reference=reference)
+
+    def classify(self, x, name=CLASSIFIER, kernel_size=1, atrous_rate=1):
+        """Scores of a map, (B, h, w, K).
+
+        They are few channels, so they stay in float32 under mixed precision.
+        """
+        return Conv2D(
+            self.num_classes,
+            kernel_size,
+            padding="same",
+            dilation_rate=atrous_rate,
+            dtype="float32",
+            name=name,
+        )(x)

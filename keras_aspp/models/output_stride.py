@@ -1,0 +1,56 @@
+"""with_output_stride: a trained segmenter, denser or coarser."""
+
+from keras_aspp.layers.conv import check_positive_int
+from keras_aspp.models.rates import whole_rates
+from keras_aspp.models.segmenter import Segmenter, load_matching
+
+
+def with_output_stride(segmenter, output_stride):
+    """The same segmenter with the same weights at another output stride.
+
+    The backbone's strides are traded for dilation, and the rates of the head
+    are rescaled, so that they reach as many pixels as before. Nothing is
+    loaded, and the way back gives the same logits again.
+
+    Scores move a little: a map upsampled at half-pixel centres lies
+    (stride - 1) / 2 pixels from where its cells look, and the network has
+    learned that of its own stride; from 16 to 8 they move by 4 pixels up and
+    left. With `align_corners=True` nothing moves.
+
+    Args:
+        segmenter: `Segmenter`, e.g. a trained DeepLabV3 at stride 16.
+        output_stride: int, a power of two, e.g. 8.
+
+    Returns:
+        A new segmenter of the same class, not compiled.
+
+    Raises:
+        TypeError: `segmenter` is no segmenter of ours.
+        ValueError: the backbone cannot have this stride, or a rate would be
+            no whole number.
+
+    Example:
+    >>> from keras_aspp.models import DeepLabV3
+    >>> model = DeepLabV3(21, backbone_weights=None)
+    >>> with_output_stride(model, 8).atrous_rates
+    (12, 24, 36)
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 4.1:
+        trained at 16, evaluated at 8.
+    """
+    if not isinstance(segmenter, Segmenter):
+        raise TypeError(
+            "`segmenter` must be one of `keras_aspp.models`. "
+            f"Received: segmenter of type {type(segmenter).__name__}"
+        )
+    check_positive_int("output_stride", output_stride)
+    reach = [rate * segmenter.output_stride for rate in segmenter.atrous_rates]
+    arguments = {
+        **segmenter.arguments(),
+        "output_stride": output_stride,
+        "atrous_rates": whole_rates(reach, output_stride),
+    }
+    copy = type(segmenter)(**arguments)
+    load_matching(copy, segmenter, segmenter.name)
+    return copy

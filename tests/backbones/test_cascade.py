@@ -1,0 +1,58 @@
+"""Multi-grid and cascade, where a toy of plain layers does not show them."""
+
+import keras
+import pytest
+from helpers import assert_close, npy, randomize, sample
+
+from keras_aspp.backbones import with_output_stride
+from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
+
+X = sample((1, 99, 131, 3))
+
+
+def valid_backbone(padding):
+    """Its last convolution is `valid`, as ResNetV2's are."""
+    inputs = x = keras.Input((None, None, 3))
+    features = {}
+    for stride in (16, 32):
+        x = keras.layers.Conv2D(
+            6, 1, strides=16 if stride == 16 else 2, activation="relu"
+        )(x)
+        features[f"stride_{stride}"] = x
+    if padding:
+        x = keras.layers.ZeroPadding2D(padding)(x)
+    x = keras.layers.Conv2D(5, 3, name="last")(x)
+    features["stride_32"] = x
+    return randomize(keras.Model(inputs, features))
+
+
+def test_multi_grid_of_a_valid_convolution_keeps_the_map():
+    model = valid_backbone(1)
+    dense = with_multi_grid(model, (2,), 16)
+    coarse = with_output_stride(dense, 32)
+    assert coarse.get_layer("last").dilation_rate == (2, 2)
+    assert dense.get_layer("last").dilation_rate == (4, 4)
+    y = npy(coarse(X)["stride_32"])
+    assert y.shape == model(X)["stride_32"].shape
+    assert_close(npy(dense(X)["stride_32"])[:, ::2, ::2], y)
+    assert with_multi_grid(dense, (2,), 16) is dense
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_valid_convolution_that_shrinks_the_map(padding):
+    with pytest.raises(ValueError, match="Layer `last` has `valid` padding"):
+        with_multi_grid(valid_backbone(padding), (2,), 16)
+
+
+def test_a_copy_sees_the_block_at_half_its_size():
+    """At its own stride the cascade is what the paper draws in figure 3a."""
+    model = with_cascade(valid_backbone(1), 2, 128)
+    features = model(X)
+    sizes = [features[f"stride_{s}"].shape[1:3] for s in (32, 64, 128)]
+    assert [tuple(s) for s in sizes] == [(4, 5), (2, 3), (1, 2)]
+    dense = with_output_stride(model, 16)
+    assert dense(X)["stride_128"].shape[1:3] == (7, 9)
+    assert_close(
+        npy(dense(X)["stride_128"])[:, ::8, ::8], features["stride_128"]
+    )
+    assert dense.get_layer("cascade_2_last").dilation_rate == (8, 8)

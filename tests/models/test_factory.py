@@ -1,0 +1,89 @@
+"""Configuration meets models."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from keras_aspp.config import ModelConfig
+from keras_aspp.models import Segmenter
+from keras_aspp.models.factory import ARCHITECTURES, arguments_of, build_model
+
+FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
+# What no configuration sets: the data set, the precision, or code does.
+NO_FIELDS = {
+    *("self", "args", "kwargs", "head", "num_classes", "name", "dtype"),
+    *("input_shape", "preprocess", "batch_norm_epsilon", "align_corners"),
+}
+
+
+def test_the_configuration_knows_every_architecture():
+    kinds = {kind.architecture for kind in all_subclasses(Segmenter)}
+    named = typing.get_type_hints(ModelConfig)["architecture"]
+    assert set(typing.get_args(named)) == set(ARCHITECTURES) == kinds
+
+
+def all_subclasses(kind):
+    ours = [k for k in kind.__subclasses__() if "keras_aspp" in k.__module__]
+    return [*ours, *(inner for k in ours for inner in all_subclasses(k))]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES.values())
+def test_every_argument_is_a_field_with_the_same_default(kind):
+    arguments = arguments_of(kind)
+    assert set(arguments) - set(FIELDS) == NO_FIELDS & set(arguments)
+    shared = arguments_of(Segmenter)
+    for name in set(arguments) - NO_FIELDS - set(shared) - {"separable"}:
+        assert arguments[name].default == FIELDS[name].default, name
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Builds nothing; returns what the architecture would be given."""
+
+    def given(**fields):
+        taken = {}
+
+        class Recorder(Segmenter):
+            def __init__(self, num_classes, *args, gate_filters=128, **kwargs):
+                taken.update(kwargs, gate_filters=gate_filters)
+
+        monkeypatch.setitem(ARCHITECTURES, "lr_aspp", Recorder)
+        build_model(ModelConfig("lr_aspp", **fields), 5, dtype="float16")
+        return taken
+
+    return given
+
+
+def test_an_architecture_gets_what_it_takes(given, monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "/there")
+    taken = given(
+        gate_filters=7,
+        dropout=0.5,
+        backbone_weights=None,
+        weights="$WEIGHTS/model.keras",
+    )
+    assert (taken["gate_filters"], taken["dropout"]) == (7, 0.5)
+    assert taken["backbone_weights"] is None
+    assert taken["weights"] == "/there/model.keras"
+    assert taken["dtype"] == "float16"
+    assert not {"architecture", "aspp_filters", "separable"} & set(taken)
+
+
+@pytest.mark.parametrize(
+    "architecture, name, value",
+    [
+        ("lr_aspp", "separable", False),
+        ("lr_aspp", "aspp_filters", 128),
+        ("deeplab_v2", "image_pooling", False),
+        ("deeplab_v3", "decoder_stride", 2),
+        ("deeplab_v3_plus", "multi_grid", [1, 2, 4]),
+        ("deeplab_v3_cascaded", "pyramid", "aspp_s"),
+        ("dense_aspp", "fc_filters", 1024),
+    ],
+)
+def test_a_field_that_an_architecture_does_not_have(architecture, name, value):
+    config = ModelConfig(architecture=architecture, **{name: value})
+    message = f"`{architecture}` has no `{name}`. Received: model.{name}="
+    with pytest.raises(ValueError, match=message):
+        build_model(config, 5)
