@@ -22,7 +22,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint:
 	ruff check . && ruff format --check .

@@ -23,6 +23,12 @@ gc.freeze()
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def pytest_itemcollected(item):
+    # Each example of a model builds a real backbone.
+    if isinstance(item, pytest.DoctestItem) and "models" in item.path.parts:
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     keras.utils.set_random_seed(20180207)

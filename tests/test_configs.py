@@ -108,7 +108,12 @@ def test_header_holds_the_command_and_the_expected_result(name):
             break
         header.append(line)
     text = "\n".join(header)
-    assert f"keras-aspp train --config {name} " in text
+    start = (
+        "python -m training.ablation"
+        if "ablation" in name
+        else ("keras-aspp train")
+    )
+    assert f"{start} --config {name} " in text.replace(" \\\n#    ", "")
     assert "--workdir runs/" in text
     assert "Expected: " in text
     assert max(map(len, lines)) <= 80

@@ -56,6 +56,7 @@ def toy_segmenter(root):
         model = DeepLabV3Plus(
             len(CLASS_NAMES),
             make_toy_backbone(),
+            atrous_rates=(3,),
             aspp_filters=8,
             decoder_filters=8,
             projection_filters=4,
@@ -73,6 +74,7 @@ def tiny_config(root, **train):
         model=ModelConfig(
             backbone="toy",
             weights=toy_segmenter(root),
+            atrous_rates=[3],
             aspp_filters=8,
             decoder_filters=8,
             projection_filters=4,

@@ -60,11 +60,7 @@ def with_output_stride(model, output_stride):
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
         )
-    anchored = frozenset()
-    walk = Walk(model, output_stride)
-    while walk.conflicts - anchored:
-        anchored |= walk.conflicts
-        walk = Walk(model, output_stride, anchored)
+    walk = _walk(model, output_stride)
     coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
         strides = sorted(strides - {1})
@@ -79,6 +75,32 @@ def with_output_stride(model, output_stride):
         graph = graph_of(dense)
         dense = keras.Model(graph.input, graph.output, name=model.name)
     return dense
+
+
+def _walk(model, output_stride):
+    """A `Walk` in which the maps that are joined have one first cell."""
+    anchored = frozenset()
+    walk = Walk(model, output_stride)
+    while walk.conflicts - anchored:
+        anchored |= walk.conflicts
+        walk = Walk(model, output_stride, anchored)
+    return walk
+
+
+def first_cell(model, output_stride, key):
+    """Where the first cell of the original network lies in a dense map.
+
+    Args:
+        model: functional `keras.Model` with dict outputs.
+        output_stride: int, at which the model is, or would be, dense.
+        key: a feature, e.g. `"stride_32"`.
+
+    Returns:
+        `(row, column)`: (0, 0) where padding is symmetric. Where it depends
+        on the picture's size, that of a size which every stride divides.
+    """
+    operation = model.output[key]._keras_history.operation
+    return _walk(model, output_stride).grids[operation.name].first
 
 
 def feature_strides(model):

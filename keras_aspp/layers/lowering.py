@@ -16,6 +16,7 @@ On the JAX backend everything takes the XLA form.
 
 import contextlib
 import functools
+import math
 
 import keras
 import numpy as np
@@ -237,7 +238,7 @@ def smallest(numbers):
     return functools.reduce(ops.minimum, numbers)
 
 
-def resize_bilinear(x, size, grid, align_corners=False):
+def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
     """The first `size` rows and columns of `x` resized bilinearly to `grid`.
 
     Sampling is at half-pixel centres: output pixel i of n lies at
@@ -249,6 +250,9 @@ def resize_bilinear(x, size, grid, align_corners=False):
         size: `(height, width)` of the result, ints or scalar tensors.
         grid: `(height, width)` of the whole resized map, at least `size`.
         align_corners: bool. The convention.
+        shift: `(down, right)`, by how many pixels of the result it is moved;
+            whole numbers, or any multiples of 0.5 of a map that keeps its
+            size.
 
     Returns:
         float32 tensor (B, *size, C).
@@ -258,7 +262,11 @@ def resize_bilinear(x, size, grid, align_corners=False):
     if form() == "xla" and static:
         for axis in (1, 2):
             weights = _interpolation_matrix(
-                x.shape[axis], grid[axis - 1], size[axis - 1], align_corners
+                x.shape[axis],
+                grid[axis - 1],
+                size[axis - 1],
+                align_corners,
+                shift[axis - 1],
             )
             rule = "bhwc,Hh->bHwc" if axis == 1 else "bhwc,Ww->bhWc"
             x = ops.einsum(rule, x, ops.convert_to_tensor(weights))
@@ -271,6 +279,10 @@ def resize_bilinear(x, size, grid, align_corners=False):
         align_corners=align_corners,
         half_pixel_centers=not align_corners,
     )
+    if any(shift):
+        for axis in (1, 2):
+            y = _moved(y, axis, size[axis - 1], grid[axis - 1], shift[axis - 1])
+        return y
     if static and tuple(size) == tuple(grid):
         return y
     return y[:, : size[0], : size[1], :]
@@ -320,9 +332,21 @@ def _over_windows(reduce, x, size, atrous_rate):
     return x
 
 
-def _interpolation_matrix(n_in, n_grid, n_out, align_corners):
+def _moved(y, axis, size, grid, shift):
+    """The first `size` rows (columns) after a move; edges are repeated."""
+    whole = math.floor(shift)
+    position = ops.arange(size) - whole
+    moved = ops.take(y, ops.clip(position, 0, grid - 1), axis)
+    if shift == whole:
+        return moved
+    share = shift - whole
+    beside = ops.take(y, ops.clip(position - 1, 0, grid - 1), axis)
+    return (1 - share) * moved + share * beside
+
+
+def _interpolation_matrix(n_in, n_grid, n_out, align_corners, shift):
     """float32 `(n_out, n_in)`; row i holds the weights of output pixel i."""
-    i = np.arange(n_out, dtype="float64")
+    i = np.arange(n_out, dtype="float64") - shift
     if align_corners:
         position = i * (n_in - 1) / max(n_grid - 1, 1)
     else:

@@ -29,6 +29,10 @@ class BilinearResize(keras.layers.Layer):
             the corners of map and result coincide, as in DeepLab's published
             weights; with `scale` and `reference` that is exact at sizes
             `k * scale + 1` and warns once elsewhere. Defaults to `False`.
+        shift: `(down, right)`, floats: with `scale` and `reference`, by how
+            many pixels of the result the map is moved, its edges repeated.
+            Multiples of 0.5 with `scale=1`, else whole numbers. Defaults to
+            (0, 0).
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Call arguments:
@@ -42,14 +46,22 @@ class BilinearResize(keras.layers.Layer):
         w * scale, C)`; with `size` `(B, *size, C)`.
 
     Raises:
-        ValueError: not exactly one of `size` and `scale`, or not ints > 0.
+        ValueError: not exactly one of `size` and `scale`, or not ints > 0;
+            a `shift` that is not as above.
 
     Example:
     >>> BilinearResize(scale=2)(keras.ops.ones((1, 3, 4, 2))).shape
     TensorShape([1, 6, 8, 2])
     """
 
-    def __init__(self, size=None, scale=None, align_corners=False, **kwargs):
+    def __init__(
+        self,
+        size=None,
+        scale=None,
+        align_corners=False,
+        shift=(0, 0),
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if (size is None) == (scale is None):
             raise ValueError(
@@ -68,9 +80,16 @@ class BilinearResize(keras.layers.Layer):
                 "`size` must be two ints > 0, `scale` one int > 0. "
                 f"Received: size={size}, scale={scale}"
             )
+        step = 0.5 if scale == 1 else 1
+        if any(n % step for n in shift) or (any(shift) and align_corners):
+            raise ValueError(
+                "`shift` must be two whole numbers (halves with scale=1), and "
+                f"(0, 0) with `align_corners`. Received: shift={shift}"
+            )
         self.size = None if size is None else numbers
         self.scale = scale
         self.align_corners = bool(align_corners)
+        self.shift = tuple(shift)
         self._warned = False
 
     def call(self, inputs, reference=None):
@@ -97,7 +116,7 @@ class BilinearResize(keras.layers.Layer):
         ]
         x = lowering.extend_edge(inputs, *missing)
         grid = [n * self.scale for n in ops.shape(x)[1:3]]
-        return lowering.resize_bilinear(x, size, grid)
+        return lowering.resize_bilinear(x, size, grid, shift=self.shift)
 
     def _warn_if_inexact(self, size):
         exact = all(
@@ -134,4 +153,5 @@ class BilinearResize(keras.layers.Layer):
             "size": self.size,
             "scale": self.scale,
             "align_corners": self.align_corners,
+            "shift": self.shift,
         }

@@ -44,6 +44,7 @@ class DeepLabV3Plus(Segmenter):
     """
 
     architecture = "deeplab_v3_plus"
+    scores_at_output_stride = False
 
     def __init__(
         self,
@@ -95,11 +96,19 @@ class DeepLabV3Plus(Segmenter):
             name="aspp",
             **parts.common,
         )(x)
+        high_level = True
         for key, nominal, suffix in LEVELS[decoder_stride]:
             low_level = pick(features, key)
             # Of a backbone denser than that, the low level is as dense.
-            scale = stride // min(nominal, stride)
-            x = parts.resize(x, scale, low_level, name=f"resize{suffix}")
+            finer = min(nominal, stride)
+            x = parts.resize(
+                x,
+                stride // finer,
+                low_level,
+                name=f"resize{suffix}",
+                high_level_to=finer if high_level else None,
+            )
+            high_level, stride = False, finer
             low_level = parts.conv(
                 low_level, projection_filters, 1, name=f"low_level{suffix}"
             )
@@ -111,5 +120,4 @@ class DeepLabV3Plus(Segmenter):
                     separable=separable,
                     name=f"decoder_{i}{suffix}",
                 )
-            stride //= scale
         return parts.classify(x), stride

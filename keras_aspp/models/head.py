@@ -22,6 +22,8 @@ class Head:
         atrous_rates: tuple of ints > 0, in feature cells.
         dropout: float in [0, 1), before the classifier.
         align_corners: bool, resize convention.
+        shift_px: `(down, right)`, by which the high-level map is to be moved,
+            since its head learned it at another output stride.
         batch_norm_momentum: float in [0, 1).
         batch_norm_epsilon: float > 0.
         dtype: dtype policy.
@@ -32,6 +34,7 @@ class Head:
     atrous_rates: tuple
     dropout: float
     align_corners: bool
+    shift_px: tuple
     batch_norm_momentum: float
     batch_norm_epsilon: float
     dtype: keras.DTypePolicy
@@ -59,11 +62,18 @@ class Head:
         """Maps of one size, beside each other."""
         return keras.layers.Concatenate(dtype=self.dtype, name=name)(maps)
 
-    def resize(self, x, scale, reference, name, dtype=None):
-        """A map upsampled by `scale` to the height and width of another."""
+    def resize(self, x, scale, reference, name, dtype=None, high_level_to=None):
+        """A map upsampled by `scale` to the height and width of another.
+
+        Of the high-level map, `high_level_to` is the stride of the result.
+        """
+        shift = (0, 0)
+        if high_level_to and not self.align_corners:
+            shift = tuple(n / high_level_to for n in self.shift_px)
         return BilinearResize(
             scale=scale,
             align_corners=self.align_corners,
+            shift=shift,
             dtype=dtype or self.dtype,
             name=name,
         )(x, reference=reference)

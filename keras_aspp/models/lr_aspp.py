@@ -36,6 +36,7 @@ class LRASPP(Segmenter):
     """
 
     architecture = "lr_aspp"
+    scores_at_output_stride = False
 
     def __init__(self, num_classes, *args, gate_filters=128, **kwargs):
         super().__init__(
@@ -69,6 +70,7 @@ class LRASPP(Segmenter):
                 low_level,
                 name="resize",
                 dtype="float32",
+                high_level_to=stride,
             ),
         ]
         return keras.layers.Add(dtype="float32", name="scores")(scores), stride

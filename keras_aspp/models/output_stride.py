@@ -12,10 +12,10 @@ def with_output_stride(segmenter, output_stride):
     are rescaled, so that they reach as many pixels as before. Nothing is
     loaded, and the way back gives the same logits again.
 
-    Scores move a little: a map upsampled at half-pixel centres lies
-    (stride - 1) / 2 pixels from where its cells look, and the network has
-    learned that of its own stride; from 16 to 8 they move by 4 pixels up and
-    left. With `align_corners=True` nothing moves.
+    A head has learned where its cells are drawn: upsampled at half-pixel
+    centres, cell i of stride s lies around pixel i * s + (s - 1) / 2. So the
+    denser map is moved to where the coarser one was drawn, from 16 to 8 by 4
+    pixels (`trained_output_stride` of the new model says so).
 
     Args:
         segmenter: `Segmenter`, e.g. a trained DeepLabV3 at stride 16.

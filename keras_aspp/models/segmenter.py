@@ -8,7 +8,11 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.atrous import stage_ends, with_output_stride
+from keras_aspp.backbones.atrous import (
+    first_cell,
+    stage_ends,
+    with_output_stride,
+)
 from keras_aspp.backbones.zoo import configure, create_backbone
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
@@ -55,6 +59,10 @@ class Segmenter(keras.Model):
             follows its weights. Defaults to 1e-3.
         align_corners: bool. Resize convention of ported weights. Defaults to
             `False`.
+        trained_output_stride: int or `None`: the output stride at which the
+            weights of the head were trained, if it is another one. A head
+            learns where its cells are drawn; `with_output_stride` sees to it
+            that they are drawn there again. Defaults to `None`.
         dtype: Keras dtype or policy, or `None` for the global one.
         name: str or `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
@@ -72,6 +80,7 @@ class Segmenter(keras.Model):
     """
 
     architecture = None
+    scores_at_output_stride = True  # or the head resizes before it scores
 
     def __init__(
         self,
@@ -87,6 +96,7 @@ class Segmenter(keras.Model):
         batch_norm_momentum=0.99,
         batch_norm_epsilon=1e-3,
         align_corners=False,
+        trained_output_stride=None,
         dtype=None,
         name=None,
         **head,
@@ -125,6 +135,10 @@ class Segmenter(keras.Model):
             )
             backbone = as_features(backbone, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
+        if trained_output_stride is None:
+            trained_output_stride = (
+                saved.trained_output_stride if saved else output_stride
+            )
         config = {
             "num_classes": num_classes,
             "output_stride": output_stride,
@@ -135,6 +149,7 @@ class Segmenter(keras.Model):
             "batch_norm_momentum": batch_norm_momentum,
             "batch_norm_epsilon": batch_norm_epsilon,
             "align_corners": align_corners,
+            "trained_output_stride": trained_output_stride,
             "dtype": policy.name,
             **head,
         }
@@ -146,19 +161,26 @@ class Segmenter(keras.Model):
             atrous_rates=atrous_rates,
             dropout=dropout,
             align_corners=align_corners,
+            shift_px=_shift_px(backbone, output_stride, trained_output_stride),
             batch_norm_momentum=batch_norm_momentum,
             batch_norm_epsilon=batch_norm_epsilon,
             dtype=policy,
         )
         scores, stride = self.decode(backbone(images), parts, **head)
         logits = parts.resize(
-            scores, stride, images, name="logits", dtype="float32"
+            scores,
+            stride,
+            images,
+            name="logits",
+            dtype="float32",
+            high_level_to=1 if self.scores_at_output_stride else None,
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.output_stride = output_stride
+        self.trained_output_stride = trained_output_stride
         self.atrous_rates = atrous_rates
         self._arguments = config
         if saved is not None:
@@ -225,6 +247,21 @@ class Segmenter(keras.Model):
             config["backbone"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _shift_px(backbone, output_stride, trained_output_stride):
+    """By what a cell is drawn elsewhere than the head learned it, `(y, x)`.
+
+    Upsampling draws cell i of stride s around pixel i * s + (s - 1) / 2,
+    wherever it looks.
+    """
+    if trained_output_stride == output_stride:
+        return (0, 0)
+    learned, drawn = (
+        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, "stride_32")]
+        for s in (trained_output_stride, output_stride)
+    )
+    return tuple(a - b for a, b in zip(learned, drawn, strict=True))
 
 
 def pick(features, key):

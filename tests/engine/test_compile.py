@@ -12,12 +12,12 @@ from keras_aspp.engine.compile import (
     compile_model,
     resolve_jit,
 )
-from keras_aspp.models import DeepLabV3Plus
+from keras_aspp.models import DeepLabV3
 
 
 def tiny_model(backbone):
-    return DeepLabV3Plus(
-        3, backbone, aspp_filters=8, decoder_filters=8, dropout=0.0
+    return DeepLabV3(
+        3, backbone, atrous_rates=(1, 2), aspp_filters=8, dropout=0.0
     )
 
 

@@ -112,7 +112,7 @@ def test_signatures(tiny_export):
 def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "agreement", lambda *_: 0.9985)
     with pytest.raises(ValueError, match=r"99\.9%.*Received: 99\.850%"):
-        export(model, tmp_path / "out")
+        export(model, tmp_path / "out", formats=())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,7 +129,7 @@ def test_agreement_is_measured(model, tmp_path):
     export(model, tmp_path / "a")
     other = type(model).from_config(model.get_config())
     randomize(other, seed=9)
-    export(other, tmp_path / "b")
+    export(other, tmp_path / "b", formats=())
     value = verify.agreement(
         ka.Predictor(tmp_path / "a" / "model_float32.tflite"),
         ka.Predictor(tmp_path / "b" / "model.keras"),
@@ -145,7 +145,7 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     with pytest.raises(FileExistsError, match="--overwrite"):
         export(model, out)
     assert (out / "mine.txt").read_text() == "keep"
-    export(model, out, overwrite=True)
+    export(model, out, overwrite=True, formats=())
     assert not (out / "mine.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

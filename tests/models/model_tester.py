@@ -102,9 +102,7 @@ class ModelTester:
 
     @pytest.mark.slow  # compiling it takes 5 s
     def test_one_xla_step_lowers_the_loss(self, build):
-        self.one_xla_step(build(dropout=0.0))
-
-    def one_xla_step(self, model):
+        model = build(dropout=0.0)
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 5, (2, *SIZE)).astype("int32")
         x = sample((2, *SIZE, 3))

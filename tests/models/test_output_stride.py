@@ -1,0 +1,95 @@
+"""A segmenter made denser draws its cells where its head learned them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import npy, sample
+
+import keras_aspp as ka
+from keras_aspp.layers import BilinearResize
+from keras_aspp.models.segmenter import load_saved
+
+SIZE = (75, 61)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("stride", "result", "trained"),
+    [(8, 1, 16), (32, 1, 16), (8, 4, 16), (8, 8, 16), (4, 4, 16)],
+)
+def test_ramps_of_every_stride_lie_on_one_line(
+    stride, result, trained, jit_compile
+):
+    # Each cell says at which pixel it looks; so does what is drawn, but for
+    # what upsampling adds at the stride of training.
+    cells = [-(-n // stride) + 1 for n in SIZE]
+    y, x = np.meshgrid(*(np.arange(n) * stride for n in cells), indexing="ij")
+    ramp = np.stack([y, x], -1)[None].astype("float32")
+    shift = (trained - stride) / 2 / result
+    layer = BilinearResize(scale=stride // result, shift=(shift, shift))
+    rows, columns = (-(-n // result) for n in SIZE)
+    reference = np.zeros((1, rows, columns, 1), "float32")
+
+    @tf.function(jit_compile=jit_compile)
+    def drawn():
+        return layer(tf.constant(ramp), reference=tf.constant(reference))
+
+    got = npy(drawn())[0]
+    # At the stride of the result, a pixel is in the middle of its cell.
+    middle = (result - 1) / 2
+    y, x = (np.arange(n) * result + middle for n in (rows, columns))
+    expected = np.stack(np.meshgrid(y, x, indexing="ij"), -1)
+    expected = expected - (trained - 1) / 2
+    margin = max(stride, trained) // result + 1
+    inner = (slice(margin, -margin),) * 2
+    np.testing.assert_allclose(got[inner], expected[inner], atol=1e-4)
+    # The edge is repeated.
+    assert got[0, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "result"),
+    [("DeepLabV3", "logits", 1), ("DeepLabV3Plus", "resize", 4)],
+)
+@pytest.mark.parametrize(
+    ("padding", "down_px"), [(1, 4), (((0, 1), (0, 1)), -4)]
+)
+def test_where_a_denser_map_goes(
+    kind, layer, result, padding, down_px, toy_backbone, tmp_path
+):
+    # Keras' own padding keeps the odd cells: the even ones are new and lie
+    # before them.
+    model = getattr(ka.models, kind)(
+        3, toy_backbone(padding=padding), atrous_rates=(2,), aspp_filters=8
+    )
+    dense = ka.models.with_output_stride(model, 8)
+    assert dense.trained_output_stride == 16
+    shift = down_px / result
+    assert dense.get_layer(layer).shift == (shift, shift)
+    moved = [
+        found
+        for found in dense.layers
+        if isinstance(found, BilinearResize) and any(found.shift)
+    ]
+    assert len(moved) == 1
+    dense.save(tmp_path / "dense.keras")
+    again = load_saved(tmp_path / "dense.keras")
+    x = sample((1, *SIZE, 3))
+    np.testing.assert_array_equal(npy(again(x)), npy(dense(x)))
+    # Weights that are taken along bring what their head has learned.
+    tuned = type(model)(
+        3,
+        "toy",
+        output_stride=8,
+        atrous_rates=(4,),
+        aspp_filters=8,
+        weights=str(tmp_path / "dense.keras"),
+    )
+    np.testing.assert_array_equal(npy(tuned(x)), npy(dense(x)))
+
+
+def test_shift_must_be_whole():
+    with pytest.raises(ValueError, match=r"Received: shift=\(0.5, 0\)"):
+        BilinearResize(scale=2, shift=(0.5, 0))
+    with pytest.raises(ValueError, match="with `align_corners`"):
+        BilinearResize(scale=2, shift=(1, 0), align_corners=True)
