@@ -21,12 +21,40 @@ pytest_plugins = ["tiny_run"]
 gc.freeze()
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Or each process would train and export its own.
+OF_THE_TINY_RUN = {
+    f"tests/{name}.py"
+    for name in (
+        "cli/test_explain",
+        "cli/test_inspect",
+        "cli/test_main",
+        "engine/test_run",
+        "export/test_exporter",
+        "inference/test_predictor",
+        "integration/test_quickstart",
+    )
+}
 
 
-def pytest_itemcollected(item):
-    # Each example of a model builds a real backbone.
-    if isinstance(item, pytest.DoctestItem) and "models" in item.path.parts:
-        item.add_marker(pytest.mark.slow)
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
+def pytest_collection_modifyitems(items):
+    for item in items:
+        # Each example of a model builds a real backbone.
+        if isinstance(item, pytest.DoctestItem) and item.path.match("models/*"):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRun(LoadScopeScheduling):
+        """File by file; files that need the tiny run in one process."""
+
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "tiny_run" if file in OF_THE_TINY_RUN else file
+
+    return ByRun(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -48,17 +48,17 @@ def test_ramps_of_every_stride_lie_on_one_line(
 
 
 @pytest.mark.parametrize(
-    ("kind", "layer", "result"),
-    [("DeepLabV3", "logits", 1), ("DeepLabV3Plus", "resize", 4)],
-)
-@pytest.mark.parametrize(
-    ("padding", "down_px"), [(1, 4), (((0, 1), (0, 1)), -4)]
+    ("kind", "layer", "result", "padding", "down_px"),
+    [
+        ("DeepLabV3", "logits", 1, 1, 4),
+        # Keras' own padding keeps the odd cells: the even ones are new and
+        # lie before them.
+        ("DeepLabV3Plus", "resize", 4, ((0, 1), (0, 1)), -4),
+    ],
 )
 def test_where_a_denser_map_goes(
     kind, layer, result, padding, down_px, toy_backbone, tmp_path
 ):
-    # Keras' own padding keeps the odd cells: the even ones are new and lie
-    # before them.
     model = getattr(ka.models, kind)(
         3, toy_backbone(padding=padding), atrous_rates=(2,), aspp_filters=8
     )
