@@ -121,6 +121,10 @@ class DataConfig:
             )
 
 
+# Fields of TrainConfig of which exactly one is given.
+DURATIONS = ("total_epochs", "total_steps", "total_examples")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How it is trained.
@@ -166,11 +170,10 @@ class TrainConfig:
     validate_every_epochs: int = 1
 
     def __post_init__(self):
-        durations = ("total_epochs", "total_steps", "total_examples")
-        given = {d: v for d in durations if (v := getattr(self, d)) is not None}
+        given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
         if len(given) != 1:
             raise ValueError(
-                f"Exactly one of {', '.join(durations)} must be given. "
+                f"Exactly one of {', '.join(DURATIONS)} must be given. "
                 f"Received: {given or 'none of them'}"
             )
         counts = (

@@ -7,7 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from keras_aspp.config import Config
+from keras_aspp.config import DURATIONS, Config
 
 
 def config_path(name):
@@ -62,6 +62,7 @@ def load_config(path, overrides=()):
     try:
         parsed = parser.parse_string(text)
         if overrides:
+            _leave_to(overrides, parsed.train)
             parsed = parser.parse_args(list(overrides), namespace=parsed)
         made = parser.instantiate_classes(parsed)
     except ConfigurationError:
@@ -70,6 +71,14 @@ def load_config(path, overrides=()):
         raise ConfigurationError(_explain(error)) from None
     names = [field.name for field in dataclasses.fields(Config)]
     return Config(**{name: getattr(made, name) for name in names})
+
+
+def _leave_to(overrides, train):
+    """Takes the file's duration away where the command line gives one."""
+    words = {word.split("=")[0] for word in overrides}
+    if words & {f"--train.{name}" for name in DURATIONS}:
+        for name in DURATIONS:
+            train[name] = None
 
 
 def _make_parser():

@@ -83,6 +83,17 @@ def test_print_config_can_be_used_again(capsys, tmp_path):
     assert capsys.readouterr().out == printed
 
 
+def test_a_duration_of_the_command_line_replaces_the_files(capsys):
+    arguments = ["train", "--config", "multiscale_shapes", "--print_config"]
+    assert main([*arguments, "--train.total_epochs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "total_epochs: 2\n" in printed
+    assert "total_steps: null\n" in printed
+    two = ["--train.total_epochs=2", "--train.total_steps=9"]
+    assert main([*arguments, *two]) == 1
+    assert "Exactly one of total_epochs" in capsys.readouterr().err
+
+
 def test_evaluate_writes_the_numbers_of_the_run(tiny_workdir, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     assert (
