@@ -19,6 +19,8 @@ class ModelConfig:
             variables in a path are expanded.
         weights: a saved segmenter to start from, or `none`.
         output_stride: 8, 16 or 32; pixels per cell at the ASPP.
+        high_level: the feature under the head, e.g. `stride_16`, where the
+            backbone then ends, or `none` for `stride_32`.
         atrous_rates: ints > 0, in cells, or `auto`; `[]` for DeepLabV3's
             head for phones.
         aspp_filters: channels of the ASPP.
@@ -51,6 +53,7 @@ class ModelConfig:
     backbone_weights: str | None = "imagenet"
     weights: str | None = None
     output_stride: int = 16
+    high_level: str | None = None
     atrous_rates: Literal["auto"] | list[int] = "auto"
     aspp_filters: int = 256
     separable: bool = True

@@ -58,7 +58,7 @@ class DeepLabV2(Segmenter):
 
     def decode(self, features, parts, pyramid, fc_filters):
         rates = check_atrous_rates(parts.atrous_rates)
-        x = pick(features, "stride_32")
+        x = pick(features, parts.high_level)
         if fc_filters is None:
             x = parts.drop(x)
         scores = [

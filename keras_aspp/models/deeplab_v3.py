@@ -84,7 +84,7 @@ class DeepLabV3(Segmenter):
             dropout=parts.dropout,
             name="aspp",
             **parts.common,
-        )(pick(features, "stride_32"))
+        )(pick(features, parts.high_level))
         return parts.classify(x), parts.output_stride
 
 

@@ -86,7 +86,7 @@ class DeepLabV3Plus(Segmenter):
         projection_filters,
         decoder_filters,
     ):
-        x, stride = pick(features, "stride_32"), parts.output_stride
+        x, stride = pick(features, parts.high_level), parts.output_stride
         x = ASPP(
             aspp_filters,
             parts.atrous_rates,

@@ -68,5 +68,5 @@ class DenseASPP(Segmenter):
             dropout=parts.dropout,
             name="dense_aspp",
             **parts.common,
-        )(pick(features, "stride_32"))
+        )(pick(features, parts.high_level))
         return parts.classify(x), parts.output_stride

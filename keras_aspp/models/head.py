@@ -19,6 +19,7 @@ class Head:
     Args:
         num_classes: int > 0.
         output_stride: int, pixels per cell of the high-level feature.
+        high_level: key of the high-level feature.
         atrous_rates: tuple of ints > 0, in feature cells.
         dropout: float in [0, 1), before the classifier.
         align_corners: bool, resize convention.
@@ -31,6 +32,7 @@ class Head:
 
     num_classes: int
     output_stride: int
+    high_level: str
     atrous_rates: tuple
     dropout: float
     align_corners: bool

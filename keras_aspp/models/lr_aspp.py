@@ -45,7 +45,7 @@ class LRASPP(Segmenter):
 
     def decode(self, features, parts, gate_filters):
         low_level = pick(features, "stride_8")
-        high_level = pick(features, "stride_32")
+        high_level = pick(features, parts.high_level)
         x = parts.conv(high_level, gate_filters, 1, name="high_level")
         # float16 sums of a large map overflow, so the mean is in float32.
         gate = keras.layers.GlobalAveragePooling2D(

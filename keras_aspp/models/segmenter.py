@@ -9,10 +9,12 @@ import warnings
 import keras
 
 from keras_aspp.backbones.atrous import (
+    feature_strides,
     first_cell,
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.backbones.cascade import LAST
 from keras_aspp.backbones.zoo import configure, create_backbone
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
@@ -63,6 +65,9 @@ class Segmenter(keras.Model):
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
             that they are drawn there again. Defaults to `None`.
+        high_level: the feature that the head stands on, by nominal stride,
+            e.g. `"stride_16"`; the backbone ends there. `None` is
+            `"stride_32"`. Defaults to `None`.
         dtype: Keras dtype or policy, or `None` for the global one.
         name: str or `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
@@ -97,6 +102,7 @@ class Segmenter(keras.Model):
         batch_norm_epsilon=1e-3,
         align_corners=False,
         trained_output_stride=None,
+        high_level=None,
         dtype=None,
         name=None,
         **head,
@@ -134,6 +140,8 @@ class Segmenter(keras.Model):
                 or Preprocess()
             )
             backbone = as_features(backbone, output_stride)
+        if high_level is not None:
+            backbone = _end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
         if trained_output_stride is None:
             trained_output_stride = (
@@ -150,6 +158,7 @@ class Segmenter(keras.Model):
             "batch_norm_epsilon": batch_norm_epsilon,
             "align_corners": align_corners,
             "trained_output_stride": trained_output_stride,
+            "high_level": high_level,
             "dtype": policy.name,
             **head,
         }
@@ -158,10 +167,16 @@ class Segmenter(keras.Model):
         parts = Head(
             num_classes=num_classes,
             output_stride=output_stride,
+            high_level=high_level or LAST,
             atrous_rates=atrous_rates,
             dropout=dropout,
             align_corners=align_corners,
-            shift_px=_shift_px(backbone, output_stride, trained_output_stride),
+            shift_px=_shift_px(
+                backbone,
+                high_level or LAST,
+                output_stride,
+                trained_output_stride,
+            ),
             batch_norm_momentum=batch_norm_momentum,
             batch_norm_epsilon=batch_norm_epsilon,
             dtype=policy,
@@ -249,7 +264,7 @@ class Segmenter(keras.Model):
         return cls(**config)
 
 
-def _shift_px(backbone, output_stride, trained_output_stride):
+def _shift_px(backbone, high_level, output_stride, trained_output_stride):
     """By what a cell is drawn elsewhere than the head learned it, `(y, x)`.
 
     Upsampling draws cell i of stride s around pixel i * s + (s - 1) / 2,
@@ -258,7 +273,7 @@ def _shift_px(backbone, output_stride, trained_output_stride):
     if trained_output_stride == output_stride:
         return (0, 0)
     learned, drawn = (
-        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, "stride_32")]
+        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, high_level)]
         for s in (trained_output_stride, output_stride)
     )
     return tuple(a - b for a, b in zip(learned, drawn, strict=True))
@@ -288,6 +303,27 @@ def as_features(model, output_stride):
     if isinstance(dense.output, dict):
         return dense
     return keras.Model(dense.input, stage_ends(dense), name=dense.name)
+
+
+def _end_at(backbone, key, output_stride):
+    """The backbone without what comes after a feature."""
+    pick(backbone.output, key)
+    by_layer = feature_strides(backbone)
+    strides = {
+        name: by_layer[tensor._keras_history.operation.name]
+        for name, tensor in backbone.output.items()
+    }
+    if strides[key] < output_stride:
+        raise ValueError(
+            "`output_stride` must be at most the stride of `high_level`. "
+            f"Received: output_stride={output_stride}, high_level={key!r}"
+        )
+    kept = {
+        name: tensor
+        for name, tensor in backbone.output.items()
+        if strides[name] <= strides[key]
+    }
+    return keras.Model(backbone.input, kept, name=backbone.name)
 
 
 def load_saved(path):

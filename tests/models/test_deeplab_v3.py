@@ -187,6 +187,37 @@ class TestDeepLabV3(ModelTester):
             assert_close(feature, expected[key], 1e-6, least_std=0.05)
         assert copy.preprocess == TORCHVISION
 
+    def test_high_level(self, build, tmp_path):
+        model = build(high_level="stride_8", output_stride=8, name="short")
+        names = {layer.name for layer in model.backbone.layers}
+        assert "block3_inner" not in names and "block2_relu" in names
+        assert set(model.backbone.output) == {
+            *("stride_2", "stride_4", "stride_8")
+        }
+        x = sample((1, *ODD, 3))
+        feature = model.backbone(x)["stride_8"]
+        assert_close(
+            model.get_layer("aspp")(feature), self.at(model, "aspp")(x)
+        )
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
+        assert copy.get_config()["high_level"] == "stride_8"
+        np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+        denser = ka.models.with_output_stride(model, 4)
+        dense = npy(denser.backbone(x)["stride_8"])
+        assert_close(dense[:, ::2, ::2], feature)
+
+    @pytest.mark.parametrize(
+        "high_level, message",
+        [
+            ("stride_9", "no feature `stride_9`.*stride_16.*stride_8"),
+            ("stride_8", "at most the stride of `high_level`.*=16.*'stride_8'"),
+        ],
+    )
+    def test_high_level_that_cannot_be(self, build, high_level, message):
+        with pytest.raises(ValueError, match=message):
+            build(high_level=high_level, output_stride=16)
+
     def test_a_backbone_with_one_output(self, build, toy_backbone):
         whole = toy_backbone(padding=1)
         dicts = toy_backbone(padding=1, features=True)
