@@ -29,10 +29,9 @@ class BilinearResize(keras.layers.Layer):
             the corners of map and result coincide, as in DeepLab's published
             weights; with `scale` and `reference` that is exact at sizes
             `k * scale + 1` and warns once elsewhere. Defaults to `False`.
-        shift: `(down, right)`, floats: with `scale` and `reference`, by how
-            many pixels of the result the map is moved, its edges repeated.
-            Multiples of 0.5 with `scale=1`, else whole numbers. Defaults to
-            (0, 0).
+        shift: `(down, right)`, floats: with `scale`, by how many pixels of
+            the result the map is moved, its edges repeated. Multiples of 0.5
+            with `scale=1`, else whole numbers. Defaults to (0, 0).
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Call arguments:
@@ -81,10 +80,13 @@ class BilinearResize(keras.layers.Layer):
                 f"Received: size={size}, scale={scale}"
             )
         step = 0.5 if scale == 1 else 1
-        if any(n % step for n in shift) or (any(shift) and align_corners):
+        if any(n % step for n in shift) or (
+            any(shift) and (align_corners or scale is None)
+        ):
             raise ValueError(
                 "`shift` must be two whole numbers (halves with scale=1), and "
-                f"(0, 0) with `align_corners`. Received: shift={shift}"
+                "(0, 0) with `size` or `align_corners`. "
+                f"Received: shift={shift}"
             )
         self.size = None if size is None else numbers
         self.scale = scale
@@ -101,7 +103,7 @@ class BilinearResize(keras.layers.Layer):
         if reference is None:
             size = (height * self.scale, width * self.scale)
             return lowering.resize_bilinear(
-                inputs, size, size, self.align_corners
+                inputs, size, size, self.align_corners, self.shift
             )
         size = tuple(ops.shape(reference)[1:3])
         if self.align_corners:

@@ -90,6 +90,15 @@ def test_dynamic_size(size):
     assert_close(model.predict([x, zeros], verbose=0), expected, 1e-6)
 
 
+def test_shift_repeats_the_edge():
+    x = sample((2, 4, 5, 3))
+    y = npy(BilinearResize(scale=8, shift=(3, -2))(x))
+    plain = np_resize(x, (32, 40))
+    rows = (np.arange(32) - 3).clip(0, 31)
+    columns = (np.arange(40) + 2).clip(0, 39)
+    assert_close(y, plain[:, rows][:, :, columns], 1e-5)
+
+
 def test_symbolic_shapes():
     x = keras.Input((4, 5, 3))
     assert BilinearResize(size=(9, 7))(x).shape == (None, 9, 7, 3)
@@ -131,6 +140,12 @@ def test_config_round_trip(arguments):
         ({"size": 7}, "Received: size=7"),
         ({"scale": 2.0}, r"Received: size=None, scale=2\.0"),
         ({"scale": 0}, "Received: size=None, scale=0"),
+        ({"scale": 2, "shift": (0.5, 0)}, r"Received: shift=\(0\.5, 0\)"),
+        ({"size": (2, 2), "shift": (1, 0)}, r"Received: shift=\(1, 0\)"),
+        (
+            {"scale": 2, "shift": (1, 0), "align_corners": True},
+            r"Received: shift=\(1, 0\)",
+        ),
     ],
 )
 def test_errors(kwargs, message):

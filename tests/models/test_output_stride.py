@@ -86,10 +86,3 @@ def test_where_a_denser_map_goes(
         weights=str(tmp_path / "dense.keras"),
     )
     np.testing.assert_array_equal(npy(tuned(x)), npy(dense(x)))
-
-
-def test_shift_must_be_whole():
-    with pytest.raises(ValueError, match=r"Received: shift=\(0.5, 0\)"):
-        BilinearResize(scale=2, shift=(0.5, 0))
-    with pytest.raises(ValueError, match="with `align_corners`"):
-        BilinearResize(scale=2, shift=(1, 0), align_corners=True)
