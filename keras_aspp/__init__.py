@@ -1,10 +1,10 @@
 """Atrous convolution and Atrous Spatial Pyramid Pooling for Keras.
 
-Importing it registers every layer, model and metric with Keras, so it is all
-that loading a `.keras` file needs.
+Importing it registers every layer, model, loss and metric with Keras, so it is
+all that loading a `.keras` file needs.
 """
 
-from keras_aspp import backbones, layers, metrics, models
+from keras_aspp import backbones, layers, losses, metrics, models
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.version import __version__
 
@@ -16,6 +16,7 @@ __all__ = [
     "backbones",
     "export",
     "layers",
+    "losses",
     "metrics",
     "models",
 ]

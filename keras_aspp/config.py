@@ -124,6 +124,56 @@ class DataConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimized: a sum of losses.
+
+    Args:
+        cross_entropy: weight of the cross entropy, >= 0.
+        dice: weight of the Dice loss.
+        tversky: weight of the Tversky loss.
+        lovasz: weight of the Lovász-softmax loss.
+        class_weights: of the cross entropy: one float for each class, or
+            `median_frequency` or `effective_number` of the training split, or
+            `none`.
+        focal_gamma: of the cross entropy; 2 is the focal loss, 0 none.
+        label_smoothing: of the cross entropy, in [0, 1).
+        hard_share: share of the pixels that the cross entropy counts, those
+            of the highest loss, in (0, 1].
+        boundary_weight: by which the cross entropy counts pixels near another
+            label.
+        boundary_px: how near that is.
+        tversky_alpha: price of false positives.
+        tversky_beta: price of false negatives.
+    """
+
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    tversky: float = 0.0
+    lovasz: float = 0.0
+    class_weights: (
+        Literal["median_frequency", "effective_number"] | list[float] | None
+    ) = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    hard_share: float = 1.0
+    boundary_weight: float = 1.0
+    boundary_px: int = 2
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+
+    def __post_init__(self):
+        weights = {
+            name: getattr(self, name)
+            for name in ("cross_entropy", "dice", "tversky", "lovasz")
+        }
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(
+                "Weights of losses must be >= 0, and one of them > 0. "
+                f"Received: {weights}"
+            )
+
+
 # Fields of TrainConfig of which exactly one is given.
 DURATIONS = ("total_epochs", "total_steps", "total_examples")
 
@@ -140,6 +190,7 @@ class TrainConfig:
         batch_size: pictures per step.
         accumulate_steps: steps whose gradients are averaged to one update.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
+        loss: see `LossConfig`.
         learning_rate: peak of the schedule.
         schedule_power: of the polynomial decay to 0.
         warmup_steps: steps of linear warm-up.
@@ -161,6 +212,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulate_steps: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     learning_rate: float = 0.03
     schedule_power: float = 0.9
     warmup_steps: int = 0

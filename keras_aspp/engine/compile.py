@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import ConfusionMatrix
 
 # Variables that weight decay would only make smaller, not simpler.
@@ -110,7 +111,7 @@ def build_optimizer(config, total_steps, backbone=None):
     )
 
 
-def compile_model(model, config, total_steps, ignore_label):
+def compile_model(model, config, total_steps, ignore_label, class_weights=None):
     """Compiles a segmenter for `model.fit` as a `TrainConfig` says.
 
     Args:
@@ -118,6 +119,7 @@ def compile_model(model, config, total_steps, ignore_label):
         config: `TrainConfig`.
         total_steps: int > 0, batches of the whole run.
         ignore_label: int, label value that counts for nothing.
+        class_weights: floats, one for each class, or `None`.
 
     Returns:
         str: what XLA resolved to and why, for people.
@@ -125,9 +127,7 @@ def compile_model(model, config, total_steps, ignore_label):
     jit, why = resolve_jit(config.jit_compile)
     model.compile(
         optimizer=build_optimizer(config, total_steps, model.backbone),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, ignore_class=ignore_label
-        ),
+        loss=build_loss(config.loss, ignore_label, class_weights),
         metrics=[ConfusionMatrix(model.num_classes, ignore_label)],
         jit_compile=jit,
     )

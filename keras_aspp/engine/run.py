@@ -13,6 +13,7 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
@@ -54,12 +55,24 @@ def train(config, workdir, resume=False):
     )
     num_examples = source.size(splits.train_split)
     epochs, steps = config.train.duration(num_examples)
-    xla = compile_model(model, config.train, epochs * steps, spec.ignore_label)
+    class_weights = resolve_class_weights(
+        config.train.loss, source, splits.train_split
+    )
+    xla = compile_model(
+        model,
+        config.train,
+        epochs * steps,
+        spec.ignore_label,
+        class_weights,
+    )
     print(
         f"{model.name} on {num_examples} pictures, {spec.num_classes} classes: "
         f"{epochs} epochs of {steps} steps of {config.train.batch_size}; "
         f"{config.train.precision}, {xla}"
     )
+    if class_weights is not None:
+        named = zip(spec.class_names, class_weights, strict=True)
+        print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, splits.crop_size)
     (workdir / "logs").mkdir(parents=True, exist_ok=True)
     spec.to_file(workdir / "dataset.json")

@@ -1,0 +1,84 @@
+"""The loss that a `LossConfig` describes."""
+
+import dataclasses
+
+import keras
+
+from keras_aspp import losses
+from keras_aspp.data.statistics import count_classes
+
+
+def build_loss(config, ignore_label, class_weights=None):
+    """The loss that a `LossConfig` describes.
+
+    Args:
+        config: `LossConfig`.
+        ignore_label: int, label value that counts for nothing.
+        class_weights: floats, one for each class, of the cross entropy; see
+            `resolve_class_weights`.
+
+    Returns:
+        `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K).
+    """
+    parts = {
+        "cross_entropy": lambda: losses.CrossEntropy(
+            ignore_label,
+            class_weights=class_weights,
+            focal_gamma=config.focal_gamma,
+            label_smoothing=config.label_smoothing,
+            hard_share=config.hard_share,
+            boundary_weight=config.boundary_weight,
+            boundary_px=config.boundary_px,
+        ),
+        "dice": lambda: losses.Dice(ignore_label),
+        "tversky": lambda: losses.Tversky(
+            ignore_label, config.tversky_alpha, config.tversky_beta
+        ),
+        "lovasz": lambda: losses.LovaszSoftmax(ignore_label),
+    }
+    weights = {
+        name: weight for name in parts if (weight := getattr(config, name))
+    }
+    if dataclasses.replace(config, class_weights=None) == type(config)() and (
+        class_weights is None
+    ):
+        return keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=ignore_label
+        )
+    return losses.WeightedSum(
+        [parts[name]() for name in weights], list(weights.values())
+    )
+
+
+def resolve_class_weights(config, source, split):
+    """Class weights as numbers.
+
+    Args:
+        config: `LossConfig`.
+        source: `FolderSource` or `TfdsSource`.
+        split: the training split, which is counted if need be.
+
+    Returns:
+        list of floats, or `None`.
+
+    Raises:
+        ValueError: weights are given, but not one for each class.
+    """
+    if config.class_weights == "median_frequency":
+        counts = count_classes(source, split)
+        weights = losses.median_frequency_weights(
+            counts.pixels, counts.pixels_of_pictures
+        )
+    elif config.class_weights == "effective_number":
+        counts = count_classes(source, split)
+        weights = losses.effective_number_weights(counts.pictures)
+    else:
+        weights = config.class_weights
+    if weights is None:
+        return None
+    if len(weights) != source.spec.num_classes:
+        raise ValueError(
+            "`class_weights` must hold one weight for each class. Received: "
+            f"{len(weights)} weights, classes={list(source.spec.class_names)}"
+        )
+    return [float(weight) for weight in weights]

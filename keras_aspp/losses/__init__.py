@@ -1,0 +1,24 @@
+"""Losses of label maps; all of them know ignored pixels.
+
+Plain cross entropy is Keras':
+`SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)`.
+"""
+
+from keras_aspp.losses.balance import (
+    effective_number_weights,
+    median_frequency_weights,
+)
+from keras_aspp.losses.cross_entropy import CrossEntropy
+from keras_aspp.losses.lovasz import LovaszSoftmax
+from keras_aspp.losses.overlap import Dice, Tversky
+from keras_aspp.losses.weighted_sum import WeightedSum
+
+__all__ = [
+    "CrossEntropy",
+    "Dice",
+    "LovaszSoftmax",
+    "Tversky",
+    "WeightedSum",
+    "effective_number_weights",
+    "median_frequency_weights",
+]

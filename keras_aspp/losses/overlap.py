@@ -1,0 +1,136 @@
+"""Tversky and Dice: losses of the overlap of whole classes."""
+
+import keras
+from keras import ops
+
+from keras_aspp.losses.base import (
+    SegmentationLoss,
+    check_class_weights,
+    check_not_negative,
+    of_classes,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class Tversky(SegmentationLoss):
+    """1 minus the classes' soft Tversky index over the batch.
+
+    With probabilities p and labels y of the valid pixels, a class has the
+    index `sum(p y) / (sum(p y) + alpha sum(p (1 - y)) + beta sum((1 - p) y))`.
+    The mean is over the classes that are labelled in the batch.
+
+    Args:
+        ignore_label: see `SegmentationLoss`.
+        alpha: float >= 0, the price of false positives. Defaults to 0.3.
+        beta: float >= 0, the price of false negatives. Defaults to 0.7.
+        class_weights: floats >= 0, one for each class, or `None`, of the
+            mean. Defaults to `None`.
+        name: str or `None`.
+
+    Call arguments:
+        y_true: int (B, H, W), `0..K-1` or `ignore_label`.
+        y_pred: float (B, H, W, K) logits.
+
+    Raises:
+        ValueError: an argument is not as above.
+
+    Example:
+    >>> loss = Tversky()
+    >>> round(float(loss([[[0, 255]]], [[[[0.0, 0.0], [9.0, 0.0]]]])), 4)
+    0.4118
+
+    Reference:
+        [Salehi et al., 2017](https://arxiv.org/abs/1706.05721), equation 3.
+        Differs from it in: several classes, of which only labelled ones count.
+    """
+
+    def __init__(
+        self,
+        ignore_label=255,
+        alpha=0.3,
+        beta=0.7,
+        class_weights=None,
+        name="tversky",
+    ):
+        super().__init__(ignore_label, name)
+        check_not_negative(alpha=alpha, beta=beta)
+        self.alpha, self.beta = alpha, beta
+        self.class_weights = check_class_weights(class_weights)
+
+    def of_valid(self, labels, logits, valid):
+        classes, valid = logits.shape[-1], valid[..., None]
+        wanted = ops.one_hot(labels, classes, dtype="float32") * valid
+        given = ops.softmax(logits, axis=-1) * valid
+        hit, wanted, given = (
+            ops.sum(x, axis=(0, 1, 2)) for x in (given * wanted, wanted, given)
+        )
+        # Rounding must not make a sum of misses negative.
+        index = (hit + EPSILON) / (
+            hit
+            + self.alpha * ops.maximum(given - hit, 0.0)
+            + self.beta * ops.maximum(wanted - hit, 0.0)
+            + EPSILON
+        )
+        return mean_of_present(1 - index, wanted, self.class_weights)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "class_weights": self.class_weights,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class Dice(Tversky):
+    """1 minus the classes' soft Dice coefficient over the batch.
+
+    It is `Tversky` with both prices 0.5.
+
+    Args:
+        ignore_label: see `SegmentationLoss`.
+        class_weights: see `Tversky`.
+        name: str or `None`.
+
+    Call arguments:
+        y_true: int (B, H, W), `0..K-1` or `ignore_label`.
+        y_pred: float (B, H, W, K) logits.
+
+    Example:
+    >>> loss = Dice()
+    >>> round(float(loss([[[0, 255]]], [[[[0.0, 0.0], [9.0, 0.0]]]])), 4)
+    0.3333
+
+    Reference:
+        [Sudre et al., 2017](https://arxiv.org/abs/1707.03237), section 2.
+        Differs from it in: only labelled classes count, without the weights
+        of the generalised form (give them as `class_weights`).
+    """
+
+    def __init__(self, ignore_label=255, class_weights=None, name="dice"):
+        super().__init__(ignore_label, 0.5, 0.5, class_weights, name)
+
+    def get_config(self):
+        config = super().get_config()
+        return {k: v for k, v in config.items() if k not in ("alpha", "beta")}
+
+
+EPSILON = 1e-6  # pixels; against 0 / 0
+
+
+def mean_of_present(losses, pixels, class_weights):
+    """Weighted mean over the classes that have pixels.
+
+    Args:
+        losses: float tensor (K,).
+        pixels: float tensor (K,), labelled pixels of each class.
+        class_weights: tuple of floats or `None`.
+
+    Returns:
+        float32 scalar, 0 where no class has any.
+    """
+    weights = of_classes(class_weights, losses.shape[0])
+    weights = weights * ops.cast(pixels > 0, "float32")
+    total = ops.sum(weights)
+    return ops.sum(losses * weights) / ops.where(total > 0, total, 1.0)

@@ -1,0 +1,320 @@
+"""What every loss must do, against NumPy in float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import npy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_aspp.losses import (
+    CrossEntropy,
+    Dice,
+    LovaszSoftmax,
+    Tversky,
+    WeightedSum,
+)
+
+CLASSES = 4
+WEIGHTS = (0.5, 2.0, 1.0, 3.0)
+SHAPE = (2, 7, 5)
+
+
+def softmax(logits):
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def np_cross_entropy(
+    labels,
+    logits,
+    class_weights=(1,) * CLASSES,
+    focal_gamma=0,
+    label_smoothing=0,
+    hard_share=1,
+    boundary_weight=1,
+    boundary_px=2,
+):
+    """Pixel by pixel."""
+    losses, weights = [], []
+    p = softmax(logits.astype("float64"))
+    for b, y, x in np.argwhere(labels != 255):
+        label, all_p = labels[b, y, x], p[b, y, x]
+        target = np.full(CLASSES, label_smoothing / CLASSES)
+        target[label] += 1 - label_smoothing
+        loss = -(target * np.log(all_p)).sum()
+        losses.append(loss * (1 - all_p[label]) ** focal_gamma)
+        rows, columns = (
+            slice(max(n - boundary_px, 0), n + boundary_px + 1) for n in (y, x)
+        )
+        near = set(labels[b, rows, columns].ravel()) - {255, label}
+        weights.append(class_weights[label] * (boundary_weight if near else 1))
+    losses, weights = np.array(losses), np.array(weights)
+    hardest = np.argsort(-losses)[: int(np.ceil(hard_share * len(losses)))]
+    losses, weights = losses[hardest], weights[hardest]
+    return (losses * weights).sum() / weights.sum()
+
+
+def np_tversky(
+    labels, logits, alpha=0.3, beta=0.7, class_weights=(1,) * CLASSES
+):
+    valid = labels != 255
+    p, labels = softmax(logits.astype("float64"))[valid], labels[valid]
+    losses, weights = [], []
+    for c in set(labels):
+        hit = p[labels == c, c].sum()
+        false = p[labels != c, c].sum()
+        missed = (1 - p[labels == c, c]).sum()
+        losses.append(1 - hit / (hit + alpha * false + beta * missed))
+        weights.append(class_weights[c])
+    return np.average(losses, weights=weights)
+
+
+def np_dice(labels, logits, **kwargs):
+    return np_tversky(labels, logits, 0.5, 0.5, **kwargs)
+
+
+def np_lovasz(labels, logits, class_weights=(1,) * CLASSES):
+    """The Lovász extension by its definition, from sets of wrong pixels."""
+    valid = labels != 255
+    p, labels = softmax(logits.astype("float64"))[valid], labels[valid]
+    losses, weights = [], []
+    for c in set(labels):
+        truth = labels == c
+        errors = np.abs(truth - p[:, c])
+        wrong, before, loss = np.zeros(len(labels), bool), 0.0, 0.0
+        for i in np.argsort(-errors):
+            wrong[i] = True
+            found = truth ^ wrong
+            now = 1 - (truth & found).sum() / (truth | found).sum()
+            loss, before = loss + errors[i] * (now - before), now
+        losses.append(loss)
+        weights.append(class_weights[c])
+    return np.average(losses, weights=weights)
+
+
+def np_sum(labels, logits):
+    return np_cross_entropy(labels, logits) + 0.5 * np_dice(labels, logits)
+
+
+# name: loss, its oracle, arguments of both
+LOSSES = {
+    "cross_entropy": (CrossEntropy, np_cross_entropy, {}),
+    "class_weights": (
+        CrossEntropy,
+        np_cross_entropy,
+        {"class_weights": WEIGHTS},
+    ),
+    "focal": (CrossEntropy, np_cross_entropy, {"focal_gamma": 2.0}),
+    "focal_below_1": (CrossEntropy, np_cross_entropy, {"focal_gamma": 0.5}),
+    "smooth": (CrossEntropy, np_cross_entropy, {"label_smoothing": 0.2}),
+    "hard": (CrossEntropy, np_cross_entropy, {"hard_share": 0.3}),
+    "boundary": (
+        CrossEntropy,
+        np_cross_entropy,
+        {"boundary_weight": 5.0, "boundary_px": 1},
+    ),
+    "all_of_it": (
+        CrossEntropy,
+        np_cross_entropy,
+        {
+            "class_weights": WEIGHTS,
+            "focal_gamma": 1.5,
+            "label_smoothing": 0.1,
+            "hard_share": 0.6,
+            "boundary_weight": 3.0,
+        },
+    ),
+    "tversky": (Tversky, np_tversky, {"alpha": 0.2, "beta": 0.9}),
+    "weighted_tversky": (Tversky, np_tversky, {"class_weights": WEIGHTS}),
+    "dice": (Dice, np_dice, {}),
+    "weighted_dice": (Dice, np_dice, {"class_weights": WEIGHTS}),
+    "lovasz": (LovaszSoftmax, np_lovasz, {}),
+    "weighted_lovasz": (LovaszSoftmax, np_lovasz, {"class_weights": WEIGHTS}),
+    "sum": (
+        lambda: WeightedSum([CrossEntropy(), Dice()], [1.0, 0.5]),
+        np_sum,
+        {},
+    ),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def build(name):
+    kind, _, arguments = LOSSES[name]
+    return kind(**arguments)
+
+
+def batch(seed=0, shape=SHAPE, ignored=0.3):
+    """Labels in patches, some ignored, and logits."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES - 1, shape)  # one class never occurs
+    labels[:, : shape[1] // 2] = labels[:, :1, :1]
+    labels[rng.random(shape) < ignored] = 255
+    labels[0, 0, 0] = 1  # not all are ignored
+    logits = rng.normal(0, 2, (*shape, CLASSES)).astype("float32")
+    return labels.astype("int32"), logits
+
+
+def with_gradient(loss, labels, logits):
+    logits = tf.convert_to_tensor(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(labels, logits)
+    return value, tape.gradient(value, logits)
+
+
+@every_loss
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    ignored=st.sampled_from([0.0, 0.3, 0.95]),
+)
+def test_equals_numpy(name, seed, shape, ignored):
+    _, oracle, arguments = LOSSES[name]
+    labels, logits = batch(seed, shape, ignored)
+    expected = oracle(labels, logits, **arguments)
+    found = float(build(name)(labels, logits))
+    assert found == pytest.approx(expected, rel=2e-5, abs=2e-6)
+
+
+@every_loss
+def test_gradient_equals_finite_differences(name):
+    _, oracle, arguments = LOSSES[name]
+    labels, logits = batch()
+    gradient = npy(with_gradient(build(name), labels, logits)[1])
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        direction = rng.normal(size=logits.shape)
+        step = 1e-6 * direction
+        ahead, behind = (
+            oracle(labels, logits.astype("float64") + s, **arguments)
+            for s in (step, -step)
+        )
+        slope = (ahead - behind) / 2e-6
+        assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-3)
+
+
+@every_loss
+def test_ignored_pixels_count_for_nothing(name):
+    labels, logits = batch()
+    value, gradient = with_gradient(build(name), labels, logits)
+    ignored = labels == 255
+    assert ignored.sum() > 10
+    assert not npy(gradient)[ignored].any()
+    assert npy(gradient)[~ignored].any()
+    logits[ignored] = 50.0 * np.arange(CLASSES)
+    assert float(build(name)(labels, logits)) == pytest.approx(
+        float(value), rel=1e-6
+    )
+
+
+@every_loss
+def test_a_batch_without_valid_pixels_is_0(name):
+    labels, logits = batch()
+    value, gradient = with_gradient(
+        build(name), np.full_like(labels, 255), logits
+    )
+    assert float(value) == 0.0
+    assert not npy(gradient).any()
+
+
+@every_loss
+def test_extreme_logits_stay_finite(name):
+    labels, logits = batch()
+    for scale in (0.0, 1e4):
+        value, gradient = with_gradient(build(name), labels, logits * scale)
+        assert np.isfinite(float(value))
+        assert np.isfinite(npy(gradient)).all()
+
+
+# Smoothing wants no certainty.
+@pytest.mark.parametrize(
+    "name", sorted(LOSSES.keys() - {"smooth", "all_of_it"})
+)
+def test_certain_and_right_costs_nothing(name):
+    labels, _ = batch()
+    logits = 100.0 * np.eye(CLASSES, dtype="float32")[labels % 255]
+    assert float(build(name)(labels, logits)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow  # compiling them takes seconds each
+@every_loss
+def test_xla_computes_the_same(name):
+    labels, logits = batch()
+    loss = build(name)
+    plain, compiled = (
+        tf.function(lambda y, x: with_gradient(loss, y, x), jit_compile=jit)(
+            labels, tf.constant(logits)
+        )
+        for jit in (False, True)
+    )
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(npy(b), npy(a), rtol=1e-4, atol=1e-6)
+
+
+@every_loss
+def test_config_round_trip(name):
+    loss = build(name)
+    config = keras.saving.serialize_keras_object(loss)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(loss)
+    assert copy.get_config() == loss.get_config()
+    labels, logits = batch()
+    assert float(copy(labels, logits)) == float(loss(labels, logits))
+
+
+@every_loss
+def test_bfloat16_logits_are_summed_in_float32(name):
+    labels, logits = batch()
+    rounded = tf.cast(logits, "bfloat16")
+    value = build(name)(labels, rounded)
+    assert value.dtype == tf.float32
+    assert float(value) == float(
+        build(name)(labels, tf.cast(rounded, "float32"))
+    )
+
+
+def test_another_ignore_label():
+    labels, logits = batch()
+    other = np.where(labels == 255, 17, labels)
+    assert float(Dice(17)(other, logits)) == float(Dice()(labels, logits))
+
+
+def test_plain_is_keras():
+    labels, logits = batch()
+    theirs = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255
+    )
+    assert float(CrossEntropy()(labels, logits)) == pytest.approx(
+        float(theirs(labels, logits)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: CrossEntropy(hard_share=0.0), "hard_share=0.0"),
+        (lambda: CrossEntropy(focal_gamma=-1), "focal_gamma=-1"),
+        (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing=1.0"),
+        (lambda: CrossEntropy(boundary_px=0), "boundary_px=0"),
+        (lambda: CrossEntropy(boundary_weight=-2), "boundary_weight=-2"),
+        (lambda: CrossEntropy(class_weights=(1, -1)), r"\(1.0, -1.0\)"),
+        (lambda: Tversky(alpha=-0.1), "alpha=-0.1"),
+        (lambda: WeightedSum([], []), "0 losses"),
+        (lambda: WeightedSum([Dice()], [1, 2]), r"1 losses, weights=\[1, 2\]"),
+        (
+            lambda: Dice(class_weights=(1, 2))(*batch()),
+            "2 weights for 4 classes",
+        ),
+        (
+            lambda: Dice()(batch()[0][..., None], batch()[1]),
+            r"shapes \(2, 7, 5, 1\)",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=f"Received: .*{message}"):
+        make()
