@@ -4,7 +4,7 @@ Importing it registers every layer, model, loss and metric with Keras, so it is
 all that loading a `.keras` file needs.
 """
 
-from keras_aspp import backbones, layers, losses, metrics, models
+from keras_aspp import backbones, layers, losses, metrics, models, weights
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.version import __version__
 
@@ -19,6 +19,7 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "weights",
 ]
 
 

@@ -27,6 +27,7 @@ class ModelConfig:
         separable: whether 3x3 convolutions of the head are separable.
         image_pooling: whether the ASPP has the image-level branch.
         dropout: rate before the classifier, in [0, 1).
+        batch_norm: `train`, or `freeze` to keep it as the weights have it.
         batch_norm_momentum: in [0, 1); short runs want a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: 1x1 channels on the low-level feature.
@@ -59,6 +60,7 @@ class ModelConfig:
     separable: bool = True
     image_pooling: bool = True
     dropout: float = 0.1
+    batch_norm: Literal["train", "freeze"] = "train"
     batch_norm_momentum: float = 0.99
     decoder_filters: int = 256
     projection_filters: int = 48

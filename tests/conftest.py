@@ -62,7 +62,7 @@ def seed():
     keras.utils.set_random_seed(20180207)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared():
     """The folder beside the project, which not every machine has."""
     path = os.environ.get("KERAS_ASPP_SHARED", ROOT.parent / "shared")

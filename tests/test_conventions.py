@@ -18,7 +18,7 @@ ALLOWED = {
     "layers": set(),
     "losses": set(),
     "metrics": set(),
-    "weights": set(),
+    "weights": {"backbones", "models", "preprocess"},
     "preprocess": set(),
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},

@@ -26,6 +26,8 @@ from keras_aspp.models.rates import (
 )
 from keras_aspp.preprocess import Preprocess
 
+BATCH_NORM = ("train", "freeze")
+
 
 class Segmenter(keras.Model):
     """Pictures in, class scores of every pixel out.
@@ -61,6 +63,10 @@ class Segmenter(keras.Model):
             follows its weights. Defaults to 1e-3.
         align_corners: bool. Resize convention of ported weights. Defaults to
             `False`.
+        batch_norm: `"train"` or `"freeze"`: whether training moves the
+            statistics, scales and offsets of batch norm, in backbone and
+            head, and normalizes by the batch. Small batches and ported
+            weights want `"freeze"`. Defaults to `"train"`.
         trained_output_stride: int or `None`: the output stride at which the
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
@@ -103,6 +109,7 @@ class Segmenter(keras.Model):
         align_corners=False,
         trained_output_stride=None,
         high_level=None,
+        batch_norm="train",
         dtype=None,
         name=None,
         **head,
@@ -112,6 +119,11 @@ class Segmenter(keras.Model):
         policy = keras.dtype_policies.get(
             dtype or keras.config.dtype_policy().name
         )
+        if batch_norm not in BATCH_NORM:
+            raise ValueError(
+                f"`batch_norm` must be one of {BATCH_NORM}. "
+                f"Received: batch_norm={batch_norm!r}"
+            )
         atrous_rates = self._rates(atrous_rates, output_stride, head)
         _check_one_cell(input_shape, output_stride)
         saved = None if weights is None else load_saved(weights)
@@ -159,6 +171,7 @@ class Segmenter(keras.Model):
             "align_corners": align_corners,
             "trained_output_stride": trained_output_stride,
             "high_level": high_level,
+            "batch_norm": batch_norm,
             "dtype": policy.name,
             **head,
         }
@@ -192,6 +205,9 @@ class Segmenter(keras.Model):
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
+        for layer in self._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = batch_norm == "train"
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.output_stride = output_stride

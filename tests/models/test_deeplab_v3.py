@@ -187,6 +187,23 @@ class TestDeepLabV3(ModelTester):
             assert_close(feature, expected[key], 1e-6, least_std=0.05)
         assert copy.preprocess == TORCHVISION
 
+    def test_frozen_batch_norm(self, build, tmp_path):
+        build(batch_norm="freeze").save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+        model.compile("sgd", "mse")
+        x = sample((2, *SIZE, 3))
+        before = {w.path: npy(w).copy() for w in model.weights}
+        model.train_on_batch(x, np.ones((2, *SIZE, 5), "float32"))
+        parts = ("gamma", "beta", "moving_mean", "moving_variance")
+        for weight in model.weights:
+            same = np.array_equal(npy(weight), before[weight.path])
+            if "seed" not in weight.path:
+                assert same == weight.path.endswith(parts), weight.path
+
+    def test_unknown_batch_norm(self, build):
+        with pytest.raises(ValueError, match="Received: batch_norm='thaw'"):
+            build(batch_norm="thaw")
+
     def test_high_level(self, build, tmp_path):
         model = build(high_level="stride_8", output_stride=8, name="short")
         names = {layer.name for layer in model.backbone.layers}
