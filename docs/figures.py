@@ -273,7 +273,7 @@ def main():
     save(
         figures.valid_taps_curves((65, 65), (6, 12, 18), most=80), "valid_taps"
     )
-    stacks = [[2, 2, 2], [1, 2, 3], [1, 2, 5]]
+    stacks = [(rates, 3) for rates in ((2, 2, 2), (1, 2, 3), (1, 2, 5))]
     save(figures.gridding_figure(stacks), "gridding")
     save(effective(model), "effective")
 

@@ -28,16 +28,13 @@ def of_report(model, report):
         "receptive_fields": receptive_fields_figure(report),
         "cost": cost_figure(report),
     }
-    if report["atrous"]:
+    if any(map(_is_3x3, report["atrous"])):
         figures["valid_taps"] = valid_taps_figure(report)
     if report["gridding"]:
-        rates = [stack["rates"] for stack in report["gridding"]]
-        ends = [
-            stack["dilated_end"]["rates"]
-            for stack in report["gridding"]
-            if stack["dilated_end"]
-        ]
-        figures["gridding"] = gridding_figure(_unique(rates + ends)[:3])
+        rows = report["gridding"]
+        ends = [row["dilated_end"] for row in rows if row["dilated_end"]]
+        stacks = [(row["rates"], row["kernel_sizes"]) for row in rows + ends]
+        figures["gridding"] = gridding_figure(_unique(stacks)[:3])
     effective = _effective_figure(model, report)
     if effective is not None:
         figures["effective_fields"] = effective
@@ -136,9 +133,13 @@ def receptive_fields_figure(report):
     return figure
 
 
+def _is_3x3(row):
+    return row["kernel_size"] == [3, 3]
+
+
 def valid_taps_figure(report):
-    """Figure 4 of DeepLabV3 for the map and the rates of a model."""
-    rows = [row for row in report["atrous"] if row["valid_taps"]]
+    """Figure 4 of DeepLabV3 for the map and the 3x3 rates of a model."""
+    rows = [row for row in report["atrous"] if _is_3x3(row)]
     cells = rows[-1]["map"]
     rates = _unique([[r["rate"]] for r in rows if r["map"] == cells])
     return valid_taps_curves(cells, [rate for (rate,) in rates])
@@ -197,15 +198,22 @@ def valid_taps_curves(size, rates=(), most=None):
     return figure
 
 
+def _kernels_text(sizes):
+    """Kernel sizes of a row, unless all are 3."""
+    if set(sizes) == {3}:
+        return ""
+    return f", kernels {rates_text(sizes)}"
+
+
 def gridding_figure(stacks):
-    """What stacks of 3x3 convolutions see around a cell.
+    """What stacks of convolutions see around a cell.
 
     Args:
-        stacks: list of lists of rates.
+        stacks: list of `(rates, kernel sizes)`; see `gridding`.
     """
     figure, axes = new_figure(3.6 * len(stacks), 4.1, columns=len(stacks))
-    for ax, rates in zip(axes[0], stacks, strict=True):
-        found = gridding(rates)
+    for ax, (rates, kernel_sizes) in zip(axes[0], stacks, strict=True):
+        found = gridding(rates, kernel_sizes)
         ways = np.array([float(n) for n in found.paths])
         pattern = np.outer(ways, ways)
         pattern = np.where(
@@ -214,7 +222,8 @@ def gridding_figure(stacks):
         ax.set_facecolor("#111111")
         ax.imshow(pattern, cmap="viridis", vmin=0, vmax=1)
         ax.set_title(
-            f"rates {rates_text(rates)}\n{found.unseen_share:.0%} of "
+            f"rates {rates_text(rates)}{_kernels_text(found.kernel_sizes)}\n"
+            f"{found.unseen_share:.0%} of "
             f"{found.size}x{found.size} cells never seen",
             fontsize=10,
         )

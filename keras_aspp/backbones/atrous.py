@@ -182,9 +182,17 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
                 _within(layer, trims),
             )
         kind = OURS.get(type(layer), type(layer))
-        return kind.from_config(
-            {**layer.get_config(), **changes.get(layer.name, {})}
-        )
+        try:
+            return kind.from_config(
+                {**layer.get_config(), **changes.get(layer.name, {})}
+            )
+        except Exception as error:
+            raise ValueError(
+                f"Layer `{layer.name}` ({kind.__name__}) cannot be copied: it "
+                "does not come back from its own configuration. (A Lambda of "
+                "a Python function does not; a registered function, or a "
+                "layer, does.)"
+            ) from error
 
     def steps(layer):
         """Layers to call one after the other in the place of one."""

@@ -14,6 +14,8 @@ import collections
 import dataclasses
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_aspp.layers import strided
 
@@ -342,6 +344,13 @@ class Walk:
         if growth == 0:
             return dataclasses.replace(grid, everywhere=True)
         if growth == 1 and not isinstance(layer, _REFUSED):
+            if grid.rate > 1 and not _leaves_cells_alone(layer, node):
+                raise ValueError(
+                    f"Layer `{path}` ({type(layer).__name__}) mixes cells "
+                    "and cannot be dilated; make it of Keras' 2D "
+                    "convolutions and pooling layers. Its stride in the "
+                    f"original network is {grid.stride}."
+                )
             return grid
         stride = grid.stride / growth if growth else grid.stride
         if grid.rate > 1 or stride > self.output_stride:
@@ -481,6 +490,56 @@ def _growth(node):
     ):
         return None
     return small[1] / 96
+
+
+def _leaves_cells_alone(layer, node):
+    """Whether each cell of the output depends on one cell of the input.
+
+    It is tried: one cell of random maps is changed, and no other one of the
+    output may follow. Group normalization is let by; like the mean of
+    squeeze-and-excite, its statistics are those of the whole map.
+    """
+    if isinstance(layer, keras.layers.GroupNormalization):
+        return True
+    # No axis equals another, and no symmetry maps the cell to itself.
+    height, width, cell = 7, 9, (0, 2, 3)
+    rng = np.random.default_rng(0)
+
+    def filled(t):
+        is_map = len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)
+        shape = tuple(n or 1 for n in t.shape)
+        if is_map:
+            shape = (1, height, width, shape[-1])
+        before = rng.normal(size=shape)
+        after = before.copy()
+        if is_map:
+            after[cell] += 10  # more than any other, for a maximum
+        return [ops.convert_to_tensor(x, t.dtype) for x in (before, after)]
+
+    arguments = (node.arguments.args, node.arguments.kwargs)
+    tensors = {
+        id(t): filled(t)
+        for t in keras.tree.flatten(arguments)
+        if isinstance(t, keras.KerasTensor)
+    }
+    outputs = []
+    for i in (0, 1):
+        args, kwargs = keras.tree.map_structure(
+            lambda t, i=i: tensors[id(t)][i] if id(t) in tensors else t,
+            arguments,
+        )
+        try:
+            output = node.operation(*args, **kwargs)
+        except Exception:
+            # It wants other sizes, and so cannot be made dense anyway.
+            return False
+        output = keras.tree.flatten(output)[0]
+        outputs.append(np.array(ops.convert_to_numpy(output), "float64"))
+    before, after = outputs
+    if before.shape[1:3] != (height, width):
+        return False
+    after[cell] = before[cell]
+    return np.allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
 def layers_by_path(model):

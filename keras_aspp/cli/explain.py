@@ -115,13 +115,19 @@ def _by_hand(image, pictures):
 
 
 def _by_model(image, model, pictures):
+    import keras
+
+    from keras_aspp.layers import ASPP
     from keras_aspp.preprocess import Preprocess
 
-    backbone = getattr(model, "backbone", model)
+    aspp = next((x for x in model.layers if isinstance(x, ASPP)), None)
+    backbone = getattr(model, "backbone", None) or (
+        keras.Model(model.input, aspp.input) if aspp else model
+    )
     preprocess = getattr(model, "preprocess", None) or Preprocess()
     inputs = np.asarray(preprocess(image), "float32")
     found = pictures.strided_and_dense(backbone, inputs)
-    rates = getattr(model, "atrous_rates", RATES)
+    rates = getattr(aspp or model, "atrous_rates", RATES)
     stride = getattr(model, "output_stride", STRIDE)
     channels = pictures.channels_to_show(found["dense"])
     figures = {
@@ -146,8 +152,9 @@ def _sentences(image, found):
         equal = f"every {step}th dense cell is the strided one: they differ by"
     else:
         equal = (
-            "means over the whole map (squeeze-and-excite) change with its "
-            f"cells: every {step}th dense cell differs from the strided one by"
+            "means over the whole map (squeeze-and-excite, group "
+            f"normalization) change with its cells: every {step}th dense cell "
+            "differs from the strided one by"
         )
     return [
         f"picture {image.shape[0]}x{image.shape[1]}; features at stride {own} "

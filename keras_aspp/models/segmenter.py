@@ -55,7 +55,10 @@ class Segmenter(keras.Model):
             that names what is left.
         input_shape: `(height, width, channels)`; sizes may be `None`, and are
             at least one cell.
-        preprocess: `Preprocess` or `None` for that of the backbone's weights.
+        preprocess: `Preprocess`, or `None` for that of the backbone's weights.
+            Of a backbone that is a model and not ours, `None` leaves pixels
+            as they are, 0..255, if it begins by rescaling or normalizing
+            them, and takes them to -1..1 if not.
         dropout: float in [0, 1), before the classifier. Defaults to 0.1.
         batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
             0.99.
@@ -73,7 +76,7 @@ class Segmenter(keras.Model):
             that they are drawn there again. Defaults to `None`.
         high_level: the feature that the head stands on, by nominal stride,
             e.g. `"stride_16"`; the backbone ends there. `None` is
-            `"stride_32"`. Defaults to `None`.
+            `"stride_32"`, or the coarsest there is. Defaults to `None`.
         dtype: Keras dtype or policy, or `None` for the global one.
         name: str or `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
@@ -146,15 +149,12 @@ class Segmenter(keras.Model):
             )
             preprocess = preprocess or backbone.preprocess
         else:
-            preprocess = (
-                preprocess
-                or getattr(backbone, "preprocess", None)
-                or Preprocess()
-            )
+            preprocess = preprocess or _preprocess_of(backbone)
             backbone = as_features(backbone, output_stride)
         if high_level is not None:
             backbone = _end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
+        high_level_key = high_level or _coarsest(backbone)
         if trained_output_stride is None:
             trained_output_stride = (
                 saved.trained_output_stride if saved else output_stride
@@ -180,13 +180,13 @@ class Segmenter(keras.Model):
         parts = Head(
             num_classes=num_classes,
             output_stride=output_stride,
-            high_level=high_level or LAST,
+            high_level=high_level_key,
             atrous_rates=atrous_rates,
             dropout=dropout,
             align_corners=align_corners,
             shift_px=_shift_px(
                 backbone,
-                high_level or LAST,
+                high_level_key,
                 output_stride,
                 trained_output_stride,
             ),
@@ -316,19 +316,51 @@ def as_features(model, output_stride):
         `keras.Model`, images -> dict keyed by nominal stride.
     """
     dense = with_output_stride(model, output_stride)
+    if len(dense.inputs) != 1:
+        raise ValueError(
+            "A backbone must have one input, the picture. Received: "
+            f"{[tensor.name for tensor in dense.inputs]}"
+        )
     if isinstance(dense.output, dict):
         return dense
     return keras.Model(dense.input, stage_ends(dense), name=dense.name)
 
 
+def _preprocess_of(backbone):
+    """What the pictures of a model need, as far as it says so."""
+    if hasattr(backbone, "preprocess"):
+        return backbone.preprocess
+    first = {
+        type(node.operation)
+        for tensor in backbone.inputs
+        for node in tensor._keras_history.operation._outbound_nodes
+    }
+    if first & {keras.layers.Rescaling, keras.layers.Normalization}:
+        return Preprocess(value_range=(0.0, 255.0))
+    return Preprocess()
+
+
+def _nominal_strides(backbone):
+    """Nominal stride of each feature, by its key."""
+    by_layer = feature_strides(backbone)
+    return {
+        key: by_layer[tensor._keras_history.operation.name]
+        for key, tensor in backbone.output.items()
+    }
+
+
+def _coarsest(backbone):
+    """`"stride_32"`, or else the key of the coarsest feature."""
+    if LAST in backbone.output:
+        return LAST
+    strides = _nominal_strides(backbone)
+    return max(strides, key=strides.get)
+
+
 def _end_at(backbone, key, output_stride):
     """The backbone without what comes after a feature."""
     pick(backbone.output, key)
-    by_layer = feature_strides(backbone)
-    strides = {
-        name: by_layer[tensor._keras_history.operation.name]
-        for name, tensor in backbone.output.items()
-    }
+    strides = _nominal_strides(backbone)
     if strides[key] < output_stride:
         raise ValueError(
             "`output_stride` must be at most the stride of `high_level`. "

@@ -195,6 +195,34 @@ def test_a_classifier_has_fewer_figures():
     }
 
 
+def test_figures_say_what_the_table_says():
+    inputs = keras.Input((64, 64, 3))
+    x = inputs
+    for rate, size in ((1, 5), (2, 5), (18, 3)):
+        x = keras.layers.Conv2D(2, size, dilation_rate=rate, padding="same")(x)
+    model = keras.Model(inputs, x)
+    found = report(model, (64, 64))
+    row = found["gridding"][0]
+    assert row["kernel_sizes"] == [5, 5, 3]
+    drawn = figures.of_report(model, found)
+    title = drawn["gridding"].axes[0].get_title()
+    size, share = row["field_cells"], row["unseen_share"]
+    assert "kernels 5, 5, 3" in title
+    assert f"{share:.0%} of {size}x{size} cells" in title
+    # Curves are of 3x3 kernels, so the 5x5 is not marked on them.
+    texts = {text.get_text() for text in drawn["valid_taps"].axes[0].texts}
+    assert texts == {"18"}
+
+
+def test_a_dilated_kernel_that_is_not_square_has_no_curve():
+    inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Conv2D(2, (1, 7), dilation_rate=2, padding="same")(inputs)
+    model = keras.Model(inputs, x)
+    found = report(model, (64, 64))
+    assert found["atrous"]
+    assert "valid_taps" not in figures.of_report(model, found)
+
+
 def test_curves_of_valid_taps_are_the_counts():
     figure = figures.valid_taps_curves((65, 65), most=70)
     lines = {line.get_label(): line for line in figure.axes[0].lines}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from equality import assert_dense
 from helpers import assert_close, npy, randomize, sample
+from keras import ops
 
 from keras_aspp.backbones import (
     feature_strides,
@@ -535,6 +536,14 @@ def test_what_cannot_be_made_dense(layers, message):
         with_output_stride(model, 1)
 
 
+def test_a_lambda_is_named():
+    model = model_of(
+        keras.layers.Lambda(lambda x: x * 2, name="twice"), same(strides=2)
+    )
+    with pytest.raises(ValueError, match="`twice` .Lambda. cannot be copied"):
+        with_output_stride(model, 1)
+
+
 def test_channels_first():
     inputs = keras.Input((3, 32, 48))
     x = same(strides=2, data_format="channels_first", name="first")(inputs)
@@ -650,3 +659,56 @@ def test_global_pooling_stays():
     x = same(8)(keras.layers.Multiply()([x, gate]))
     model = randomize(keras.Model(inputs, x))
     assert with_output_stride(model, 1).output.shape == (None, 32, 48, 8)
+
+
+def through(operation):
+    """Two strides, an operation, and a convolution that wants it dense."""
+    inputs = x = keras.Input((None, None, 3))
+    for _ in range(2):
+        x = keras.layers.Conv2D(
+            4, 3, strides=2, padding="same", activation="tanh"
+        )(x)
+    x = keras.layers.Conv2D(4, 3, padding="same")(operation(x))
+    return randomize(keras.Model(inputs, x))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: ops.max_pool(x, 3, 1, "same"),
+        lambda x: ops.average_pool(x, 3, 1, "same"),
+        lambda x: ops.conv(x, ops.ones((3, 3, 4, 4)), padding="same"),
+        lambda x: ops.roll(x, 1, 1),
+        lambda x: ops.flip(x, 2),
+        lambda x: ops.cumsum(x, 1),
+        lambda x: ops.softmax(x, 2),
+        lambda x: keras.layers.UnitNormalization(axis=1)(x),
+        lambda x: keras.layers.TimeDistributed(
+            keras.layers.Conv1D(4, 3, padding="same")
+        )(x),
+    ],
+)
+def test_what_mixes_cells_out_of_sight_is_refused(operation):
+    model = through(operation)
+    with pytest.raises(ValueError, match="mixes cells and cannot be dilated"):
+        with_output_stride(model, 2)
+    # Where the map is as it was, nothing is wrong with it.
+    with_output_stride(model, 4)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: ops.gelu(x) * 2 + 1,
+        lambda x: ops.softmax(x, -1),
+        lambda x: keras.layers.PReLU(shared_axes=[1, 2])(x),
+        lambda x: keras.layers.TimeDistributed(
+            keras.layers.TimeDistributed(keras.layers.Dense(4))
+        )(x),
+    ],
+)
+def test_what_keeps_to_its_cell_is_exact(operation):
+    model = through(operation)
+    dense = with_output_stride(model, 2)
+    x = sample((2, 64, 48, 3))
+    assert_close(npy(dense(x))[:, 1::2, 1::2], model(x))

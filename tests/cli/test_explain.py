@@ -6,6 +6,7 @@ import pytest
 from helpers import randomize
 from PIL import Image
 
+import keras_aspp as ka
 from keras_aspp.cli import explain as command
 from keras_aspp.cli.main import main
 
@@ -53,6 +54,19 @@ def test_a_model_without_aspp(tmp_path, picture):
     figures, said = command.explain(image, path)
     assert set(figures) == {"kernel", "dense"}
     assert "no ASPP" in said[-1]
+
+
+def test_our_aspp_in_a_model_of_ones_own(tmp_path, picture):
+    x = inputs = keras.Input((None, None, 3))
+    for _ in range(3):
+        x = keras.layers.Conv2D(5, 3, strides=2, padding="same")(x)
+    x = ka.layers.ASPP(6, (1, 3), name="pyramid")(x)
+    path = tmp_path / "own.keras"
+    keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)).save(path)
+    figures, said = command.explain(command.read_picture(picture), path)
+    titles = [ax.get_title() for ax in figures["branches"].axes]
+    assert {"rate 1", "rate 3"} <= set(titles)
+    assert "features at stride 8" in said[0]
 
 
 def test_squeeze_and_excite_is_named(tmp_path, picture):
