@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_aspp.cli.configuration import print_table
-from keras_aspp.cli.inspect import find_model, load_any
+from keras_aspp.cli.inspect import find_model
 from keras_aspp.cli.main import Parser
 
 LONGEST_SIDE = 640
@@ -86,7 +86,9 @@ def explain(image, model_path=None):
             "Feature maps are drawn of Keras models only, whose layers are "
             f"known. Received: --model {path}"
         )
-    return _by_model(image, load_any(path), pictures)
+    from keras_aspp.models.segmenter import load_keras
+
+    return _by_model(image, load_keras(path), pictures)
 
 
 def _by_hand(image, pictures):

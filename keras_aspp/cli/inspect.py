@@ -47,6 +47,11 @@ def run(arguments):
             parser.error(f"unknown flag {word.split('=')[0]}")
     if overrides and not flags.config:
         parser.error(f"unexpected {overrides[0]!r}")
+    if flags.figures is not None and flags.figures.is_file():
+        raise ValueError(
+            "--figures must be a folder. "
+            f"Received: {str(flags.figures)!r}, a file"
+        )
     found, model = _examine(flags, overrides)
     if flags.json != "-" and model is None:
         print_artefact(found)
@@ -87,7 +92,9 @@ def _examine(flags, overrides):
         return {**found, "note": note}, model
     path = find_model(flags.model)
     if path.suffix == ".keras":
-        model = load_any(path)
+        from keras_aspp.models.segmenter import load_keras
+
+        model = load_keras(path)
         size = flags.image_size or _own_size(model) or IMAGE_SIZE
         return {**report(model, tuple(size)), "note": None}, model
     if flags.image_size:
@@ -156,27 +163,6 @@ def find_model(path):
         f"or an exported folder. Received: {str(path)!r}"
         + ("" if path.exists() else ", which does not exist")
     )
-
-
-def load_any(path):
-    """Any Keras model out of a `.keras` file.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
-    import keras
-
-    import keras_aspp  # noqa: F401  registers our layers
-
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        # What Keras raises here depends on which byte is wrong.
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"Not a loadable `.keras` model. File: {path} "
-            f"({type(error).__name__}: {reason})"
-        ) from error
 
 
 def _own_size(model):

@@ -5,6 +5,7 @@ Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 
 import os
 import warnings
+import zipfile
 
 import keras
 
@@ -374,6 +375,29 @@ def _end_at(backbone, key, output_stride):
     return keras.Model(backbone.input, kept, name=backbone.name)
 
 
+def load_keras(path):
+    """Any Keras model out of a `.keras` file, not compiled.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    if not zipfile.is_zipfile(path):
+        # Keras calls it not found.
+        raise ValueError(
+            "Not a loadable `.keras` model: no archive, or cut off. "
+            f"File: {path}"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        # What Keras raises here depends on which byte is wrong.
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"Not a loadable `.keras` model. File: {path} "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
 def load_saved(path):
     """A saved segmenter, from a `.keras` file or a folder that holds one.
 
@@ -387,14 +411,7 @@ def load_saved(path):
             "A saved model must be a `.keras` file or a folder with "
             f"model.keras. Received: {str(path)!r}, which does not exist"
         )
-    try:
-        model = keras.saving.load_model(file, compile=False)
-    except Exception as error:
-        # What Keras raises here depends on which byte is wrong.
-        raise ValueError(
-            f"Not a loadable `.keras` model. File: {file} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
-        ) from error
+    model = load_keras(file)
     if not isinstance(model, Segmenter):
         raise ValueError(
             "The file holds no segmenter of keras_aspp. "
