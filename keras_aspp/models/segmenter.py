@@ -54,8 +54,8 @@ class Segmenter(keras.Model):
             (`.keras`, or a folder that holds `model.keras`). With another
             `num_classes`, all but the classifier is loaded, with a warning
             that names what is left.
-        input_shape: `(height, width, channels)`; sizes may be `None`, and are
-            at least one cell.
+        input_shape: `(height, width, channels)`; sizes may be `None`, which
+            means any that the backbone takes, and are at least one cell.
         preprocess: `Preprocess`, or `None` for that of the backbone's weights.
             Of a backbone that is a model and not ours, `None` leaves pixels
             as they are, 0..255, if it begins by rescaling or normalizing
@@ -152,6 +152,13 @@ class Segmenter(keras.Model):
         else:
             preprocess = preprocess or _preprocess_of(backbone)
             backbone = as_features(backbone, output_stride)
+        # A backbone may be made for one size.
+        input_shape = tuple(
+            own if given is None else given
+            for own, given in zip(
+                backbone.input.shape[1:], input_shape, strict=True
+            )
+        )
         if high_level is not None:
             backbone = _end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
@@ -164,7 +171,7 @@ class Segmenter(keras.Model):
             "num_classes": num_classes,
             "output_stride": output_stride,
             "atrous_rates": atrous_rates,
-            "input_shape": tuple(input_shape),
+            "input_shape": input_shape,
             "preprocess": preprocess,
             "dropout": dropout,
             "batch_norm_momentum": batch_norm_momentum,

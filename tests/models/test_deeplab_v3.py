@@ -204,6 +204,15 @@ class TestDeepLabV3(ModelTester):
         with pytest.raises(ValueError, match="Received: batch_norm='thaw'"):
             build(batch_norm="thaw")
 
+    def test_a_backbone_of_one_size(self, build, tmp_path):
+        inputs = keras.Input((64, 96, 3))
+        x = keras.layers.Conv2D(4, 3, 16, padding="same")(inputs)
+        model = build(backbone=keras.Model(inputs, x))
+        assert model.output.shape == (None, 64, 96, 5)
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
+        assert copy.input.shape == (None, 64, 96, 3)
+
     def test_a_backbone_of_two_pictures(self, build):
         left, right = (keras.Input((None, None, 3), name=n) for n in "lr")
         x = keras.layers.Add()([left, right])
