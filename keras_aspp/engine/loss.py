@@ -1,7 +1,5 @@
 """The loss that a `LossConfig` describes."""
 
-import dataclasses
-
 import keras
 
 from keras_aspp import losses
@@ -20,33 +18,31 @@ def build_loss(config, ignore_label, class_weights=None):
     Returns:
         `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K).
     """
-    parts = {
-        "cross_entropy": lambda: losses.CrossEntropy(
-            ignore_label,
-            class_weights=class_weights,
-            focal_gamma=config.focal_gamma,
-            label_smoothing=config.label_smoothing,
-            hard_share=config.hard_share,
-            boundary_weight=config.boundary_weight,
-            boundary_px=config.boundary_px,
-        ),
-        "dice": lambda: losses.Dice(ignore_label),
-        "tversky": lambda: losses.Tversky(
-            ignore_label, config.tversky_alpha, config.tversky_beta
-        ),
-        "lovasz": lambda: losses.LovaszSoftmax(ignore_label),
-    }
-    weights = {
-        name: weight for name in parts if (weight := getattr(config, name))
-    }
-    if dataclasses.replace(config, class_weights=None) == type(config)() and (
-        class_weights is None
-    ):
+    if config == type(config)() and class_weights is None:
         return keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, ignore_class=ignore_label
         )
+    cross_entropy = losses.CrossEntropy(
+        ignore_label,
+        class_weights=class_weights,
+        focal_gamma=config.focal_gamma,
+        label_smoothing=config.label_smoothing,
+        hard_share=config.hard_share,
+        boundary_weight=config.boundary_weight,
+        boundary_px=config.boundary_px,
+    )
+    tversky = losses.Tversky(
+        ignore_label, config.tversky_alpha, config.tversky_beta
+    )
+    parts = [
+        (cross_entropy, config.cross_entropy),
+        (losses.Dice(ignore_label), config.dice),
+        (tversky, config.tversky),
+        (losses.LovaszSoftmax(ignore_label), config.lovasz),
+    ]
+    # What weighs nothing is not computed.
     return losses.WeightedSum(
-        [parts[name]() for name in weights], list(weights.values())
+        *zip(*[(loss, weight) for loss, weight in parts if weight], strict=True)
     )
 
 

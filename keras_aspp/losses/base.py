@@ -16,6 +16,8 @@ class SegmentationLoss(keras.losses.Loss):
     Args:
         ignore_label: int. Pixels labelled so count for nothing. Defaults to
             255.
+        class_weights: floats >= 0, one for each class, or `None`: what a
+            class weighs in the mean. Defaults to `None`.
         name: str or `None`.
 
     Call arguments:
@@ -23,11 +25,20 @@ class SegmentationLoss(keras.losses.Loss):
         y_pred: float (B, H, W, K) logits.
     """
 
-    def __init__(self, ignore_label=255, name=None):
+    def __init__(self, ignore_label=255, class_weights=None, name=None):
         # The batch is reduced here, over its valid pixels; Keras' own mean
         # would count the ignored ones.
         super().__init__(name=name, reduction=None, dtype="float32")
+        if class_weights is not None:
+            class_weights = tuple(float(w) for w in class_weights)
+            if min(class_weights, default=-1) < 0 or not any(class_weights):
+                raise ValueError(
+                    "`class_weights` must be floats >= 0, one for each class, "
+                    "and not all 0. Received: "
+                    f"class_weights={class_weights}"
+                )
         self.ignore_label = ignore_label
+        self.class_weights = class_weights
 
     def call(self, y_true, y_pred):
         labels = ops.cast(ops.convert_to_tensor(y_true), "int32")
@@ -54,16 +65,35 @@ class SegmentationLoss(keras.losses.Loss):
         """
         raise NotImplementedError
 
+    def weights_of(self, num_classes):
+        """Class weights as a tensor (K,); ones where there are none."""
+        if self.class_weights is None:
+            return ops.ones(num_classes)
+        if len(self.class_weights) != num_classes:
+            raise ValueError(
+                "`class_weights` must hold one weight for each class. "
+                f"Received: {len(self.class_weights)} weights for "
+                f"{num_classes} classes"
+            )
+        return ops.convert_to_tensor(self.class_weights, "float32")
+
+    def mean_of_labelled(self, losses, pixels):
+        """Weighted mean of classes (K,), of those that have pixels (K,)."""
+        present = ops.cast(pixels > 0, "float32")
+        return weighted_mean(losses, self.weights_of(losses.shape[0]) * present)
+
     def get_config(self):
-        return {"ignore_label": self.ignore_label, "name": self.name}
+        return {
+            "ignore_label": self.ignore_label,
+            "class_weights": self.class_weights,
+            "name": self.name,
+        }
 
 
-def check_share(name, value):
-    """Raises where `value` is not in (0, 1]."""
-    if not 0 < value <= 1:
-        raise ValueError(
-            f"`{name}` must be in (0, 1]. Received: {name}={value}"
-        )
+def weighted_mean(values, weights):
+    """The mean, or 0 where all weights are 0."""
+    total = ops.sum(weights)
+    return ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
 
 
 def check_not_negative(**values):
@@ -71,28 +101,3 @@ def check_not_negative(**values):
     for name, value in values.items():
         if not value >= 0:
             raise ValueError(f"`{name}` must be >= 0. Received: {name}={value}")
-
-
-def check_class_weights(weights):
-    """Class weights as a tuple of floats, or `None`."""
-    if weights is None:
-        return None
-    weights = tuple(float(w) for w in weights)
-    if not weights or min(weights) < 0 or not sum(weights) > 0:
-        raise ValueError(
-            "`class_weights` must be floats >= 0, one for each class, and not "
-            f"all 0. Received: class_weights={weights}"
-        )
-    return weights
-
-
-def of_classes(weights, num_classes):
-    """Class weights as a tensor (K,); ones where there are none."""
-    if weights is None:
-        return ops.ones(num_classes)
-    if len(weights) != num_classes:
-        raise ValueError(
-            "`class_weights` must hold one weight for each class. Received: "
-            f"{len(weights)} weights for {num_classes} classes"
-        )
-    return ops.convert_to_tensor(weights, "float32")

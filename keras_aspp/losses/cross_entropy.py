@@ -5,10 +5,8 @@ from keras import ops
 
 from keras_aspp.losses.base import (
     SegmentationLoss,
-    check_class_weights,
     check_not_negative,
-    check_share,
-    of_classes,
+    weighted_mean,
 )
 
 
@@ -21,9 +19,8 @@ class CrossEntropy(SegmentationLoss):
 
     Args:
         ignore_label: see `SegmentationLoss`.
-        class_weights: floats >= 0, one for each class, or `None`. A pixel
-            weighs what its label does; the sum is divided by the weights'
-            sum. Defaults to `None`.
+        class_weights: see `SegmentationLoss`; a pixel weighs what its label
+            does.
         focal_gamma: float >= 0. Each pixel is multiplied by
             `(1 - p) ** focal_gamma`, p the probability of its label; 2 in the
             paper. Defaults to 0.
@@ -70,8 +67,12 @@ class CrossEntropy(SegmentationLoss):
         boundary_px=2,
         name="cross_entropy",
     ):
-        super().__init__(ignore_label, name)
-        check_share("hard_share", hard_share)
+        super().__init__(ignore_label, class_weights, name)
+        if not 0 < hard_share <= 1:
+            raise ValueError(
+                "`hard_share` must be in (0, 1]. "
+                f"Received: hard_share={hard_share}"
+            )
         check_not_negative(
             focal_gamma=focal_gamma, boundary_weight=boundary_weight
         )
@@ -85,7 +86,6 @@ class CrossEntropy(SegmentationLoss):
                 "`boundary_px` must be an int > 0. "
                 f"Received: boundary_px={boundary_px}"
             )
-        self.class_weights = check_class_weights(class_weights)
         self.focal_gamma = focal_gamma
         self.label_smoothing = label_smoothing
         self.hard_share = hard_share
@@ -108,20 +108,18 @@ class CrossEntropy(SegmentationLoss):
             loss = miss**self.focal_gamma * loss
         weights = valid
         if self.class_weights is not None:
-            table = of_classes(self.class_weights, logits.shape[-1])
-            weights = weights * ops.take(table, labels)
+            of_class = self.weights_of(logits.shape[-1])
+            weights = weights * ops.take(of_class, labels)
         if self.boundary_weight != 1:
             near = _near_another(labels, valid, self.boundary_px)
             weights = weights * (1 + near * (self.boundary_weight - 1))
         if self.hard_share < 1:
             weights = weights * _hardest(loss, valid, self.hard_share)
-        total = ops.sum(weights)
-        return ops.sum(loss * weights) / ops.where(total > 0, total, 1.0)
+        return weighted_mean(loss, weights)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "class_weights": self.class_weights,
             "focal_gamma": self.focal_gamma,
             "label_smoothing": self.label_smoothing,
             "hard_share": self.hard_share,

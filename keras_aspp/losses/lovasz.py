@@ -3,11 +3,7 @@
 import keras
 from keras import ops
 
-from keras_aspp.losses.base import (
-    SegmentationLoss,
-    check_class_weights,
-)
-from keras_aspp.losses.overlap import mean_of_present
+from keras_aspp.losses.base import SegmentationLoss
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -19,8 +15,7 @@ class LovaszSoftmax(SegmentationLoss):
 
     Args:
         ignore_label: see `SegmentationLoss`.
-        class_weights: floats >= 0, one for each class, or `None`, of the
-            mean. Defaults to `None`.
+        class_weights: see `SegmentationLoss`.
         name: str or `None`.
 
     Call arguments:
@@ -38,8 +33,7 @@ class LovaszSoftmax(SegmentationLoss):
     """
 
     def __init__(self, ignore_label=255, class_weights=None, name="lovasz"):
-        super().__init__(ignore_label, name)
-        self.class_weights = check_class_weights(class_weights)
+        super().__init__(ignore_label, class_weights, name)
 
     def of_valid(self, labels, logits, valid):
         classes = logits.shape[-1]
@@ -57,10 +51,7 @@ class LovaszSoftmax(SegmentationLoss):
         pixels = ops.sum(wanted, axis=-1)
         slopes = _slopes(wanted, pixels[:, None])
         losses = ops.sum(errors * ops.stop_gradient(slopes), axis=-1)
-        return mean_of_present(losses, pixels, self.class_weights)
-
-    def get_config(self):
-        return {**super().get_config(), "class_weights": self.class_weights}
+        return self.mean_of_labelled(losses, pixels)
 
 
 def _slopes(wanted, pixels):

@@ -3,12 +3,9 @@
 import keras
 from keras import ops
 
-from keras_aspp.losses.base import (
-    SegmentationLoss,
-    check_class_weights,
-    check_not_negative,
-    of_classes,
-)
+from keras_aspp.losses.base import SegmentationLoss, check_not_negative
+
+EPSILON = 1e-6  # pixels; against 0 / 0
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -23,8 +20,7 @@ class Tversky(SegmentationLoss):
         ignore_label: see `SegmentationLoss`.
         alpha: float >= 0, the price of false positives. Defaults to 0.3.
         beta: float >= 0, the price of false negatives. Defaults to 0.7.
-        class_weights: floats >= 0, one for each class, or `None`, of the
-            mean. Defaults to `None`.
+        class_weights: see `SegmentationLoss`.
         name: str or `None`.
 
     Call arguments:
@@ -52,10 +48,9 @@ class Tversky(SegmentationLoss):
         class_weights=None,
         name="tversky",
     ):
-        super().__init__(ignore_label, name)
+        super().__init__(ignore_label, class_weights, name)
         check_not_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
-        self.class_weights = check_class_weights(class_weights)
 
     def of_valid(self, labels, logits, valid):
         classes, valid = logits.shape[-1], valid[..., None]
@@ -71,14 +66,13 @@ class Tversky(SegmentationLoss):
             + self.beta * ops.maximum(wanted - hit, 0.0)
             + EPSILON
         )
-        return mean_of_present(1 - index, wanted, self.class_weights)
+        return self.mean_of_labelled(1 - index, wanted)
 
     def get_config(self):
         return {
             **super().get_config(),
             "alpha": self.alpha,
             "beta": self.beta,
-            "class_weights": self.class_weights,
         }
 
 
@@ -90,7 +84,7 @@ class Dice(Tversky):
 
     Args:
         ignore_label: see `SegmentationLoss`.
-        class_weights: see `Tversky`.
+        class_weights: see `SegmentationLoss`.
         name: str or `None`.
 
     Call arguments:
@@ -114,23 +108,3 @@ class Dice(Tversky):
     def get_config(self):
         config = super().get_config()
         return {k: v for k, v in config.items() if k not in ("alpha", "beta")}
-
-
-EPSILON = 1e-6  # pixels; against 0 / 0
-
-
-def mean_of_present(losses, pixels, class_weights):
-    """Weighted mean over the classes that have pixels.
-
-    Args:
-        losses: float tensor (K,).
-        pixels: float tensor (K,), labelled pixels of each class.
-        class_weights: tuple of floats or `None`.
-
-    Returns:
-        float32 scalar, 0 where no class has any.
-    """
-    weights = of_classes(class_weights, losses.shape[0])
-    weights = weights * ops.cast(pixels > 0, "float32")
-    total = ops.sum(weights)
-    return ops.sum(losses * weights) / ops.where(total > 0, total, 1.0)
