@@ -144,6 +144,11 @@ def surroundings(features, rates=SURROUND_RATES):
     return maps
 
 
+def aspp_of(model):
+    """The `ASPP` among a model's layers, or `None`."""
+    return next((x for x in model.layers if isinstance(x, ASPP)), None)
+
+
 def branches_of(model, image):
     """How strongly each branch of a model's ASPP answers to a picture.
 
@@ -155,7 +160,7 @@ def branches_of(model, image):
         dict: title -> float array `(h, w)`, root mean square over channels;
         empty where the model has no ASPP.
     """
-    aspp = next((x for x in model.layers if isinstance(x, ASPP)), None)
+    aspp = aspp_of(model)
     if aspp is None:
         return {}
     features = keras.Model(model.input, aspp.input)(image[None], training=False)

@@ -466,16 +466,12 @@ def _growth(node):
 
     def size_at(n):
         def sized(t):
-            if len(t.shape) != 4 or t.shape[1:3] == (1, 1):
+            if not _is_map(t):
                 return t
             return keras.KerasTensor((1, n, n, t.shape[-1]), t.dtype)
 
-        args, kwargs = keras.tree.map_structure(
-            lambda t: sized(t) if isinstance(t, keras.KerasTensor) else t,
-            (node.arguments.args, node.arguments.kwargs),
-        )
-        outputs = node.operation.compute_output_spec(*args, **kwargs)
-        return tuple(keras.tree.flatten(outputs)[0].shape)
+        output = _called(node, node.operation.compute_output_spec, sized)
+        return tuple(output.shape)
 
     try:
         small, large = size_at(96), size_at(192)
@@ -503,43 +499,45 @@ def _leaves_cells_alone(layer, node):
         return True
     # No axis equals another, and no symmetry maps the cell to itself.
     height, width, cell = 7, 9, (0, 2, 3)
-    rng = np.random.default_rng(0)
 
-    def filled(t):
-        is_map = len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)
-        shape = tuple(n or 1 for n in t.shape)
-        if is_map:
-            shape = (1, height, width, shape[-1])
-        before = rng.normal(size=shape)
-        after = before.copy()
-        if is_map:
-            after[cell] += 10  # more than any other, for a maximum
-        return [ops.convert_to_tensor(x, t.dtype) for x in (before, after)]
+    def output_at(change):
+        rng = np.random.default_rng(0)  # the same numbers each time
 
-    arguments = (node.arguments.args, node.arguments.kwargs)
-    tensors = {
-        id(t): filled(t)
-        for t in keras.tree.flatten(arguments)
-        if isinstance(t, keras.KerasTensor)
-    }
-    outputs = []
-    for i in (0, 1):
-        args, kwargs = keras.tree.map_structure(
-            lambda t, i=i: tensors[id(t)][i] if id(t) in tensors else t,
-            arguments,
-        )
-        try:
-            output = node.operation(*args, **kwargs)
-        except Exception:
-            # It wants other sizes, and so cannot be made dense anyway.
-            return False
-        output = keras.tree.flatten(output)[0]
-        outputs.append(np.array(ops.convert_to_numpy(output), "float64"))
-    before, after = outputs
+        def filled(t):
+            if not _is_map(t):
+                x = rng.normal(size=[n or 1 for n in t.shape])
+            else:
+                x = rng.normal(size=(1, height, width, t.shape[-1]))
+                x[cell] += change
+            return ops.convert_to_tensor(x, t.dtype)
+
+        output = _called(node, node.operation, filled)
+        return np.array(ops.convert_to_numpy(output), "float64")
+
+    try:
+        # 10 is more than any other number, so that a maximum moves.
+        before, after = output_at(0), output_at(10)
+    except Exception:
+        # It wants other sizes, and so cannot be made dense anyway.
+        return False
     if before.shape[1:3] != (height, width):
         return False
     after[cell] = before[cell]
     return np.allclose(before, after, rtol=1e-4, atol=1e-5)
+
+
+def _called(node, function, replace):
+    """What `function` makes of a node's arguments, its tensors replaced."""
+    args, kwargs = keras.tree.map_structure(
+        lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
+        (node.arguments.args, node.arguments.kwargs),
+    )
+    return keras.tree.flatten(function(*args, **kwargs))[0]
+
+
+def _is_map(t):
+    """Whether a tensor has cells: not so a pooled one, (B, 1, 1, C)."""
+    return len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)
 
 
 def layers_by_path(model):

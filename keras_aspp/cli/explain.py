@@ -119,10 +119,9 @@ def _by_hand(image, pictures):
 def _by_model(image, model, pictures):
     import keras
 
-    from keras_aspp.layers import ASPP
     from keras_aspp.preprocess import Preprocess
 
-    aspp = next((x for x in model.layers if isinstance(x, ASPP)), None)
+    aspp = pictures.aspp_of(model)
     backbone = getattr(model, "backbone", None) or (
         keras.Model(model.input, aspp.input) if aspp else model
     )
