@@ -67,10 +67,11 @@ class Segmenter(keras.Model):
             follows its weights. Defaults to 1e-3.
         align_corners: bool. Resize convention of ported weights. Defaults to
             `False`.
-        batch_norm: `"train"` or `"freeze"`: whether training moves the
-            statistics, scales and offsets of batch norm, in backbone and
-            head, and normalizes by the batch. Small batches and ported
-            weights want `"freeze"`. Defaults to `"train"`.
+        batch_norm: `"train"`, or `"freeze"`: then training leaves statistics,
+            scales and offsets of batch norm, in backbone and head, as they
+            are. Small batches and ported weights want it. A layer that the
+            backbone brings frozen stays so in either case. Defaults to
+            `"train"`.
         trained_output_stride: int or `None`: the output stride at which the
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
@@ -213,9 +214,10 @@ class Segmenter(keras.Model):
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
-        for layer in self._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = batch_norm == "train"
+        if batch_norm == "freeze":
+            for layer in self._flatten_layers():
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.trainable = False
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.output_stride = output_stride

@@ -200,6 +200,16 @@ class TestDeepLabV3(ModelTester):
             if "seed" not in weight.path:
                 assert same == weight.path.endswith(parts), weight.path
 
+    def test_what_is_frozen_stays_frozen(self, build, toy_backbone, tmp_path):
+        backbone = toy_backbone(padding=1, features=True)
+        backbone.get_layer("stem_bn").trainable = False
+        model = build(backbone=backbone)
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
+        for found in (model, copy):
+            assert not found.backbone.get_layer("stem_bn").trainable
+            assert found.backbone.get_layer("block2_bn").trainable
+
     def test_unknown_batch_norm(self, build):
         with pytest.raises(ValueError, match="Received: batch_norm='thaw'"):
             build(batch_norm="thaw")
