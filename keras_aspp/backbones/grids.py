@@ -18,8 +18,9 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers import strided
+from keras_aspp.layers.batch_norm import BatchNormalization
 
-# Keras' layers and the subclasses of ours that remember a rewrite.
+# Keras' layers and the subclasses of ours that take their place.
 OURS = {
     keras.layers.Conv2D: strided.Conv2D,
     keras.layers.DepthwiseConv2D: strided.DepthwiseConv2D,
@@ -28,6 +29,7 @@ OURS = {
     keras.layers.AveragePooling2D: strided.AveragePooling2D,
     keras.layers.ZeroPadding2D: strided.ZeroPadding2D,
     keras.layers.Cropping2D: strided.Cropping2D,
+    keras.layers.BatchNormalization: BatchNormalization,
 }
 CONVOLUTIONS = (
     keras.layers.Conv2D,

@@ -1,6 +1,7 @@
 """Layers that run on every Keras backend (`keras.ops` only)."""
 
 from keras_aspp.layers.aspp import ASPP
+from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
 from keras_aspp.layers.image_pooling import ImagePooling
@@ -20,6 +21,7 @@ __all__ = [
     "ASPP",
     "AtrousConv2D",
     "AveragePooling2D",
+    "BatchNormalization",
     "BilinearResize",
     "Conv2D",
     "Cropping2D",

@@ -6,6 +6,7 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 
 import keras
 
+from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D
 
 
@@ -117,7 +118,7 @@ class AtrousConv2D(keras.layers.Layer):
     def _norm(self, name):
         if not self.batch_norm:
             return None
-        return keras.layers.BatchNormalization(
+        return BatchNormalization(
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
             dtype=self.dtype_policy,

@@ -10,6 +10,7 @@ operator. This module alone decides; no layer knows.
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
+| batch norm | `FusedBatchNormV3` | Keras' | Keras' |
 
 On the JAX backend everything takes the XLA form.
 """
@@ -21,6 +22,8 @@ import math
 import keras
 import numpy as np
 from keras import ops
+
+from keras_aspp.layers.depthwise_taps import depthwise_taps
 
 _exporting = False
 
@@ -102,8 +105,9 @@ def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
     """
     how = form()
     strided = max(strides) > 1
-    if how == "xla" and not strided and padding == "same" and _on_cpu():
-        return _depthwise_taps(x, kernel, tuple(atrous_rate))
+    static = all(isinstance(n, int) for n in x.shape[1:3])
+    if how == "xla" and (static or not strided) and _on_cpu():
+        return depthwise_taps(x, kernel, strides, padding, atrous_rate)
     if how == "export" and not strided:
         import tensorflow as tf
 
@@ -122,6 +126,46 @@ def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
         dilation_rate=tuple(atrous_rate),
         data_format="channels_last",
     )
+
+
+def has_fused_batch_norm(x):
+    """Whether `normalize` takes a tensor: a map, in graph form."""
+    return form() == "graph" and len(x.shape) == 4
+
+
+def normalize(x, scale, offset, epsilon, statistics=None):
+    """Batch norm of a map in one pass.
+
+    Args:
+        x: float tensor (B, h, w, C).
+        scale: float32 (C,).
+        offset: float32 (C,).
+        epsilon: float > 0.
+        statistics: `(mean, variance)`, float32 (C,), or `None` for those of
+            `x` itself.
+
+    Returns:
+        tensor like `x`; without `statistics`, `(tensor, mean, variance)`, the
+        variance that of the population, as Keras keeps it.
+    """
+    import tensorflow as tf
+
+    empty = tf.zeros((0,))
+    mean, variance = statistics or (empty, empty)
+    result = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=statistics is None,
+    )
+    if statistics is not None:
+        return result.y
+    # The op's own variance is that of a sample, greater by n / (n - 1).
+    n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), "float32")
+    return result.y, result.batch_mean, result.batch_variance * ((n - 1) / n)
 
 
 def pool_max(x, size, strides, padding, atrous_rate, pads=None):
@@ -354,29 +398,6 @@ def _interpolation_matrix(n_in, n_grid, n_out, align_corners, shift):
     position = np.clip(position, 0, n_in - 1)
     distance = np.abs(position[:, None] - np.arange(n_in)[None, :])
     return np.maximum(0, 1 - distance).astype("float32")
-
-
-def _depthwise_taps(x, kernel, atrous_rate):
-    """Depthwise convolution as shifted multiply-adds, which XLA fuses."""
-    shape = ops.shape(x)
-    kh, kw, channels, multiplier = kernel.shape
-    pad = [
-        ((k - 1) * r // 2, (k - 1) * r - (k - 1) * r // 2)
-        for k, r in zip((kh, kw), atrous_rate, strict=True)
-    ]
-    padded = ops.pad(x, ((0, 0), pad[0], pad[1], (0, 0)))
-    total = 0.0
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i * atrous_rate[0], j * atrous_rate[1]
-            tap = padded[:, top : top + shape[1], left : left + shape[2], :]
-            if multiplier == 1:
-                total = total + tap * kernel[i, j, :, 0]
-            else:
-                total = total + tap[..., None] * kernel[i, j]
-    if multiplier > 1:
-        total = ops.reshape(total, (*shape[:3], channels * multiplier))
-    return total
 
 
 def _in_xla_context():

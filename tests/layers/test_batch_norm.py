@@ -1,0 +1,118 @@
+"""Against Keras' layer, gradients and moving statistics included."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import assert_close, npy, randomize, sample
+from test_lowering import operations
+
+from keras_aspp.layers import BatchNormalization, lowering
+
+# One part in 2^n of the largest number, and its sums.
+TOLERANCE = {"float32": 2e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
+
+
+def both(**arguments):
+    """Keras' layer and ours, with the same weights."""
+    layers = []
+    for kind in (keras.layers.BatchNormalization, BatchNormalization):
+        layer = kind(**arguments)
+        layer.build((None, None, None, 5))
+        layers.append(randomize(layer))
+    return layers
+
+
+def trained(layer, x, jit_compile):
+    """A step: result, gradients, statistics after it, and inference."""
+
+    @tf.function(jit_compile=jit_compile)
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.cast(layer(x, training=True), "float32")
+            order = tf.reshape(tf.range(tf.size(y)), tf.shape(y))
+            loss = tf.reduce_sum(y**2 * tf.sin(tf.cast(order, "float32")))
+        return y, tape.gradient(loss, [x, *layer.trainable_variables])
+
+    y, gradients = step(tf.cast(x, layer.compute_dtype))
+    inference = layer(x, training=False)
+    assert inference.dtype == layer.compute_dtype
+    statistics = [layer.moving_mean, layer.moving_variance]
+    return [
+        npy(tf.cast(a, "float32"))
+        for a in (y, *gradients, *statistics, inference)
+    ]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"scale": False}, {"center": False}, {"trainable": False}],
+    ids=["plain", "no scale", "no center", "frozen"],
+)
+def test_equals_keras(arguments, dtype, jit_compile):
+    x = 2 + 3 * sample((2, 9, 7, 5))
+    theirs, ours = both(**arguments, dtype=dtype, momentum=0.7, epsilon=0.01)
+    for a, e in zip(
+        trained(ours, x, jit_compile),
+        trained(theirs, x, jit_compile),
+        strict=True,
+    ):
+        assert_close(a, e, TOLERANCE[dtype])
+
+
+def test_statistics_of_one_cell():
+    # The op corrects a sample's variance by n / (n - 1).
+    theirs, ours = both()
+    x = sample((1, 1, 1, 5))
+    for layer in (theirs, ours):
+        layer(x, training=True)
+    assert np.all(np.isfinite(npy(ours.moving_variance)))
+    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance)
+
+
+def test_graph_form_is_one_operation():
+    layer = BatchNormalization()
+    layer.build((None, None, None, 5))
+
+    def call(x):
+        return layer(x, training=True)
+
+    x = sample((2, 9, 7, 5))
+    assert "FusedBatchNormV3" in operations(call, x)
+    assert "FusedBatchNormV3" not in operations(call, x, how="xla")
+    assert "FusedBatchNormV3" not in operations(call, x, how="export")
+
+
+@pytest.mark.parametrize(
+    "shape, arguments, options",
+    [
+        ((4, 5), {}, {}),
+        ((2, 5, 9, 7), {"axis": 1}, {}),
+        ((2, 9, 7, 5), {}, {"mask": np.ones((2, 9, 7), bool)}),
+        ((2, 9, 7, 5), {"renorm": True}, {}),
+    ],
+    ids=["vector", "axis", "mask", "renorm"],
+)
+def test_what_the_kernel_cannot_do_is_left_to_keras(shape, arguments, options):
+    x, results = sample(shape), []
+    for kind in (keras.layers.BatchNormalization, BatchNormalization):
+        layer = kind(**arguments)
+        results.append(npy(layer(x, training=True, **options)))
+        results.append(npy(layer.moving_variance))
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[1], results[3])
+
+
+def test_saved_and_loaded(tmp_path):
+    inputs = keras.Input((None, None, 5))
+    model = keras.Model(inputs, BatchNormalization(momentum=0.9)(inputs))
+    randomize(model)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again.layers[-1]) is BatchNormalization
+    x = sample((2, 4, 3, 5))
+    np.testing.assert_array_equal(again(x), model(x))
+    assert lowering.form() == "graph"
