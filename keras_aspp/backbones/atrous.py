@@ -154,7 +154,21 @@ def stage_ends(model, preferred="$^", output=True):
     }
 
 
-def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
+def copy_weights(layer, copy):
+    """Gives a layer's weights to its copy."""
+    # Variable to variable: neither a third copy nor a way by NumPy.
+    for to, value in zip(copy.weights, layer.weights, strict=True):
+        to.assign(value)
+
+
+def rebuild(
+    model,
+    changes,
+    padding_before=None,
+    leave_out=(),
+    trims=(),
+    carry=copy_weights,
+):
     """A copy of a functional model with some layers configured differently.
 
     A layer in a nested model goes by its path, `outer/inner`.
@@ -166,6 +180,7 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
             the layer.
         leave_out: paths of layers that are not called; their input goes on.
         trims: paths of layers whose inputs are cut to the smallest of them.
+        carry: function of a layer and its copy that fills the copy's weights.
 
     Returns:
         A new model with the weights of `model`.
@@ -180,6 +195,7 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
                 _within(layer, padding_before),
                 _within(layer, leave_out),
                 _within(layer, trims),
+                carry,
             )
         kind = OURS.get(type(layer), type(layer))
         try:
@@ -228,11 +244,7 @@ def rebuild(model, changes, padding_before=None, leave_out=(), trims=()):
     kept = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
         if layer.weights and layer.name in kept and not is_functional(layer):
-            # Variable to variable: neither a third copy nor a way by NumPy.
-            for to, value in zip(
-                kept[layer.name].weights, layer.weights, strict=True
-            ):
-                to.assign(value)
+            carry(layer, kept[layer.name])
     return copy
 
 

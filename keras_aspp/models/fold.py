@@ -1,0 +1,149 @@
+"""fold_batch_norm: a copy for inference, without batch norm."""
+
+import collections
+
+import keras
+import numpy as np
+
+from keras_aspp.backbones.atrous import copy_weights, rebuild
+from keras_aspp.backbones.grids import (
+    graph_of,
+    is_functional,
+    layers_by_path,
+)
+from keras_aspp.layers import AtrousConv2D
+
+# What batch norm can be folded into, and the kernel that gives the channels.
+_KERNELS = {
+    keras.layers.SeparableConv2D: "pointwise_kernel",
+    keras.layers.DepthwiseConv2D: "kernel",
+    keras.layers.Conv2D: "kernel",
+}
+
+
+def fold_batch_norm(model):
+    """The same function at inference, batch norm folded into convolutions.
+
+    At inference batch norm multiplies each channel by a constant and adds
+    another: the one goes into the kernel of the convolution before it, the
+    other into the bias. Batch norm behind anything else stays.
+
+    Args:
+        model: functional `keras.Model`, e.g. a segmenter.
+
+    Returns:
+        A functional `keras.Model` with the inputs and outputs of `model` and,
+        of a segmenter, its `preprocess`. It is for inference: nothing in it
+        is left that would hold training together.
+
+    Raises:
+        TypeError: `model` is not a functional Keras model.
+
+    Example:
+    >>> from keras_aspp.models import DeepLabV3
+    >>> folded = fold_batch_norm(DeepLabV3(21, backbone_weights=None))
+    >>> any("gamma" in weight.path for weight in folded.weights)
+    False
+    """
+    if not is_functional(model):
+        raise TypeError(
+            "`model` must be a functional Keras model, built from "
+            f"`keras.Input`. Received: model of type {type(model).__name__}"
+        )
+    pairs = dict(_pairs(model))
+    layers = dict(layers_by_path(model))
+    norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
+    changes = {conv: {"use_bias": True} for conv in pairs.values()}
+    for path, layer in layers.items():
+        if layer.get_config().get("batch_norm"):
+            changes[path] = {"batch_norm": False}
+
+    def carry(layer, copy):
+        if id(layer) in norm_of:
+            _fold(layer, norm_of[id(layer)], copy)
+        elif layer.get_config().get("batch_norm"):
+            for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
+                if block.separable:
+                    _fold(
+                        block.depthwise, block.depthwise_norm, plain.depthwise
+                    )
+                _fold(block.conv, block.norm, plain.conv)
+        else:
+            copy_weights(layer, copy)
+
+    # A subclass of Model would be made again by its own constructor.
+    plain = keras.Model(model.input, model.output, name=model.name)
+    folded = rebuild(plain, changes, leave_out=set(pairs), carry=carry)
+    if hasattr(model, "preprocess"):
+        folded.preprocess = model.preprocess
+    return folded
+
+
+def _pairs(model, prefix=""):
+    """`(batch norm, convolution)` by path: one follows only the other."""
+    graph = graph_of(model)
+    nodes = [n for nodes in graph._nodes_by_depth.values() for n in nodes]
+    calls = collections.Counter(id(node.operation) for node in nodes)
+    uses = collections.Counter(
+        id(tensor)
+        for tensors in (graph.outputs, *(node.input_tensors for node in nodes))
+        for tensor in tensors
+    )
+    for node in nodes:
+        layer = node.operation
+        if is_functional(layer):
+            yield from _pairs(layer, f"{prefix}{layer.name}/")
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        (tensor,) = node.input_tensors
+        before = tensor._keras_history.operation
+        if (
+            isinstance(before, tuple(_KERNELS))
+            and before.activation is keras.activations.linear
+            and uses[id(tensor)] == calls[id(layer)] == calls[id(before)] == 1
+            and layer.axis in (-1, 3)
+        ):
+            yield f"{prefix}{layer.name}", f"{prefix}{before.name}"
+
+
+def _blocks(layer):
+    """Every `AtrousConv2D` in a layer, in the order it was made."""
+    return [
+        block
+        for block in layer._flatten_layers()
+        if isinstance(block, AtrousConv2D)
+    ]
+
+
+def _fold(convolution, norm, copy):
+    """Fills a convolution that does its work and its batch norm's."""
+    scale, shift = _scale_and_shift(norm)
+    if convolution.use_bias:
+        shift = shift + scale * _array(convolution.bias)
+    kernel = next(
+        n for kind, n in _KERNELS.items() if isinstance(convolution, kind)
+    )
+    values = {weight.name: _array(weight) for weight in convolution.weights}
+    name = getattr(convolution, kernel).name
+    # A depthwise kernel ends in (channels, multiplier).
+    by_channel = scale
+    if isinstance(convolution, keras.layers.DepthwiseConv2D):
+        by_channel = scale.reshape(values[name].shape[2:])
+    values[name] = values[name] * by_channel
+    for weight in copy.weights:
+        weight.assign(shift if weight.name == "bias" else values[weight.name])
+
+
+def _scale_and_shift(norm):
+    """Batch norm at inference: `x * scale + shift`, float64 (C,) each."""
+    scale = 1 / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
+    if norm.scale:
+        scale = scale * _array(norm.gamma)
+    shift = -_array(norm.moving_mean) * scale
+    if norm.center:
+        shift = shift + _array(norm.beta)
+    return scale, shift
+
+
+def _array(weight):
+    return keras.ops.convert_to_numpy(weight).astype("float64")

@@ -1,0 +1,115 @@
+"""fold_batch_norm: the same function, and no batch norm left."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, randomize, sample
+
+from keras_aspp import layers, models
+
+
+def assert_same(model, folded, size=(65, 50), tolerance=2e-4):
+    x = sample((2, *size, model.input.shape[-1]))
+    expected = npy(model(x, training=False))
+    actual = npy(folded(x, training=False))
+    error = np.abs(actual - expected).max() / expected.std()
+    assert error < tolerance, error
+
+
+def scales(model):
+    return [w.path for w in model.weights if w.path.endswith("gamma")]
+
+
+# Where batch norm stands elsewhere than behind a convolution, it stays.
+@pytest.mark.parametrize(
+    "kind, backbone, arguments, left",
+    [
+        (models.DeepLabV3Plus, "mobilenet_v2", {"separable": True}, 0),
+        (models.DeepLabV3, "resnet50", {"atrous_rates": (2, 3)}, 0),
+        (models.LRASPP, "mobilenet_v3_small", {}, 0),
+        (models.DenseASPP, "mobilenet_v2", {}, 0),
+        (models.DeepLabV2, "mobilenet", {}, 0),
+        (models.DeepLabV3, "densenet121", {}, 62),
+    ],
+)
+def test_segmenter(kind, backbone, arguments, left):
+    model = randomize(kind(4, backbone, backbone_weights=None, **arguments))
+    folded = models.fold_batch_norm(model)
+    assert len(scales(model)) > 10
+    assert len(scales(folded)) == left
+    assert folded.preprocess == model.preprocess
+    assert folded.name == model.name
+    assert_same(model, folded)
+
+
+def build(end):
+    inputs = keras.Input((None, None, 3))
+    return randomize(keras.Model(inputs, end(inputs)))
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        keras.layers.Conv2D(4, 3, padding="same", name="conv"),
+        keras.layers.Conv2D(4, 3, use_bias=False, strides=2, name="conv"),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="conv"),
+        keras.layers.SeparableConv2D(4, 3, name="conv"),
+    ],
+    ids=["conv", "strided", "depthwise", "separable"],
+)
+@pytest.mark.parametrize("scale", [True, False])
+def test_kernel_and_bias(convolution, scale):
+    convolution = type(convolution).from_config(convolution.get_config())
+    norm = layers.BatchNormalization(scale=scale, center=scale)
+    model = build(lambda x: keras.layers.ReLU()(norm(convolution(x))))
+    folded = models.fold_batch_norm(model)
+    assert [type(layer).__name__ for layer in folded.layers] == [
+        "InputLayer",
+        type(convolution).__name__,
+        "ReLU",
+    ]
+    assert_same(model, folded, (9, 11))
+
+
+def test_what_cannot_be_folded_stays():
+    conv = keras.layers.Conv2D(4, 3, name="conv")
+    norm = keras.layers.BatchNormalization(name="norm")
+
+    def active(x):
+        return norm(keras.layers.Conv2D(4, 3, activation="relu")(x))
+
+    def used_twice(x):
+        x = conv(x)
+        return keras.layers.Concatenate()([norm(x), x])
+
+    def an_output(x):
+        x = conv(x)
+        return {"before": x, "after": norm(x)}
+
+    def shared(x):
+        return norm(conv(x)) + norm(keras.layers.Conv2D(4, 3)(x))
+
+    for end in (active, used_twice, shared):
+        model = build(end)
+        folded = models.fold_batch_norm(model)
+        assert len(scales(folded)) == 1, end.__name__
+        assert_same(model, folded, (9, 11))
+    folded = models.fold_batch_norm(build(an_output))
+    assert len(scales(folded)) == 1
+    assert sorted(folded.output) == ["after", "before"]
+
+
+def test_the_model_is_left_as_it_is():
+    model = randomize(models.DeepLabV3(4, backbone_weights=None))
+    before = [npy(w) for w in model.weights]
+    models.fold_batch_norm(model)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_of_a_subclass():
+    class Net(keras.Model):
+        pass
+
+    with pytest.raises(TypeError, match="functional Keras model.*of type Net"):
+        models.fold_batch_norm(Net())
