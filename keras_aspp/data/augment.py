@@ -1,21 +1,27 @@
 """Augmentation of one picture and its mask, stateless.
 
-Flip, brightness, contrast, saturation and hue are the deterministic halves
-(`transform_images`) of Keras' layers, with parameters drawn here by
-`tf.random.stateless_uniform`: Keras' own draws keep a state, which a resumed
-run would not repeat. Blur is that of keras-cv's layer (`augment_image`).
-Scaling and cropping with a fill of `ignore_label` is one projective transform
-of ours: Keras and keras-cv fill masks with the picture's value, which is a
-class (tests/data/test_augment.py shows which layer does what).
+Scale, flip and crop are one sampling of the picture as it was decoded, and
+all changes of colour one linear map: what a crop does not keep costs nothing.
+Keras' and keras-cv's layers make several passes over floats, fill masks with
+the picture's value, which is a class, and draw from a state, which a resumed
+run would not repeat (tests/data/test_augment.py shows which layer does what).
+Blur is that of keras-cv's layer (`augment_image`).
 """
 
 import dataclasses
 import math
 
 import keras
+import numpy as np
 
 # Outside the picture: mid-grey, which is about zero after preprocessing.
-FILL = 127.5
+FILL = 128
+
+# RGB to luma and the two axes of colour (NTSC).
+_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
+    "float32",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +32,11 @@ class AugmentConfig:
         scale: `(low, high)`, factors > 0 on both sides of the picture.
         flip: bool. Left to right with probability 0.5.
         brightness: float in [0, 1], largest shift as a share of 255.
-        contrast: float in [0, 1), largest relative change.
-        saturation: float in [0, 1), largest relative change.
-        hue: float in [0, 0.5], largest turn of the colour circle.
+        contrast: float in [0, 1), largest relative change, about the mean of
+            the crop.
+        saturation: float in [0, 1), largest relative change, about the luma.
+        hue: float in [0, 0.5], largest turn of the colour circle, at the same
+            luma.
         blur: float in [0, 10], largest standard deviation of a Gaussian
             blur, in pixels of the crop. Off at 0.
     """
@@ -78,12 +86,6 @@ class Augment:
     def __init__(self, config, crop_size, ignore_label):
         self.config, self.ignore_label = config, ignore_label
         self.crop_size = tuple(crop_size)
-        self.flip = keras.layers.RandomFlip("horizontal")
-        color = {"value_range": (0, 255)}
-        self.brightness = keras.layers.RandomBrightness(1.0, **color)
-        self.contrast = keras.layers.RandomContrast(0.5, **color)
-        self.saturation = keras.layers.RandomSaturation(0.5, (0, 1))
-        self.hue = keras.layers.RandomHue(0.5, **color)
         # Reaches three standard deviations to either side.
         self.blur_radius_px = math.ceil(3 * config.blur)
         if config.blur:
@@ -97,15 +99,7 @@ class Augment:
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((8,), seed)
-        image, labels = self._crop(image, labels, draw[:3])
-        if self.config.flip:
-            flips = {"flips": tf.reshape(draw[3] < 0.5, (1, 1, 1))}
-            image = self.flip.transform_images(image, flips)
-            # Keras returns masks as float32; class ids below 2^24 survive.
-            mask = self.flip.transform_segmentation_masks(
-                labels[..., None], flips
-            )
-            labels = tf.cast(mask[..., 0], "int32")
+        image, labels = self._crop(image, labels, draw[:4])
         if self.config.blur:
             # A stream of its own: switched on, it changes no other draw.
             own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
@@ -130,35 +124,45 @@ class Augment:
         return image[radius:-radius, radius:-radius]
 
     def _crop(self, image, labels, draw):
+        """`draw`: four numbers in [0, 1): scale, row, column, flip."""
         import tensorflow as tf
 
         low, high = self.config.scale
         scale = low + (high - low) * draw[0]
-        size = tf.cast(tf.shape(labels), "float32") * scale
-        room = size - tf.constant(self.crop_size, "float32")
+        size = tf.cast(tf.shape(labels), "float32")
+        crop = tf.constant(self.crop_size, "float32")
+        room = size * scale - crop
         # A picture smaller than the crop is centred in it.
         offset = tf.where(room > 0, draw[1:3] * room, room / 2)
-        # Half-pixel centres: output pixel i shows (i + 0.5 + o) / s - 0.5.
-        shift = (offset + 0.5) / scale - 0.5
-        zero = tf.zeros(())
-        transform = tf.stack(
-            [1 / scale, zero, shift[1], zero, 1 / scale, shift[0], zero, zero]
-        )[None]
-        parts = []
-        for x, how, fill in (
-            (image, "BILINEAR", FILL),
-            (labels[..., None], "NEAREST", float(self.ignore_label)),
-        ):
-            part = tf.raw_ops.ImageProjectiveTransformV3(
-                images=tf.cast(x, "float32")[None],
-                transforms=transform,
-                output_shape=self.crop_size,
-                fill_value=fill,
-                interpolation=how,
-                fill_mode="CONSTANT",
+        # Half-pixel centres: output pixel i shows (i + 0.5 + o) / s - 0.5; a
+        # rim of one pixel lets the fill begin where the picture ends.
+        first, last = (
+            ((i + 0.5 + offset) / scale + 0.5) / (size + 1)
+            for i in (0.0, crop - 1)
+        )
+        flip = tf.cast(self.config.flip and draw[3] < 0.5, "float32")
+        turn = flip * tf.constant([0.0, 1.0])
+        box = tf.concat(
+            [first + turn * (last - first), last + turn * (first - last)], 0
+        )
+        image, mask = (
+            tf.image.crop_and_resize(
+                tf.pad(x, [[1, 1], [1, 1], [0, 0]], constant_values=fill)[None],
+                box[None],
+                [0],
+                self.crop_size,
+                method=how,
+                extrapolation_value=fill,
             )[0]
-            parts.append(part)
-        image, mask = parts
+            for x, how, fill in (
+                (image, "bilinear", FILL),
+                (
+                    tf.cast(labels, "uint8")[..., None],
+                    "nearest",
+                    self.ignore_label,
+                ),
+            )
+        )
         return image, tf.cast(mask[..., 0], "int32")
 
     def _recolor(self, image, draw):
@@ -166,25 +170,18 @@ class Augment:
         import tensorflow as tf
 
         config = self.config
-        if config.brightness:
-            delta = draw[0] * config.brightness * 255
-            image = self.brightness.transform_images(
-                image, {"rgb_delta": delta}
-            )
-        if config.contrast:
-            factor = 1 + draw[1] * config.contrast
-            image = self.contrast.transform_images(
-                image, {"contrast_factor": factor}
-            )
-        if config.saturation:
-            factor = 1 + draw[2] * config.saturation
-            # This layer wants a batch, and leaves 0..1 in HSV to the caller.
-            image = self.saturation.transform_images(
-                image[None] / 255, {"factor": factor[None]}
-            )[0]
-            image = image * 255
-        if config.hue:
-            image = self.hue.transform_images(
-                image[None], {"factor": draw[3:] * config.hue}
-            )[0]
+        shift = draw[0] * config.brightness * 255
+        stretch = 1 + draw[1] * config.contrast
+        vivid = 1 + draw[2] * config.saturation
+        angle = draw[3] * config.hue * 2 * math.pi
+        along, across = vivid * tf.cos(angle), vivid * tf.sin(angle)
+        turn = tf.stack(
+            [1.0, 0.0, 0.0, 0.0, along, -across, 0.0, across, along]
+        )
+        colors = np.linalg.inv(_YIQ) @ tf.reshape(turn, (3, 3)) @ _YIQ
+        # Contrast is about the mean, which brightness has moved before.
+        mean = tf.reduce_mean(image, axis=(0, 1))
+        moved = mean * (1 - stretch) + shift
+        image = tf.tensordot(image, stretch * tf.transpose(colors), 1)
+        image += tf.linalg.matvec(colors, moved)
         return tf.clip_by_value(image, 0.0, 255.0)

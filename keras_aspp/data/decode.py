@@ -70,7 +70,10 @@ def read_image(source, name=None, exif=False):
         try:
             if exif:
                 image = ImageOps.exif_transpose(image)
-            return np.array(image.convert("RGB"))
+            # Converting what is RGB already would copy it once more.
+            return np.array(
+                image if image.mode == "RGB" else image.convert("RGB")
+            )
         except Exception as error:
             raise ValueError(
                 "Unreadable or truncated picture. "
@@ -117,10 +120,9 @@ def to_labels(stored, spec, size, path):
             f"{size[0]}x{size[1]}{hint}. File: {path}"
         )
     table = label_table(spec)
-    labels = table[stored]
-    if (labels < 0).any():
+    if (table < 0)[stored].any():
         raise ValueError(_range_message(stored, table, spec, path))
-    return labels.astype("uint8")
+    return table.astype("uint8")[stored]
 
 
 def label_table(spec):
