@@ -1,0 +1,301 @@
+"""Ours beside what else there is: the same work, in one run, alternating.
+
+    python -m training.benchmark                        # everything
+    python -m training.benchmark train_step aspp_33     # some of it
+    python -m training.benchmark --list
+
+Each side is a process of its own, so that its peak memory is its own. After a
+first step apart (compiling) and one of warm-up, the sides take turns, one step
+at a time, so that what else the machine does meets them all. Peers come with
+`pip install -e '.[peers]'`; KERAS_ASPP_SHARED says where CamVid lies.
+Results are written to benchmarks/results/, one file for each comparison.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from keras_aspp.cli.main import guarded
+from training.workloads import COMPARISONS
+
+PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
+RESULTS = Path("benchmarks/results")
+
+
+def run(arguments):
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("comparisons", nargs="*", metavar="COMPARISON")
+    parser.add_argument("--list", action="store_true", help="what there is")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    unknown = [name for name in flags.comparisons if name not in COMPARISONS]
+    if unknown:
+        raise ValueError(
+            f"COMPARISON must be of {', '.join(COMPARISONS)}. "
+            f"Received: {' '.join(unknown)}"
+        )
+    if flags.rounds < 1:
+        raise ValueError(f"`--rounds` must be > 0. Received: {flags.rounds}")
+    if flags.side is not None:
+        return serve(COMPARISONS[flags.comparisons[0]].sides[flags.side])
+    if flags.list:
+        for name, comparison in COMPARISONS.items():
+            print(f"{name:22} {comparison.what}: {', '.join(comparison.sides)}")
+        return 0
+    flags.output.mkdir(parents=True, exist_ok=True)
+    for name in flags.comparisons or COMPARISONS:
+        result = compare(name, flags.rounds)
+        report(result)
+        write(flags.output / f"{name}_{slug(result['device'])}.json", result)
+    return 0
+
+
+def compare(name, rounds):
+    """Lets the sides of a comparison take turns.
+
+    Args:
+        name: key of `COMPARISONS`.
+        rounds: int > 0, timed steps of each side.
+
+    Returns:
+        dict, the contents of a result file.
+
+    Raises:
+        ValueError: a side failed; the message is its own.
+    """
+    comparison = COMPARISONS[name]
+    sides = {}
+    try:
+        for side in comparison.sides:
+            sides[side] = Side(name, side)
+        for side in sides.values():
+            side.ask("step")
+        seconds = {side: [] for side in sides}
+        for _ in range(rounds):
+            for side, process in sides.items():
+                seconds[side].append(process.ask("step")["seconds"])
+        peaks = {side: process.ask("peak") for side, process in sides.items()}
+    finally:
+        for process in sides.values():
+            process.close()
+    found = {}
+    for side, process in sides.items():
+        median = statistics.median(seconds[side])
+        found[side] = {
+            "seconds": seconds[side],
+            "median_seconds": median,
+            **process.facts,
+            **peaks[side],
+        }
+        if process.facts["madds"]:
+            rate = 2e-9 * process.facts["madds"] / median
+            found[side]["gflop_per_second"] = rate
+        if process.facts["pictures"]:
+            rate = process.facts["pictures"] / median
+            found[side]["pictures_per_second"] = rate
+    return {
+        "comparison": name,
+        "what": comparison.what,
+        "sides": found,
+        "targets": [measured(t, found) for t in comparison.targets],
+        **circumstances(),
+    }
+
+
+def measured(target, found):
+    """A target beside what was measured."""
+    key = {"seconds": "median_seconds"}.get(target.of, target.of)
+    share = found[target.side][key] / found[target.other][key]
+    return {
+        "side": target.side,
+        "other": target.other,
+        "of": target.of,
+        "at_most": target.share,
+        "measured": share,
+        "met": share <= target.share,
+    }
+
+
+def circumstances():
+    """Where and when it was measured, and with what."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+    }
+
+
+def device():
+    """Name of the GPU, or of the processor and what it multiplies with."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.check_output(query, text=True).splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        pass
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    name, flags = facts.get("model name", "CPU"), facts.get("flags", "").split()
+    for flag in ("avx512_bf16", "avx512f", "avx2"):
+        if flag in flags:
+            return f"{name} {flag}"
+    return name
+
+
+def commit():
+    """Short hash of the commit, with a + where files have changed."""
+    try:
+        head, status = (
+            subprocess.check_output(["git", *words], text=True).strip()
+            for words in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--", "keras_aspp", "training"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + "+" * bool(status)
+
+
+class Side:
+    """A side of a comparison, in a process of its own.
+
+    Attributes:
+        facts: dict: what its first, compiling step took, and what it counts.
+    """
+
+    def __init__(self, comparison, side):
+        self.name = f"{comparison}: {side}"
+        self.said = tempfile.TemporaryFile("w+")
+        command = [sys.executable, "-m", "training.benchmark", comparison]
+        self.process = subprocess.Popen(
+            [*command, "--side", side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        )
+        self.facts = self._answer()
+
+    def ask(self, word):
+        """One request; the answer is a dict."""
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self):
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.said.seek(0)
+            said = self.said.read().strip().splitlines()
+            raise ValueError(f"{self.name} failed: {(said or ['?'])[-1]}")
+        return json.loads(line)
+
+
+def serve(make):
+    """What a side's process does: one step for each line that it is sent."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed
+
+    def answer(content):
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    begun = time.perf_counter()
+    work = make()
+    built = time.perf_counter()
+    work.step()
+    first = time.perf_counter() - built
+    answer(
+        {
+            "build_seconds": built - begun,
+            "first_step_seconds": first,
+            "pictures": work.pictures,
+            "madds": work.madds,
+        }
+    )
+    for word in map(str.strip, sys.stdin):
+        if word == "peak":
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            answer({"peak_bytes": usage.ru_maxrss * 1024})
+            continue
+        begun = time.perf_counter()
+        work.step()
+        answer({"seconds": time.perf_counter() - begun})
+    return 0
+
+
+def report(result):
+    """Prints a result."""
+    print(f"\n{result['comparison']}: {result['what']}")
+    for name, side in result["sides"].items():
+        seconds = sorted(side["seconds"])
+        line = f"  {name:24} {side['median_seconds']:8.3f} s"
+        line += f"  ({seconds[0]:.3f} to {seconds[-1]:.3f})"
+        line += f"  first {side['first_step_seconds']:.1f} s"
+        line += f"  {side['peak_bytes'] / 2**30:.2f} GiB"
+        if "gflop_per_second" in side:
+            line += f"  {side['gflop_per_second']:.0f} GFLOP/s"
+        if "pictures_per_second" in side:
+            line += f"  {side['pictures_per_second']:.1f} pictures/s"
+        print(line)
+    for target in result["targets"]:
+        verdict = "met" if target["met"] else "missed"
+        print(
+            f"  {target['side']} / {target['other']}, {target['of']}: "
+            f"{target['measured']:.2f}, target {target['at_most']:.2f}: "
+            f"{verdict}"
+        )
+    sys.stdout.flush()
+
+
+def write(path, content):
+    """JSON under a temporary name, renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def slug(text):
+    """Text as a file name."""
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    return "_".join(words)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(run, sys.argv[1:]))

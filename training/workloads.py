@@ -1,0 +1,498 @@
+"""What `training.benchmark` compares: pieces of work, each by several sides.
+
+A side is a function that builds what it needs and returns a `Work`; it runs
+in a process of its own.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHARED = os.path.expandvars(os.environ.get("KERAS_ASPP_SHARED", "../shared"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to time.
+
+    Attributes:
+        step: callable without arguments that returns when all is computed.
+        pictures: int, how many a step handles.
+        madds: int, multiply-adds of its convolutions and matrix products, 0
+            where they are not counted.
+    """
+
+    step: object
+    pictures: int = 0
+    madds: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """`side` is to take at most `share` of what `other` takes.
+
+    `of` is `"seconds"` or `"peak_bytes"`.
+    """
+
+    side: str
+    other: str
+    share: float
+    of: str = "seconds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One row of the table: sides that do the same work.
+
+    Attributes:
+        what: for people.
+        sides: dict: name -> function that returns `Work`.
+        targets: tuple of `Target`.
+    """
+
+    what: str
+    sides: dict
+    targets: tuple = ()
+
+
+def train_step(make, size_px=512, batch=2, classes=21, jit_compile=False):
+    """One step of `model.fit`: forward, loss, gradients, SGD."""
+    import keras
+
+    model = make()
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.001, momentum=0.9),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=255
+        ),
+        jit_compile=jit_compile,
+    )
+    pictures, labels = examples(batch, size_px, classes)
+    return Work(
+        lambda: model.train_on_batch(pictures, labels),
+        batch,
+        3 * batch * madds(model, size_px),
+    )
+
+
+def inference(make, size_px=512, batch=2, jit_compile=False):
+    """Pictures to labels."""
+    import keras
+    import tensorflow as tf
+
+    model = make()
+    pictures = tf.constant(examples(batch, size_px)[0])
+
+    @tf.function(jit_compile=jit_compile)
+    def labels(pictures):
+        scores = model(pictures, training=False)
+        return tf.argmax(scores, -1, output_type=tf.int32)
+
+    count = batch * madds(model, size_px)
+    return Work(
+        lambda: keras.ops.convert_to_numpy(labels(pictures)), batch, count
+    )
+
+
+def torch_train_step(size_px, batch=2, classes=21):
+    """The step of `train_step` in PyTorch, on the CPU."""
+    import torch
+
+    from training.peers import torch_segmenter
+
+    torch.set_num_threads(os.cpu_count())
+    model = torch_segmenter().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
+    loss = torch.nn.CrossEntropyLoss(ignore_index=255)
+    pictures, labels = map(torch.from_numpy, examples(batch, size_px, classes))
+    pictures = pictures.permute(0, 3, 1, 2)
+    labels = labels.long()
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(pictures), labels).backward()
+        optimizer.step()
+
+    return Work(step, batch)
+
+
+def layer_gradient(make, cells, channels=2048, batch=2, jit_compile=False):
+    """A layer in training: forward, and the gradients of input and weights."""
+    import numpy as np
+    import tensorflow as tf
+
+    layer = make()
+    x = np.random.default_rng(0).normal(size=(batch, cells, cells, channels))
+    x = tf.constant(x.astype("float32"))
+    layer(x)
+
+    @tf.function(jit_compile=jit_compile)
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(layer(x, training=True) ** 2)
+        return tape.gradient(value, [x, *layer.trainable_variables])
+
+    def step():
+        # The last to be computed; a graph without XLA ends in any order.
+        for tensor in gradient():
+            tensor.numpy()
+
+    return Work(step)
+
+
+def import_of(package):
+    """A fresh interpreter that imports a package."""
+    command = [sys.executable, "-c", f"import {package}"]
+    return Work(lambda: subprocess.run(command, check=True))
+
+
+def matrix_products(dtype):
+    """The ceiling: a large product of two square matrices."""
+    import tensorflow as tf
+
+    side = 4096
+    a = tf.cast(tf.random.normal((side, side)), dtype)
+
+    @tf.function
+    def product():
+        return tf.matmul(a, a)
+
+    return Work(lambda: product().numpy(), 0, side**3)
+
+
+def training_pipeline(cached, pictures=200):
+    """Our augmented crops of CamVid's JPEG pictures."""
+    from keras_aspp.data import pipeline
+    from keras_aspp.data.augment import AugmentConfig
+    from keras_aspp.preprocess import Preprocess
+
+    if not cached:
+        pipeline.CACHE_BYTES = 0
+    batches = pipeline.training_dataset(
+        camvid(),
+        "train",
+        AugmentConfig(),
+        (321, 321),
+        8,
+        Preprocess(),
+    )
+    return _drain(batches, pictures)
+
+
+def keras_cv_pipeline(pictures=200):
+    """The same recipe with keras-cv's layers."""
+    from training.peers import keras_cv_crops
+
+    root = Path(SHARED) / "data" / "camvid"
+    files = [
+        [str(path) for path in sorted((root / kind / "train").iterdir())]
+        for kind in ("images", "masks")
+    ]
+    return _drain(keras_cv_crops(files, 321).batch(8).prefetch(2), pictures)
+
+
+def _drain(batches, pictures):
+    batches = iter(batches.as_numpy_iterator())
+
+    def step():
+        for _ in itertools.islice(batches, pictures // 8):
+            pass
+
+    return Work(step, pictures)
+
+
+def folder_evaluation(whole):
+    """CamVid's validation pictures through a small model.
+
+    Args:
+        whole: bool. `evaluate` to `metrics.json`; or else its parts alone:
+            decode everything, then run the model on everything.
+    """
+    from keras_aspp.engine.evaluate import evaluate
+    from keras_aspp.engine.run import write_json
+    from keras_aspp.inference import Predictor
+
+    source = camvid()
+    folder = Path(tempfile.mkdtemp())
+    model = segmenter("mobilenet_v2", 16, classes=source.spec.num_classes)
+    model.save(folder / "model.keras")
+    predictor = Predictor(folder / "model.keras")
+
+    def command():
+        found = evaluate(predictor, source, "val", 8)
+        write_json(folder / "metrics.json", found)
+
+    def parts():
+        import numpy as np
+
+        records = source.records("val").as_numpy_iterator()
+        pictures = np.stack([source.decode(*record)[0] for record in records])
+        for i in range(0, len(pictures), 8):
+            predictor.predict_batch(pictures[i : i + 8])
+
+    return Work(command if whole else parts, source.size("val"))
+
+
+def segmenter(backbone="resnet50", output_stride=32, classes=21, **arguments):
+    """Our DeepLabV3+, fresh weights."""
+    from keras_aspp.models import DeepLabV3Plus
+
+    return DeepLabV3Plus(
+        classes,
+        backbone,
+        output_stride,
+        backbone_weights=None,
+        **arguments,
+    )
+
+
+def as_keras_hub(dtype="float32", fold=False):
+    """keras-hub's DeepLabV3+, weight for weight, of our layers.
+
+    Its decoder is one 1x1 convolution, where the paper has two of 3x3.
+    Linear steps change places where that costs less: ASPP's part of that
+    convolution comes before the first resize, the classifier before the last.
+    """
+    import keras
+
+    from keras_aspp import layers, models
+    from keras_aspp.backbones import create_backbone
+
+    backbone = create_backbone("resnet50", 32, None, dtype=dtype)
+    image = keras.Input((None, None, 3))
+    features = backbone(image)
+    x = layers.ASPP(256, (6, 12, 18), dtype=dtype)(features["stride_32"])
+    low_level = features["stride_4"]
+    half = {"use_bias": False, "dtype": dtype}
+    x = layers.Conv2D(256, 1, **half)(x)
+    x = layers.BilinearResize(scale=8, dtype=dtype)(x, reference=low_level)
+    low_level = layers.AtrousConv2D(48, 1, dtype=dtype)(low_level)
+    low_level = layers.Conv2D(256, 1, **half)(low_level)
+    x = keras.layers.Add(dtype=dtype)([x, low_level])
+    x = layers.BatchNormalization(dtype=dtype)(x)
+    x = keras.layers.ReLU(dtype=dtype)(x)
+    x = layers.Conv2D(21, 1, use_bias=False, dtype="float32")(x)
+    scores = layers.BilinearResize(scale=4, dtype="float32")(x, reference=image)
+    model = keras.Model(image, scores)
+    return models.fold_batch_norm(model) if fold else model
+
+
+def aspp():
+    """Our ASPP, 256 filters."""
+    from keras_aspp.layers import ASPP
+
+    return ASPP(256, (6, 12, 18))
+
+
+def camvid():
+    """The folder data set of ../shared."""
+    from keras_aspp.config import DataConfig
+    from keras_aspp.data.sources import open_source
+
+    return open_source(DataConfig(root=str(Path(SHARED) / "data" / "camvid")))
+
+
+def examples(batch, size_px, classes=21):
+    """float32 pictures and int32 labels, drawn once."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    pictures = draw.normal(size=(batch, size_px, size_px, 3))
+    labels = draw.integers(0, classes, (batch, size_px, size_px))
+    return pictures.astype("float32"), labels.astype("int32")
+
+
+def madds(model, size_px):
+    """Multiply-adds of one picture, of anybody's functional model."""
+    from keras_aspp.analysis import cost
+
+    return cost(model, (size_px, size_px)).madds
+
+
+def _peer(name, **arguments):
+    def make():
+        from training import peers
+
+        return getattr(peers, name)(**arguments)
+
+    return make
+
+
+def _whole_models():
+    """The network of keras-hub, in every form."""
+    part = functools.partial
+    ours, theirs = as_keras_hub, _peer("keras_hub_segmenter")
+    bf16 = "mixed_bfloat16"
+    theirs_bf16 = _peer("keras_hub_segmenter", dtype=bf16)
+    network = "DeepLabV3+ ResNet-50 of keras-hub's shape, stride 32, 512x512"
+    yield (
+        "train_step",
+        Comparison(
+            f"train step, {network}, batch 2, float32",
+            {
+                "ours": part(train_step, ours),
+                "keras-hub": part(train_step, theirs),
+            },
+            (
+                Target("ours", "keras-hub", 0.5),
+                Target("ours", "keras-hub", 0.65, "peak_bytes"),
+            ),
+        ),
+    )
+    yield (
+        "train_step_bfloat16",
+        Comparison(
+            f"train step, {network}, batch 2, mixed_bfloat16",
+            {
+                "ours": part(train_step, part(ours, bf16)),
+                "keras-hub": part(train_step, theirs_bf16),
+                "keras-hub in float32": part(train_step, theirs),
+            },
+            (
+                Target("ours", "keras-hub", 0.5),
+                Target("ours", "keras-hub in float32", 0.4),
+            ),
+        ),
+    )
+    yield (
+        "train_step_xla",
+        Comparison(
+            f"train step under XLA, {network}, batch 2, float32",
+            {
+                "ours": part(train_step, ours, jit_compile=True),
+                "keras-hub": part(train_step, theirs, jit_compile=True),
+            },
+            (
+                Target("ours", "keras-hub", 0.5),
+                Target("ours", "keras-hub", 0.5, "peak_bytes"),
+            ),
+        ),
+    )
+    yield (
+        "inference",
+        Comparison(
+            f"pictures to labels, {network}, batch 2",
+            {
+                "ours": part(inference, part(ours, fold=True)),
+                "ours in bfloat16": part(
+                    inference, part(ours, bf16, fold=True)
+                ),
+                "keras-hub": part(inference, theirs),
+                "keras-hub in bfloat16": part(inference, theirs_bf16),
+            },
+            (
+                Target("ours", "keras-hub", 1 / 2.2),
+                Target("ours in bfloat16", "keras-hub", 1 / 4),
+            ),
+        ),
+    )
+
+
+def _comparisons():
+    part = functools.partial
+    yield (
+        "ceiling",
+        Comparison(
+            "product of two matrices, 4096x4096",
+            {
+                "float32": part(matrix_products, "float32"),
+                "bfloat16": part(matrix_products, "bfloat16"),
+            },
+        ),
+    )
+    yield from _whole_models()
+    small = part(segmenter, "mobilenet_v2", 16, separable=True)
+    yield (
+        "xla_mobilenet",
+        Comparison(
+            "train step, our DeepLabV3+ MobileNetV2, stride 16, 256x256",
+            {
+                "XLA": part(train_step, small, 256, jit_compile=True),
+                "graph": part(train_step, small, 256),
+            },
+            (Target("XLA", "graph", 2.0),),
+        ),
+    )
+    for cells, xla in itertools.product((33, 65), (False, True)):
+        sides = {
+            "ours": aspp,
+            "keras-hub": _peer("keras_hub_aspp"),
+            "keras-cv": _peer("keras_cv_aspp"),
+        }
+        share = 1 / 1.5 if xla else 1.0
+        yield (
+            f"aspp_{cells}{'_xla' if xla else ''}",
+            Comparison(
+                f"ASPP, rates 6 12 18, {cells}x{cells}x2048, batch 2, forward and "
+                f"gradient{' under XLA' if xla else ''}",
+                {
+                    name: part(layer_gradient, make, cells, jit_compile=xla)
+                    for name, make in sides.items()
+                },
+                (
+                    Target("ours", "keras-hub", share),
+                    Target("ours", "keras-cv", share),
+                ),
+            ),
+        )
+    yield (
+        "pytorch",
+        Comparison(
+            "train step, DeepLabV3 ResNet-50, stride 16, 321x321, batch 2",
+            {
+                "ours": part(train_step, deeplab_v3, 321),
+                "PyTorch": part(torch_train_step, 321),
+            },
+            (Target("ours", "PyTorch", 1.0),),
+        ),
+    )
+    yield (
+        "input_pipeline",
+        Comparison(
+            "CamVid's JPEG 480x360 to augmented 321x321 crops, 200 pictures",
+            {
+                "ours": part(training_pipeline, False),
+                "ours, pictures cached": part(training_pipeline, True),
+                "keras-cv": keras_cv_pipeline,
+            },
+            (Target("ours", "keras-cv", 1 / 3),),
+        ),
+    )
+    yield (
+        "evaluate",
+        Comparison(
+            "101 pictures of CamVid to metrics.json",
+            {
+                "evaluate": part(folder_evaluation, True),
+                "decoding + model": part(folder_evaluation, False),
+            },
+            (Target("evaluate", "decoding + model", 1.15),),
+        ),
+    )
+    yield (
+        "import",
+        Comparison(
+            "import in a fresh interpreter",
+            {
+                "keras_aspp": part(import_of, "keras_aspp"),
+                "keras": part(import_of, "keras"),
+            },
+            (Target("keras_aspp", "keras", 1.1),),
+        ),
+    )
+
+
+def deeplab_v3():
+    """Our DeepLabV3 on ResNet-50 at output stride 16."""
+    from keras_aspp.models import DeepLabV3
+
+    return DeepLabV3(21, "resnet50", 16, backbone_weights=None)
+
+
+COMPARISONS = dict(_comparisons())
