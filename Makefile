@@ -1,4 +1,5 @@
 # make train   trains on the embedded data set, evaluates, exports, predicts
+# make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (under five minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := runs/multiscale_shapes
 OUT := saved_models/multiscale_shapes
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow benchmark lint clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -23,6 +24,13 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,peers]'
+	touch $@
+
+benchmark: $(VENV)/peers
+	$(BIN)/python -m training.benchmark
 
 lint:
 	ruff check . && ruff format --check .

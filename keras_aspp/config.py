@@ -202,6 +202,8 @@ class TrainConfig:
             weights, relative; needs `optimizer: sgd`.
         jit_compile: XLA: `auto` (on a GPU only), `true` or `false`.
         precision: Keras dtype policy.
+        rematerialize: compute the backbone's activations twice instead of
+            keeping them: less memory, more time.
         seed: of weights, batches and augmentation.
         early_stopping_epochs: epochs without a better validation mean IoU
             after which the run ends, or `none`.
@@ -222,6 +224,7 @@ class TrainConfig:
     backbone_learning_rate_factor: float = 1.0
     jit_compile: Literal["auto"] | bool = "auto"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    rematerialize: bool = False
     seed: int = 0
     early_stopping_epochs: int | None = None
     validate_every_epochs: int = 1

@@ -3,6 +3,8 @@
     python -m training.benchmark                        # everything
     python -m training.benchmark train_step aspp_33     # some of it
     python -m training.benchmark --list
+    python -m training.benchmark --smoke                # without peers
+    KERAS_BACKEND=jax python -m training.benchmark      # on a GPU
 
 Each side is a process of its own, so that its peak memory is its own. After a
 first step apart (compiling) and one of warm-up, the sides take turns, one step
@@ -40,6 +42,11 @@ def run(arguments):
     parser.add_argument("comparisons", nargs="*", metavar="COMPARISON")
     parser.add_argument("--list", action="store_true", help="what there is")
     parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the short ones, nothing written; status 1 if a target is missed",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
@@ -57,11 +64,37 @@ def run(arguments):
         for name, comparison in COMPARISONS.items():
             print(f"{name:22} {comparison.what}: {', '.join(comparison.sides)}")
         return 0
+    if flags.smoke:
+        return smoke(flags.rounds)
     flags.output.mkdir(parents=True, exist_ok=True)
-    for name in flags.comparisons or COMPARISONS:
+    everything = [
+        name
+        for name, comparison in COMPARISONS.items()
+        if comparison.gpu == bool(gpu())
+    ]
+    for name in flags.comparisons or everything:
         result = compare(name, flags.rounds)
         report(result)
         write(flags.output / f"{name}_{slug(result['device'])}.json", result)
+    return 0
+
+
+def smoke(rounds):
+    """Runs what takes seconds.
+
+    Raises:
+        ValueError: ours is not faster.
+    """
+    missed = []
+    for name, comparison in COMPARISONS.items():
+        if comparison.smoke:
+            result = compare(name, rounds)
+            report(result)
+            missed += [name for t in result["targets"] if not t["met"]]
+    if missed:
+        raise ValueError(
+            f"Ours must be at most as slow. Received: {', '.join(missed)}"
+        )
     return 0
 
 
@@ -82,7 +115,7 @@ def compare(name, rounds):
     sides = {}
     try:
         for side in comparison.sides:
-            sides[side] = Side(name, side)
+            sides[side] = _Side(name, side)
         for side in sides.values():
             side.ask("step")
         seconds = {side: [] for side in sides}
@@ -150,13 +183,19 @@ def circumstances():
     }
 
 
-def device():
-    """Name of the GPU, or of the processor and what it multiplies with."""
+def gpu():
+    """Name of the first GPU, or `None`."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.check_output(query, text=True).splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
-        pass
+        return None
+
+
+def device():
+    """Name of the GPU, or of the processor and what it multiplies with."""
+    if gpu():
+        return gpu()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -185,8 +224,12 @@ def commit():
     return head + "+" * bool(status)
 
 
-class Side:
+class _Side:
     """A side of a comparison, in a process of its own.
+
+    Args:
+        comparison: key of `COMPARISONS`.
+        side: key of its sides.
 
     Attributes:
         facts: dict: what its first, compiling step took, and what it counts.

@@ -6,6 +6,7 @@ in a process of its own.
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import os
 import subprocess
@@ -53,11 +54,16 @@ class Comparison:
         what: for people.
         sides: dict: name -> function that returns `Work`.
         targets: tuple of `Target`.
+        smoke: bool. Takes seconds and needs no peer: `.ci/run` runs it, so
+            that a form that stops working is noticed.
+        gpu: bool. Is for a GPU.
     """
 
     what: str
     sides: dict
     targets: tuple = ()
+    smoke: bool = False
+    gpu: bool = False
 
 
 def train_step(make, size_px=512, batch=2, classes=21, jit_compile=False):
@@ -99,24 +105,31 @@ def inference(make, size_px=512, batch=2, jit_compile=False):
     )
 
 
-def torch_train_step(size_px, batch=2, classes=21):
-    """The step of `train_step` in PyTorch, on the CPU."""
+def torch_train_step(size_px, batch=2, classes=21, device="cpu"):
+    """The step of `train_step` in PyTorch; on a GPU compiled, in bfloat16."""
     import torch
 
     from training.peers import torch_segmenter
 
     torch.set_num_threads(os.cpu_count())
-    model = torch_segmenter().to(memory_format=torch.channels_last)
+    layout = torch.channels_last
+    model = torch_segmenter().to(device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
     loss = torch.nn.CrossEntropyLoss(ignore_index=255)
-    pictures, labels = map(torch.from_numpy, examples(batch, size_px, classes))
-    pictures = pictures.permute(0, 3, 1, 2)
-    labels = labels.long()
+    pictures, labels = (
+        torch.from_numpy(a).to(device)
+        for a in examples(batch, size_px, classes)
+    )
+    pictures, labels = pictures.permute(0, 3, 1, 2), labels.long()
+    forward = model if device == "cpu" else torch.compile(model)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss(model(pictures), labels).backward()
+        with torch.autocast(device, torch.bfloat16, device != "cpu"):
+            value = loss(forward(pictures), labels)
+        value.backward()
         optimizer.step()
+        value.item()
 
     return Work(step, batch)
 
@@ -154,16 +167,14 @@ def import_of(package):
 
 def matrix_products(dtype):
     """The ceiling: a large product of two square matrices."""
-    import tensorflow as tf
+    import keras
+    from keras import ops
 
-    side = 4096
-    a = tf.cast(tf.random.normal((side, side)), dtype)
-
-    @tf.function
-    def product():
-        return tf.matmul(a, a)
-
-    return Work(lambda: product().numpy(), 0, side**3)
+    side = 4096 if keras.backend.backend() == "tensorflow" else 16384
+    a = ops.cast(keras.random.normal((side, side)), dtype)
+    return Work(
+        lambda: ops.convert_to_numpy(ops.matmul(a, a)[0, 0]), 0, side**3
+    )
 
 
 def training_pipeline(cached, pictures=200):
@@ -252,7 +263,14 @@ def segmenter(backbone="resnet50", output_stride=32, classes=21, **arguments):
     )
 
 
-def as_keras_hub(dtype="float32", fold=False):
+def deeplab_v3(dtype="float32"):
+    """Our DeepLabV3 on ResNet-50 at output stride 16."""
+    from keras_aspp.models import DeepLabV3
+
+    return DeepLabV3(21, "resnet50", 16, backbone_weights=None, dtype=dtype)
+
+
+def as_keras_hub(dtype="float32", fold=False, rematerialize=False):
     """keras-hub's DeepLabV3+, weight for weight, of our layers.
 
     Its decoder is one 1x1 convolution, where the paper has two of 3x3.
@@ -261,10 +279,11 @@ def as_keras_hub(dtype="float32", fold=False):
     """
     import keras
 
-    from keras_aspp import layers, models
-    from keras_aspp.backbones import create_backbone
+    from keras_aspp import backbones, layers, models
 
-    backbone = create_backbone("resnet50", 32, None, dtype=dtype)
+    backbone = backbones.create_backbone("resnet50", 32, None, dtype=dtype)
+    if rematerialize:
+        backbone = backbones.rematerialize(backbone)
     image = keras.Input((None, None, 3))
     features = backbone(image)
     x = layers.ASPP(256, (6, 12, 18), dtype=dtype)(features["stride_32"])
@@ -337,11 +356,15 @@ def _whole_models():
             f"train step, {network}, batch 2, float32",
             {
                 "ours": part(train_step, ours),
+                "ours, rematerialized": part(
+                    train_step, part(ours, rematerialize=True)
+                ),
                 "keras-hub": part(train_step, theirs),
             },
             (
                 Target("ours", "keras-hub", 0.5),
                 Target("ours", "keras-hub", 0.65, "peak_bytes"),
+                Target("ours, rematerialized", "keras-hub", 0.5, "peak_bytes"),
             ),
         ),
     )
@@ -429,8 +452,8 @@ def _comparisons():
         yield (
             f"aspp_{cells}{'_xla' if xla else ''}",
             Comparison(
-                f"ASPP, rates 6 12 18, {cells}x{cells}x2048, batch 2, forward and "
-                f"gradient{' under XLA' if xla else ''}",
+                f"ASPP, rates 6 12 18, {cells}x{cells}x2048, batch 2, forward "
+                f"and gradient{', under XLA' if xla else ''}",
                 {
                     name: part(layer_gradient, make, cells, jit_compile=xla)
                     for name, make in sides.items()
@@ -488,11 +511,187 @@ def _comparisons():
     )
 
 
-def deeplab_v3():
-    """Our DeepLabV3 on ResNet-50 at output stride 16."""
-    from keras_aspp.models import DeepLabV3
+def _on_a_gpu():
+    part = functools.partial
+    bf16 = {"dtype": "mixed_bfloat16"}
+    size = "stride 16, 513x513, batch 16, bfloat16"
+    for dtype in ("float32", "bfloat16"):
+        yield (
+            f"gpu_ceiling_{dtype}",
+            Comparison(
+                f"product of two matrices, 16384x16384, {dtype}",
+                {dtype: part(matrix_products, dtype)},
+                gpu=True,
+            ),
+        )
+    yield (
+        "gpu_resnet50",
+        Comparison(
+            f"train step, DeepLabV3 ResNet-50, {size}, compiled",
+            {
+                "ours": part(
+                    train_step,
+                    part(deeplab_v3, **bf16),
+                    513,
+                    16,
+                    jit_compile=True,
+                ),
+                "PyTorch": part(torch_train_step, 513, 16, device="cuda"),
+            },
+            (Target("ours", "PyTorch", 1.0),),
+            gpu=True,
+        ),
+    )
+    small = part(segmenter, "mobilenet_v2", 16, separable=True, **bf16)
+    yield (
+        "gpu_mobilenet",
+        Comparison(
+            f"train step, our DeepLabV3+ MobileNetV2, {size}, compiled",
+            {"ours": part(train_step, small, 513, 16, jit_compile=True)},
+            gpu=True,
+        ),
+    )
 
-    return DeepLabV3(21, "resnet50", 16, backbone_weights=None)
+
+def _forms():
+    """What each form of `layers.lowering` is worth, on a layer alone."""
+    part = functools.partial
+
+    def layer(package, name, *args, **kwargs):
+        def make():
+            found = importlib.import_module(package)
+            return getattr(found, name)(*args, **kwargs)
+
+        return make
+
+    ours, keras = "keras_aspp.layers", "keras.layers"
+    for name, what, cells, channels, xla, sides in (
+        (
+            "batch_norm",
+            "batch norm in training, 64x64x256",
+            64,
+            256,
+            False,
+            (
+                layer(ours, "BatchNormalization"),
+                layer(keras, "BatchNormalization"),
+            ),
+        ),
+        (
+            "depthwise_xla",
+            "depthwise 3x3, 32x32x192, under XLA",
+            32,
+            192,
+            True,
+            (
+                layer(ours, "DepthwiseConv2D", 3, padding="same"),
+                layer(keras, "DepthwiseConv2D", 3, padding="same"),
+            ),
+        ),
+        (
+            "strided_depthwise_xla",
+            "depthwise 3x3 of stride 2, 64x64x144, under XLA",
+            64,
+            144,
+            True,
+            (
+                layer(ours, "DepthwiseConv2D", 3, 2, padding="same"),
+                layer(keras, "DepthwiseConv2D", 3, 2, padding="same"),
+            ),
+        ),
+        (
+            "resize_xla",
+            "bilinear resize of 64x64x21 to 256x256, under XLA",
+            64,
+            21,
+            True,
+            (
+                layer(ours, "BilinearResize", scale=4),
+                layer(keras, "UpSampling2D", 4, interpolation="bilinear"),
+            ),
+        ),
+        (
+            "dilated_conv",
+            "3x3 convolution of rate 6, 33x33x256 to 256",
+            33,
+            256,
+            False,
+            (
+                layer(ours, "Conv2D", 256, 3, padding="same", dilation_rate=6),
+                layer(keras, "Conv2D", 256, 3, padding="same", dilation_rate=6),
+            ),
+        ),
+    ):
+        made = {
+            side: part(layer_gradient, make, cells, channels, jit_compile=xla)
+            for side, make in zip(("ours", "Keras"), sides, strict=True)
+        }
+        yield (
+            f"form_{name}",
+            Comparison(
+                f"{what}, batch 2, forward and gradient",
+                made,
+                # Wide: a processor without AVX512 gains less.
+                (Target("ours", "Keras", 1.0),),
+                smoke=True,
+            ),
+        )
 
 
-COMPARISONS = dict(_comparisons())
+def _growth():
+    """How cost grows, of our DeepLabV3+ MobileNetV2; one side for each size."""
+
+    def side(size_px=256, batch=2, classes=21, **arguments):
+        make = functools.partial(
+            segmenter,
+            "mobilenet_v2",
+            classes=classes,
+            separable=True,
+            **{"output_stride": 16, **arguments},
+        )
+        return functools.partial(train_step, make, size_px, batch, classes)
+
+    network = "train step, our DeepLabV3+ MobileNetV2"
+    for name, what, sides in (
+        ("size", "picture", {f"{n} px": side(n) for n in (128, 256, 384, 512)}),
+        ("batch", "batch", {f"{n}": side(batch=n) for n in (1, 2, 4, 8)}),
+        (
+            "batch_rematerialized",
+            "batch, rematerialized",
+            {f"{n}": side(batch=n, rematerialize=True) for n in (1, 2, 4, 8)},
+        ),
+        (
+            "classes",
+            "classes",
+            {f"{n}": side(classes=n) for n in (21, 40, 80, 150)},
+        ),
+        (
+            "output_stride",
+            "output stride",
+            {f"{n}": side(output_stride=n) for n in (32, 16, 8)},
+        ),
+        (
+            "rates",
+            "rates",
+            {
+                f"{n}": side(atrous_rates=tuple(range(1, n + 1)))
+                for n in (1, 3, 6)
+            },
+        ),
+    ):
+        yield (
+            f"growth_{name}",
+            Comparison(
+                f"{network}: {what}; 256x256, batch 2, 21 classes, stride 16, "
+                "three rates where not said otherwise",
+                sides,
+            ),
+        )
+
+
+COMPARISONS = {
+    **dict(_comparisons()),
+    **dict(_forms()),
+    **dict(_growth()),
+    **dict(_on_a_gpu()),
+}

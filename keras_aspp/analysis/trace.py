@@ -26,6 +26,7 @@ KNOWN = (
     keras.layers.MaxPooling2D,
     keras.layers.AveragePooling2D,
     keras.layers.ZeroPadding2D,
+    keras.layers.BatchNormalization,
     keras.layers.Dense,
     keras.layers.EinsumDense,
     BilinearResize,

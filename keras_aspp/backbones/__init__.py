@@ -5,12 +5,14 @@ from keras_aspp.backbones.atrous import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.backbones.rematerialize import rematerialize
 from keras_aspp.backbones.zoo import create_backbone, list_backbones
 
 __all__ = [
     "create_backbone",
     "feature_strides",
     "list_backbones",
+    "rematerialize",
     "stage_ends",
     "with_output_stride",
 ]

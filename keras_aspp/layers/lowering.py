@@ -10,7 +10,7 @@ operator. This module alone decides; no layer knows.
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
-| batch norm | `FusedBatchNormV3` | Keras' | Keras' |
+| batch norm in training | `FusedBatchNormV3` | Keras' | - |
 
 On the JAX backend everything takes the XLA form.
 """
@@ -133,36 +133,30 @@ def has_fused_batch_norm(x):
     return form() == "graph" and len(x.shape) == 4
 
 
-def normalize(x, scale, offset, epsilon, statistics=None):
-    """Batch norm of a map in one pass.
+def normalize(x, scale, offset, epsilon):
+    """Batch norm of a map by its own statistics, in one pass.
 
     Args:
         x: float tensor (B, h, w, C).
         scale: float32 (C,).
         offset: float32 (C,).
         epsilon: float > 0.
-        statistics: `(mean, variance)`, float32 (C,), or `None` for those of
-            `x` itself.
 
     Returns:
-        tensor like `x`; without `statistics`, `(tensor, mean, variance)`, the
+        `(tensor, mean, variance)`: like `x`, and float32 (C,) each, the
         variance that of the population, as Keras keeps it.
     """
     import tensorflow as tf
 
-    empty = tf.zeros((0,))
-    mean, variance = statistics or (empty, empty)
     result = tf.raw_ops.FusedBatchNormV3(
         x=x,
         scale=scale,
         offset=offset,
-        mean=mean,
-        variance=variance,
+        mean=tf.zeros((0,)),
+        variance=tf.zeros((0,)),
         epsilon=epsilon,
-        is_training=statistics is None,
+        is_training=True,
     )
-    if statistics is not None:
-        return result.y
     # The op's own variance is that of a sample, greater by n / (n - 1).
     n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), "float32")
     return result.y, result.batch_mean, result.batch_variance * ((n - 1) / n)

@@ -19,13 +19,14 @@ ARCHITECTURES = {
 }
 
 
-def build_model(config, num_classes, dtype=None):
+def build_model(config, num_classes, dtype=None, rematerialize=False):
     """A segmenter as a `ModelConfig` describes it.
 
     Args:
         config: `ModelConfig`.
         num_classes: int > 0.
         dtype: Keras dtype policy, or `None` for the global one.
+        rematerialize: see `Segmenter`.
 
     Returns:
         `Segmenter`.
@@ -48,7 +49,9 @@ def build_model(config, num_classes, dtype=None):
     for name in ("backbone_weights", "weights"):
         if arguments[name] is not None:
             arguments[name] = os.path.expandvars(arguments[name])
-    return kind(num_classes, dtype=dtype, **arguments)
+    return kind(
+        num_classes, dtype=dtype, rematerialize=rematerialize, **arguments
+    )
 
 
 def arguments_of(kind):

@@ -16,6 +16,7 @@ from keras_aspp.backbones.atrous import (
     with_output_stride,
 )
 from keras_aspp.backbones.cascade import LAST
+from keras_aspp.backbones.rematerialize import rematerialize as recomputed
 from keras_aspp.backbones.zoo import configure, create_backbone
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
@@ -79,6 +80,9 @@ class Segmenter(keras.Model):
         high_level: the feature that the head stands on, by nominal stride,
             e.g. `"stride_16"`; the backbone ends there. `None` is
             `"stride_32"`, or the coarsest there is. Defaults to `None`.
+        rematerialize: bool. Training keeps few of the backbone's activations
+            and computes the others twice: less memory, more time. Defaults to
+            `False`.
         dtype: Keras dtype or policy, or `None` for the global one.
         name: str or `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
@@ -115,6 +119,7 @@ class Segmenter(keras.Model):
         trained_output_stride=None,
         high_level=None,
         batch_norm="train",
+        rematerialize=False,
         dtype=None,
         name=None,
         **head,
@@ -163,6 +168,8 @@ class Segmenter(keras.Model):
         if high_level is not None:
             backbone = _end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
+        if rematerialize:
+            backbone = recomputed(backbone)
         high_level_key = high_level or _coarsest(backbone)
         if trained_output_stride is None:
             trained_output_stride = (
@@ -181,6 +188,7 @@ class Segmenter(keras.Model):
             "trained_output_stride": trained_output_stride,
             "high_level": high_level,
             "batch_norm": batch_norm,
+            "rematerialize": bool(rematerialize),
             "dtype": policy.name,
             **head,
         }

@@ -320,7 +320,8 @@ def test_every_kind_of_layer(kind, tmp_path):
     x = sample((1, 23, 29, 3))
     np.testing.assert_array_equal(npy(loaded(x)), npy(dense(x)))
     back = with_output_stride(loaded, 4)
-    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+    # Keras' dilated convolution takes another kernel on some processors.
+    assert_close(back(x), model(x), 1e-5)
     assert with_output_stride(loaded, 1).get_config() == dense.get_config()
 
 

@@ -55,7 +55,8 @@ def test_another_output_stride(tiny_workdir, tiny_export):
     model = keras.saving.load_model(tiny_workdir / "model.keras")
     x = model.preprocess(image[None])
     assert np.abs(scores - model(x)[0]).max() > 1e-3
-    assert_close(scores, ka.models.with_output_stride(model, 8)(x)[0])
+    expected = ka.models.with_output_stride(model, 8)(x)[0]
+    assert_close(scores, expected, least_std=0.05)
     for name in ("saved_model", "model_float32.tflite"):
         with pytest.raises(ValueError, match=f"output_stride=8, .*{name}"):
             ka.Predictor(tiny_export / name, output_stride=8)

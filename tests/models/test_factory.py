@@ -14,7 +14,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 NO_FIELDS = {
     *("self", "args", "kwargs", "head", "num_classes", "name", "dtype"),
     *("input_shape", "preprocess", "batch_norm_epsilon", "align_corners"),
-    "trained_output_stride",
+    *("trained_output_stride", "rematerialize"),
 }
 
 

@@ -1,0 +1,238 @@
+"""Writes the tables and figures of docs/performance.md.
+
+    python docs/performance.py
+
+They are read from benchmarks/results, which `training/benchmark.py` writes.
+"""
+
+import json
+import pathlib
+import re
+
+from matplotlib.figure import Figure
+
+from keras_aspp.analysis import figures
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+OURS, OTHER = "#0f7fa8", "#9aa5ad"
+
+
+def load():
+    """dict: name of a comparison -> its result, of every file there is."""
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+    return {result["comparison"]: result for result in found}
+
+
+def seconds(side):
+    """Median and range, for people."""
+    low, high = min(side["seconds"]), max(side["seconds"])
+    digits = 2 if high >= 0.1 else 4
+    return (
+        f"{side['median_seconds']:.{digits}f} s "
+        f"({low:.{digits}f}-{high:.{digits}f})"
+    )
+
+
+def gib(side):
+    """Peak memory, for people."""
+    return f"{side['peak_bytes'] / 2**30:.2f} GiB"
+
+
+def targets(results, names):
+    """The table of targets, as lines."""
+    yield "| work | side | takes | beside | takes | ratio | target | |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in names:
+        result = results[name]
+        for t in result["targets"]:
+            ours, other = (result["sides"][t[k]] for k in ("side", "other"))
+            show = gib if t["of"] == "peak_bytes" else seconds
+            yield (
+                f"| `{name}` | {t['side']} | {show(ours)} | {t['other']} | "
+                f"{show(other)} | {t['measured']:.2f} | {t['at_most']:.2f} | "
+                f"{'met' if t['met'] else '**missed**'} |"
+            )
+
+
+def rates(results, names):
+    """Arithmetic per second, and its share of the ceiling."""
+    yield "| work | side | GFLOP | GFLOP/s | of the ceiling | first step |"
+    yield "|---|---|---|---|---|---|"
+    ceiling = {
+        dtype: side["gflop_per_second"]
+        for dtype, side in results["ceiling"]["sides"].items()
+    }
+    for name in names:
+        for label, side in results[name]["sides"].items():
+            if "gflop_per_second" not in side:
+                continue
+            short = "bfloat16" in f"{name} {label}" and "float32" not in label
+            share = (
+                side["gflop_per_second"]
+                / ceiling["bfloat16" if short else "float32"]
+            )
+            yield (
+                f"| `{name}` | {label} | {2e-9 * side['madds']:.0f} | "
+                f"{side['gflop_per_second']:.0f} | {share:.0%} | "
+                f"{side['first_step_seconds']:.1f} s |"
+            )
+
+
+def growth(results, names):
+    """How time and memory grow beside the arithmetic."""
+    yield "| grows | to | takes | peak memory | arithmetic | time | ratio |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in names:
+        sides = results[name]["sides"]
+        first = next(iter(sides.values()))
+        for label, side in sides.items():
+            work = side["madds"] / first["madds"]
+            time = side["median_seconds"] / first["median_seconds"]
+            yield (
+                f"| {name.removeprefix('growth_').replace('_', ' ')} | {label} "
+                f"| {seconds(side)} | {gib(side)} | {work:.2f}x | {time:.2f}x "
+                f"| {time / work:.2f} |"
+            )
+
+
+def draw_ratios(results, names):
+    """Bars: what ours takes of what the other takes, and the target."""
+    bars = []
+    for name in names:
+        for t in results[name]["targets"]:
+            kind = "memory" if t["of"] == "peak_bytes" else "time"
+            bars.append((f"{name}: {t['side']} / {t['other']}, {kind}", t))
+    figure = Figure(figsize=(9, 0.32 * len(bars) + 0.8), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, t) in enumerate(bars):
+        axes.barh(y, min(t["measured"], 1.3), color=OURS, height=0.6)
+        axes.plot([t["at_most"]] * 2, [y - 0.4, y + 0.4], color="black", lw=2)
+        axes.text(
+            min(t["measured"], 1.3) + 0.01,
+            y,
+            f"{t['measured']:.2f}",
+            va="center",
+            fontsize=8,
+        )
+    axes.axvline(1, color=OTHER, lw=1)
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "share of what the other takes; the black line is the target"
+    )
+    axes.set_xlim(0, 1.3)
+    figures.save(
+        figure,
+        PAGE.parent / "pictures",
+        "performance_ratios",
+        formats=("png",),
+        dpi=110,
+    )
+
+
+def draw_growth(results, names):
+    """Time and memory against what grows, beside the arithmetic."""
+    figure = Figure(figsize=(3 * len(names), 4.6), layout="constrained")
+    grid = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        sides = results[name]["sides"]
+        x = range(len(sides))
+        first = next(iter(sides.values()))
+        time = [s["median_seconds"] for s in sides.values()]
+        work = [
+            first["median_seconds"] * s["madds"] / first["madds"]
+            for s in sides.values()
+        ]
+        axes = grid[0, column]
+        axes.plot(x, work, "--", color=OTHER, label="as the arithmetic")
+        axes.plot(x, time, "o-", color=OURS, label="measured")
+        axes.set_title(name.removeprefix("growth_").replace("_", " "))
+        memory = grid[1, column]
+        memory.plot(
+            x,
+            [s["peak_bytes"] / 2**30 for s in sides.values()],
+            "o-",
+            color=OURS,
+            label="measured",
+        )
+        if name == "growth_batch" and "growth_batch_rematerialized" in results:
+            again = results["growth_batch_rematerialized"]["sides"].values()
+            axes.plot(
+                x,
+                [s["median_seconds"] for s in again],
+                "s-",
+                color="#d1741f",
+                label="rematerialized",
+            )
+            memory.plot(
+                x,
+                [s["peak_bytes"] / 2**30 for s in again],
+                "s-",
+                color="#d1741f",
+                label="rematerialized",
+            )
+        for a in (axes, memory):
+            a.set_xticks(x, list(sides))
+            a.set_ylim(bottom=0)
+        if column == 0:
+            axes.set_ylabel("seconds a step")
+            memory.set_ylabel("peak memory, GiB")
+        if name in ("growth_size", "growth_batch"):
+            axes.legend(fontsize=8)
+    figures.save(
+        figure,
+        PAGE.parent / "pictures",
+        "performance_growth",
+        formats=("png",),
+        dpi=90,
+    )
+
+
+def main():
+    """Fills the page."""
+    results = load()
+    compared = [
+        n
+        for n, r in results.items()
+        if r["targets"] and not n.startswith(("form_", "gpu_"))
+    ]
+    forms = [n for n in results if n.startswith("form_")]
+    grown = [n for n in results if n.startswith("growth_")]
+    counted = [
+        n
+        for n in (
+            "train_step",
+            "train_step_bfloat16",
+            "train_step_xla",
+            "inference",
+            "pytorch",
+            "xla_mobilenet",
+        )
+        if n in results
+    ]
+    tables = {
+        "targets": targets(results, compared),
+        "rates": rates(results, counted),
+        "forms": targets(results, forms),
+        "growth": growth(results, grown),
+    }
+    page = PAGE.read_text()
+    for name, lines in tables.items():
+        text = "\n".join(lines)
+        page = re.sub(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            lambda found, text=text: found[1] + text + found[2],
+            page,
+            flags=re.S,
+        )
+    PAGE.write_text(page)
+    draw_ratios(results, compared)
+    draw_growth(
+        results, [n for n in grown if n != "growth_batch_rematerialized"]
+    )
+
+
+if __name__ == "__main__":
+    main()
