@@ -17,6 +17,7 @@ from keras_aspp.export import tflite, verify
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
+from keras_aspp.models import fold_batch_norm
 
 FORMATS = ("saved_model", "tflite_float32", "tflite_float16")
 _NAMES = {
@@ -176,6 +177,7 @@ def _check_size(image_size):
 
 def _write_artefacts(model, work, image_size, formats):
     save_model(model, work / _NAMES["keras"])
+    model = fold_batch_norm(model)
     if "saved_model" in formats:
         write_saved_model(model, work / _NAMES["saved_model"])
     wanted = [f for f in formats if f.startswith("tflite")]
