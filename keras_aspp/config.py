@@ -32,6 +32,8 @@ class ModelConfig:
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: 1x1 channels on the low-level feature.
         decoder_stride: 4 or 2; pixels per score of DeepLabV3+.
+        refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
+            and classifier, or `none`.
         multi_grid: rates within the last block, for DeepLabV3, or `none`.
         blocks: copies of the last block, for the cascade.
         pyramid: `large_fov`, `aspp_s` or `aspp_l`; the rates that `auto`
@@ -65,6 +67,7 @@ class ModelConfig:
     decoder_filters: int = 256
     projection_filters: int = 48
     decoder_stride: int = 4
+    refine_filters: int | None = None
     multi_grid: list[int] | None = None
     blocks: int = 3
     pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l"

@@ -64,7 +64,11 @@ for _depth in (16, 19):
     _FAMILIES[f"vgg{_depth}"] = _Family(f"VGG{_depth}", KERAS_CAFFE)
 for _depth in (50, 101, 152):
     _FAMILIES[f"resnet{_depth}"] = _Family(
-        f"ResNet{_depth}", KERAS_CAFFE, features=r"_out$"
+        f"ResNet{_depth}",
+        KERAS_CAFFE,
+        features=r"_out$",
+        # Where its published file is known (`weights.torchvision.FILES`).
+        torchvision_epsilon=1e-5 if _depth < 152 else None,
     )
     _FAMILIES[f"resnet{_depth}_v2"] = _Family(
         f"ResNet{_depth}V2", KERAS_TF, features=r"_preact_relu$"
@@ -78,6 +82,7 @@ for _size in ("small", "large"):
         features=r"^expanded_conv.*(_add|_project_bn)$",
         multipliers=("0.75",),
         arguments=_BARE,
+        torchvision_epsilon=1e-3 if _size == "large" else None,
     )
 for _size in range(8):
     _FAMILIES[f"efficientnet_b{_size}"] = _Family(
@@ -141,8 +146,9 @@ def create_backbone(
             converted to). Defaults to 16.
         weights: `"imagenet"` (downloaded by Keras), `None`, the path of a
             Keras weights file of the same `keras.applications` model without
-            top, or of torchvision's `mobilenet_v2-*.pth`. Padding and
-            batch-norm epsilon follow the weights.
+            top; or torchvision's: `"torchvision"` (downloaded), the path of
+            its state dict (`.pth`, `.safetensors`), or that as a dict of
+            arrays. Padding and batch-norm epsilon follow the weights.
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
             than three channels need `weights=None`.
         batch_norm_epsilon: float > 0, or `None` for that of the weights.
@@ -168,25 +174,30 @@ def create_backbone(
             "weights=None (backbone_weights=None of a segmenter). Received: "
             f"input_shape={tuple(input_shape)}, weights={weights!r}"
         )
-    torch = weights is not None and str(weights).endswith(".pth")
-    if weights not in (None, "imagenet") and not os.path.isfile(weights):
+    torch = isinstance(weights, dict) or str(weights).endswith(
+        ("torchvision", ".pth", ".safetensors")
+    )
+    if not (
+        isinstance(weights, dict)
+        or weights in (None, "imagenet", "torchvision")
+        or os.path.isfile(weights)
+    ):
         raise FileNotFoundError(
-            f"`weights` must be 'imagenet', None or a file. Received: "
-            f"weights={str(weights)!r}, which does not exist"
+            "`weights` must be 'imagenet', 'torchvision', None or a file. "
+            f"Received: weights={str(weights)!r}, which does not exist"
         )
     if torch and family.torchvision_epsilon is None:
+        known = [n for n, f in _FAMILIES.items() if f.torchvision_epsilon]
         raise ValueError(
-            f"No importer for torchvision weights of {name}. "
-            f"Received: weights={str(weights)!r}"
+            f"No importer for torchvision weights of {name}; there is one for "
+            f"{', '.join(known)}. Received: name={name!r}"
         )
     model = _load(
         name, family, multiplier, None if torch else weights, input_shape
     )
     model, preprocess = _without_preprocessing(model, family.preprocess)
     if torch:
-        from keras_aspp.weights import torchvision
-
-        torchvision.load_mobilenet_v2(model, weights)
+        model = _with_torchvision(model, name, weights)
         preprocess = TORCHVISION
         batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
     features = stage_ends(model, family.features, family.output)
@@ -204,6 +215,27 @@ def create_backbone(
         model = _fix_size(model, input_shape)
     model = with_output_stride(model, output_stride)
     model.preprocess = preprocess if channels == 3 else KERAS_TF
+    return model
+
+
+def _with_torchvision(model, name, weights):
+    """Keras' model, or what torchvision's differs from it, with its weights."""
+    from keras_aspp.weights import torchvision
+    from keras_aspp.weights.state_dict import read_state_dict
+
+    source = weights
+    if isinstance(weights, dict):
+        source = "a state dict"
+    else:
+        if weights == "torchvision":
+            source = torchvision.download(name)
+        weights = read_state_dict(source)
+    if not name.startswith("resnet"):
+        torchvision.fill_mobilenet(model, weights, source)
+        return model
+    changes = torchvision.resnet_changes(model)
+    model = rebuild(model, changes, carry=lambda layer, copy: None)
+    torchvision.fill_resnet(model, weights, source)
     return model
 
 

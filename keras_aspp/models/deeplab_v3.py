@@ -22,6 +22,9 @@ class DeepLabV3(Segmenter):
         separable: bool. Depthwise separable 3x3 convolutions in the ASPP.
             Defaults to `False`.
         image_pooling: bool. Defaults to `True`.
+        refine_filters: int > 0, or `None`: channels of a 3x3 convolution
+            between ASPP and classifier, which torchvision has (256) and the
+            paper has not. Defaults to `None`.
         multi_grid: ints > 0, one for each spatial convolution of the
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` leaves the backbone as it is. Defaults
@@ -49,6 +52,7 @@ class DeepLabV3(Segmenter):
         aspp_filters=256,
         separable=False,
         image_pooling=True,
+        refine_filters=None,
         multi_grid=None,
         **kwargs,
     ):
@@ -58,6 +62,7 @@ class DeepLabV3(Segmenter):
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
+            refine_filters=refine_filters,
             multi_grid=multi_grid,
             **kwargs,
         )
@@ -74,6 +79,7 @@ class DeepLabV3(Segmenter):
         aspp_filters,
         separable,
         image_pooling,
+        refine_filters,
         multi_grid,
     ):
         x = ASPP(
@@ -85,6 +91,8 @@ class DeepLabV3(Segmenter):
             name="aspp",
             **parts.common,
         )(pick(features, parts.high_level))
+        if refine_filters is not None:
+            x = parts.conv(x, refine_filters, name="refine")
         return parts.classify(x), parts.output_stride
 
 

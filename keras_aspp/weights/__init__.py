@@ -1,5 +1,6 @@
 """Importers of public weights."""
 
 from keras_aspp.weights.tflite import from_tflite
+from keras_aspp.weights.torchvision import from_torchvision
 
-__all__ = ["from_tflite"]
+__all__ = ["from_tflite", "from_torchvision"]

@@ -1,166 +1,286 @@
-"""torchvision's state dicts, read without torch."""
+"""torchvision's networks and segmenters, from their published state dicts."""
 
-import math
-import pickle
-import sys
-from collections import OrderedDict
+import hashlib
+import re
+import warnings
 
-import numpy as np
+import keras
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
+from keras_aspp.weights.state_dict import read_state_dict
+
+_URL = "https://download.pytorch.org/models/"
+# The end of a file's name is the start of its SHA-256.
+FILES = {
+    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+    "mobilenet_v3_large": "mobilenet_v3_large-8738ca79.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "deeplabv3_resnet50": "deeplabv3_resnet50_coco-cd0a2569.pth",
+    "deeplabv3_resnet101": "deeplabv3_resnet101_coco-586e9e4e.pth",
+    "deeplabv3_mobilenet_v3_large": (
+        "deeplabv3_mobilenet_v3_large-fc3c493d.pth"
+    ),
 }
+# Backbone and output stride of the segmenters.
+_SEGMENTERS = {
+    "deeplabv3_resnet50": ("resnet50", 8),
+    "deeplabv3_resnet101": ("resnet101", 8),
+    "deeplabv3_mobilenet_v3_large": ("mobilenet_v3_large", 16),
+}
+# What batch norm is called there and here.
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def read_state_dict(path):
-    """Tensors of a `.pth` file in torch's legacy (pre-1.6) format.
-
-    Only tensors are admitted: the unpickler knows `OrderedDict`, torch's
-    storages and its tensor rebuilder, and nothing else, so a file cannot run
-    code.
+def from_torchvision(architecture, path=None):
+    """A DeepLabV3 of torchvision as a Keras model of ours.
 
     Args:
-        path: file path.
+        architecture: `"deeplabv3_resnet50"`, `"deeplabv3_resnet101"` or
+            `"deeplabv3_mobilenet_v3_large"`.
+        path: its state dict, `.pth` or `.safetensors`; `None` downloads the
+            published one (COCO, the 21 classes of PASCAL VOC).
 
     Returns:
-        dict: name -> NumPy array, in the order of the file.
+        `DeepLabV3`, trainable, with as many classes as the file has. Pictures
+        go through `model.preprocess`. Logits equal torchvision's at sizes
+        that are multiples of 8 (MobileNetV3: of 16).
 
     Raises:
-        ValueError: the file is of another format, truncated, or holds
-            anything but tensors.
+        ValueError: unknown name, or tensors that are not those of the model.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        model = ka.weights.from_torchvision("deeplabv3_resnet50")
+        logits = model(model.preprocess(images))
     """
-    try:
-        with open(path, "rb") as file:
-            return _read_legacy(file)
-    except (
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+    from keras_aspp.backbones import create_backbone
+    from keras_aspp.models import DeepLabV3
+
+    if architecture not in _SEGMENTERS:
         raise ValueError(
-            "Not a torch state dict in the legacy format (tensors only, "
-            f"complete). Received: path={str(path)!r} ({error})"
-        ) from error
+            f"`architecture` must be one of {', '.join(_SEGMENTERS)}. "
+            f"Received: architecture={architecture!r}"
+        )
+    name, output_stride = _SEGMENTERS[architecture]
+    state = read_state_dict(path or download(architecture))
+    parts = {"backbone": {}, "classifier": {}, "aux_classifier": {}}
+    for tensor, array in state.items():
+        part, _, rest = tensor.partition(".")
+        if part not in parts:
+            raise ValueError(
+                f"Not the state dict of a {architecture}. Received: tensor "
+                f"{tensor} in {str(path)!r}"
+            )
+        parts[part][rest] = array
+    backbone = create_backbone(name, output_stride, parts["backbone"])
+    if name.startswith("mobilenet_v3"):
+        backbone = _dilate_first_of_last_stage(backbone)
+    head = _State(parts["classifier"], architecture)
+    model = DeepLabV3(
+        len(head.arrays["4.weight"]),
+        backbone,
+        output_stride,
+        atrous_rates=(12, 24, 36),
+        refine_filters=256,
+        dropout=0.5,
+        batch_norm_momentum=0.9,
+        batch_norm_epsilon=1e-5,
+    )
+    aspp = model.get_layer("aspp")
+    *branches, pooling = aspp.branches
+    for i, branch in enumerate(branches):
+        head.fill(branch.conv, f"0.convs.{i}.0")
+        head.fill(branch.norm, f"0.convs.{i}.1")
+    head.fill(pooling.conv.conv, f"0.convs.{len(branches)}.1")
+    head.fill(pooling.conv.norm, f"0.convs.{len(branches)}.2")
+    head.fill(aspp.projection.conv, "0.project.0")
+    head.fill(aspp.projection.norm, "0.project.1")
+    head.fill(model.get_layer("refine").conv, "1")
+    head.fill(model.get_layer("refine").norm, "2")
+    head.fill(model.get_layer("classifier"), "4")
+    head.check_empty()
+    if parts["aux_classifier"]:
+        warnings.warn(
+            f"Left: {len(parts['aux_classifier'])} tensors of aux_classifier, "
+            "a head that only training used.",
+            stacklevel=2,
+        )
+    return model
 
 
-def load_mobilenet_v2(model, path):
-    """Puts torchvision's `mobilenet_v2` weights into Keras' MobileNetV2.
+def download(name):
+    """Path of a published file, downloaded once and checked.
 
     Args:
-        model: `keras.applications.MobileNetV2` without top, width 1.0.
-        path: torchvision's `mobilenet_v2-*.pth`.
+        name: key of `FILES`.
+
+    Raises:
+        ValueError: what came is not the file.
+        OSError: it cannot be downloaded.
+    """
+    file = FILES[name]
+    try:
+        path = keras.utils.get_file(file, _URL + file, cache_subdir="models")
+    except Exception as error:
+        # Keras raises a bare Exception here.
+        raise OSError(
+            f"{_URL}{file} cannot be downloaded; get it by other means and "
+            f"pass its path. ({error})"
+        ) from error
+    with open(path, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if not found.startswith(re.search(r"-([0-9a-f]{8})\.", file)[1]):
+        raise ValueError(
+            "The file is not the published one; delete it and try again. "
+            f"File: {path} (SHA-256 {found})"
+        )
+    return path
+
+
+def resnet_changes(model):
+    """How torchvision's ResNet differs from Keras': path -> configuration.
+
+    A stage strides in the 3x3 convolution of its first block, not in the 1x1
+    before it ("v1.5"), and convolutions have no bias.
+    """
+    changes = {
+        layer.name: {"use_bias": False}
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    }
+    for stage in (3, 4, 5):
+        changes[f"conv{stage}_block1_1_conv"]["strides"] = 1
+        changes[f"conv{stage}_block1_2_conv"]["strides"] = 2
+    return changes
+
+
+def fill_resnet(model, arrays, source):
+    """Puts torchvision's ResNet into one with `resnet_changes`.
+
+    Args:
+        model: functional `keras.Model`, `keras.applications`' names.
+        arrays: dict: name -> array, of the network itself.
+        source: what messages call it.
 
     Raises:
         ValueError: the tensors are not those of the model.
     """
-    tensors = [
-        (name, array)
-        for name, array in read_state_dict(path).items()
-        if not name.endswith("num_batches_tracked")
-        and not name.startswith("classifier.")
-    ]
-    # Both list their layers in the order of the forward pass, and batch norm
-    # as scale, offset, mean, variance.
-    weights = model.weights
-    converted = []
-    for (name, array), weight in zip(tensors, weights, strict=False):
-        if array.ndim == 4:
-            depthwise = "depthwise" in weight.path
-            array = array.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-        if array.shape != tuple(weight.shape):
-            raise ValueError(
-                f"Tensor {name} of {str(path)!r} does not fit {weight.path}. "
-                f"Received: shape={array.shape}, needed={tuple(weight.shape)}"
-            )
-        converted.append(array)
-    if len(tensors) != len(weights):
+    state = _State(arrays, source)
+    for layer in model.layers:
+        if layer.weights:
+            state.fill(layer, _resnet_name(layer.name))
+    state.check_empty(but="fc.")
+
+
+def fill_mobilenet(model, arrays, source):
+    """Puts torchvision's MobileNetV2 or V3 into Keras'.
+
+    Arguments and errors as `fill_resnet`.
+    """
+    state = _State(arrays, source)
+    # Both number their layers in the order of the forward pass.
+    names = dict.fromkeys(
+        name.rpartition(".")[0]
+        for name in sorted(arrays, key=_natural)
+        if not name.startswith("classifier.")
+    )
+    layers = [layer for layer in model.layers if layer.weights]
+    # The last 1x1 convolution of MobileNetV2 comes after the features.
+    for layer, name in zip(layers, names, strict=False):
+        state.fill(layer, name)
+    if len(layers) > len(names):
         raise ValueError(
-            f"The model has {len(weights)} tensors. Received: {len(tensors)} "
-            f"in {str(path)!r}"
+            f"The model has {len(layers)} layers with weights. Received: "
+            f"{len(names)} in {source!r}"
         )
-    model.set_weights(converted)
+    state.check_empty(but="classifier.")
 
 
-def _read_legacy(file):
-    if file.read(4) == b"PK\x03\x04":
-        raise pickle.UnpicklingError("torch's zip format is not read yet")
-    file.seek(0)
-    if _TensorUnpickler(file).load() != _MAGIC:
-        raise pickle.UnpicklingError("no torch magic number")
-    _TensorUnpickler(file).load()  # protocol version
-    system = _TensorUnpickler(file).load()
-    if not system["little_endian"] or sys.byteorder != "little":
-        raise pickle.UnpicklingError("big-endian data")
-    unpickler = _TensorUnpickler(file)
-    state = unpickler.load()
-    for key in _TensorUnpickler(file).load():
-        storage = unpickler.storages[key]
-        (count,) = np.frombuffer(file.read(8), "<i8")
-        data = file.read(int(count) * storage.itemsize)
-        storage.array = np.frombuffer(data, storage.dtype, int(count))
-    return {name: tensor.read() for name, tensor in state.items()}
+class _State:
+    """Tensors, each to be used once.
+
+    Args:
+        arrays: dict: name -> array, as torch has it.
+        source: what messages call it.
+    """
+
+    def __init__(self, arrays, source):
+        self.arrays = {
+            name: array
+            for name, array in arrays.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        self.source = str(source)
+        self.left = dict.fromkeys(self.arrays)
+
+    def fill(self, layer, name):
+        """Gives a layer the tensors `name.weight` and so on."""
+        for weight, suffix in zip(layer.weights, _NORM, strict=False):
+            array = self._take(f"{name}.{suffix}")
+            if array.ndim == 4:
+                deep = isinstance(layer, keras.layers.DepthwiseConv2D)
+                array = array.transpose((2, 3, 0, 1) if deep else (2, 3, 1, 0))
+            if array.shape != tuple(weight.shape):
+                raise ValueError(
+                    f"Tensor {name}.{suffix} of {self.source!r} does not fit "
+                    f"{weight.path}. Received: shape={array.shape}, "
+                    f"needed={tuple(weight.shape)}"
+                )
+            weight.assign(array)
+
+    def check_empty(self, but="\0"):
+        """Raises where a tensor was not used, those of `but` excepted."""
+        left = [name for name in self.left if not name.startswith(but)]
+        if left:
+            raise ValueError(
+                f"The model has no place for {len(left)} tensors, first "
+                f"{left[0]}. Received: {self.source!r}"
+            )
+
+    def _take(self, name):
+        if name not in self.left:
+            raise ValueError(
+                f"There is no tensor {name}. Received: {self.source!r} with "
+                f"{len(self.arrays)} tensors"
+            )
+        del self.left[name]
+        return self.arrays[name]
 
 
-class _Storage:
-    """A flat block of numbers; filled after the pickle has been read."""
-
-    def __init__(self, dtype):
-        self.dtype = np.dtype(dtype)
-        self.itemsize = self.dtype.itemsize
-        self.array = None
-
-
-class _Tensor:
-    """A strided window into a storage."""
-
-    def __init__(self, storage, offset, size, stride, *_):
-        self.storage, self.offset = storage, offset
-        self.size, self.stride = tuple(size), tuple(stride)
-
-    def read(self):
-        numbers = (self.offset, *self.size, *self.stride)
-        last = sum(
-            (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
-        )
-        flat = self.storage.array[self.offset :]
-        # A stride of 0 would make any size out of one number.
-        count = math.prod(self.size)
-        if min(numbers) < 0 or count and max(last + 1, count) > flat.size:
-            raise pickle.UnpicklingError("a tensor lies outside its storage")
-        strides = [s * self.storage.itemsize for s in self.stride]
-        view = np.lib.stride_tricks.as_strided(flat, self.size, strides)
-        return view.copy()
+def _resnet_name(layer):
+    """`"conv3_block1_0_bn"` -> `"layer2.0.downsample.1"`."""
+    match = re.fullmatch(r"conv(\d)_block(\d+)_(\d)_(conv|bn)", layer)
+    if not match:
+        return {"conv1_conv": "conv1", "conv1_bn": "bn1"}[layer]
+    stage, block, unit = map(int, match.groups()[:3])
+    kind = match[4]
+    inner = f"{kind}{unit}" if unit else f"downsample.{int(kind == 'bn')}"
+    return f"layer{stage - 1}.{block - 1}.{inner}"
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Knows tensors and nothing else."""
+def _natural(name):
+    """Sorts `features.10` after `features.9`."""
+    return [
+        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in name.split(".")
+    ]
 
-    def __init__(self, file):
-        super().__init__(file, encoding="utf-8")
-        self.storages = {}
 
-    def find_class(self, module, name):
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _Tensor
-        if module == "torch" and name in _STORAGES:
-            return name
-        raise pickle.UnpicklingError(f"{module}.{name} is not a tensor")
+def _dilate_first_of_last_stage(backbone):
+    """As torchvision does it: also the layer that would stride is dilated.
 
-    def persistent_load(self, saved):
-        kind, storage_type, key = saved[:3]
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"persistent id {kind!r}")
-        if key not in self.storages:
-            self.storages[key] = _Storage(_STORAGES[storage_type])
-        return self.storages[key]
+    The network so made has output stride 16 by itself, so nothing in it
+    remembers another one.
+    """
+    from keras_aspp.backbones.atrous import rebuild
+
+    changes = {
+        layer.name: {"original": {}}
+        for layer in backbone.layers
+        if hasattr(layer, "original")
+    }
+    changes["expanded_conv_12_depthwise"]["dilation_rate"] = 2
+    plain = keras.Model(backbone.input, backbone.output, name=backbone.name)
+    copy = rebuild(plain, changes)
+    copy.preprocess = backbone.preprocess
+    return copy

@@ -31,6 +31,8 @@ def backbones():
     "name, arguments",
     [
         ("ResNetBackbone", {"block_type": "block", **STAGES}),
+        # It names the blocks of a stage of one block alike, and then fails.
+        ("ResNetV2Backbone", {**STAGES, "stackwise_blocks": [2, 2, 3, 2]}),
         ("DenseNetBackbone", {"stackwise_num_repeats": [2, 2, 2, 2]}),
         (
             "MobileNetV3Backbone",

@@ -1,8 +1,4 @@
-"""torchvision's checkpoint, against a forward pass in NumPy."""
-
-import os
-import pickle
-import zipfile
+"""torchvision's networks: MobileNetV2 against NumPy, the others PyTorch."""
 
 import keras
 import numpy as np
@@ -10,7 +6,9 @@ import pytest
 from helpers import assert_close, npy, sample
 
 from keras_aspp.backbones import create_backbone
-from keras_aspp.weights import torchvision
+from keras_aspp.models import DeepLabV3
+from keras_aspp.weights import from_torchvision, torchvision
+from keras_aspp.weights.state_dict import read_state_dict
 
 NAME = "weights/mobilenet_v2-b0353104.pth"
 
@@ -81,21 +79,8 @@ class Forward:
         return x
 
 
-def test_read_state_dict(path):
-    state = torchvision.read_state_dict(path)
-    assert len(state) == 314
-    assert list(state)[0] == "features.0.0.weight"
-    assert state["features.0.0.weight"].shape == (32, 3, 3, 3)
-    assert state["classifier.1.weight"].shape == (1000, 1280)
-    assert {str(array.dtype) for array in state.values()} == {
-        "float32",
-        "int64",
-    }
-    assert all(np.isfinite(array).all() for array in state.values())
-
-
 def test_features_equal_a_forward_pass_in_numpy(path):
-    state = torchvision.read_state_dict(path)
+    state = read_state_dict(path)
     x = sample((64, 96, 3))
     forward = Forward(state)
     expected = forward(x)
@@ -118,10 +103,10 @@ def test_every_tensor_of_the_file_is_used_once(path):
     model = keras.applications.MobileNetV2(
         weights=None, include_top=False, input_shape=(None, None, 3)
     )
-    torchvision.load_mobilenet_v2(model, path)
+    torchvision.fill_mobilenet(model, read_state_dict(path), path)
     tensors = [
         array
-        for name, array in torchvision.read_state_dict(path).items()
+        for name, array in read_state_dict(path).items()
         if name.startswith("features.")
         and not name.endswith("num_batches_tracked")
     ]
@@ -144,135 +129,142 @@ def test_another_width_is_an_error(path):
         create_backbone("mobilenet_v2_0.5", weights=path)
 
 
-class Hostile:
-    def __init__(self, target):
-        self.target = target
+@pytest.fixture(scope="module")
+def networks():
+    pytest.importorskip("torch", reason="extra `parity`")
+    import torch_networks
 
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
-
-
-def legacy(state):
-    """A file in torch's legacy layout around any object."""
-    parts = (
-        0x1950A86A20F9469CFC6C,
-        1001,
-        {"little_endian": True, "protocol_version": 1001},
-        state,
-        [],
-    )
-    return b"".join(pickle.dumps(part, protocol=2) for part in parts)
+    return torch_networks
 
 
-@pytest.mark.parametrize("wrap", [pickle.dumps, legacy])
-def test_a_hostile_pickle_does_not_run(tmp_path, wrap):
-    target = tmp_path / "was_here"
-    file = tmp_path / "hostile.pth"
-    file.write_bytes(wrap({"features": Hostile(target)}))
-    with pytest.raises(ValueError, match="system is not a tensor"):
-        torchvision.read_state_dict(file)
-    assert not target.exists()
-    # The same bytes would have run elsewhere, so the test bites.
-    pickle.loads(pickle.dumps(Hostile(target)))
-    assert target.exists()
+def assert_equal_to_torch(network, model, size, key=None):
+    """Maximum difference of 1e-4 standard deviations."""
+    import torch
+
+    x = sample((2, *size, 3))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x).permute(0, 3, 1, 2))
+    actual = model(x, training=False)
+    actual = actual if key is None else actual[key]
+    assert_close(actual, expected.permute(0, 2, 3, 1).numpy(), 1e-4, 1e-3)
+
+
+def saved(network, path):
+    """A state dict as torchvision publishes it."""
+    import torch
+
+    torch.save(network.state_dict(), path)
+    return path
 
 
 @pytest.mark.parametrize(
-    "state",
+    "name, sizes",
     [
-        {"a": 1},
-        ["a"],
-        {"a": np.ones(3)},
+        ("resnet50", [(64, 96), (40, 72)]),
+        ("mobilenet_v3_large", [(64, 96), (33, 50)]),
     ],
 )
-def test_anything_but_tensors(tmp_path, state):
-    file = tmp_path / "odd.pth"
-    file.write_bytes(legacy(state))
-    with pytest.raises(ValueError, match="tensors only.*odd.pth"):
-        torchvision.read_state_dict(file)
+def test_backbones_equal_pytorch(networks, name, sizes, tmp_path):
+    network = networks.randomized(networks.BACKBONES[name]())
+    path = saved(network, tmp_path / "state.pth")
+    model = create_backbone(name, 32, path)
+    assert model.preprocess.mean == (0.485, 0.456, 0.406)
+    for size in sizes:
+        assert_equal_to_torch(network, model, size, "stride_32")
 
 
-@pytest.mark.parametrize("size", [0, 100, 5_000, 60_000, 14_000_000])
-def test_a_truncated_file(path, tmp_path, size):
-    file = tmp_path / "short.pth"
-    file.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="complete.*short.pth"):
-        torchvision.read_state_dict(file)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(torchvision._SEGMENTERS))
+def test_segmenters_equal_pytorch(networks, name, tmp_path):
+    network = networks.randomized(networks.SEGMENTERS[name](num_classes=6))
+    path = saved(network, tmp_path / "state.pth")
+    model = from_torchvision(name, path)
+    assert model.num_classes == 6
+    for size in ((64, 96), (96, 48)):
+        assert_equal_to_torch(network, model, size)
+    # It comes back from a file as it was, and goes on from there.
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert_equal_to_torch(network, again, (64, 96))
 
 
-def test_a_zip_file(tmp_path):
-    file = tmp_path / "new.pth"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", b"")
-    with pytest.raises(ValueError, match="new.pth.*zip format"):
-        torchvision.read_state_dict(file)
-
-
-@pytest.mark.parametrize(
-    "text", ["hello, world\n", "Index,Name\n", "\n", "{}", "ImageNet weights"]
-)
-def test_a_text_file(tmp_path, text):
-    file = tmp_path / "text.pth"
-    file.write_text(text)
-    with pytest.raises(ValueError, match="Received: path=.*text.pth"):
-        torchvision.read_state_dict(file)
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.pth"):
-        torchvision.read_state_dict(tmp_path / "nothing.pth")
-
-
-def tensor_file(offset=0, size=(2, 3), stride=(3, 1), count=6):
-    """One float tensor over `count` numbers, written by hand."""
-    # Protocol 0 pickle: the storage is a persistent id, not an object.
-    body = (
-        b"ccollections\nOrderedDict\n(tRp0\n0g0\n"
-        b"Vw\n"
-        b"ctorch._utils\n_rebuild_tensor_v2\n("
-        b"(Vstorage\nctorch\nFloatStorage\nVkey\nVcpu\nI6\nNtQ"
-        + b"I%d\n" % offset
-        + b"("
-        + b"".join(b"I%d\n" % n for n in size)
-        + b"t"
-        + b"("
-        + b"".join(b"I%d\n" % n for n in stride)
-        + b"t"
-        + b"I00\nNtR"
-        b"s."
+def test_fine_tuning_on_other_classes(networks, tmp_path):
+    network = networks.randomized(
+        networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
     )
-    head, keys = legacy({}), pickle.dumps(["key"], protocol=2)
-    head = head[: -len(pickle.dumps({}, 2)) - len(pickle.dumps([], 2))]
-    numbers = np.arange(count, dtype="<f4").tobytes()
-    return head + body + keys + np.int64(count).tobytes() + numbers
+    path = saved(network, tmp_path / "state.pth")
+    from_torchvision("deeplabv3_resnet50", path).save(tmp_path / "voc.keras")
+    with pytest.warns(UserWarning, match="but for the classifier: 2 tensors"):
+        mine = DeepLabV3(
+            3,
+            "resnet50",
+            8,
+            (12, 24, 36),
+            weights=tmp_path / "voc.keras",
+            refine_filters=256,
+        )
+    assert mine.preprocess.mean == (0.485, 0.456, 0.406)
+    mine.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    labels = np.zeros((2, 32, 32), "int32")
+    mine.train_on_batch(sample((2, 32, 32, 3)), labels)
 
 
-def test_a_tensor_is_a_window_into_its_storage(tmp_path):
-    file = tmp_path / "small.pth"
-    file.write_bytes(tensor_file())
-    tensor = torchvision.read_state_dict(file)["w"]
-    np.testing.assert_array_equal(tensor, np.arange(6.0).reshape(2, 3))
-    file.write_bytes(tensor_file(offset=1, size=(2, 2), stride=(1, 2)))
-    tensor = torchvision.read_state_dict(file)["w"]
-    np.testing.assert_array_equal(tensor, [[1, 3], [2, 4]])
+def test_an_auxiliary_head_is_left_with_a_warning(networks, tmp_path):
+    network = networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
+    state = dict(network.state_dict())
+    state["aux_classifier.0.weight"] = state["classifier.1.weight"]
+    import torch
+
+    torch.save(state, tmp_path / "state.pth")
+    with pytest.warns(UserWarning, match="Left: 1 tensors of aux_classifier"):
+        from_torchvision("deeplabv3_resnet50", tmp_path / "state.pth")
 
 
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"offset": 1},
-        {"offset": 7, "size": (1, 1)},
-        {"offset": -3, "size": (1, 1)},
-        {"size": (10**12,), "stride": (0,)},
-        {"size": (3, 3)},
-        {"stride": (300, 1)},
-        {"stride": (-3, 1)},
-        {"size": (-2, 3)},
-        {"size": (2, 3, 4)},
-    ],
-)
-def test_a_window_that_leaves_its_storage(tmp_path, window):
-    file = tmp_path / "wild.pth"
-    file.write_bytes(tensor_file(**window))
-    with pytest.raises(ValueError, match="wild.pth"):
-        torchvision.read_state_dict(file)
+def test_tensors_that_do_not_fit(networks, tmp_path):
+    network = networks.BACKBONES["resnet50"]()
+    state = {k: v.numpy() for k, v in network.state_dict().items()}
+    for change, message in (
+        ({"more.weight": np.ones(3)}, "no place for 1 tensors, first more.w"),
+        ({"bn1.bias": np.ones(3)}, "bn1.bias of 'a state dict' does not fit"),
+        ({"bn1.bias": None}, "There is no tensor bn1.bias"),
+    ):
+        changed = {**state, **change}
+        changed = {k: v for k, v in changed.items() if v is not None}
+        with pytest.raises(ValueError, match=message):
+            create_backbone("resnet50", weights=changed)
+    with pytest.raises(ValueError, match="one for mobilenet_v2, .*vgg16"):
+        create_backbone("vgg16", weights=state)
+    with pytest.raises(ValueError, match="Received: architecture='fcn'"):
+        from_torchvision("fcn", tmp_path / "nothing.pth")
+
+
+def test_download_checks_the_file(tmp_path, monkeypatch, shared):
+    calls = []
+
+    def get_file(name, origin, **_):
+        calls.append(origin)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    file = tmp_path / "mobilenet_v2-b0353104.pth"
+    file.write_bytes(b"an error page")
+    with pytest.raises(ValueError, match="not the published one.*mobilenet"):
+        torchvision.download("mobilenet_v2")
+    file.write_bytes((shared / NAME).read_bytes())
+    assert torchvision.download("mobilenet_v2") == str(file)
+    base = "https://download.pytorch.org/models/"
+    assert set(calls) == {f"{base}mobilenet_v2-b0353104.pth"}
+    # The published weights, through the name that downloads them.
+    model = create_backbone("mobilenet_v2", weights="torchvision")
+    same = create_backbone("mobilenet_v2", weights=shared / NAME)
+    for a, b in zip(model.weights, same.weights, strict=True):
+        np.testing.assert_array_equal(npy(a), npy(b))
+
+
+def test_without_a_network(monkeypatch):
+    def get_file(*_, **__):
+        raise Exception("URL fetch failure")  # noqa: TRY002 - as Keras does
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    with pytest.raises(OSError, match="pass its path.*URL fetch failure"):
+        create_backbone("resnet50", weights="torchvision")

@@ -1,0 +1,64 @@
+"""The benchmark's machinery; what it measures is in docs/performance.md."""
+
+import json
+
+import pytest
+
+from training import benchmark
+from training.workloads import COMPARISONS
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["speed"], "COMPARISON must be of ceiling, .*Received: speed"),
+        (["import", "--rounds", "0"], "`--rounds` must be > 0. Received: 0"),
+    ],
+)
+def test_wrong_usage(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        benchmark.run([*arguments, "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_targets_name_sides_that_there_are():
+    for name, comparison in COMPARISONS.items():
+        for target in comparison.targets:
+            assert {target.side, target.other} <= set(comparison.sides), name
+            assert target.of in ("seconds", "peak_bytes")
+
+
+def test_the_list(capsys):
+    assert benchmark.run(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(COMPARISONS)
+
+
+@pytest.mark.slow
+def test_sides_take_turns(tmp_path, capsys):
+    name, rounds = "form_resize_xla", 3
+    arguments = [name, "--rounds", str(rounds), "--output", str(tmp_path)]
+    assert benchmark.run(arguments) == 0
+    assert "ours / Keras, seconds: " in capsys.readouterr().out
+    (file,) = tmp_path.iterdir()
+    result = json.loads(file.read_text())
+    assert result["comparison"] == name
+    assert result["commit"] != "unknown" and result["versions"]["keras"]
+    for side in result["sides"].values():
+        assert len(side["seconds"]) == rounds
+        assert 0 < min(side["seconds"]) <= side["median_seconds"]
+        # A process that has imported TensorFlow, in bytes.
+        assert 2**28 < side["peak_bytes"] < 2**32
+        assert side["first_step_seconds"] > side["median_seconds"]
+    (target,) = result["targets"]
+    ours, keras = (result["sides"][s] for s in ("ours", "Keras"))
+    share = ours["median_seconds"] / keras["median_seconds"]
+    assert target["measured"] == pytest.approx(share)
+    assert target["met"] == (share <= 1)
+
+
+@pytest.mark.slow
+def test_a_side_that_fails_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_ASPP_SHARED", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"evaluate: evaluate failed: .*nowh"):
+        benchmark.compare("evaluate", 1)
