@@ -36,6 +36,33 @@ def run(arguments):
         help="compute a .keras model's features at another density; 8 is "
         "finer than the usual 16",
     )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=(1.0,),
+        metavar="S",
+        help="average over the picture at these sizes, e.g. 0.75 1 1.25",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="average over mirrored pictures too"
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="PX",
+        help="see larger pictures in overlapping pieces of this size",
+    )
+    parser.add_argument(
+        "--boundaries",
+        action="store_true",
+        help="Boundary IoU, and mean IoU in bands around outlines",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="whether the model is as often right as it says",
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     flags = parser.parse_args(arguments)
     source, data = open_data(flags.data, flags.model)
@@ -44,10 +71,18 @@ def run(arguments):
     from keras_aspp.inference import Predictor
 
     metrics = evaluate(
-        Predictor(flags.model, flags.output_stride),
+        Predictor(
+            flags.model,
+            flags.output_stride,
+            flags.scales,
+            flags.flip,
+            flags.window,
+        ),
         source,
         flags.split or data.validation_split,
         progress=show_progress,
+        boundaries=flags.boundaries,
+        calibration=flags.calibration,
     )
     print_metrics(metrics)
     if flags.json:

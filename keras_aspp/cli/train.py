@@ -67,7 +67,12 @@ def print_metrics(metrics):
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
         rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
-    for name in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
+    numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy")
+    more = ("boundary_iou", "calibration_error")
+    for name in (*numbers, *(n for n in more if metrics.get(n) is not None)):
         value = metrics[name]
         rows.append((name, "none" if value is None else f"{value:.4f}"))
+    for width, value in metrics.get("band_mean_iou", {}).items():
+        shown = "none" if value is None else f"{value:.4f}"
+        rows.append((f"mean_iou within {width} px", shown))
     print_table(rows)

@@ -18,8 +18,15 @@ class Predictor:
         path: a `.keras` or `.tflite` file, a SavedModel folder, a workdir
             (its `model.keras`) or an exported folder (its SavedModel, or what
             there is of `model.keras` and the `.tflite` files).
-        output_stride: int, a power of two, or `None` for the model's own. Of
-            a `.keras` model only: what is exported is fixed.
+        output_stride: int, a power of two, or `None` for the model's own.
+        scales: floats > 0, at which pictures are looked at; probabilities are
+            averaged. Defaults to (1.0,).
+        flip: bool. Average over mirrored pictures too. Defaults to `False`.
+        window: int > 0: larger pictures are seen in overlapping pieces of
+            this height and width, in pixels; or `None`.
+
+        All but `path` are for a `.keras` model only: what is exported is
+        fixed, and has no scores.
 
     Attributes:
         spec: `DatasetSpec` of what it was trained on, or `None`.
@@ -30,7 +37,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: nothing at `path` can be used.
-        ValueError: it cannot be loaded, or not have this output stride.
+        ValueError: it cannot be loaded, or does not take these arguments.
 
     Example:
     ```python
@@ -38,22 +45,45 @@ class Predictor:
     ```
     """
 
-    def __init__(self, path, output_stride=None):
+    def __init__(
+        self,
+        path,
+        output_stride=None,
+        scales=(1.0,),
+        flip=False,
+        window=None,
+    ):
         self.path = _find(Path(path))
         self.spec = _find_spec(self.path)
+        several = tuple(scales) != (1.0,) or flip
         if self.path.suffix == ".keras":
-            self._engine = _Keras(self.path, output_stride)
+            # They need `resize_image`, below.
+            from keras_aspp.inference.sliding_window import SlidingWindow
+            from keras_aspp.inference.tta import MultiScale
+
+            engine = _Keras(self.path, output_stride)
+            if window is not None:
+                engine = SlidingWindow(engine, window)
+            if several:
+                engine = MultiScale(engine, scales, flip)
+            self._engine = engine
         elif output_stride is not None:
             raise ValueError(
                 "Only a .keras model can have another output stride. "
                 f"Received: output_stride={output_stride}, {self.path}"
+            )
+        elif several or window is not None:
+            raise ValueError(
+                "Only a .keras model has scores to average. Received: "
+                f"scales={tuple(scales)}, flip={flip}, window={window}, "
+                f"{self.path}"
             )
         elif self.path.suffix == ".tflite":
             self._engine = _TFLite(self.path)
         else:
             self._engine = _SavedModel(self.path)
         self.image_size = self._engine.image_size
-        self.has_scores = isinstance(self._engine, _Keras)
+        self.has_scores = hasattr(self._engine, "scores")
         self.num_classes = self._engine.num_classes or (
             self.spec.num_classes if self.spec else None
         )
@@ -88,9 +118,17 @@ class Predictor:
                     "Only a .keras model has scores. "
                     f"Received: return_scores=True, {self.path}"
                 )
-            scores = self._engine.scores(image[None])[0]
+            scores = self.score_batch(image[None])[0]
             return np.argmax(scores, -1).astype("int32"), scores
         return self.predict_batch(image[None])[0]
+
+    def score_batch(self, images):
+        """float32 `[B, H, W, K]` logits of uint8 `[B, H, W, 3]` pictures.
+
+        Of an average, the logarithm of the mean probability. From `.keras`
+        only.
+        """
+        return self._engine.scores(images)
 
     def predict_batch(self, images):
         """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""

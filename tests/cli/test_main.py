@@ -153,6 +153,32 @@ def test_evaluate_at_another_output_stride(
         assert message in said
 
 
+def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    arguments = ["evaluate", "--boundaries", "--json", str(file)]
+    more = ["--calibration", "--flip", "--scales", "0.75", "1"]
+    arguments += ["--data", load_config(tiny_workdir / "config.yaml").data.root]
+    assert main([*arguments, *more, "--model", str(tiny_workdir)]) == 0
+    shown = capsys.readouterr().out
+    numbers = json.loads(file.read_text())
+    assert 0 <= numbers["boundary_iou"] <= 1
+    assert f"{numbers['boundary_iou']:.4f}" in shown
+    assert list(numbers["band_mean_iou"]) == ["1", "2", "4", "8", "16"]
+    assert 0 <= numbers["calibration_error"] <= 1
+    assert sum(b["pixels"] for b in numbers["calibration"]) > 0
+    # The boundaries of an artefact are those of its Keras model.
+    found = {}
+    for name in ("model.keras", "saved_model"):
+        assert main([*arguments, "--model", str(tiny_export / name)]) == 0
+        found[name] = json.loads(file.read_text())
+    assert found["saved_model"] == found["model.keras"]
+    capsys.readouterr()
+    for option in (["--calibration"], ["--flip"], ["--window", "64"]):
+        model = ["--model", str(tiny_export / "saved_model")]
+        assert main([*arguments, *model, *option]) == 1
+        assert "Only a .keras model has scores" in capsys.readouterr().err
+
+
 def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
     path = tmp_path / "a picture.jpg"

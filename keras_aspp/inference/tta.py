@@ -1,0 +1,69 @@
+"""MultiScale: test-time augmentation, the mean over scales and mirror images.
+
+Shape legend: B batch, H x W pixels, K classes.
+"""
+
+import keras
+import numpy as np
+
+from keras_aspp.inference.predictor import resize_image
+from keras_aspp.inference.sliding_window import logarithm, probabilities
+
+
+class MultiScale:
+    """An engine that looks at a picture at several scales, and mirrored.
+
+    Probabilities are resized to the picture bilinearly and averaged.
+
+    Args:
+        engine: with `scores(images)`, float logits (B, H, W, K).
+        scales: floats > 0, factors on both sides of the picture.
+        flip: bool. Each scale mirrored too.
+
+    Raises:
+        ValueError: a scale is not > 0, or there is none.
+
+    Reference:
+        [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 4.1
+        (0.5, 0.75, 1, 1.25, 1.5, 1.75 and flips). Differs from it in:
+        nothing.
+    """
+
+    image_size = None
+
+    def __init__(self, engine, scales=(1.0,), flip=False):
+        scales = tuple(scales)
+        if not scales or not all(0 < scale <= 8 for scale in scales):
+            raise ValueError(
+                "`scales` must be floats > 0, 8 at most. "
+                f"Received: scales={scales}"
+            )
+        self.engine, self.scales, self.flip = engine, scales, bool(flip)
+        self.num_classes = engine.num_classes
+
+    def scores(self, images):
+        """Logarithm of the mean probability."""
+        size = images.shape[1:3]
+        total, count = 0, 0
+        for scale in self.scales:
+            scaled = _resized(images, scale)
+            for step in (1, -1) if self.flip else (1,):
+                seen = self.engine.scores(scaled[:, :, ::step])
+                seen = probabilities(seen)[:, :, ::step]
+                if scaled.shape[1:3] != size:
+                    seen = keras.ops.convert_to_numpy(
+                        keras.ops.image.resize(
+                            seen, size, "bilinear", data_format="channels_last"
+                        )
+                    )
+                total, count = total + seen, count + 1
+        return logarithm(total, count)
+
+    def labels(self, images):
+        """Labels, int (B, H, W)."""
+        return self.scores(images).argmax(-1)
+
+
+def _resized(images, scale):
+    size = tuple(max(round(n * scale), 1) for n in images.shape[1:3])
+    return np.stack([resize_image(image, size) for image in images])

@@ -1,0 +1,79 @@
+"""Calibration: whether a model is as often right as it says.
+
+Shape legend: B batch, H x W pixels, K classes.
+"""
+
+import numpy as np
+
+
+class Calibration:
+    """Confidence against accuracy, over a whole set.
+
+    A pixel's confidence is the probability of the class that it is given.
+
+    Args:
+        ignore_label: int. Pixels labelled so are not counted. Defaults to
+            255.
+        bins: int > 0, of equal width over confidences 0..1. Defaults to 15.
+
+    Example:
+    >>> metric = Calibration()
+    >>> scores = np.log([[[[0.5, 0.5], [0.1, 0.9]]]])
+    >>> metric.update(np.array([[[0, 1]]]), scores)
+    >>> round(metric.error(), 2)
+    0.3
+
+    Reference:
+        [Guo et al., 2017](https://arxiv.org/abs/1706.04599), equation 5.
+        Differs from it in: nothing.
+    """
+
+    def __init__(self, ignore_label=255, bins=15):
+        self.ignore_label = ignore_label
+        self.pixels = np.zeros(bins, "int64")
+        self.right = np.zeros(bins, "int64")
+        self.confidence = np.zeros(bins, "float64")
+
+    def update(self, labels, scores):
+        """Counts a batch.
+
+        Args:
+            labels: int `(B, H, W)`.
+            scores: float `(B, H, W, K)` logits.
+        """
+        labels, scores = np.asarray(labels), np.asarray(scores, "float32")
+        valid = labels != self.ignore_label
+        highest = scores.max(-1)
+        # The softmax of the largest logit.
+        total = np.exp(scores - highest[..., None]).sum(-1)
+        confidence = (1 / total)[valid]
+        right = (scores.argmax(-1) == labels)[valid]
+        bins = len(self.pixels)
+        where = np.minimum((confidence * bins).astype(int), bins - 1)
+        self.pixels += np.bincount(where, minlength=bins)
+        self.right += np.bincount(where, right, bins).astype("int64")
+        self.confidence += np.bincount(where, confidence, bins)
+
+    def error(self):
+        """Expected calibration error in [0, 1], or `nan`."""
+        total = self.pixels.sum()
+        if not total:
+            return float("nan")
+        return float(np.abs(self.right - self.confidence).sum() / total)
+
+    def histogram(self):
+        """List of dict, one for each bin, in rising confidence.
+
+        `pixels`: int; `confidence` and `accuracy`: means in [0, 1], `None`
+        where there are none.
+        """
+        return [
+            {
+                "pixels": int(n),
+                "confidence": float(c / n) if n else None,
+                "accuracy": float(r / n) if n else None,
+            }
+            for n, r, c in zip(
+                self.pixels, self.right, self.confidence, strict=True
+            )
+        ]

@@ -1,0 +1,129 @@
+"""Sliding windows, scales and mirror images, by hand."""
+
+import numpy as np
+import pytest
+
+import keras_aspp as ka
+from keras_aspp.inference.predictor import resize_image
+from keras_aspp.inference.sliding_window import SlidingWindow, spans
+from keras_aspp.inference.tta import MultiScale
+
+RNG = np.random.default_rng(4)
+
+
+class Engine:
+    """Scores that depend on the pixel alone, and remember what was asked."""
+
+    num_classes = 3
+
+    def __init__(self):
+        self.sizes = []
+
+    def scores(self, images):
+        self.sizes.append(images.shape[1:3])
+        return np.asarray(images, "float32") / 50
+
+
+def picture(*size):
+    return RNG.integers(0, 256, (2, *size, 3)).astype("uint8")
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "size, window, overlap",
+    [(10, 4, 0.25), (10, 4, 0.0), (9, 9, 0.5), (3, 9, 0.5), (100, 7, 0.9)],
+)
+def test_spans_cover_an_axis(size, window, overlap):
+    found = spans(size, window, overlap)
+    seen = np.zeros(size, int)
+    for span in found:
+        seen[span] += 1
+        assert span.stop - span.start == min(window, size)
+    assert seen.min() == 1 or overlap > 0
+    assert seen.min() >= 1
+    assert found[-1].stop == size
+
+
+def test_pieces_are_put_together():
+    engine, images = Engine(), picture(21, 30)
+    scores = SlidingWindow(engine, 8, 0.5).scores(images)
+    assert set(engine.sizes) == {(8, 8)}
+    # What looks at its own pixel alone is the same from every piece.
+    np.testing.assert_allclose(
+        np.exp(scores), softmax(images / 50.0), rtol=1e-4
+    )
+
+
+def test_a_picture_that_fits_is_seen_whole():
+    engine, images = Engine(), picture(21, 30)
+    scores = SlidingWindow(engine, 30).scores(images)
+    assert engine.sizes == [(21, 30)]
+    np.testing.assert_array_equal(scores, engine.scores(images))
+
+
+def test_scales_and_flip_are_averaged():
+    images = picture(20, 30)
+
+    class Gradient(Engine):
+        """Knows left from right, so that a flip that is not undone shows."""
+
+        def scores(self, images):
+            ramp = np.linspace(0, 2, images.shape[2])[None, None, :, None]
+            return super().scores(images) * [1, 1, 0] + ramp * [0, 0, 1]
+
+    engine = Gradient()
+    scores = MultiScale(engine, (1.0, 2.0), flip=True).scores(images)
+    assert engine.sizes == [(20, 30)] * 2 + [(40, 60)] * 2
+    double = np.stack([resize_image(image, (40, 60)) for image in images])
+    expected = 0
+    for seen in (images, double):
+        for step in (1, -1):
+            p = softmax(engine.scores(seen[:, :, ::step]))[:, :, ::step]
+            if seen is double:
+                # Bilinear at half-pixel centres, by half: the mean of 2x2.
+                p = p.reshape(2, 20, 2, 30, 2, 3).mean((2, 4))
+            expected = expected + p / 4
+    np.testing.assert_allclose(np.exp(scores), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SlidingWindow(Engine(), 0), "int > 0. Received: window=0"),
+        (lambda: SlidingWindow(Engine(), 8, 1.0), "Received: overlap=1.0"),
+        (lambda: MultiScale(Engine(), ()), r"Received: scales=\(\)"),
+        (lambda: MultiScale(Engine(), (1, -1)), r"Received: scales=\(1, -1\)"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_predictor(tiny_workdir, tiny_export):
+    image = picture(48, 72)[0]
+    plain = ka.Predictor(tiny_workdir)
+    whole = ka.Predictor(tiny_workdir, window=200)
+    np.testing.assert_array_equal(whole.predict(image), plain.predict(image))
+    averaged = ka.Predictor(
+        tiny_workdir, scales=(0.75, 1.0), flip=True, window=40
+    )
+    labels, scores = averaged.predict(image, return_scores=True)
+    assert labels.shape == (48, 72)
+    np.testing.assert_allclose(np.exp(scores).sum(-1), 1, atol=1e-4)
+    np.testing.assert_array_equal(labels, averaged.predict(image))
+    mirrored = averaged.score_batch(image[None, :, ::-1])[0, :, ::-1]
+    assert np.abs(mirrored - scores).max() < 1  # windows fall elsewhere
+    both = ka.Predictor(tiny_workdir, flip=True)
+    np.testing.assert_allclose(
+        both.score_batch(image[None, :, ::-1])[:, :, ::-1],
+        both.score_batch(image[None]),
+        atol=1e-4,
+    )
+    for arguments in ({"flip": True}, {"scales": (2.0,)}, {"window": 64}):
+        with pytest.raises(ValueError, match="Only a .keras model has scores"):
+            ka.Predictor(tiny_export / "saved_model", **arguments)

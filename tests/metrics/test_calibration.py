@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from keras_aspp.metrics import Calibration
+
+RNG = np.random.default_rng(6)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_against_a_loop_over_bins():
+    metric, confidences, rights = Calibration(ignore_label=9, bins=7), [], []
+    for _ in range(3):
+        scores = 2 * RNG.normal(size=(2, 6, 5, 4))
+        labels = RNG.choice([0, 1, 2, 3, 9], (2, 6, 5))
+        metric.update(labels, scores)
+        valid = labels != 9
+        confidences.append(softmax(scores).max(-1)[valid])
+        rights.append((scores.argmax(-1) == labels)[valid])
+    confidence, right = np.concatenate(confidences), np.concatenate(rights)
+    error = 0
+    for i in range(7):
+        inside = (confidence >= i / 7) & (confidence < (i + 1) / 7)
+        found = metric.histogram()[i]
+        assert found["pixels"] == inside.sum()
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            error += inside.mean() * gap
+            assert found["accuracy"] == pytest.approx(right[inside].mean())
+    assert metric.error() == pytest.approx(error)
+    assert metric.error() > 0.05
+
+
+def test_a_model_that_says_what_it_knows():
+    """Labels drawn from the model's own probabilities."""
+    scores = RNG.normal(size=(1, 100, 300, 3))
+    draws = RNG.random((1, 100, 300, 1))
+    labels = (draws > softmax(scores).cumsum(-1)).sum(-1)
+    metric = Calibration()
+    metric.update(labels, scores)
+    assert metric.error() < 0.02
+
+
+def test_certain_and_nothing():
+    metric = Calibration(bins=5)
+    assert np.isnan(metric.error())
+    metric.update(np.array([[[0, 255]]]), np.array([[[[99.0, 0], [0, 99.0]]]]))
+    assert metric.error() == pytest.approx(0)
+    assert [b["pixels"] for b in metric.histogram()] == [0, 0, 0, 0, 1]
+    assert metric.histogram()[0]["accuracy"] is None
