@@ -286,15 +286,15 @@ def as_keras_hub(dtype="float32", fold=False, rematerialize=False):
     features = backbone(image)
     x = layers.ASPP(256, (6, 12, 18), dtype=dtype)(features["stride_32"])
     low_level = features["stride_4"]
-    half = {"use_bias": False, "dtype": dtype}
-    x = layers.Conv2D(256, 1, **half)(x)
+    linear = {"use_bias": False, "dtype": dtype}
+    x = layers.Conv2D(256, 1, **linear)(x)
     x = layers.BilinearResize(scale=8, dtype=dtype)(x, reference=low_level)
     low_level = layers.AtrousConv2D(48, 1, dtype=dtype)(low_level)
-    low_level = layers.Conv2D(256, 1, **half)(low_level)
+    low_level = layers.Conv2D(256, 1, **linear)(low_level)
     x = keras.layers.Add(dtype=dtype)([x, low_level])
     x = layers.BatchNormalization(dtype=dtype)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
-    x = layers.Conv2D(21, 1, use_bias=False, dtype="float32")(x)
+    x = layers.Conv2D(21, 1, **linear)(x)
     scores = layers.BilinearResize(scale=4, dtype="float32")(x, reference=image)
     model = keras.Model(image, scores)
     return models.fold_batch_norm(model) if fold else model
