@@ -54,14 +54,13 @@ def fold_batch_norm(model):
     layers = dict(layers_by_path(model))
     norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
     changes = {conv: {"use_bias": True} for conv in pairs.values()}
-    for path, layer in layers.items():
-        if layer.get_config().get("batch_norm"):
-            changes[path] = {"batch_norm": False}
+    ours = {path: _has_batch_norm(layer) for path, layer in layers.items()}
+    changes |= {path: {"batch_norm": False} for path in ours if ours[path]}
 
     def carry(layer, copy):
         if id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
-        elif layer.get_config().get("batch_norm"):
+        elif _has_batch_norm(layer):
             for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
                 if block.separable:
                     _fold(
@@ -104,6 +103,11 @@ def _pairs(model, prefix=""):
             and layer.axis in (-1, 3)
         ):
             yield f"{prefix}{layer.name}", f"{prefix}{before.name}"
+
+
+def _has_batch_norm(layer):
+    """Whether it is one of our layers that normalize within."""
+    return bool(_blocks(layer)) and layer.get_config()["batch_norm"]
 
 
 def _blocks(layer):
