@@ -8,12 +8,16 @@ They are read from benchmarks/results, which `training/benchmark.py` writes.
 import json
 import pathlib
 import re
+import sys
 
 from matplotlib.figure import Figure
 
 from keras_aspp.analysis import figures
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from training.workloads import COMPARISONS  # noqa: E402
+
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 OURS, OTHER = "#0f7fa8", "#9aa5ad"
@@ -107,22 +111,17 @@ def draw_ratios(results, names):
     figure = Figure(figsize=(9, 0.32 * len(bars) + 0.8), layout="constrained")
     axes = figure.subplots()
     for y, (_, t) in enumerate(bars):
-        axes.barh(y, min(t["measured"], 1.3), color=OURS, height=0.6)
+        axes.barh(y, t["measured"], color=OURS, height=0.6)
         axes.plot([t["at_most"]] * 2, [y - 0.4, y + 0.4], color="black", lw=2)
-        axes.text(
-            min(t["measured"], 1.3) + 0.01,
-            y,
-            f"{t['measured']:.2f}",
-            va="center",
-            fontsize=8,
-        )
+        right = max(t["measured"], t["at_most"]) + 0.02
+        axes.text(right, y, f"{t['measured']:.2f}", va="center", fontsize=8)
     axes.axvline(1, color=OTHER, lw=1)
+    axes.margins(x=0.08)
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(
         "share of what the other takes; the black line is the target"
     )
-    axes.set_xlim(0, 1.3)
     figures.save(
         figure,
         PAGE.parent / "pictures",
@@ -175,7 +174,7 @@ def draw_growth(results, names):
             )
         for a in (axes, memory):
             a.set_xticks(x, list(sides))
-            a.set_ylim(bottom=0)
+            a.set_ylim(0, 1.1 * a.get_ylim()[1])
         if column == 0:
             axes.set_ylabel("seconds a step")
             memory.set_ylabel("peak memory, GiB")
@@ -195,11 +194,13 @@ def main():
     results = load()
     compared = [
         n
-        for n, r in results.items()
-        if r["targets"] and not n.startswith(("form_", "gpu_"))
+        for n in COMPARISONS
+        if n in results
+        and results[n]["targets"]
+        and not n.startswith(("form_", "gpu_"))
     ]
     forms = [n for n in results if n.startswith("form_")]
-    grown = [n for n in results if n.startswith("growth_")]
+    grown = [n for n in COMPARISONS if n in results and n[:7] == "growth_"]
     counted = [
         n
         for n in (
@@ -220,9 +221,9 @@ def main():
     }
     page = PAGE.read_text()
     for name, lines in tables.items():
-        text = "\n".join(lines)
+        text = "".join(f"{line}\n" for line in lines)
         page = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
             lambda found, text=text: found[1] + text + found[2],
             page,
             flags=re.S,

@@ -4,6 +4,7 @@
     python -m training.benchmark train_step aspp_33     # some of it
     python -m training.benchmark --list
     python -m training.benchmark --smoke                # without peers
+    python -m training.benchmark train_step --profile ours   # by operation
     KERAS_BACKEND=jax python -m training.benchmark      # on a GPU
 
 Each side is a process of its own, so that its peak memory is its own. After a
@@ -14,6 +15,7 @@ Results are written to benchmarks/results/, one file for each comparison.
 """
 
 import argparse
+import collections
 import datetime
 import importlib.metadata
 import json
@@ -48,6 +50,9 @@ def run(arguments):
         help="the short ones, nothing written; status 1 if a target is missed",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument(
+        "--profile", metavar="SIDE", help="where a step of this side goes"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     unknown = [name for name in flags.comparisons if name not in COMPARISONS]
@@ -60,6 +65,8 @@ def run(arguments):
         raise ValueError(f"`--rounds` must be > 0. Received: {flags.rounds}")
     if flags.side is not None:
         return serve(COMPARISONS[flags.comparisons[0]].sides[flags.side])
+    if flags.profile is not None:
+        return profile(flags.comparisons, flags.profile)
     if flags.list:
         for name, comparison in COMPARISONS.items():
             print(f"{name:22} {comparison.what}: {', '.join(comparison.sides)}")
@@ -300,6 +307,46 @@ def serve(make):
         begun = time.perf_counter()
         work.step()
         answer({"seconds": time.perf_counter() - begun})
+    return 0
+
+
+def profile(comparisons, side):
+    """Prints what each kind of TensorFlow operation takes in one step.
+
+    Operations overlap, so the sum is more than the step.
+
+    Raises:
+        ValueError: not one comparison, or it has no such side.
+    """
+    if len(comparisons) != 1 or side not in COMPARISONS[comparisons[0]].sides:
+        raise ValueError(
+            "`--profile` needs one COMPARISON and one of its sides. Received: "
+            f"{' '.join(comparisons)}, --profile {side!r}"
+        )
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    work = COMPARISONS[comparisons[0]].sides[side]()
+    for _ in range(3):
+        begun = time.perf_counter()
+        work.step()
+    print(f"a step: {time.perf_counter() - begun:.3f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            work.step()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    took, count = collections.Counter(), collections.Counter()
+    for plane in space.planes:
+        names = {key: m.name for key, m in plane.event_metadata.items()}
+        for event in (e for line in plane.lines for e in line.events):
+            _, colon, kind = names[event.metadata_id].partition(":")
+            if colon and kind[:1].isalpha() or kind[:4] == "_Mkl":
+                took[kind] += event.duration_ps / 1e12
+                count[kind] += 1
+    total = sum(took.values())
+    for kind, seconds in took.most_common(20):
+        print(f"{seconds:8.3f} s {seconds / total:5.1%} {count[kind]:5} {kind}")
     return 0
 
 

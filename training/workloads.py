@@ -482,7 +482,10 @@ def _comparisons():
                 "ours, pictures cached": part(training_pipeline, True),
                 "keras-cv": keras_cv_pipeline,
             },
-            (Target("ours", "keras-cv", 1 / 3),),
+            (
+                Target("ours", "keras-cv", 1 / 3),
+                Target("ours, pictures cached", "keras-cv", 1 / 3),
+            ),
         ),
     )
     yield (
@@ -566,8 +569,8 @@ def _forms():
     for name, what, cells, channels, xla, sides in (
         (
             "batch_norm",
-            "batch norm in training, 64x64x256",
-            64,
+            "batch norm in training, 128x128x256",
+            128,
             256,
             False,
             (
