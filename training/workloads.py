@@ -134,15 +134,20 @@ def torch_train_step(size_px, batch=2, classes=21, device="cpu"):
     return Work(step, batch)
 
 
-def layer_gradient(make, cells, channels=2048, batch=2, jit_compile=False):
+def layer_gradient(
+    make, cells, channels=2048, batch=2, jit_compile=False, dtype="float32"
+):
     """A layer in training: forward, and the gradients of input and weights."""
+    import keras
     import numpy as np
-    import tensorflow as tf
 
     layer = make()
     x = np.random.default_rng(0).normal(size=(batch, cells, cells, channels))
-    x = tf.constant(x.astype("float32"))
+    x = keras.ops.convert_to_tensor(x.astype("float32"), dtype)
     layer(x)
+    if keras.backend.backend() == "jax":
+        return Work(_jax_gradient(layer, x))
+    import tensorflow as tf
 
     @tf.function(jit_compile=jit_compile)
     def gradient():
@@ -157,6 +162,30 @@ def layer_gradient(make, cells, channels=2048, batch=2, jit_compile=False):
             tensor.numpy()
 
     return Work(step)
+
+
+def _jax_gradient(layer, x):
+    import jax
+    import keras
+
+    # A convolution takes no `training`, a model does.
+    layer = keras.Sequential([layer])
+    layer(x)
+    trained, others = (
+        [variable.value for variable in variables]
+        for variables in (
+            layer.trainable_variables,
+            layer.non_trainable_variables,
+        )
+    )
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradient(x, trained):
+        y, _ = layer.stateless_call(trained, others, x, training=True)
+        return (y.astype("float32") ** 2).sum()
+
+    return lambda: jax.block_until_ready(gradient(x, trained))
 
 
 def import_of(package):
@@ -554,6 +583,51 @@ def _on_a_gpu():
     )
 
 
+def _rates_on_a_gpu():
+    """What a rate costs, in the form we take and in the others."""
+    part = functools.partial
+    bf16 = {"padding": "same", "dtype": "mixed_bfloat16"}
+
+    def side(name, channels, rate, taps, *args):
+        def make():
+            from keras_aspp import layers
+            from keras_aspp.layers import lowering
+
+            # Taps are what a CPU takes.
+            lowering._on_cpu = lambda: taps
+            return getattr(layers, name)(*args, dilation_rate=rate, **bf16)
+
+        return part(
+            layer_gradient, make, 33, channels, 16, True, dtype="bfloat16"
+        )
+
+    yield (
+        "gpu_dilated",
+        Comparison(
+            "3x3 convolution, 33x33x2048 to 256, batch 16, bfloat16, by rate",
+            {
+                f"rate {rate}": side("Conv2D", 2048, rate, False, 256, 3)
+                for rate in (1, 6, 12, 18)
+            },
+            gpu=True,
+        ),
+    )
+    yield (
+        "gpu_depthwise",
+        Comparison(
+            "depthwise 3x3, 33x33x960, batch 16, bfloat16, by rate and form",
+            {
+                f"rate {rate}, {form}": side(
+                    "DepthwiseConv2D", 960, rate, form == "taps", 3
+                )
+                for rate in (1, 2, 4)
+                for form in ("native", "taps")
+            },
+            gpu=True,
+        ),
+    )
+
+
 def _forms():
     """What each form of `layers.lowering` is worth, on a layer alone."""
     part = functools.partial
@@ -695,4 +769,5 @@ COMPARISONS = {
     **dict(_forms()),
     **dict(_growth()),
     **dict(_on_a_gpu()),
+    **dict(_rates_on_a_gpu()),
 }
