@@ -16,6 +16,8 @@ import pytest
 pytest.register_assert_rewrite("helpers", "model_tester")
 
 pytest_plugins = ["tiny_run"]
+# Needs PyTorch, which looking for doctests in it would import.
+collect_ignore = ["weights/torch_networks.py"]
 
 # A million objects of TensorFlow that no collection need look at again.
 gc.freeze()

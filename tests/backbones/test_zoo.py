@@ -351,10 +351,10 @@ def test_weights_that_do_not_fit(tmp_path):
 
 
 def test_no_importer(tmp_path):
-    path = tmp_path / "resnet50.pth"
+    path = tmp_path / "vgg16.pth"
     path.touch()
-    with pytest.raises(ValueError, match="No importer.*resnet50"):
-        create_backbone("resnet50", weights=path)
+    with pytest.raises(ValueError, match="No importer.*vgg16.*resnet50"):
+        create_backbone("vgg16", weights=path)
 
 
 @pytest.mark.slow
