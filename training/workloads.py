@@ -728,8 +728,13 @@ def _forms():
             Comparison(
                 f"{what}, batch 2, forward and gradient",
                 made,
-                # Wide: a processor without AVX512 gains less.
-                (Target("ours", "Keras", 1.0),),
+                # Wide: a processor without AVX512 gains less, and of the dilated
+                # convolution nothing: it has no kernel for the gradient.
+                (
+                    Target(
+                        "ours", "Keras", 1.3 if name == "dilated_conv" else 1.0
+                    ),
+                ),
                 smoke=True,
             ),
         )
