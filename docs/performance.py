@@ -101,6 +101,12 @@ def growth(results, names):
             )
 
 
+def save(figure, name, dpi):
+    """Writes the PNG."""
+    folder = PAGE.parent / "pictures"
+    figures.save(figure, folder, name, formats=("png",), dpi=dpi)
+
+
 def draw_ratios(results, names):
     """Bars: what ours takes of what the other takes, and the target."""
     bars = []
@@ -122,13 +128,7 @@ def draw_ratios(results, names):
     axes.set_xlabel(
         "share of what the other takes; the black line is the target"
     )
-    figures.save(
-        figure,
-        PAGE.parent / "pictures",
-        "performance_ratios",
-        formats=("png",),
-        dpi=110,
-    )
+    save(figure, "performance_ratios", dpi=110)
 
 
 def draw_growth(results, names):
@@ -139,39 +139,23 @@ def draw_growth(results, names):
         sides = results[name]["sides"]
         x = range(len(sides))
         first = next(iter(sides.values()))
-        time = [s["median_seconds"] for s in sides.values()]
         work = [
             first["median_seconds"] * s["madds"] / first["madds"]
             for s in sides.values()
         ]
-        axes = grid[0, column]
+        axes, memory = grid[:, column]
         axes.plot(x, work, "--", color=OTHER, label="as the arithmetic")
-        axes.plot(x, time, "o-", color=OURS, label="measured")
         axes.set_title(name.removeprefix("growth_").replace("_", " "))
-        memory = grid[1, column]
-        memory.plot(
-            x,
-            [s["peak_bytes"] / 2**30 for s in sides.values()],
-            "o-",
-            color=OURS,
-            label="measured",
-        )
-        if name == "growth_batch" and "growth_batch_rematerialized" in results:
-            again = results["growth_batch_rematerialized"]["sides"].values()
-            axes.plot(
-                x,
-                [s["median_seconds"] for s in again],
-                "s-",
-                color="#d1741f",
-                label="rematerialized",
-            )
-            memory.plot(
-                x,
-                [s["peak_bytes"] / 2**30 for s in again],
-                "s-",
-                color="#d1741f",
-                label="rematerialized",
-            )
+        lines = [(sides, "o-", OURS, "measured")]
+        again = results.get("growth_batch_rematerialized")
+        if name == "growth_batch" and again:
+            lines.append((again["sides"], "s-", "#d1741f", "rematerialized"))
+        for shown, mark, color, label in lines:
+            style = {"color": color, "label": label}
+            time = [s["median_seconds"] for s in shown.values()]
+            axes.plot(x, time, mark, **style)
+            held = [s["peak_bytes"] / 2**30 for s in shown.values()]
+            memory.plot(x, held, mark, **style)
         for a in (axes, memory):
             a.set_xticks(x, list(sides))
             a.set_ylim(0, 1.1 * a.get_ylim()[1])
@@ -180,13 +164,7 @@ def draw_growth(results, names):
             memory.set_ylabel("peak memory, GiB")
         if name in ("growth_size", "growth_batch"):
             axes.legend(fontsize=8)
-    figures.save(
-        figure,
-        PAGE.parent / "pictures",
-        "performance_growth",
-        formats=("png",),
-        dpi=90,
-    )
+    save(figure, "performance_growth", dpi=90)
 
 
 def main():

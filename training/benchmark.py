@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 
 from keras_aspp.cli.main import guarded
+from keras_aspp.engine.files import write_json
 from training.workloads import COMPARISONS
 
 PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
@@ -82,7 +83,9 @@ def run(arguments):
     for name in flags.comparisons or everything:
         result = compare(name, flags.rounds)
         report(result)
-        write(flags.output / f"{name}_{slug(result['device'])}.json", result)
+        write_json(
+            flags.output / f"{name}_{slug(result['device'])}.json", result
+        )
     return 0
 
 
@@ -382,13 +385,6 @@ def report(result):
             f"{verdict}"
         )
     sys.stdout.flush()
-
-
-def write(path, content):
-    """JSON under a temporary name, renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def slug(text):

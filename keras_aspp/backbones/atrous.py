@@ -4,7 +4,13 @@ import re
 
 import keras
 
-from keras_aspp.backbones.grids import OURS, Walk, graph_of, is_functional
+from keras_aspp.backbones.grids import (
+    OURS,
+    Walk,
+    check_functional,
+    graph_of,
+    is_functional,
+)
 from keras_aspp.layers import strided
 
 _UNLIMITED = 2**30
@@ -42,7 +48,7 @@ def with_output_stride(model, output_stride):
     >>> dense(keras.ops.ones((1, 8, 8, 3))).shape
     TensorShape([1, 4, 4, 4])
     """
-    _check_functional(model)
+    check_functional(model)
     if (
         type(output_stride) is not int
         or output_stride < 1
@@ -112,7 +118,7 @@ def feature_strides(model):
     Returns:
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
-    _check_functional(model)
+    check_functional(model)
     grids = Walk(model, _UNLIMITED).grids
     return {
         path: grid.stride for path, grid in grids.items() if "/" not in path
@@ -274,12 +280,3 @@ def _is_map(tensor):
         and len(tensor.shape) == 4
         and tensor.shape[1:3] != (1, 1)
     )
-
-
-def _check_functional(model):
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional Keras model, built from "
-            f"`keras.Input`. Received: model={model!r} of type "
-            f"{type(model).__name__}"
-        )

@@ -148,10 +148,7 @@ class Walk:
     def _walk(self, model, inputs, prefix):
         """Grids of the outputs of a model, from those of its inputs."""
         graph = graph_of(model)
-        by_depth = graph._nodes_by_depth
-        nodes = [
-            node for d in sorted(by_depth, reverse=True) for node in by_depth[d]
-        ]
+        nodes = nodes_of(graph)
         uses = collections.Counter(node.operation.name for node in nodes)
         uses.update(id(t) for node in nodes for t in node.input_tensors)
         uses.update(id(t) for t in graph.outputs)
@@ -557,6 +554,26 @@ def is_functional(model):
     return isinstance(model, keras.Model) and hasattr(
         graph_of(model), "_nodes_by_depth"
     )
+
+
+def check_functional(model):
+    """Raises `TypeError` where a model does not know its graph."""
+    if not is_functional(model):
+        raise TypeError(
+            "`model` must be a functional Keras model, built from "
+            f"`keras.Input`. Received: model={model!r} of type "
+            f"{type(model).__name__}"
+        )
+
+
+def nodes_of(model):
+    """Calls of layers in a graph, in the order of computation."""
+    by_depth = graph_of(model)._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+    ]
 
 
 def graph_of(model):

@@ -7,7 +7,7 @@ import itertools
 import keras
 
 from keras_aspp.backbones.atrous import feature_strides
-from keras_aspp.backbones.grids import is_functional
+from keras_aspp.backbones.grids import check_functional, nodes_of
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
 SHORTEST, LONGEST = 8, 16
@@ -42,11 +42,7 @@ def rematerialize(model):
         Differs from it in: parts end at the narrowest place within 8 to 16
         layers.
     """
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional Keras model, built from "
-            f"`keras.Input`. Received: model of type {type(model).__name__}"
-        )
+    check_functional(model)
     copy = Rematerialized(model.input, model.output, name=model.name)
     if hasattr(model, "preprocess"):
         copy.preprocess = model.preprocess
@@ -126,33 +122,24 @@ def parts_of(model):
     Returns:
         list of `Part`.
     """
-    nodes = [
-        node
-        for depth in sorted(model._nodes_by_depth, reverse=True)
-        for node in model._nodes_by_depth[depth]
-        if not node.is_input
-    ]
+    nodes = [node for node in nodes_of(model) if not node.is_input]
     last_use = {
         id(tensor): i
         for i, node in enumerate(nodes)
         for tensor in node.input_tensors
     }
     kept = {id(tensor) for tensor in model.outputs}
-    ends, start = [], 0
+    parts, start = [], 0
     widths = _widths(model, nodes, last_use)
     while start < len(nodes):
         end = _end(nodes, widths, start)
-        ends.append((start, end))
-        start = end
-    parts = []
-    for start, end in ends:
         inside = nodes[start:end]
-        made = [id(t) for node in inside for t in node.outputs]
+        made = dict.fromkeys(id(t) for node in inside for t in node.outputs)
         needed = dict.fromkeys(
             id(t)
             for node in inside
             for t in node.input_tensors
-            if id(t) not in set(made)
+            if id(t) not in made
         )
         later = [
             name
@@ -160,6 +147,7 @@ def parts_of(model):
             if name in kept or last_use.get(name, -1) >= end
         ]
         parts.append(Part(inside, list(needed), later))
+        start = end
     return parts
 
 
@@ -196,8 +184,12 @@ def _end(nodes, widths, start):
 
 def _draws(node):
     """Whether a layer draws random numbers."""
-    layers = getattr(node.operation, "_flatten_layers", list)()
-    return any(hasattr(layer, "seed_generator") for layer in layers)
+    return any(hasattr(layer, "seed_generator") for layer in _layers(node))
+
+
+def _layers(node):
+    """The layer of a node and those within it; an operation has none."""
+    return getattr(node.operation, "_flatten_layers", list)()
 
 
 @contextlib.contextmanager
@@ -206,7 +198,7 @@ def _statistics_kept(nodes):
     norms = {
         layer: layer.momentum
         for node in nodes
-        for layer in getattr(node.operation, "_flatten_layers", list)()
+        for layer in _layers(node)
         if isinstance(layer, keras.layers.BatchNormalization)
     }
     for norm in norms:

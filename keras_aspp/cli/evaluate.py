@@ -67,7 +67,7 @@ def run(arguments):
     flags = parser.parse_args(arguments)
     source, data = open_data(flags.data, flags.model)
     from keras_aspp.engine.evaluate import evaluate
-    from keras_aspp.engine.run import write_json
+    from keras_aspp.engine.files import write_json
     from keras_aspp.inference import Predictor
 
     metrics = evaluate(

@@ -52,7 +52,9 @@ def evaluate(
         )
     kinds, ignore = spec.num_classes, spec.ignore_label
     matrix = ConfusionMatrix(kinds, ignore)
-    rims = BoundaryIoU(kinds, ignore), BandIoU(kinds, ignore)
+    rims = ()
+    if boundaries:
+        rims = BoundaryIoU(kinds, ignore), BandIoU(kinds, ignore)
     confidence = Calibration(ignore)
     total, done = source.size(split), 0
     for images, labels in evaluation_dataset(source, split, batch_size):
@@ -63,11 +65,10 @@ def evaluate(
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
-        if boundaries:
-            # What fills a batch is ignored as a whole.
-            for one, guess in zip(labels.numpy(), predicted, strict=True):
-                for rim in rims if (one != ignore).any() else ():
-                    rim.update(one, guess)
+        for one, guess in zip(labels.numpy(), predicted, strict=True):
+            for rim in rims:
+                # What fills a batch is ignored as a whole.
+                rim.update(one, guess)
         done = min(done + len(images), total)
         if progress:
             progress(done, total)

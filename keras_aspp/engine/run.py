@@ -1,7 +1,5 @@
 """train: one run, from a configuration to `metrics.json`."""
 
-import json
-import os
 from pathlib import Path
 
 import keras
@@ -13,6 +11,7 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.files import write_json
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.inference import Predictor
@@ -133,13 +132,6 @@ def train(config, workdir, resume=False):
     )
     write_json(workdir / "metrics.json", metrics)
     return metrics
-
-
-def write_json(path, content):
-    """Writes JSON under a temporary name and renames it."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _counted(validation):

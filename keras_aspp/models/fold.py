@@ -7,9 +7,11 @@ import numpy as np
 
 from keras_aspp.backbones.atrous import copy_weights, rebuild
 from keras_aspp.backbones.grids import (
+    check_functional,
     graph_of,
     is_functional,
     layers_by_path,
+    nodes_of,
 )
 from keras_aspp.layers import AtrousConv2D
 
@@ -45,11 +47,7 @@ def fold_batch_norm(model):
     >>> any("gamma" in weight.path for weight in folded.weights)
     False
     """
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional Keras model, built from "
-            f"`keras.Input`. Received: model of type {type(model).__name__}"
-        )
+    check_functional(model)
     pairs = dict(_pairs(model))
     layers = dict(layers_by_path(model))
     norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
@@ -80,12 +78,14 @@ def fold_batch_norm(model):
 
 def _pairs(model, prefix=""):
     """`(batch norm, convolution)` by path: one follows only the other."""
-    graph = graph_of(model)
-    nodes = [n for nodes in graph._nodes_by_depth.values() for n in nodes]
+    nodes = nodes_of(model)
     calls = collections.Counter(id(node.operation) for node in nodes)
     uses = collections.Counter(
         id(tensor)
-        for tensors in (graph.outputs, *(node.input_tensors for node in nodes))
+        for tensors in (
+            graph_of(model).outputs,
+            *(node.input_tensors for node in nodes),
+        )
         for tensor in tensors
     )
     for node in nodes:
