@@ -14,7 +14,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that trains through `lowering`.
 
     Arguments, weights and results are those of Keras' layer. Maps it
-    normalizes in training by one kernel, where there is one: a third of the
+    normalizes in training by one kernel, where there is one: half of the
     time, and one tensor kept for the gradient instead of several. Inference
     is Keras' to the last bit; `fold_batch_norm` is the way to make it fast.
     """
