@@ -27,7 +27,9 @@ class ModelConfig:
         separable: whether 3x3 convolutions of the head are separable.
         image_pooling: whether the ASPP has the image-level branch.
         dropout: rate before the classifier, in [0, 1).
-        batch_norm: `train`, or `freeze` to keep it as the weights have it.
+        batch_norm: `train`; `freeze` to keep it as the weights have it;
+            `sync`, over the devices of a strategy; `group` norm in the head
+            over a frozen backbone.
         batch_norm_momentum: in [0, 1); short runs want a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: 1x1 channels on the low-level feature.
@@ -62,7 +64,7 @@ class ModelConfig:
     separable: bool = True
     image_pooling: bool = True
     dropout: float = 0.1
-    batch_norm: Literal["train", "freeze"] = "train"
+    batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
     batch_norm_momentum: float = 0.99
     decoder_filters: int = 256
     projection_filters: int = 48
@@ -203,6 +205,11 @@ class TrainConfig:
             not on batch norm and biases.
         backbone_learning_rate_factor: learning rate of the backbone's
             weights, relative; needs `optimizer: sgd`.
+        ema_momentum: of a moving average of the weights, which is what is
+            validated and kept, in (0, 1), or `none`.
+        recalibrate_steps: batches of which the best model's batch-norm
+            statistics are taken anew at the end; they are kept if validation
+            is no worse.
         jit_compile: XLA: `auto` (on a GPU only), `true` or `false`.
         precision: Keras dtype policy.
         rematerialize: compute the backbone's activations twice instead of
@@ -225,6 +232,8 @@ class TrainConfig:
     warmup_steps: int = 0
     weight_decay: float = 1e-4
     backbone_learning_rate_factor: float = 1.0
+    ema_momentum: float | None = None
+    recalibrate_steps: int = 0
     jit_compile: Literal["auto"] | bool = "auto"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     rematerialize: bool = False
@@ -257,6 +266,17 @@ class TrainConfig:
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
+
+        if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
+            raise ValueError(
+                "`ema_momentum` must be in (0, 1), or none. "
+                f"Received: ema_momentum={self.ema_momentum}"
+            )
+        if self.recalibrate_steps < 0:
+            raise ValueError(
+                "`recalibrate_steps` must be >= 0. "
+                f"Received: recalibrate_steps={self.recalibrate_steps}"
+            )
 
     def duration(self, num_examples):
         """`(epochs, steps per epoch)` for a training split of that size.

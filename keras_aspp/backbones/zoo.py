@@ -13,6 +13,7 @@ from keras_aspp.backbones.atrous import (
     with_output_stride,
 )
 from keras_aspp.backbones.grids import CONVOLUTIONS, layers_by_path, pair
+from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
     KERAS_TF,
@@ -331,14 +332,49 @@ def configure(
     )
 
 
+def synchronize(model):
+    """A copy whose batch norm takes its statistics from all devices."""
+    norms = [path for path, layer in layers_by_path(model) if _is_norm(layer)]
+    return rebuild(model, dict.fromkeys(norms, {"synchronized": True}))
+
+
+def group_normalize(model):
+    """The model with group norm where it has batch norm; it shares layers.
+
+    It is for fresh weights: those of a trained network rely on their norm.
+    """
+
+    def change(layer):
+        if not _is_norm(layer):
+            return layer
+        return GroupNormalization(
+            epsilon=layer.epsilon, dtype=layer.dtype_policy, name=layer.name
+        )
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, GroupNormalization):
+            kwargs = {}  # the mask that batch norm takes
+        return layer(*args, **kwargs)
+
+    return keras.models.clone_model(
+        model,
+        input_tensors=model.input,
+        clone_function=change,
+        call_function=call,
+    )
+
+
+def _is_norm(layer):
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
 def _configuration(model, batch_norm_epsilon, batch_norm_momentum, dtype):
     """dict: path of every layer -> configuration values to replace."""
     norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
     norm = {key: value for key, value in norm.items() if value is not None}
     changes = {}
     for path, layer in layers_by_path(model):
-        is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        changes[path] = dict(norm) if is_norm else {}
+        changes[path] = dict(norm) if _is_norm(layer) else {}
         if dtype is not None:
             changes[path]["dtype"] = dtype
     return changes

@@ -9,6 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_aspp.models import Segmenter, with_dtype
+
 KEEP = 2
 _PREFIX = "epoch_"
 
@@ -23,10 +25,13 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         workdir: `Path` of the run.
         early_stopping_epochs: int or `None`.
+        averages: `keras.callbacks.SwapEMAWeights` of the run, or `None`: the
+            best model is that of the averaged weights.
     """
 
-    def __init__(self, workdir, early_stopping_epochs=None):
+    def __init__(self, workdir, early_stopping_epochs=None, averages=None):
         super().__init__()
+        self.averages = averages
         self.workdir = Path(workdir)
         self.folder = self.workdir / "checkpoints"
         self.early_stopping_epochs = early_stopping_epochs
@@ -76,7 +81,7 @@ class Checkpoints(keras.callbacks.Callback):
         done = epoch + 1
         if score is not None and score > self.best:
             self.best, self.best_epoch = float(score), done
-            save_model(self.model, self.workdir / "model.keras")
+            self._save_best()
         self._save_state(done)
         patience = self.early_stopping_epochs
         if (
@@ -86,6 +91,13 @@ class Checkpoints(keras.callbacks.Callback):
         ):
             print(f"\nStopped early: no better mean IoU for {patience} epochs.")
             self.model.stop_training = True
+
+    def _save_best(self):
+        if self.averages:
+            self.averages.on_test_begin()
+        save_model(self.model, self.workdir / "model.keras")
+        if self.averages:
+            self.averages.on_test_end()
 
     def _save_state(self, done):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +131,9 @@ class Checkpoints(keras.callbacks.Callback):
 def save_model(model, path):
     """Writes a `.keras` without optimizer state, then renames it."""
     temporary = Path(path).with_name(f".{Path(path).name}.tmp.keras")
-    # Compilation belongs to the run, not to the model.
+    # Precision and compilation belong to the run, not to the model.
+    if isinstance(model, Segmenter) and model.dtype_policy.name != "float32":
+        model = with_dtype(model, "float32")
     optimizer = getattr(model, "optimizer", None)
     compiled = model.compiled
     try:

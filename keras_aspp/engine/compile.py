@@ -91,6 +91,9 @@ def build_optimizer(config, total_steps, backbone=None):
             "learning_rate": schedule,
             "weight_decay": config.weight_decay or None,
         }
+        if config.ema_momentum is not None:
+            arguments["use_ema"] = True
+            arguments["ema_momentum"] = config.ema_momentum
         if config.accumulate_steps > 1:
             arguments["gradient_accumulation_steps"] = config.accumulate_steps
         if config.optimizer == "adamw":

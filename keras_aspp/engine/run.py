@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.pipeline import evaluation_dataset, training_dataset
 from keras_aspp.data.sources import open_source
-from keras_aspp.engine.checkpoint import Checkpoints
+from keras_aspp.engine.checkpoint import Checkpoints, save_model
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.files import write_json
@@ -17,6 +17,8 @@ from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
+from keras_aspp.models.recalibrate import recalibrate
+from keras_aspp.models.segmenter import load_saved
 
 # XLA compiles once per picture size; with more, graph mode is sooner done.
 MAX_XLA_SIZES = 4
@@ -39,7 +41,12 @@ def train(config, workdir, resume=False):
         FileExistsError: the workdir holds a run and `resume` is not given.
     """
     workdir = Path(workdir)
-    checkpoints = Checkpoints(workdir, config.train.early_stopping_epochs)
+    averages = None
+    if config.train.ema_momentum is not None:
+        averages = keras.callbacks.SwapEMAWeights()
+    checkpoints = Checkpoints(
+        workdir, config.train.early_stopping_epochs, averages
+    )
     if not resume and (workdir / "checkpoints").exists():
         raise FileExistsError(
             "The workdir holds a run; go on with it by --resume, or choose "
@@ -89,18 +96,22 @@ def train(config, workdir, resume=False):
         print(f"Validation in graph mode: {len(sizes)} picture sizes.")
         _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
+
+    def batches(first_example):
+        return training_dataset(
+            source,
+            splits.train_split,
+            splits.augment,
+            splits.crop_size,
+            config.train.batch_size,
+            model.preprocess,
+            config.train.seed,
+            first_example,
+        )
+
     if done < epochs:
         model.fit(
-            training_dataset(
-                source,
-                splits.train_split,
-                splits.augment,
-                splits.crop_size,
-                config.train.batch_size,
-                model.preprocess,
-                config.train.seed,
-                first_example=done * steps * config.train.batch_size,
-            ),
+            batches(done * steps * config.train.batch_size),
             validation_data=validation.map(
                 lambda x, y: (model.preprocess(x), y)
             ),
@@ -110,6 +121,7 @@ def train(config, workdir, resume=False):
             steps_per_epoch=steps,
             shuffle=False,
             callbacks=[
+                *([averages] if averages else []),
                 keras.callbacks.TerminateOnNaN(),
                 checkpoints,
                 keras.callbacks.CSVLogger(
@@ -124,14 +136,45 @@ def train(config, workdir, resume=False):
                 ),
             ],
         )
+    best = workdir / "model.keras"
+    if config.train.recalibrate_steps:
+        pictures = batches(0).map(lambda x, y: x)
+        _recalibrate(
+            best,
+            pictures.take(config.train.recalibrate_steps),
+            lambda: evaluate(
+                Predictor(best),
+                source,
+                splits.validation_split,
+                config.train.batch_size,
+            )["mean_iou"],
+        )
     metrics = evaluate(
-        Predictor(workdir / "model.keras"),
+        Predictor(best),
         source,
         splits.test_split or splits.validation_split,
         config.train.batch_size,
     )
     write_json(workdir / "metrics.json", metrics)
     return metrics
+
+
+def _recalibrate(path, batches, score):
+    """Gives a saved model new statistics; keeps the old ones if better."""
+    before = score()
+    model = load_saved(path)
+    old = model.get_weights()
+    recalibrate(model, batches)
+    save_model(model, path)
+    after = score()
+    kept = after >= before
+    print(
+        f"Batch-norm statistics taken anew: validation mean IoU {before:.4f} "
+        f"-> {after:.4f}; {'kept' if kept else 'the old ones are kept'}."
+    )
+    if not kept:
+        model.set_weights(old)
+        save_model(model, path)
 
 
 def _counted(validation):

@@ -4,6 +4,7 @@ from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
+from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.strided import (
@@ -27,6 +28,7 @@ __all__ = [
     "Cropping2D",
     "DenseASPP",
     "DepthwiseConv2D",
+    "GroupNormalization",
     "ImagePooling",
     "MaxPooling2D",
     "SeparableConv2D",

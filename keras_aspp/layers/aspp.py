@@ -58,7 +58,7 @@ class ASPP(keras.layers.Layer):
         image_pooling: bool. Defaults to `True`.
         dropout: float in [0, 1), rate after the fusion. Defaults to 0.1.
         activation: Keras activation or its name. Defaults to `"relu"`.
-        batch_norm: bool. Defaults to `True`.
+        batch_norm: see `AtrousConv2D`. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
@@ -114,7 +114,7 @@ class ASPP(keras.layers.Layer):
         self.image_pooling = bool(image_pooling)
         self.dropout = check_dropout(dropout)
         self.activation = keras.activations.get(activation)
-        self.batch_norm = bool(batch_norm)
+        self.batch_norm = batch_norm
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
         common = {

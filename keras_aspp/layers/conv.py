@@ -7,7 +7,12 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 import keras
 
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D
+
+# What normalizes: nothing, the batch, the batches of all devices, or groups of
+# channels of one picture.
+NORMS = (False, True, "sync", "group")
 
 
 def check_positive_int(name, value):
@@ -15,6 +20,16 @@ def check_positive_int(name, value):
     if type(value) is not int or value < 1:
         raise ValueError(
             f"`{name}` must be an int > 0. Received: {name}={value!r}"
+        )
+    return value
+
+
+def check_batch_norm(value):
+    """Raises `ValueError` unless `value` is one of `NORMS`."""
+    if value not in NORMS:
+        raise ValueError(
+            f"`batch_norm` must be one of {NORMS}. "
+            f"Received: batch_norm={value!r}"
         )
     return value
 
@@ -36,8 +51,10 @@ class AtrousConv2D(keras.layers.Layer):
         separable: bool. Defaults to `False`.
         activation: Keras activation or its name, or `None`. Defaults to
             `"relu"`.
-        batch_norm: bool. Without it, the convolution has a bias. Defaults to
-            `True`.
+        batch_norm: `True`; `False`: the convolution has a bias instead;
+            `"sync"`: statistics of the batch on all devices of a
+            `tf.distribute` strategy; `"group"`: `GroupNormalization` in its
+            place. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         kernel_initializer: Keras initializer. Defaults to `"he_normal"`.
@@ -51,7 +68,7 @@ class AtrousConv2D(keras.layers.Layer):
         `(batch_size, height, width, filters)`, the layer's compute dtype.
 
     Raises:
-        ValueError: `filters`, `kernel_size` or `atrous_rate` is not as above.
+        ValueError: an argument is not as above.
 
     Example:
     >>> layer = AtrousConv2D(filters=4, atrous_rate=2)
@@ -88,7 +105,7 @@ class AtrousConv2D(keras.layers.Layer):
         self.atrous_rate = check_positive_int("atrous_rate", atrous_rate)
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
-        self.batch_norm = bool(batch_norm)
+        self.batch_norm = check_batch_norm(batch_norm)
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -118,7 +135,14 @@ class AtrousConv2D(keras.layers.Layer):
     def _norm(self, name):
         if not self.batch_norm:
             return None
+        if self.batch_norm == "group":
+            return GroupNormalization(
+                epsilon=self.batch_norm_epsilon,
+                dtype=self.dtype_policy,
+                name=name,
+            )
         return BatchNormalization(
+            synchronized=self.batch_norm == "sync",
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
             dtype=self.dtype_policy,

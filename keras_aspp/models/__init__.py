@@ -7,6 +7,8 @@ from keras_aspp.models.dense_aspp import DenseASPP
 from keras_aspp.models.fold import fold_batch_norm
 from keras_aspp.models.lr_aspp import LRASPP
 from keras_aspp.models.output_stride import with_output_stride
+from keras_aspp.models.precision import with_dtype
+from keras_aspp.models.recalibrate import recalibrate
 from keras_aspp.models.segmenter import Segmenter
 
 __all__ = [
@@ -18,5 +20,7 @@ __all__ = [
     "LRASPP",
     "Segmenter",
     "fold_batch_norm",
+    "recalibrate",
+    "with_dtype",
     "with_output_stride",
 ]

@@ -106,8 +106,11 @@ def _pairs(model, prefix=""):
 
 
 def _has_batch_norm(layer):
-    """Whether it is one of our layers that normalize within."""
-    return bool(_blocks(layer)) and layer.get_config()["batch_norm"]
+    """Whether it is one of our layers that normalize the batch within."""
+    return bool(_blocks(layer)) and layer.get_config()["batch_norm"] in (
+        True,
+        "sync",
+    )
 
 
 def _blocks(layer):

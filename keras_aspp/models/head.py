@@ -25,6 +25,7 @@ class Head:
         align_corners: bool, resize convention.
         shift_px: `(down, right)`, by which the high-level map is to be moved,
             since its head learned it at another output stride.
+        batch_norm: see `AtrousConv2D`.
         batch_norm_momentum: float in [0, 1).
         batch_norm_epsilon: float > 0.
         dtype: dtype policy.
@@ -37,6 +38,7 @@ class Head:
     dropout: float
     align_corners: bool
     shift_px: tuple
+    batch_norm: bool | str
     batch_norm_momentum: float
     batch_norm_epsilon: float
     dtype: keras.DTypePolicy
@@ -45,6 +47,7 @@ class Head:
     def common(self):
         """Arguments that every layer with batch norm takes."""
         return {
+            "batch_norm": self.batch_norm,
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
             "dtype": self.dtype,
@@ -52,7 +55,8 @@ class Head:
 
     def conv(self, x, filters, kernel_size=3, **kwargs):
         """`AtrousConv2D` on a map."""
-        return AtrousConv2D(filters, kernel_size, **kwargs, **self.common)(x)
+        arguments = {**self.common, **kwargs}
+        return AtrousConv2D(filters, kernel_size, **arguments)(x)
 
     def drop(self, x, name="dropout"):
         """Dropout on a map."""

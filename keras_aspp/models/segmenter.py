@@ -17,7 +17,12 @@ from keras_aspp.backbones.atrous import (
 )
 from keras_aspp.backbones.cascade import LAST
 from keras_aspp.backbones.rematerialize import rematerialize as recomputed
-from keras_aspp.backbones.zoo import configure, create_backbone
+from keras_aspp.backbones.zoo import (
+    configure,
+    create_backbone,
+    group_normalize,
+    synchronize,
+)
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
 from keras_aspp.models.head import CLASSIFIER, Head
@@ -28,7 +33,8 @@ from keras_aspp.models.rates import (
 )
 from keras_aspp.preprocess import Preprocess
 
-BATCH_NORM = ("train", "freeze")
+# Policy: what normalizes in the head, as `AtrousConv2D` takes it.
+BATCH_NORM = {"train": True, "freeze": True, "sync": "sync", "group": "group"}
 
 
 class Segmenter(keras.Model):
@@ -68,11 +74,15 @@ class Segmenter(keras.Model):
             follows its weights. Defaults to 1e-3.
         align_corners: bool. Resize convention of ported weights. Defaults to
             `False`.
-        batch_norm: `"train"`, or `"freeze"`: then training leaves statistics,
-            scales and offsets of batch norm, in backbone and head, as they
-            are. Small batches and ported weights want it. A layer that the
-            backbone brings frozen stays so in either case. Defaults to
-            `"train"`.
+        batch_norm: `"train"`; `"freeze"`: training leaves statistics, scales
+            and offsets of batch norm, in backbone and head, as they are,
+            which small batches and ported weights want; `"sync"`: statistics
+            of the batch on all devices of a `tf.distribute` strategy (on JAX,
+            where they are so anyway, it is refused); `"group"`: the head has
+            group norm, which small batches do not harm, the backbone too if
+            `backbone_weights=None` makes a fresh one, and else its batch norm
+            is frozen. A layer that the backbone brings frozen stays so in any
+            case. Defaults to `"train"`.
         trained_output_stride: int or `None`: the output stride at which the
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
@@ -131,7 +141,7 @@ class Segmenter(keras.Model):
         )
         if batch_norm not in BATCH_NORM:
             raise ValueError(
-                f"`batch_norm` must be one of {BATCH_NORM}. "
+                f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
                 f"Received: batch_norm={batch_norm!r}"
             )
         atrous_rates = self._rates(atrous_rates, output_stride, head)
@@ -155,9 +165,13 @@ class Segmenter(keras.Model):
                 dtype=policy,
             )
             preprocess = preprocess or backbone.preprocess
+            if batch_norm == "group" and backbone_weights is None:
+                backbone = group_normalize(backbone)
         else:
             preprocess = preprocess or _preprocess_of(backbone)
             backbone = as_features(backbone, output_stride)
+        if batch_norm == "sync":
+            backbone = synchronize(backbone)
         # A backbone may be made for one size.
         input_shape = tuple(
             own if given is None else given
@@ -207,6 +221,7 @@ class Segmenter(keras.Model):
                 output_stride,
                 trained_output_stride,
             ),
+            batch_norm=BATCH_NORM[batch_norm],
             batch_norm_momentum=batch_norm_momentum,
             batch_norm_epsilon=batch_norm_epsilon,
             dtype=policy,
@@ -222,7 +237,7 @@ class Segmenter(keras.Model):
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
-        if batch_norm == "freeze":
+        if batch_norm in ("freeze", "group"):
             for layer in self._flatten_layers():
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.trainable = False
