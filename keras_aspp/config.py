@@ -210,6 +210,8 @@ class TrainConfig:
         recalibrate_steps: batches of which the best model's batch-norm
             statistics are taken anew at the end; they are kept if validation
             is no worse.
+        lr_finder: instead of training, try learning rates and plot the loss
+            over them.
         jit_compile: XLA: `auto` (on a GPU only), `true` or `false`.
         precision: Keras dtype policy.
         rematerialize: compute the backbone's activations twice instead of
@@ -234,6 +236,7 @@ class TrainConfig:
     backbone_learning_rate_factor: float = 1.0
     ema_momentum: float | None = None
     recalibrate_steps: int = 0
+    lr_finder: bool = False
     jit_compile: Literal["auto"] | bool = "auto"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     rematerialize: bool = False

@@ -223,9 +223,8 @@ def _examples(source, split, count):
     step = max(1, source.size(split) // count)
     records = source.records(split).shard(step, 0).take(count)
     for record in records.as_numpy_iterator():
-        # The picture's path, or "data set split, record number".
-        name = os.fsdecode(record[2] if len(record) > 2 else record[0])
-        yield Path(name.split(", ")[-1]).name, *source.decode(*record)
+        name = source.name_of(record).split(", ")[-1]
+        yield Path(name).name, *source.decode(*record)
 
 
 def _augmented(examples, config, ignore_label):

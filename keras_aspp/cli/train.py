@@ -36,9 +36,14 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
-    from keras_aspp.engine.run import train
+    from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
+    if config.train.lr_finder:
+        path, rate = range_test(config, workdir)
+        found = "none: the loss never fell" if rate is None else f"{rate:.2g}"
+        print_table([("curve", path), ("train.learning_rate", found)])
+        return 0
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "checkpoints").exists() or flags.resume:
         dump_config(config, workdir / "config.yaml")

@@ -13,6 +13,8 @@ from keras_aspp.data.spec import DatasetSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
+# A class with a smaller share of the labelled pixels is noted as rare.
+RARE = 0.01
 
 
 class FolderSource:
@@ -170,6 +172,10 @@ class FolderSource:
         images, masks = zip(*self.pairs[split], strict=True)
         return tf.data.Dataset.from_tensor_slices((list(images), list(masks)))
 
+    def name_of(self, record):
+        """What to call a record: the picture's path."""
+        return os.fsdecode(record[0])
+
     def decode(self, image, mask):
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         image, mask = os.fsdecode(image), os.fsdecode(mask)
@@ -227,7 +233,7 @@ def check_folder(source, splits=None, progress=lambda items: items):
         splits = [*source.pairs]
     for split in ("", *splits):
         report.problems += source.unpaired.get(split, [])
-    stored_values, turned = {}, []
+    stored_values, turned, blank = {}, [], []
     for split in splits:
         pairs = source.pairs.get(split, [])
         if not pairs and not source.unpaired.get(split):
@@ -256,11 +262,13 @@ def check_folder(source, splits=None, progress=lambda items: items):
                 counts = np.bincount(labels.ravel(), minlength=256)
                 pixels[:-1] += counts[: spec.num_classes]
                 pixels[-1] += counts[spec.ignore_label]
+                if counts[spec.ignore_label] == labels.size:
+                    blank.append(mask)
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
     report.problems += _binary_masks(spec, stored_values)
-    report.notes += _notes(report, source, turned)
+    report.notes += _notes(report, source, turned, blank)
     return report
 
 
@@ -289,7 +297,7 @@ def _binary_masks(spec, stored_values):
     ]
 
 
-def _notes(report, source, turned):
+def _notes(report, source, turned, blank):
     names = np.array(source.spec.class_names)
     notes = []
     if source.guessed:
@@ -308,6 +316,19 @@ def _notes(report, source, turned):
                 f"classes that do not occur in `{split}`: "
                 f"{', '.join(names[missing])}"
             )
+    pixels = sum(counted.values(), np.zeros(len(names), "int64"))
+    rare = (pixels > 0) & (pixels < RARE * pixels.sum())
+    if rare.any():
+        notes.append(
+            f"rare classes, below {RARE:.1%} of the labelled pixels: "
+            f"{', '.join(names[rare])}; cross entropy alone learns such late "
+            "or never, train.loss.dice or train.loss.lovasz helps"
+        )
+    if blank:
+        notes.append(
+            f"{len(blank)} masks have no valid pixel, all is ignored, first "
+            f"{blank[0]}"
+        )
     if turned:
         notes.append(
             f"{len(turned)} pictures carry an EXIF orientation, which training "

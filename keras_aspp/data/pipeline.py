@@ -49,16 +49,6 @@ def training_dataset(
             num_parallel_calls=tf.data.AUTOTUNE,
         ).cache()
 
-    def epoch_of(epoch):
-        # The order comes from (seed, epoch) alone, not from a global seed.
-        tf.compat.v1.get_default_graph().seed = None
-        shuffled = records.shuffle(
-            count,
-            seed=seed * 1_000_003 + epoch,
-            reshuffle_each_iteration=False,
-        )
-        return shuffled.map(lambda i, record: (epoch, i, record))
-
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
         epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
@@ -67,13 +57,37 @@ def training_dataset(
         return preprocess(image), labels
 
     return (
-        tf.data.Dataset.range(first_example // count, 2**31)
-        .flat_map(epoch_of)
-        .skip(first_example % count)
+        _in_order(records, count, seed, first_example)
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .prefetch(2)
     )
+
+
+def pictures_of_batch(source, split, batch_size, seed, step):
+    """Names of the pictures in a batch of `training_dataset`.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        split: str.
+        batch_size: int > 0.
+        seed: int, the run's seed.
+        step: int >= 0, the batch's number since the beginning of the run.
+
+    Returns:
+        list of str.
+    """
+    import tensorflow as tf
+
+    count = source.size(split)
+    indices = tf.data.Dataset.range(count).map(lambda i: (i, i))
+    order = _in_order(indices, count, seed, step * batch_size)
+    wanted = [int(i) for _, i, _ in order.take(batch_size)]
+    names = {}
+    for i, record in enumerate(source.records(split).as_numpy_iterator()):
+        if i in wanted:
+            names[i] = source.name_of(record)
+    return [names[i] for i in wanted]
 
 
 def evaluation_dataset(source, split, batch_size):
@@ -121,6 +135,30 @@ def evaluation_dataset(source, split, batch_size):
         .group_by_window(size_key, lambda _, d: d.batch(batch_size), batch_size)
         .map(fill)
         .prefetch(2)
+    )
+
+
+def _in_order(records, count, seed, first_example):
+    """Endless `(epoch, index, record)`, each epoch in an order of its own.
+
+    `records` are `count` pairs `(index, record)`.
+    """
+    import tensorflow as tf
+
+    def epoch_of(epoch):
+        # The order comes from (seed, epoch) alone, not from a global seed.
+        tf.compat.v1.get_default_graph().seed = None
+        shuffled = records.shuffle(
+            count,
+            seed=seed * 1_000_003 + epoch,
+            reshuffle_each_iteration=False,
+        )
+        return shuffled.map(lambda i, record: (epoch, i, record))
+
+    return (
+        tf.data.Dataset.range(first_example // count, 2**31)
+        .flat_map(epoch_of)
+        .skip(first_example % count)
     )
 
 

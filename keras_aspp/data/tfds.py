@@ -97,6 +97,10 @@ class TfdsSource:
 
         return dataset.enumerate().map(record)
 
+    def name_of(self, record):
+        """What to call a record: data set, split and number."""
+        return os.fsdecode(record[2])
+
     def decode(self, image, mask, where=b"a record"):
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         where = os.fsdecode(where)

@@ -66,7 +66,7 @@ def resolve_jit(jit_compile):
     return False, "auto: no GPU, where graph mode is faster"
 
 
-def build_optimizer(config, total_steps, backbone=None):
+def build_optimizer(config, total_steps, backbone=None, schedule=None):
     """The optimizer that a `TrainConfig` describes.
 
     Args:
@@ -74,21 +74,27 @@ def build_optimizer(config, total_steps, backbone=None):
         total_steps: int > 0, batches of the whole run.
         backbone: `keras.Model` whose weights take
             `backbone_learning_rate_factor`, or `None`.
+        schedule: function of a factor on all rates that makes a schedule,
+            or `None` for the configured `WarmupPolynomial`.
 
     Returns:
         `keras.optimizers.Optimizer`.
     """
 
-    def one(factor):
+    def polynomial(factor):
         # Keras counts batches here, also under accumulation.
-        schedule = WarmupPolynomial(
+        return WarmupPolynomial(
             config.learning_rate * factor,
             total_steps,
             config.warmup_steps,
             config.schedule_power,
         )
+
+    schedule = schedule or polynomial
+
+    def one(factor):
         arguments = {
-            "learning_rate": schedule,
+            "learning_rate": schedule(factor),
             "weight_decay": config.weight_decay or None,
         }
         if config.ema_momentum is not None:
@@ -114,7 +120,14 @@ def build_optimizer(config, total_steps, backbone=None):
     )
 
 
-def compile_model(model, config, total_steps, ignore_label, class_weights=None):
+def compile_model(
+    model,
+    config,
+    total_steps,
+    ignore_label,
+    class_weights=None,
+    schedule=None,
+):
     """Compiles a segmenter for `model.fit` as a `TrainConfig` says.
 
     Args:
@@ -123,13 +136,16 @@ def compile_model(model, config, total_steps, ignore_label, class_weights=None):
         total_steps: int > 0, batches of the whole run.
         ignore_label: int, label value that counts for nothing.
         class_weights: floats, one for each class, or `None`.
+        schedule: see `build_optimizer`.
 
     Returns:
         str: what XLA resolved to and why, for people.
     """
     jit, why = resolve_jit(config.jit_compile)
     model.compile(
-        optimizer=build_optimizer(config, total_steps, model.backbone),
+        optimizer=build_optimizer(
+            config, total_steps, model.backbone, schedule
+        ),
         loss=build_loss(config.loss, ignore_label, class_weights),
         metrics=[ConfusionMatrix(model.num_classes, ignore_label)],
         jit_compile=jit,

@@ -5,15 +5,22 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_aspp.analysis.figures import save
 from keras_aspp.data.folder import FolderSource, check_folder
-from keras_aspp.data.pipeline import evaluation_dataset, training_dataset
+from keras_aspp.data.pipeline import (
+    evaluation_dataset,
+    pictures_of_batch,
+    training_dataset,
+)
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints, save_model
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.files import write_json
 from keras_aspp.engine.loss import resolve_class_weights
+from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
 from keras_aspp.engine.pictures import ValidationPictures
+from keras_aspp.engine.watch import Watch
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
@@ -37,7 +44,8 @@ def train(config, workdir, resume=False):
         dict, the contents of `metrics.json`.
 
     Raises:
-        ValueError: data or configuration at fault.
+        ValueError: data or configuration at fault, or a loss that is not
+            finite.
         FileExistsError: the workdir holds a run and `resume` is not given.
     """
     workdir = Path(workdir)
@@ -52,77 +60,48 @@ def train(config, workdir, resume=False):
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
-    source = open_source(config.data)
-    _check_data(source, config.data)
-    keras.utils.set_random_seed(config.train.seed)
-    spec, splits = source.spec, config.data
-    model = build_model(
-        config.model,
-        spec.num_classes,
-        dtype=config.train.precision,
-        rematerialize=config.train.rematerialize,
-    )
-    num_examples = source.size(splits.train_split)
-    epochs, steps = config.train.duration(num_examples)
-    class_weights = resolve_class_weights(
-        config.train.loss, source, splits.train_split
-    )
+    run = _Run(config)
+    model, spec, source = run.model, run.spec, run.source
     xla = compile_model(
         model,
         config.train,
-        epochs * steps,
+        run.epochs * run.steps,
         spec.ignore_label,
-        class_weights,
+        run.class_weights,
     )
-    print(
-        f"{model.name} on {num_examples} pictures, {spec.num_classes} classes: "
-        f"{epochs} epochs of {steps} steps of {config.train.batch_size}; "
-        f"{config.train.precision}, {xla}"
-    )
-    if class_weights is not None:
-        named = zip(spec.class_names, class_weights, strict=True)
+    print(f"{run.summary()}, {xla}")
+    if run.class_weights is not None:
+        named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
-    _print_degenerate_rates(model, splits.crop_size)
+    _print_degenerate_rates(model, config.data.crop_size)
     (workdir / "logs").mkdir(parents=True, exist_ok=True)
     spec.to_file(workdir / "dataset.json")
     done = checkpoints.restore(model) if resume else 0
     if resume:
         print(f"Resumed after epoch {done}.")
     validation = evaluation_dataset(
-        source, splits.validation_split, config.train.batch_size
+        source, config.data.validation_split, config.train.batch_size
     )
     validation, sizes = _counted(validation)
     if model.jit_compile and len(sizes) > MAX_XLA_SIZES:
         print(f"Validation in graph mode: {len(sizes)} picture sizes.")
         _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
-
-    def batches(first_example):
-        return training_dataset(
-            source,
-            splits.train_split,
-            splits.augment,
-            splits.crop_size,
-            config.train.batch_size,
-            model.preprocess,
-            config.train.seed,
-            first_example,
-        )
-
-    if done < epochs:
+    watch = Watch(spec, run.pictures_of_batch, run.steps, done)
+    if done < run.epochs:
         model.fit(
-            batches(done * steps * config.train.batch_size),
+            run.batches(done * run.steps).map(watch.batch),
             validation_data=validation.map(
                 lambda x, y: (model.preprocess(x), y)
             ),
-            validation_freq=_validation_epochs(config.train, epochs),
+            validation_freq=_validation_epochs(config.train, run.epochs),
             initial_epoch=done,
-            epochs=epochs,
-            steps_per_epoch=steps,
+            epochs=run.epochs,
+            steps_per_epoch=run.steps,
             shuffle=False,
             callbacks=[
                 *([averages] if averages else []),
-                keras.callbacks.TerminateOnNaN(),
+                watch,
                 checkpoints,
                 keras.callbacks.CSVLogger(
                     workdir / "logs" / "history.csv", append=done > 0
@@ -138,35 +117,111 @@ def train(config, workdir, resume=False):
         )
     best = workdir / "model.keras"
     if config.train.recalibrate_steps:
-        pictures = batches(0).map(lambda x, y: x)
         _recalibrate(
             best,
-            pictures.take(config.train.recalibrate_steps),
-            lambda: evaluate(
-                Predictor(best),
-                source,
-                splits.validation_split,
-                config.train.batch_size,
-            )["mean_iou"],
+            run.batches().take(config.train.recalibrate_steps),
+            lambda: _evaluate(run, best, config.data.validation_split),
         )
-    metrics = evaluate(
-        Predictor(best),
-        source,
-        splits.test_split or splits.validation_split,
-        config.train.batch_size,
+    metrics = _evaluate(
+        run, best, config.data.test_split or config.data.validation_split
     )
     write_json(workdir / "metrics.json", metrics)
     return metrics
 
 
+def range_test(config, workdir):
+    """Tries learning rates instead of training; see `find_learning_rate`.
+
+    Args:
+        config: `Config`.
+        workdir: folder for the curve; made if need be.
+
+    Returns:
+        `(path, rate)`: of the curve, and the suggested learning rate or
+        `None`.
+
+    Raises:
+        ValueError: data or configuration at fault.
+    """
+    run = _Run(config)
+    print(f"Range test: {run.summary()}")
+    found = find_learning_rate(
+        run.model,
+        config.train,
+        run.batches(),
+        run.spec.ignore_label,
+        run.class_weights,
+    )
+    logs = Path(workdir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    path = save(range_test_figure(*found), logs, "lr_finder", ("png",))
+    return path, found[-1]
+
+
+class _Run:
+    """What a configuration stands for: data, model and duration."""
+
+    def __init__(self, config):
+        self.config = config
+        self.source = open_source(config.data)
+        self.spec = self.source.spec
+        _check_data(self.source, config.data)
+        keras.utils.set_random_seed(config.train.seed)
+        self.model = build_model(
+            config.model,
+            self.spec.num_classes,
+            dtype=config.train.precision,
+            rematerialize=config.train.rematerialize,
+        )
+        split = config.data.train_split
+        self.num_examples = self.source.size(split)
+        self.epochs, self.steps = config.train.duration(self.num_examples)
+        self.class_weights = resolve_class_weights(
+            config.train.loss, self.source, split
+        )
+
+    def summary(self):
+        train = self.config.train
+        return (
+            f"{self.model.name} on {self.num_examples} pictures, "
+            f"{self.spec.num_classes} classes: {self.epochs} epochs of "
+            f"{self.steps} steps of {train.batch_size}; {train.precision}"
+        )
+
+    def batches(self, first_step=0):
+        data, train = self.config.data, self.config.train
+        return training_dataset(
+            self.source,
+            data.train_split,
+            data.augment,
+            data.crop_size,
+            train.batch_size,
+            self.model.preprocess,
+            train.seed,
+            first_example=first_step * train.batch_size,
+        )
+
+    def pictures_of_batch(self, step):
+        data, train = self.config.data, self.config.train
+        return pictures_of_batch(
+            self.source, data.train_split, train.batch_size, train.seed, step
+        )
+
+
+def _evaluate(run, path, split):
+    return evaluate(
+        Predictor(path), run.source, split, run.config.train.batch_size
+    )
+
+
 def _recalibrate(path, batches, score):
     """Gives a saved model new statistics; keeps the old ones if better."""
-    before = score()
+    before = score()["mean_iou"]
     model = load_saved(path)
     old = model.get_weights()
-    recalibrate(model, batches)
+    recalibrate(model, (pictures for pictures, _ in batches))
     save_model(model, path)
-    after = score()
+    after = score()["mean_iou"]
     kept = after >= before
     print(
         f"Batch-norm statistics taken anew: validation mean IoU {before:.4f} "

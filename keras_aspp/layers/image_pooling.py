@@ -20,8 +20,9 @@ class ImagePooling(keras.layers.Layer):
     Args:
         filters: int > 0. Output channels. Defaults to 256.
         activation: activation of the branch. Defaults to `"relu"`.
-        batch_norm: see `AtrousConv2D`. Defaults to `True`. In training, its statistics come
-            from one value per picture: batches of one learn nothing here.
+        batch_norm: see `AtrousConv2D`. Defaults to `True`. In training, its
+            statistics come from one value per picture: batches of one learn
+            nothing here, except with `"group"`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).

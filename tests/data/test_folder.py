@@ -406,6 +406,18 @@ def test_classes_that_never_occur_are_named(good):
     ]
 
 
+def test_masks_without_a_valid_pixel_are_noted(good):
+    masks = sorted((good / "masks" / "train").glob("*.png"))
+    with Image.open(masks[0]) as mask:
+        blank = np.full(mask.size[::-1], 255, "uint8")
+    Image.fromarray(blank).save(masks[0])
+    (note,) = (
+        n for n in check_folder(FolderSource(good)).notes if "valid" in n
+    )
+    assert note.startswith("1 masks have no valid pixel")
+    assert str(masks[0]) in note
+
+
 def test_exif_orientation_is_noted(good):
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -427,7 +439,9 @@ def test_pictures_beside_split_folders_are_noted(good):
 def test_camvid_is_without_fault(shared):
     report = check_folder(FolderSource(shared / "data/camvid"))
     assert report.problems == []
-    assert report.notes == []
+    (note,) = report.notes
+    assert note.startswith("rare classes, below 1.0% of the labelled pixels: ")
+    assert "pole, pedestrian, bicyclist;" in note
     assert report.num_images == {"train": 367, "val": 101}
     assert report.sizes == {
         "train": {(360, 480): 367},

@@ -165,6 +165,24 @@ def with_gradient(loss, labels, logits):
     return value, tape.gradient(value, logits)
 
 
+def test_lovasz_without_sorting_equals_sorting():
+    # So many pixels that most have company of nearly their error.
+    labels, logits = batch(seed=3, shape=(4, 96, 96))
+    labels[labels == 3] = 255
+    truth = np.eye(CLASSES)[labels[labels != 255]]
+    errors = np.abs(truth - softmax(logits.astype("float64"))[labels != 255])
+    expected = []
+    for c in range(3):
+        order = np.argsort(-errors[:, c])
+        wanted, error = truth[order, c], errors[order, c]
+        left = wanted.sum() - np.cumsum(wanted)
+        jaccard = 1 - left / (wanted.sum() + np.cumsum(1 - wanted))
+        expected.append((error * np.diff(jaccard, prepend=0)).sum())
+    assert float(LovaszSoftmax()(labels, logits)) == pytest.approx(
+        np.mean(expected), abs=1e-6
+    )
+
+
 @every_loss
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(

@@ -1,0 +1,162 @@
+"""What a run says when it does not learn."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
+
+from keras_aspp.data.pipeline import pictures_of_batch
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine.run import train
+from keras_aspp.engine.watch import Watch
+from keras_aspp.metrics import ConfusionMatrix
+
+SPEC = DatasetSpec(CLASS_NAMES)
+
+
+def watch(steps=200, **kwargs):
+    return Watch(SPEC, lambda step: [f"of {step}.png"], steps, **kwargs)
+
+
+def said(capsys):
+    return [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("Warning")
+    ]
+
+
+def with_predictions(shares):
+    """A model whose metric has seen that many pixels of each class."""
+    matrix = ConfusionMatrix(3)
+    labels = np.repeat(np.arange(3), 1000)[None, None]
+    predicted = np.repeat(np.arange(3), shares)[None, None]
+    matrix.update_state(labels, predicted)
+
+    class Model:
+        metrics = [matrix]
+
+    return Model()
+
+
+@pytest.mark.parametrize(
+    "shares, warned", [((2999, 1, 0), True), ((2900, 100, 0), False)]
+)
+def test_collapse_is_said_once(capsys, shares, warned):
+    callback = watch()
+    callback.set_model(with_predictions(shares))
+    callback.on_test_end()
+    callback.on_test_end()
+    found = said(capsys)
+    assert len(found) == warned
+    assert all("100.0% of the validation pixels" in f for f in found)
+    assert all("ground, 33.3% are labelled so" in f for f in found)
+
+
+@pytest.mark.parametrize(
+    "last, warned", [(4.0, "too high"), (1.99, "too low"), (1.0, None)]
+)
+def test_a_learning_rate_that_is_far_off(capsys, last, warned):
+    callback = watch()
+    callback.on_epoch_begin(0)
+    for batch in range(10):
+        callback.on_train_batch_end(batch, {"loss": 2.0})
+    callback.on_epoch_end(0, {"loss": last})
+    callback.on_epoch_end(1, {"loss": last})
+    found = said(capsys)
+    assert len(found) == (warned is not None)
+    assert all(warned in f and "train.lr_finder" in f for f in found)
+
+
+def test_a_short_epoch_says_nothing_of_the_rate(capsys):
+    callback = watch(steps=20)
+    for batch in range(10):
+        callback.on_train_batch_end(batch, {"loss": 2.0})
+    callback.on_epoch_end(0, {"loss": 2.0})
+    assert not said(capsys)
+
+
+def test_a_batch_without_valid_pixels_is_said_once(capsys):
+    labels = np.full((4, 2, 5, 5), 255, "int32")
+    labels[0, 0, 0, 0] = 1
+    callback = watch()
+    batches = tf.data.Dataset.from_tensor_slices((labels, labels))
+    batches = batches.map(callback.batch)
+    list(batches.take(1))
+    assert not said(capsys)
+    (_, seen), *_ = list(batches)
+    np.testing.assert_array_equal(seen, labels[0])
+    (warning,) = said(capsys)
+    assert "no valid pixel" in warning
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
+    config = tiny_config(tiny_folder, total_epochs=3)
+    real = Watch.on_train_batch_end
+
+    def poisoned(self, batch, logs=None):
+        # Steps of 2 pictures out of 3: the second epoch's last is step 3.
+        if self.epoch == 1 and batch == 1:
+            logs = {"loss": float("nan")}
+        real(self, batch, logs)
+
+    patched = pytest.MonkeyPatch()
+    patched.setattr(Watch, "on_train_batch_end", poisoned)
+    with pytest.raises(ValueError, match="not finite at step 3") as raised:
+        train(config, tmp_path / "run")
+    patched.undo()
+    assert str(raised.value).count("train_") == 2
+    states = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert states == ["epoch_00001"]
+    assert (tmp_path / "run" / "model.keras").is_file()
+
+
+def test_divergence_is_found_by_itself(tmp_path, tiny_folder):
+    config = tiny_config(tiny_folder, learning_rate=1e30)
+    with pytest.raises(ValueError, match="train.learning_rate"):
+        train(config, tmp_path / "run")
+
+
+def test_pictures_of_a_batch_are_those_it_was_made_of(tmp_path):
+    from keras_aspp.data.augment import AugmentConfig
+    from keras_aspp.data.folder import FolderSource
+    from keras_aspp.data.pipeline import training_dataset
+
+    root = write_folder(tmp_path, sizes=((64, 96),) * 5)
+    source = FolderSource(root)
+    keras.utils.set_random_seed(3)  # must not matter
+    plain = AugmentConfig((1.0, 1.0), False, 0.0, 0.0, 0.0, 0.0)
+    batches = training_dataset(
+        source, "train", plain, (64, 96), 2, lambda x: x, seed=4
+    )
+    pictures = {
+        image: source.decode(image, mask)[0]
+        for image, mask in source.pairs["train"]
+    }
+    for step, (images, _) in enumerate(batches.take(6)):
+        names = pictures_of_batch(source, "train", 2, 4, step)
+        for image, name in zip(images.numpy(), names, strict=True):
+            np.testing.assert_allclose(image, pictures[name], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_what_is_validated_and_kept(tmp_path, tiny_folder):
+    config = tiny_config(
+        tiny_folder,
+        total_epochs=3,
+        ema_momentum=0.9,
+        precision="mixed_bfloat16",
+        recalibrate_steps=2,
+    )
+    metrics = train(config, tmp_path / "run")
+    with open(tmp_path / "run" / "logs" / "history.csv") as file:
+        scores = [float(r["val_mean_iou"]) for r in csv.DictReader(file)]
+    # Float32 against the bfloat16 of the run, and fresh statistics.
+    assert metrics["mean_iou"] >= max(scores) - 0.05
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert model.dtype_policy.name == "float32"
+    config = replace(config, train={"recalibrate_steps": 0})
+    assert train(config, tmp_path / "run", resume=True)

@@ -1,0 +1,81 @@
+"""recalibrate: means over batches, and nothing else moves."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, randomize, sample
+
+from keras_aspp.models import DeepLabV3, recalibrate
+
+
+def two_norms(frozen=False):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.BatchNormalization(name="first")(inputs)
+    x = keras.layers.Dropout(0.5, name="drop")(x)
+    x = keras.layers.Conv2D(4, 1, name="conv")(x)
+    outputs = keras.layers.BatchNormalization(name="second")(x)
+    model = randomize(keras.Model(inputs, outputs))
+    model.get_layer("first").trainable = not frozen
+    return model
+
+
+def moments(batches):
+    """Means over batches of each batch's mean and variance."""
+    return tuple(
+        np.mean([f(b, axis=(0, 1, 2)) for b in batches], axis=0)
+        for f in (np.mean, np.var)
+    )
+
+
+def test_statistics_are_those_of_the_batches():
+    model = two_norms()
+    batches = [3 + i * sample((2, 5, 4, 3), seed=i) for i in (1, 2, 3)]
+    assert recalibrate(model, batches) == 2
+    first, conv, second = map(model.get_layer, ("first", "conv", "second"))
+    for found, expected in zip(
+        (first.moving_mean, first.moving_variance),
+        moments(batches),
+        strict=True,
+    ):
+        np.testing.assert_allclose(npy(found), expected, rtol=1e-4)
+    # What the second sees: batches normalized by themselves, no dropout.
+    seen = []
+    for batch in batches:
+        mean, variance = moments([batch])
+        x = (batch - mean) / np.sqrt(variance + first.epsilon)
+        seen.append(npy(conv(x * npy(first.gamma) + npy(first.beta))))
+    for found, expected in zip(
+        (second.moving_mean, second.moving_variance), moments(seen), strict=True
+    ):
+        np.testing.assert_allclose(npy(found), expected, rtol=1e-3)
+
+
+def test_nothing_else_moves():
+    model = two_norms(frozen=True)
+    before = [npy(w).copy() for w in model.weights]
+    assert recalibrate(model, [sample((2, 5, 4, 3))]) == 1
+    for weight, old in zip(model.weights, before, strict=True):
+        moved = weight.path.startswith("second/moving")
+        assert np.array_equal(npy(weight), old) != moved, weight.path
+    assert model.get_layer("drop").rate == 0.5
+    assert model.get_layer("second").momentum == 0.99
+
+
+def test_an_error_on_the_way_leaves_the_layers_as_they_were():
+    model = two_norms()
+    with pytest.raises(ValueError):
+        recalibrate(model, [sample((2, 5, 4, 7))])
+    assert model.get_layer("drop").rate == 0.5
+    assert model.get_layer("first").momentum == 0.99
+
+
+def test_of_a_segmenter(toy_backbone):
+    model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
+    norms = [w for w in model.weights if w.path.endswith("moving_mean")]
+    assert recalibrate(model, [sample((2, 64, 64, 3))]) == len(norms) > 5
+    assert all(npy(w).any() for w in norms)
+
+
+def test_no_batches():
+    with pytest.raises(ValueError, match="at least one batch"):
+        recalibrate(two_norms(), [])
