@@ -21,6 +21,8 @@ class ModelConfig:
         output_stride: 8, 16 or 32; pixels per cell at the ASPP.
         high_level: the feature under the head, e.g. `stride_16`, where the
             backbone then ends, or `none` for `stride_32`.
+        input_scale: factor by which pictures are upsampled in front of the
+            backbone; 2 finds smaller things at four times the cost.
         atrous_rates: ints > 0, in cells, or `auto`; `[]` for DeepLabV3's
             head for phones.
         aspp_filters: channels of the ASPP.
@@ -59,6 +61,7 @@ class ModelConfig:
     weights: str | None = None
     output_stride: int = 16
     high_level: str | None = None
+    input_scale: int = 1
     atrous_rates: Literal["auto"] | list[int] = "auto"
     aspp_filters: int = 256
     separable: bool = True

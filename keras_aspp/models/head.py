@@ -84,6 +84,14 @@ class Head:
             name=name,
         )(x, reference=reference)
 
+    def magnify(self, images, scale):
+        """Pictures upsampled by a factor, those of 1 as they are."""
+        if scale == 1:
+            return images
+        return BilinearResize(scale=scale, name="magnified", dtype="float32")(
+            images
+        )
+
     def classify(self, x, name=CLASSIFIER, kernel_size=1, atrous_rate=1):
         """Scores of a map, (B, h, w, K).
 

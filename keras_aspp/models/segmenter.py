@@ -90,6 +90,10 @@ class Segmenter(keras.Model):
         high_level: the feature that the head stands on, by nominal stride,
             e.g. `"stride_16"`; the backbone ends there. `None` is
             `"stride_32"`, or the coarsest there is. Defaults to `None`.
+        input_scale: int > 0. Pictures are upsampled by this factor in front
+            of the backbone, and scores resized to the picture's own size. 2
+            finds smaller things at four times the cost; see
+            training/README.md. Defaults to 1.
         rematerialize: bool. Training keeps few of the backbone's activations
             and computes the others twice: less memory, more time. Defaults to
             `False`.
@@ -129,12 +133,14 @@ class Segmenter(keras.Model):
         trained_output_stride=None,
         high_level=None,
         batch_norm="train",
+        input_scale=1,
         rematerialize=False,
         dtype=None,
         name=None,
         **head,
     ):
         check_positive_int("num_classes", num_classes)
+        _check_input_scale(input_scale, align_corners)
         check_positive_int("output_stride", output_stride)
         policy = keras.dtype_policies.get(
             dtype or keras.config.dtype_policy().name
@@ -202,11 +208,16 @@ class Segmenter(keras.Model):
             "trained_output_stride": trained_output_stride,
             "high_level": high_level,
             "batch_norm": batch_norm,
+            "input_scale": input_scale,
             "rematerialize": bool(rematerialize),
             "dtype": policy.name,
             **head,
         }
-        _warn_of_degenerate_rates(atrous_rates, output_stride, input_shape)
+        _warn_of_degenerate_rates(
+            atrous_rates,
+            output_stride,
+            [n and n * input_scale for n in input_shape[:2]],
+        )
         images = keras.Input(input_shape, name="image")
         parts = Head(
             num_classes=num_classes,
@@ -226,14 +237,22 @@ class Segmenter(keras.Model):
             batch_norm_epsilon=batch_norm_epsilon,
             dtype=policy,
         )
-        scores, stride = self.decode(backbone(images), parts, **head)
+        seen = parts.magnify(images, input_scale)
+        scores, stride = self.decode(backbone(seen), parts, **head)
+        if stride % input_scale:
+            raise ValueError(
+                f"`input_scale` must divide the {stride} pixels between two "
+                f"scores. Received: input_scale={input_scale}"
+            )
         logits = parts.resize(
             scores,
-            stride,
+            stride // input_scale,
             images,
             name="logits",
             dtype="float32",
-            high_level_to=1 if self.scores_at_output_stride else None,
+            high_level_to=(
+                input_scale if self.scores_at_output_stride else None
+            ),
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
@@ -500,6 +519,15 @@ def load_matching(model, saved, path):
 def _name_in(model, weight):
     # Two models of one architecture may have different names.
     return weight.path.removeprefix(f"{model.name}/")
+
+
+def _check_input_scale(input_scale, align_corners):
+    check_positive_int("input_scale", input_scale)
+    if input_scale > 1 and align_corners:
+        raise ValueError(
+            "`input_scale` goes with half-pixel centres only. Received: "
+            f"input_scale={input_scale}, align_corners={align_corners}"
+        )
 
 
 def _check_one_cell(input_shape, output_stride):
