@@ -20,7 +20,6 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_aspp.analysis.breakdown import ScaleRecall, boundary_pixels
 from keras_aspp.cli.configuration import config_path, dump_config, load_config
 from keras_aspp.cli.export import Examples
 from keras_aspp.cli.main import guarded
@@ -29,9 +28,10 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.files import write_json
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.metrics import BandIoU, ScaleRecall
 
 # Diameters in multiscale_shapes: three bins of equal share, log-uniform.
+BOUNDARY_PX = 3
 SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
 
@@ -142,15 +142,14 @@ def break_down(config, folder):
     split = config.data.test_split or config.data.validation_split
     predictor = Predictor(folder / "model.keras")
     spec = source.spec
-    matrix = ConfusionMatrix(spec.num_classes, spec.ignore_label)
+    band = BandIoU(spec.num_classes, spec.ignore_label, (BOUNDARY_PX,))
     recall = ScaleRecall(SCALES_PX)
     for image, labels, objects in examples(source, split):
         predicted = predictor.predict(image)
-        near = boundary_pixels(labels)
-        matrix.update_state(labels[near], predicted[near])
+        band.update(labels, predicted)
         if objects:
             recall.update(predicted, **objects)
-    numbers = {"boundary_mean_iou": matrix.mean_iou()}
+    numbers = {"boundary_mean_iou": band.mean()[BOUNDARY_PX]}
     if recall.total.any():
         numbers["recall_by_size_px"] = recall.result()
     return numbers

@@ -14,8 +14,6 @@ from keras_aspp.cli.configuration import (
 from keras_aspp.cli.main import Parser
 
 SIZES_SHOWN = 3
-CELL_PX = 480  # of a picture in the preview, its longer side
-LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 
 
 def run(arguments):
@@ -179,6 +177,7 @@ def _number(share):
 
 def _preview(flags):
     from keras_aspp.data.sources import open_source
+    from keras_aspp.engine.pictures import caption, draw_sheet
 
     config = _data_config(flags.data)
     source = open_source(config)
@@ -190,7 +189,8 @@ def _preview(flags):
     title = f"{name}, {split}: {len(examples)} of {source.size(split)}"
     if flags.augmented:
         title += f", as crops of {config.crop_size[0]}x{config.crop_size[1]}"
-    draw_sheet(flags.output, title, examples, source.spec)
+    cells = [(caption(name, y), x, y) for name, x, y in examples]
+    draw_sheet(flags.output, title, cells, source.spec)
     print_table([("preview", flags.output)])
     return 0
 
@@ -223,8 +223,8 @@ def _examples(source, split, count):
     step = max(1, source.size(split) // count)
     records = source.records(split).shard(step, 0).take(count)
     for record in records.as_numpy_iterator():
-        name = source.name_of(record).split(", ")[-1]
-        yield Path(name).name, *source.decode(*record)
+        image, labels = source.decode(*record)
+        yield source.name_of(record), image, labels
 
 
 def _augmented(examples, config, ignore_label):
@@ -239,114 +239,3 @@ def _augmented(examples, config, ignore_label):
         image = np.round(image.numpy()).astype("uint8")
         cropped.append((name, image, labels.numpy()))
     return cropped
-
-
-def draw_sheet(output, title, examples, spec):
-    """Writes pictures beside their labels as one PNG, atomically.
-
-    Args:
-        output: path of the PNG.
-        title: str.
-        examples: list of `(name, uint8 [H, W, 3], int [H, W])`.
-        spec: `DatasetSpec`.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    cells = [_cell(image, labels, spec) for _, image, labels in examples]
-    columns = min(3, len(cells))
-    rows = -(-len(cells) // columns)
-    shape = np.median([cell.shape[:2] for cell in cells], axis=0)
-    width = 4.6 * columns  # inches
-    row_height = 4.6 * shape[0] / shape[1] + 0.25
-    handles = _legend(examples, spec)
-    legend_rows = -(-len(handles) // max(1, int(width / 1.5)))
-    legend_height = 0.24 * legend_rows + 0.3
-    height = row_height * rows + legend_height + 0.45
-    # No pyplot: it would keep the figure, and may want a display.
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        rows,
-        columns,
-        left=0.01,
-        right=0.99,
-        top=1 - 0.65 / height,
-        bottom=legend_height / height,
-        wspace=0.03,
-        hspace=0.25 / (row_height - 0.25),
-    )
-    for i, (cell, (name, _, labels)) in enumerate(
-        zip(cells, examples, strict=True)
-    ):
-        axes = figure.add_subplot(grid[i])
-        axes.imshow(cell, interpolation="lanczos")
-        axes.axis("off")
-        size = f"{labels.shape[0]}x{labels.shape[1]}"
-        short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
-        axes.set_title(f"{short}  {size}", fontsize=8, color="0.3", pad=3)
-    figure.suptitle(title, fontsize=12, y=1 - 0.12 / height, va="top")
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=-(-len(handles) // legend_rows),
-        fontsize=9,
-        frameon=False,
-        handlelength=1.4,
-        handleheight=1.1,
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _cell(image, labels, spec):
-    """Picture and overlay side by side; ignored pixels are hatched."""
-    from PIL import Image
-
-    from keras_aspp.engine.pictures import overlay
-
-    over = overlay(image, labels, spec)
-    y, x = np.indices(labels.shape)
-    stripe_px = max(2, max(labels.shape) // 80)
-    stripes = ((x + y) // stripe_px % 2)[..., None]
-    hatched = np.where(stripes, 235, 150).astype("uint8")
-    over = np.where((labels == spec.ignore_label)[..., None], hatched, over)
-    scale = min(1, CELL_PX / max(labels.shape))
-    size = [max(1, round(n * scale)) for n in labels.shape[::-1]]
-    halves = [
-        np.asarray(Image.fromarray(half).resize(size, Image.Resampling.LANCZOS))
-        for half in (image, over)
-    ]
-    gap = np.full((size[1], max(2, size[0] // 60), 3), 255, "uint8")
-    return np.concatenate([halves[0], gap, halves[1]], axis=1)
-
-
-def _legend(examples, spec):
-    from matplotlib.patches import Patch
-
-    seen = set()
-    for _, _, labels in examples:
-        seen.update(np.unique(labels).tolist())
-    shown = range(spec.num_classes)
-    if spec.num_classes > LEGEND_CLASSES:
-        shown = sorted(seen - {spec.ignore_label})
-    colors = np.array(spec.colors()) / 255
-    handles = [
-        Patch(facecolor=colors[i], edgecolor="0.5", label=spec.class_names[i])
-        for i in shown
-    ]
-    if spec.ignore_label in seen:
-        handles.append(
-            Patch(
-                facecolor="0.92",
-                edgecolor="0.55",
-                hatch="////",
-                label="ignored",
-            )
-        )
-    return handles

@@ -63,6 +63,18 @@ def run(arguments):
         action="store_true",
         help="whether the model is as often right as it says",
     )
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="recall by the size of objects, the connected regions of a label",
+    )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="draw the confusion matrix, the worst pictures, and with "
+        "--calibration the confidences",
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     flags = parser.parse_args(arguments)
     source, data = open_data(flags.data, flags.model)
@@ -83,8 +95,12 @@ def run(arguments):
         progress=show_progress,
         boundaries=flags.boundaries,
         calibration=flags.calibration,
+        objects=flags.objects,
+        figures=flags.figures,
     )
     print_metrics(metrics)
+    if flags.figures:
+        print(f"\nfigures  {flags.figures}")
     if flags.json:
         write_json(flags.json, metrics)
         print(f"\nmetrics  {flags.json}")

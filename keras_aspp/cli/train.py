@@ -80,4 +80,8 @@ def print_metrics(metrics):
     for width, value in metrics.get("band_mean_iou", {}).items():
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"mean_iou within {width} px", shown))
+    for size, value in metrics.get("recall_by_size_px", {}).items():
+        count = metrics["objects_by_size_px"][size]
+        shown = "none" if value is None else f"{value:.4f}"
+        rows.append((f"recall, {count} objects of {size} px", shown))
     print_table(rows)

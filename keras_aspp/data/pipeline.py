@@ -83,14 +83,21 @@ def pictures_of_batch(source, split, batch_size, seed, step):
     indices = tf.data.Dataset.range(count).map(lambda i: (i, i))
     order = _in_order(indices, count, seed, step * batch_size)
     wanted = [int(i) for _, i, _ in order.take(batch_size)]
-    names = {}
-    for i, record in enumerate(source.records(split).as_numpy_iterator()):
-        if i in wanted:
-            names[i] = source.name_of(record)
-    return [names[i] for i in wanted]
+    return names_of(source, split, wanted)
 
 
-def evaluation_dataset(source, split, batch_size):
+def names_of(source, split, numbers):
+    """Names of a split's records, by their numbers."""
+    records = source.records(split).as_numpy_iterator()
+    names = {
+        i: source.name_of(record)
+        for i, record in enumerate(records)
+        if i in numbers
+    }
+    return [names[i] for i in numbers]
+
+
+def evaluation_dataset(source, split, batch_size, numbered=False):
     """Every picture once, at its own size, in batches of one size.
 
     A short batch is filled with pictures of zeros whose labels are all
@@ -102,9 +109,11 @@ def evaluation_dataset(source, split, batch_size):
         source: `FolderSource` or `TfdsSource`.
         split: str.
         batch_size: int > 0.
+        numbered: bool. With the number of each picture's record.
 
     Returns:
-        `tf.data.Dataset` of `(uint8 [B, H, W, 3], int32 [B, H, W])`.
+        `tf.data.Dataset` of `(uint8 [B, H, W, 3], int32 [B, H, W])`, and
+        int64 `[B]` if numbered, -1 for what fills a batch.
     """
     import tensorflow as tf
 
@@ -113,25 +122,34 @@ def evaluation_dataset(source, split, batch_size):
     fills = [n for n in (2**i for i in range(31)) if n < batch_size]
     fills = tf.constant([*fills, batch_size])
 
-    def size_key(image, labels):
+    decode = _decoder(source)
+
+    def size_key(image, labels, number):
         size = tf.cast(tf.shape(labels), "int64")
         return size[0] * 2**31 + size[1]
 
-    def fill(image, labels):
+    def fill(image, labels, number):
         count = tf.shape(labels)[0]
         missing = tf.reduce_min(fills[fills >= count]) - count
         image = tf.pad(image, [[0, missing], [0, 0], [0, 0], [0, 0]])
         labels = tf.pad(
             labels, [[0, missing], [0, 0], [0, 0]], constant_values=ignore
         )
-        return (
+        batch = (
             tf.ensure_shape(image, (None, None, None, 3)),
             tf.ensure_shape(labels, (None, None, None)),
         )
+        if numbered:
+            batch += (tf.pad(number, [[0, missing]], constant_values=-1),)
+        return batch
 
     return (
         source.records(split)
-        .map(_decoder(source), num_parallel_calls=tf.data.AUTOTUNE)
+        .enumerate()
+        .map(
+            lambda number, record: (*decode(*record), number),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
         .group_by_window(size_key, lambda _, d: d.batch(batch_size), batch_size)
         .map(fill)
         .prefetch(2)

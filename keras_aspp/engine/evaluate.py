@@ -1,14 +1,24 @@
 """evaluate: one pass over a split, and every number read from it."""
 
+import heapq
 import math
+from pathlib import Path
 
-from keras_aspp.data.pipeline import evaluation_dataset
+from keras_aspp.analysis.figures import save
+from keras_aspp.data.pipeline import evaluation_dataset, names_of
+from keras_aspp.engine.figures import confusion_figure, reliability_figure
+from keras_aspp.engine.pictures import caption, draw_sheet
 from keras_aspp.metrics import (
     BandIoU,
     BoundaryIoU,
     Calibration,
     ConfusionMatrix,
+    ScaleRecall,
 )
+from keras_aspp.metrics.objects import regions
+
+# Pictures on the sheet of the worst.
+NUM_WORST = 8
 
 
 def evaluate(
@@ -19,6 +29,8 @@ def evaluate(
     progress=None,
     boundaries=False,
     calibration=False,
+    objects=False,
+    figures=None,
 ):
     """Counts every picture of a split once, at its own size.
 
@@ -30,6 +42,10 @@ def evaluate(
         progress: callable `(done, total)` or `None`.
         boundaries: bool. Boundary IoU, and IoU in bands around outlines.
         calibration: bool. Confidence against accuracy; needs scores.
+        objects: bool. Recall by the size of objects, which are the connected
+            regions of a label.
+        figures: folder, made if need be, or `None`: the confusion matrix, the
+            worst pictures, and with `calibration` the confidences.
 
     Returns:
         dict, the contents of `metrics.json`; `None` for a number that is not
@@ -55,9 +71,12 @@ def evaluate(
     rims = ()
     if boundaries:
         rims = BoundaryIoU(kinds, ignore), BandIoU(kinds, ignore)
-    confidence = Calibration(ignore)
+    confidence, recall = Calibration(ignore), ScaleRecall()
+    worst = _Worst(spec, NUM_WORST if figures else 0)
     total, done = source.size(split), 0
-    for images, labels in evaluation_dataset(source, split, batch_size):
+    for images, labels, numbers in evaluation_dataset(
+        source, split, batch_size, numbered=True
+    ):
         if calibration:
             scores = predictor.score_batch(images.numpy())
             confidence.update(labels, scores)
@@ -65,10 +84,19 @@ def evaluate(
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
-        for one, guess in zip(labels.numpy(), predicted, strict=True):
+        # What fills a batch is ignored as a whole.
+        for image, one, guess, number in zip(
+            images.numpy(),
+            labels.numpy(),
+            predicted,
+            numbers.numpy(),
+            strict=True,
+        ):
             for rim in rims:
-                # What fills a batch is ignored as a whole.
                 rim.update(one, guess)
+            if objects:
+                recall.update(guess, *regions(one, ignore))
+            worst.update(int(number), image, one, guess)
         done = min(done + len(images), total)
         if progress:
             progress(done, total)
@@ -78,10 +106,65 @@ def evaluate(
         found["band_mean_iou"] = {
             f"{width}": _number(iou) for width, iou in rims[1].mean().items()
         }
+    if objects:
+        found["recall_by_size_px"] = recall.result()
+        found["objects_by_size_px"] = recall.counts()
     if calibration:
         found["calibration_error"] = _number(confidence.error())
         found["calibration"] = confidence.histogram()
+    if figures:
+        folder = Path(figures)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(
+            confusion_figure(matrix.matrix(), spec),
+            folder,
+            "confusion_matrix",
+            ("png",),
+        )
+        if calibration:
+            figure = reliability_figure(confidence)
+            save(figure, folder, "confidence", ("png",))
+        worst.draw(folder / "worst_pictures.png", source, split)
     return found
+
+
+class _Worst:
+    """The pictures of the lowest mean IoU, each over its own classes."""
+
+    def __init__(self, spec, count):
+        self.spec, self.count, self.heap = spec, count, []
+
+    def update(self, number, image, labels, predicted):
+        if not self.count or number < 0:
+            return
+        matrix = ConfusionMatrix(self.spec.num_classes, self.spec.ignore_label)
+        matrix.update_state(labels[None], predicted[None])
+        score = matrix.mean_iou()
+        if math.isnan(score):
+            return
+        # The best of the worst is on top, and goes.
+        heapq.heappush(self.heap, (-score, -number, image, labels, predicted))
+        if len(self.heap) > self.count:
+            heapq.heappop(self.heap)
+
+    def draw(self, path, source, split):
+        if not self.heap:
+            return
+        worst = sorted(self.heap, reverse=True, key=lambda item: item[:2])
+        names = names_of(source, split, [-number for _, number, *_ in worst])
+        cells = [
+            (
+                f"{caption(name, labels)}  mean IoU {-score:.3f}",
+                image,
+                labels,
+                predicted,
+            )
+            for name, (score, _, image, labels, predicted) in zip(
+                names, worst, strict=True
+            )
+        ]
+        title = f"{split}, the lowest mean IoU: picture, label, prediction"
+        draw_sheet(path, title, cells, self.spec)
 
 
 def metrics_dict(matrix, spec):

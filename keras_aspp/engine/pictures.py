@@ -1,7 +1,13 @@
-"""Label maps as pictures, and the TensorBoard page of them."""
+"""Label maps as pictures: overlays, sheets, the TensorBoard page of them."""
+
+import os
+from pathlib import Path
 
 import keras
 import numpy as np
+
+CELL_PX = 480  # of a picture in a sheet, its longer side
+LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 
 
 def color_labels(labels, spec):
@@ -17,6 +23,123 @@ def overlay(image, labels, spec, opacity=0.55):
     colors = color_labels(labels, spec).astype("float32")
     blend = (1 - opacity) * image.astype("float32") + opacity * colors
     return np.round(blend).astype("uint8")
+
+
+def draw_sheet(output, title, examples, spec):
+    """Writes pictures beside their labels as one PNG, atomically.
+
+    Args:
+        output: path of the PNG.
+        title: str.
+        examples: list of `(caption, uint8 [H, W, 3], *label maps)`, each map
+            int `[H, W]`; all have as many.
+        spec: `DatasetSpec`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [_cell(image, maps, spec) for _, image, *maps in examples]
+    columns = min(3 if len(examples[0]) == 3 else 2, len(cells))
+    rows = -(-len(cells) // columns)
+    shape = np.median([cell.shape[:2] for cell in cells], axis=0)
+    width = 4.6 * columns  # inches
+    row_height = 4.6 * shape[0] / shape[1] + 0.25
+    handles = _legend(examples, spec)
+    legend_rows = -(-len(handles) // max(1, int(width / 1.5)))
+    legend_height = 0.24 * legend_rows + 0.3
+    height = row_height * rows + legend_height + 0.45
+    # No pyplot: it would keep the figure, and may want a display.
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=0.01,
+        right=0.99,
+        top=1 - 0.65 / height,
+        bottom=legend_height / height,
+        wspace=0.03,
+        hspace=0.25 / (row_height - 0.25),
+    )
+    for i, (cell, (text, *_)) in enumerate(zip(cells, examples, strict=True)):
+        axes = figure.add_subplot(grid[i])
+        axes.imshow(cell, interpolation="lanczos")
+        axes.axis("off")
+        axes.set_title(text, fontsize=8, color="0.3", pad=3)
+    figure.suptitle(title, fontsize=12, y=1 - 0.12 / height, va="top")
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        ncols=-(-len(handles) // legend_rows),
+        fontsize=9,
+        frameon=False,
+        handlelength=1.4,
+        handleheight=1.1,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=110)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def caption(name, labels):
+    """A picture's name, shortened, and its size."""
+    name = Path(name.split(", ")[-1]).name
+    short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
+    return f"{short}  {labels.shape[0]}x{labels.shape[1]}"
+
+
+def _cell(image, maps, spec):
+    """Picture and overlays side by side."""
+    from PIL import Image
+
+    scale = min(1, CELL_PX / max(image.shape))
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    gap = np.full((size[1], max(2, size[0] // 60), 3), 255, "uint8")
+    parts = []
+    for part in (image, *(_hatched(image, labels, spec) for labels in maps)):
+        small = Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)
+        parts += [np.asarray(small), gap]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _hatched(image, labels, spec):
+    """The overlay of labels; ignored pixels are hatched."""
+    over = overlay(image, labels, spec)
+    y, x = np.indices(labels.shape)
+    stripe_px = max(2, max(labels.shape) // 80)
+    stripes = ((x + y) // stripe_px % 2)[..., None]
+    hatched = np.where(stripes, 235, 150).astype("uint8")
+    return np.where((labels == spec.ignore_label)[..., None], hatched, over)
+
+
+def _legend(examples, spec):
+    from matplotlib.patches import Patch
+
+    seen = set()
+    for _, _, *maps in examples:
+        seen.update(np.unique(np.stack(maps)).tolist())
+    shown = range(spec.num_classes)
+    if spec.num_classes > LEGEND_CLASSES:
+        shown = sorted(seen - {spec.ignore_label})
+    colors = np.array(spec.colors()) / 255
+    handles = [
+        Patch(facecolor=colors[i], edgecolor="0.5", label=spec.class_names[i])
+        for i in shown
+    ]
+    if spec.ignore_label in seen:
+        handles.append(
+            Patch(
+                facecolor="0.92",
+                edgecolor="0.55",
+                hatch="////",
+                label="ignored",
+            )
+        )
+    return handles
 
 
 class ValidationPictures(keras.callbacks.Callback):

@@ -276,8 +276,9 @@ def _check_data(source, config):
 
 
 def _print_degenerate_rates(model, crop_size):
+    seen = [n * model.input_scale for n in crop_size]
     lost, cells = degenerate_rates(
-        model.atrous_rates, model.output_stride, crop_size
+        model.atrous_rates, model.output_stride, seen
     )
     if lost:
         print(

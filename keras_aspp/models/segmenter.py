@@ -265,6 +265,7 @@ class Segmenter(keras.Model):
         self.output_stride = output_stride
         self.trained_output_stride = trained_output_stride
         self.atrous_rates = atrous_rates
+        self.input_scale = input_scale
         self._arguments = config
         if saved is not None:
             load_matching(self, saved, weights)

@@ -8,7 +8,7 @@ from tiny_run import write_folder
 
 from keras_aspp.cli import data as command
 from keras_aspp.cli.main import main
-from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine import pictures
 
 
 @pytest.fixture
@@ -150,16 +150,18 @@ def test_preview_of_a_folder(folder, tmp_path, capsys):
 def test_preview_shows_the_examples_asked_for(folder, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        command, "draw_sheet", lambda *arguments: drawn.append(arguments)
+        pictures, "draw_sheet", lambda *arguments: drawn.append(arguments)
     )
     output = ["--output", str(tmp_path / "x.png")]
     root = ["data", "preview", str(folder)]
     assert main([*root, *output, "--split", "val", "--count", "2"]) == 0
     _, title, examples, spec = drawn[0]
     assert title == "set, val: 2 of 3"
-    assert [name for name, *_ in examples] == ["val_0.png", "val_1.png"]
+    names = [text.split()[0] for text, *_ in examples]
+    assert names == ["val_0.png", "val_1.png"]
     assert spec.class_names == ("ground", "box", "bar")
-    for name, image, labels in examples:
+    for name, (text, image, labels) in zip(names, examples, strict=True):
+        assert text.endswith(f"{labels.shape[0]}x{labels.shape[1]}")
         expected = np.array(Image.open(folder / "images/val" / name))
         np.testing.assert_array_equal(image, expected)
         mask = np.array(Image.open(folder / "masks/val" / name))
@@ -176,13 +178,14 @@ def test_preview_of_training_crops(folder, tmp_path, monkeypatch):
     )
     drawn = []
     monkeypatch.setattr(
-        command, "draw_sheet", lambda *arguments: drawn.append(arguments)
+        pictures, "draw_sheet", lambda *arguments: drawn.append(arguments)
     )
     arguments = [str(config), "--augmented", "--output", "x.png"]
     assert main(["data", "preview", *arguments]) == 0
     _, title, examples, _ = drawn[0]
     assert title == "mine.yaml, train: 3 of 3, as crops of 96x128"
-    for name, image, labels in examples:
+    for text, image, labels in examples:
+        name = text.split()[0]
         assert image.shape == (96, 128, 3)
         assert image.dtype == np.uint8
         mask = np.array(Image.open(folder / "masks/train" / name))
@@ -211,30 +214,6 @@ def test_preview_of_a_configuration_by_name(tmp_path, monkeypatch):
     arguments = ["multiscale_shapes", "--output", str(sheet), "--count", "2"]
     assert main(["data", "preview", *arguments]) == 0
     assert size_of(sheet)[0] > 800
-
-
-def test_sheets_of_one_picture_many_classes_and_all_ignored(tmp_path):
-    spec = DatasetSpec([f"class number {i}" for i in range(150)])
-    image = np.zeros((900, 400, 3), "uint8")
-    labels = np.full((900, 400), 255)
-    sheet = tmp_path / "sheet.png"
-    command.draw_sheet(sheet, "one", [("a" * 90, image, labels)], spec)
-    before = size_of(sheet)
-    labels = np.arange(900 * 400).reshape(900, 400) % 150
-    command.draw_sheet(sheet, "one", [("a", image, labels)], spec)
-    assert size_of(sheet)[1] > before[1]  # the legend has grown
-
-
-def test_ignored_pixels_look_like_no_class():
-    spec = DatasetSpec(["black", "red"])
-    image = np.full((40, 60, 3), 90, "uint8")
-    labels = np.zeros((40, 60), "int32")
-    labels[:, 30:] = 255
-    cell = command._cell(image, labels, spec)
-    right = cell[:, -60:]
-    assert right[:, :25].max() < 60
-    assert right[:, 35:].min() > 120
-    assert right[:, 35:].std() > 10  # hatched
 
 
 def test_failed_preview_leaves_nothing_behind(folder, tmp_path, monkeypatch):

@@ -156,7 +156,9 @@ def test_evaluate_at_another_output_stride(
 def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     arguments = ["evaluate", "--boundaries", "--json", str(file)]
-    more = ["--calibration", "--flip", "--scales", "0.75", "1"]
+    more = ["--calibration", "--flip", "--scales", "0.75", "1", "--objects"]
+    figures = tmp_path / "new" / "figures"
+    more += ["--figures", str(figures)]
     arguments += ["--data", load_config(tiny_workdir / "config.yaml").data.root]
     assert main([*arguments, *more, "--model", str(tiny_workdir)]) == 0
     shown = capsys.readouterr().out
@@ -166,6 +168,21 @@ def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     assert list(numbers["band_mean_iou"]) == ["1", "2", "4", "8", "16"]
     assert 0 <= numbers["calibration_error"] <= 1
     assert sum(b["pixels"] for b in numbers["calibration"]) > 0
+    # A box, a bar, and the ground, which box and bar may cut in two.
+    assert 9 <= sum(numbers["objects_by_size_px"].values()) <= 15
+    assert set(numbers["recall_by_size_px"]) == {
+        "0-16",
+        "16-32",
+        "32-96",
+        "96 and more",
+    }
+    assert str(figures) in shown
+    drawn = sorted(path.name for path in figures.iterdir())
+    assert drawn == [
+        "confidence.png",
+        "confusion_matrix.png",
+        "worst_pictures.png",
+    ]
     # The boundaries of an artefact are those of its Keras model.
     found = {}
     for name in ("model.keras", "saved_model"):

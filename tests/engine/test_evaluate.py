@@ -1,0 +1,84 @@
+"""evaluate: one pass, every number from it, and its figures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import write_folder
+
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.engine import evaluate as engine
+from keras_aspp.engine.evaluate import evaluate
+
+
+class Guesser:
+    """A predictor that finds nothing but ground, and is sure of it."""
+
+    num_classes, path = 3, "nothing"
+    has_scores = True
+
+    def predict_batch(self, images):
+        return np.zeros(images.shape[:3], "int32")
+
+    def score_batch(self, images):
+        return np.broadcast_to([9.0, 0.0, 0.0], (*images.shape[:3], 3))
+
+
+@pytest.fixture
+def source(tmp_path):
+    return FolderSource(write_folder(tmp_path / "data"))
+
+
+def test_numbers_of_a_known_predictor(source):
+    found = evaluate(Guesser(), source, "val", objects=True, calibration=True)
+    masks = [np.array(Image.open(mask)) for _, mask in source.pairs["val"]]
+    labels = np.concatenate([m[m != 255] for m in masks])
+    right = np.mean(labels == 0)
+    assert found["pixel_accuracy"] == pytest.approx(right, abs=1e-6)
+    assert found["mean_iou"] == pytest.approx(right / 3, abs=1e-6)
+    assert found["calibration_error"] == pytest.approx(1 - right, abs=1e-3)
+    # Boxes and bars, 30x30 and 12 rows, are missed; the ground is found.
+    assert found["recall_by_size_px"]["16-32"] == 0
+    assert found["recall_by_size_px"]["0-16"] is None
+
+
+def test_the_worst_pictures_come_first(source, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(engine, "NUM_WORST", 2)
+    monkeypatch.setattr(engine, "draw_sheet", lambda *a: drawn.append(a))
+    evaluate(Guesser(), source, "val", figures=tmp_path / "out")
+    ((path, title, cells, _),) = drawn
+    assert path == tmp_path / "out" / "worst_pictures.png"
+    assert title.startswith("val, ")
+    scores = {}
+    for image, mask in source.pairs["val"]:
+        labels = np.array(Image.open(mask))
+        share = np.mean(labels[labels != 255] == 0)
+        scores[image.rsplit("/")[-1]] = share / 3
+    names = sorted(scores, key=scores.get)[:2]
+    for name, (text, image, labels, predicted) in zip(
+        names, cells, strict=True
+    ):
+        assert text.startswith(name)
+        assert text.endswith(f"mean IoU {scores[name]:.3f}")
+        folder = source.root / "images" / "val"
+        np.testing.assert_array_equal(image, Image.open(folder / name))
+        assert labels.shape == predicted.shape == image.shape[:2]
+
+
+def test_figures_of_a_split_without_valid_pixels(source, tmp_path):
+    for _, mask in source.pairs["val"]:
+        with Image.open(mask) as opened:
+            blank = np.full(opened.size[::-1], 255, "uint8")
+        Image.fromarray(blank).save(mask)
+    found = evaluate(
+        Guesser(),
+        source,
+        "val",
+        figures=tmp_path / "out",
+        calibration=True,
+        objects=True,
+        boundaries=True,
+    )
+    assert found["mean_iou"] is None
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["confidence.png", "confusion_matrix.png"]
