@@ -8,6 +8,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from helpers import npy
 from PIL import Image
+from quantize import write_hybrid, write_quantized
 
 import keras_aspp as ka
 from keras_aspp.weights import tflite
@@ -78,6 +79,57 @@ def test_another_graph_is_refused(file, model):
             tflite._compare(model, interpreter, file)
     finally:
         bias.assign(before)
+
+
+def labels_of(file, picture):
+    """What a quantized file says of a picture."""
+    interpreter = Interpreter(str(file))
+    interpreter.allocate_tensors()
+    (entry,) = interpreter.get_input_details()
+    x = picture[None].astype("float32") / 127.5 - 1
+    if entry["dtype"] is not np.float32:
+        scale, zero = entry["quantization"]
+        x = np.clip(np.round(x / scale) + zero, 0, 255).astype("uint8")
+    return run(file, x)[0].argmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "hybrid"])
+def test_quantized_files_come_dequantized(
+    file, picture, tmp_path, capsys, kind
+):
+    image, golden = picture
+    output = tmp_path / f"{kind}.tflite"
+    if kind == "uint8":
+        x = image[None].astype("float32") / 127.5 - 1
+        write_quantized(file, x, output)
+    else:
+        write_hybrid(file, output)
+    model = ka.weights.from_tflite(output)
+    said = capsys.readouterr().out
+    assert f"{output}: dequantized; on a picture of noise" in said
+    share = float(said.rpartition(" noise ")[2].partition("%")[0])
+    assert 90 < share <= 100
+    logits = npy(model(model.preprocess(image[None].astype("float32"))))
+    found = logits[0].argmax(-1)
+    expected = labels_of(output, image)
+    assert (expected != golden).any()  # quantization costs something
+    assert np.mean(found == expected) > 0.99
+    assert np.mean(found == golden) > 0.9
+
+
+def test_a_quantized_file_of_another_graph(
+    file, picture, tmp_path, monkeypatch
+):
+    output = write_hybrid(file, tmp_path / "hybrid.tflite")
+    # Every channel's scale taken for the next one's.
+    real = tflite._real
+
+    def wrong(values, tensor, path):
+        return np.roll(real(values, tensor, path), 1, axis=0)
+
+    monkeypatch.setattr(tflite, "_real", wrong)
+    with pytest.raises(ValueError, match="computes something else.*agree"):
+        ka.weights.from_tflite(output)
 
 
 def test_files_that_are_none(tmp_path):
