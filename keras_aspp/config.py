@@ -34,6 +34,7 @@ class ModelConfig:
             over a frozen backbone.
         batch_norm_momentum: in [0, 1); short runs want a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
+        decoder_kernel_sizes: of its convolutions.
         projection_filters: 1x1 channels on the low-level feature.
         decoder_stride: 4 or 2; pixels per score of DeepLabV3+.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
@@ -71,6 +72,7 @@ class ModelConfig:
     batch_norm_momentum: float = 0.99
     decoder_filters: int = 256
     projection_filters: int = 48
+    decoder_kernel_sizes: tuple[int, ...] = (3, 3)
     decoder_stride: int = 4
     refine_filters: int | None = None
     multi_grid: list[int] | None = None

@@ -19,6 +19,7 @@ ALLOWED = {
     "losses": set(),
     "metrics": set(),
     "weights/tflite": {"backbones", "models", "preprocess"},
+    "weights/keras_hub": {"models", "preprocess"},
     "weights/state_dict": set(),
     "weights/torchvision": {"backbones", "models", "weights"},
     "preprocess": set(),

@@ -29,6 +29,8 @@ class DeepLabV3Plus(Segmenter):
         projection_filters: int > 0. 1x1 channels on each low-level feature.
             Defaults to 48.
         decoder_filters: int > 0. Defaults to 256.
+        decoder_kernel_sizes: odd ints > 0, of the decoder's convolutions, one
+            after the other. Defaults to (3, 3); `(1,)` is keras-hub's.
         **kwargs: see `Segmenter`.
 
     Example:
@@ -56,8 +58,15 @@ class DeepLabV3Plus(Segmenter):
         decoder_stride=4,
         projection_filters=48,
         decoder_filters=256,
+        decoder_kernel_sizes=(3, 3),
         **kwargs,
     ):
+        decoder_kernel_sizes = tuple(decoder_kernel_sizes)
+        if not decoder_kernel_sizes:
+            raise ValueError(
+                "`decoder_kernel_sizes` must not be empty. "
+                f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+            )
         if decoder_stride not in LEVELS:
             raise ValueError(
                 "`decoder_stride` must be 4 or 2. "
@@ -72,6 +81,7 @@ class DeepLabV3Plus(Segmenter):
             decoder_stride=decoder_stride,
             projection_filters=projection_filters,
             decoder_filters=decoder_filters,
+            decoder_kernel_sizes=decoder_kernel_sizes,
             **kwargs,
         )
 
@@ -85,6 +95,7 @@ class DeepLabV3Plus(Segmenter):
         decoder_stride,
         projection_filters,
         decoder_filters,
+        decoder_kernel_sizes,
     ):
         x, stride = pick(features, parts.high_level), parts.output_stride
         x = ASPP(
@@ -113,11 +124,12 @@ class DeepLabV3Plus(Segmenter):
                 low_level, projection_filters, 1, name=f"low_level{suffix}"
             )
             x = parts.concatenate([x, low_level], name=f"concat{suffix}")
-            for i in (1, 2):
+            for i, kernel_size in enumerate(decoder_kernel_sizes, start=1):
                 x = parts.conv(
                     x,
                     decoder_filters,
-                    separable=separable,
+                    kernel_size,
+                    separable=separable and kernel_size > 1,
                     name=f"decoder_{i}{suffix}",
                 )
         return parts.classify(x), stride

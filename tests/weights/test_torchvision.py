@@ -131,7 +131,7 @@ def test_another_width_is_an_error(path):
 
 @pytest.fixture(scope="module")
 def networks():
-    pytest.importorskip("torch", reason="extra `parity`")
+    pytest.importorskip("torch", reason="extra `peers`")
     import torch_networks
 
     return torch_networks

@@ -1,0 +1,135 @@
+"""keras-hub's DeepLabV3+, as a model of ours."""
+
+import keras
+import numpy as np
+
+
+def from_keras_hub(segmenter):
+    """A DeepLabV3+ of keras-hub as a Keras model of ours.
+
+    keras-hub itself reads its presets, so it must be installed for this
+    (`pip install keras-hub`); the model that comes out does not need it. Of
+    any size and output stride, it can be trained, checked and exported as
+    every other one.
+
+    Args:
+        segmenter: a `keras_hub.models.DeepLabV3ImageSegmenter`; or what its
+            `from_preset` takes: the name of a preset, which it downloads, such
+            as `"deeplab_v3_plus_resnet50_pascalvoc"`, or the folder of one.
+
+    Returns:
+        `DeepLabV3Plus` at output stride 32, as there. Logits equal theirs at
+        sizes that are multiples of 32; `preprocess` is what their image
+        converter does to the values of pixels.
+
+    Raises:
+        ImportError: keras-hub is not installed.
+        ValueError: it is no DeepLabV3+ of keras-hub, or cannot be read.
+
+    Example:
+        model = ka.weights.from_keras_hub("deeplab_v3_plus_resnet50_pascalvoc")
+        finer = ka.models.with_output_stride(model, 16)
+    """
+    from keras_aspp.models import DeepLabV3Plus
+
+    segmenter = _load(segmenter)
+    theirs = getattr(segmenter, "backbone", segmenter)
+    for name in ("low_level_feature_key", "image_encoder", "dilation_rates"):
+        if not getattr(theirs, name, None):
+            raise ValueError(
+                "Not a DeepLabV3+ of keras-hub, which has a "
+                f"`{name}`. Received: {type(theirs).__name__}"
+            )
+    pyramid = theirs.get_layer(_name_of(theirs, "SpatialPyramidPooling"))
+    kernel = segmenter.output_conv.kernel
+    model = DeepLabV3Plus(
+        kernel.shape[-1],
+        _features(theirs.image_encoder),
+        output_stride=2 ** int(theirs.spatial_pyramid_pooling_key[1:]),
+        atrous_rates=tuple(theirs.dilation_rates),
+        aspp_filters=pyramid.num_channels,
+        projection_filters=theirs.projection_filters,
+        decoder_filters=kernel.shape[-2],
+        decoder_kernel_sizes=(1,),
+        preprocess=_preprocess(segmenter.preprocessor),
+    )
+    aspp = model.get_layer("aspp")
+    *branches, pooling = aspp.branches
+    blocks = [*branches, pooling.conv, aspp.projection]
+    parts = [*pyramid.aspp_parallel_channels, pyramid.projection]
+    for block, part in zip(blocks, parts, strict=True):
+        conv, norm = (layer for layer in part.layers if layer.weights)
+        _fill(block, conv, norm)
+    for name, conv, norm in (
+        ("low_level", "decoder_conv", "decoder_norm"),
+        ("decoder_1", "segmentation_head_conv", "segmentation_head_norm"),
+    ):
+        _fill(
+            model.get_layer(name),
+            theirs.get_layer(conv),
+            theirs.get_layer(norm),
+        )
+    # Theirs has no bias.
+    classifier = model.get_layer("classifier")
+    classifier.set_weights([kernel, np.zeros(kernel.shape[-1])])
+    return model
+
+
+def _load(segmenter):
+    if isinstance(segmenter, keras.Model):
+        return segmenter
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ImportError(
+            "keras-hub reads its presets, and is not installed; `pip install "
+            f"keras-hub`. Received: segmenter={str(segmenter)!r}"
+        ) from error
+    try:
+        return keras_hub.models.DeepLabV3ImageSegmenter.from_preset(
+            str(segmenter)
+        )
+    except Exception as error:
+        # What it raises depends on where it looked for the preset.
+        raise ValueError(
+            "keras-hub cannot read this preset. Received: "
+            f"{str(segmenter)!r} ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def _features(encoder):
+    """Their pyramid, `{"P2": ..}`, keyed by nominal stride."""
+    levels = {
+        f"stride_{2 ** int(key[1:])}": tensor
+        for key, tensor in encoder.pyramid_outputs.items()
+    }
+    return keras.Model(encoder.input, levels, name=encoder.name)
+
+
+def _name_of(model, kind):
+    (name,) = (
+        layer.name for layer in model.layers if type(layer).__name__ == kind
+    )
+    return name
+
+
+def _fill(block, conv, norm):
+    block.conv.set_weights(conv.get_weights())
+    block.norm.set_weights(norm.get_weights())
+
+
+def _preprocess(preprocessor):
+    """`Preprocess` of an image converter: scale and offset by channel."""
+    from keras_aspp.preprocess import Preprocess
+
+    converter = getattr(preprocessor, "image_converter", None)
+    scale = getattr(converter, "scale", None)
+    offset = getattr(converter, "offset", None)
+    scale = np.broadcast_to(1.0 if scale is None else scale, 3)
+    offset = np.broadcast_to(0.0 if offset is None else offset, 3)
+    return Preprocess(
+        value_range=(0.0, 255.0),
+        mean=tuple(float(n) for n in -offset / scale),
+        std=tuple(float(n) for n in 1 / scale),
+    )

@@ -1,0 +1,102 @@
+"""keras-hub's DeepLabV3+ as a model of ours: the same logits."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, randomize, sample
+
+import keras_aspp as ka
+
+keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")
+
+
+def build(**kwargs):
+    encoder = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 128, 256, 512],
+        stackwise_num_blocks=[3, 4, 6, 3],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="bottleneck_block",
+        image_shape=(None, None, 3),
+    )
+    arguments = {
+        "spatial_pyramid_pooling_key": "P5",
+        "low_level_feature_key": "P2",
+        "upsampling_size": 8,
+        "dilation_rates": [6, 12, 18],
+        **kwargs,
+    }
+    converter = keras_hub.layers.DeepLabV3ImageConverter(
+        scale=[0.01, 0.02, 0.03], offset=[-1.0, 0.5, 0.25]
+    )
+    return randomize(
+        keras_hub.models.DeepLabV3ImageSegmenter(
+            backbone=keras_hub.models.DeepLabV3Backbone(encoder, **arguments),
+            num_classes=4,
+            preprocessor=keras_hub.models.DeepLabV3ImageSegmenterPreprocessor(
+                converter
+            ),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The layout of deeplab_v3_plus_resnet50_pascalvoc, random weights."""
+    model = build()
+    # That preset's number of parameters, of a classifier of 21 classes.
+    assert model.backbone.count_params() + 21 * 256 == 39_190_656 + 21 * 256
+    return model
+
+
+@pytest.fixture(scope="module")
+def ours(theirs):
+    return ka.weights.from_keras_hub(theirs)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (160, 128)])
+def test_logits_are_theirs(theirs, ours, size):
+    x = sample((2, *size, 3))
+    # Without it, their projection trains its batch norm.
+    expected = npy(theirs(x, training=False))
+    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
+    assert error < 1e-4, error
+
+
+def test_preprocess_is_that_of_their_converter(theirs, ours):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 3))
+    expected = theirs.preprocessor.image_converter(pixels.astype("float32"))
+    found = ours.preprocess(pixels)
+    np.testing.assert_allclose(npy(found), npy(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_it_lives_without_keras_hub(ours, tmp_path):
+    ours.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    x = sample((1, 65, 97, 3))
+    np.testing.assert_array_equal(npy(copy(x)), npy(ours(x)))
+    assert "keras_hub" not in json.dumps(copy.get_config(), default=str)
+    finer = ka.models.with_output_stride(copy, 16)
+    assert finer.atrous_rates == (12, 24, 36)
+    assert finer(x).shape == (1, 65, 97, 4)
+
+
+@pytest.mark.slow
+def test_a_preset_in_a_folder(theirs, ours, tmp_path):
+    theirs.save_to_preset(str(tmp_path / "preset"))
+    model = ka.weights.from_keras_hub(tmp_path / "preset")
+    for a, b in zip(model.weights, ours.weights, strict=True):
+        np.testing.assert_array_equal(npy(a), npy(b))
+    assert model.preprocess == ours.preprocess
+
+
+def test_what_is_none(tmp_path):
+    with pytest.raises(ValueError, match="cannot read this preset.*nowhere"):
+        ka.weights.from_keras_hub(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="low_level_feature_key"):
+        ka.weights.from_keras_hub(build(low_level_feature_key=None))
+    with pytest.raises(ValueError, match="Not a DeepLabV3"):
+        ka.weights.from_keras_hub(keras.Sequential([keras.layers.Dense(1)]))
