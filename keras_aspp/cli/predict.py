@@ -21,11 +21,17 @@ def run(arguments):
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="PX",
+        help="see larger pictures in overlapping pieces of this size",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     flags = parser.parse_args(arguments)
     from keras_aspp.inference import Predictor
 
-    predictor = Predictor(flags.model)
+    predictor = Predictor(flags.model, window=flags.window)
     written, failed = predict_files(predictor, flags.images, flags.output)
     print_table([("picture", "overlay", "largest classes"), *written])
     for message in failed:

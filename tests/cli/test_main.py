@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_run import write_folder
 
 from keras_aspp.cli.configuration import load_config
 from keras_aspp.cli.main import main, one_line
@@ -194,6 +195,38 @@ def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
         model = ["--model", str(tiny_export / "saved_model")]
         assert main([*arguments, *model, *option]) == 1
         assert "Only a .keras model has scores" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_artefact_has_the_numbers_of_the_model(tiny_export, tmp_path):
+    """Of pictures of the size that the .tflite is made for."""
+    root = write_folder(tmp_path / "data", sizes=((64, 96),) * 4)
+    found = {}
+    for name in (
+        "model.keras",
+        "saved_model",
+        "model_float32.tflite",
+        "model_float16.tflite",
+    ):
+        file = tmp_path / "numbers.json"
+        arguments = ["--model", str(tiny_export / name), "--json", str(file)]
+        arguments += ["--data", str(root), "--split", "val"]
+        assert main(["evaluate", "--boundaries", "--objects", *arguments]) == 0
+        numbers = json.loads(file.read_text())
+        numbers |= numbers.pop("per_class_iou")
+        for key in ("band_mean_iou", "recall_by_size_px"):
+            inner = numbers.pop(key)
+            numbers |= {f"{key} {k}": v or 0 for k, v in inner.items()}
+        found[name] = numbers
+    exact = found.pop("model.keras")
+    assert found.pop("saved_model") == exact
+    assert len(exact) > 15
+    for numbers in found.values():
+        for key, value in exact.items():
+            near = value
+            if isinstance(value, float):
+                near = pytest.approx(value, abs=5e-3)
+            assert numbers[key] == near, key
 
 
 def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):

@@ -1,5 +1,8 @@
 """Sliding windows, scales and mirror images, by hand."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import keras_aspp as ka
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.inference.sliding_window import SlidingWindow, spans
 from keras_aspp.inference.tta import MultiScale
+from keras_aspp.models import DeepLabV3Plus
 
 RNG = np.random.default_rng(4)
 
@@ -127,3 +131,26 @@ def test_predictor(tiny_workdir, tiny_export):
     for arguments in ({"flip": True}, {"scales": (2.0,)}, {"window": 64}):
         with pytest.raises(ValueError, match="Only a .keras model has scores"):
             ka.Predictor(tiny_export / "saved_model", **arguments)
+
+
+@pytest.mark.slow
+def test_12_megapixels_within_4_gb(tmp_path):
+    """The peak of a process of its own; Linux counts it in KiB."""
+    model = DeepLabV3Plus(21, backbone_weights=None, separable=True)
+    model.save(tmp_path / "model.keras")
+    code = f"""
+import resource
+import numpy as np
+import keras_aspp as ka
+predictor = ka.Predictor({str(tmp_path / "model.keras")!r}, window=512)
+picture = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), "uint8")
+print(predictor.predict(picture).shape)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    shape, peak = done.stdout.strip().splitlines()[-2:]
+    assert shape == "(3000, 4000)"
+    assert int(peak) * 1024 < 4e9
