@@ -309,7 +309,11 @@ class ExportConfig:
 
     Args:
         image_size: `[height, width]` of the TFLite files.
-        formats: of `saved_model`, `tflite_float32`, `tflite_float16`.
+        formats: of `saved_model`, `tflite_float32`, `tflite_float16`,
+            `tflite_dynamic_range`, `tflite_int8`.
+        calibration_images: how many pictures of the training split, spread
+            over it, `tflite_int8` takes its ranges from.
+        max_int8_loss: points of mean IoU that `tflite_int8` may lose.
         verify_images: how many pictures artefacts are compared on.
         preview_image: picture for `preview.png`, or `none` for one of the
             data set.
@@ -318,8 +322,17 @@ class ExportConfig:
 
     image_size: tuple[int, int] = (513, 513)
     formats: tuple[
-        Literal["saved_model", "tflite_float32", "tflite_float16"], ...
+        Literal[
+            "saved_model",
+            "tflite_float32",
+            "tflite_float16",
+            "tflite_dynamic_range",
+            "tflite_int8",
+        ],
+        ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")
+    calibration_images: int = 64
+    max_int8_loss: float = 1.0
     verify_images: int = 8
     preview_image: str | None = None
     preview_note: str = ""

@@ -59,6 +59,12 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
     split = data.test_split or data.validation_split
     examples = Examples(source, split)
     settings = config.export
+    formats = tuple(formats or settings.formats)
+    calibration = None
+    if "tflite_int8" in formats:
+        calibration = Examples(source, data.train_split).first(
+            settings.calibration_images
+        )
     preview = settings.preview_image
     name = data.tfds or Path(data.root).name
     size = " ".join(str(n) for n in settings.image_size)
@@ -72,8 +78,10 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
         image_size=settings.image_size,
         class_names=source.spec.class_names,
         verify_images=examples.first(settings.verify_images),
+        calibration_images=calibration,
         evaluation_data=examples,
-        formats=tuple(formats or settings.formats),
+        formats=formats,
+        max_int8_loss=settings.max_int8_loss,
         overwrite=overwrite,
         ignore_label=source.spec.ignore_label,
         colormap=source.spec.colormap,
@@ -109,7 +117,7 @@ class Examples:
 
 def print_artefacts(manifest, output):
     """Prints the artefacts of a manifest as a table."""
-    rows = [("artefact", "MB", "agreement", "mean IoU", "ms")]
+    rows = [("artefact", "MB", "agreement", "mean IoU", "lost", "ms")]
     for entry in manifest["artefacts"]:
         iou = entry["mean_iou"]
         rows.append(
@@ -118,6 +126,7 @@ def print_artefacts(manifest, output):
                 f"{entry['bytes'] / 1e6:.2f}",
                 f"{entry['agreement_with_keras']:.4%}",
                 "" if iou is None else f"{iou:.4f}",
+                "" if iou is None else f"{entry['loss_points']:.2f}",
                 f"{entry['latency_ms']['median']:.1f}",
             )
         )

@@ -19,13 +19,17 @@ from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
 from keras_aspp.models import fold_batch_norm
 
-FORMATS = ("saved_model", "tflite_float32", "tflite_float16")
 _NAMES = {
     "keras": "model.keras",
     "saved_model": "saved_model",
     "tflite_float32": "model_float32.tflite",
     "tflite_float16": "model_float16.tflite",
+    "tflite_dynamic_range": "model_dynamic_range.tflite",
+    "tflite_int8": "model_int8.tflite",
 }
+FORMATS = tuple(_NAMES)[1:]
+# What is made where nothing else is asked for; integers want pictures.
+DEFAULT_FORMATS = FORMATS[:3]
 
 
 def export_model(
@@ -37,12 +41,13 @@ def export_model(
     verify_images,
     calibration_images=None,
     evaluation_data=None,
-    formats=FORMATS,
+    formats=DEFAULT_FORMATS,
     overwrite=False,
     ignore_label=255,
     colormap=None,
     about=None,
     preview_image=None,
+    max_int8_loss=1.0,
 ):
     """Writes a folder of artefacts and proves them equal to the model.
 
@@ -56,11 +61,16 @@ def export_model(
         class_names: one name per class.
         verify_images: uint8 pictures `[H, W, 3]`, at least one; every
             artefact must agree with Keras on them.
-        calibration_images: for formats in integers; none of `FORMATS` is, so
-            anything but `None` is an error.
+        calibration_images: uint8 pictures `[H, W, 3]`, of the training split
+            and not of the one it is evaluated on, for `"tflite_int8"`; it
+            takes the ranges of its integers from them. `None` without that
+            format.
         evaluation_data: iterable of `(uint8 [H, W, 3], int [H, W])` that can
             be walked repeatedly, for the mean IoU; or `None`.
-        formats: of `FORMATS`; `model.keras` is always written.
+        formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
+            (the default is these), `"tflite_dynamic_range"` (weights in 8
+            bits) and `"tflite_int8"` (everything in 8 bits); `model.keras` is
+            always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label value that counts for nothing.
         colormap: one RGB colour per class, or `None`.
@@ -68,6 +78,8 @@ def export_model(
             `evaluated_on`, `command`, `preview`.
         preview_image: uint8 `[H, W, 3]` shown in `preview.png`; the first
             verify picture if `None`.
+        max_int8_loss: float, in points of mean IoU on `evaluation_data`: what
+            `"tflite_int8"` may lose against Keras.
 
     Returns:
         dict, the contents of `manifest.json`.
@@ -75,23 +87,19 @@ def export_model(
     Raises:
         FileExistsError: `directory` exists and `overwrite` is not given.
         ValueError: an argument is not as above, or an artefact fails its
-            check: operators, agreement.
+            check: operators, agreement, mean IoU.
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
-    if calibration_images is not None:
-        raise ValueError(
-            "`calibration_images` are for integer formats, and there is none "
-            f"among formats={tuple(formats)}"
-        )
+    _check_calibration(calibration_images, formats)
     image_size = _check_size(image_size)
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(
         tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.")
     )
     try:
-        _write_artefacts(model, work, image_size, formats)
+        _write_artefacts(model, work, image_size, formats, calibration_images)
         os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
@@ -107,18 +115,16 @@ def export_model(
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
             "date": datetime.date.today().isoformat(),
             "protocol": verify.PROTOCOL,
+            "calibration_images": len(calibration_images or ()),
             "artefacts": [
-                _measure(
-                    work / _NAMES[kind],
-                    kind,
-                    reference,
-                    verify_images,
-                    evaluation_data,
-                    spec,
-                )
+                _measure(work / _NAMES[kind], kind, reference, verify_images)
                 for kind in ("keras", *formats)
             ],
         }
+        if evaluation_data is not None:
+            _evaluate(work, content, reference, evaluation_data, spec)
+            for entry in content["artefacts"]:
+                verify.check_loss(entry, max_int8_loss)
         (work / "labels.txt").write_text("\n".join(spec.class_names) + "\n")
         shown = verify_images[0] if preview_image is None else preview_image
         write_preview(
@@ -156,11 +162,30 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         raise ValueError(
             "`verify_images` must hold at least one picture. Received: none"
         )
-    for image in verify_images:
+    _check_pictures("verify_images", verify_images)
+
+
+def _check_calibration(images, formats):
+    wanted = "tflite_int8" in formats
+    if wanted and (images is None or len(images) == 0):
+        raise ValueError(
+            "`calibration_images` must hold pictures of the training split "
+            f"for tflite_int8. Received: calibration_images={images!r}"
+        )
+    if images is not None and not wanted:
+        raise ValueError(
+            "`calibration_images` are for tflite_int8, which is not among "
+            f"formats={tuple(formats)}"
+        )
+    _check_pictures("calibration_images", images or ())
+
+
+def _check_pictures(name, images):
+    for image in images:
         image = np.asarray(image)
         if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
             raise ValueError(
-                "`verify_images` must be uint8 arrays (height, width, 3). "
+                f"`{name}` must be uint8 arrays (height, width, 3). "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
 
@@ -175,37 +200,53 @@ def _check_size(image_size):
     return size
 
 
-def _write_artefacts(model, work, image_size, formats):
+def _write_artefacts(model, work, image_size, formats, calibration_images):
     save_model(model, work / _NAMES["keras"])
     model = fold_batch_norm(model)
     if "saved_model" in formats:
         write_saved_model(model, work / _NAMES["saved_model"])
     wanted = [f for f in formats if f.startswith("tflite")]
     if wanted:
-        for kind, data in tflite.convert(model, image_size, wanted).items():
+        files = tflite.convert(model, image_size, wanted, calibration_images)
+        for kind, data in files.items():
             (work / _NAMES[kind]).write_bytes(data)
 
 
-def _measure(path, kind, reference, images, evaluation_data, spec):
+def _measure(path, kind, reference, images):
     predictor = Predictor(path)
     entry = manifests.describe(path, kind, predictor)
-    entry["output"]["range"] = [0, spec.num_classes - 1]
+    entry["output"]["range"] = [0, reference.num_classes - 1]
     entry["operators"] = None
     if path.suffix == ".tflite":
         entry["operators"] = tflite.operators(path)
         tflite.check_operators(entry["operators"], path)
     value = verify.agreement(predictor, reference, images)
     verify.check_agreement(value, kind, path.name)
-    entry["mean_iou"] = None
-    if evaluation_data is not None:
-        entry["mean_iou"] = verify.mean_iou(
-            predictor, evaluation_data, spec.num_classes, spec.ignore_label
-        )
+    entry["mean_iou"] = entry["loss_points"] = None
     entry["agreement_with_keras"] = value
     entry["max_abs_logit_difference"] = None
     entry["latency_ms"] = verify.latency_ms(predictor, images[0])
     entry["gpu_compatible"] = None
     return entry
+
+
+def _evaluate(work, content, reference, examples, spec):
+    """Mean IoU of every artefact, and of Keras under the same protocol."""
+    of_keras = {}
+    for entry in content["artefacts"]:
+        predictor = Predictor(work / entry["path"])
+        size = predictor.image_size
+        if size not in of_keras:
+            of_keras[size] = verify.mean_iou(
+                lambda image, size=size: reference.predict_at(image, size),
+                examples,
+                spec,
+            )
+        found = of_keras[size]
+        if entry["format"] != "keras":
+            found = verify.mean_iou(predictor.predict, examples, spec)
+        entry["mean_iou"] = round(found, 6)
+        entry["loss_points"] = round(100 * (of_keras[size] - found), 4)
 
 
 def _replace(work, directory):

@@ -83,6 +83,7 @@ def card(manifest, about):
     rows = "\n".join(
         f"| `{a['path']}` | {a['bytes'] / 1e6:.2f} MB "
         f"| {a['agreement_with_keras']:.4%} | {_number(a['mean_iou'])} "
+        f"| {_number(a['loss_points'], 2)} "
         f"| {a['latency_ms']['median']:.0f} ms |"
         for a in manifest["artefacts"]
     )
@@ -103,8 +104,9 @@ def card(manifest, about):
     evaluated = about["evaluated_on"] or "not evaluated"
     parts += [
         "## Artefacts\n\n| artefact | size | labels equal to Keras' | mean IoU "
-        f"| one picture |\n|---|---|---|---|---|\n{rows}",
-        f"Mean IoU: {evaluated}. Times: {manifest['machine']}, "
+        f"| points lost | one picture |\n|---|---|---|---|---|---|\n{rows}",
+        f"Mean IoU: {evaluated}; points lost: against Keras, under the same "
+        f"protocol.{_calibration(manifest)} Times: {manifest['machine']}, "
         f"{manifest['date']}, to be compared within this table only. Larger "
         "artefacts may be left out of version control.",
         "Made by\n\n```\n" + about["command"] + "\n```"
@@ -123,5 +125,14 @@ def card(manifest, about):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _number(value):
-    return "" if value is None else f"{value:.4f}"
+def _calibration(manifest):
+    count = manifest["calibration_images"]
+    if not count:
+        return ""
+    return (
+        f" Integer ranges: of {count} pictures spread over the training split."
+    )
+
+
+def _number(value, digits=4):
+    return "" if value is None else f"{value:.{digits}f}"

@@ -33,7 +33,7 @@ def write_saved_model(model, path):
     archive.write_out(str(path), verbose=False)
 
 
-def write_fixed_size(model, path, image_size):
+def write_fixed_size(model, path, image_size, dtype=tf.uint8):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one and a fixed size let the converter keep every dilated
@@ -43,6 +43,7 @@ def write_fixed_size(model, path, image_size):
         model: `Segmenter`.
         path: folder to write.
         image_size: `(height, width)`.
+        dtype: of the pixels, 0..255 in either case.
     """
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -50,6 +51,6 @@ def write_fixed_size(model, path, image_size):
     def serving_default(image):
         return {"labels": serving.segment(model, image)}
 
-    image = tf.TensorSpec((1, *image_size, 3), tf.uint8, "image")
+    image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
     archive.add_endpoint("serving_default", serving_default, [image])
     archive.write_out(str(path), verbose=False)

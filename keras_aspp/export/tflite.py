@@ -5,22 +5,27 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from keras_aspp.export.saved_model import write_fixed_size
+from keras_aspp.inference.predictor import resize_image
 from keras_aspp.layers.lowering import export_form
 
 # Kernels that a phone lacks, or that cut a dilated convolution in three.
 FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
-def convert(model, image_size, formats):
+def convert(model, image_size, formats, calibration_images=()):
     """Converts a segmenter at one picture size.
 
     Args:
         model: `Segmenter`.
         image_size: `(height, width)`.
-        formats: of `"tflite_float32"`, `"tflite_float16"`.
+        formats: of `"tflite_float32"`, `"tflite_float16"`,
+            `"tflite_dynamic_range"`, `"tflite_int8"`.
+        calibration_images: uint8 pictures `[H, W, 3]` that show
+            `"tflite_int8"` which values occur.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -28,20 +33,38 @@ def convert(model, image_size, formats):
     Raises:
         ValueError: the model needs operators that are no builtins.
     """
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        with export_form():
-            write_fixed_size(model, folder, image_size)
-        return {name: _convert_one(folder, name) for name in formats}
+    found = {}
+    with tempfile.TemporaryDirectory() as work, _quiet():
+        for name in formats:
+            # A uint8 signature would leave a float tensor at the door.
+            door = tf.float32 if name == "tflite_int8" else tf.uint8
+            folder = os.path.join(work, door.name)
+            if not os.path.exists(folder):
+                with export_form():
+                    write_fixed_size(model, folder, image_size, door)
+            found[name] = _convert_one(
+                folder, name, image_size, calibration_images
+            )
+    return found
 
 
-def _convert_one(folder, name):
+def _convert_one(folder, name, image_size, calibration_images):
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder, signature_keys=["serving_default"]
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if name == "tflite_float16":
+    if name != "tflite_float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if name == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]
+    if name == "tflite_int8":
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+        ]
+        converter.inference_input_type = tf.uint8
+        converter.representative_dataset = lambda: _examples(
+            calibration_images, image_size
+        )
     try:
         return converter.convert()
     except Exception as error:
@@ -50,6 +73,15 @@ def _convert_one(folder, name):
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _examples(images, image_size):
+    """What the converter watches the float model on."""
+    for image in images:
+        yield [resize_image(image, image_size)[None].astype("float32")]
+    # All values that a pixel can have, so that the input's scale is 1.
+    for value in (0.0, 255.0):
+        yield [np.full((1, *image_size, 3), value, "float32")]
 
 
 def operators(path):

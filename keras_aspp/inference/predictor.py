@@ -134,14 +134,24 @@ class Predictor:
         """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""
         if self.image_size is None:
             return np.asarray(self._engine.labels(images), "int32")
-        return np.stack([self._at_fixed_size(image) for image in images])
+        return np.stack(
+            [self.predict_at(image, self.image_size) for image in images]
+        )
 
-    def _at_fixed_size(self, image):
-        height, width = self.image_size
+    def predict_at(self, image, size):
+        """int32 `[H, W]` labels of a picture that is seen at another size.
+
+        It is resized (antialiased), and its labels back (nearest), as with an
+        artefact of that size.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            size: `(height, width)`, or `None` for the picture's own.
+        """
         own = image.shape[:2]
-        resized = resize_image(image, self.image_size)
-        labels = np.asarray(self._engine.labels(resized[None]))[0]
-        if own == (height, width):
+        resized = image if size is None else resize_image(image, size)
+        labels = np.asarray(self._engine.labels(resized[None]), "int32")[0]
+        if labels.shape == own:
             return labels
         back = Image.fromarray(labels.astype("uint8")).resize(
             own[::-1], Image.Resampling.NEAREST

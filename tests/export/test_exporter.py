@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from helpers import randomize
 
 import keras_aspp as ka
@@ -158,7 +159,12 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
         ({"formats": ("onnx",)}, r"Received: \['onnx'\]"),
         ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),
         ({"verify_images": [np.zeros((4, 4, 3))]}, "dtype=float64"),
-        ({"calibration_images": pictures()}, "integer formats"),
+        ({"calibration_images": pictures()}, "not among formats="),
+        ({"formats": ("tflite_int8",)}, "training split for tflite_int8"),
+        (
+            {"formats": ("tflite_int8",), "calibration_images": [[1, 2]]},
+            r"`calibration_images` must be uint8.*shape=\(2,\)",
+        ),
     ],
 )
 def test_wrong_arguments(model, tmp_path, changes, message):
@@ -172,4 +178,63 @@ def test_formats_are_the_contract():
         "saved_model",
         "tflite_float32",
         "tflite_float16",
+        "tflite_dynamic_range",
+        "tflite_int8",
     )
+
+
+def evaluation(model):
+    """Pictures that Keras labels without fault."""
+    preprocess = model.preprocess
+    return [
+        (image, np.argmax(model(preprocess(image[None])), -1)[0])
+        for image in pictures(4, (64, 96))
+    ]
+
+
+@pytest.mark.slow
+def test_formats_in_8_bits(model, tmp_path):
+    manifest = export(
+        model,
+        tmp_path / "out",
+        formats=("tflite_float32", "tflite_dynamic_range", "tflite_int8"),
+        calibration_images=pictures(3, (80, 70)),
+        evaluation_data=evaluation(model),
+        max_int8_loss=60.0,
+    )
+    entries = {e["format"]: e for e in manifest["artefacts"]}
+    assert manifest["calibration_images"] == 3
+    assert entries["keras"]["mean_iou"] == 1
+    for entry in entries.values():
+        lost = 100 * (1 - entry["mean_iou"])
+        assert entry["loss_points"] == pytest.approx(lost, abs=1e-3)
+    assert entries["tflite_float32"]["loss_points"] < 0.1
+    assert 0 < entries["tflite_int8"]["loss_points"] < 60
+    sizes = [e["bytes"] for e in entries.values()][1:]
+    assert max(sizes[1:]) < sizes[0]
+    # The door takes pixels as they are, and all within is whole numbers.
+    interpreter = Interpreter(str(tmp_path / "out" / "model_int8.tflite"))
+    (door,) = interpreter.get_input_details()
+    assert (door["dtype"], door["quantization"]) == (np.uint8, (1.0, 0))
+    (end,) = interpreter.get_output_details()
+    assert end["dtype"] == np.int32
+    dtypes = {d["dtype"] for d in interpreter.get_tensor_details()}
+    assert np.float32 not in dtypes
+    labels = ka.Predictor(tmp_path / "out" / "model_int8.tflite").predict(
+        pictures()[0]
+    )
+    assert labels.shape == (64, 96)
+
+
+@pytest.mark.slow
+def test_int8_that_loses_too_much_leaves_nothing(model, tmp_path):
+    with pytest.raises(ValueError, match="may lose 0.0 points.*Received: "):
+        export(
+            model,
+            tmp_path / "out",
+            formats=("tflite_int8",),
+            calibration_images=pictures(1),
+            evaluation_data=evaluation(model),
+            max_int8_loss=0.0,
+        )
+    assert list(tmp_path.iterdir()) == []
