@@ -33,6 +33,7 @@ OF_THE_TINY_RUN = {
         "engine/test_run",
         "export/test_exporter",
         "inference/test_predictor",
+        "integration/test_examples",
         "integration/test_quickstart",
     )
 }
