@@ -11,15 +11,11 @@ import keras
 CLASSES = 21
 
 
-def keras_hub_segmenter(dtype="float32"):
-    """keras-hub's DeepLabV3+ on ResNet-50; it has output stride 32 only.
-
-    Its task class compiles a metric that sparse labels break, so its graph
-    is wrapped in a plain model.
-    """
+def keras_hub_encoder(dtype="float32"):
+    """keras-hub's ResNet-50."""
     import keras_hub
 
-    encoder = keras_hub.models.ResNetBackbone(
+    return keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 128, 256, 512],
@@ -29,6 +25,17 @@ def keras_hub_segmenter(dtype="float32"):
         image_shape=(None, None, 3),
         dtype=dtype,
     )
+
+
+def keras_hub_segmenter(dtype="float32"):
+    """keras-hub's DeepLabV3+ on ResNet-50; it has output stride 32 only.
+
+    Its task class compiles a metric that sparse labels break, so its graph
+    is wrapped in a plain model.
+    """
+    import keras_hub
+
+    encoder = keras_hub_encoder(dtype)
     with _policy(dtype):
         backbone = keras_hub.models.DeepLabV3Backbone(
             image_encoder=encoder,

@@ -8,20 +8,12 @@ import pytest
 from helpers import npy, randomize, sample
 
 import keras_aspp as ka
+from training.peers import keras_hub_encoder
 
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")
 
 
 def build(**kwargs):
-    encoder = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[64, 128, 256, 512],
-        stackwise_num_blocks=[3, 4, 6, 3],
-        stackwise_num_strides=[1, 2, 2, 2],
-        block_type="bottleneck_block",
-        image_shape=(None, None, 3),
-    )
     arguments = {
         "spatial_pyramid_pooling_key": "P5",
         "low_level_feature_key": "P2",
@@ -34,7 +26,9 @@ def build(**kwargs):
     )
     return randomize(
         keras_hub.models.DeepLabV3ImageSegmenter(
-            backbone=keras_hub.models.DeepLabV3Backbone(encoder, **arguments),
+            backbone=keras_hub.models.DeepLabV3Backbone(
+                keras_hub_encoder(), **arguments
+            ),
             num_classes=4,
             preprocessor=keras_hub.models.DeepLabV3ImageSegmenterPreprocessor(
                 converter
