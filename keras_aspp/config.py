@@ -310,7 +310,7 @@ class ExportConfig:
     Args:
         image_size: `[height, width]` of the TFLite files.
         formats: of `saved_model`, `tflite_float32`, `tflite_float16`,
-            `tflite_dynamic_range`, `tflite_int8`.
+            `tflite_dynamic_range`, `tflite_int8`, `tflite_any_size`.
         calibration_images: how many pictures of the training split, spread
             over it, `tflite_int8` takes its ranges from.
         max_int8_loss: points of mean IoU that `tflite_int8` may lose.
@@ -328,6 +328,7 @@ class ExportConfig:
             "tflite_float16",
             "tflite_dynamic_range",
             "tflite_int8",
+            "tflite_any_size",
         ],
         ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")

@@ -26,6 +26,7 @@ _NAMES = {
     "tflite_float16": "model_float16.tflite",
     "tflite_dynamic_range": "model_dynamic_range.tflite",
     "tflite_int8": "model_int8.tflite",
+    "tflite_any_size": "model_any_size.tflite",
 }
 FORMATS = tuple(_NAMES)[1:]
 # What is made where nothing else is asked for; integers want pictures.
@@ -69,8 +70,9 @@ def export_model(
             be walked repeatedly, for the mean IoU; or `None`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (the default is these), `"tflite_dynamic_range"` (weights in 8
-            bits) and `"tflite_int8"` (everything in 8 bits); `model.keras` is
-            always written.
+            bits), `"tflite_int8"` (everything in 8 bits) and
+            `"tflite_any_size"` (float32, resized by the interpreter);
+            `model.keras` is always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label value that counts for nothing.
         colormap: one RGB colour per class, or `None`.
@@ -220,6 +222,8 @@ def _measure(path, kind, reference, images):
     if path.suffix == ".tflite":
         entry["operators"] = tflite.operators(path)
         tflite.check_operators(entry["operators"], path)
+    if predictor.image_size is None:
+        images = [part for image in images for part in verify.sizes_of(image)]
     value = verify.agreement(predictor, reference, images)
     verify.check_agreement(value, kind, path.name)
     entry["mean_iou"] = entry["loss_points"] = None

@@ -31,7 +31,7 @@ def describe(path, kind, predictor):
     """
     path = Path(path)
     size = list(predictor.image_size or ("height", "width"))
-    batch = 1 if predictor.image_size else "batch"
+    batch = 1 if path.suffix == ".tflite" else "batch"
     return {
         "path": path.name,
         "format": kind,

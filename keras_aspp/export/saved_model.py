@@ -33,16 +33,16 @@ def write_saved_model(model, path):
     archive.write_out(str(path), verbose=False)
 
 
-def write_fixed_size(model, path, image_size, dtype=tf.uint8):
+def write_one_picture(model, path, image_size, dtype=tf.uint8):
     """Writes a SavedModel for the TFLite converter.
 
-    A batch of one and a fixed size let the converter keep every dilated
-    convolution as one operator.
+    A batch of one lets the converter keep every dilated convolution as one
+    operator.
 
     Args:
         model: `Segmenter`.
         path: folder to write.
-        image_size: `(height, width)`.
+        image_size: `(height, width)`, or two `None` for any.
         dtype: of the pixels, 0..255 in either case.
     """
     archive = keras.export.ExportArchive()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_aspp.export.saved_model import write_fixed_size
+from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.layers.lowering import export_form
 
@@ -23,7 +23,7 @@ def convert(model, image_size, formats, calibration_images=()):
         model: `Segmenter`.
         image_size: `(height, width)`.
         formats: of `"tflite_float32"`, `"tflite_float16"`,
-            `"tflite_dynamic_range"`, `"tflite_int8"`.
+            `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`.
         calibration_images: uint8 pictures `[H, W, 3]` that show
             `"tflite_int8"` which values occur.
 
@@ -36,12 +36,16 @@ def convert(model, image_size, formats, calibration_images=()):
     found = {}
     with tempfile.TemporaryDirectory() as work, _quiet():
         for name in formats:
-            # A uint8 signature would leave a float tensor at the door.
-            door = tf.float32 if name == "tflite_int8" else tf.uint8
-            folder = os.path.join(work, door.name)
+            size, door = image_size, tf.uint8
+            if name == "tflite_any_size":
+                size = (None, None)
+            if name == "tflite_int8":
+                # A uint8 signature would leave a float tensor at the door.
+                door = tf.float32
+            folder = os.path.join(work, f"{door.name}_{size[0]}")
             if not os.path.exists(folder):
                 with export_form():
-                    write_fixed_size(model, folder, image_size, door)
+                    write_one_picture(model, folder, size, door)
             found[name] = _convert_one(
                 folder, name, image_size, calibration_images
             )
@@ -53,7 +57,7 @@ def _convert_one(folder, name, image_size, calibration_images):
         folder, signature_keys=["serving_default"]
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if name != "tflite_float32":
+    if name not in ("tflite_float32", "tflite_any_size"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if name == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]

@@ -1,6 +1,7 @@
 """verify: every artefact on the same pictures as the Keras model.
 
-Protocol: an artefact of any size sees each picture at its own size. One of
+Protocol: an artefact of any size sees each picture at its own size, and two
+parts of it. One of
 fixed size sees it resized to that size (on the host, antialiased); Keras sees
 the same resized picture. Agreement is the share of pixels with equal labels.
 """
@@ -15,7 +16,8 @@ from keras_aspp.metrics import ConfusionMatrix
 
 PROTOCOL = (
     "agreement_with_keras: share of equal labels over the verify pictures. "
-    "Artefacts of any size see each picture at its own size; artefacts of a "
+    "Artefacts of any size see each picture at its own size, and two parts "
+    "of it of odd sizes; artefacts of a "
     "fixed size see it resized to that size (on the host, antialiased), and "
     "Keras sees the same resized picture. mean_iou: every picture of the "
     "evaluation split once, labels compared at the picture's own size (from "
@@ -31,7 +33,10 @@ MIN_AGREEMENT = {
     # What 8 bits cost is told in points of mean IoU.
     "tflite_dynamic_range": 0.0,
     "tflite_int8": 0.0,
+    "tflite_any_size": 0.999,
 }
+# No part of a picture is looked at that is smaller.
+_LEAST_PX = 33
 
 
 def agreement(predictor, reference, images):
@@ -50,6 +55,18 @@ def agreement(predictor, reference, images):
         equal += int(same.sum())
         total += same.size
     return equal / total
+
+
+def sizes_of(image):
+    """A picture and two parts of it, of odd height and width."""
+    height, width = image.shape[:2]
+    parts = [
+        image[: max(int(height * a) | 1, _LEAST_PX)][
+            :, : max(int(width * b) | 1, _LEAST_PX)
+        ]
+        for a, b in ((0.7, 0.5), (0.4, 0.8))
+    ]
+    return [image, *parts]
 
 
 def check_agreement(value, kind, name):

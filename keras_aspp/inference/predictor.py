@@ -279,8 +279,17 @@ class _TFLite:
                 f"{given.tolist()} and {shape.tolist()}"
             )
         self.image_size = tuple(int(n) for n in given[1:3])
+        if -1 in self._input["shape_signature"]:
+            self.image_size = None
 
     def labels(self, images):
-        self._interpreter.set_tensor(self._input["index"], images)
+        return np.concatenate([self._one(image[None]) for image in images])
+
+    def _one(self, image):
+        index = self._input["index"]
+        if self.image_size is None:
+            self._interpreter.resize_tensor_input(index, image.shape)
+            self._interpreter.allocate_tensors()
+        self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output["index"])

@@ -323,6 +323,11 @@ def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
         return y
     if static and tuple(size) == tuple(grid):
         return y
+    if form() == "export" and not static:
+        # The converter forgets the channels of a slice of unknown size.
+        for axis in (1, 2):
+            y = ops.take(y, tf.range(size[axis - 1]), axis)
+        return y
     return y[:, : size[0], : size[1], :]
 
 
@@ -343,6 +348,12 @@ def extend_edge(x, rows, columns):
         return ops.pad(x, pad, "symmetric")
     import tensorflow as tf
 
+    if form() == "export":
+        # As in `resize_bilinear`.
+        for axis, more in ((1, rows), (2, columns)):
+            have = tf.shape(x)[axis]
+            x = ops.take(x, tf.minimum(tf.range(have + more), have - 1), axis)
+        return x
     return tf.pad(x, [[0, 0], [0, rows], [0, columns], [0, 0]], "SYMMETRIC")
 
 

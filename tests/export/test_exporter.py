@@ -180,7 +180,29 @@ def test_formats_are_the_contract():
         "tflite_float16",
         "tflite_dynamic_range",
         "tflite_int8",
+        "tflite_any_size",
     )
+
+
+@pytest.mark.slow
+def test_any_size_is_right_at_odd_sizes(model, tmp_path):
+    export(model, tmp_path / "out", formats=("tflite_any_size",))
+    path = tmp_path / "out" / "model_any_size.tflite"
+    found = tflite.operators(path)
+    assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
+    predictor = ka.Predictor(path)
+    assert predictor.image_size is None
+    for size in ((64, 96), (97, 51), (33, 130), (97, 51)):
+        images = np.stack(pictures(2, size))
+        logits = model(model.preprocess(images), training=False)
+        np.testing.assert_array_equal(
+            predictor.predict_batch(images), np.argmax(logits, -1)
+        )
+
+
+def test_parts_of_a_picture_have_odd_sizes():
+    sizes = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)))]
+    assert sizes == [(64, 96), (45, 49), (33, 77)]
 
 
 def evaluation(model):
