@@ -56,6 +56,11 @@ def from_tflite(path):
         )
     point, pooling, projection, logits = (layers[name] for name in _HEAD)
     height = interpreter.get_input_details()[0]["shape"][1]
+    if logits.cells[0] < 2:
+        raise ValueError(
+            "The output stride cannot be told from a single row of logits. "
+            f"Received: {str(path)!r}, for pictures {height} pixels high"
+        )
     output_stride = int((height - 1) // (logits.cells[0] - 1))
     model = DeepLabV3(
         len(logits.bias),
@@ -127,14 +132,19 @@ def _read(path):
     for operator in interpreter._get_ops_details():
         if operator["op_name"] not in _CONVOLUTIONS:
             continue
-        _, kernel, bias = operator["inputs"]
+        _, kernel, *rest = operator["inputs"]
         name = tensors[kernel]["name"]
+        if len(rest) != 1 or rest[0] < 0:
+            raise ValueError(
+                "Every convolution of a mobile DeepLabV3 has a bias. "
+                f"Received: {str(path)!r}, {name} without one"
+            )
         for ending in ("/depthwise_weights", "/weights"):
             name = name.removesuffix(ending)
         layers[name] = _Convolution(
             *(
                 _real(interpreter.get_tensor(i), tensors[i], path)
-                for i in (kernel, bias)
+                for i in (kernel, *rest)
             ),
             tuple(tensors[operator["outputs"][0]]["shape"][1:3]),
             tensors[kernel]["dtype"] is not np.float32,

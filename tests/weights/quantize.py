@@ -26,8 +26,14 @@ def write_quantized(path, picture, output):
     with open(path, "rb") as file:
         content = file.read()
     ranges = _ranges(content, picture)
-    model = schema.ModelT.InitFromPackedBuf(content)
-    (graph,) = model.subgraphs
+
+    def quantize(graph, model):
+        _quantize(graph, model, ranges)
+
+    return rewrite(path, output, quantize)
+
+
+def _quantize(graph, model, ranges):
     codes = [
         max(code.builtinCode, code.deprecatedBuiltinCode)
         for code in model.operatorCodes
@@ -56,35 +62,28 @@ def write_quantized(path, picture, output):
         _replace(buffer, np.round(values / scale).astype("int32"))
         graph.tensors[i].type = schema.TensorType.INT32
         graph.tensors[i].quantization = _parameters(scale, 0)
-    builder = flatbuffers.Builder(0)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    output.write_bytes(bytes(builder.Output()))
-    return output
 
 
 def write_hybrid(path, output):
     """Writes the float file with int8 kernels, per channel, and no more."""
+
+    def quantize(graph, model):
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            kind = max(code.builtinCode, code.deprecatedBuiltinCode)
+            if kind in _CONVOLUTIONS:
+                axis = 0 if kind == schema.BuiltinOperator.CONV_2D else 3
+                _to_int8(model, graph.tensors[operator.inputs[1]], axis)
+
+    return rewrite(path, output, quantize)
+
+
+def rewrite(path, output, change):
+    """Writes a file after `change(graph, model)`."""
     with open(path, "rb") as file:
         model = schema.ModelT.InitFromPackedBuf(file.read())
     (graph,) = model.subgraphs
-    for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        kind = max(code.builtinCode, code.deprecatedBuiltinCode)
-        if kind not in _CONVOLUTIONS:
-            continue
-        tensor = graph.tensors[operator.inputs[1]]
-        axis = 0 if kind == schema.BuiltinOperator.CONV_2D else 3
-        buffer = model.buffers[tensor.buffer]
-        kernel = np.frombuffer(bytes(buffer.data), "float32")
-        kernel = np.moveaxis(kernel.reshape(tensor.shape), axis, -1)
-        scales = np.abs(kernel).max((0, 1, 2)) / 127 + 1e-9
-        levels = np.moveaxis(np.round(kernel / scales), -1, axis)
-        _replace(buffer, levels.astype("int8"))
-        tensor.type = schema.TensorType.INT8
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = [float(scale) for scale in scales]
-        tensor.quantization.zeroPoint = [0] * len(scales)
-        tensor.quantization.quantizedDimension = axis
+    change(graph, model)
     builder = flatbuffers.Builder(0)
     builder.Finish(model.Pack(builder), b"TFL3")
     output.write_bytes(bytes(builder.Output()))
@@ -114,6 +113,20 @@ def _ranges(content, picture):
             )
     found[entry["index"]] = (-1.0, 1.0)
     return found
+
+
+def _to_int8(model, tensor, axis):
+    buffer = model.buffers[tensor.buffer]
+    kernel = np.frombuffer(bytes(buffer.data), "float32")
+    kernel = np.moveaxis(kernel.reshape(tensor.shape), axis, -1)
+    scales = np.abs(kernel).max((0, 1, 2)) / 127 + 1e-9
+    levels = np.moveaxis(np.round(kernel / scales), -1, axis)
+    _replace(buffer, levels.astype("int8"))
+    tensor.type = schema.TensorType.INT8
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = [float(scale) for scale in scales]
+    tensor.quantization.zeroPoint = [0] * len(scales)
+    tensor.quantization.quantizedDimension = axis
 
 
 def _to_uint8(model, tensor, low, high):

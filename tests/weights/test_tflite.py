@@ -8,7 +8,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from helpers import npy
 from PIL import Image
-from quantize import write_hybrid, write_quantized
+from quantize import rewrite, write_hybrid, write_quantized
 
 import keras_aspp as ka
 from keras_aspp.weights import tflite
@@ -130,6 +130,29 @@ def test_a_quantized_file_of_another_graph(
     monkeypatch.setattr(tflite, "_real", wrong)
     with pytest.raises(ValueError, match="computes something else.*agree"):
         ka.weights.from_tflite(output)
+
+
+def test_a_convolution_without_a_bias(file, tmp_path):
+    def drop(graph, model):
+        first = graph.operators[0]
+        first.inputs = [*first.inputs[:2], -1]
+
+    output = rewrite(file, tmp_path / "bare.tflite", drop)
+    with pytest.raises(ValueError, match="MobilenetV2/Conv without one"):
+        ka.weights.from_tflite(output)
+
+
+def test_a_single_row_of_logits(file, monkeypatch):
+    real = tflite._read
+
+    def low(path):
+        interpreter, layers = real(path)
+        layers["logits/semantic"].cells = (1, 33)
+        return interpreter, layers
+
+    monkeypatch.setattr(tflite, "_read", low)
+    with pytest.raises(ValueError, match="a single row of logits"):
+        ka.weights.from_tflite(file)
 
 
 def test_files_that_are_none(tmp_path):
