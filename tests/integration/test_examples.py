@@ -1,16 +1,20 @@
 """The examples, as their readers run them."""
 
-import pathlib
+import base64
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import keras_aspp as ka
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -57,3 +61,57 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
     assert sum(float(s.rstrip("%")) for s in shares) == pytest.approx(
         100, abs=1
     )
+
+
+def blocks(name, kind):
+    """Code blocks of a Markdown file."""
+    text = (EXAMPLES / name).read_text()
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.mark.slow
+def test_serving(tiny_export, picture, tmp_path):
+    """The Python blocks run, and the request is what the signature takes."""
+    (tmp_path / "saved_models").mkdir()
+    (tmp_path / "saved_models" / "mine").symlink_to(tiny_export)
+    python = blocks("serving.md", "python")
+    assert len(python) == 2
+    for block in python:
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        if "classes seen" in block:
+            expected = np.unique(ka.Predictor(tiny_export).predict(picture))
+            assert f"classes seen: {expected}" in done.stdout
+    request = json.loads((tmp_path / "request.json").read_text())
+    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
+    signature = loaded.signatures[request["signature_name"]]
+    _, wanted = signature.structured_input_signature
+    assert set(request["inputs"]) == set(wanted)
+    content = base64.b64decode(request["inputs"]["image_bytes"]["b64"])
+    assert wanted["image_bytes"].is_compatible_with(tf.constant(content))
+    labels = signature(image_bytes=tf.constant(content))["labels"]
+    assert labels.shape == (90, 120)
+
+
+@pytest.mark.slow
+def test_saved_model_cli(tiny_export, tmp_path):
+    (tmp_path / "saved_models").mkdir()
+    (tmp_path / "saved_models" / "mine").symlink_to(tiny_export)
+    (commands, *_) = blocks("serving.md", "")
+    lines = commands.strip().splitlines()
+    for line, name in zip(lines, ("image", "image_bytes"), strict=True):
+        command, *arguments = line.split()
+        assert command == "saved_model_cli"
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert f"inputs['{name}']" in done.stdout, done.stderr[-2000:]
+        assert "outputs['labels']" in done.stdout
