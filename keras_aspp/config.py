@@ -310,7 +310,8 @@ class ExportConfig:
     Args:
         image_size: `[height, width]` of the TFLite files.
         formats: of `saved_model`, `tflite_float32`, `tflite_float16`,
-            `tflite_dynamic_range`, `tflite_int8`, `tflite_any_size`.
+            `tflite_dynamic_range`, `tflite_int8`, `tflite_any_size`,
+            `tflite_logits` (for MediaPipe).
         calibration_images: how many pictures of the training split, spread
             over it, `tflite_int8` takes its ranges from.
         max_int8_loss: points of mean IoU that `tflite_int8` may lose.
@@ -329,6 +330,7 @@ class ExportConfig:
             "tflite_dynamic_range",
             "tflite_int8",
             "tflite_any_size",
+            "tflite_logits",
         ],
         ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")

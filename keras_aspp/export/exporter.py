@@ -14,6 +14,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import save_model
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export import tflite, verify
+from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
@@ -27,6 +28,7 @@ _NAMES = {
     "tflite_dynamic_range": "model_dynamic_range.tflite",
     "tflite_int8": "model_int8.tflite",
     "tflite_any_size": "model_any_size.tflite",
+    "tflite_logits": "model_logits.tflite",
 }
 FORMATS = tuple(_NAMES)[1:]
 # What is made where nothing else is asked for; integers want pictures.
@@ -70,9 +72,10 @@ def export_model(
             be walked repeatedly, for the mean IoU; or `None`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (the default is these), `"tflite_dynamic_range"` (weights in 8
-            bits), `"tflite_int8"` (everything in 8 bits) and
-            `"tflite_any_size"` (float32, resized by the interpreter);
-            `model.keras` is always written.
+            bits), `"tflite_int8"` (everything in 8 bits),
+            `"tflite_any_size"` (float32, resized by the interpreter) and
+            `"tflite_logits"` (float32 scores, with the metadata that
+            MediaPipe wants); `model.keras` is always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label value that counts for nothing.
         colormap: one RGB colour per class, or `None`.
@@ -102,6 +105,13 @@ def export_model(
     )
     try:
         _write_artefacts(model, work, image_size, formats, calibration_images)
+        if "tflite_logits" in formats:
+            path = work / _NAMES["tflite_logits"]
+            path.write_bytes(
+                with_metadata(
+                    path.read_bytes(), directory.name, spec.class_names
+                )
+            )
         os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
@@ -229,6 +239,16 @@ def _measure(path, kind, reference, images):
     entry["mean_iou"] = entry["loss_points"] = None
     entry["agreement_with_keras"] = value
     entry["max_abs_logit_difference"] = None
+    if kind == "tflite_logits":
+        entry["output"] |= {
+            "name": "logits",
+            "shape": [*entry["output"]["shape"], reference.num_classes],
+            "dtype": "float32",
+            "range": None,
+        }
+        entry["max_abs_logit_difference"] = verify.logit_difference(
+            predictor, reference, images
+        )
     entry["latency_ms"] = verify.latency_ms(predictor, images[0])
     entry["gpu_compatible"] = None
     return entry

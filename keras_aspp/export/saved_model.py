@@ -33,7 +33,7 @@ def write_saved_model(model, path):
     archive.write_out(str(path), verbose=False)
 
 
-def write_one_picture(model, path, image_size, dtype=tf.uint8):
+def write_one_picture(model, path, image_size, dtype=tf.uint8, logits=False):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one lets the converter keep every dilated convolution as one
@@ -44,11 +44,14 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8):
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the pixels, 0..255 in either case.
+        logits: bool. Instead of labels.
     """
     archive = keras.export.ExportArchive()
     archive.track(model)
 
     def serving_default(image):
+        if logits:
+            return {"logits": serving.score(model, image)}
         return {"labels": serving.segment(model, image)}
 
     image = tf.TensorSpec((1, *image_size, 3), dtype, "image")

@@ -23,7 +23,8 @@ def convert(model, image_size, formats, calibration_images=()):
         model: `Segmenter`.
         image_size: `(height, width)`.
         formats: of `"tflite_float32"`, `"tflite_float16"`,
-            `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`.
+            `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`,
+            `"tflite_logits"`.
         calibration_images: uint8 pictures `[H, W, 3]` that show
             `"tflite_int8"` which values occur.
 
@@ -36,16 +37,16 @@ def convert(model, image_size, formats, calibration_images=()):
     found = {}
     with tempfile.TemporaryDirectory() as work, _quiet():
         for name in formats:
-            size, door = image_size, tf.uint8
+            size, door, logits = image_size, tf.uint8, name == "tflite_logits"
             if name == "tflite_any_size":
                 size = (None, None)
             if name == "tflite_int8":
                 # A uint8 signature would leave a float tensor at the door.
                 door = tf.float32
-            folder = os.path.join(work, f"{door.name}_{size[0]}")
+            folder = os.path.join(work, f"{door.name}_{size[0]}_{logits}")
             if not os.path.exists(folder):
                 with export_form():
-                    write_one_picture(model, folder, size, door)
+                    write_one_picture(model, folder, size, door, logits)
             found[name] = _convert_one(
                 folder, name, image_size, calibration_images
             )
@@ -57,7 +58,7 @@ def _convert_one(folder, name, image_size, calibration_images):
         folder, signature_keys=["serving_default"]
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if name not in ("tflite_float32", "tflite_any_size"):
+    if name not in ("tflite_float32", "tflite_any_size", "tflite_logits"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if name == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]

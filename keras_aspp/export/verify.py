@@ -34,6 +34,7 @@ MIN_AGREEMENT = {
     "tflite_dynamic_range": 0.0,
     "tflite_int8": 0.0,
     "tflite_any_size": 0.999,
+    "tflite_logits": 0.999,
 }
 # No part of a picture is looked at that is smaller.
 _LEAST_PX = 33
@@ -90,6 +91,22 @@ def mean_iou(predict, examples, spec):
     for image, labels in examples:
         matrix.update_state(labels, predict(image))
     return matrix.mean_iou()
+
+
+def logit_difference(predictor, reference, images):
+    """Largest difference of two predictors' logits, at the first's size.
+
+    Args:
+        predictor: `Predictor` of an artefact of fixed size.
+        reference: `Predictor` of the Keras model.
+        images: list of uint8 `[H, W, 3]`.
+    """
+    worst = 0.0
+    for image in images:
+        image = resize_image(image, predictor.image_size)[None]
+        difference = predictor.score_batch(image) - reference.score_batch(image)
+        worst = max(worst, float(np.abs(difference).max()))
+    return worst
 
 
 def check_loss(entry, max_int8_loss):

@@ -94,8 +94,8 @@ class Predictor:
         Args:
             image: uint8 array `[H, W, 3]` (RGB), or a path; a file's EXIF
                 orientation is respected.
-            return_scores: bool. Logits too, float32 `[H, W, K]`; from
-                `.keras` only.
+            return_scores: bool. Logits too, float32 `[H, W, K]`; see
+                `score_batch`.
 
         Returns:
             int32 `[H, W]`, or `(labels, scores)`.
@@ -115,7 +115,8 @@ class Predictor:
         if return_scores:
             if not self.has_scores:
                 raise ValueError(
-                    "Only a .keras model has scores. "
+                    "Only a .keras model has scores (and model_logits.tflite, "
+                    "at its own size). "
                     f"Received: return_scores=True, {self.path}"
                 )
             scores = self.score_batch(image[None])[0]
@@ -125,9 +126,14 @@ class Predictor:
     def score_batch(self, images):
         """float32 `[B, H, W, K]` logits of uint8 `[B, H, W, 3]` pictures.
 
-        Of an average, the logarithm of the mean probability. From `.keras`
-        only.
+        Of an average, the logarithm of the mean probability. From `.keras`,
+        and from `model_logits.tflite` for pictures of its own size.
         """
+        if self.image_size not in (None, images.shape[1:3]):
+            raise ValueError(
+                f"Scores of {self.path.name} are for pictures of its own size, "
+                f"{self.image_size}. Received: {images.shape[1:3]}"
+            )
         return self._engine.scores(images)
 
     def predict_batch(self, images):
@@ -272,17 +278,24 @@ class _TFLite:
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
         shape, given = self._output["shape"], self._input["shape"]
-        if len(shape) != 3 or len(given) != 4 or given[0] != 1:
+        if len(shape) not in (3, 4) or len(given) != 4 or given[0] != 1:
             raise ValueError(
                 "A .tflite of ours takes [1, height, width, 3] and answers "
-                f"[1, height, width]. Received: {path} with "
-                f"{given.tolist()} and {shape.tolist()}"
+                "[1, height, width], or that with scores of classes. "
+                f"Received: {path} with {given.tolist()} and {shape.tolist()}"
             )
+        if len(shape) == 4:
+            self.num_classes = int(shape[3])
+            self.scores = self._answers
         self.image_size = tuple(int(n) for n in given[1:3])
         if -1 in self._input["shape_signature"]:
             self.image_size = None
 
     def labels(self, images):
+        found = self._answers(images)
+        return found if found.ndim == 3 else found.argmax(-1)
+
+    def _answers(self, images):
         return np.concatenate([self._one(image[None]) for image in images])
 
     def _one(self, image):

@@ -1,6 +1,7 @@
 """Exports: equal to the model, whole, or not there."""
 
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import randomize
 import keras_aspp as ka
 from keras_aspp.export import exporter, tflite, verify
 from keras_aspp.export.manifest import sha256
+from keras_aspp.export.metadata import with_metadata
 
 
 def pictures(count=2, size=(64, 96)):
@@ -181,7 +183,39 @@ def test_formats_are_the_contract():
         "tflite_dynamic_range",
         "tflite_int8",
         "tflite_any_size",
+        "tflite_logits",
     )
+
+
+@pytest.mark.slow
+def test_logits_and_their_metadata(model, tmp_path):
+    manifest = export(
+        model, tmp_path / "out", formats=("tflite_logits",), image_size=(50, 70)
+    )
+    entry = manifest["artefacts"][1]
+    assert entry["output"]["name"] == "logits"
+    assert entry["output"]["shape"] == [1, 50, 70, 4]
+    assert 0 < entry["max_abs_logit_difference"] < 1e-3
+    path = tmp_path / "out" / "model_logits.tflite"
+    image = pictures(1, (50, 70))[0]
+    labels, scores = ka.Predictor(path).predict(image, return_scores=True)
+    logits = model(model.preprocess(image[None]), training=False)[0]
+    np.testing.assert_allclose(scores, logits, atol=1e-3)
+    np.testing.assert_array_equal(labels, np.argmax(logits, -1))
+    with pytest.raises(ValueError, match="of its own size"):
+        ka.Predictor(path).predict(pictures()[0], return_scores=True)
+    content = path.read_bytes()
+    assert b"TFLITE_METADATA" in content
+    assert b"M001" in content
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("labels.txt") == b"a\nb\nc\nd\n"
+
+
+def test_metadata_is_the_same_each_time(tiny_export):
+    model = (tiny_export / "model_float32.tflite").read_bytes()
+    first, second = (with_metadata(model, "one", ["a", "b"]) for _ in range(2))
+    assert first == second
+    assert len(first) > len(model)
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_aspp as ka
+from keras_aspp.cli.configuration import load_config
+from keras_aspp.cli.export import export_workdir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -61,6 +63,35 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
     assert sum(float(s.rstrip("%")) for s in shares) == pytest.approx(
         100, abs=1
     )
+
+
+@pytest.mark.slow
+def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
+    pytest.importorskip("mediapipe", reason="extra `examples`")
+    config = load_config(tiny_workdir / "config.yaml")
+    output = tmp_path / "exported"
+    export_workdir(tiny_workdir, config, output, ("tflite_logits",))
+    model = output / "model_logits.tflite"
+    # At the model's own size, where nobody has to resize.
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "mediapipe.py", model),
+            *(tmp_path / "picture.png", "--output", tmp_path / "out.png"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected, scores = ka.Predictor(model).predict(pixels, return_scores=True)
+    assert scores.shape == (64, 96, 3)
+    with Image.open(tmp_path / "out.png") as labels:
+        np.testing.assert_array_equal(np.asarray(labels), expected)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == [
+        ka.Predictor(model).spec.class_names[i] for i in np.unique(expected)
+    ]
 
 
 def blocks(name, kind):

@@ -1,0 +1,149 @@
+"""What MediaPipe wants to know of a `.tflite`, inside the file.
+
+It is a second flatbuffer among the model's buffers, and a list of names in a
+zip archive behind the model. The tables and slots are those of
+`metadata_schema.fbs` (TensorFlow Lite Support, MediaPipe); the writers of both
+packages do not come with them for every Python, so it is written here.
+"""
+
+import io
+import zipfile
+
+import flatbuffers
+
+LABELS = "labels.txt"
+_IDENTIFIER = b"M001"
+_ENTRY = b"TFLITE_METADATA"
+# The oldest parser that knows all that is used here.
+_PARSER = "1.0.0"
+# Slots of the tables, and values of the enumerations.
+_NAME, _DESCRIPTION = 0, 1
+_RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
+
+
+def with_metadata(model, name, class_names):
+    """A `.tflite` of logits as MediaPipe's ImageSegmenter reads it.
+
+    Args:
+        model: bytes of a `.tflite`, pixels 0..255 in, logits out.
+        name: str, of the model.
+        class_names: one str for each class.
+
+    Returns:
+        bytes of the `.tflite`.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromPackedBuf(model)
+    buffer = schema.BufferT()
+    buffer.data = _metadata(name)
+    content.buffers.append(buffer)
+    entry = schema.MetadataT()
+    entry.name = _ENTRY
+    entry.buffer = len(content.buffers) - 1
+    content.metadata = [
+        *(m for m in content.metadata or () if m.name != _ENTRY),
+        entry,
+    ]
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(content.Pack(builder), b"TFL3")
+    file = io.BytesIO()
+    file.write(builder.Output())
+    with zipfile.ZipFile(file, "a") as archive:
+        # A date of its own would make every export another file.
+        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(class_names) + "\n")
+    return file.getvalue()
+
+
+def _metadata(name):
+    build = _Builder()
+    properties = build.table(1, {0: build.int8(_RGB)})
+    content = build.table(
+        2, {0: build.int8(_IMAGE_PROPERTIES), 1: build.offset(properties)}
+    )
+    # Pixels go in as they are.
+    normalization = build.table(
+        2, {0: build.floats([0.0]), 1: build.floats([1.0])}
+    )
+    unit = build.table(
+        2, {0: build.int8(_NORMALIZATION), 1: build.offset(normalization)}
+    )
+    picture = build.table(
+        7,
+        {
+            _NAME: build.text("image"),
+            _DESCRIPTION: build.text("RGB pixels, 0..255"),
+            3: build.offset(content),
+            4: build.tables([unit]),
+        },
+    )
+    labels = build.table(
+        5,
+        {
+            _NAME: build.text(LABELS),
+            _DESCRIPTION: build.text("names of the classes, in their order"),
+            2: build.int8(_AXIS_LABELS),
+        },
+    )
+    masks = build.table(
+        7,
+        {
+            _NAME: build.text("segmentation_masks"),
+            _DESCRIPTION: build.text("logits of every pixel"),
+            6: build.tables([labels]),
+        },
+    )
+    graph = build.table(
+        9, {2: build.tables([picture]), 3: build.tables([masks])}
+    )
+    model = build.table(
+        8,
+        {
+            _NAME: build.text(name),
+            _DESCRIPTION: build.text("Labels every pixel of a picture."),
+            3: build.tables([graph]),
+            7: build.text(_PARSER),
+        },
+    )
+    return build.finish(model)
+
+
+class _Builder:
+    """Tables of a flatbuffer, by their slots; innermost first."""
+
+    def __init__(self):
+        self.builder = flatbuffers.Builder(1024)
+
+    def int8(self, value):
+        return lambda slot: self.builder.PrependInt8Slot(slot, value, 0)
+
+    def offset(self, at):
+        return lambda slot: self.builder.PrependUOffsetTRelativeSlot(
+            slot, at, 0
+        )
+
+    def text(self, value):
+        return self.offset(self.builder.CreateString(value))
+
+    def floats(self, values):
+        self.builder.StartVector(4, len(values), 4)
+        for value in reversed(values):
+            self.builder.PrependFloat32(value)
+        return self.offset(self.builder.EndVector())
+
+    def tables(self, offsets):
+        self.builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self.builder.PrependUOffsetTRelative(offset)
+        return self.offset(self.builder.EndVector())
+
+    def table(self, slots, fields):
+        """A table of so many slots; `fields`: slot -> what writes it."""
+        self.builder.StartObject(slots)
+        for slot, write in fields.items():
+            write(slot)
+        return self.builder.EndObject()
+
+    def finish(self, root):
+        self.builder.Finish(root, _IDENTIFIER)
+        return bytes(self.builder.Output())
