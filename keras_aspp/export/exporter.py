@@ -228,8 +228,11 @@ def _measure(path, kind, reference, images):
     predictor = Predictor(path)
     entry = manifests.describe(path, kind, predictor)
     entry["output"]["range"] = [0, reference.num_classes - 1]
-    entry["operators"] = None
+    entry["operators"] = entry["gpu_compatible"] = None
     if path.suffix == ".tflite":
+        entry["gpu_compatible"] = (
+            predictor.image_size is not None and tflite.gpu_compatible(path)
+        )
         entry["operators"] = tflite.operators(path)
         tflite.check_operators(entry["operators"], path)
     if predictor.image_size is None:
@@ -250,7 +253,6 @@ def _measure(path, kind, reference, images):
             predictor, reference, images
         )
     entry["latency_ms"] = verify.latency_ms(predictor, images[0])
-    entry["gpu_compatible"] = None
     return entry
 
 

@@ -1,6 +1,7 @@
 """TFLite: raw pixels in, class ids out, builtin operators only."""
 
 import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -109,6 +110,19 @@ def operators(path):
         name = operator["op_name"]
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def gpu_compatible(path):
+    """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
+
+    The GPU delegate takes no graph whose sizes are open.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        tf.lite.experimental.Analyzer.analyze(
+            model_path=str(path), gpu_compatibility=True
+        )
+    return "looks compatible with GPU delegate" in said.getvalue()
 
 
 def check_operators(found, path):

@@ -69,6 +69,8 @@ def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
 
 def test_dilated_convolutions_stay_whole(model, tmp_path):
     manifest = export(model, tmp_path / "out")
+    assert manifest["artefacts"][0]["gpu_compatible"] is None
+    assert manifest["artefacts"][1]["gpu_compatible"] is True
     found = manifest["artefacts"][1]["operators"]
     assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
     assert found["CONV_2D"] > 5
