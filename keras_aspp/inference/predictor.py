@@ -37,7 +37,8 @@ class Predictor:
 
     Raises:
         FileNotFoundError: nothing at `path` can be used.
-        ValueError: it cannot be loaded, or does not take these arguments.
+        ValueError: it cannot be loaded, is not what the manifest beside it
+            describes, or does not take these arguments.
 
     Example:
     ```python
@@ -199,6 +200,7 @@ def _find_spec(path):
     manifest = path.parent / "manifest.json"
     if manifest.is_file():
         content = json.loads(manifest.read_text())
+        _check_hash(path, content)
         return DatasetSpec(
             content["class_names"],
             content["ignore_label"],
@@ -206,6 +208,19 @@ def _find_spec(path):
         )
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
+
+
+def _check_hash(path, manifest):
+    """Raises where an artefact is not the one that its manifest describes."""
+    from keras_aspp.export.manifest import sha256
+
+    for entry in manifest["artefacts"]:
+        if entry["path"] == path.name and entry["sha256"] != sha256(path):
+            raise ValueError(
+                "The artefact is not the one that manifest.json beside it was "
+                "written for; export again, or take it out of this folder. "
+                f"Received: {path}"
+            )
 
 
 class _Keras:

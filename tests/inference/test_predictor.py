@@ -1,5 +1,7 @@
 """The same answer from every artefact."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -109,3 +111,17 @@ def test_scores_of_tflite_are_refused(tiny_export):
     predictor = ka.Predictor(tiny_export / "model_float16.tflite")
     with pytest.raises(ValueError, match="Only a .keras model has scores"):
         predictor.predict(picture(), return_scores=True)
+
+
+@pytest.mark.parametrize("name", ["model_float32.tflite", "saved_model"])
+def test_an_artefact_that_is_not_the_manifests(tiny_export, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_export, folder)
+    ka.Predictor(folder / name)
+    changed = folder / name
+    if name == "saved_model":
+        changed /= "saved_model.pb"
+    # One byte more, which neither reader minds.
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=f"manifest.json.*{name}"):
+        ka.Predictor(folder / name)
