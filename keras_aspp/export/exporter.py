@@ -18,6 +18,7 @@ from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
+from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
 
 _NAMES = {
@@ -235,9 +236,12 @@ def _measure(path, kind, reference, images):
         )
         entry["operators"] = tflite.operators(path)
         tflite.check_operators(entry["operators"], path)
-    if predictor.image_size is None:
-        images = [part for image in images for part in verify.sizes_of(image)]
-    value = verify.agreement(predictor, reference, images)
+    size = predictor.image_size
+    if size is None:
+        shown = [part for image in images for part in verify.sizes_of(image)]
+    else:
+        shown = [resize_image(np.asarray(image), size) for image in images]
+    value = verify.agreement(path, reference, shown)
     verify.check_agreement(value, kind, path.name)
     entry["mean_iou"] = entry["loss_points"] = None
     entry["agreement_with_keras"] = value

@@ -6,16 +6,22 @@ fixed size sees it resized to that size (on the host, antialiased); Keras sees
 the same resized picture. Agreement is the share of pixels with equal labels.
 """
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.inference.predictor import Predictor, resize_image
 from keras_aspp.metrics import ConfusionMatrix
 
 PROTOCOL = (
-    "agreement_with_keras: share of equal labels over the verify pictures. "
+    "agreement_with_keras: share of equal labels over the verify pictures; "
+    "artefacts run in a process of their own, without keras_aspp. "
     "Artefacts of any size see each picture at its own size, and two parts "
     "of it of odd sizes; artefacts of a "
     "fixed size see it resized to that size (on the host, antialiased), and "
@@ -36,26 +42,55 @@ MIN_AGREEMENT = {
     "tflite_any_size": 0.999,
     "tflite_logits": 0.999,
 }
+_RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
 # No part of a picture is looked at that is smaller.
 _LEAST_PX = 33
 
 
-def agreement(predictor, reference, images):
-    """Share of pixels on which two predictors agree, in [0, 1].
+def agreement(path, reference, images):
+    """Share of pixels on which an artefact agrees with Keras, in [0, 1].
 
     Args:
-        predictor: `Predictor` of the artefact.
+        path: the artefact; what is no `.keras` runs in a process of its own,
+            which does not import keras_aspp.
         reference: `Predictor` of the Keras model, at any size.
-        images: list of uint8 `[H, W, 3]`.
+        images: list of uint8 `[H, W, 3]`, of the artefact's size if it has
+            one.
+
+    Raises:
+        ValueError: the artefact does not run alone.
     """
-    equal = total = 0
-    for image in images:
-        if predictor.image_size is not None:
-            image = resize_image(image, predictor.image_size)
-        same = predictor.predict(image) == reference.predict(image)
-        equal += int(same.sum())
-        total += same.size
-    return equal / total
+    if path.suffix == ".keras":
+        predictor = Predictor(path)
+        found = [predictor.predict(image) for image in images]
+    else:
+        found = _labels_alone(path, images)
+    same = [
+        labels == reference.predict(image)
+        for labels, image in zip(found, images, strict=True)
+    ]
+    return sum(int(s.sum()) for s in same) / sum(s.size for s in same)
+
+
+def _labels_alone(path, images):
+    """Labels of pictures by an artefact in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, labels = (
+            os.path.join(folder, name) for name in ("pictures.npz", "out.npz")
+        )
+        np.savez(pictures, **{f"{i:05d}": x for i, x in enumerate(images)})
+        done = subprocess.run(
+            [sys.executable, "-P", _RUN_ALONE, str(path), pictures, labels],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            raise ValueError(
+                f"{path.name} does not run without keras_aspp: {reason}"
+            )
+        with np.load(labels) as arrays:
+            return [arrays[name] for name in sorted(arrays.files)]
 
 
 def sizes_of(image):

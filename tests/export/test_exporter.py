@@ -136,11 +136,18 @@ def test_agreement_is_measured(model, tmp_path):
     randomize(other, seed=9)
     export(other, tmp_path / "b", formats=())
     value = verify.agreement(
-        ka.Predictor(tmp_path / "a" / "model_float32.tflite"),
+        tmp_path / "a" / "model_float32.tflite",
         ka.Predictor(tmp_path / "b" / "model.keras"),
         pictures(),
     )
     assert value < 0.95
+
+
+def test_an_artefact_that_does_not_run_alone(tmp_path):
+    broken = tmp_path / "model.tflite"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ValueError, match="model.tflite does not run without"):
+        verify.agreement(broken, None, pictures())
 
 
 def test_existing_folder_is_refused_then_replaced(model, tmp_path):
