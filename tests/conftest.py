@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 OF_THE_TINY_RUN = {
     f"tests/{name}.py"
     for name in (
+        "cli/test_demo",
         "cli/test_explain",
         "cli/test_inspect",
         "cli/test_main",

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "segment pictures",
     "inspect": "what a model costs, what it sees and what it misses",
     "explain": "draw what atrous convolution does to a picture of yours",
+    "demo": "try an exported model in the browser",
     "data": "look at a data set before it is trained on",
 }
 

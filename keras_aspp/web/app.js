@@ -1,0 +1,199 @@
+// Segments pictures with an exported .tflite, in the browser.
+//
+// Beside this page lie model/ (an exported folder of keras_aspp: manifest.json
+// and .tflite files) and node_modules/ (see package.json). Nothing else is
+// asked for, and nothing is sent.
+
+import {loadAndCompile, loadLiteRt, Tensor} from '@litertjs/core';
+
+// Of the formats that answer with classes, the best for a browser first.
+const FORMATS = ['tflite_int8', 'tflite_float16', 'tflite_float32', 'tflite_dynamic_range'];
+// A picture is drawn no larger than this.
+const LONGEST_PX = 1600;
+
+const part = (id) => document.getElementById(id);
+const small = document.createElement('canvas');
+let manifest;
+let model;
+let stream = null;
+
+function say(text, error = false) {
+  part('status').textContent = text;
+  part('status').classList.toggle('error', error);
+}
+
+/** Runs `work`; what goes wrong is said on the page. */
+function guarded(work) {
+  return async (...given) => {
+    try {
+      await work(...given);
+    } catch (error) {
+      console.error(error);
+      say(error.message || String(error), true);
+    }
+  };
+}
+
+/** Entries of the manifest whose files are there. */
+async function artefacts() {
+  const wanted = FORMATS.flatMap(
+      (format) => manifest.artefacts.filter((entry) => entry.format === format));
+  const answers = await Promise.all(
+      wanted.map((entry) => fetch(`model/${entry.path}`, {method: 'HEAD'})));
+  return wanted.filter((_, i) => answers[i].ok);
+}
+
+async function start() {
+  const answer = await fetch('model/manifest.json');
+  if (!answer.ok) {
+    throw new Error('There is no model/manifest.json beside this page.');
+  }
+  manifest = await answer.json();
+  part('name').textContent = manifest.name;
+  document.title = manifest.name;
+  const found = await artefacts();
+  if (!found.length) {
+    throw new Error('The model has no .tflite that answers with classes.');
+  }
+  for (const entry of found) {
+    const size = (entry.bytes / 1e6).toFixed(1);
+    part('artefact').add(new Option(`${entry.path} (${size} MB)`, entry.path));
+  }
+  await loadLiteRt('node_modules/@litertjs/core/wasm/', {threads: crossOriginIsolated});
+  await choose();
+  for (const id of ['picture', 'camera', 'artefact']) {
+    part(id).disabled = false;
+  }
+}
+
+/** Loads the chosen artefact. */
+async function choose() {
+  const path = part('artefact').value;
+  say(`Loading ${path}…`);
+  const entry = manifest.artefacts.find((one) => one.path === path);
+  model?.delete();
+  model = await loadAndCompile(`model/${path}`, {accelerator: 'wasm'});
+  [small.height, small.width] = entry.input.shape.slice(1, 3);
+  say('Choose a picture, or start the camera.');
+}
+
+/**
+ * Labels of what is drawn, at the model's size.
+ *
+ * @param {CanvasImageSource} source
+ * @return {Promise<Int32Array>} row by row.
+ */
+async function segment(source) {
+  const context = small.getContext('2d', {willReadFrequently: true});
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(source, 0, 0, small.width, small.height);
+  const rgba = context.getImageData(0, 0, small.width, small.height).data;
+  const pixels = new Uint8Array(small.width * small.height * 3);
+  for (let i = 0, j = 0; i < rgba.length; i += 4, j += 3) {
+    pixels[j] = rgba[i];
+    pixels[j + 1] = rgba[i + 1];
+    pixels[j + 2] = rgba[i + 2];
+  }
+  const input = new Tensor(pixels, [1, small.height, small.width, 3]);
+  const [output] = await model.run([input]);
+  const labels = (await output.data()).slice();
+  input.delete();
+  output.delete();
+  return labels;
+}
+
+/** Draws labels over the picture, and the legend under it. */
+function show(labels) {
+  const overlay = part('overlay');
+  [overlay.width, overlay.height] = [small.width, small.height];
+  const context = overlay.getContext('2d');
+  const image = context.createImageData(small.width, small.height);
+  const counts = new Map();
+  labels.forEach((label, i) => {
+    image.data.set([...manifest.colormap[label], 255], 4 * i);
+    counts.set(label, (counts.get(label) || 0) + 1);
+  });
+  context.putImageData(image, 0, 0);
+  const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
+    const row = document.createElement('li');
+    const swatch = document.createElement('span');
+    swatch.className = 'swatch';
+    swatch.style.background = `rgb(${manifest.colormap[label]})`;
+    const share = document.createElement('b');
+    share.textContent = `${(100 * count / labels.length).toFixed(1)} %`;
+    row.append(swatch, manifest.class_names[label], share);
+    return row;
+  });
+  part('legend').replaceChildren(...rows);
+}
+
+/** One picture, or one frame of the camera. */
+async function look(source, width, height) {
+  const scale = Math.min(1, LONGEST_PX / Math.max(width, height));
+  const view = part('view');
+  view.width = Math.round(width * scale);
+  view.height = Math.round(height * scale);
+  view.getContext('2d').drawImage(source, 0, 0, view.width, view.height);
+  const begun = performance.now();
+  const labels = await segment(source);
+  const spent = performance.now() - begun;
+  show(labels);
+  part('stage').hidden = false;
+  say(`${small.width}x${small.height}, ${spent.toFixed(0)} ms`);
+  // For tests, and for whoever opens the console.
+  window.segmentation = {labels, width: small.width, height: small.height};
+}
+
+async function lookAtPicture() {
+  const [file] = part('picture').files;
+  if (!file) {
+    return;
+  }
+  stopCamera();
+  say('Working…');
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error(`${file.name} is no picture that this browser can read.`);
+  }
+  await look(bitmap, bitmap.width, bitmap.height);
+  bitmap.close();
+}
+
+function stopCamera() {
+  stream?.getTracks().forEach((track) => track.stop());
+  stream = null;
+  part('camera').textContent = 'Camera';
+}
+
+async function toggleCamera() {
+  if (stream) {
+    stopCamera();
+    return;
+  }
+  if (!navigator.mediaDevices) {
+    throw new Error('This browser gives a camera to https:// and localhost only.');
+  }
+  stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
+  part('camera').textContent = 'Stop';
+  const video = part('video');
+  video.srcObject = stream;
+  await video.play();
+  while (stream) {
+    await look(video, video.videoWidth, video.videoHeight);
+    await new Promise(requestAnimationFrame);
+  }
+}
+
+part('picture').addEventListener('change', guarded(lookAtPicture));
+part('camera').addEventListener('click', guarded(toggleCamera));
+part('artefact').addEventListener('change', guarded(async () => {
+  await choose();
+  await lookAtPicture();
+}));
+part('opacity').addEventListener('input', () => {
+  part('overlay').style.opacity = part('opacity').value / 100;
+});
+part('overlay').style.opacity = part('opacity').value / 100;
+guarded(start)();
