@@ -20,7 +20,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def segment(model, picture):
@@ -51,7 +51,8 @@ def main(arguments=None):
     parser.add_argument("picture", type=Path)
     parser.add_argument("--output", type=Path, help="labels as a grey PNG")
     flags = parser.parse_args(arguments)
-    picture = np.array(Image.open(flags.picture).convert("RGB"))
+    picture = ImageOps.exif_transpose(Image.open(flags.picture))
+    picture = np.array(picture.convert("RGB"))
     labels, names = segment(flags.model, picture)
     for kind in np.unique(labels):
         print(f"{names[kind]:20} {np.mean(labels == kind):6.1%}")

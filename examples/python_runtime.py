@@ -36,6 +36,11 @@ def segment(model, picture, threads=None):
     interpreter.allocate_tensors()
     (door,) = interpreter.get_input_details()
     (end,) = interpreter.get_output_details()
+    if -1 in door["shape_signature"] or len(end["shape"]) != 3:
+        raise SystemExit(
+            f"{model} has no size of its own, or answers with scores; take "
+            "another artefact of the export."
+        )
     _, height, width, _ = door["shape"]
     small = picture.convert("RGB").resize(
         (width, height), Image.Resampling.BILINEAR

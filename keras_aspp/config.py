@@ -30,8 +30,8 @@ class ModelConfig:
         image_pooling: whether the ASPP has the image-level branch.
         dropout: rate before the classifier, in [0, 1).
         batch_norm: `train`; `freeze` to keep it as the weights have it;
-            `sync`, over the devices of a strategy; `group` norm in the head
-            over a frozen backbone.
+            `sync`, over the devices of a strategy; `group` norm in the head,
+            over a backbone that is frozen, or has group norm too if fresh.
         batch_norm_momentum: in [0, 1); short runs want a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
         decoder_kernel_sizes: of its convolutions.

@@ -91,7 +91,11 @@ def zero_padded_depthwise(x, padding, name, dtype):
 
 
 def make_toy_backbone(
-    channels=3, padding=((0, 1), (0, 1)), features=False, dtype=None
+    channels=3,
+    padding=((0, 1), (0, 1)),
+    features=False,
+    dtype=None,
+    size=None,
 ):
     """Functional model of plain Keras layers, strides 2, 4, 8, 16, 32.
 
@@ -101,6 +105,7 @@ def make_toy_backbone(
             or symmetric 1. With 1, no layer pads by the size of its input.
         features: bool. Dict outputs by nominal stride, or the last tensor.
         dtype: Keras dtype policy of every layer.
+        size: height and width that it is made for, or any.
     """
 
     def unit(x, layer, name, activate=True):
@@ -123,7 +128,7 @@ def make_toy_backbone(
         return unit(x, conv(filters, 3, name, strides=2), name)
 
     outputs = {}
-    inputs = x = keras.Input((None, None, channels), name="picture")
+    inputs = x = keras.Input((size, size, channels), name="picture")
     outputs["stride_2"] = x = strided(x, 8, "stem")
     x = zero_padded_depthwise(x, padding, "block1_depthwise", dtype)
     outputs["stride_4"] = x = unit(x, conv(12, 1, "block1"), "block1")

@@ -30,8 +30,8 @@ from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, ScaleRecall
 
-# Diameters in multiscale_shapes: three bins of equal share, log-uniform.
 BOUNDARY_PX = 3
+# Diameters in multiscale_shapes: three bins of equal share, log-uniform.
 SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
 

@@ -94,7 +94,9 @@ class _Maps:
         coarsest = max(
             self._stride(leaf.outputs[0]) for leaf in self.traced.leaves
         )
-        return before.size == (1, 1) and 1 < max(strides) == coarsest
+        # The picture, or a magnified one.
+        whole = before.size == (1, 1) or max(before.stride or (1,)) < 1
+        return whole and 1 < max(strides) == coarsest
 
     def _stride(self, tensor):
         """Pixels per cell, 0 for what is no map."""

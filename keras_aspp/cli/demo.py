@@ -1,6 +1,7 @@
 """keras-aspp demo: an exported model in the browser."""
 
 import base64
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -101,12 +102,10 @@ def modules():
             text=True,
         )
         if done.returncode:
-            words = [
-                line.removeprefix("npm error ").strip()
-                for line in done.stderr.splitlines()
-                if line.startswith("npm error ")
-            ]
-            raise OSError(f"{advice}; npm said: {' '.join(words[:2])}")
+            # npm before 10 shouts.
+            words = re.findall(r"^npm (?:error|ERR!) (.+)", done.stderr, re.M)
+            words = words[:2] or done.stderr.split()[:20]
+            raise OSError(f"{advice}; npm said: {' '.join(words)}")
         try:
             os.replace(work, folder)
         except OSError:
@@ -165,7 +164,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if body:
-            with open(path, "rb") as file:
+            # The browser may have gone on to another page.
+            with open(path, "rb") as file, contextlib.suppress(ConnectionError):
                 shutil.copyfileobj(file, self.wfile)
 
     def _file(self):

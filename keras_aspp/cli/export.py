@@ -17,7 +17,9 @@ def run(arguments):
     )
     parser.add_argument("--model", required=True, help="workdir")
     parser.add_argument("--output", required=True, type=Path, help="folder")
-    parser.add_argument("--formats", nargs="+", help="instead of all")
+    parser.add_argument(
+        "--formats", nargs="+", help="instead of the configuration's"
+    )
     parser.add_argument("--overwrite", action="store_true")
     flags, overrides = parser.parse_known_args(arguments)
     for word in overrides:
@@ -70,7 +72,8 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
     size = " ".join(str(n) for n in settings.image_size)
     command = (
         f"keras-aspp export --model WORKDIR --output {Path(output).name} "
-        f'--export.image_size "[{size.replace(" ", ", ")}]"'
+        f'--export.image_size "[{size.replace(" ", ", ")}]" '
+        f"--formats {' '.join(formats)}"
     )
     return export_model(
         model,

@@ -100,14 +100,21 @@ class Checkpoints(keras.callbacks.Callback):
             self.averages.on_test_end()
 
     def _save_state(self, done):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{_PREFIX}{done:05d}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
         arrays = {
             f"{i:05d}": keras.ops.convert_to_numpy(variable)
             for i, variable in enumerate(_variables(self.model))
         }
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            # Not one more checkpoint: it would be the newest.
+            raise ValueError(
+                f"The weights are not finite after epoch {done}; the last "
+                "checkpoint is from before. A smaller train.learning_rate or "
+                "a longer train.warmup_steps helps."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{_PREFIX}{done:05d}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         with open(temporary / "variables.npz", "wb") as file:
             np.savez(file, **arrays)
             file.flush()
@@ -132,7 +139,8 @@ def save_model(model, path):
     """Writes a `.keras` without optimizer state, then renames it."""
     temporary = Path(path).with_name(f".{Path(path).name}.tmp.keras")
     # Precision and compilation belong to the run, not to the model.
-    if isinstance(model, Segmenter) and model.dtype_policy.name != "float32":
+    # (A functional model's own policy is always the global one.)
+    if isinstance(model, Segmenter) and model.arguments()["dtype"] != "float32":
         model = with_dtype(model, "float32")
     optimizer = getattr(model, "optimizer", None)
     compiled = model.compiled

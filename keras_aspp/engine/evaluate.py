@@ -63,14 +63,16 @@ def evaluate(
         )
     if calibration and not predictor.has_scores:
         raise ValueError(
-            "Only a .keras model has scores, which calibration needs. "
+            "Only a .keras model has scores (and model_logits.tflite), which "
+            "calibration needs. "
             f"Received: {predictor.path}"
         )
-    kinds, ignore = spec.num_classes, spec.ignore_label
-    matrix = ConfusionMatrix(kinds, ignore)
+    counted = spec.num_classes, spec.ignore_label
+    ignore = spec.ignore_label
+    matrix = ConfusionMatrix(*counted)
     rims = ()
     if boundaries:
-        rims = BoundaryIoU(kinds, ignore), BandIoU(kinds, ignore)
+        rims = BoundaryIoU(*counted), BandIoU(*counted)
     confidence, recall = Calibration(ignore), ScaleRecall()
     worst = _Worst(spec, NUM_WORST if figures else 0)
     total, done = source.size(split), 0

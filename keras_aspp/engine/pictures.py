@@ -145,6 +145,9 @@ def _legend(examples, spec):
 class ValidationPictures(keras.callbacks.Callback):
     """Writes picture, label and prediction to TensorBoard.
 
+    It draws at the end of each validation, by the weights that are validated:
+    among callbacks it comes before the one that swaps averaged weights.
+
     Args:
         images: uint8 `[N, H, W, 3]`.
         labels: int `[N, H, W]`.
@@ -156,11 +159,12 @@ class ValidationPictures(keras.callbacks.Callback):
         super().__init__()
         self.images, self.labels = images, labels
         self.spec, self.log_dir = spec, str(log_dir)
-        self.writer = None
+        self.writer, self.epoch = None, 0
 
-    def on_epoch_end(self, epoch, logs=None):
-        if "val_mean_iou" not in (logs or {}):
-            return
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_test_end(self, logs=None):
         import tensorflow as tf
 
         if self.writer is None:
@@ -177,6 +181,9 @@ class ValidationPictures(keras.callbacks.Callback):
         )
         with self.writer.as_default():
             tf.summary.image(
-                "picture, label, prediction", rows, step=epoch, max_outputs=8
+                "picture, label, prediction",
+                rows,
+                step=self.epoch,
+                max_outputs=8,
             )
         self.writer.flush()

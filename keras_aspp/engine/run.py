@@ -1,5 +1,6 @@
 """train: one run, from a configuration to `metrics.json`."""
 
+import os
 from pathlib import Path
 
 import keras
@@ -100,6 +101,12 @@ def train(config, workdir, resume=False):
             steps_per_epoch=run.steps,
             shuffle=False,
             callbacks=[
+                ValidationPictures(
+                    images[:4].numpy(),
+                    labels[:4].numpy(),
+                    spec,
+                    workdir / "logs" / "pictures",
+                ),
                 *([averages] if averages else []),
                 watch,
                 checkpoints,
@@ -107,12 +114,6 @@ def train(config, workdir, resume=False):
                     workdir / "logs" / "history.csv", append=done > 0
                 ),
                 keras.callbacks.TensorBoard(workdir / "logs"),
-                ValidationPictures(
-                    images[:4].numpy(),
-                    labels[:4].numpy(),
-                    spec,
-                    workdir / "logs" / "pictures",
-                ),
             ],
         )
     best = workdir / "model.keras"
@@ -120,7 +121,7 @@ def train(config, workdir, resume=False):
         _recalibrate(
             best,
             run.batches().take(config.train.recalibrate_steps),
-            lambda: _evaluate(run, best, config.data.validation_split),
+            lambda path: _evaluate(run, path, config.data.validation_split),
         )
     metrics = _evaluate(
         run, best, config.data.test_split or config.data.validation_split
@@ -215,21 +216,23 @@ def _evaluate(run, path, split):
 
 
 def _recalibrate(path, batches, score):
-    """Gives a saved model new statistics; keeps the old ones if better."""
-    before = score()["mean_iou"]
+    """Gives a saved model new statistics, unless validation is worse then."""
     model = load_saved(path)
-    old = model.get_weights()
-    recalibrate(model, (pictures for pictures, _ in batches))
-    save_model(model, path)
-    after = score()["mean_iou"]
+    if not recalibrate(model, (pictures for pictures, _ in batches)):
+        print("No batch norm learns; there are no statistics to take anew.")
+        return
+    candidate = path.with_name("recalibrated.keras")
+    save_model(model, candidate)
+    before, after = (score(p)["mean_iou"] for p in (path, candidate))
     kept = after >= before
     print(
         f"Batch-norm statistics taken anew: validation mean IoU {before:.4f} "
         f"-> {after:.4f}; {'kept' if kept else 'the old ones are kept'}."
     )
-    if not kept:
-        model.set_weights(old)
-        save_model(model, path)
+    if kept:
+        os.replace(candidate, path)
+    else:
+        candidate.unlink()
 
 
 def _counted(validation):

@@ -62,7 +62,8 @@ class Watch(keras.callbacks.Callback):
                 "train.warmup_steps helps, or a look at the batch. "
                 f"Files: {files}"
             )
-        if self.epoch == self.first_epoch and batch + 1 == FIRST_BATCHES:
+        first = min(FIRST_BATCHES, self.steps)
+        if self.epoch == self.first_epoch and batch + 1 == first:
             self.first_loss = loss
 
     def on_epoch_end(self, epoch, logs=None):

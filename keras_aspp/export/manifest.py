@@ -119,7 +119,8 @@ def card(manifest, about):
         "does not read EXIF: turn rotated photographs first.",
         "## Limits\n\nThe model knows the kind of pictures it was trained on "
         "and labels everything, also what it has never seen. A TFLite file "
-        "has one size; other pictures are resized to it. Load SavedModels "
+        "has one size (but model_any_size.tflite); other pictures are resized "
+        "to it. Load SavedModels "
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

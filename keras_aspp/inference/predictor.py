@@ -26,7 +26,7 @@ class Predictor:
             this height and width, in pixels; or `None`.
 
         All but `path` are for a `.keras` model only: what is exported is
-        fixed, and has no scores.
+        fixed.
 
     Attributes:
         spec: `DatasetSpec` of what it was trained on, or `None`.
@@ -75,7 +75,8 @@ class Predictor:
             )
         elif several or window is not None:
             raise ValueError(
-                "Only a .keras model has scores to average. Received: "
+                "Only a .keras model can be averaged or seen in pieces. "
+                "Received: "
                 f"scales={tuple(scales)}, flip={flip}, window={window}, "
                 f"{self.path}"
             )
@@ -176,14 +177,25 @@ def resize_image(image, size):
     )
 
 
+# What stands for a folder without a SavedModel, the most exact first.
+_CANDIDATES = (
+    "model.keras",
+    "model_any_size.tflite",
+    "model_float32.tflite",
+    "model_float16.tflite",
+    "model_dynamic_range.tflite",
+    "model_int8.tflite",
+    "model_logits.tflite",
+)
+
+
 def _find(path):
     if path.is_dir():
         if (path / "saved_model.pb").exists():
             return path
         if (path / "saved_model" / "saved_model.pb").exists():
             return path / "saved_model"
-        candidates = ("model.keras", "model_float32.tflite")
-        for name in (*candidates, "model_float16.tflite"):
+        for name in _CANDIDATES:
             if (path / name).is_file():
                 return path / name
     elif path.is_file() and path.suffix in (".keras", ".tflite"):

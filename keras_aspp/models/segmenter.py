@@ -179,11 +179,11 @@ class Segmenter(keras.Model):
         if batch_norm == "sync":
             backbone = synchronize(backbone)
         # A backbone may be made for one size.
+        *size, channels = backbone.input.shape[1:]
+        own_shape = (*(n and n // input_scale for n in size), channels)
         input_shape = tuple(
             own if given is None else given
-            for own, given in zip(
-                backbone.input.shape[1:], input_shape, strict=True
-            )
+            for own, given in zip(own_shape, input_shape, strict=True)
         )
         if high_level is not None:
             backbone = _end_at(backbone, high_level, output_stride)

@@ -14,8 +14,16 @@ const LONGEST_PX = 1600;
 const part = (id) => document.getElementById(id);
 const small = document.createElement('canvas');
 let manifest;
-let model;
+let model = null;
 let stream = null;
+let last = Promise.resolve();
+
+/** Does one thing after the other: a model is not changed while it runs. */
+function inTurn(work) {
+  const turn = last.then(work);
+  last = turn.catch(() => {});
+  return turn;
+}
 
 function say(text, error = false) {
   part('status').textContent = text;
@@ -71,8 +79,9 @@ async function choose() {
   const path = part('artefact').value;
   say(`Loading ${path}…`);
   const entry = manifest.artefacts.find((one) => one.path === path);
+  const loaded = await loadAndCompile(`model/${path}`, {accelerator: 'wasm'});
   model?.delete();
-  model = await loadAndCompile(`model/${path}`, {accelerator: 'wasm'});
+  model = loaded;
   [small.height, small.width] = entry.input.shape.slice(1, 3);
   say('Choose a picture, or start the camera.');
 }
@@ -157,7 +166,7 @@ async function lookAtPicture() {
   } catch {
     throw new Error(`${file.name} is no picture that this browser can read.`);
   }
-  await look(bitmap, bitmap.width, bitmap.height);
+  await inTurn(() => look(bitmap, bitmap.width, bitmap.height));
   bitmap.close();
 }
 
@@ -175,22 +184,33 @@ async function toggleCamera() {
   if (!navigator.mediaDevices) {
     throw new Error('This browser gives a camera to https:// and localhost only.');
   }
-  stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
-  part('camera').textContent = 'Stop';
+  part('camera').disabled = true;
   const video = part('video');
-  video.srcObject = stream;
-  await video.play();
-  while (stream) {
-    await look(video, video.videoWidth, video.videoHeight);
-    await new Promise(requestAnimationFrame);
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
+    part('camera').textContent = 'Stop';
+    video.srcObject = stream;
+    await video.play();
+  } finally {
+    part('camera').disabled = false;
+  }
+  try {
+    while (stream) {
+      await inTurn(() => look(video, video.videoWidth, video.videoHeight));
+      await new Promise(requestAnimationFrame);
+    }
+  } finally {
+    stopCamera();
   }
 }
 
 part('picture').addEventListener('change', guarded(lookAtPicture));
 part('camera').addEventListener('click', guarded(toggleCamera));
 part('artefact').addEventListener('change', guarded(async () => {
-  await choose();
-  await lookAtPicture();
+  await inTurn(choose);
+  if (!stream) {
+    await lookAtPicture();
+  }
 }));
 part('opacity').addEventListener('input', () => {
   part('overlay').style.opacity = part('opacity').value / 100;

@@ -3,6 +3,9 @@
 import keras
 import numpy as np
 
+# Nominal strides of their pyramid's levels.
+_STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
+
 
 def from_keras_hub(segmenter):
     """A DeepLabV3+ of keras-hub as a Keras model of ours.
@@ -33,19 +36,25 @@ def from_keras_hub(segmenter):
     from keras_aspp.models import DeepLabV3Plus
 
     segmenter = _load(segmenter)
-    theirs = getattr(segmenter, "backbone", segmenter)
-    for name in ("low_level_feature_key", "image_encoder", "dilation_rates"):
-        if not getattr(theirs, name, None):
-            raise ValueError(
-                "Not a DeepLabV3+ of keras-hub, which has a "
-                f"`{name}`. Received: {type(theirs).__name__}"
-            )
+    theirs = getattr(segmenter, "backbone", None)
+    if (
+        not hasattr(segmenter, "output_conv")
+        or getattr(theirs, "low_level_feature_key", None) != "P2"
+    ):
+        raise ValueError(
+            "Not a DeepLabV3ImageSegmenter of keras-hub whose backbone has "
+            'low_level_feature_key="P2". '
+            f"Received: {type(segmenter).__name__} with low_level_feature_key="
+            f"{getattr(theirs, 'low_level_feature_key', None)!r}"
+        )
+    high_level = _STRIDES[theirs.spatial_pyramid_pooling_key]
     pyramid = theirs.get_layer(_name_of(theirs, "SpatialPyramidPooling"))
     kernel = segmenter.output_conv.kernel
     model = DeepLabV3Plus(
         kernel.shape[-1],
         _features(theirs.image_encoder),
-        output_stride=2 ** int(theirs.spatial_pyramid_pooling_key[1:]),
+        output_stride=high_level,
+        high_level=f"stride_{high_level}",
         atrous_rates=tuple(theirs.dilation_rates),
         aspp_filters=pyramid.num_channels,
         projection_filters=theirs.projection_filters,
@@ -94,14 +103,14 @@ def _load(segmenter):
         raise ValueError(
             "keras-hub cannot read this preset. Received: "
             f"{str(segmenter)!r} ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]})"
+            f"{(str(error).strip().splitlines() or [''])[0]})"
         ) from error
 
 
 def _features(encoder):
     """Their pyramid, `{"P2": ..}`, keyed by nominal stride."""
     levels = {
-        f"stride_{2 ** int(key[1:])}": tensor
+        f"stride_{_STRIDES[key]}": tensor
         for key, tensor in encoder.pyramid_outputs.items()
     }
     return keras.Model(encoder.input, levels, name=encoder.name)

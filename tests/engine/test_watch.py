@@ -6,13 +6,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
 from keras_aspp.data.pipeline import pictures_of_batch
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.run import train
 from keras_aspp.engine.watch import Watch
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.models import DeepLabV3
 
 SPEC = DatasetSpec(CLASS_NAMES)
 
@@ -157,6 +160,49 @@ def test_averaged_weights_are_what_is_validated_and_kept(tmp_path, tiny_folder):
     # Float32 against the bfloat16 of the run, and fresh statistics.
     assert metrics["mean_iou"] >= max(scores) - 0.05
     model = keras.saving.load_model(tmp_path / "run" / "model.keras")
-    assert model.dtype_policy.name == "float32"
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    assert dtypes == {"float32"}
     config = replace(config, train={"recalibrate_steps": 0})
     assert train(config, tmp_path / "run", resume=True)
+
+
+def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
+    model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
+    model.compile(keras.optimizers.SGD(0.5, use_ema=True), "mse")
+    x = np.ones((2, 64, 64, 3), "float32")
+    model.train_on_batch(x, np.ones((2, 64, 64, 3)))
+    model.train_on_batch(x, np.zeros((2, 64, 64, 3)))
+    averages = keras.callbacks.SwapEMAWeights()
+    checkpoints = Checkpoints(tmp_path, averages=averages)
+    for callback in (averages, checkpoints):
+        callback.set_model(model)
+    before = [npy(w).copy() for w in model.trainable_weights]
+    means = [
+        npy(w).copy() for w in model.optimizer._model_variables_moving_average
+    ]
+    checkpoints.on_epoch_end(0, {"val_mean_iou": 0.5})
+    saved = keras.saving.load_model(tmp_path / "model.keras")
+    moved = 0
+    for weight, mean, own in zip(
+        saved.trainable_weights, means, before, strict=True
+    ):
+        np.testing.assert_allclose(npy(weight), mean, atol=1e-5)
+        moved += not np.allclose(mean, own, atol=1e-4)
+    assert moved > 5
+    # And training goes on from its own weights.
+    for weight, own in zip(model.trainable_weights, before, strict=True):
+        np.testing.assert_allclose(npy(weight), own, atol=1e-5)
+
+
+def test_weights_that_are_no_numbers_are_no_checkpoint(toy_backbone, tmp_path):
+    model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
+    model.compile("sgd", "mse")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.set_model(model)
+    checkpoints.on_epoch_end(0)
+    weight = model.trainable_weights[0]
+    weight.assign(npy(weight) * np.nan)
+    with pytest.raises(ValueError, match="not finite after epoch 2"):
+        checkpoints.on_epoch_end(1)
+    names = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+    assert names == ["epoch_00001"]

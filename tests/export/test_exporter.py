@@ -243,6 +243,18 @@ def test_any_size_is_right_at_odd_sizes(model, tmp_path):
         )
 
 
+def test_a_model_of_one_size(toy_backbone, tmp_path):
+    fixed = ka.models.DeepLabV3(
+        4,
+        toy_backbone(padding=1),
+        atrous_rates=(1, 2),
+        aspp_filters=8,
+        input_shape=(64, 96, 3),
+    )
+    manifest = export(randomize(fixed), tmp_path / "out", formats=())
+    assert manifest["artefacts"][0]["agreement_with_keras"] == 1
+
+
 def test_parts_of_a_picture_have_odd_sizes():
     sizes = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)))]
     assert sizes == [(64, 96), (45, 49), (33, 77)]
@@ -263,7 +275,7 @@ def test_formats_in_8_bits(model, tmp_path):
         model,
         tmp_path / "out",
         formats=("tflite_float32", "tflite_dynamic_range", "tflite_int8"),
-        calibration_images=pictures(3, (80, 70)),
+        calibration_images=np.stack(pictures(3, (80, 70))),
         evaluation_data=evaluation(model),
         max_int8_loss=60.0,
     )
@@ -292,6 +304,18 @@ def test_formats_in_8_bits(model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        verify,
+        "agreement",
+        lambda path, *_: 1.0 if path.suffix == ".keras" else 0.89,
+    )
+    with pytest.raises(ValueError, match=r"90\.0%.*Received: 89\.000%"):
+        export(model, tmp_path / "out", formats=("tflite_dynamic_range",))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_int8_that_loses_too_much_leaves_nothing(model, tmp_path):
     with pytest.raises(ValueError, match="may lose 0.0 points.*Received: "):
         export(

@@ -248,6 +248,12 @@ def test_extreme_logits_stay_finite(name):
         assert np.isfinite(npy(gradient)).all()
 
 
+@every_loss
+def test_a_loss_of_no_numbers_is_none(name):
+    labels, logits = batch()
+    assert np.isnan(float(build(name)(labels, logits * np.nan)))
+
+
 # Smoothing wants no certainty.
 @pytest.mark.parametrize(
     "name", sorted(LOSSES.keys() - {"smooth", "all_of_it"})

@@ -47,6 +47,12 @@ def test_of_a_backbone_with_weights(toy_backbone, policy, backbone, head):
     inside = norms(model.backbone)
     assert set(inside) == {backbone}
     assert set(found - inside) == {head}
+    synchronized = {
+        layer.synchronized
+        for layer in model._flatten_layers()
+        if type(layer).__name__ == "BatchNormalization"
+    }
+    assert synchronized == {policy == "sync"}
     again = type(model).from_config(model.get_config())
     assert norms(again) == found
     again.set_weights(model.get_weights())

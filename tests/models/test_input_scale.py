@@ -59,6 +59,13 @@ def test_copies_keep_it(toy_backbone, tmp_path):
         np.testing.assert_allclose(npy(copy(x)), expected, atol=1e-4)
 
 
+def test_a_backbone_of_one_size(toy_backbone):
+    sized = toy_backbone(padding=1, size=128)
+    model = build(sized, input_scale=2)
+    assert model.input.shape[1:3] == (64, 64)
+    assert model(sample((1, 64, 64, 3))).shape == (1, 64, 64, 3)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -87,10 +87,23 @@ def test_a_preset_in_a_folder(theirs, ours, tmp_path):
     assert model.preprocess == ours.preprocess
 
 
-def test_what_is_none(tmp_path):
+def test_what_is_none(theirs, tmp_path):
     with pytest.raises(ValueError, match="cannot read this preset.*nowhere"):
         ka.weights.from_keras_hub(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="low_level_feature_key"):
-        ka.weights.from_keras_hub(build(low_level_feature_key=None))
-    with pytest.raises(ValueError, match="Not a DeepLabV3"):
-        ka.weights.from_keras_hub(keras.Sequential([keras.layers.Dense(1)]))
+    for key in (None, "P3"):
+        with pytest.raises(ValueError, match=f"low_level_feature_key={key!r}"):
+            ka.weights.from_keras_hub(build(low_level_feature_key=key))
+    for other in (keras.Sequential([keras.layers.Dense(1)]), theirs.backbone):
+        with pytest.raises(ValueError, match="Not a DeepLabV3"):
+            ka.weights.from_keras_hub(other)
+
+
+@pytest.mark.slow
+def test_a_pyramid_that_ends_sooner():
+    theirs = build(spatial_pyramid_pooling_key="P4", upsampling_size=4)
+    ours = ka.weights.from_keras_hub(theirs)
+    assert ours.output_stride == 16
+    x = sample((1, 64, 96, 3))
+    expected = npy(theirs(x, training=False))
+    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
+    assert error < 1e-4, error
