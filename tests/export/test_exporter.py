@@ -284,7 +284,7 @@ def test_formats_in_8_bits(model, tmp_path):
     assert entries["keras"]["mean_iou"] == 1
     for entry in entries.values():
         lost = 100 * (1 - entry["mean_iou"])
-        assert entry["loss_points"] == pytest.approx(lost, abs=1e-3)
+        assert entry["loss_points"] == pytest.approx(lost, abs=6e-3)
     assert entries["tflite_float32"]["loss_points"] < 0.1
     assert 0 < entries["tflite_int8"]["loss_points"] < 60
     sizes = [e["bytes"] for e in entries.values()][1:]
