@@ -67,6 +67,9 @@ def evaluate(
             "calibration needs. "
             f"Received: {predictor.path}"
         )
+    if figures:
+        # Before the work, which a file of this name would bring to nothing.
+        Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
     ignore = spec.ignore_label
     matrix = ConfusionMatrix(*counted)
@@ -116,7 +119,6 @@ def evaluate(
         found["calibration"] = confidence.histogram()
     if figures:
         folder = Path(figures)
-        folder.mkdir(parents=True, exist_ok=True)
         save(
             confusion_figure(matrix.matrix(), spec),
             folder,

@@ -170,7 +170,7 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
         ({"formats": ("onnx",)}, r"Received: \['onnx'\]"),
         ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),
         ({"verify_images": [np.zeros((4, 4, 3))]}, "dtype=float64"),
-        ({"calibration_images": pictures()}, "not among formats="),
+        ({"calibration_images": pictures()}, "not among the formats"),
         ({"formats": ("tflite_int8",)}, "training split for tflite_int8"),
         (
             {"formats": ("tflite_int8",), "calibration_images": [[1, 2]]},

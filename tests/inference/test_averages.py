@@ -129,7 +129,9 @@ def test_predictor(tiny_workdir, tiny_export):
         atol=1e-4,
     )
     for arguments in ({"flip": True}, {"scales": (2.0,)}, {"window": 64}):
-        with pytest.raises(ValueError, match="Only a .keras model has scores"):
+        with pytest.raises(
+            ValueError, match="Only a .keras model can be averaged"
+        ):
             ka.Predictor(tiny_export / "saved_model", **arguments)
 
 
