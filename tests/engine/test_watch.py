@@ -117,6 +117,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
     assert (tmp_path / "run" / "model.keras").is_file()
 
 
+@pytest.mark.slow
 def test_divergence_is_found_by_itself(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, learning_rate=1e30)
     with pytest.raises(ValueError, match="train.learning_rate"):

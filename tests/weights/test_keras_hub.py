@@ -10,6 +10,7 @@ from helpers import npy, randomize, sample
 import keras_aspp as ka
 from training.peers import keras_hub_encoder
 
+pytestmark = pytest.mark.slow  # a ResNet-50 of theirs and one of ours
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")
 
 
@@ -78,7 +79,6 @@ def test_it_lives_without_keras_hub(ours, tmp_path):
     assert finer(x).shape == (1, 65, 97, 4)
 
 
-@pytest.mark.slow
 def test_a_preset_in_a_folder(theirs, ours, tmp_path):
     theirs.save_to_preset(str(tmp_path / "preset"))
     model = ka.weights.from_keras_hub(tmp_path / "preset")
@@ -98,7 +98,6 @@ def test_what_is_none(theirs, tmp_path):
             ka.weights.from_keras_hub(other)
 
 
-@pytest.mark.slow
 def test_a_pyramid_that_ends_sooner():
     theirs = build(spatial_pyramid_pooling_key="P4", upsampling_size=4)
     ours = ka.weights.from_keras_hub(theirs)

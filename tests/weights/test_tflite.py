@@ -93,6 +93,7 @@ def labels_of(file, picture):
     return run(file, x)[0].argmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uint8", "hybrid"])
 def test_quantized_files_come_dequantized(
     file, picture, tmp_path, capsys, kind
@@ -117,6 +118,7 @@ def test_quantized_files_come_dequantized(
     assert np.mean(found == golden) > 0.9
 
 
+@pytest.mark.slow
 def test_a_quantized_file_of_another_graph(
     file, picture, tmp_path, monkeypatch
 ):
