@@ -54,7 +54,7 @@ def convert(model, image_size, formats, calibration_images=()):
     return found
 
 
-def _convert_one(folder, name, image_size, calibration_images):
+def _convert_one(folder, name, image_size=None, calibration_images=()):
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder, signature_keys=["serving_default"]
     )

@@ -94,7 +94,7 @@ class TestDeepLabV3Plus(ModelTester):
         path = ROOT / "saved_models/camvid_mobilenet_v2/model.keras"
         model = keras.saving.load_model(path)
         logits = npy(model(sample((1, 97, 130, 3))))
-        expected = (-1.02709, 2.03272, 1.02277, -2.30789, -1.52752, 4.78573)
+        expected = (2.20143, 2.95947, 1.38913, -2.72383, -2.24269, 6.38535)
         np.testing.assert_allclose(logits[0, 48, 64, :6], expected, atol=2e-4)
         dense = ka.models.with_output_stride(model, 8)
         back = ka.models.with_output_stride(dense, 16)
