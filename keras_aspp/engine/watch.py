@@ -104,8 +104,8 @@ class Watch(keras.callbacks.Callback):
                 f"{predicted[kind]:.1%} of the validation pixels are "
                 f"predicted {self.spec.class_names[kind]}, "
                 f"{labelled[kind]:.1%} are labelled so. Early in a run that "
-                "passes; if not, train.loss.dice or "
-                "train.loss.class_weights helps, or another learning rate.",
+                "passes; if not, train.loss.dice helps, or another learning "
+                "rate.",
             )
 
     def batch(self, images, labels):

@@ -99,7 +99,9 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
-    calibration = [np.asarray(image) for image in _all(calibration_images)]
+    calibration = []
+    if calibration_images is not None:
+        calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
     image_size = _check_size(image_size)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -185,10 +187,6 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "`verify_images` must hold at least one picture. Received: none"
         )
     _check_pictures("verify_images", verify_images)
-
-
-def _all(images):
-    return () if images is None else images
 
 
 def _check_calibration(images, formats):
