@@ -3,7 +3,10 @@
 import dataclasses
 
 import keras
+import numpy as np
 from keras import ops
+
+from keras_aspp.layers.lowering import scale_and_shift
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -57,9 +60,14 @@ class Preprocess:
         image = ops.cast(image, "float32")
         if self.channel_order == "bgr":
             image = ops.flip(image, axis=-1)
+        return scale_and_shift(image, *self._scale_and_shift(image.shape[-1]))
+
+    def _scale_and_shift(self, channels):
         low, high = self.value_range
-        return (image * ((high - low) / 255) + (low - _row(self.mean))) / _row(
-            self.std
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return (
+            np.broadcast_to(row, channels).astype("float32")
+            for row in ((high - low) / 255 / std, (low - mean) / std)
         )
 
     def get_config(self):
@@ -68,12 +76,6 @@ class Preprocess:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
-
-
-def _row(value):
-    if isinstance(value, tuple):
-        return ops.convert_to_tensor(value, dtype="float32")
-    return value
 
 
 # The conventions that published weights were trained with.

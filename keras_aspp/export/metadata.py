@@ -11,6 +11,8 @@ import zipfile
 
 import flatbuffers
 
+from keras_aspp.export.equalize import packed
+
 LABELS = "labels.txt"
 _IDENTIFIER = b"M001"
 _ENTRY = b"TFLITE_METADATA"
@@ -45,10 +47,8 @@ def with_metadata(model, name, class_names):
         *(m for m in content.metadata or () if m.name != _ENTRY),
         entry,
     ]
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(content.Pack(builder), b"TFL3")
     file = io.BytesIO()
-    file.write(builder.Output())
+    file.write(packed(content))
     with zipfile.ZipFile(file, "a") as archive:
         # A date of its own would make every export another file.
         archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(class_names) + "\n")

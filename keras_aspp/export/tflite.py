@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.layers.lowering import export_form
 
+# Pictures that tell how large channels get.
+_EQUALIZED_ON = 16
 # Kernels that a phone lacks, or that cut a dilated convolution in three.
 FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
@@ -71,6 +74,7 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         converter.representative_dataset = lambda: _examples(
             calibration_images, image_size
         )
+        _equalize_before_quantizing(converter, calibration_images, image_size)
     try:
         return converter.convert()
     except Exception as error:
@@ -79,6 +83,19 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _equalize_before_quantizing(converter, images, image_size):
+    # The converter has no place between its conversion and its quantization.
+    quantize = converter._quantize
+    few = images[:: -(-len(images) // _EQUALIZED_ON)]
+
+    def equalize_first(content, *arguments, **options):
+        examples = _examples(few, image_size)
+        content = equalize(content, (example for (example,) in examples))
+        return quantize(content, *arguments, **options)
+
+    converter._quantize = equalize_first
 
 
 def _examples(images, image_size):

@@ -9,6 +9,7 @@ operator. This module alone decides; no layer knows.
 | dilated convolution | `tf.nn.conv2d` | the same | the same |
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
+| preprocessing | multiply, add | the same | native depthwise |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
 | batch norm in training | `FusedBatchNormV3` | Keras' | - |
 
@@ -160,6 +161,23 @@ def normalize(x, scale, offset, epsilon):
     # The op's own variance is that of a sample, greater by n / (n - 1).
     n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), "float32")
     return result.y, result.batch_mean, result.batch_variance * ((n - 1) / n)
+
+
+def scale_and_shift(x, scale, shift):
+    """`x * scale + shift`, per channel.
+
+    Args:
+        x: float tensor (..., C); (B, H, W, C) in export.
+        scale: array (C,).
+        shift: array (C,).
+    """
+    if form() == "export":
+        # One operator with a scale per channel: in integers it rounds once.
+        kernel = ops.convert_to_tensor(scale[None, None, :, None])
+        x = convolve_depthwise(x, kernel, (1, 1), "valid", (1, 1))
+    else:
+        x = x * scale
+    return x + shift
 
 
 def pool_max(x, size, strides, padding, atrous_rate, pads=None):

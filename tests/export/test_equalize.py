@@ -1,0 +1,131 @@
+"""equalize: the same function, and less lost in 8 bits."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from helpers import randomize
+
+from keras_aspp.backbones import create_backbone
+from keras_aspp.export import tflite
+from keras_aspp.export.equalize import equalize
+from keras_aspp.models import LRASPP, DeepLabV3Plus, fold_batch_norm
+
+SIZE = (33, 49)
+
+
+def pictures(count=3):
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (count, 5, 7, 3))
+    smooth = tf.image.resize(coarse, SIZE, "bicubic").numpy()
+    return list(smooth.clip(0, 255).astype("uint8"))
+
+
+def floats(images):
+    return [image[None].astype("float32") for image in images]
+
+
+def bottleneck(maximum):
+    """A residual bottleneck whose hidden channels are e^4 times unlike."""
+    layers = keras.layers
+    image = keras.Input((*SIZE, 3), batch_size=1)
+    first = layers.Conv2D(8, 3, padding="same", name="first")(image / 255)
+    x = layers.Conv2D(24, 1, name="expand")(first)
+    x = layers.ReLU(maximum)(x)
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.ReLU(maximum)(x)
+    x = layers.Conv2D(8, 1, name="project")(x)
+    scores = layers.Conv2D(5, 1, name="scores")(layers.Add()([first, x]))
+    model = randomize(keras.Model(image, scores))
+    factors = np.exp(np.random.default_rng(1).uniform(-4, 0, (2, 24)))
+    for before, factor, after in (
+        ("expand", factors[0], "depthwise"),
+        ("depthwise", factors[1], "project"),
+    ):
+        kernel, bias = model.get_layer(before).get_weights()
+        wide = factor[:, None] if before == "depthwise" else factor
+        model.get_layer(before).set_weights([kernel * wide, bias * factor])
+        kernel, bias = model.get_layer(after).get_weights()
+        model.get_layer(after).set_weights([kernel / factor[:, None], bias])
+    return model
+
+
+def converter_of(model, folder):
+    """The converter, by the way of a SavedModel, which freezes variables."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serve",
+        lambda image: model(image, training=False),
+        [tf.TensorSpec((1, *SIZE, 3), tf.float32)],
+    )
+    archive.write_out(str(folder), verbose=False)
+    return tf.lite.TFLiteConverter.from_saved_model(
+        str(folder), signature_keys=["serve"]
+    )
+
+
+def quantized(converter):
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [picture] for picture in floats(pictures())
+    )
+    return converter
+
+
+def run(content, images):
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (door,) = interpreter.get_input_details()
+    (end,) = interpreter.get_output_details()
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(door["index"], image)
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(end["index"]))
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize("maximum", [None, 6.0])
+def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
+    model = bottleneck(maximum)
+    images = floats(pictures())
+    exact = np.stack([model(image) for image in images])
+
+    def error(converter):
+        return np.abs(run(converter.convert(), images) - exact).mean()
+
+    before = error(quantized(converter_of(model, tmp_path / "before")))
+    converter = quantized(converter_of(model, tmp_path / "after"))
+    tflite._equalize_before_quantizing(converter, pictures(), SIZE)
+    assert error(converter) < 0.5 * before
+
+
+@pytest.mark.parametrize("maximum", [None, 6.0])
+def test_the_function_stays(tmp_path, maximum):
+    content = converter_of(bottleneck(maximum), tmp_path / "model").convert()
+    images = floats(pictures())
+    equal = equalize(content, images)
+    assert equal != content
+    np.testing.assert_allclose(
+        run(equal, images), run(content, images), rtol=1e-4, atol=1e-5
+    )
+
+
+# With gates, hard swish and two readers of a map; with sums and concatenations.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "architecture, backbone",
+    [(LRASPP, "mobilenet_v3_small"), (DeepLabV3Plus, "resnet50")],
+)
+def test_the_function_of_a_segmenter_stays(tmp_path, architecture, backbone):
+    model = architecture(
+        5, create_backbone(backbone, 16, None), output_stride=16
+    )
+    model = fold_batch_norm(randomize(model))
+    content = converter_of(model, tmp_path / "model").convert()
+    images = floats(pictures(2))
+    exact = run(content, images)
+    found = run(equalize(content, images), images)
+    assert np.abs(found - exact).max() < 1e-4 * exact.std()
