@@ -311,10 +311,14 @@ class ExportConfig:
         image_size: `[height, width]` of the TFLite files.
         formats: of `saved_model`, `tflite_float32`, `tflite_float16`,
             `tflite_dynamic_range`, `tflite_int8`, `tflite_any_size`,
-            `tflite_logits` (for MediaPipe).
+            `tflite_logits` (for MediaPipe), `onnx`.
         calibration_images: how many pictures of the training split, spread
             over it, `tflite_int8` takes its ranges from.
         max_int8_loss: points of mean IoU that `tflite_int8` may lose.
+        more_image_sizes: further sizes of the TFLite files, `_HxW` in their
+            names.
+        coarse_labels: label the scores and repeat labels, instead of resizing
+            scores: faster, for fractions of a point.
         verify_images: how many pictures artefacts are compared on.
         preview_image: picture for `preview.png`, or `none` for one of the
             data set.
@@ -331,11 +335,16 @@ class ExportConfig:
             "tflite_int8",
             "tflite_any_size",
             "tflite_logits",
+            "onnx",
         ],
         ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")
     calibration_images: int = 64
     max_int8_loss: float = 1.0
+    more_image_sizes: list[tuple[int, int]] = dataclasses.field(
+        default_factory=list
+    )
+    coarse_labels: bool = False
     verify_images: int = 8
     preview_image: str | None = None
     preview_note: str = ""

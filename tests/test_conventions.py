@@ -22,7 +22,7 @@ ALLOWED = {
     "weights/keras_hub": {"models", "preprocess"},
     "weights/state_dict": set(),
     "weights/torchvision": {"backbones", "models", "weights"},
-    "preprocess": set(),
+    "preprocess": {"layers"},
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},
     "models": {"layers", "backbones", "preprocess"},

@@ -121,6 +121,47 @@ def inference(make, size_px=512, batch=2, jit_compile=False):
     )
 
 
+def public_tflite(threads, answer=None):
+    """Twenty pictures of 257x257 by the public mobile DeepLabV3.
+
+    Args:
+        threads: int > 0, of the interpreter.
+        answer: `"logits"`, `"coarse_labels"` or `"int8"` (such labels) of our
+            export of the same weights, or `None` for the public file.
+    """
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    from keras_aspp.export import tflite
+    from keras_aspp.models import fold_batch_norm
+    from keras_aspp.weights import from_tflite
+
+    path = Path(SHARED) / "vectors" / "deeplabv3_257_mv_gpu.tflite"
+    content = path.read_bytes()
+    if answer is not None:
+        kinds = {"logits": "tflite_logits", "int8": "tflite_int8"}
+        noise = np.random.default_rng(0).integers(0, 256, (257, 257, 3))
+        (content,) = tflite.convert(
+            fold_batch_norm(from_tflite(path)),
+            (257, 257),
+            [kinds.get(answer, "tflite_float32")],
+            [noise.astype("uint8")],
+            coarse_labels=answer != "logits",
+        ).values()
+    interpreter = Interpreter(model_content=content, num_threads=threads)
+    interpreter.allocate_tensors()
+    (door,) = interpreter.get_input_details()
+    interpreter.set_tensor(
+        door["index"], np.zeros((1, 257, 257, 3), door["dtype"])
+    )
+
+    def step():
+        for _ in range(20):
+            interpreter.invoke()
+
+    return Work(step, 20)
+
+
 def torch_train_step(size_px, batch=2, classes=21, device="cpu"):
     """The step of `train_step` in PyTorch; on a GPU compiled, in bfloat16."""
     import torch
@@ -473,6 +514,27 @@ def _comparisons():
         ),
     )
     yield from _whole_models()
+    for threads in (1, 2):
+        yield (
+            f"tflite_257_threads_{threads}",
+            Comparison(
+                "public mobile DeepLabV3, 257x257, float32 in LiteRT, "
+                f"{threads} thread{'s' if threads > 1 else ''}, 20 pictures",
+                {
+                    "ours, logits": part(public_tflite, threads, "logits"),
+                    "ours, labels": part(
+                        public_tflite, threads, "coarse_labels"
+                    ),
+                    "ours, labels, int8": part(public_tflite, threads, "int8"),
+                    "public file": part(public_tflite, threads),
+                },
+                (
+                    Target("ours, logits", "public file", 1.0),
+                    Target("ours, labels", "public file", 0.8),
+                    Target("ours, labels, int8", "public file", 0.8),
+                ),
+            ),
+        )
     small = part(segmenter, "mobilenet_v2", 16, separable=True)
     yield (
         "xla_mobilenet",

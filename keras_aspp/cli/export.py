@@ -85,6 +85,8 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
         evaluation_data=examples,
         formats=formats,
         max_int8_loss=settings.max_int8_loss,
+        more_image_sizes=settings.more_image_sizes,
+        coarse_labels=settings.coarse_labels,
         overwrite=overwrite,
         ignore_label=source.spec.ignore_label,
         colormap=source.spec.colormap,
@@ -120,6 +122,8 @@ class Examples:
 
 def print_artefacts(manifest, output):
     """Prints the artefacts of a manifest as a table."""
+    from keras_aspp.export import manifest as manifests
+
     rows = [("artefact", "MB", "agreement", "mean IoU", "lost", "ms")]
     for entry in manifest["artefacts"]:
         iou = entry["mean_iou"]
@@ -130,7 +134,7 @@ def print_artefacts(manifest, output):
                 f"{entry['agreement_with_keras']:.4%}",
                 "" if iou is None else f"{iou:.4f}",
                 "" if iou is None else f"{entry['loss_points']:.2f}",
-                f"{entry['latency_ms']['median']:.1f}",
+                manifests.latency(entry),
             )
         )
     print()

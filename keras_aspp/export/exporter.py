@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import save_model
 from keras_aspp.export import manifest as manifests
-from keras_aspp.export import tflite, verify
+from keras_aspp.export import onnx, serving, tflite, verify
 from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
@@ -30,6 +31,7 @@ _NAMES = {
     "tflite_int8": "model_int8.tflite",
     "tflite_any_size": "model_any_size.tflite",
     "tflite_logits": "model_logits.tflite",
+    "onnx": "model.onnx",
 }
 FORMATS = tuple(_NAMES)[1:]
 # What is made where nothing else is asked for; integers want pictures.
@@ -52,6 +54,8 @@ def export_model(
     about=None,
     preview_image=None,
     max_int8_loss=1.0,
+    more_image_sizes=(),
+    coarse_labels=False,
 ):
     """Writes a folder of artefacts and proves them equal to the model.
 
@@ -76,7 +80,8 @@ def export_model(
             bits), `"tflite_int8"` (everything in 8 bits),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that
-            MediaPipe wants); `model.keras` is always written.
+            MediaPipe wants), `"onnx"` (one size; extra `onnx`); `model.keras`
+            is always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label value that counts for nothing.
         colormap: one RGB colour per class, or `None`.
@@ -87,6 +92,12 @@ def export_model(
         max_int8_loss: float, in points of mean IoU on `evaluation_data`: what
             the formats of 8 bits may lose against Keras. Without that data
             they must agree on 90 % of the pixels.
+        more_image_sizes: further sizes; the files of one size are written
+            for each, under names that end in `_HxW`.
+        coarse_labels: bool. Files of one size label the scores as they
+            are and repeat labels, instead of resizing scores: faster, with
+            outlines in steps of the scores' stride. They must agree with
+            Keras doing the same; what it costs is in `loss_points`.
 
     Returns:
         dict, the contents of `manifest.json`.
@@ -95,6 +106,7 @@ def export_model(
         FileExistsError: `directory` exists and `overwrite` is not given.
         ValueError: an argument is not as above, or an artefact fails its
             check: operators, agreement, mean IoU.
+        ImportError: `"onnx"` without its extra.
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
@@ -103,23 +115,31 @@ def export_model(
     if calibration_images is not None:
         calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
-    image_size = _check_size(image_size)
+    sizes = [_check_size(size) for size in (image_size, *more_image_sizes)]
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(
+            "`image_size` and `more_image_sizes` must all differ. "
+            f"Received: {sizes}"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(
         tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.")
     )
     try:
-        _write_artefacts(model, work, image_size, formats, calibration)
-        if "tflite_logits" in formats:
-            path = work / _NAMES["tflite_logits"]
-            path.write_bytes(
-                with_metadata(
-                    path.read_bytes(), directory.name, spec.class_names
+        artefacts = _write_artefacts(
+            model, work, sizes, formats, calibration, coarse_labels
+        )
+        for kind, path in artefacts:
+            if kind == "tflite_logits":
+                path.write_bytes(
+                    with_metadata(
+                        path.read_bytes(), directory.name, spec.class_names
+                    )
                 )
-            )
         os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
+        coarse = _coarse_labels(model) if coarse_labels else None
         content = {
             "name": directory.name,
             "num_classes": model.num_classes,
@@ -135,14 +155,15 @@ def export_model(
             "calibration_images": len(calibration),
             "artefacts": [
                 _measure(
-                    work / _NAMES[kind],
+                    path,
                     kind,
                     reference,
                     [np.asarray(image) for image in verify_images],
                     None in model.input.shape[1:3],
                     evaluation_data is not None,
+                    coarse,
                 )
-                for kind in ("keras", *formats)
+                for kind, path in artefacts
             ],
         }
         if evaluation_data is not None:
@@ -182,6 +203,8 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         raise ValueError(
             f"`formats` must be among {FORMATS}. Received: {unknown}"
         )
+    if "onnx" in formats:
+        onnx.check_installed()
     if len(verify_images) == 0:
         raise ValueError(
             "`verify_images` must hold at least one picture. Received: none"
@@ -225,23 +248,52 @@ def _check_size(image_size):
     return size
 
 
-def _write_artefacts(model, work, image_size, formats, calibration_images):
-    save_model(model, work / _NAMES["keras"])
+def _write_artefacts(
+    model, work, sizes, formats, calibration_images, coarse_labels
+):
+    """Writes them; returns `(format, path)` of each."""
+    written = [("keras", work / _NAMES["keras"])]
+    save_model(model, written[0][1])
     model = fold_batch_norm(model)
     if "saved_model" in formats:
-        write_saved_model(model, work / _NAMES["saved_model"])
+        written.append(("saved_model", work / _NAMES["saved_model"]))
+        write_saved_model(model, written[1][1])
     wanted = [f for f in formats if f.startswith("tflite")]
-    if wanted:
-        files = tflite.convert(model, image_size, wanted, calibration_images)
+    for size in sizes:
+        if "onnx" in formats:
+            written.append(("onnx", _of_size("onnx", work, size, sizes)))
+            onnx.write_onnx(model, written[-1][1], size, coarse_labels)
+        files = tflite.convert(
+            model, size, wanted, calibration_images, coarse_labels
+        )
         for kind, data in files.items():
-            (work / _NAMES[kind]).write_bytes(data)
+            written.append((kind, _of_size(kind, work, size, sizes)))
+            written[-1][1].write_bytes(data)
+        wanted = [f for f in wanted if f != "tflite_any_size"]
+    return written
 
 
-def _measure(path, kind, reference, images, any_size, evaluated):
+def _of_size(kind, work, size, sizes):
+    path = work / _NAMES[kind]
+    if size == sizes[0]:
+        return path
+    return path.with_stem(f"{path.stem}_{size[0]}x{size[1]}")
+
+
+def _coarse_labels(model):
+    """Function that labels a picture as a file of coarse labels should."""
+    model = fold_batch_norm(model)
+    label = tf.function(lambda images: serving.segment_coarsely(model, images))
+    return lambda image: label(image[None])[0].numpy()
+
+
+def _measure(path, kind, reference, images, any_size, evaluated, coarse):
     predictor = Predictor(path)
     entry = manifests.describe(path, kind, predictor)
     entry["output"]["range"] = [0, reference.num_classes - 1]
     entry["operators"] = entry["gpu_compatible"] = None
+    if path.suffix == ".onnx":
+        entry["operators"] = onnx.operators(path)
     if path.suffix == ".tflite":
         entry["gpu_compatible"] = (
             predictor.image_size is not None and tflite.gpu_compatible(path)
@@ -254,7 +306,10 @@ def _measure(path, kind, reference, images, any_size, evaluated):
     shown = images
     if size is None and any_size:
         shown = [part for image in images for part in verify.sizes_of(image)]
-    value = verify.agreement(path, reference, shown)
+    label = reference.predict
+    if coarse is not None and size is not None and kind != "tflite_logits":
+        label = coarse
+    value = verify.agreement(path, label, shown)
     verify.check_agreement(value, kind, path.name, evaluated)
     entry["mean_iou"] = entry["loss_points"] = None
     entry["agreement_with_keras"] = value

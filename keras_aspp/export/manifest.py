@@ -31,7 +31,7 @@ def describe(path, kind, predictor):
     """
     path = Path(path)
     size = list(predictor.image_size or ("height", "width"))
-    batch = 1 if path.suffix == ".tflite" else "batch"
+    batch = 1 if path.suffix in (".tflite", ".onnx") else "batch"
     return {
         "path": path.name,
         "format": kind,
@@ -52,6 +52,12 @@ def describe(path, kind, predictor):
             else None,
         },
     }
+
+
+def latency(entry):
+    """An artefact's latency as text: median (least to most), milliseconds."""
+    ms = entry["latency_ms"]
+    return f"{ms['median']:.0f} ({ms['min']:.0f} to {ms['max']:.0f})"
 
 
 def sha256(path):
@@ -84,7 +90,7 @@ def card(manifest, about):
         f"| `{a['path']}` | {a['bytes'] / 1e6:.2f} MB "
         f"| {a['agreement_with_keras']:.4%} | {_number(a['mean_iou'])} "
         f"| {_number(a['loss_points'], 2)} "
-        f"| {a['latency_ms']['median']:.0f} ms |"
+        f"| {latency(a)} ms |"
         for a in manifest["artefacts"]
     )
     classes = ", ".join(manifest["class_names"])

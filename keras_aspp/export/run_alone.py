@@ -3,9 +3,10 @@
     python -P run_alone.py ARTEFACT PICTURES.npz LABELS.npz
 
 It is given as a file to Python, never imported: what an artefact needs beside
-TensorFlow or LiteRT, it would lack here.
+TensorFlow, LiteRT or onnxruntime, it would lack here.
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 
 def main(artefact, pictures, output):
     """Writes the labels of every picture, under the picture's name."""
-    run = tflite(artefact) if artefact.endswith(".tflite") else saved(artefact)
+    kinds = {".tflite": tflite, ".onnx": onnx}
+    run = kinds.get(pathlib.Path(artefact).suffix, saved)(artefact)
     with np.load(pictures) as images:
         labels = {name: run(images[name][None]) for name in images.files}
     np.savez(output, **labels)
@@ -41,6 +43,14 @@ def tflite(path):
         return found if found.ndim == 2 else found.argmax(-1)
 
     return run
+
+
+def onnx(path):
+    """An `.onnx`, by onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return lambda image: session.run(None, {"image": image})[0][0]
 
 
 def saved(path):

@@ -33,7 +33,15 @@ def write_saved_model(model, path):
     archive.write_out(str(path), verbose=False)
 
 
-def write_one_picture(model, path, image_size, dtype=tf.uint8, logits=False):
+# What a TFLite file answers with.
+ANSWERS = {
+    "labels": serving.segment,
+    "coarse_labels": serving.segment_coarsely,
+    "logits": serving.score,
+}
+
+
+def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one lets the converter keep every dilated convolution as one
@@ -44,15 +52,14 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8, logits=False):
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the pixels, 0..255 in either case.
-        logits: bool. Instead of labels.
+        answer: of `ANSWERS`.
     """
     archive = keras.export.ExportArchive()
     archive.track(model)
 
     def serving_default(image):
-        if logits:
-            return {"logits": serving.score(model, image)}
-        return {"labels": serving.segment(model, image)}
+        name = answer.removeprefix("coarse_")
+        return {name: ANSWERS[answer](model, image)}
 
     image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
     archive.add_endpoint("serving_default", serving_default, [image])

@@ -20,7 +20,9 @@ _EQUALIZED_ON = 16
 FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
-def convert(model, image_size, formats, calibration_images=()):
+def convert(
+    model, image_size, formats, calibration_images=(), coarse_labels=False
+):
     """Converts a segmenter at one picture size.
 
     Args:
@@ -31,6 +33,9 @@ def convert(model, image_size, formats, calibration_images=()):
             `"tflite_logits"`.
         calibration_images: uint8 pictures `[H, W, 3]` that show
             `"tflite_int8"` which values occur.
+        coarse_labels: bool. Label scores, not pixels; see
+            `serving.segment_coarsely`. Not for `"tflite_any_size"`, which
+            stays exact.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -41,16 +46,19 @@ def convert(model, image_size, formats, calibration_images=()):
     found = {}
     with tempfile.TemporaryDirectory() as work, _quiet():
         for name in formats:
-            size, door, logits = image_size, tf.uint8, name == "tflite_logits"
+            size, door = image_size, tf.uint8
+            answer = "coarse_labels" if coarse_labels else "labels"
+            if name == "tflite_logits":
+                answer = "logits"
             if name == "tflite_any_size":
-                size = (None, None)
+                size, answer = (None, None), "labels"
             if name == "tflite_int8":
                 # A uint8 signature would leave a float tensor at the door.
                 door = tf.float32
-            folder = os.path.join(work, f"{door.name}_{size[0]}_{logits}")
+            folder = os.path.join(work, f"{door.name}_{size[0]}_{answer}")
             if not os.path.exists(folder):
                 with export_form():
-                    write_one_picture(model, folder, size, door, logits)
+                    write_one_picture(model, folder, size, door, answer)
             found[name] = _convert_one(
                 folder, name, image_size, calibration_images
             )

@@ -29,7 +29,8 @@ PROTOCOL = (
     "evaluation split once, labels compared at the picture's own size (from "
     "a fixed-size artefact resized back, nearest). loss_points: by how much "
     "that is below Keras' under the same protocol, in points (hundredths). "
-    "latency_ms: wall time of one prediction, median."
+    "latency_ms: wall time of one prediction: median, least and most, with as "
+    "many threads as it says."
 )
 MIN_AGREEMENT = {
     "keras": 0.999,
@@ -38,6 +39,7 @@ MIN_AGREEMENT = {
     "tflite_float16": 0.995,
     "tflite_any_size": 0.999,
     "tflite_logits": 0.999,
+    "onnx": 0.999,
 }
 _RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
 # What 8 bits cost is told in points of mean IoU; where that is not measured, at
@@ -47,13 +49,14 @@ _8_BITS = {"tflite_dynamic_range": 0.9, "tflite_int8": 0.9}
 _LEAST_PX = 33
 
 
-def agreement(path, reference, images):
+def agreement(path, label, images):
     """Share of pixels on which an artefact agrees with Keras, in [0, 1].
 
     Args:
         path: the artefact; what is no `.keras` runs in a process of its own,
             which does not import keras_aspp.
-        reference: `Predictor` of the Keras model, at any size.
+        label: function of a uint8 picture `[H, W, 3]` that labels it with
+            the Keras model.
         images: list of uint8 `[H, W, 3]`, of the artefact's size if it has
             one.
 
@@ -66,7 +69,7 @@ def agreement(path, reference, images):
     else:
         found = _labels_alone(path, images)
     same = [
-        labels == reference.predict(image)
+        labels == label(image)
         for labels, image in zip(found, images, strict=True)
     ]
     return sum(int(s.sum()) for s in same) / sum(s.size for s in same)
@@ -161,6 +164,8 @@ def check_loss(entry, max_int8_loss):
 def latency_ms(predictor, image, runs=10):
     """Median wall time of one prediction and its spread, in milliseconds.
 
+    Every engine has as many threads as the machine has cores.
+
     Args:
         predictor: `Predictor`.
         image: uint8 `[H, W, 3]`.
@@ -179,5 +184,6 @@ def latency_ms(predictor, image, runs=10):
         "min": round(float(times[0]), 2),
         "max": round(float(times[-1]), 2),
         "runs": runs,
+        "threads": os.cpu_count(),
         "image_size": list(image.shape[:2]),
     }

@@ -1,4 +1,4 @@
-"""Predictor: the same answer from `.keras`, SavedModel and `.tflite`."""
+"""Predictor: the same answer from `.keras`, SavedModel, `.tflite`, `.onnx`."""
 
 import json
 import os
@@ -15,9 +15,9 @@ class Predictor:
     """Segments pictures with whatever `path` holds.
 
     Args:
-        path: a `.keras` or `.tflite` file, a SavedModel folder, a workdir
-            (its `model.keras`) or an exported folder (its SavedModel, or what
-            there is of `model.keras` and the `.tflite` files).
+        path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
+            workdir (its `model.keras`) or an exported folder (its SavedModel,
+            or what there is of `model.keras` and the other files).
         output_stride: int, a power of two, or `None` for the model's own.
         scales: floats > 0, at which pictures are looked at; probabilities are
             averaged. Defaults to (1.0,).
@@ -82,6 +82,8 @@ class Predictor:
             )
         elif self.path.suffix == ".tflite":
             self._engine = _TFLite(self.path)
+        elif self.path.suffix == ".onnx":
+            self._engine = _ONNX(self.path)
         else:
             self._engine = _SavedModel(self.path)
         self.image_size = self._engine.image_size
@@ -185,6 +187,7 @@ _CANDIDATES = (
     "model_float16.tflite",
     "model_dynamic_range.tflite",
     "model_int8.tflite",
+    "model.onnx",
     "model_logits.tflite",
 )
 
@@ -198,10 +201,11 @@ def _find(path):
         for name in _CANDIDATES:
             if (path / name).is_file():
                 return path / name
-    elif path.is_file() and path.suffix in (".keras", ".tflite"):
+    elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
         return path
     raise FileNotFoundError(
-        "A model must be a .keras or .tflite file, a SavedModel, a workdir or "
+        "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
+        "workdir or "
         f"an exported folder. Received: {str(path)!r}"
         + ("" if path.exists() else ", which does not exist")
     )
@@ -284,6 +288,38 @@ class _SavedModel:
         import tensorflow as tf
 
         return self._serve(image=tf.constant(images))["labels"].numpy()
+
+
+class _ONNX:
+    num_classes = None
+
+    def __init__(self, path):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ValueError(
+                "An .onnx file needs onnxruntime: pip install "
+                f"'keras-aspp[onnx]'. Received: {path}"
+            ) from error
+        try:
+            self._session = onnxruntime.InferenceSession(str(path))
+            (door,) = self._session.get_inputs()
+            _, *size, _ = door.shape
+        # Their errors have no common ancestor.
+        except Exception as error:
+            raise ValueError(
+                f"Not a loadable .onnx of ours. Received: {path} "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        self._door, self.image_size = door.name, tuple(size)
+
+    def labels(self, images):
+        return np.concatenate(
+            [
+                self._session.run(None, {self._door: image[None]})[0]
+                for image in images
+            ]
+        )
 
 
 class _TFLite:

@@ -7,6 +7,7 @@ R number of rates.
 import keras
 from keras import ops
 
+from keras_aspp.layers import lowering
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 
@@ -154,6 +155,8 @@ class ASPP(keras.layers.Layer):
             self.projection.build((*input_shape[:-1], channels))
 
     def call(self, inputs, training=None):
+        if self._pooling_is_a_bias():
+            return self._project_apart(inputs)
         outputs = [
             branch(inputs, training=training) for branch in self.branches
         ]
@@ -163,6 +166,28 @@ class ASPP(keras.layers.Layer):
             fused = ops.concatenate(outputs, axis=-1)  # (B, h, w, (2+R)F)
             fused = self.projection(fused, training=training)
         return self.drop(fused, training=training)  # (B, h, w, F)
+
+    def _pooling_is_a_bias(self):
+        """Whether the pooled branch, one cell, is projected as one cell."""
+        return (
+            lowering.form() == "export"
+            and self.image_pooling
+            and self.projection is not None
+            and self.projection.norm is None
+        )
+
+    def _project_apart(self, inputs):
+        """The block for inference: what is the same everywhere is added."""
+        *branches, pooling = self.branches
+        maps = ops.concatenate([branch(inputs) for branch in branches], axis=-1)
+        kernel, bias = self.projection.conv.kernel, self.projection.conv.bias
+        rest, last = ops.split(kernel, [self.filters * len(branches)], axis=2)
+        once = (1, 1)
+        fused = lowering.convolve(maps, rest, once, "valid", once)
+        pooled = lowering.convolve(
+            pooling.pool(inputs), last, once, "valid", once
+        )
+        return self.projection.activation(fused + (pooled + bias))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)

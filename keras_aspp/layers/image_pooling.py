@@ -71,13 +71,15 @@ class ImagePooling(keras.layers.Layer):
         self.conv.build((input_shape[0], 1, 1, input_shape[-1]))
 
     def call(self, inputs, training=None):
-        # float16 sums of a large map overflow, so the mean is in float32.
-        mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
-        pooled = self.conv(
-            ops.cast(mean, self.compute_dtype), training=training
-        )  # (B, 1, 1, F)
+        pooled = self.pool(inputs, training)
         shape = ops.shape(inputs)
         return ops.broadcast_to(pooled, (*shape[:3], pooled.shape[-1]))
+
+    def pool(self, inputs, training=None):
+        """The branch before it is spread, (B, 1, 1, F)."""
+        # float16 sums of a large map overflow, so the mean is in float32.
+        mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
+        return self.conv(ops.cast(mean, self.compute_dtype), training=training)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.conv.filters)

@@ -349,6 +349,22 @@ def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
     return y[:, : size[0], : size[1], :]
 
 
+def sampled_at(n_in, n_grid, n_out, align_corners=False, shift=0):
+    """Where on a row of `n_in` cells each of `n_out` pixels is sampled.
+
+    See `resize_bilinear`, whose rule this is, for one axis.
+
+    Returns:
+        float64 (n_out,), in [0, n_in - 1].
+    """
+    i = np.arange(n_out, dtype="float64") - shift
+    if align_corners:
+        position = i * (n_in - 1) / max(n_grid - 1, 1)
+    else:
+        position = (i + 0.5) * n_in / n_grid - 0.5
+    return np.clip(position, 0, n_in - 1)
+
+
 def extend_edge(x, rows, columns):
     """Repeats the last row and column, 0 or 1 times each.
 
@@ -413,12 +429,7 @@ def _moved(y, axis, size, grid, shift):
 
 def _interpolation_matrix(n_in, n_grid, n_out, align_corners, shift):
     """float32 `(n_out, n_in)`; row i holds the weights of output pixel i."""
-    i = np.arange(n_out, dtype="float64") - shift
-    if align_corners:
-        position = i * (n_in - 1) / max(n_grid - 1, 1)
-    else:
-        position = (i + 0.5) * n_in / n_grid - 0.5
-    position = np.clip(position, 0, n_in - 1)
+    position = sampled_at(n_in, n_grid, n_out, align_corners, shift)
     distance = np.abs(position[:, None] - np.arange(n_in)[None, :])
     return np.maximum(0, 1 - distance).astype("float32")
 

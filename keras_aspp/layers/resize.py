@@ -6,6 +6,7 @@ Shape legend: B batch, h x w cells, C channels, H x W pixels.
 import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_aspp.layers import lowering
@@ -119,6 +120,30 @@ class BilinearResize(keras.layers.Layer):
         x = lowering.extend_edge(inputs, *missing)
         grid = [n * self.scale for n in ops.shape(x)[1:3]]
         return lowering.resize_bilinear(x, size, grid, shift=self.shift)
+
+    def nearest_cells(self, cells, pixels):
+        """The cell nearest to each pixel of a result, along one axis.
+
+        Args:
+            cells: `(height, width)` of the map, ints.
+            pixels: `(height, width)` of the reference, ints.
+
+        Returns:
+            two int arrays: the row of each row, the column of each column.
+        """
+        found = []
+        for have, n, shift in zip(cells, pixels, self.shift, strict=True):
+            extended, grid = have, n
+            if not self.align_corners:
+                extended = max(have, -(-n // self.scale))
+                grid = extended * self.scale
+            at = lowering.sampled_at(
+                extended, grid, n, self.align_corners, shift
+            )
+            # Of two as near the one before, as an argmax takes the first.
+            nearest = np.ceil(at - 0.5).astype("int32")
+            found.append(np.minimum(nearest, have - 1))
+        return found
 
     def _warn_if_inexact(self, size):
         exact = all(

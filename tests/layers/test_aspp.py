@@ -17,6 +17,7 @@ from helpers import (
 )
 
 from keras_aspp.layers import ASPP
+from keras_aspp.layers.lowering import export_form
 
 X = sample() + sample(SHAPE[-1:], seed=1)
 
@@ -195,3 +196,13 @@ def test_dynamic_size():
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ASPP(**kwargs)
+
+
+@pytest.mark.parametrize("atrous_rates", [(1, 2), ()])
+def test_pooling_as_a_bias_is_the_same_block(atrous_rates):
+    layer = built(batch_norm=False, atrous_rates=atrous_rates)
+    expected = layer(X)
+    with export_form():
+        assert layer._pooling_is_a_bias()
+        found = layer(X)
+    assert_close(found, expected, 1e-5)

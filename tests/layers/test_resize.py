@@ -151,3 +151,25 @@ def test_config_round_trip(arguments):
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         BilinearResize(**kwargs)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("pixels", [(33, 25), (41, 17)])
+def test_nearest_cells_are_those_that_weigh_most(align_corners, pixels):
+    # One cell is missing at 41 rows.
+    layer = BilinearResize(scale=8, align_corners=align_corners)
+    cells = (5, 4)
+    for axis, nearest in enumerate(layer.nearest_cells(cells, pixels)):
+        # Each cell alone, seen by every pixel.
+        x = np.eye(cells[axis], dtype="float32")
+        x = x.reshape(
+            (1, -1, 1, cells[axis]) if axis == 0 else (1, 1, -1, cells[axis])
+        )
+        x = x.repeat(cells[1 - axis], 2 - axis)
+        y = npy(layer(x, reference=picture(*pixels)))[0]
+        weights = y[:, 0] if axis == 0 else y[0]
+        at = np.arange(pixels[axis])
+        assert nearest.shape == at.shape
+        np.testing.assert_allclose(
+            weights[at, nearest], weights.max(-1), atol=1e-5
+        )

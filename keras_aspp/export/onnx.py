@@ -1,0 +1,60 @@
+"""ONNX: raw pixels in, class ids out, for onnxruntime."""
+
+import collections
+import logging
+
+import tensorflow as tf
+
+from keras_aspp.export import serving
+from keras_aspp.layers.lowering import export_form
+
+
+def check_installed():
+    """Raises `ImportError`, with the fix, where the extra is not there."""
+    try:
+        import onnxruntime  # noqa: F401
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The format onnx needs tf2onnx and onnxruntime: "
+            f"pip install 'keras-aspp[onnx]'. Received: {error}"
+        ) from error
+
+
+def write_onnx(model, path, image_size, coarse_labels=False):
+    """Writes a segmenter at one picture size.
+
+    Args:
+        model: `Segmenter`, folded.
+        path: file to write.
+        image_size: `(height, width)`. onnxruntime pads no dilated convolution
+            of an open size.
+        coarse_labels: bool; see `serving.segment_coarsely`.
+    """
+    import tf2onnx
+
+    label = serving.segment_coarsely if coarse_labels else serving.segment
+    image = tf.TensorSpec((1, *image_size, 3), tf.uint8, "image")
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    with export_form():
+        tf2onnx.convert.from_function(
+            tf.function(lambda image: {"labels": label(model, image)}),
+            input_signature=[image],
+            opset=18,
+            output_path=str(path),
+        )
+
+
+def operators(path):
+    """Names of the operators of an `.onnx`, with their counts.
+
+    Args:
+        path: file.
+
+    Returns:
+        dict: name -> count, sorted by name.
+    """
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    return dict(sorted(collections.Counter(n.op_type for n in nodes).items()))
