@@ -65,9 +65,13 @@ def draw_sheet(output, title, examples, spec):
         axes = figure.add_subplot(grid[i])
         axes.imshow(cell, interpolation="lanczos")
         axes.axis("off")
-        axes.set_title(text, fontsize=8, color="0.3", pad=3)
-    figure.suptitle(title, fontsize=12, y=1 - 0.12 / height, va="top")
-    figure.legend(
+        axes.set_title(
+            text, fontsize=8, color="0.3", pad=3, parse_math=False
+        )
+    figure.suptitle(
+        title, fontsize=12, y=1 - 0.12 / height, va="top", parse_math=False
+    )
+    legend = figure.legend(
         handles=handles,
         loc="lower center",
         ncols=-(-len(handles) // legend_rows),
@@ -76,6 +80,8 @@ def draw_sheet(output, title, examples, spec):
         handlelength=1.4,
         handleheight=1.1,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     try:

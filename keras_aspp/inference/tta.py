@@ -40,6 +40,11 @@ class MultiScale:
             )
         self.engine, self.scales, self.flip = engine, scales, bool(flip)
         self.num_classes = engine.num_classes
+        # The largest of them, and the sum at the picture's own size.
+        largest = max(1.0, *scales) ** 2
+        self.bytes_per_pixel = int(largest * engine.bytes_per_pixel) + (
+            12 * self.num_classes
+        )
 
     def scores(self, images):
         """Logarithm of the mean probability."""
