@@ -36,9 +36,7 @@ def try_out(path):
     status = os.stat(path)
     reason = _fault(str(path), status.st_mtime_ns, status.st_size)
     if reason:
-        raise ValueError(
-            f"Not a loadable .tflite. Received: {path} ({reason})"
-        )
+        raise ValueError(f"Not a loadable .tflite. Received: {path} ({reason})")
 
 
 @functools.lru_cache

@@ -87,8 +87,6 @@ def load_config(path, overrides=()):
     Raises:
         ValueError: unknown keys or wrong values, named.
     """
-    import jsonargparse
-
     text = textfile.read_text(path, _MAX_BYTES)
     _check_keys(_parse(text, path), path)
     parser = _make_parser()

@@ -146,7 +146,7 @@ class Predictor:
     def predict_batch(self, images):
         """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""
         if self.image_size is None:
-            return self._in_memory(self._labels, images)
+            return self._labels(images)
         return np.stack(
             [self.predict_at(image, self.image_size) for image in images]
         )
@@ -163,7 +163,7 @@ class Predictor:
         """
         own = image.shape[:2]
         resized = image if size is None else resize_image(image, size)
-        labels = self._in_memory(self._labels, resized[None])[0]
+        labels = self._labels(resized[None])[0]
         if labels.shape == own:
             return labels
         back = Image.fromarray(labels.astype("uint8")).resize(
@@ -171,13 +171,19 @@ class Predictor:
         )
         return np.array(back).astype("int32")
 
-
     def _in_memory(self, answer, images):
         """`answer(images)`, one by one where all are too many at once."""
         count, height, width, _ = images.shape
         needed = count * height * width * self._engine.bytes_per_pixel
         if needed <= _memory_bytes():
-            return answer(images)
+            try:
+                return answer(images)
+            except ValueError as error:
+                # Keras' own padding leaves nothing of a few pixels.
+                raise ValueError(
+                    f"The model cannot take a picture of {height}x{width}. "
+                    f"Received: {self.path}"
+                ) from error
         if count == 1:
             raise ValueError(
                 f"A picture of {height}x{width} takes about "
@@ -189,7 +195,8 @@ class Predictor:
         )
 
     def _labels(self, images):
-        labels = np.asarray(self._engine.labels(images), "int32")
+        answered = self._in_memory(self._engine.labels, images)
+        labels = np.asarray(answered, "int32")
         most = (self.num_classes or 256) - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= most:
             raise ValueError(
@@ -342,11 +349,11 @@ class _SavedModel:
 def _is_ours(signature):
     """Whether a SavedModel's signature takes pictures and gives labels."""
     taken = signature.structured_input_signature[1]
-    shape = [image.shape.rank and image.shape[3] for image in taken.values()]
+    image = taken.get("image")
     return (
-        {name: spec.dtype.name for name, spec in taken.items()}
-        == {"image": "uint8"}
-        and shape == [3]
+        list(taken) == ["image"]
+        and image.dtype.name == "uint8"
+        and image.shape.is_compatible_with((None, None, None, 3))
         and list(signature.structured_outputs) == ["labels"]
     )
 

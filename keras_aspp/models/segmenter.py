@@ -326,6 +326,14 @@ class Segmenter(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
+        # A file that is loaded must not make us load others, or fetch some.
+        if config.keys() & {"weights", "backbone_weights"} or not isinstance(
+            config["backbone"], dict
+        ):
+            raise ValueError(
+                "A saved segmenter holds its backbone and weights, not where "
+                f"they come from. Received: backbone={config['backbone']!r}"
+            )
         config["preprocess"] = Preprocess.from_config(config["preprocess"])
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects

@@ -117,6 +117,9 @@ def pictures():
         "bomb_2147483647.png": png(2**31 - 1, 2**31 - 1, zeros_deflated(999)),
         "bomb_1x200000000.png": png(1, 200_000_000, zeros_deflated(600000001)),
         "bomb_of_text.png": png(40, 56, zlib.compress(bytes(9000)), extra=many),
+        "bomb_of_colour_profile.png": png(
+            40, 56, zlib.compress(bytes(40 * 169)), extra=profile
+        ),
         "scans_by_the_thousand.jpg": progressive_bomb(64, 64, 5000),
         "a_gif.png": encoded(image, "GIF"),
         "animated.gif.png": encoded(frames[0], "GIF", **animated),
@@ -128,6 +131,7 @@ def pictures():
         "a_ppm.png": encoded(image, "PPM"),
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n"
         b"%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n",
+        "garbage_exif.png": encoded(image, "PNG", exif=rng.bytes(60)),
         "grey_16_bit.png": encoded(grey16, "PNG"),
     }
     palette = image.quantize(16)
@@ -153,15 +157,11 @@ def pictures():
         "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
         "progressive.jpg": encoded(image, "JPEG", progressive=True),
         "animated.png": encoded(frames[0], "PNG", **animated),
-        "bomb_of_colour_profile.png": png(
-            40, 56, zlib.compress(bytes(40 * 169)), extra=profile
-        ),
         "turned.jpg": encoded(image, "JPEG", exif=exif(6)),
         "turned_nowhere.jpg": encoded(image, "JPEG", exif=exif(99)),
         "garbage_exif.jpg": encoded(
             image, "JPEG", exif=b"Exif\0\0" + rng.bytes(60)
         ),
-        "garbage_exif.png": encoded(image, "PNG", exif=rng.bytes(60)),
         "1x1.png": encoded(noise(1, 1), "PNG"),
         "1x1.jpg": encoded(noise(1, 1), "JPEG"),
         "1x5000.png": encoded(noise(1, 5000), "PNG"),
@@ -169,3 +169,187 @@ def pictures():
         "data_after_the_end.png": portable + rng.bytes(999),
     }
     return bad, good
+
+
+def masks():
+    """`(bad, good)` masks for a picture of 40x56 and three classes."""
+    labels = np.zeros((40, 56), "uint8")
+    labels[:9], labels[-5:] = 1, 2
+    high = labels.copy()
+    high[3, 4] = 77
+    image = Image.fromarray(labels)
+    palette = image.copy()
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    bad = {
+        "empty": b"",
+        "garbage": np.random.default_rng(RNG_SEED).bytes(999),
+        "cut": encoded(image, "PNG")[:-30],
+        "of_another_size": encoded(labels[:-1], "PNG"),
+        "turned": encoded(labels.T.copy(), "PNG"),
+        "out_of_range": encoded(high, "PNG"),
+        "float": encoded(labels.astype("float32"), "TIFF"),
+        "16_bit": encoded(labels.astype("uint16"), "PNG"),
+        "jpeg": encoded(image, "JPEG"),
+        "gif": encoded(image, "GIF"),
+        "colours_without_a_colormap": encoded(image.convert("RGB"), "PNG"),
+        "bomb": bomb(),
+    }
+    good = {
+        "plain": encoded(image, "PNG"),
+        "palette": encoded(palette, "PNG"),
+        "two_bits": encoded(image, "PNG", bits=2),
+        "palette_alpha": encoded(palette, "PNG", transparency=bytes(9)),
+        "animated": encoded(image, "PNG", save_all=True, append_images=[image]),
+    }
+    return bad, good
+
+
+def specs():
+    """What a `dataset.json` must not hold: name -> (content, message)."""
+    names = '"class_names": ["a", "b", "c"]'
+
+    def given(more):
+        return f"{{{names}, {more}}}"
+
+    return {
+        "empty": ("", "Not valid JSON"),
+        "binary": (bytes(range(256)), "Not UTF-8"),
+        "utf_16": (given('"name": "x"').encode("utf-16"), "Not UTF-8"),
+        "list": ("[]", "`class_names` is missing"),
+        "number": ("3", "`class_names` is missing"),
+        "nan": ('{"class_names": NaN}', "class_names=nan"),
+        "deep_lists": ("[" * 100_000, "recursion"),
+        "deep_objects": ('{"class_names":' * 50_000, "recursion"),
+        "digits": (given(f'"ignore_label": {"9" * 5000}'), "4300 digits"),
+        "infinite": (given('"ignore_label": 1e999'), "ignore_label=inf"),
+        "true": (given('"ignore_label": true'), "ignore_label=True"),
+        "long": (" " * 2**21, "Longer than"),
+        "names_nested": ('{"class_names": [["a"]]}', "different names"),
+        "names_a_hundred_thousand": (
+            f'{{"class_names": {list(map(str, range(99_999)))}}}'.replace(
+                "'", '"'
+            ),
+            "99999 classes",
+        ),
+        "name_with_a_break": ('{"class_names": ["a\\nb"]}', "line breaks"),
+        "name_with_an_escape": ('{"class_names": ["\\u001b[1m"]}', "control"),
+        "name_half_a_pair": ('{"class_names": ["\\ud800"]}', "control"),
+        "colormap_text": (given('"colormap": "abc"'), "`colormap`"),
+        "colormap_nested": (given('"colormap": [[[1], 2, 3]]'), "`colormap`"),
+        "colormap_infinite": (given('"colormap": [[1e999, 2, 3]]'), "inf"),
+        "colormap_null": (given('"colormap": [null]'), "`colormap`"),
+        "label_map_digits": (
+            given(f'"label_map": {{"{"9" * 5000}": 1}}'),
+            "`label_map`",
+        ),
+        "label_map_large": (given('"label_map": {"1": 99999999999}'), "0..2"),
+        "license_object": (given('"license": {"a": 1}'), "`license`"),
+        "unknown_key": (given('"__class__": "x"'), "Unknown keys"),
+    }
+
+
+def configurations(marker):
+    """YAML that no run may come of: name -> (content, message).
+
+    `marker` is a file that is there if one of them runs a command.
+    """
+    touch = f"touch {marker}"
+    laughs = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+        b"%c: &%c [%s]\n" % (c + 1, c + 1, b", ".join([b"*%c" % c] * 9))
+        for c in range(97, 115)
+    )
+    section, valid = "must hold sections", "Not valid YAML"
+
+    def number(path, value):
+        part, name = path.split(".")
+        rest = ", total_epochs: 1" if part == "train" else ""
+        more = "" if rest else "\ntrain: {total_epochs: 1}"
+        return f"{part}: {{{name}: {value}{rest}}}{more}"
+
+    values = {
+        "train.batch_size": 10**12,
+        "train.total_steps": -3,
+        "train.seed": 10**30,
+        "train.learning_rate": ".inf",
+        "train.weight_decay": ".nan",
+        "train.warmup_steps": -1,
+        "train.validate_every_epochs": 10**12,
+        "data.crop_size": [10**6 * 32, 10**6 * 32],
+        "data.ignore_label": 10**12,
+        "data.validation_fraction": ".nan",
+        "export.image_size": [10**6, 10**6],
+        "export.verify_images": -1,
+        "model.aspp_filters": 10**9,
+        "model.decoder_filters": 10**9,
+        "model.input_scale": 10**9,
+        "model.atrous_rates": [10**9],
+        "model.decoder_kernel_sizes": [10**9],
+        "model.blocks": 10**9,
+        "model.dropout": ".nan",
+        "model.multi_grid": [10**9],
+        "model.architecture": "[x]",
+        "model.separable": 3,
+        "model.backbone": "null",
+    }
+    numbers = {
+        path: (
+            number(path, value),
+            path.split(".")[1],
+        )
+        for path, value in values.items()
+    }
+    return {
+        "empty": ("", section),
+        "binary": (bytes(range(256)) * 20, "Not UTF-8"),
+        "utf_16": ("model: {}".encode("utf-16"), "Not UTF-8"),
+        "zero_byte": ("model:\0", valid),
+        "a_list": ("- [1]", section),
+        "a_text": ("hello", section),
+        "tabs": ("model:\n\t- x", valid),
+        "unclosed": ("model: {a", valid),
+        "two_documents": ("model: {}\n---\ndata: {}", valid),
+        "os_system": (
+            f'model: !!python/object/apply:os.system ["{touch}"]',
+            "python/object/apply",
+        ),
+        "os_system_by_name": ("data: !!python/name:os.system x", valid),
+        "own_tag": ("model: !mine {a: 1}", valid),
+        "bad_date": ("model: {backbone: 2001-99-99}", valid),
+        "bad_time": ("model: {dropout: !!timestamp x}", valid),
+        "bad_integer": ("model: {dropout: !!int abc}", valid),
+        "digits": (f"train: {{seed: {'9' * 5000}}}", valid),
+        "digits_of_a_float": (
+            f"train: {{learning_rate: {'9' * 400}, total_epochs: 1}}",
+            "too large",
+        ),
+        "billion_laughs": (laughs, "aliases"),
+        "alias_of_itself": ("model: &a {backbone: *a}", "aliases"),
+        "merged": ("x: &x {a: 1}\nmodel: {<<: *x}", "aliases"),
+        "deep_flow": ("model: " + "[" * 50_000, "nested deeper"),
+        "deep_mapping": ("{a: " * 15_000, "nested deeper"),
+        "deep_dashes": ("- " * 30_000, "nested deeper"),
+        "deep_questions": ("? " * 30_000, "nested deeper"),
+        "long": ("#" * 2**21, "Longer than"),
+        "list_for_a_key": ("? [a]\n: b", valid),
+        "number_for_a_key": ("1: {}", section),
+        "section_a_list": ("model: [1]", "must be a section"),
+        "section_nothing": ("model:", "must be a section"),
+        "section_a_file": ("train: {loss: /dev/zero}", "must be a section"),
+        "class_path": (
+            "train: {loss: {class_path: os.system, init_args: "
+            f"{{command: {touch}}}}}, total_epochs: 1}}",
+            "train.loss.class_path",
+        ),
+        "unknown_key": ("train: {epochs: 3}", "Did you mean"),
+        "unknown_section": ("trian: {epochs: 3}", section),
+        "unknown_nested": (
+            "data: {augment: {rotate: 3}}",
+            "data.augment.rotate",
+        ),
+        "too_many_pixels": (
+            "train: {batch_size: 4096, total_epochs: 1}\n"
+            "data: {crop_size: [2048, 2048]}",
+            "The crops of a step",
+        ),
+        **numbers,
+    }
