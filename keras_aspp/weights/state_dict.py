@@ -33,25 +33,25 @@ def read_state_dict(path):
         dict: name -> NumPy array, in the order of the file.
 
     Raises:
-        ValueError: the file is of another format, truncated, or holds
-            anything but tensors.
+        OSError: the file cannot be opened.
+        ValueError: it is of another format, truncated, or holds anything but
+            tensors.
     """
-    try:
-        if str(path).endswith(".safetensors"):
-            return _read_safetensors(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive)
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
+            if str(path).endswith(".safetensors"):
+                return _read_safetensors(path)
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    return _read_zip(archive)
+            file.seek(0)
             return _read_legacy(file)
-    except OSError:
-        raise
-    except Exception as error:
-        # What it raises depends on which byte is wrong.
-        raise ValueError(
-            "Not a state dict (tensors only, complete) in a format of torch "
-            f"or safetensors. Received: path={str(path)!r} ({error})"
-        ) from error
+        except Exception as error:
+            # What is raised depends on which byte is wrong.
+            raise ValueError(
+                "Not a state dict (tensors only, complete) in a format of "
+                f"torch or safetensors. Received: path={str(path)!r} ({error})"
+            ) from error
 
 
 def _read_safetensors(path):

@@ -294,6 +294,39 @@ def test_evaluate_names_a_picture_that_went_away(tmp_path, capsys, monkeypatch):
     assert not file.exists()
 
 
+def test_what_a_saved_model_decodes():
+    """`serve_bytes`: capped by the header, JPEG and PNG alone."""
+    import tensorflow as tf
+
+    from keras_aspp.export.serving import decode_bytes
+
+    served = tf.function(
+        decode_bytes, input_signature=[tf.TensorSpec([], tf.string)]
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = corpus.encoded(Image.new("L", (20_000, 2_000)), "JPEG")
+    for content, message in (
+        (BAD["bomb_20000x20000.png"], "at most 16777216 pixels"),
+        (BAD["bomb_2147483647.png"], "at most 16777216 pixels"),
+        (wide, "at most 16777216 pixels"),
+        (BAD["a_gif.png"], "JPEG or PNG"),
+        (BAD["a_bmp.png"], "JPEG or PNG"),
+        (BAD["a_webp.jpg"], "JPEG or PNG"),
+        (BAD["cut_in_half.png"], "PNG"),
+        (BAD["header_cut.png"], "PNG"),
+        (BAD["garbage_after_magic.jpg"], ""),
+        (b"", "JPEG or PNG"),
+        (b"x", "JPEG or PNG"),
+    ):
+        with pytest.raises(tf.errors.OpError, match=message):
+            served(content)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300 * 1024  # in kB
+    for name in ("plain.png", "plain.jpg", "palette.png"):
+        image = decode.read_image(GOOD[name])
+        np.testing.assert_array_equal(served(GOOD[name]), image)
+
+
 BOUNDED = """
 import resource, sys
 from keras_aspp.data import decode
