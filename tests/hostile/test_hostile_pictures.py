@@ -314,7 +314,7 @@ def test_what_a_saved_model_decodes():
         (BAD["a_webp.jpg"], "JPEG or PNG"),
         (BAD["cut_in_half.png"], "PNG"),
         (BAD["header_cut.png"], "PNG"),
-        (BAD["garbage_after_magic.jpg"], ""),
+        (BAD["garbage_after_magic.jpg"], None),
         (b"", "JPEG or PNG"),
         (b"x", "JPEG or PNG"),
     ):
