@@ -232,8 +232,9 @@ def test_two_thousand_files(tmp_path, capsys):
     # Not all of one kind fail at the door, and not all get through.
     for kind, count in refused.items():
         assert 0 < count, kind
-        # Whatever is changed in an archive, its sums do not fit.
-        assert count < kinds[kind][0] or kind == "archive", kind
+        # An archive's sums do not fit, and a pickle is code all through.
+        sturdy = kind in ("archive", "pickle")
+        assert sturdy or count < kinds[kind][0], kind
     with capsys.disabled():
         seconds = time.monotonic() - start
         print(f"\n{tried} files in {seconds:.0f} s; refused: {refused}")
