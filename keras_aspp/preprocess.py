@@ -1,6 +1,7 @@
 """Preprocess: what a model expects its picture to look like."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -46,6 +47,13 @@ class Preprocess:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        for name in ("value_range", "mean", "std"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(_is_finite(number) for number in numbers):
+                raise ValueError(
+                    f"`{name}` must be finite floats. Received: {name}={value}"
+                )
         std = self.std if isinstance(self.std, tuple) else (self.std,)
         if any(s <= 0 for s in std):
             raise ValueError(f"`std` must be > 0. Received: std={self.std}")
@@ -76,6 +84,10 @@ class Preprocess:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def _is_finite(number):
+    return isinstance(number, (int, float, np.number)) and math.isfinite(number)
 
 
 # The conventions that published weights were trained with.

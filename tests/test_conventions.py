@@ -18,7 +18,7 @@ ALLOWED = {
     "layers": set(),
     "losses": set(),
     "metrics": set(),
-    "weights/tflite": {"backbones", "models", "preprocess"},
+    "weights/tflite": {"backbones", "models", "preprocess", "trial"},
     "weights/keras_hub": {"models", "preprocess"},
     "weights/state_dict": set(),
     "weights/torchvision": {"backbones", "models", "weights"},
@@ -26,7 +26,9 @@ ALLOWED = {
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},
     "models": {"layers", "backbones", "preprocess"},
-    "analysis": {"layers", "backbones"},
+    "analysis": {"layers", "backbones", "textfile"},
+    "textfile": set(),
+    "trial": set(),
 }
 BACKEND_FREE = ("layers", "backbones", "models", "metrics", "losses")
 LOWERING = PACKAGE / "layers" / "lowering.py"

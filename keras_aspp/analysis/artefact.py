@@ -4,12 +4,13 @@ Layers and receptive fields are gone; operators, rates, sizes and bytes are
 still there.
 """
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+from keras_aspp import textfile
 
 
 def describe_tflite(path):
@@ -28,17 +29,29 @@ def describe_tflite(path):
         ValueError: it is no TFLite file.
     """
     from ai_edge_litert.interpreter import Interpreter
-    from tensorflow.lite.python import schema_py_generated as schema
 
     content = Path(path).read_bytes()
     try:
         # A damaged file would be read past its end by the bare schema.
         Interpreter(model_content=content)
-    except (ValueError, RuntimeError) as error:
+        described = _describe(content)
+    except Exception as error:
+        # What is raised depends on which byte is wrong.
         raise ValueError(
             f"Not a loadable .tflite. Received: {path} "
-            f"({str(error).splitlines()[0]})"
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
         ) from error
+    return {
+        "format": "tflite",
+        "path": str(path),
+        **described,
+        "manifest": _manifest(path),
+    }
+
+
+def _describe(content):
+    from tensorflow.lite.python import schema_py_generated as schema
+
     model = schema.ModelT.InitFromPackedBuf(content)
     graph = model.subgraphs[0]
     names = {
@@ -62,8 +75,6 @@ def describe_tflite(path):
         for tensor in tensors
     )
     return {
-        "format": "tflite",
-        "path": str(path),
         "bytes": len(content),
         "weights_bytes": sum(
             len(b.data) for b in model.buffers if b.data is not None
@@ -76,7 +87,6 @@ def describe_tflite(path):
         else sum(_madds(name, op, tensors) for name, op in operators),
         "largest_activations": [_tensor(tensors[i], schema) for i in largest],
         "atrous": _rates(operators, tensors),
-        "manifest": _manifest(path),
     }
 
 
@@ -97,7 +107,7 @@ def describe_saved_model(path):
     path = Path(path)
     try:
         loaded = tf.saved_model.load(str(path))
-    except (OSError, ValueError, tf.errors.OpError) as error:
+    except Exception as error:
         raise ValueError(
             f"Not a loadable SavedModel. Received: {path} "
             f"({type(error).__name__})"
@@ -201,7 +211,7 @@ def _manifest(path):
     file = Path(path).parent / "manifest.json"
     if not file.is_file():
         return None
-    content = json.loads(file.read_text())
+    content = textfile.read_manifest(file)
     own = [a for a in content["artefacts"] if a["path"] == Path(path).name]
     keys = ("mean_iou", "agreement_with_keras", "latency_ms")
     return {

@@ -2,12 +2,46 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import re
+import typing
 from importlib import resources
 from pathlib import Path
 
+from keras_aspp import textfile
 from keras_aspp.config import DURATIONS, Config
+
+# A configuration is sections of fields, some of which are lists or mappings.
+# YAML is slow to read: a second for a hundred kB.
+_MAX_BYTES = 2**16
+_MAX_DEPTH = 10
+# The most that a number may be, where 2**31 - 1 is too much: what it makes is
+# allocated as it is. Fields of one meaning end alike.
+_MOST = {
+    "filters": 4096,
+    "rates": 4096,
+    "multi_grid": 64,
+    "kernel_sizes": 31,
+    "input_scale": 16,
+    "blocks": 16,
+    "crop_size": 8192,
+    "image_size": 8192,
+    "image_sizes": 8192,
+    "ignore_label": 255,
+    "epochs": 1_000_000,
+    "batch_size": 65_536,
+    "boundary_px": 256,
+    "augment.scale": 100,
+    "images": 1_000_000,
+    "dropout": 1,
+    "momentum": 1,
+    "label_smoothing": 1,
+    "hard_share": 1,
+}
+_MAX_LENGTH = 1000  # of a list, and of a text
+# Of pictures, in all crops of a step: 1024 of 512x512.
+_MAX_STEP_PX = 2**28
 
 
 def config_path(name):
@@ -54,23 +88,24 @@ def load_config(path, overrides=()):
     Raises:
         ValueError: unknown keys or wrong values, named.
     """
-    import jsonargparse
-
-    text = Path(path).read_text(encoding="utf-8")
-    _check_keys(text, path)
+    text = textfile.read_text(path, _MAX_BYTES)
+    _check_keys(_parse(text, path), path)
     parser = _make_parser()
+    blamed = f" File: {path}"
     try:
         parsed = parser.parse_string(text)
         if overrides:
+            blamed = ""
             _leave_to(overrides, parsed.train)
             parsed = parser.parse_args(list(overrides), namespace=parsed)
         made = parser.instantiate_classes(parsed)
-    except ConfigurationError:
-        raise
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigurationError(_explain(error)) from None
-    names = [field.name for field in dataclasses.fields(Config)]
-    return Config(**{name: getattr(made, name) for name in names})
+        names = [field.name for field in dataclasses.fields(Config)]
+        config = Config(**{name: getattr(made, name) for name in names})
+        _check_values(config)
+    except Exception as error:
+        # What the parser raises depends on what the value looks like.
+        raise ConfigurationError(_explain(error) + blamed) from None
+    return config
 
 
 def _leave_to(overrides, train):
@@ -119,42 +154,130 @@ def _plain(value):
 
 
 def _fields():
-    """Section name -> names of its fields."""
+    """Path of a section -> names of its fields."""
     return {
-        section.name: [
-            field.name
-            for field in dataclasses.fields(section.default_factory())
-        ]
-        for section in dataclasses.fields(Config)
+        path: [field.name for field in dataclasses.fields(section)]
+        for path, section in _sections().items()
     }
 
 
-def _check_keys(text, path):
-    """Raises `ConfigurationError` for keys that no section has."""
+def _sections(within=None, prefix=""):
+    """Path -> default of each section, and of the sections in them."""
+    found = {}
+    for field in dataclasses.fields(within or Config):
+        if dataclasses.is_dataclass(field.type):
+            section = field.default_factory()
+            found[prefix + field.name] = section
+            found |= _sections(section, f"{prefix}{field.name}.")
+    return found
+
+
+def _parse(text, path):
+    """The contents of a YAML file, plain values only."""
     import yaml
 
     try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        depth = 0
+        # Before anything is built: a few aliases of aliases stand for
+        # billions of values, and deep nesting takes the parser for ever.
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases are not allowed")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"nested deeper than {_MAX_DEPTH}")
+        return yaml.safe_load(text)
+    except Exception as error:
+        # Values that look like dates or numbers raise errors of their own.
         message = " ".join(str(error).split())
         raise ConfigurationError(
             f"Not valid YAML. File: {path} ({message})"
         ) from None
-    fields = _fields()
-    for section in content if isinstance(content, dict) else [content]:
-        if section not in fields or not isinstance(content[section], dict):
+
+
+def _check_keys(content, path):
+    """Raises `ConfigurationError` for keys that no section has."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    sections = content if isinstance(content, dict) else [str(content)]
+    for section in sections or ["nothing"]:
+        if section not in names:
             raise ConfigurationError(
                 "A configuration must hold sections of `key: value`: "
-                f"{', '.join(fields)}. Received: {section!r} in {path}"
+                f"{', '.join(names)}. Received: {section!r} in {path}"
             )
-        for key in content[section]:
-            if key not in fields[section]:
-                raise ConfigurationError(_unknown(f"{section}.{key}"))
+        _check_keys_of(content[section], section, path)
+
+
+def _check_keys_of(content, section, path):
+    if not isinstance(content, dict):
+        # The parser would take a text for the name of one more file.
+        raise ConfigurationError(
+            f"`{section}` must be a section of `key: value`. "
+            f"Received: {content!r} in {path}"
+        )
+    fields = _fields()
+    for key, value in content.items():
+        if key not in fields[section]:
+            unknown = _unknown(f"{section}.{key}")
+            raise ConfigurationError(f"{unknown}. File: {path}")
+        if f"{section}.{key}" in fields:
+            _check_keys_of(value, f"{section}.{key}", path)
+
+
+def _check_values(config):
+    """Raises `ConfigurationError` for what no run can be meant to have.
+
+    Whether a value makes sense is for the code that uses it to say. Here
+    numbers are held to what can be counted and allocated.
+    """
+    for section in dataclasses.fields(config):
+        _check_section(getattr(config, section.name), section.name)
+    height, width = config.data.crop_size
+    pixels = config.train.batch_size * height * width
+    pixels *= config.model.input_scale**2
+    if pixels > _MAX_STEP_PX:
+        raise ConfigurationError(
+            f"The crops of a step must have at most {_MAX_STEP_PX} pixels in "
+            "all; train.accumulate_steps makes larger batches of small ones. "
+            f"Received: train.batch_size={config.train.batch_size}, "
+            f"data.crop_size={config.data.crop_size}, "
+            f"model.input_scale={config.model.input_scale}"
+        )
+
+
+def _check_section(section, path):
+    for field in dataclasses.fields(section):
+        name, value = f"{path}.{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_section(value, name)
+        elif value is None and type(None) not in typing.get_args(field.type):
+            raise ConfigurationError(f"`{name}` must not be null.")
+        elif not isinstance(value, dict):
+            _check_value(value, name)
+
+
+def _check_value(value, name):
+    if isinstance(value, (str, list, tuple)):
+        if len(value) > _MAX_LENGTH:
+            raise ConfigurationError(
+                f"`{name}` must not be longer than {_MAX_LENGTH}. "
+                f"Received: length {len(value)}"
+            )
+        for item in value if not isinstance(value, str) else ():
+            _check_value(item, name)
+    elif isinstance(value, (int, float)):
+        ends = (most for end, most in _MOST.items() if name.endswith(end))
+        most = min(ends, default=2**31 - 1)
+        # Not a number is not within anything.
+        if not 0 <= value <= most or not math.isfinite(value):
+            raise ConfigurationError(
+                f"`{name}` must be in 0..{most}. Received: {name}={value}"
+            )
 
 
 def _unknown(key):
-    section = key.split(".")[0]
-    known = _fields()[section]
+    known = _fields().get(key.rpartition(".")[0], [])
     everything = [
         f"{s}.{name}" for s, names in _fields().items() for name in names
     ]
@@ -177,7 +300,7 @@ def _explain(message):
 
 def print_table(rows):
     """Prints rows of cells in aligned columns."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[textfile.printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))

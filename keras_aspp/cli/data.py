@@ -12,6 +12,7 @@ from keras_aspp.cli.configuration import (
     print_table,
 )
 from keras_aspp.cli.main import Parser
+from keras_aspp.textfile import printable
 
 SIZES_SHOWN = 3
 
@@ -70,7 +71,7 @@ def _check(root, json_file):
 
     report = check_folder(FolderSource(root), progress=_counted)
     for problem in report.problems:
-        print(" ".join(problem.split()))
+        print(printable(problem))
     if report.problems:
         print()
     _print_report(report)
@@ -121,7 +122,7 @@ def _print_report(report):
     if report.notes:
         print()
     for note in report.notes:
-        print(f"Note: {' '.join(note.split())}.")
+        print(f"Note: {printable(note)}.")
 
 
 def _by_frequency(sizes):

@@ -154,7 +154,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         path = self._file()
-        if path is None:
+        # A page from elsewhere may point a name of its own at this machine.
+        host = self.headers.get("Host", "").split(":")[0]
+        if path is None or host not in ("127.0.0.1", "localhost"):
             self.send_error(404)
             return
         self.send_response(200)
@@ -179,7 +181,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if root is None or any(p in ("", ".", "..") for p in parts):
             return None
         path = root.joinpath(*parts[1:])
-        return path if path.suffix in _TYPES and path.is_file() else None
+        # `os.path` takes a name that no file can have.
+        if path.suffix not in _TYPES or not os.path.isfile(path):
+            return None
+        # A link in a folder from elsewhere may lead out of it.
+        return path if path.resolve().is_relative_to(root.resolve()) else None
 
     def log_message(self, *args):
         """Says nothing: the browser's console has it."""

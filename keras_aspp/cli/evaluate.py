@@ -1,7 +1,6 @@
 """keras-aspp evaluate."""
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -146,8 +145,3 @@ def show_progress(done, total):
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
         print(f"\r{done}/{total} pictures", end=end, file=sys.stderr)
-
-
-def read_json(path):
-    """The contents of a JSON file."""
-    return json.loads(Path(path).read_text())

@@ -5,6 +5,10 @@ import importlib
 import os
 import sys
 
+from keras_aspp.textfile import printable
+
+# Longer ones repeat a value that is itself at fault.
+MAX_MESSAGE = 1500
 COMMANDS = {
     "train": "train a segmenter as a configuration says",
     "evaluate": "count a model's right and wrong pixels on a data set",
@@ -62,24 +66,32 @@ def guarded(run, arguments):
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
-        message = one_line(error)
     except Exception as error:
-        if not _is_data_error(error):
+        if not is_fault_of_input(error):
             raise
-        message = one_line(error)
-    print(f"keras-aspp: error: {message}", file=sys.stderr)
-    return 1
+        print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
+        return 1
 
 
-def _is_data_error(error):
+def is_fault_of_input(error):
+    """Whether an error tells of the input, and is no fault of ours."""
+    if isinstance(error, (ValueError, TypeError, OSError, MemoryError)):
+        return True
     import tensorflow as tf
 
     return isinstance(error, tf.errors.OpError)
 
 
 def one_line(error):
-    """The message of an error, as one line.
+    """The message of an error, as one line of printable characters."""
+    message = printable(_message(error))
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[: MAX_MESSAGE - 200]} [...] {message[-200:]}"
+    return message
+
+
+def _message(error):
+    """The message of an error, without a traceback.
 
     A host function's error reaches us through TensorFlow with a traceback in
     front; its last `...Error: message` line is the one to show.

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_aspp.cli.configuration import print_table
 from keras_aspp.cli.evaluate import show_progress
-from keras_aspp.cli.main import Parser
+from keras_aspp.cli.main import Parser, is_fault_of_input, one_line
 
 
 def run(arguments):
@@ -36,6 +36,9 @@ def run(arguments):
     print_table([("picture", "overlay", "largest classes"), *written])
     for message in failed:
         print(f"keras-aspp: error: {message}", file=sys.stderr)
+    if failed:
+        count = f"{len(failed)} of {len(flags.images)} pictures"
+        print(f"keras-aspp: error: {count} failed", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -63,8 +66,6 @@ def predict_files(predictor, images, output):
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
-            if not Path(name).is_file():
-                raise FileNotFoundError(f"No such picture. File: {name}")
             image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
             labels = predictor.predict(image)
@@ -73,8 +74,10 @@ def predict_files(predictor, images, output):
             path = output / f"{stem}_overlay.png"
             _save(overlay(image, labels, spec), path)
             rows.append((Path(name).name, path, _largest(labels, spec)))
-        except (ValueError, OSError) as error:
-            messages.append(str(error))
+        except Exception as error:
+            if not is_fault_of_input(error):
+                raise
+            messages.append(one_line(error))
         show_progress(done, len(images))
     return rows, messages
 
@@ -115,5 +118,8 @@ def _save(picture, path):
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
     temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,13 +1,23 @@
 """Pictures and masks on the host: decoding, label maps, checks."""
 
 import io
+import os
+import stat
 import threading
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from keras_aspp.textfile import printable
+
 MAX_PIXELS = 100_000_000
+# A progressive JPEG repeats all its pixels with every scan, each a few bytes
+# of the file; cameras write about ten.
+MAX_SCANS = 100
+# Pillow knows forty formats, one of which starts a program (PostScript).
+FORMATS = ("JPEG", "PNG")
+_EXIF_ORIENTATION = 0x0112
 _INDEX_MODES = ("L", "P", "1")
 _COLOR_MODES = ("RGB", "RGBA")
 # Pillow stretches 2- and 4-bit grey values to 0..255; here they are ids.
@@ -17,22 +27,38 @@ _FILTERS = threading.Lock()
 
 
 def open_image(source, name=None):
-    """Opens a picture without decoding it.
+    """Opens a JPEG or PNG without decoding it.
+
+    What it would take to decode is bounded here, by what the file says of
+    itself, and nowhere else.
 
     Args:
         source: path or bytes of the file.
         name: what messages call it; the path if not given.
 
     Raises:
-        ValueError: not a readable picture, or more than `MAX_PIXELS`.
+        ValueError: not a readable picture, or more than `MAX_PIXELS` or
+            `MAX_SCANS`.
     """
-    path = source if name is None else name
-    source = io.BytesIO(source) if isinstance(source, bytes) else source
+    path = _called(source, name)
     try:
+        if isinstance(source, bytes):
+            source = io.BytesIO(source)
+        elif not stat.S_ISREG(os.stat(source).st_mode):
+            # A pipe would never end.
+            raise ValueError("no regular file")
         with _FILTERS, warnings.catch_warnings():
             # Pillow only warns of decompression bombs; the check is below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source)
+            image = Image.open(source, formats=FORMATS)
+        scans = 0
+        if image.format != "PNG":
+            scans = _count(b"\xff\xda", image.fp)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"Pictures must have at most {MAX_PIXELS} pixels. File: {path} "
+            f"({_reason(error)})"
+        ) from None
     except Exception as error:
         # What a decoder raises depends on which byte is wrong.
         raise ValueError(
@@ -45,7 +71,30 @@ def open_image(source, name=None):
             f"Pictures must have at most {MAX_PIXELS} pixels. File: {path} "
             f"({size})"
         )
+    if scans > MAX_SCANS:
+        image.close()
+        raise ValueError(
+            f"A JPEG must have at most {MAX_SCANS} scans. File: {path}"
+        )
     return image
+
+
+def _called(source, name):
+    """What messages call a picture."""
+    if name is None and isinstance(source, bytes):
+        return f"{len(source)} bytes"
+    return printable(source if name is None else name)
+
+
+def _count(mark, file):
+    """How often two bytes occur in a file, which is left where it was."""
+    place = file.tell()
+    file.seek(0)
+    found = sum(
+        block.count(mark) for block in iter(lambda: file.read(1 << 20), b"")
+    )
+    file.seek(place)
+    return found
 
 
 def read_image(source, name=None, exif=False):
@@ -59,7 +108,7 @@ def read_image(source, name=None, exif=False):
     Raises:
         ValueError: unreadable or truncated, or 16-bit grey.
     """
-    path = source if name is None else name
+    path = _called(source, name)
     with open_image(source, name) as image:
         if image.mode.startswith(("I", "F")):
             # Pillow would clip these at 255, not scale them.
@@ -70,14 +119,27 @@ def read_image(source, name=None, exif=False):
         try:
             if exif:
                 image = ImageOps.exif_transpose(image)
-            # Converting what is RGB already would copy it once more.
-            return np.array(
-                image if image.mode == "RGB" else image.convert("RGB")
-            )
+            return np.array(_rgb(image))
         except Exception as error:
             raise ValueError(
                 "Unreadable or truncated picture. "
                 f"File: {path} ({_reason(error)})"
+            ) from None
+
+
+def is_turned(path):
+    """Whether a picture's EXIF says that it is to be turned.
+
+    Raises:
+        ValueError: as `open_image`, or its EXIF cannot be read.
+    """
+    with open_image(path) as image:
+        try:
+            return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        except Exception as error:
+            raise ValueError(
+                f"Unreadable EXIF. File: {_called(path, None)} "
+                f"({_reason(error)})"
             ) from None
 
 
@@ -96,7 +158,7 @@ def read_mask(source, spec, size=None, name=None):
     Raises:
         ValueError: names the file and the values at fault.
     """
-    path = source if name is None else name
+    path = _called(source, name)
     return to_labels(read_stored(source, spec, name), spec, size, path)
 
 
@@ -142,14 +204,14 @@ def read_stored(source, spec, name=None):
     Raises:
         ValueError: names the file and what is wrong with it.
     """
-    path = source if name is None else name
+    path = _called(source, name)
     with open_image(source, name) as image:
         _check_format(image, path, spec)
         stretched = _STRETCHED_BY.get(_raw_mode(image), 1)
         colors = image.mode in _COLOR_MODES
         try:
             # "P": indices, not the palette's colours; "1" becomes 0 and 1.
-            values = np.array(image.convert("RGB") if colors else image)
+            values = np.array(_rgb(image) if colors else image)
         except Exception as error:
             raise ValueError(
                 f"Unreadable or truncated mask. File: {path} ({_reason(error)})"
@@ -157,6 +219,15 @@ def read_stored(source, spec, name=None):
     if colors:
         return _from_colors(values, path, spec)
     return values.astype("uint8") // np.uint8(stretched)
+
+
+def _rgb(image):
+    """A picture as RGB; what is transparent shows its colour."""
+    if image.mode == "RGB":
+        return image  # converting would copy it
+    # Pillow warns of a palette that has it.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
 
 
 def _check_format(image, path, spec):
@@ -221,6 +292,6 @@ def _range_message(stored, table, spec, path):
 def _reason(error):
     """Why, in one line, without the file's name a second time."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "of no known format"
+        return f"no {' or '.join(FORMATS)}"
     reason = getattr(error, "strerror", None) or str(error)
-    return " ".join(reason.split()) or type(error).__name__
+    return printable(" ".join(reason.split())) or type(error).__name__

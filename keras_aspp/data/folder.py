@@ -12,7 +12,6 @@ from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_EXIF_ORIENTATION = 0x0112
 # A class with a smaller share of the labelled pixels is noted as rare.
 RARE = 0.01
 
@@ -87,8 +86,9 @@ class FolderSource:
                 + "".join(f"; {m}" for m in first)
             )
         file = self.root / "dataset.json"
-        self.guessed = spec is None and not file.exists()
-        if file.exists():
+        described = os.path.lexists(file)
+        self.guessed = spec is None and not described
+        if described:
             self.spec = DatasetSpec.from_file(file)
         else:
             self.spec = spec or self._guess_spec()
@@ -169,8 +169,12 @@ class FolderSource:
         import tensorflow as tf
 
         self.require(split)
-        images, masks = zip(*self.pairs[split], strict=True)
-        return tf.data.Dataset.from_tensor_slices((list(images), list(masks)))
+        # Names need not be UTF-8.
+        images, masks = (
+            [os.fsencode(path) for path in paths]
+            for paths in zip(*self.pairs[split], strict=True)
+        )
+        return tf.data.Dataset.from_tensor_slices((images, masks))
 
     def name_of(self, record):
         """What to call a record: the picture's path."""
@@ -188,7 +192,7 @@ def _hashed_share(pairs, fraction):
     """Pairs whose name's hash lies in the first `fraction`; at least one."""
 
     def position(pair):
-        digest = hashlib.sha256(Path(pair[0]).stem.encode()).digest()
+        digest = hashlib.sha256(os.fsencode(Path(pair[0]).stem)).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     held_out = {pair for pair in pairs if position(pair) < fraction}
@@ -267,19 +271,19 @@ def check_folder(source, splits=None, progress=lambda items: items):
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
-    report.problems += _binary_masks(spec, stored_values)
+    report.problems += (
+        _try(report, lambda: _binary_masks(spec, stored_values)) or []
+    )
     report.notes += _notes(report, source, turned, blank)
     return report
 
 
 def _size(image, turned):
     """A readable picture's size; `turned` collects those EXIF would turn."""
-    with decode.open_image(image) as opened:
-        # Faults of the pixels show below, with their own message.
-        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
-    if orientation != 1:
+    size = decode.read_image(image).shape[:2]
+    if decode.is_turned(image):
         turned.append(image)
-    return decode.read_image(image).shape[:2]
+    return size
 
 
 def _binary_masks(spec, stored_values):

@@ -5,6 +5,8 @@ import json
 import os
 import re
 
+from keras_aspp import textfile
+
 _KEYS = ("class_names", "ignore_label", "colormap", "label_map")
 _NOTES = ("name", "num_classes", "source", "license")
 
@@ -44,11 +46,13 @@ class DatasetSpec:
             not isinstance(names, (list, tuple))
             or not names
             or not all(isinstance(name, str) for name in names)
+            or not all(name.isprintable() for name in names)
             or len(set(names)) != len(names)
         ):
             raise ValueError(
                 "`class_names` must be a non-empty sequence of different "
-                f"names. Received: class_names={names!r}"
+                "names, without line breaks and control characters. Received: "
+                f"class_names={names!r}"
             )
         if type(self.ignore_label) is not int or not (
             0 <= self.ignore_label <= 255
@@ -62,6 +66,12 @@ class DatasetSpec:
                 f"`ignore_label` must not be one of the {self.num_classes} "
                 f"classes. Received: ignore_label={self.ignore_label}"
             )
+        for key in ("name", "license"):
+            value = getattr(self, key)
+            if not isinstance(value, str) or not value.isprintable():
+                raise ValueError(
+                    f"`{key}` must be a line of text. Received: {key}={value!r}"
+                )
         if self.colormap is not None:
             object.__setattr__(self, "colormap", self._checked_colormap())
         if self.label_map is not None:
@@ -103,7 +113,7 @@ class DatasetSpec:
                 type(label) is int and 0 <= label < self.num_classes
             )
             # JSON has strings for keys.
-            if not re.fullmatch(r"-?\d+", str(stored)) or not good:
+            if not re.fullmatch(r"-?\d{1,9}", str(stored)) or not good:
                 raise ValueError(
                     "`label_map` must map stored ints to a class in "
                     f"0..{self.num_classes - 1} or 'ignore'. "
@@ -122,14 +132,7 @@ class DatasetSpec:
         Raises:
             ValueError: no valid JSON, an unknown key, or a value at fault.
         """
-        try:
-            # Some editors on Windows put a byte-order mark in front.
-            with open(path, encoding="utf-8-sig") as file:
-                content = json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"Not valid JSON. File: {path} ({error})"
-            ) from None
+        content = textfile.read_json(path)
         if not isinstance(content, dict) or "class_names" not in content:
             raise ValueError(
                 f"`class_names` is missing. File: {path}. Known keys: "

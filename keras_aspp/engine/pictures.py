@@ -6,7 +6,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_aspp.textfile import printable
+
 CELL_PX = 480  # of a picture in a sheet, its longer side
+MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
 LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 
 
@@ -43,7 +46,7 @@ def draw_sheet(output, title, examples, spec):
     rows = -(-len(cells) // columns)
     shape = np.median([cell.shape[:2] for cell in cells], axis=0)
     width = 4.6 * columns  # inches
-    row_height = 4.6 * shape[0] / shape[1] + 0.25
+    row_height = 4.6 * min(shape[0] / shape[1], MAX_RATIO) + 0.25
     handles = _legend(examples, spec)
     legend_rows = -(-len(handles) // max(1, int(width / 1.5)))
     legend_height = 0.24 * legend_rows + 0.3
@@ -65,9 +68,11 @@ def draw_sheet(output, title, examples, spec):
         axes = figure.add_subplot(grid[i])
         axes.imshow(cell, interpolation="lanczos")
         axes.axis("off")
-        axes.set_title(text, fontsize=8, color="0.3", pad=3)
-    figure.suptitle(title, fontsize=12, y=1 - 0.12 / height, va="top")
-    figure.legend(
+        axes.set_title(text, fontsize=8, color="0.3", pad=3, parse_math=False)
+    figure.suptitle(
+        title, fontsize=12, y=1 - 0.12 / height, va="top", parse_math=False
+    )
+    legend = figure.legend(
         handles=handles,
         loc="lower center",
         ncols=-(-len(handles) // legend_rows),
@@ -76,6 +81,8 @@ def draw_sheet(output, title, examples, spec):
         handlelength=1.4,
         handleheight=1.1,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     try:
@@ -87,7 +94,7 @@ def draw_sheet(output, title, examples, spec):
 
 def caption(name, labels):
     """A picture's name, shortened, and its size."""
-    name = Path(name.split(", ")[-1]).name
+    name = printable(Path(name.split(", ")[-1]).name)
     short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
     return f"{short}  {labels.shape[0]}x{labels.shape[1]}"
 

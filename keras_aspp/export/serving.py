@@ -3,6 +3,9 @@
 import keras
 import tensorflow as tf
 
+# 4096 x 4096; the network takes some 30 GB to see them.
+MAX_SERVED_PIXELS = 2**24
+
 
 def segment(model, image):
     """Labels of pictures as they come.
@@ -52,13 +55,36 @@ def score(model, image):
 def decode_bytes(image_bytes):
     """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
 
-    EXIF is not read.
+    EXIF is not read. Whoever serves gets bytes from strangers, so a picture's
+    size is taken from its header and held to `MAX_SERVED_PIXELS` before it is
+    decoded; an error of TensorFlow's is the answer to others.
     """
-    image = tf.cond(
-        tf.strings.substr(image_bytes, 0, 3) == b"\xff\xd8\xff",
-        lambda: tf.io.decode_jpeg(
-            image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
-        ),
-        lambda: tf.io.decode_png(image_bytes, channels=3),
+    is_jpeg = tf.strings.substr(image_bytes, 0, 3) == b"\xff\xd8\xff"
+    is_png = tf.strings.substr(image_bytes, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    # TensorFlow's PNG decoder takes other formats too.
+    known = tf.debugging.Assert(
+        is_jpeg | is_png, ["image_bytes must be those of a JPEG or PNG."]
     )
+    with tf.control_dependencies([known]):
+        size = tf.cond(
+            is_jpeg,
+            lambda: tf.io.extract_jpeg_shape(image_bytes)[:2],
+            lambda: tf.io.decode_raw(
+                tf.strings.substr(image_bytes, 16, 8),
+                tf.int32,
+                little_endian=False,
+            ),
+        )
+    small = tf.debugging.Assert(
+        tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_SERVED_PIXELS,
+        [f"Pictures must have at most {MAX_SERVED_PIXELS} pixels."],
+    )
+    with tf.control_dependencies([small]):
+        image = tf.cond(
+            is_jpeg,
+            lambda: tf.io.decode_jpeg(
+                image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
+            ),
+            lambda: tf.io.decode_png(image_bytes, channels=3),
+        )
     return tf.ensure_shape(image, (None, None, 3))

@@ -1,14 +1,15 @@
 """Predictor: the same answer from `.keras`, SavedModel, `.tflite`, `.onnx`."""
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from keras_aspp import textfile
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.trial import try_out
 
 
 class Predictor:
@@ -88,9 +89,13 @@ class Predictor:
             self._engine = _SavedModel(self.path)
         self.image_size = self._engine.image_size
         self.has_scores = hasattr(self._engine, "scores")
-        self.num_classes = self._engine.num_classes or (
-            self.spec.num_classes if self.spec else None
-        )
+        described = self.spec.num_classes if self.spec else None
+        self.num_classes = self._engine.num_classes or described
+        if described not in (None, self.num_classes):
+            raise ValueError(
+                f"The model has {self.num_classes} classes, the file beside "
+                f"it describes {described}. Received: {self.path}"
+            )
 
     def predict(self, image, return_scores=False):
         """Labels of one picture, at its own size.
@@ -138,12 +143,12 @@ class Predictor:
                 f"Scores of {self.path.name} are for pictures of its own size, "
                 f"{self.image_size}. Received: {images.shape[1:3]}"
             )
-        return self._engine.scores(images)
+        return self._in_memory(self._engine.scores, images)
 
     def predict_batch(self, images):
         """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""
         if self.image_size is None:
-            return np.asarray(self._engine.labels(images), "int32")
+            return self._labels(images)
         return np.stack(
             [self.predict_at(image, self.image_size) for image in images]
         )
@@ -160,13 +165,51 @@ class Predictor:
         """
         own = image.shape[:2]
         resized = image if size is None else resize_image(image, size)
-        labels = np.asarray(self._engine.labels(resized[None]), "int32")[0]
+        labels = self._labels(resized[None])[0]
         if labels.shape == own:
             return labels
         back = Image.fromarray(labels.astype("uint8")).resize(
             own[::-1], Image.Resampling.NEAREST
         )
         return np.array(back).astype("int32")
+
+    def _in_memory(self, answer, images):
+        """`answer(images)`, one by one where all are too many at once."""
+        count, height, width, _ = images.shape
+        needed = count * height * width * self._engine.bytes_per_pixel
+        if needed <= _memory_bytes():
+            try:
+                return answer(images)
+            except ValueError as error:
+                # Keras' own padding leaves nothing of a few pixels.
+                raise ValueError(
+                    f"The model cannot take a picture of {height}x{width}. "
+                    f"Received: {self.path}"
+                ) from error
+        if count == 1:
+            raise ValueError(
+                f"A picture of {height}x{width} takes about "
+                f"{needed / 1e9:.0f} GB to be seen, more than this machine "
+                "has; a .keras sees it in pieces (window, --window 1024)."
+            )
+        return np.concatenate(
+            [self._in_memory(answer, image[None]) for image in images]
+        )
+
+    def _labels(self, images):
+        answered = self._in_memory(self._engine.labels, images)
+        labels = np.asarray(answered, "int32")
+        most = (self.num_classes or 256) - 1
+        if labels.size and not 0 <= labels.min() <= labels.max() <= most:
+            raise ValueError(
+                f"The model answers with labels {labels.min()} to "
+                f"{labels.max()}, not in 0..{most}. Received: {self.path}"
+            )
+        return labels
+
+
+def _memory_bytes():
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def resize_image(image, size):
@@ -215,13 +258,16 @@ def _find_spec(path):
     """The spec beside an artefact: a manifest's, or a workdir's."""
     manifest = path.parent / "manifest.json"
     if manifest.is_file():
-        content = json.loads(manifest.read_text())
+        content = textfile.read_manifest(manifest)
         _check_hash(path, content)
-        return DatasetSpec(
-            content["class_names"],
-            content["ignore_label"],
-            content.get("colormap"),
-        )
+        try:
+            return DatasetSpec(
+                content["class_names"],
+                content.get("ignore_label", 255),
+                content.get("colormap"),
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}. File: {manifest}") from None
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
 
@@ -239,8 +285,14 @@ def _check_hash(path, manifest):
             )
 
 
+# A whole network's activations and scores: DeepLabV3+ on MobileNetV2 takes
+# 1260 for 11 classes, other backbones and more classes more.
+_BYTES_PER_PIXEL = 2000
+
+
 class _Keras:
     image_size = None
+    bytes_per_pixel = _BYTES_PER_PIXEL
 
     def __init__(self, path, output_stride):
         import tensorflow as tf
@@ -270,6 +322,7 @@ class _Keras:
 
 class _SavedModel:
     image_size = None
+    bytes_per_pixel = _BYTES_PER_PIXEL
     num_classes = None
 
     def __init__(self, path):
@@ -277,12 +330,19 @@ class _SavedModel:
 
         try:
             self._loaded = tf.saved_model.load(str(path))
-            self._serve = self._loaded.signatures["serving_default"]
-        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        except Exception as error:
+            # What TensorFlow raises depends on which byte is wrong.
             raise ValueError(
-                f"Not a loadable SavedModel of ours. Received: {path} "
+                f"Not a loadable SavedModel. Received: {path} "
                 f"({type(error).__name__})"
             ) from error
+        self._serve = self._loaded.signatures.get("serving_default")
+        if self._serve is None or not _is_ours(self._serve):
+            raise ValueError(
+                "A SavedModel of ours has the signature `serving_default`, "
+                "`image` uint8 [batch, height, width, 3] -> `labels`. "
+                f"Received: {path} with {sorted(self._loaded.signatures)}"
+            )
 
     def labels(self, images):
         import tensorflow as tf
@@ -292,6 +352,7 @@ class _SavedModel:
 
 class _ONNX:
     num_classes = None
+    bytes_per_pixel = _BYTES_PER_PIXEL
 
     def __init__(self, path):
         try:
@@ -322,30 +383,44 @@ class _ONNX:
         )
 
 
+def _is_ours(signature):
+    """Whether a SavedModel's signature takes pictures and gives labels."""
+    taken = signature.structured_input_signature[1]
+    image = taken.get("image")
+    return (
+        list(taken) == ["image"]
+        and image.dtype.name == "uint8"
+        and image.shape.is_compatible_with((None, None, None, 3))
+        and list(signature.structured_outputs) == ["labels"]
+    )
+
+
 class _TFLite:
     num_classes = None
+    bytes_per_pixel = _BYTES_PER_PIXEL
 
     def __init__(self, path):
         from ai_edge_litert.interpreter import Interpreter
 
-        try:
-            self._interpreter = Interpreter(
-                model_path=str(path), num_threads=os.cpu_count()
-            )
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"Not a loadable .tflite. Received: {path} "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+        try_out(path)
+        self._interpreter = Interpreter(
+            model_path=str(path), num_threads=os.cpu_count()
+        )
+        self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
         shape, given = self._output["shape"], self._input["shape"]
-        if len(shape) not in (3, 4) or len(given) != 4 or given[0] != 1:
+        if (
+            len(shape) not in (3, 4)
+            or len(given) != 4
+            or given[[0, 3]].tolist() != [1, 3]
+            or self._input["dtype"] is not np.uint8
+        ):
             raise ValueError(
-                "A .tflite of ours takes [1, height, width, 3] and answers "
-                "[1, height, width], or that with scores of classes. "
-                f"Received: {path} with {given.tolist()} and {shape.tolist()}"
+                "A .tflite of ours takes uint8 [1, height, width, 3] and "
+                "answers [1, height, width], or that with scores of classes. "
+                f"Received: {path} with {self._input['dtype'].__name__} "
+                f"{given.tolist()} and {shape.tolist()}"
             )
         if len(shape) == 4:
             self.num_classes = int(shape[3])

@@ -37,6 +37,8 @@ class SlidingWindow:
             )
         self.engine, self.window, self.overlap = engine, window, overlap
         self.num_classes = engine.num_classes
+        # Sum, piece and logarithm of the scores; their arg-max.
+        self.bytes_per_pixel = 12 * self.num_classes + 8
 
     def scores(self, images):
         """Logits; of several pieces, the logarithm of their mean."""

@@ -41,6 +41,13 @@ class MultiScale:
         self.engine, self.scales, self.flip = engine, scales, bool(flip)
         self.num_classes = engine.num_classes
 
+    @property
+    def bytes_per_pixel(self):
+        """Of the largest scale, and of the sum at the picture's own size."""
+        largest = max(1.0, *self.scales) ** 2
+        own = int(largest * self.engine.bytes_per_pixel)
+        return own + 12 * self.num_classes
+
     def scores(self, images):
         """Logarithm of the mean probability."""
         size = images.shape[1:3]

@@ -14,6 +14,9 @@ from keras_aspp.layers.image_pooling import ImagePooling
 FUSIONS = ("concat", "sum")
 
 
+MAX_RATE = 4096  # in feature cells
+
+
 def check_atrous_rates(atrous_rates, allow_empty=False):
     """`atrous_rates` as a tuple, or `ValueError`."""
     sequence = isinstance(atrous_rates, (list, tuple))
@@ -25,6 +28,12 @@ def check_atrous_rates(atrous_rates, allow_empty=False):
         raise ValueError(
             f"`atrous_rates` must be a {kind} of ints > 0. "
             f"Received: atrous_rates={atrous_rates}"
+        )
+    if max(rates, default=0) > MAX_RATE:
+        # Beyond every map; what pads for a rate would pad without end.
+        raise ValueError(
+            f"`atrous_rates` must be {MAX_RATE} at most. "
+            f"Received: atrous_rates={rates}"
         )
     return rates
 

@@ -5,7 +5,6 @@ Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 
 import os
 import warnings
-import zipfile
 
 import keras
 
@@ -25,6 +24,7 @@ from keras_aspp.backbones.zoo import (
 )
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
+from keras_aspp.models.archive import check_archive
 from keras_aspp.models.head import CLASSIFIER, Head
 from keras_aspp.models.rates import (
     OFFSETS_PX,
@@ -326,6 +326,14 @@ class Segmenter(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
+        # A file that is loaded must not make us load others, or fetch some.
+        if config.keys() & {"weights", "backbone_weights"} or not isinstance(
+            config["backbone"], dict
+        ):
+            raise ValueError(
+                "A saved segmenter holds its backbone and weights, not where "
+                f"they come from. Received: backbone={config['backbone']!r}"
+            )
         config["preprocess"] = Preprocess.from_config(config["preprocess"])
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects
@@ -433,16 +441,12 @@ def load_keras(path):
     Raises:
         ValueError: it cannot be loaded.
     """
-    if not zipfile.is_zipfile(path):
-        # Keras calls it not found.
-        raise ValueError(
-            "Not a loadable `.keras` model: no archive, or cut off. "
-            f"File: {path}"
-        )
     try:
+        check_archive(path)
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        # What Keras raises here depends on which byte is wrong.
+        # What Keras raises here depends on which byte is wrong. Its
+        # safe_mode, the default, refuses Lambdas and what is not registered.
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"Not a loadable `.keras` model. File: {path} "

@@ -33,31 +33,25 @@ def read_state_dict(path):
         dict: name -> NumPy array, in the order of the file.
 
     Raises:
-        ValueError: the file is of another format, truncated, or holds
-            anything but tensors.
+        OSError: the file cannot be opened.
+        ValueError: it is of another format, truncated, or holds anything but
+            tensors.
     """
-    try:
-        if str(path).endswith(".safetensors"):
-            return _read_safetensors(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive)
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
+            if str(path).endswith(".safetensors"):
+                return _read_safetensors(path)
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    return _read_zip(archive)
+            file.seek(0)
             return _read_legacy(file)
-    except (
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ValueError(
-            "Not a state dict (tensors only, complete) in a format of torch "
-            f"or safetensors. Received: path={str(path)!r} ({error})"
-        ) from error
+        except Exception as error:
+            # What is raised depends on which byte is wrong.
+            raise ValueError(
+                "Not a state dict (tensors only, complete) in a format of "
+                f"torch or safetensors. Received: path={str(path)!r} ({error})"
+            ) from error
 
 
 def _read_safetensors(path):
@@ -77,14 +71,19 @@ def _read_zip(archive):
     order = f"{folder}byteorder"
     if order in archive.namelist() and archive.read(order) != b"little":
         raise pickle.UnpicklingError("big-endian data")
-    unpickler = _TensorUnpickler(io.BytesIO(archive.read(pickled)))
+    unpickler = _TensorUnpickler(io.BytesIO(_entry(archive, pickled)))
     state = unpickler.load()
     for key, storage in unpickler.storages.items():
-        entry = archive.getinfo(f"{folder}data/{key}")
-        if entry.file_size > 2 * entry.compress_size:
-            raise pickle.UnpicklingError("compressed data")
-        storage.array = np.frombuffer(archive.read(entry), storage.dtype)
-    return _arrays(state)
+        data = _entry(archive, f"{folder}data/{key}")
+        storage.array = np.frombuffer(data, storage.dtype)
+    return _arrays(state, unpickler.storages)
+
+
+def _entry(archive, name):
+    entry = archive.getinfo(name)
+    if entry.file_size > 2 * entry.compress_size:
+        raise pickle.UnpicklingError("compressed data")
+    return archive.read(entry)
 
 
 def _read_legacy(file):
@@ -101,10 +100,15 @@ def _read_legacy(file):
         (count,) = np.frombuffer(file.read(8), "<i8")
         data = file.read(int(count) * storage.itemsize)
         storage.array = np.frombuffer(data, storage.dtype, int(count))
-    return _arrays(state)
+    return _arrays(state, unpickler.storages)
 
 
-def _arrays(state):
+def _arrays(state, storages):
+    # Tensors may share a storage: a thousand of them could all be the largest.
+    held = sum(storage.array.nbytes for storage in storages.values())
+    wanted = sum(tensor.nbytes for tensor in state.values())
+    if wanted > 2 * held:
+        raise pickle.UnpicklingError(f"{wanted} bytes of tensors out of {held}")
     return {name: tensor.read() for name, tensor in state.items()}
 
 
@@ -123,6 +127,7 @@ class _Tensor:
     def __init__(self, storage, offset, size, stride, *_):
         self.storage, self.offset = storage, offset
         self.size, self.stride = tuple(size), tuple(stride)
+        self.nbytes = math.prod(self.size) * storage.itemsize
 
     def read(self):
         numbers = (self.offset, *self.size, *self.stride)
@@ -139,8 +144,11 @@ class _Tensor:
         return view.copy()
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Knows tensors and nothing else."""
+class _TensorUnpickler(pickle._Unpickler):
+    """Knows tensors and nothing else.
+
+    The one in C makes room for as many objects as a byte of the file says.
+    """
 
     def __init__(self, file):
         super().__init__(file, encoding="utf-8")
@@ -150,7 +158,8 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _Tensor
+            # A pickle may set attributes of what it is given.
+            return lambda *arguments: _Tensor(*arguments)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
         if module == "torch" and name in _STORAGES:

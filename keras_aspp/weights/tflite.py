@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_aspp.trial import try_out
+
 # What the converter did to it is undone by one transposition for both.
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _BLOCKS = range(17)
@@ -114,6 +116,7 @@ def _read(path):
 
     with open(path, "rb") as file:
         content = file.read()
+    try_out(path)
     try:
         interpreter = Interpreter(
             model_content=content,

@@ -132,7 +132,10 @@ def test_wrong_usage(arguments, message, capsys):
         (["--config", "folder", "--model.backbon", "x"], "`model.backbone`"),
         (["--model", "none"], "which does not exist"),
         (["--model", "empty"], "a workdir or an exported folder"),
-        (["--model", "broken.keras"], "no archive, or cut off. File: broken"),
+        (
+            ["--model", "broken.keras"],
+            "broken.keras (ValueError: no archive, or cut off)",
+        ),
         (["--model", "broken.keras", "--figures", "broken.tflite"], "a file"),
         (["--model", "broken.tflite"], "Not a loadable .tflite"),
         (["--model", "broken"], "Not a loadable SavedModel"),

@@ -268,8 +268,9 @@ def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
     ]
     assert main([*arguments, str(bad), str(good), str(tmp_path / "no")]) == 1
     said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 2
+    assert len(said) == 3
     assert "bad.jpg" in said[0]
+    assert said[2].endswith("2 of 3 pictures failed")
     assert (output / "good_labels.png").exists()
 
 

@@ -186,9 +186,9 @@ def test_truncated_picture(tmp_path, kind):
 def test_threads_leave_the_warning_filters_alone(monkeypatch):
     really_open = Image.open
 
-    def slowly(file):
+    def slowly(file, **options):
         time.sleep(0.002)  # another thread comes in between
-        return really_open(file)
+        return really_open(file, **options)
 
     monkeypatch.setattr(Image, "open", slowly)
     before = list(warnings.filters)

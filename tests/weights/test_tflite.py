@@ -140,9 +140,7 @@ def test_a_convolution_without_a_bias(file, tmp_path):
         first.inputs = first.inputs[:2]
 
     output = rewrite(file, tmp_path / "bare.tflite", drop)
-    with pytest.raises(
-        ValueError, match="expanded_conv/depthwise.* without one"
-    ):
+    with pytest.raises(ValueError, match="without one|crashes the interpreter"):
         ka.weights.from_tflite(output)
 
 
