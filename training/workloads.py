@@ -130,7 +130,6 @@ def public_tflite(threads, answer=None):
             export of the same weights, or `None` for the public file.
     """
     import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
 
     from keras_aspp.export import tflite
     from keras_aspp.models import fold_batch_norm
@@ -148,12 +147,47 @@ def public_tflite(threads, answer=None):
             [noise.astype("uint8")],
             coarse_labels=answer != "logits",
         ).values()
+    return _tflite(content, 257, threads)
+
+
+def phone(config, kind):
+    """Twenty pictures of 384x384 by what a configuration would export.
+
+    Args:
+        config: name of a configuration, whose weights are fresh.
+        kind: format.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from keras_aspp.cli.configuration import config_path, load_config
+    from keras_aspp.export import tflite
+    from keras_aspp.models import fold_batch_norm
+    from keras_aspp.models.factory import build_model
+
+    config = load_config(config_path(config))
+    fresh = dataclasses.replace(config.model, backbone_weights=None)
+    noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3))
+    (content,) = tflite.convert(
+        fold_batch_norm(build_model(fresh, 21)),
+        (384, 384),
+        [kind],
+        [noise.astype("uint8")],
+        coarse_labels=config.export.coarse_labels,
+    ).values()
+    return _tflite(content, 384, 2)
+
+
+def _tflite(content, size_px, threads):
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
     interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
     (door,) = interpreter.get_input_details()
-    interpreter.set_tensor(
-        door["index"], np.zeros((1, 257, 257, 3), door["dtype"])
-    )
+    pictures = np.zeros((1, size_px, size_px, 3), door["dtype"])
+    interpreter.set_tensor(door["index"], pictures)
 
     def step():
         for _ in range(20):
@@ -535,6 +569,18 @@ def _comparisons():
                 ),
             ),
         )
+    yield (
+        "phone_384",
+        Comparison(
+            "what the configurations for folders export, 21 classes, 384x384, "
+            "LiteRT, 2 threads, 20 pictures",
+            {
+                f"{config}, {kind}": part(phone, config, f"tflite_{kind}")
+                for config in ("folder", "folder_mobile")
+                for kind in ("float32", "int8")
+            },
+        ),
+    )
     small = part(segmenter, "mobilenet_v2", 16, separable=True)
     yield (
         "xla_mobilenet",
