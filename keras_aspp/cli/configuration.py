@@ -2,12 +2,12 @@
 
 import dataclasses
 import difflib
-import os
 import re
 from importlib import resources
 from pathlib import Path
 
 from keras_aspp.config import DURATIONS, Config
+from keras_aspp.engine.files import write_text
 
 
 def config_path(name):
@@ -105,9 +105,7 @@ def config_text(config):
 
 def dump_config(config, path):
     """Writes `config_text` under a temporary name and renames it."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(config_text(config))
-    os.replace(temporary, path)
+    write_text(path, config_text(config))
 
 
 def _plain(value):

@@ -59,8 +59,8 @@ def guarded(run, arguments):
     """Calls `run(arguments)`; faults of the input become one line."""
     try:
         return run(arguments) or 0
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError) as error:
         message = one_line(error)
