@@ -259,8 +259,8 @@ class Checkpoints(keras.callbacks.Callback):
             self.remove_temporaries()
             raise OSError(
                 f"The checkpoint after {self.progress()} cannot be written: "
-                f"{error.strerror or error}; the ones before it are whole. "
-                "Make room and go on with --resume. "
+                f"{error.strerror or error}; the ones before it are whole. Go "
+                "on with --resume once that is mended. "
                 f"Received: workdir={str(self.workdir)!r}"
             ) from error
 
