@@ -86,8 +86,6 @@ def _train(config, workdir, resume):
         named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, config.data.crop_size)
-    (workdir / "logs").mkdir(parents=True, exist_ok=True)
-    spec.to_file(workdir / "dataset.json")
     checkpoints.remove_temporaries()
     if resume:
         checkpoints.restore(model)
@@ -98,6 +96,7 @@ def _train(config, workdir, resume):
             else "No checkpoint to resume from: the run begins."
         )
     checkpoints.write_history()
+    spec.to_file(workdir / "dataset.json")
     done = checkpoints.epochs
     cut_events(workdir / "logs", done, run.steps)
     validation = evaluation_dataset(

@@ -14,13 +14,14 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from tiny_run import tiny_config, write_folder
+from tiny_run import replace, tiny_config, write_folder
 
 from keras_aspp.cli.configuration import dump_config
 from keras_aspp.models import DeepLabV3
@@ -29,6 +30,7 @@ SEED = 20261125
 KILLS = 20
 EPOCHS, STEPS = 8, 3
 MOMENTS = 60  # a run is killed at one of so many, if it gets there
+AFTER_TRAINING = ("replace .recalibrated.tmp.keras", "fsync .metrics.json.tmp")
 
 
 def small_segmenter(path):
@@ -54,8 +56,6 @@ def small_segmenter(path):
 @pytest.fixture(scope="module")
 def run_config(tmp_path_factory):
     """A file that holds a configuration of a short run."""
-    from tiny_run import replace
-
     root = tmp_path_factory.mktemp("kill")
     write_folder(root, sizes=((64, 64),) * (2 * STEPS))
     config = replace(
@@ -92,8 +92,13 @@ def command(config, workdir, resume):
 def child(words, log, connection):
     """Runs a command, and asks at each moment whether it may go on."""
 
-    def moment(name):
-        connection.send(name)
+    def moment(name, target):
+        if isinstance(target, int):  # what a file descriptor stands for
+            target = os.readlink(f"/proc/self/fd/{target}")
+        is_path = isinstance(target, (str, Path))
+        connection.send(
+            f"{name} {os.path.basename(target)}" if is_path else name
+        )
         connection.recv()
 
     def before(owner, name):
@@ -101,22 +106,22 @@ def child(words, log, connection):
 
         @functools.wraps(real)
         def patched(*args, **kwargs):
-            moment(name)
+            moment(name, args[0])
             return real(*args, **kwargs)
 
         setattr(owner, name, patched)
 
-    def torn(owner, name):
+    def torn(owner, name, place):
         """What writes a file, with a moment where it is half there."""
         real = getattr(owner, name)
 
         @functools.wraps(real)
         def patched(*args, **kwargs):
             result = real(*args, **kwargs)
-            path = next(a for a in args if isinstance(a, Path) and a.is_file())
+            path = Path(args[place])
             content = path.read_bytes()
             path.write_bytes(content[: len(content) // 2])
-            moment(name)
+            moment(name, path)
             path.write_bytes(content)
             return result
 
@@ -128,23 +133,20 @@ def child(words, log, connection):
     from keras_aspp.cli.main import main
     from keras_aspp.engine.watch import Watch
 
-    torn(np, "savez")
-    torn(Path, "write_text")
-    torn(keras.Model, "save")
-    for owner, name in (
-        (os, "fsync"),
-        (os, "replace"),
-        (os, "unlink"),
-        (Watch, "on_train_batch_end"),
-    ):
-        before(owner, name)
+    torn(np, "savez", 0)
+    torn(Path, "write_text", 0)
+    torn(keras.Model, "save", 1)
+    for name in ("fsync", "replace", "unlink"):
+        before(os, name)
+    before(Watch, "on_train_batch_end")
     os._exit(main(words))
 
 
 class Runs:
-    """Starts runs, and kills them at a moment or a while after."""
+    """Runs of one configuration, each a process, and their log."""
 
-    def __init__(self, log):
+    def __init__(self, config, log):
+        self.config, self.log = config, log
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(
             [
@@ -156,38 +158,45 @@ class Runs:
                 "tensorboard.summary",
             ]
         )
-        self.log = log
 
-    def start(self, words, kill_at=None, seconds=None):
-        """Returns the moment it was killed at, or `None` if it got through."""
+    def start(self, workdir, when=None, seconds=0.0, number=signal.SIGKILL):
+        """Runs the command, or goes on with what it has begun.
+
+        Args:
+            workdir: of the run.
+            when: number or name of the moment at which a signal is sent, or
+                `None`.
+            seconds: after that moment.
+            number: of the signal.
+
+        Returns:
+            `(exit status, name of the moment)`; `None` if it never came.
+        """
         ours, theirs = self.context.Pipe()
+        words = command(self.config, workdir, workdir.exists())
         process = self.context.Process(
             target=child, args=(words, self.log, theirs)
         )
         process.start()
         theirs.close()
-        count = 0
-        with contextlib.suppress(EOFError):
+        count, hit, timer = 0, None, None
+        with contextlib.suppress(EOFError, OSError):
             while True:
                 name = ours.recv()
                 count += 1
-                if count == kill_at and seconds is None:
-                    os.kill(process.pid, signal.SIGKILL)
-                    process.join()
-                    return name
+                if hit is None and when in (count, name):
+                    hit = name
+                    if seconds:
+                        timer = threading.Timer(seconds, process.kill)
+                        timer.start()
+                    else:
+                        os.kill(process.pid, number)
                 ours.send("go on")
-                if count == kill_at:
-                    deadline = time.monotonic() + seconds
-                    while (left := deadline - time.monotonic()) > 0:
-                        if ours.poll(left):
-                            name = ours.recv()
-                            ours.send("go on")
-                    os.kill(process.pid, signal.SIGKILL)
-                    process.join()
-                    return f"after {name}"
         process.join()
-        assert process.exitcode == 0, self.log.read_text()[-3000:]
-        return None
+        if timer:
+            timer.cancel()
+            hit = f"{seconds:.2f} s after {hit}"
+        return process.exitcode, hit
 
 
 def contents(workdir):
@@ -229,36 +238,66 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def runs(run_config, tmp_path_factory):
+    return Runs(run_config, tmp_path_factory.mktemp("logs") / "log")
+
+
+@pytest.fixture(scope="module")
+def expected(runs, tmp_path_factory):
+    """What the uninterrupted run leaves."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert runs.start(workdir) == (0, None), runs.log.read_text()[-3000:]
+    found = contents(workdir)
+    assert len(found["events"]) > 5 * EPOCHS
+    with open(workdir / "logs" / "history.csv") as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file)]
+    assert epochs == [str(i) for i in range(EPOCHS)]
+    return found
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments(run_config, tmp_path):
+def test_killed_at_random_moments(runs, expected, tmp_path):
     rng = random.Random(SEED)
-    runs = Runs(tmp_path / "log")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start = time.monotonic()
-    assert runs.start(command(run_config, whole, False)) is None
-    expected = contents(whole)
-    assert len(expected["events"]) > 5 * EPOCHS
-    with open(whole / "logs" / "history.csv") as file:
-        assert len(list(csv.DictReader(file))) == EPOCHS
-    kills, finished, resume = [], 0, False
-    while len(kills) < KILLS or resume:
-        at = seconds = None
-        if len(kills) < KILLS:
-            at = rng.randint(1, MOMENTS)
-            seconds = rng.choice([None, rng.uniform(0, 0.5)])
-        name = runs.start(command(run_config, cut, resume), at, seconds)
-        if name is None:
-            assert_same(contents(cut), expected)
-            shutil.rmtree(cut)
+    start, workdir = time.monotonic(), tmp_path / "run"
+    # Which moment, or how it is called, and how long after it.
+    plan = [
+        (rng.randint(1, MOMENTS), rng.choice([0, rng.uniform(0, 0.5)]))
+        for _ in range(KILLS)
+    ]
+    plan += [(name, 0) for name in AFTER_TRAINING]
+    kills, finished = [], 0
+    while plan or workdir.exists():
+        which, seconds = plan[0] if plan else (None, 0)
+        status, name = runs.start(workdir, which, seconds)
+        if status == 0:
+            assert_same(contents(workdir), expected)
+            shutil.rmtree(workdir)
             finished += 1
         else:
-            kills.append((at, name))
-        resume = name is not None
-    seconds = time.monotonic() - start
-    print(f"\nSeed {SEED}: {len(kills)} kills, {finished} runs finished equal")
-    print(f"to the uninterrupted one, in {seconds:.0f} s:")
-    for at, name in kills:
-        print(f"  moment {at}: {name}")
-    assert finished
-    within = [n for _, n in kills if n in ("savez", "fsync", "replace", "save")]
-    assert len(within) > 2
+            assert status == -signal.SIGKILL, runs.log.read_text()[-3000:]
+            kills.append(name)
+            del plan[0]
+    print(f"\nSeed {SEED}: {len(kills)} kills in {finished} runs, which ended")
+    print(f"as one left alone, in {time.monotonic() - start:.0f} s. Killed at:")
+    print("\n".join(kills))
+    assert len(kills) == KILLS + len(AFTER_TRAINING)
+    within = [name for name in kills if ".epoch" in name or "savez" in name]
+    assert len(within) >= 5
+
+
+@pytest.mark.slow
+def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
+    workdir = tmp_path / "run"
+    for number, moment, said in (
+        (signal.SIGINT, "on_train_batch_end", "step 1 of 3 in epoch 1"),
+        (signal.SIGTERM, "fsync .epoch_00001.tmp", "epoch 1;"),
+    ):
+        written = len(runs.log.read_text())
+        status, _ = runs.start(workdir, moment, number=number)
+        line = runs.log.read_text()[written:].splitlines()[-1]
+        assert status == 130
+        assert line.startswith(f"Interrupted after {said}")
+        assert line.endswith("it is saved. Go on with --resume.")
+    assert runs.start(workdir) == (0, None)
+    assert_same(contents(workdir), expected)
