@@ -15,10 +15,22 @@ def write_json(path, content):
 
 
 def write_text(path, text):
-    """Writes a text under a temporary name and renames it."""
+    """Writes a text under a temporary name and renames it.
+
+    Raises:
+        OSError: it cannot be written, for want of room say; the earlier file
+            is as it was.
+    """
     temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(text)
-    commit(temporary, path)
+    try:
+        temporary.write_text(text)
+        commit(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"A file cannot be written: {error.strerror or error}. "
+            f"Received: {path}"
+        ) from error
 
 
 def commit(temporary, path):

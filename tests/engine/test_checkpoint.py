@@ -343,6 +343,21 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tmp_path, limit):
     assert keras.saving.load_model(tmp_path / "model.keras")
 
 
+def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": 1})
+    before = path.read_text()
+    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, size))
+        with pytest.raises(OSError, match=r"too large\. .*metrics\.json"):
+            write_json(path, {"a": "b" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    assert os.listdir(tmp_path) == ["metrics.json"]
+    assert path.read_text() == before
+
+
 def test_patience_is_remembered(tmp_path):
     model = small_model()
     checkpoints = checkpoints_of(tmp_path, model, early_stopping_epochs=2)
