@@ -57,14 +57,14 @@ class States:
             remove_folder(old)
 
     def newest_json(self):
-        """What the newest state that has it holds beside its arrays.
+        """What the newest whole state holds beside its arrays.
 
         Returns:
             what was given to `save`, or `None`.
         """
         for path in reversed(self.paths()):
             with contextlib.suppress(OSError, ValueError):
-                return _json(path)
+                return _checked_json(path)
         return None
 
     def newest(self):
@@ -90,14 +90,14 @@ class States:
 
 
 def _read(path):
+    state = _checked_json(path)
+    with np.load(path / "variables.npz") as file:
+        return {name: file[name] for name in file.files}, state
+
+
+def _checked_json(path):
     if (path / _SUMS).read_text() != _sums(path):
         raise ValueError("not what its SHA256SUMS says")
-    with np.load(path / "variables.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    return arrays, _json(path)
-
-
-def _json(path):
     return json.loads((path / "state.json").read_text())
 
 

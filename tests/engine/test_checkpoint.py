@@ -137,12 +137,14 @@ def flip(path):
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-9]),
         lambda path: path.write_bytes(b"\xff\xfenot text"),
+        lambda path: path.write_bytes(b"[1]"),
     ],
-    ids=["flipped", "lost", "empty", "short", "garbage"],
+    ids=["flipped", "lost", "empty", "short", "garbage", "list"],
 )
 def test_a_damaged_state_is_reported_and_skipped(states, capsys, name, damage):
     newest = states.paths()[-1]
     damage(newest / name)
+    assert states.newest_json()["epoch"] == 1
     path, arrays, _ = states.newest()
     assert path.name == "epoch_00001"
     assert arrays["a"][0, 0] == 1.5
