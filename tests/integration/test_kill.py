@@ -299,7 +299,12 @@ def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
     workdir = tmp_path / "run"
     for number, moment, said in (
         (signal.SIGINT, "on_train_batch_end", "step 1 of 3 in epoch 1"),
-        (signal.SIGTERM, "fsync .epoch_00001.tmp", "epoch 1;"),
+        # It goes on within an epoch, and ends within the next.
+        (
+            signal.SIGTERM,
+            "fsync .epoch_00001_step_0000002.tmp",
+            "step 2 of 3 in epoch 2;",
+        ),
     ):
         written = len(runs.log.read_text())
         status, _ = runs.start(workdir, moment, number=number)
