@@ -225,6 +225,9 @@ class TrainConfig:
         early_stopping_epochs: epochs without a better validation mean IoU
             after which the run ends, or `none`.
         validate_every_epochs: epochs between two validations.
+        keep_checkpoints: how many of the newest stay.
+        checkpoint_steps: steps between two checkpoints within an epoch, or
+            `none` for those at the end of epochs only.
     """
 
     total_epochs: int | None = None
@@ -248,6 +251,8 @@ class TrainConfig:
     seed: int = 0
     early_stopping_epochs: int | None = None
     validate_every_epochs: int = 1
+    keep_checkpoints: int = 2
+    checkpoint_steps: int | None = None
 
     def __post_init__(self):
         given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
@@ -261,6 +266,12 @@ class TrainConfig:
             "batch_size",
             "accumulate_steps",
             "validate_every_epochs",
+            "keep_checkpoints",
+            *(
+                ["checkpoint_steps"]
+                if self.checkpoint_steps is not None
+                else []
+            ),
         )
         for name in counts:
             if getattr(self, name) < 1:

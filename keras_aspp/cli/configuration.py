@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import math
-import os
 import re
 import typing
 from importlib import resources
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from keras_aspp import textfile
 from keras_aspp.config import DURATIONS, Config
+from keras_aspp.engine.files import write_text
 
 # A configuration is sections of fields, some of which are lists or mappings.
 # YAML is slow to read: a second for a hundred kB.
@@ -140,9 +140,7 @@ def config_text(config):
 
 def dump_config(config, path):
     """Writes `config_text` under a temporary name and renames it."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(config_text(config))
-    os.replace(temporary, path)
+    write_text(path, config_text(config))
 
 
 def _plain(value):

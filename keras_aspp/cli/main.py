@@ -63,8 +63,8 @@ def guarded(run, arguments):
     """Calls `run(arguments)`; faults of the input become one line."""
     try:
         return run(arguments) or 0
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
     except Exception as error:
         if not is_fault_of_input(error):

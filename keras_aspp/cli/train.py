@@ -36,6 +36,7 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
+    from keras_aspp.engine.checkpoint import changes
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -45,6 +46,9 @@ def run(arguments):
         print_table([("curve", path), ("train.learning_rate", found)])
         return 0
     workdir.mkdir(parents=True, exist_ok=True)
+    if flags.resume:
+        for change in changes(workdir, config):
+            print(f"Changed since the checkpoint: {change}")
     if not (workdir / "checkpoints").exists() or flags.resume:
         dump_config(config, workdir / "config.yaml")
     metrics = train(config, workdir, flags.resume)

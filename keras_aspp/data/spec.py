@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from pathlib import Path
 
 from keras_aspp import textfile
 
@@ -163,7 +164,7 @@ class DatasetSpec:
         }
         # Masks that this library writes hold class ids already.
         content.pop("label_map", None)
-        temporary = f"{path}.tmp"
+        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
         os.replace(temporary, path)

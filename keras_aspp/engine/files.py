@@ -1,12 +1,78 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, after a power cut too."""
 
 import json
 import os
+import shutil
 from pathlib import Path
+
+# What unfinished files are called: hidden, and removed at the next start.
+_TEMPORARY = (".*.tmp", ".*.tmp.keras")
 
 
 def write_json(path, content):
     """Writes JSON under a temporary name and renames it."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path, text):
+    """Writes a text under a temporary name and renames it.
+
+    Raises:
+        OSError: it cannot be written, for want of room say; the earlier file
+            is as it was.
+    """
     temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        temporary.write_text(text)
+        commit(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"A file cannot be written: {error.strerror or error}. "
+            f"Received: {path}"
+        ) from error
+
+
+def commit(temporary, path):
+    """Renames a file, or a folder of files, that is written.
+
+    The contents are on the disk before the name is, and the name when this
+    returns. An earlier file gives way, an earlier folder must be empty.
+    """
+    temporary, path = Path(temporary), Path(path)
+    if temporary.is_dir():
+        for file in temporary.iterdir():
+            _sync(file)
+    _sync(temporary)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def remove_folder(path):
+    """Removes a folder; killed within, it leaves none that looks whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.old.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary)
+
+
+def remove_temporaries(*folders):
+    """Removes what killed writers left behind."""
+    for folder in map(Path, folders):
+        for pattern in _TEMPORARY:
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def _sync(path):
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,6 +1,5 @@
 """train: one run, from a configuration to `metrics.json`."""
 
-import os
 from pathlib import Path
 
 import keras
@@ -14,13 +13,15 @@ from keras_aspp.data.pipeline import (
     training_dataset,
 )
 from keras_aspp.data.sources import open_source
-from keras_aspp.engine.checkpoint import Checkpoints, save_model
+from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.evaluate import evaluate
-from keras_aspp.engine.files import write_json
+from keras_aspp.engine.files import commit, write_json
+from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
 from keras_aspp.engine.pictures import ValidationPictures
+from keras_aspp.engine.signals import interrupt, stop_signals
 from keras_aspp.engine.watch import Watch
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
@@ -35,6 +36,8 @@ MAX_XLA_SIZES = 4
 def train(config, workdir, resume=False):
     """Trains, keeps the best model and evaluates it.
 
+    A signal to end (Ctrl-C, SIGTERM) saves a checkpoint first.
+
     Args:
         config: `Config`.
         workdir: folder of the run; made if need be. Its `config.yaml` is
@@ -46,23 +49,31 @@ def train(config, workdir, resume=False):
 
     Raises:
         ValueError: data or configuration at fault, or a loss that is not
-            finite.
+            finite; the configuration or the data is not that of the run.
         FileExistsError: the workdir holds a run and `resume` is not given.
+        OSError: the disk is full.
+        KeyboardInterrupt: a signal came.
     """
-    workdir = Path(workdir)
+    with stop_signals(interrupt):
+        return _train(config, Path(workdir), resume)
+
+
+def _train(config, workdir, resume):
     averages = None
     if config.train.ema_momentum is not None:
         averages = keras.callbacks.SwapEMAWeights()
-    checkpoints = Checkpoints(
-        workdir, config.train.early_stopping_epochs, averages
-    )
     if not resume and (workdir / "checkpoints").exists():
         raise FileExistsError(
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
+    if resume:
+        changes(workdir, config)
     run = _Run(config)
     model, spec, source = run.model, run.spec, run.source
+    checkpoints = Checkpoints(
+        workdir, config, run.pictures(), averages, run.steps
+    )
     xla = compile_model(
         model,
         config.train,
@@ -75,11 +86,19 @@ def train(config, workdir, resume=False):
         named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, config.data.crop_size)
-    (workdir / "logs").mkdir(parents=True, exist_ok=True)
-    spec.to_file(workdir / "dataset.json")
-    done = checkpoints.restore(model) if resume else 0
+    checkpoints.remove_temporaries()
     if resume:
-        print(f"Resumed after epoch {done}.")
+        checkpoints.restore(model)
+        begun = checkpoints.epochs or checkpoints.steps
+        print(
+            f"Resumed after {checkpoints.progress()}."
+            if begun
+            else "No checkpoint to resume from: the run begins."
+        )
+    checkpoints.write_history()
+    spec.to_file(workdir / "dataset.json")
+    done = checkpoints.epochs
+    cut_events(workdir / "logs", done, run.steps)
     validation = evaluation_dataset(
         source, config.data.validation_split, config.train.batch_size
     )
@@ -88,34 +107,46 @@ def train(config, workdir, resume=False):
         print(f"Validation in graph mode: {len(sizes)} picture sizes.")
         _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
-    watch = Watch(spec, run.pictures_of_batch, run.steps, done)
-    if done < run.epochs:
+    watch = Watch(
+        spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
+    )
+    callbacks = [
+        ValidationPictures(
+            images[:4].numpy(),
+            labels[:4].numpy(),
+            spec,
+            workdir / "logs" / "pictures",
+        ),
+        *([averages] if averages else []),
+        watch,
+        TensorBoard(workdir / "logs"),
+        checkpoints,  # the last, so that what it saves is all of an epoch
+    ]
+
+    def fit(epochs):
+        first, part = checkpoints.epochs, checkpoints.steps
+        if first >= epochs or checkpoints.out_of_patience():
+            return
         model.fit(
-            run.batches(done * run.steps).map(watch.batch),
+            run.batches(first * run.steps + part).map(watch.batch),
             validation_data=validation.map(
                 lambda x, y: (model.preprocess(x), y)
             ),
             validation_freq=_validation_epochs(config.train, run.epochs),
-            initial_epoch=done,
-            epochs=run.epochs,
-            steps_per_epoch=run.steps,
+            initial_epoch=first,
+            epochs=epochs,
+            steps_per_epoch=run.steps - part,
             shuffle=False,
-            callbacks=[
-                ValidationPictures(
-                    images[:4].numpy(),
-                    labels[:4].numpy(),
-                    spec,
-                    workdir / "logs" / "pictures",
-                ),
-                *([averages] if averages else []),
-                watch,
-                checkpoints,
-                keras.callbacks.CSVLogger(
-                    workdir / "logs" / "history.csv", append=done > 0
-                ),
-                keras.callbacks.TensorBoard(workdir / "logs"),
-            ],
+            callbacks=callbacks,
         )
+
+    with stop_signals(checkpoints.ask):
+        if checkpoints.steps:
+            # The rest of an epoch; fit ends it with the averages as weights.
+            fit(done + 1)
+            checkpoints.restore(model)
+        fit(run.epochs)
+        checkpoints.end_if_asked()
     best = workdir / "model.keras"
     if config.train.recalibrate_steps:
         _recalibrate(
@@ -181,6 +212,12 @@ class _Run:
             config.train.loss, self.source, split
         )
 
+    def pictures(self):
+        """Split -> how many pictures of it the run trains or selects by."""
+        data = self.config.data
+        splits = (data.train_split, data.validation_split)
+        return {split: self.source.size(split) for split in splits}
+
     def summary(self):
         train = self.config.train
         return (
@@ -221,7 +258,7 @@ def _recalibrate(path, batches, score):
     if not recalibrate(model, (pictures for pictures, _ in batches)):
         print("No batch norm learns; there are no statistics to take anew.")
         return
-    candidate = path.with_name("recalibrated.keras")
+    candidate = path.with_name(".recalibrated.tmp.keras")
     save_model(model, candidate)
     before, after = (score(p)["mean_iou"] for p in (path, candidate))
     kept = after >= before
@@ -230,7 +267,7 @@ def _recalibrate(path, batches, score):
         f"-> {after:.4f}; {'kept' if kept else 'the old ones are kept'}."
     )
     if kept:
-        os.replace(candidate, path)
+        commit(candidate, path)
     else:
         candidate.unlink()
 

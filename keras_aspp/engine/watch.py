@@ -29,16 +29,17 @@ class Watch(keras.callbacks.Callback):
             the run, that names the pictures in it.
         steps: int, batches of an epoch.
         first_epoch: int, epochs done before.
+        first_step: int, steps done of the one that it begins in.
 
     Raises:
         ValueError: the loss is not finite.
     """
 
-    def __init__(self, spec, files_of, steps, first_epoch=0):
+    def __init__(self, spec, files_of, steps, first_epoch=0, first_step=0):
         super().__init__()
         self.spec, self.files_of, self.steps = spec, files_of, steps
         self.epoch, self.first_epoch = first_epoch, first_epoch
-        self.first_loss = None
+        self.first_step, self.first_loss = first_step, None
         self.said = set()
 
     def warn(self, kind, text):
@@ -54,6 +55,8 @@ class Watch(keras.callbacks.Callback):
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             step = self.epoch * self.steps + batch
+            if self.epoch == self.first_epoch:
+                step += self.first_step
             files = ", ".join(self.files_of(step))
             raise ValueError(
                 f"The loss is not finite at step {step}, in epoch "

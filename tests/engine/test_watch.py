@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
+from keras_aspp.config import Config
 from keras_aspp.data.pipeline import pictures_of_batch
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
@@ -174,7 +175,7 @@ def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
     model.train_on_batch(x, np.ones((2, 64, 64, 3)))
     model.train_on_batch(x, np.zeros((2, 64, 64, 3)))
     averages = keras.callbacks.SwapEMAWeights()
-    checkpoints = Checkpoints(tmp_path, averages=averages)
+    checkpoints = Checkpoints(tmp_path, Config(), averages=averages)
     for callback in (averages, checkpoints):
         callback.set_model(model)
     before = [npy(w).copy() for w in model.trainable_weights]
@@ -198,7 +199,7 @@ def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
 def test_weights_that_are_no_numbers_are_no_checkpoint(toy_backbone, tmp_path):
     model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
     model.compile("sgd", "mse")
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, Config())
     checkpoints.set_model(model)
     checkpoints.on_epoch_end(0)
     weight = model.trainable_weights[0]

@@ -1,0 +1,32 @@
+"""Signals that end a run."""
+
+import contextlib
+import signal
+import threading
+
+
+@contextlib.contextmanager
+def stop_signals(handler):
+    """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
+
+    Outside the main thread, where Python cannot set handlers, they go where
+    they went.
+
+    Args:
+        handler: function of `(number, frame)`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def interrupt(number, frame):
+    """A handler that ends the run where it is."""
+    raise KeyboardInterrupt("Interrupted. Go on with --resume.")

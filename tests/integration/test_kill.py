@@ -1,0 +1,316 @@
+"""A run that is killed at random moments is the run that was left alone.
+
+Runs are processes of their own, forked from one that has imported all they
+need. Each asks the test before it goes on at certain moments: after a step,
+and within whatever writes, the file half-written. There, or a random time
+after, the test kills it by SIGKILL.
+"""
+
+import contextlib
+import csv
+import functools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from tiny_run import replace, tiny_config, write_folder
+
+from keras_aspp.cli.configuration import dump_config
+from keras_aspp.models import DeepLabV3
+
+SEED = 20261125
+KILLS = 20
+EPOCHS, STEPS = 8, 3
+MOMENTS = 60  # a run is killed at one of so many, if it gets there
+AFTER_TRAINING = ("replace .recalibrated.tmp.keras", "fsync .metrics.json.tmp")
+WEIGHTS_SEED = 3  # with which new statistics are better, and kept
+
+
+def small_segmenter(path):
+    """Few layers, since each process traces them anew; with dropout."""
+    keras.utils.set_random_seed(WEIGHTS_SEED)
+    x = inputs = keras.Input((None, None, 3))
+    features = {}
+    for stride in (2, 4, 8, 16, 32):
+        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
+        if stride == 8:
+            x = keras.layers.BatchNormalization()(x)
+        features[f"stride_{stride}"] = x = keras.layers.ReLU()(x)
+    DeepLabV3(
+        3,
+        keras.Model(inputs, features, name="small"),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        image_pooling=False,
+        dropout=0.3,
+    ).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run_config(tmp_path_factory):
+    """A file that holds a configuration of a short run."""
+    root = tmp_path_factory.mktemp("kill")
+    write_folder(root, sizes=((64, 64),) * (2 * STEPS))
+    config = replace(
+        tiny_config(
+            root,
+            total_epochs=EPOCHS,
+            ema_momentum=0.8,
+            recalibrate_steps=1,
+            checkpoint_steps=2,
+        ),
+        model={
+            "architecture": "deeplab_v3",
+            "backbone": "small",
+            "weights": small_segmenter(root / "small.keras"),
+            "atrous_rates": [1],
+            "aspp_filters": 4,
+            "image_pooling": False,
+            "dropout": 0.3,
+            "separable": False,
+            "decoder_filters": 256,
+            "projection_filters": 48,
+        },
+        data={"crop_size": (32, 32)},
+    )
+    dump_config(config, root / "config.yaml")
+    return root / "config.yaml"
+
+
+def command(config, workdir, resume):
+    words = ["train", "--config", str(config), "--workdir", str(workdir)]
+    return words + ["--resume"] * resume
+
+
+def child(words, log, connection):
+    """Runs a command, and asks at each moment whether it may go on."""
+
+    def moment(name, target):
+        if isinstance(target, int):  # what a file descriptor stands for
+            target = os.readlink(f"/proc/self/fd/{target}")
+        is_path = isinstance(target, (str, Path))
+        connection.send(
+            f"{name} {os.path.basename(target)}" if is_path else name
+        )
+        connection.recv()
+
+    def before(owner, name):
+        real = getattr(owner, name)
+
+        @functools.wraps(real)
+        def patched(*args, **kwargs):
+            moment(name, args[0])
+            return real(*args, **kwargs)
+
+        setattr(owner, name, patched)
+
+    def torn(owner, name, place):
+        """What writes a file, with a moment where it is half there."""
+        real = getattr(owner, name)
+
+        @functools.wraps(real)
+        def patched(*args, **kwargs):
+            result = real(*args, **kwargs)
+            path = Path(args[place])
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            moment(name, path)
+            path.write_bytes(content)
+            return result
+
+        setattr(owner, name, patched)
+
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from keras_aspp.cli.main import main
+    from keras_aspp.engine.watch import Watch
+
+    torn(np, "savez", 0)
+    torn(Path, "write_text", 0)
+    torn(keras.Model, "save", 1)
+    for name in ("fsync", "replace", "unlink"):
+        before(os, name)
+    before(Watch, "on_train_batch_end")
+    os._exit(main(words))
+
+
+class Runs:
+    """Runs of one configuration, each a process, and their log."""
+
+    def __init__(self, config, log):
+        self.config, self.log = config, log
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(
+            [
+                "jsonargparse",
+                "keras_aspp.cli.configuration",
+                "keras_aspp.engine.run",
+                "matplotlib.figure",
+                "pytest",
+                "tensorboard.summary",
+            ]
+        )
+
+    def start(self, workdir, when=None, seconds=0.0, number=signal.SIGKILL):
+        """Runs the command, or goes on with what it has begun.
+
+        Args:
+            workdir: of the run.
+            when: number or name of the moment at which a signal is sent, or
+                `None`.
+            seconds: after that moment.
+            number: of the signal.
+
+        Returns:
+            `(exit status, name of the moment)`; `None` if it never came.
+        """
+        ours, theirs = self.context.Pipe()
+        words = command(self.config, workdir, workdir.exists())
+        process = self.context.Process(
+            target=child, args=(words, self.log, theirs)
+        )
+        process.start()
+        theirs.close()
+        count, hit, timer = 0, None, None
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                name = ours.recv()
+                count += 1
+                if hit is None and when in (count, name):
+                    hit = name
+                    if seconds:
+                        timer = threading.Timer(seconds, process.kill)
+                        timer.start()
+                    else:
+                        os.kill(process.pid, number)
+                ours.send("go on")
+        process.join()
+        if timer:
+            timer.cancel()
+            hit = f"{seconds:.2f} s after {hit}"
+        return process.exitcode, hit
+
+
+def contents(workdir):
+    """All that a run leaves behind, but for dates."""
+    newest = sorted((workdir / "checkpoints").iterdir())
+    with np.load(newest[-1] / "variables.npz") as file:
+        found = {name: file[name] for name in file.files}
+    model = keras.saving.load_model(workdir / "model.keras")
+    found |= {f"best {i}": w for i, w in enumerate(model.get_weights())}
+    found["states"] = [path.name for path in newest]
+    for name in ("metrics.json", "logs/history.csv", "config.yaml"):
+        found[name] = (workdir / name).read_text()
+    found["hidden"] = sorted(str(p) for p in workdir.rglob(".*"))
+    found["events"] = events(workdir / "logs")
+    return found
+
+
+def events(folder):
+    """Tag, step and value of all scalars, and the steps of pictures."""
+    import tensorflow as tf
+
+    found = []
+    for path in folder.rglob("events.out.tfevents.*"):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                if value.tag.startswith("picture"):
+                    found.append((value.tag, event.step, 0.0))
+                elif value.tag != "keras":
+                    number = float(tf.make_ndarray(value.tensor))
+                    name = f"{path.parent.name}/{value.tag}"
+                    found.append((name, event.step, number))
+    return sorted(found)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def runs(run_config, tmp_path_factory):
+    return Runs(run_config, tmp_path_factory.mktemp("logs") / "log")
+
+
+@pytest.fixture(scope="module")
+def expected(runs, tmp_path_factory):
+    """What the uninterrupted run leaves."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert runs.start(workdir) == (0, None), runs.log.read_text()[-3000:]
+    found = contents(workdir)
+    assert "; kept." in runs.log.read_text()
+    assert len(found["events"]) > 5 * EPOCHS
+    with open(workdir / "logs" / "history.csv") as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file)]
+    assert epochs == [str(i) for i in range(EPOCHS)]
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(runs, expected, tmp_path):
+    rng = random.Random(SEED)
+    start, workdir = time.monotonic(), tmp_path / "run"
+    # Which moment, or how it is called, and how long after it.
+    plan = [
+        (rng.randint(1, MOMENTS), rng.choice([0, rng.uniform(0, 0.5)]))
+        for _ in range(KILLS)
+    ]
+    plan += [(name, 0) for name in AFTER_TRAINING]
+    kills, finished = [], 0
+    while plan or workdir.exists():
+        which, seconds = plan[0] if plan else (None, 0)
+        status, name = runs.start(workdir, which, seconds)
+        if status == 0:
+            assert_same(contents(workdir), expected)
+            shutil.rmtree(workdir)
+            finished += 1
+            assert finished < KILLS, f"never at {which}"
+        else:
+            assert status == -signal.SIGKILL, runs.log.read_text()[-3000:]
+            kills.append(name)
+            del plan[0]
+    print(f"\nSeed {SEED}: {len(kills)} kills in {finished} runs, which ended")
+    print(f"as one left alone, in {time.monotonic() - start:.0f} s. Killed at:")
+    print("\n".join(kills))
+    assert len(kills) == KILLS + len(AFTER_TRAINING)
+    within = [
+        name
+        for name in kills
+        if " s after " not in name and name != "on_train_batch_end"
+    ]
+    assert len(within) >= 5, "too few within a write"
+
+
+@pytest.mark.slow
+def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
+    workdir = tmp_path / "run"
+    for number, moment, said in (
+        (signal.SIGINT, "on_train_batch_end", "step 1 of 3 in epoch 1"),
+        # It goes on within an epoch, and ends within the next.
+        (
+            signal.SIGTERM,
+            "fsync .epoch_00001_step_0000002.tmp",
+            "step 2 of 3 in epoch 2;",
+        ),
+    ):
+        written = len(runs.log.read_text())
+        status, _ = runs.start(workdir, moment, number=number)
+        line = runs.log.read_text()[written:].splitlines()[-1]
+        assert status == 130
+        assert line.startswith(f"Interrupted after {said}")
+        assert line.endswith("it is saved. Go on with --resume.")
+    assert runs.start(workdir) == (0, None)
+    assert_same(contents(workdir), expected)
