@@ -1,6 +1,5 @@
 """SavedModel: pictures of any size in, labels out."""
 
-import keras
 import tensorflow as tf
 
 from keras_aspp.export import serving
@@ -13,8 +12,6 @@ def write_saved_model(model, path):
         model: `Segmenter`.
         path: folder to write.
     """
-    archive = keras.export.ExportArchive()
-    archive.track(model)
 
     def serving_default(image):
         return {"labels": serving.segment(model, image)}
@@ -24,13 +21,8 @@ def write_saved_model(model, path):
         return {"labels": serving.segment(model, image[None])[0]}
 
     image = tf.TensorSpec((None, None, None, 3), tf.uint8, "image")
-    archive.add_endpoint("serving_default", serving_default, [image])
-    archive.add_endpoint(
-        "serve_bytes",
-        serve_bytes,
-        [tf.TensorSpec((), tf.string, "image_bytes")],
-    )
-    archive.write_out(str(path), verbose=False)
+    image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+    _save(model, path, (serving_default, image), (serve_bytes, image_bytes))
 
 
 # What a TFLite file answers with.
@@ -54,13 +46,27 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
         dtype: of the pixels, 0..255 in either case.
         answer: of `ANSWERS`.
     """
-    archive = keras.export.ExportArchive()
-    archive.track(model)
 
     def serving_default(image):
         name = answer.removeprefix("coarse_")
         return {name: ANSWERS[answer](model, image)}
 
     image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
-    archive.add_endpoint("serving_default", serving_default, [image])
-    archive.write_out(str(path), verbose=False)
+    _save(model, path, (serving_default, image))
+
+
+def _save(model, path, *endpoints):
+    """Writes functions of one argument, and the weights they use, once.
+
+    Keras' `ExportArchive` writes every weight twice (3.15.1).
+    """
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.variables]
+    tf.saved_model.save(
+        module,
+        str(path),
+        signatures={
+            function.__name__: tf.function(function, input_signature=[spec])
+            for function, spec in endpoints
+        },
+    )
