@@ -78,6 +78,13 @@ class TfdsSource:
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
 
+    def _id_key(self):
+        """The feature that holds an example's name, if there is one."""
+        import tensorflow_datasets as tfds
+
+        feature = dict(self.builder.info.features).get("id")
+        return ["id"] if isinstance(feature, tfds.features.Text) else []
+
     def _own_spec(self):
         path = self.builder.data_path / "dataset.json"
         return DatasetSpec.from_file(path) if path.exists() else None
@@ -131,35 +138,44 @@ class TfdsSource:
             .shuffle(SHUFFLE_RECORDS, seed=seed, reshuffle_each_iteration=False)
         )
 
+    def shards(self, split):
+        """List of `(path, skip, take, number of the first record)`."""
+        self.size(split)
+        found, number = [], 0
+        for file in self.builder.info.splits[split].file_instructions:
+            path = os.fspath(file.filename)
+            found.append((path, file.skip, file.take, number))
+            number += file.take
+        return found
+
+    def read_shard(self, shard, split):
+        """Yields the records of one of `shards`."""
+        for _, record in self._read(split)(*shard).as_numpy_iterator():
+            yield record
+
     def _files(self, split):
-        """Path, first record, number of records and of those before it."""
         import tensorflow as tf
 
-        self.size(split)
-        files = self.builder.info.splits[split].file_instructions
-        skips, takes = (
-            [getattr(f, n) for f in files] for n in ("skip", "take")
-        )
-        before = [sum(takes[:i]) for i in range(len(takes))]
-        paths = [os.fspath(f.filename) for f in files]
-        numbers = (tf.constant(n, "int64") for n in (skips, takes, before))
-        return tf.data.Dataset.from_tensor_slices((paths, *numbers))
+        paths, *numbers = zip(*self.shards(split), strict=True)
+        numbers = (tf.constant(n, "int64") for n in numbers)
+        return tf.data.Dataset.from_tensor_slices((list(paths), *numbers))
 
     def _read(self, split):
         """A function, file -> `tf.data.Dataset` of `(number, record)`."""
         import tensorflow as tf
 
-        features = {
-            key: tf.io.FixedLenFeature((), tf.string)
-            for key in (self.image_key, self.mask_key)
-        }
+        keys = [self.image_key, self.mask_key, *self._id_key()]
+        features = {key: tf.io.FixedLenFeature((), tf.string) for key in keys}
 
         def record(number, serialized):
             example = tf.io.parse_single_example(serialized, features)
-            where = tf.strings.join(
-                [f"{self.name} {split}, record ", tf.strings.as_string(number)]
-            )
-            return number, (*(example[key] for key in features), where)
+            image, mask, *names = (example[key] for key in keys)
+            where = [
+                f"{self.name} {split}, record ",
+                tf.strings.as_string(number),
+                *(part for name in names for part in (" (", name, ")")),
+            ]
+            return number, (image, mask, tf.strings.join(where))
 
         def read(path, skip, take, before):
             stored = tf.data.TFRecordDataset(path).skip(skip).take(take)
