@@ -106,11 +106,14 @@ def _check(root, json_file):
 
 def _convert(flags, options):
     import tensorflow_datasets as tfds
+    from absl import logging
 
     from keras_aspp.data.convert import convert_folder
     from keras_aspp.data.folder import FolderSource
 
     tfds.disable_progress_bar()
+    # TFDS warns that the folder it makes was not there.
+    logging.set_verbosity(logging.ERROR)
     written = convert_folder(
         FolderSource(flags.root), flags.output, flags.shards, options, _counted
     )
