@@ -1,4 +1,4 @@
-"""keras-aspp data: look at a data set before it is trained on."""
+"""keras-aspp data: look at a data set before it is trained on, convert it."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,17 @@ from keras_aspp.cli.configuration import (
     load_config,
     print_table,
 )
-from keras_aspp.cli.main import Parser
+from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.textfile import printable
 
 SIZES_SHOWN = 3
 
 
 def run(arguments):
-    """Checks a data set, or draws a sheet of it."""
+    """Checks a data set, draws a sheet of it, or converts it."""
     parser = Parser(
         prog="keras-aspp data",
-        description="Look at a data set before it is trained on.",
+        description="Look at a data set before it is trained on; convert it.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,9 +56,25 @@ def run(arguments):
         action="store_true",
         help="random crops, as the network gets them",
     )
+    convert = commands.add_parser(
+        "convert",
+        help="write a folder data set into sharded tfrecord files",
+        description="Write a folder data set into sharded tfrecord files, "
+        "which are read from beginning to end. `--data.root` takes the folder "
+        "it makes, and TFDS reads it.",
+        allow_abbrev=False,
+    )
+    convert.add_argument("--root", required=True, type=Path, metavar="ROOT")
+    convert.add_argument("--output", required=True, type=Path, metavar="DIR")
+    convert.add_argument(
+        "--shards", type=int, help="of each split; by size if not given"
+    )
+    add_beam(convert, "convert")
     flags = parser.parse_args(arguments)
     if flags.command == "check":
         return _check(flags.root, flags.json)
+    if flags.command == "convert":
+        return _convert(flags, beam_options(convert, flags))
     if flags.count < 1:
         preview.error(f"--count must be > 0. Received: {flags.count}")
     if flags.output.suffix.lower() != ".png":
@@ -87,6 +103,29 @@ def _check(root, json_file):
         return 0
     print("1 problem." if count == 1 else f"{count} problems.")
     return 1
+
+
+def _convert(flags, options):
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    from keras_aspp.data.convert import convert_folder
+    from keras_aspp.data.folder import FolderSource
+
+    tfds.disable_progress_bar()
+    # TFDS warns that the folder it makes was not there.
+    logging.set_verbosity(logging.ERROR)
+    written = convert_folder(
+        FolderSource(flags.root), flags.output, flags.shards, options, _counted
+    )
+    print_table(
+        [
+            ("split", "pictures", "shards"),
+            *((split, *numbers) for split, numbers in written.items()),
+        ]
+    )
+    print(f"\nrecords  {flags.output}")
+    return 0
 
 
 def _counted(pairs):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from keras_aspp.cli.configuration import config_path, load_config
-from keras_aspp.cli.main import Parser
+from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.train import print_metrics
 
 
@@ -74,23 +74,36 @@ def run(arguments):
         help="draw the confusion matrix, the worst pictures, and with "
         "--calibration the confidences",
     )
-    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--json", metavar="FILE", help="file for the numbers")
+    add_beam(parser, "evaluate")
     flags = parser.parse_args(arguments)
+    options = beam_options(parser, flags)
+    if options is not None:
+        _check_beam(parser, flags)
     source, data = open_data(flags.data, flags.model)
+    split = flags.split or data.validation_split
+    model = {
+        "path": flags.model,
+        "output_stride": flags.output_stride,
+        "scales": flags.scales,
+        "flip": flags.flip,
+        "window": flags.window,
+    }
+    if options is not None:
+        from keras_aspp.engine.beam import evaluate_with_beam
+
+        metrics = evaluate_with_beam(model, source, split, flags.json, options)
+        print_metrics(metrics)
+        print(f"\nmetrics  {flags.json}")
+        return 0
     from keras_aspp.engine.evaluate import evaluate
     from keras_aspp.engine.files import write_json
     from keras_aspp.inference import Predictor
 
     metrics = evaluate(
-        Predictor(
-            flags.model,
-            flags.output_stride,
-            flags.scales,
-            flags.flip,
-            flags.window,
-        ),
+        Predictor(**model),
         source,
-        flags.split or data.validation_split,
+        split,
         progress=show_progress,
         boundaries=flags.boundaries,
         calibration=flags.calibration,
@@ -104,6 +117,16 @@ def run(arguments):
         write_json(flags.json, metrics)
         print(f"\nmetrics  {flags.json}")
     return 0
+
+
+def _check_beam(parser, flags):
+    for name in ("boundaries", "calibration", "objects", "figures"):
+        if getattr(flags, name):
+            parser.error(
+                f"--{name} is not for --beam, which counts the confusion matrix"
+            )
+    if flags.json is None:
+        parser.error("--beam needs --json, a file that every worker can reach")
 
 
 def open_data(name, model):

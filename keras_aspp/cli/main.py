@@ -17,7 +17,7 @@ COMMANDS = {
     "inspect": "what a model costs, what it sees and what it misses",
     "explain": "draw what atrous convolution does to a picture of yours",
     "demo": "try an exported model in the browser",
-    "data": "look at a data set before it is trained on",
+    "data": "look at a data set before it is trained on, convert it",
 }
 
 
@@ -26,6 +26,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_beam(parser, what):
+    """Adds `--beam` and `--beam-options` to a command that can use them."""
+    parser.add_argument(
+        "--beam",
+        action="store_true",
+        help=f"{what} on Apache Beam, where pictures are many",
+    )
+    parser.add_argument(
+        "--beam-options",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="all that follows is Beam's, e.g. --runner=FlinkRunner",
+    )
+
+
+def beam_options(parser, flags):
+    """Beam's options as a list, `None` where Beam was not asked for."""
+    if flags.beam_options is not None and not flags.beam:
+        parser.error("--beam-options needs --beam")
+    return (flags.beam_options or []) if flags.beam else None
 
 
 def main(arguments=None):

@@ -8,7 +8,13 @@ import numpy as np
 
 from keras_aspp.cli.configuration import print_table
 from keras_aspp.cli.evaluate import show_progress
-from keras_aspp.cli.main import Parser, is_fault_of_input, one_line
+from keras_aspp.cli.main import (
+    Parser,
+    add_beam,
+    beam_options,
+    is_fault_of_input,
+    one_line,
+)
 
 
 def run(arguments):
@@ -27,8 +33,17 @@ def run(arguments):
         metavar="PX",
         help="see larger pictures in overlapping pieces of this size",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files; with --beam also patterns, e.g. 'gs://bucket/*.jpg'",
+    )
+    add_beam(parser, "predict")
     flags = parser.parse_args(arguments)
+    options = beam_options(parser, flags)
+    if options is not None:
+        return _predict_with_beam(flags, options)
     from keras_aspp.inference import Predictor
 
     predictor = Predictor(flags.model, window=flags.window)
@@ -39,6 +54,21 @@ def run(arguments):
     if failed:
         count = f"{len(failed)} of {len(flags.images)} pictures"
         print(f"keras-aspp: error: {count} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _predict_with_beam(flags, options):
+    from keras_aspp.engine.beam import PREDICTIONS, predict_with_beam
+
+    model = {"path": flags.model, "window": flags.window}
+    count, failed = predict_with_beam(
+        model, flags.images, flags.output, options
+    )
+    print_table(
+        [("pictures", count), ("written to", f"{flags.output}/{PREDICTIONS}")]
+    )
+    for message in failed:
+        print(f"keras-aspp: error: {message}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -55,21 +85,23 @@ def predict_files(predictor, images, output):
         done; one line for each that failed.
     """
     from keras_aspp.data.decode import read_image
-    from keras_aspp.data.spec import DatasetSpec
-    from keras_aspp.engine.pictures import color_labels, overlay
+    from keras_aspp.engine.pictures import (
+        color_labels,
+        index_picture,
+        overlay,
+        spec_of,
+    )
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    spec = predictor.spec or DatasetSpec(
-        [f"class_{i}" for i in range(predictor.num_classes or 255)]
-    )
+    spec = spec_of(predictor)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
             image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
             labels = predictor.predict(image)
-            _save_indices(labels, spec, output / f"{stem}_labels.png")
+            _save(index_picture(labels, spec), output / f"{stem}_labels.png")
             _save(color_labels(labels, spec), output / f"{stem}_color.png")
             path = output / f"{stem}_overlay.png"
             _save(overlay(image, labels, spec), path)
@@ -99,17 +131,6 @@ def _largest(labels, spec):
         f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
         for i in order
     )
-
-
-def _save_indices(labels, spec, path):
-    """Index PNG with the classes' colours as its palette."""
-    from PIL import Image
-
-    from keras_aspp.engine.pictures import color_labels
-
-    indexed = Image.fromarray(labels.astype("uint8"))
-    indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
-    _save(indexed, path)
 
 
 def _save(picture, path):

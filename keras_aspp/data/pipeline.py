@@ -4,6 +4,9 @@ from keras_aspp.data.augment import Augment
 
 # Decoded pictures up to this much are kept in memory.
 CACHE_BYTES = 2 * 2**30
+# Pictures among which those of one size are looked for: where every picture
+# has its own, as many are held.
+PICTURES_GROUPED = 256
 
 
 def training_dataset(
@@ -39,15 +42,8 @@ def training_dataset(
     import tensorflow as tf
 
     crop = Augment(augment, crop_size, source.spec.ignore_label)
-    count = source.size(split)
-    records = source.records(split).enumerate()
     decode = _decoder(source)
-    cached = count * _example_bytes(source, split) <= CACHE_BYTES
-    if cached:
-        records = records.map(
-            lambda i, record: (i, decode(*record)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        ).cache()
+    cached = _fits(source, split)
 
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
@@ -57,7 +53,9 @@ def training_dataset(
         return preprocess(image), labels
 
     return (
-        _in_order(records, count, seed, first_example)
+        _in_order(
+            source, split, seed, first_example, decode if cached else None
+        )
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .prefetch(2)
@@ -77,13 +75,11 @@ def pictures_of_batch(source, split, batch_size, seed, step):
     Returns:
         list of str.
     """
-    import tensorflow as tf
-
-    count = source.size(split)
-    indices = tf.data.Dataset.range(count).map(lambda i: (i, i))
-    order = _in_order(indices, count, seed, step * batch_size)
-    wanted = [int(i) for _, i, _ in order.take(batch_size)]
-    return names_of(source, split, wanted)
+    order = _in_order(source, split, seed, step * batch_size)
+    return [
+        source.name_of(record)
+        for _, _, record in order.take(batch_size).as_numpy_iterator()
+    ]
 
 
 def names_of(source, split, numbers):
@@ -143,34 +139,54 @@ def evaluation_dataset(source, split, batch_size, numbered=False):
             batch += (tf.pad(number, [[0, missing]], constant_values=-1),)
         return batch
 
+    def grouped(*some):
+        return (
+            tf.data.Dataset.zip(some)
+            .map(
+                lambda number, record: (*decode(*record), number),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+            .group_by_window(
+                size_key, lambda _, d: d.batch(batch_size), batch_size
+            )
+        )
+
     return (
         source.records(split)
         .enumerate()
-        .map(
-            lambda number, record: (*decode(*record), number),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        .group_by_window(size_key, lambda _, d: d.batch(batch_size), batch_size)
+        .window(PICTURES_GROUPED // batch_size * batch_size or batch_size)
+        .flat_map(grouped)
         .map(fill)
         .prefetch(2)
     )
 
 
-def _in_order(records, count, seed, first_example):
+def _in_order(source, split, seed, first_example, decode=None):
     """Endless `(epoch, index, record)`, each epoch in an order of its own.
 
-    `records` are `count` pairs `(index, record)`.
+    With `decode`, records are decoded once, and kept.
     """
     import tensorflow as tf
+
+    count = source.size(split)
+    by_shard = hasattr(source, "shuffled") and not _fits(source, split)
+    records = source.records(split).enumerate()
+    if decode is not None:
+        records = records.map(
+            lambda i, record: (i, decode(*record)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        ).cache()
 
     def epoch_of(epoch):
         # The order comes from (seed, epoch) alone, not from a global seed.
         tf.compat.v1.get_default_graph().seed = None
-        shuffled = records.shuffle(
-            count,
-            seed=seed * 1_000_003 + epoch,
-            reshuffle_each_iteration=False,
-        )
+        own_seed = seed * 1_000_003 + epoch
+        if by_shard:
+            shuffled = source.shuffled(split, own_seed)
+        else:
+            shuffled = records.shuffle(
+                count, seed=own_seed, reshuffle_each_iteration=False
+            )
         return shuffled.map(lambda i, record: (epoch, i, record))
 
     return (
@@ -194,6 +210,11 @@ def _decoder(source):
         )
 
     return decode
+
+
+def _fits(source, split):
+    """Whether the decoded split can be kept in memory."""
+    return source.size(split) * _example_bytes(source, split) <= CACHE_BYTES
 
 
 def _example_bytes(source, split):

@@ -4,7 +4,7 @@ import os
 
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.data.tfds import TfdsSource
+from keras_aspp.data.tfds import TfdsSource, is_converted
 
 
 def open_source(config):
@@ -37,17 +37,14 @@ def open_source(config):
     if config.root is not None:
         root = os.path.expandvars(config.root)
         _check_described(config, root)
+        if is_converted(root):
+            return TfdsSource(root, spec)
         return FolderSource(
             root,
             spec,
             config.validation_fraction,
             config.train_split,
             config.validation_split,
-        )
-    if spec is None:
-        raise ValueError(
-            "`data.class_names` must be given for a TFDS data set. "
-            f"Received: tfds={config.tfds!r}, class_names=None"
         )
     return TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir

@@ -1,10 +1,16 @@
 """TensorFlow Datasets that have a picture and a mask."""
 
+import importlib
 import os
 
 from keras_aspp.data import decode
+from keras_aspp.data.spec import DatasetSpec
 
-_OURS = ("multiscale_shapes",)
+_OURS = ("multiscale_shapes", "voc_segmentation")
+# Epochs of more records are shuffled by shard and within a buffer of as many.
+SHUFFLE_RECORDS = 2048
+# Shards of which an epoch takes records in turn.
+SHARDS_AT_ONCE = 16
 
 
 class TfdsSource:
@@ -12,38 +18,51 @@ class TfdsSource:
 
     Args:
         name: TFDS name, e.g. `"oxford_iiit_pet"`, or one of ours
-            (`"multiscale_shapes"`).
-        spec: `DatasetSpec`; `label_map` maps the stored ids.
+            (`"multiscale_shapes"`, `"voc_segmentation"`), or the folder that
+            `keras-aspp data convert` wrote.
+        spec: `DatasetSpec`; `label_map` maps the stored ids. Or `None`: the
+            `dataset.json` beside the records.
         image_key: feature that holds the picture.
         mask_key: feature that holds the mask.
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
     Raises:
-        ValueError: unknown name or feature, or the data cannot be had.
+        ValueError: unknown name or feature, no spec, or the data cannot be
+            had.
     """
 
     def __init__(
         self,
         name,
-        spec,
+        spec=None,
         image_key="image",
         mask_key="segmentation_mask",
         data_dir=None,
     ):
         import tensorflow_datasets as tfds
 
+        name = os.fspath(name)
+        self.name, self.image_key, self.mask_key = name, image_key, mask_key
         if name.split("/")[0].split(":")[0] in _OURS:
             # Importing a builder is what registers it with TFDS.
-            from keras_aspp.data.datasets import multiscale_shapes  # noqa: F401
-        self.name, self.spec = name, spec
-        self.image_key, self.mask_key = image_key, mask_key
+            module = name.split("/")[0].split(":")[0]
+            importlib.import_module(f"keras_aspp.data.datasets.{module}")
         try:
-            self.builder = tfds.builder(name, data_dir=data_dir or None)
+            if is_converted(name):
+                self.builder = tfds.builder_from_directory(name)
+            else:
+                self.builder = tfds.builder(name, data_dir=data_dir or None)
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
             raise ValueError(
                 "Unknown TFDS data set. "
                 f"Received: name={name!r} ({_first_line(error)})"
             ) from None
+        self.spec = self._own_spec() or spec
+        if self.spec is None:
+            raise ValueError(
+                "`data.class_names` must be given for a TFDS data set without "
+                f"a dataset.json. Received: tfds={name!r}, class_names=None"
+            )
         features = self.builder.info.features
         for key in (image_key, mask_key):
             if not isinstance(dict(features).get(key), tfds.features.Image):
@@ -58,6 +77,17 @@ class TfdsSource:
                 f"TFDS data set {name} could not be prepared "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    def _id_key(self):
+        """The feature that holds an example's name, if there is one."""
+        import tensorflow_datasets as tfds
+
+        feature = dict(self.builder.info.features).get("id")
+        return ["id"] if isinstance(feature, tfds.features.Text) else []
+
+    def _own_spec(self):
+        path = self.builder.data_path / "dataset.json"
+        return DatasetSpec.from_file(path) if path.exists() else None
 
     def size(self, split):
         """Number of pictures of a split, TFDS' slices included."""
@@ -76,26 +106,82 @@ class TfdsSource:
 
     def records(self, split):
         """`tf.data.Dataset` of `(image bytes, mask bytes, what to call it)`."""
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        files = self._files(split)
+        return files.flat_map(self._read(split)).map(lambda _, record: record)
 
-        self.size(split)
-        keys = (self.image_key, self.mask_key)
-        skip = tfds.decode.SkipDecoding()
-        dataset = self.builder.as_dataset(
-            split=split,
-            decoders=tfds.decode.PartialDecoding(
-                dict.fromkeys(keys, True), dict.fromkeys(keys, skip)
-            ),
+    def shuffled(self, split, seed):
+        """`(number, record)` of a split in an order that the seed gives.
+
+        The shards come in any order, records from several of them in turn, and
+        these pass through a buffer: a file is read from its beginning to its
+        end, and no more than the buffer is held. Where the buffer holds the
+        split, every order is as likely as any other.
+
+        Args:
+            split: str.
+            seed: int or scalar int64 tensor.
+
+        Returns:
+            `tf.data.Dataset`; `number` counts as in `records`.
+        """
+        import tensorflow as tf
+
+        files = self._files(split)
+        return (
+            files.shuffle(len(files), seed=seed, reshuffle_each_iteration=False)
+            .interleave(
+                self._read(split),
+                cycle_length=SHARDS_AT_ONCE,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .shuffle(SHUFFLE_RECORDS, seed=seed, reshuffle_each_iteration=False)
         )
 
-        def record(number, features):
-            where = tf.strings.join(
-                [f"{self.name} {split}, record ", tf.strings.as_string(number)]
-            )
-            return (*(features[key] for key in keys), where)
+    def shards(self, split):
+        """List of `(path, skip, take, number of the first record)`."""
+        self.size(split)
+        found, number = [], 0
+        for file in self.builder.info.splits[split].file_instructions:
+            path = os.fspath(file.filename)
+            found.append((path, file.skip, file.take, number))
+            number += file.take
+        return found
 
-        return dataset.enumerate().map(record)
+    def read_shard(self, shard, split):
+        """Yields the records of one of `shards`."""
+        for _, record in self._read(split)(*shard).as_numpy_iterator():
+            yield record
+
+    def _files(self, split):
+        import tensorflow as tf
+
+        paths, *numbers = zip(*self.shards(split), strict=True)
+        numbers = (tf.constant(n, "int64") for n in numbers)
+        return tf.data.Dataset.from_tensor_slices((list(paths), *numbers))
+
+    def _read(self, split):
+        """A function, file -> `tf.data.Dataset` of `(number, record)`."""
+        import tensorflow as tf
+
+        keys = [self.image_key, self.mask_key, *self._id_key()]
+        features = {key: tf.io.FixedLenFeature((), tf.string) for key in keys}
+
+        def record(number, serialized):
+            example = tf.io.parse_single_example(serialized, features)
+            image, mask, *names = (example[key] for key in keys)
+            where = [
+                f"{self.name} {split}, record ",
+                tf.strings.as_string(number),
+                *(part for name in names for part in (" (", name, ")")),
+            ]
+            return number, (image, mask, tf.strings.join(where))
+
+        def read(path, skip, take, before):
+            stored = tf.data.TFRecordDataset(path).skip(skip).take(take)
+            return stored.enumerate(before).map(record)
+
+        return read
 
     def name_of(self, record):
         """What to call a record: data set, split and number."""
@@ -109,6 +195,11 @@ class TfdsSource:
             mask, self.spec, picture.shape[:2], f"{where}, {self.mask_key}"
         )
         return picture, labels.astype("int32")
+
+
+def is_converted(folder):
+    """Whether a folder holds records that TFDS can read."""
+    return os.path.isfile(os.path.join(folder, "dataset_info.json"))
 
 
 def _first_line(error):

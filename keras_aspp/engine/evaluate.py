@@ -56,11 +56,7 @@ def evaluate(
             the model has no scores.
     """
     spec = source.spec
-    if predictor.num_classes not in (None, spec.num_classes):
-        raise ValueError(
-            f"The model has {predictor.num_classes} classes, the data set "
-            f"{spec.num_classes}."
-        )
+    check_classes(predictor, spec)
     if calibration and not predictor.has_scores:
         raise ValueError(
             "Only a .keras model has scores (and model_logits.tflite), which "
@@ -169,6 +165,15 @@ class _Worst:
         ]
         title = f"{split}, the lowest mean IoU: picture, label, prediction"
         draw_sheet(path, title, cells, self.spec)
+
+
+def check_classes(predictor, spec):
+    """Raises `ValueError` where model and data set differ in their classes."""
+    if predictor.num_classes not in (None, spec.num_classes):
+        raise ValueError(
+            f"The model has {predictor.num_classes} classes, the data set "
+            f"{spec.num_classes}."
+        )
 
 
 def metrics_dict(matrix, spec):

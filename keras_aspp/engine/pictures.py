@@ -5,12 +5,20 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.textfile import printable
 
 CELL_PX = 480  # of a picture in a sheet, its longer side
 MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
 LEGEND_CLASSES = 32  # with more, the legend names only those that occur
+
+
+def spec_of(predictor):
+    """What a model was trained on, or else as many classes without names."""
+    count = predictor.num_classes or 255
+    return predictor.spec or DatasetSpec([f"class_{i}" for i in range(count)])
 
 
 def color_labels(labels, spec):
@@ -19,6 +27,13 @@ def color_labels(labels, spec):
     table[: spec.num_classes] = spec.colors()
     table[spec.ignore_label] = 0
     return table[np.asarray(labels)]
+
+
+def index_picture(labels, spec):
+    """Labels `[H, W]` -> a PIL picture of them, their colours its palette."""
+    indexed = Image.fromarray(np.asarray(labels).astype("uint8"))
+    indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
+    return indexed
 
 
 def overlay(image, labels, spec, opacity=0.55):

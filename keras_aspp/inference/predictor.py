@@ -305,12 +305,15 @@ class _Keras:
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
+        # One trace for every size. A trace for any height at one width, which
+        # TensorFlow would make of pictures of 500x375 and 500x333, fails in
+        # its dilated depthwise convolutions.
+        pictures = [tf.TensorSpec((None, None, None, 3), "uint8")]
         self._labels = tf.function(
-            lambda images: serving.segment(model, images),
-            reduce_retracing=True,
+            lambda images: serving.segment(model, images), pictures
         )
         self._scores = tf.function(
-            lambda images: serving.score(model, images), reduce_retracing=True
+            lambda images: serving.score(model, images), pictures
         )
 
     def labels(self, images):

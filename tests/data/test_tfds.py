@@ -49,9 +49,10 @@ def test_records_are_encoded_and_hold_nothing_else(source):
     dataset = source.records("test")
     assert [s.dtype for s in dataset.element_spec] == [tf.string] * 3
     image, mask, where = next(dataset.as_numpy_iterator())
+    (stored, *_) = tfds.as_numpy(source.builder.as_dataset(split="test"))
     assert image.startswith(b"\x89PNG")
     assert mask.startswith(b"\x89PNG")
-    assert where == b"multiscale_shapes test, record 0"
+    assert where == b"multiscale_shapes test, record 0 (%b)" % stored["id"]
 
 
 def test_order_is_the_same_every_time(source):
@@ -137,7 +138,8 @@ def test_label_out_of_range_names_the_record(data_dir):
         tf.errors.OpError,
         match=(
             r"Label value \d.* neither in 0..0 .*File: multiscale_shapes "
-            r"validation, record 0, segmentation_mask \(\d+ pixels\)"
+            r"validation, record 0 \(validation_0000\d\), segmentation_mask "
+            r"\(\d+ pixels\)"
         ),
     ):
         list(evaluation_dataset(source, "validation", 1))

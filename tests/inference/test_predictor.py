@@ -125,3 +125,13 @@ def test_an_artefact_that_is_not_the_manifests(tiny_export, tmp_path, name):
     changed.write_bytes(changed.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=f"manifest.json.*{name}"):
         ka.Predictor(folder / name)
+
+
+def test_sizes_that_share_a_side(tiny_workdir):
+    """As of photographs: 500x375, then 500x333."""
+    predictor = ka.Predictor(tiny_workdir)
+    image = np.random.default_rng(0).integers(0, 256, (70, 101, 3), "uint8")
+    for height, width in ((64, 96), (65, 96), (70, 96), (70, 101)):
+        labels = predictor.predict(image[:height, :width])
+        alone = ka.Predictor(tiny_workdir).predict(image[:height, :width])
+        np.testing.assert_array_equal(labels, alone)

@@ -1,0 +1,209 @@
+"""Measures what docs/data.md states: pictures per second, and memory.
+
+python -m docs.data speed --count 2000
+python -m docs.data memory --count 20000
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_aspp.data.convert import convert_folder
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tfds import TfdsSource
+
+
+def write_pictures(root, count, size, distinct=50):
+    """A folder data set of `count` files, `distinct` of them different."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    contents = []
+    for _ in range(min(count, distinct)):
+        coarse = rng.integers(0, 256, (height // 8, width // 8, 3), "uint8")
+        image = Image.fromarray(coarse).resize((width, height))
+        labels = Image.fromarray(coarse[..., 0] % 3).resize((width, height), 0)
+        contents.append((image, labels))
+    for part in ("images", "masks"):
+        (root / part / "val").mkdir(parents=True)
+    for i in range(count):
+        image, labels = contents[i % len(contents)]
+        name = f"{i:07d}"
+        image.save(root / "images/val" / f"{name}.jpg", quality=90)
+        labels.save(root / "masks/val" / f"{name}.png")
+    DatasetSpec(["a", "b", "c"]).to_file(root / "dataset.json")
+    return root
+
+
+def forget_cached_pages(root):
+    """Drops files from the page cache, so that reading them is reading."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def pictures_per_second(dataset, count):
+    """How fast a data set of `count` pictures goes by."""
+    start = time.perf_counter()
+    seen = sum(1 for _ in dataset)
+    if seen != count:
+        raise ValueError(f"{count} pictures expected. Received: {seen}")
+    return count / (time.perf_counter() - start)
+
+
+def speed(count, size):
+    """Prints a row per way of reading; every file is read from the disk."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    from keras_aspp.data import pipeline
+    from keras_aspp.data.augment import AugmentConfig
+
+    tfds.disable_progress_bar()
+    # As with a data set that does not fit into memory.
+    pipeline.CACHE_BYTES = 0
+    with tempfile.TemporaryDirectory() as work:
+        root = write_pictures(Path(work) / "set", count, size)
+        source = FolderSource(root)
+        start = time.perf_counter()
+        output = Path(work) / "records"
+        convert_folder(source, output, num_shards=8)
+        seconds = time.perf_counter() - start
+        print(f"convert             {count / seconds:8.0f} pictures/s")
+        shards = sorted(output.glob("*.tfrecord*"))
+        megabytes = sum(path.stat().st_size for path in shards) / 1e6
+        print(f"{count} pictures, {megabytes:.0f} MB in {len(shards)} shards")
+
+        def report(name, folder, make):
+            rate = 0
+            for _ in range(3):  # The best of three: others use the machine.
+                dataset = make()
+                forget_cached_pages(folder)
+                rate = max(rate, pictures_per_second(dataset, count))
+            print(
+                f"{name:22}{rate:8.0f} pictures/s "
+                f"{rate / count * megabytes:8.0f} MB/s"
+            )
+
+        def blocks():
+            for path in shards:
+                with open(path, "rb", buffering=0) as file:
+                    while file.read(2**20):
+                        pass
+            yield from range(count)
+
+        def files():
+            for pair in source.pairs["val"]:
+                yield [Path(path).read_bytes() for path in pair]
+
+        records = TfdsSource(output)
+        report("the disk, 1 MB reads", output, blocks)
+        report("files, undecoded", root, files)
+        for name, make in (
+            ("records, in order", lambda: records.records("val").enumerate()),
+            ("records, shuffled", lambda: records.shuffled("val", 1)),
+        ):
+            # A hundred at a time to Python; decoding needs no such step.
+            report(
+                name,
+                output,
+                lambda make=make: (
+                    one
+                    for some in make()
+                    .map(lambda number, record: tf.strings.length(record[0]))
+                    .batch(100)
+                    .as_numpy_iterator()
+                    for one in some
+                ),
+            )
+        for name, where, data in (
+            ("folder", root, source),
+            ("records", output, records),
+        ):
+            report(
+                f"{name}, evaluation",
+                where,
+                lambda data=data: (
+                    one
+                    for batch, _ in pipeline.evaluation_dataset(data, "val", 8)
+                    for one in batch
+                ),
+            )
+            report(
+                f"{name}, training",
+                where,
+                lambda data=data: (
+                    one
+                    for batch, _ in pipeline.training_dataset(
+                        data,
+                        "val",
+                        AugmentConfig(),
+                        (320, 320),
+                        8,
+                        lambda image: image,
+                    ).take(count // 8)
+                    for one in batch
+                ),
+            )
+
+
+def resident_mb():
+    """What this process holds in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def memory(count, size, what):
+    """Prints what the process holds after each tenth of the pictures."""
+    import keras_aspp as ka
+    from keras_aspp.cli import predict
+    from keras_aspp.engine.evaluate import evaluate
+
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        root = write_pictures(work / "set", count, size)
+        ka.models.LRASPP(3, "mobilenet_v3_small", backbone_weights=None).save(
+            work / "model.keras"
+        )
+        predictor = ka.Predictor(work / "model.keras")
+        shown = set()
+
+        def show(done, total):
+            tenth = done * 10 // total
+            if tenth not in shown:
+                shown.add(tenth)
+                print(f"{done:8} {resident_mb():8.1f} MB", flush=True)
+
+        source = FolderSource(root)
+        show(0, count)
+        if what == "evaluate":
+            evaluate(predictor, source, "val", progress=show)
+            return
+        images = [image for image, _ in source.pairs["val"]]
+        predict.show_progress = show
+        predict.predict_files(predictor, images, work / "predicted")
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("speed", "evaluate", "predict"))
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--size", type=int, nargs=2, default=(376, 504))
+    flags = parser.parse_args()
+    if flags.what == "speed":
+        speed(flags.count, flags.size)
+    else:
+        memory(flags.count, flags.size, flags.what)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A folder data set -> sharded records, in TFDS' format."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+
+from keras_aspp.data import decode
+
+_VERSION = "1.0.0"
+
+
+def convert_folder(
+    source,
+    output,
+    num_shards=None,
+    beam_options=None,
+    progress=lambda items: items,
+):
+    """Writes every picture and mask of a folder data set into tfrecord files.
+
+    Pictures are stored as they are in their files, masks as classes, label map
+    and colormap applied; both are read once, so that records hold no fault.
+    TFDS puts the examples of a split in the order of their hashed names and
+    spreads them over shards of 64 MB or more.
+
+    Args:
+        source: `FolderSource`.
+        output: folder to make. `data.root` reads it; so does TFDS, by
+            `builder_from_directory`, or by name where it is `NAME/1.0.0`.
+        num_shards: int > 0, shards of each split; or `None`.
+        beam_options: list of str, pipeline options of Apache Beam, which does
+            the work; or `None` for this process.
+        progress: wraps the list of pairs of a split, to show progress.
+
+    Returns:
+        dict, split -> `(pictures, shards)`.
+
+    Raises:
+        FileExistsError: there is something at `output`.
+        ValueError: a picture or mask at fault, which is named; nothing is left
+            behind.
+    """
+    import tensorflow_datasets as tfds
+
+    output = Path(output).absolute()
+    if output.exists():
+        raise FileExistsError(
+            "The folder to convert to must not exist yet. "
+            f"Received: output={str(output)!r}"
+        )
+    pairs = {split: found for split, found in source.pairs.items() if found}
+    for split, found in pairs.items():
+        if num_shards is not None and not 0 < num_shards <= len(found):
+            raise ValueError(
+                f"`num_shards` must be in 1..{len(found)}, the pictures of "
+                f"`{split}`. Received: num_shards={num_shards}"
+            )
+    for messages in source.unpaired.values():
+        if messages:
+            raise ValueError(messages[0])
+    name, version = _name_and_version(output)
+    config = {"num_shards": num_shards}
+    if beam_options is not None:
+        from keras_aspp.engine.beam import pipeline_options
+
+        config["beam_options"] = pipeline_options(beam_options)
+    work = output.with_name(f".{output.name}.tmp")
+    # What a killed run left.
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        # TFDS talks to whoever builds a data set for the public.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = tfds.dataset_builders.store_as_tfds_dataset(
+                name=name,
+                version=version,
+                features=_features(),
+                split_datasets={
+                    split: _examples(
+                        found, source.spec, progress, beam_options is not None
+                    )
+                    for split, found in pairs.items()
+                },
+                data_dir=work,
+                description=source.spec.name
+                or f"Converted from {source.root}.",
+                download_config=tfds.download.DownloadConfig(**config),
+            )
+        source.spec.to_file(builder.data_path / "dataset.json")
+        os.replace(builder.data_path, output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {
+        split: (info.num_examples, info.num_shards)
+        for split, info in builder.info.splits.items()
+    }
+
+
+def _features():
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "segmentation_mask": tfds.features.Image(
+                shape=(None, None, 1), encoding_format="png", use_colormap=True
+            ),
+        }
+    )
+
+
+def _name_and_version(output):
+    """What TFDS would call the folder: `NAME/1.0.0`, or `NAME`."""
+    folder = output
+    if version := re.fullmatch(r"\d+\.\d+\.\d+", output.name):
+        folder = output.parent
+    name = re.sub(r"\W+", "_", folder.name, flags=re.ASCII).lower()
+    name = name if re.match("[a-z]", name) else f"data_{name}"
+    return name, version[0] if version else _VERSION
+
+
+def _examples(pairs, spec, progress, beam):
+    if not beam:
+        return (_example(pair, spec) for pair in progress(pairs))
+    import apache_beam
+
+    return (
+        apache_beam.Create(pairs)
+        | apache_beam.Reshuffle()
+        | apache_beam.Map(_example, spec)
+    )
+
+
+def _example(pair, spec):
+    image, mask = pair
+    content = Path(image).read_bytes()
+    size = decode.read_image(content, name=image).shape[:2]
+    labels = decode.read_mask(mask, spec, size)
+    name = Path(image).stem
+    return name, {
+        "id": name,
+        "image": content,
+        "segmentation_mask": labels[..., None],
+    }

@@ -1,0 +1,316 @@
+"""evaluate and predict on Apache Beam, for pictures by the million.
+
+Each worker opens the model for itself and sees pictures one at a time, so that
+labels do not depend on which pictures share a batch, which no runner promises.
+A bundle that fails is done again, and what it had given is dropped: counts are
+elements of the pipeline, never counters beside it, and files are written under
+a name of their own and renamed.
+
+Beam is imported where it is used; it is an extra.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import operator
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_aspp.data.decode import read_image
+from keras_aspp.engine.evaluate import check_classes, metrics_dict
+from keras_aspp.engine.pictures import (
+    color_labels,
+    index_picture,
+    overlay,
+    spec_of,
+)
+from keras_aspp.inference import Predictor
+from keras_aspp.metrics import ConfusionMatrix
+
+PREDICTIONS = "predictions.json"
+_WILDCARDS = "*?["
+
+
+def pipeline_options(options):
+    """Beam's `PipelineOptions` of a list of str.
+
+    Raises:
+        ValueError: Beam is not installed.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ValueError(
+            "`--beam` needs Apache Beam: pip install 'keras-aspp[beam]'. "
+            f"Received: {error}"
+        ) from None
+    return PipelineOptions(options)
+
+
+def evaluate_with_beam(model, source, split, path, options=()):
+    """Counts every picture of a split once; the counts are summed in int64.
+
+    Args:
+        model: dict, arguments of `Predictor`; its `path` must be there for
+            every worker.
+        source: `FolderSource` or `TfdsSource`, there for every worker too.
+        split: str.
+        path: file for the numbers, on any file system that Beam knows.
+        options: list of str, Beam's pipeline options.
+
+    Returns:
+        dict, the contents of `path`: those of `engine.evaluate.evaluate`.
+
+    Raises:
+        ValueError: Beam is not installed, or as `evaluate`.
+    """
+    options = pipeline_options(options)
+    import apache_beam as beam
+
+    total = source.size(split)
+    check_classes(Predictor(**model), source.spec)
+    path = _absolute(path)
+    with beam.Pipeline(options=options) as pipeline:
+        _ = (
+            pipeline
+            | "records" >> _records(source, split)
+            | "decode" >> beam.Map(_decode, source)
+            | "predict" >> _inference(model)
+            | "count" >> beam.Map(_count, source.spec)
+            | "sum" >> beam.CombineGlobally(_total)
+            | "numbers" >> beam.Map(_metrics, source.spec, split)
+            | "write" >> beam.Map(_write_json, path)
+        )
+    found = _read_json(path)
+    if found["num_images"] != total:
+        raise ValueError(
+            f"Split `{split}` has {total} pictures, but {found['num_images']} "
+            f"were counted; did the data change meanwhile? File: {path}"
+        )
+    return found
+
+
+def predict_with_beam(model, images, output, options=()):
+    """Segments pictures; a bad one does not stop the others.
+
+    Args:
+        model: dict, arguments of `Predictor`; its `path` must be there for
+            every worker.
+        images: paths and patterns (`gs://bucket/*.jpg`), on any file system
+            that Beam knows.
+        output: folder to write to, on any of them too.
+        options: list of str, Beam's pipeline options.
+
+    Returns:
+        `(num_images, messages)`: how many were done; one line for each that
+        failed. Both stand in `output/predictions.json`.
+
+    Raises:
+        ValueError: Beam is not installed, or no file fits a pattern.
+    """
+    options = pipeline_options(options)
+    import apache_beam as beam
+
+    output = _absolute(output)
+    spec = spec_of(Predictor(**model))
+    with beam.Pipeline(options=options) as pipeline:
+        read = (
+            pipeline
+            | "files" >> _files(images)
+            | "read" >> beam.FlatMap(_read).with_outputs("failed", main="good")
+        )
+        done = (
+            read.good
+            | "predict" >> _inference(model)
+            | "save" >> beam.Map(_save, spec, output)
+        )
+        failed = read.failed | "message" >> beam.Map(lambda m: (0, [m]))
+        _ = (
+            (done, failed)
+            | beam.Flatten()
+            | "sum" >> beam.CombineGlobally(_total)
+            | "report" >> beam.Map(_report)
+            | "write" >> beam.Map(_write_json, _join(output, PREDICTIONS))
+        )
+    found = _read_json(_join(output, PREDICTIONS))
+    return found["num_images"], found["failed"]
+
+
+# What the pipelines are made of.
+
+
+def _inference(model):
+    """`(key, uint8 [H, W, 3])` -> `(key, (picture, int32 [H, W]))`."""
+    from apache_beam.ml.inference import base
+
+    class Handler(base.ModelHandler):
+        def load_model(self):
+            return Predictor(**model)
+
+        def run_inference(self, batch, model, inference_args=None):
+            for image in batch:
+                yield image, model.predict_batch(image[None])[0]
+
+        def batch_elements_kwargs(self):
+            return {"min_batch_size": 1, "max_batch_size": 1}
+
+    return base.RunInference(base.KeyedModelHandler(Handler()))
+
+
+def _records(source, split):
+    """The records of a source, each once."""
+    import apache_beam as beam
+
+    # Distinct lets the work spread too: it is not tied to what listed it.
+    if hasattr(source, "pairs"):
+        source.require(split)
+        return beam.Create(source.pairs[split]) | beam.Distinct()
+    return (
+        beam.Create(source.shards(split))
+        | beam.Distinct()
+        | beam.FlatMap(source.read_shard, split)
+    )
+
+
+def _decode(record, source):
+    image, labels = source.decode(*record)
+    return labels, image
+
+
+def _count(element, spec):
+    """One picture's confusion matrix, and 1."""
+    labels, (_, predicted) = element
+    valid = labels != spec.ignore_label
+    cells = labels[valid] * np.int64(spec.num_classes) + predicted[valid]
+    size = spec.num_classes**2
+    return np.bincount(cells, minlength=size).reshape(-1, spec.num_classes), 1
+
+
+def _total(elements):
+    """The sums of the first and of the second parts; `None` of nothing."""
+    elements = [element for element in elements if element is not None]
+    if not elements:
+        return None
+    # Not in place: Beam may hand the same element over once more.
+    return tuple(
+        functools.reduce(operator.add, part)
+        for part in zip(*elements, strict=True)
+    )
+
+
+def _metrics(counts, spec, split):
+    matrix = ConfusionMatrix(spec.num_classes, spec.ignore_label)
+    matrix.total_cm.assign(counts[0])
+    numbers = metrics_dict(matrix, spec)
+    return {**numbers, "num_images": counts[1], "split": split}
+
+
+def _files(images):
+    """`(name, path)` of every file once; names are unique."""
+    import apache_beam as beam
+    from apache_beam.io import fileio
+
+    plain = [
+        _absolute(i)
+        for i in images
+        if os.path.exists(i) or not set(_WILDCARDS) & set(i)
+    ]
+    patterns = [_absolute(i) for i in images if _absolute(i) not in plain]
+
+    class Files(beam.PTransform):
+        def expand(self, pipeline):
+            matched = (
+                pipeline
+                | beam.Create(patterns)
+                | fileio.MatchAll(fileio.EmptyMatchTreatment.DISALLOW)
+                | beam.Map(lambda found: found.path)
+            )
+            return (
+                (pipeline | "plain" >> beam.Create(plain), matched)
+                | beam.Flatten()
+                | beam.Map(lambda path: (Path(path).stem, path))
+                | beam.GroupByKey()
+                | beam.FlatMap(_named)
+            )
+
+    return Files()
+
+
+def _named(element):
+    """Pictures of one name out of two folders must not overwrite each other."""
+    stem, paths = element
+    paths = sorted(set(paths))
+    for path in paths:
+        tag = hashlib.sha256(path.encode("utf-8", "surrogateescape"))
+        unique = "" if len(paths) == 1 else f"_{tag.hexdigest()[:8]}"
+        yield stem + unique, path
+
+
+def _read(element):
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.pvalue import TaggedOutput
+
+    name, path = element
+    try:
+        with FileSystems.open(path) as file:
+            yield name, read_image(file.read(), name=path, exif=True)
+    except (ValueError, OSError) as error:
+        yield TaggedOutput("failed", str(error))
+
+
+def _save(element, spec, output):
+    name, (image, labels) = element
+    for part, picture in (
+        ("labels", index_picture(labels, spec)),
+        ("color", Image.fromarray(color_labels(labels, spec))),
+        ("overlay", Image.fromarray(overlay(image, labels, spec))),
+    ):
+        content = io.BytesIO()
+        picture.save(content, format="PNG")
+        _write(_join(output, f"{name}_{part}.png"), content.getvalue())
+    return 1, []
+
+
+def _report(total):
+    count, messages = total
+    return {"num_images": count, "failed": sorted(messages)}
+
+
+# Files, on whatever file system.
+
+
+def _absolute(path):
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _join(folder, name):
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems.join(folder, name)
+
+
+def _write(path, content):
+    from apache_beam.io.filesystems import FileSystems
+
+    # Two workers may be given the same work.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    with FileSystems.create(temporary) as file:
+        file.write(content)
+    FileSystems.rename([temporary], [path])
+
+
+def _write_json(content, path):
+    _write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _read_json(path):
+    from apache_beam.io.filesystems import FileSystems
+
+    with FileSystems.open(path) as file:
+        return json.loads(file.read())

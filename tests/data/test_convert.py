@@ -1,0 +1,288 @@
+"""A folder data set as sharded records: the same pictures, in any order."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tiny_run import write_folder
+
+from keras_aspp.cli.main import main
+from keras_aspp.config import DataConfig
+from keras_aspp.data import convert, pipeline
+from keras_aspp.data import tfds as tfds_source
+from keras_aspp.data.augment import AugmentConfig
+from keras_aspp.data.convert import convert_folder
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.pipeline import (
+    evaluation_dataset,
+    pictures_of_batch,
+    training_dataset,
+)
+from keras_aspp.data.sources import open_source
+from keras_aspp.data.tfds import TfdsSource
+
+COUNT, SHARDS, BATCH = 23, 5, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """JPEG and PNG pictures; masks that need a label map."""
+    root = tmp_path_factory.mktemp("folder") / "set"
+    sizes = [(64, 96), (72, 60)] * 12
+    write_folder(root, sizes[:COUNT], splits=("train", "val"))
+    for i in range(3):
+        path = root / "images/train" / f"train_{i}.png"
+        Image.open(path).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+    described = json.loads((root / "dataset.json").read_text())
+    described |= {"ignore_label": 200, "label_map": {"255": "ignore", "2": 1}}
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    output = folder.parent / "shapes" / "1.0.0"
+    written = convert_folder(FolderSource(folder), output, SHARDS)
+    assert written == {"train": (COUNT, SHARDS), "val": (COUNT, SHARDS)}
+    return output
+
+
+def examples(source, split):
+    return sorted(
+        (image.tobytes(), labels.tobytes(), image.shape)
+        for image, labels in (
+            source.decode(*record)
+            for record in source.records(split).as_numpy_iterator()
+        )
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pictures_and_labels_are_those_of_the_folder(folder, records, split):
+    ours, theirs = TfdsSource(records), FolderSource(folder)
+    assert examples(ours, split) == examples(theirs, split)
+    assert ours.size(split) == theirs.size(split) == COUNT
+    assert ours.spec.class_names == theirs.spec.class_names
+    assert ours.spec.ignore_label == 200
+    # The masks hold classes now: mapping them once more would be wrong.
+    assert ours.spec.label_map is None
+
+
+def test_picture_files_are_stored_as_they_are(folder, records):
+    stored = {
+        image
+        for image, *_ in TfdsSource(records)
+        .records("train")
+        .as_numpy_iterator()
+    }
+    files = (folder / "images/train").iterdir()
+    assert stored == {path.read_bytes() for path in files}
+
+
+def test_configurations_and_tfds_read_it(records):
+    by_root = open_source(DataConfig(root=str(records)))
+    by_name = open_source(
+        DataConfig(tfds="shapes", data_dir=str(records.parents[1]))
+    )
+    assert examples(by_root, "val") == examples(by_name, "val")
+    assert by_name.spec == by_root.spec
+    plain = tfds.load("shapes", data_dir=records.parents[1], split="val")
+    masks = [x["segmentation_mask"].numpy()[..., 0] for x in plain]
+    expected = [labels for _, labels, _ in examples(by_root, "val")]
+    assert sorted(m.astype("int32").tobytes() for m in masks) == sorted(
+        expected
+    )
+
+
+def test_messages_name_the_picture(records):
+    source = TfdsSource(records)
+    _, second, *_ = source.records("val").as_numpy_iterator()
+    assert source.name_of(second).startswith(f"{records} val, record 1 (val_")
+
+
+# Training: the order of the pictures.
+
+
+@pytest.fixture
+def by_shard(monkeypatch):
+    """As with a data set that fits neither memory nor the shuffle buffer."""
+    monkeypatch.setattr(pipeline, "CACHE_BYTES", 0)
+    monkeypatch.setattr(tfds_source, "SHUFFLE_RECORDS", 4)
+    monkeypatch.setattr(tfds_source, "SHARDS_AT_ONCE", 3)
+
+
+def batches(source, count, **kwargs):
+    dataset = training_dataset(
+        source,
+        "train",
+        AugmentConfig(),
+        (64, 64),
+        BATCH,
+        lambda image: image,
+        **kwargs,
+    )
+    return [(x.numpy(), y.numpy()) for x, y in dataset.take(count)]
+
+
+def names(source, count, seed=0):
+    """Names of the first pictures that a run sees."""
+    return pictures_of_batch(source, "train", count, seed, step=0)
+
+
+def shard_of(records):
+    """Name -> number of its shard."""
+    source = TfdsSource(records)
+    found = {}
+    for i, shard in enumerate(source.shards("train")):
+        for record in source.read_shard(shard, "train"):
+            found[source.name_of(record)] = i
+    assert len(found) == COUNT
+    return found
+
+
+def test_each_epoch_sees_each_picture_once_in_another_order(records, by_shard):
+    seen = names(TfdsSource(records), 3 * COUNT)
+    epochs = [seen[i * COUNT : (i + 1) * COUNT] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(shard_of(records))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_pictures_of_several_shards_make_a_batch(records, by_shard):
+    shards = shard_of(records)
+    seen = [shards[name] for name in names(TfdsSource(records), 20)]
+    mixed = [len(set(seen[i : i + BATCH])) for i in range(0, 20, BATCH)]
+    assert min(mixed) >= 2
+    # In no order of the shards.
+    firsts = {
+        shards[names(TfdsSource(records), 1, seed)[0]] for seed in range(6)
+    }
+    assert len(firsts) >= 3
+
+
+def test_same_run_same_batches(records, by_shard):
+    one, again, other = (
+        batches(TfdsSource(records), 7, seed=seed) for seed in (3, 3, 4)
+    )
+    for a, b, c in zip(one, again, other, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+        assert (a[0] != c[0]).any()
+
+
+@pytest.mark.parametrize("first", [1, 5, 6, 12])
+def test_resumed_run_sees_what_it_would_have_seen(records, by_shard, first):
+    whole = batches(TfdsSource(records), 14)
+    rest = batches(TfdsSource(records), 14 - first, first_example=first * BATCH)
+    for a, b in zip(whole[first:], rest, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_evaluation_sees_each_picture_once(folder, records):
+    def counts(source):
+        total = np.zeros(256, "int64")
+        for _, labels in evaluation_dataset(source, "val", 4):
+            total += np.bincount(labels.numpy().ravel(), minlength=256)
+        return total[:200]
+
+    np.testing.assert_array_equal(
+        counts(TfdsSource(records)), counts(FolderSource(folder))
+    )
+
+
+# Nothing or all of it.
+
+
+@pytest.fixture
+def bad(tmp_path):
+    root = write_folder(tmp_path / "bad")
+    Image.new("L", (96, 64), 77).save(root / "masks/val/val_1.png")
+    return root
+
+
+def test_a_bad_mask_is_named_and_leaves_nothing(bad, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    output = str(tmp_path / "out")
+    arguments = ["--root", str(bad), "--output", output]
+    assert main(["data", "convert", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "Label value 77 is neither in 0..2" in said
+    assert "masks/val/val_1.png" in said
+    assert said.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_convert_leaves_nothing(folder, tmp_path):
+    def interrupted(pairs):
+        yield from pairs[:5]
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        convert_folder(FolderSource(folder), output, progress=interrupted)
+    assert list(tmp_path.iterdir()) == []
+    # What a kill leaves goes with the next one.
+    (tmp_path / ".out.tmp" / "out").mkdir(parents=True)
+    (tmp_path / ".out.tmp" / "out" / "half").write_text("")
+    convert_folder(FolderSource(folder), output)
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_is_there_is_not_touched(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="Received: output=.*out"):
+        convert_folder(FolderSource(folder), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("num_shards", [0, -1, COUNT + 1])
+def test_impossible_numbers_of_shards(folder, tmp_path, num_shards):
+    with pytest.raises(ValueError, match=f"Received: num_shards={num_shards}"):
+        convert_folder(FolderSource(folder), tmp_path / "out", num_shards)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_without_a_mask_is_no_silent_loss(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "set")
+    (root / "masks/val/val_3.png").unlink()
+    with pytest.raises(ValueError, match="Picture without a mask. .*val_3.png"):
+        convert_folder(FolderSource(root), tmp_path / "out")
+
+
+def test_without_beam_one_line_says_what_to_install(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    arguments = ["--root", str(folder), "--output", str(tmp_path / "out")]
+    assert main(["data", "convert", *arguments, "--beam"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install 'keras-aspp[beam]'" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_beam_options_need_beam(folder, tmp_path, capsys):
+    arguments = ["--root", str(folder), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "convert", *arguments, "--beam-options", "--runner=X"])
+    assert stop.value.code == 2
+    assert "--beam-options needs --beam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("camvid", ("camvid", "1.0.0")),
+        ("camvid/2.1.0", ("camvid", "2.1.0")),
+        ("My set-3", ("my_set_3", "1.0.0")),
+        ("2024", ("data_2024", "1.0.0")),
+    ],
+)
+def test_names(tmp_path, folder, expected):
+    assert convert._name_and_version(tmp_path / folder) == expected
