@@ -36,6 +36,7 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
+    from keras_aspp.engine.distributed import worker
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -45,9 +46,13 @@ def run(arguments):
         print_table([("curve", path), ("train.learning_rate", found)])
         return 0
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "checkpoints").exists() or flags.resume:
+    chief = worker(config.train.strategy)[0] == 0
+    if chief and (flags.resume or not (workdir / "checkpoints").exists()):
         dump_config(config, workdir / "config.yaml")
     metrics = train(config, workdir, flags.resume)
+    if not chief:
+        print("Done; the chief, machine 0, evaluates the model.")
+        return 0
     print_metrics(metrics)
     print()
     print_table(

@@ -32,10 +32,14 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, workdir, early_stopping_epochs=None, averages=None):
         super().__init__()
         self.averages = averages
-        self.workdir = Path(workdir)
-        self.folder = self.workdir / "checkpoints"
+        self.move(workdir)
         self.early_stopping_epochs = early_stopping_epochs
         self.best, self.best_epoch = -math.inf, 0
+
+    def move(self, workdir):
+        """Writes to another folder from now on."""
+        self.workdir = Path(workdir)
+        self.folder = self.workdir / "checkpoints"
 
     def restore(self, model):
         """Loads the newest state that loads.

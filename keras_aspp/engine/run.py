@@ -1,6 +1,7 @@
 """train: one run, from a configuration to `metrics.json`."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import keras
@@ -15,7 +16,13 @@ from keras_aspp.data.pipeline import (
 )
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints, save_model
-from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.compile import Compilations, compile_model
+from keras_aspp.engine.distributed import (
+    make_strategy,
+    training_batches,
+    validation_batches,
+    worker,
+)
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.files import write_json
 from keras_aspp.engine.loss import resolve_class_weights
@@ -42,7 +49,8 @@ def train(config, workdir, resume=False):
         resume: bool. Go on from the newest checkpoint.
 
     Returns:
-        dict, the contents of `metrics.json`.
+        dict, the contents of `metrics.json`; `None` on a machine that is not
+        the chief, which alone writes and evaluates.
 
     Raises:
         ValueError: data or configuration at fault, or a loss that is not
@@ -63,23 +71,32 @@ def train(config, workdir, resume=False):
         )
     run = _Run(config)
     model, spec, source = run.model, run.spec, run.source
-    xla = compile_model(
-        model,
-        config.train,
-        run.epochs * run.steps,
-        spec.ignore_label,
-        run.class_weights,
-    )
+    with run.strategy.scope():
+        xla = compile_model(
+            model,
+            config.train,
+            run.epochs * run.steps,
+            spec.ignore_label,
+            run.class_weights,
+        )
     print(f"{run.summary()}, {xla}")
     if run.class_weights is not None:
         named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, config.data.crop_size)
-    (workdir / "logs").mkdir(parents=True, exist_ok=True)
-    spec.to_file(workdir / "dataset.json")
     done = checkpoints.restore(model) if resume else 0
     if resume:
         print(f"Resumed after epoch {done}.")
+    chief = worker(config.train.strategy)[0] == 0
+    if not chief:
+        # All machines take part in what the chief writes, since they hold
+        # variables together; what the others write is thrown away.
+        scratch = tempfile.TemporaryDirectory()
+        workdir = Path(scratch.name)
+        checkpoints.move(workdir)
+    (workdir / "logs").mkdir(parents=True, exist_ok=True)
+    spec.to_file(workdir / "dataset.json")
+    compilations = Compilations(model, xla, workdir / "logs")
     validation = evaluation_dataset(
         source, config.data.validation_split, config.train.batch_size
     )
@@ -91,15 +108,24 @@ def train(config, workdir, resume=False):
     watch = Watch(spec, run.pictures_of_batch, run.steps, done)
     if done < run.epochs:
         model.fit(
-            run.batches(done * run.steps).map(watch.batch),
-            validation_data=validation.map(
-                lambda x, y: (model.preprocess(x), y)
+            training_batches(
+                run.strategy,
+                lambda batch_size, shard: run.batches(
+                    done * run.steps, batch_size, shard
+                ).map(watch.batch),
+                config.train.batch_size,
+            ),
+            validation_data=validation_batches(
+                run.strategy,
+                validation.map(lambda x, y: (model.preprocess(x), y)),
+                spec.ignore_label,
             ),
             validation_freq=_validation_epochs(config.train, run.epochs),
             initial_epoch=done,
             epochs=run.epochs,
             steps_per_epoch=run.steps,
             shuffle=False,
+            verbose="auto" if chief else 0,
             callbacks=[
                 ValidationPictures(
                     images[:4].numpy(),
@@ -114,8 +140,11 @@ def train(config, workdir, resume=False):
                     workdir / "logs" / "history.csv", append=done > 0
                 ),
                 keras.callbacks.TensorBoard(workdir / "logs"),
+                compilations,
             ],
         )
+    if not chief:
+        return None
     best = workdir / "model.keras"
     if config.train.recalibrate_steps:
         _recalibrate(
@@ -164,16 +193,18 @@ class _Run:
 
     def __init__(self, config):
         self.config = config
+        self.strategy = make_strategy(config.train.strategy)
         self.source = open_source(config.data)
         self.spec = self.source.spec
         _check_data(self.source, config.data)
         keras.utils.set_random_seed(config.train.seed)
-        self.model = build_model(
-            config.model,
-            self.spec.num_classes,
-            dtype=config.train.precision,
-            rematerialize=config.train.rematerialize,
-        )
+        with self.strategy.scope():
+            self.model = build_model(
+                config.model,
+                self.spec.num_classes,
+                dtype=config.train.precision,
+                rematerialize=config.train.rematerialize,
+            )
         split = config.data.train_split
         self.num_examples = self.source.size(split)
         self.epochs, self.steps = config.train.duration(self.num_examples)
@@ -183,23 +214,31 @@ class _Run:
 
     def summary(self):
         train = self.config.train
+        replicas = self.strategy.num_replicas_in_sync
+        devices = ""
+        if train.strategy != "none":
+            index, count = worker(train.strategy)
+            machines = f" of {count} machines, this is {index}"
+            devices = f"; {replicas} devices{machines if count > 1 else ''}"
         return (
             f"{self.model.name} on {self.num_examples} pictures, "
             f"{self.spec.num_classes} classes: {self.epochs} epochs of "
             f"{self.steps} steps of {train.batch_size}; {train.precision}"
+            f"{devices}"
         )
 
-    def batches(self, first_step=0):
+    def batches(self, first_step=0, batch_size=None, shard=(0, 1)):
         data, train = self.config.data, self.config.train
         return training_dataset(
             self.source,
             data.train_split,
             data.augment,
             data.crop_size,
-            train.batch_size,
+            batch_size or train.batch_size,
             self.model.preprocess,
             train.seed,
             first_example=first_step * train.batch_size,
+            shard=shard,
         )
 
     def pictures_of_batch(self, step):
