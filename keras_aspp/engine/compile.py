@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_aspp.engine.distributed import check_supported, prepare, share
+from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import ConfusionMatrix
 
@@ -154,11 +154,9 @@ def compile_model(
         str: what XLA resolved to and why, for people.
 
     Raises:
-        ValueError: the configuration asks for what does not work under the
-            strategy in whose scope it is compiled.
+        ValueError: XLA is asked for under a strategy.
     """
     strategy = tf.distribute.get_strategy()
-    check_supported(config, strategy)
     jit, why = resolve_jit(config.jit_compile, tf.distribute.has_strategy())
     shared = strategy.num_replicas_in_sync > 1
     loss = build_loss(config.loss, ignore_label, class_weights, shared)
@@ -181,15 +179,14 @@ class Compilations(keras.callbacks.Callback):
 
     TensorFlow makes a graph of a step when it first sees it, and again for
     batches of another shape; under XLA each shape is compiled besides. More
-    traces than a run has shapes of batches are time lost.
-
-    It prints the counts at the end of training, and writes them, and what XLA
-    resolved to, to TensorBoard.
+    traces than a run has shapes of batches are time lost. Counts and what XLA
+    resolved to are printed at the end of training, and go to TensorBoard.
 
     Args:
         model: compiled `keras.Model`, before its first step.
         xla: str, whether XLA is on and why.
         log_dir: folder, or `None` to write nothing.
+
     Attributes:
         traces: dict, name of the step -> int.
     """

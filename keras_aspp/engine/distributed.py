@@ -37,23 +37,15 @@ def make_strategy(name):
         return tf.distribute.get_strategy()
     if name == "multi_worker":
         worker(name)
-        options = tf.distribute.experimental.CommunicationOptions()
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=options
-        )
-    devices = [
-        device.name
-        for kind in ("GPU", "CPU")
-        for device in tf.config.list_logical_devices(kind)
-    ]
-    kind = "GPU" if "GPU" in devices[0] else "CPU"
-    devices = [device for device in devices if kind in device]
-    if len(devices) < 2:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    names = [device.name for device in tf.config.list_logical_devices(kind)]
+    if len(names) < 2:
         raise ValueError(
             "train.strategy=mirrored needs at least two devices; leave it at "
-            f"none. Received: {', '.join(devices)}"
+            f"none. Received: {', '.join(names)}"
         )
-    return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.MirroredStrategy(names)
 
 
 def worker(name):
@@ -132,6 +124,26 @@ def check_supported(config, strategy):
     Raises:
         ValueError: as above, with the reason.
     """
+    if config.strategy == "none":
+        return
+    if config.accumulate_steps > 1:
+        raise ValueError(
+            "Keras cannot accumulate gradients under a strategy, where devices "
+            "would meet inside a condition; give train.batch_size the whole "
+            f"batch. Received: accumulate_steps={config.accumulate_steps}"
+        )
+    if config.precision == "mixed_float16":
+        raise ValueError(
+            "Under a strategy Keras looks for overflow in the gradients of "
+            "the first device only, and that of another spoils the weights; "
+            "train.precision=mixed_bfloat16 cannot overflow so. Received: "
+            "precision=mixed_float16"
+        )
+    if config.lr_finder:
+        raise ValueError(
+            "train.lr_finder tries rates on one device; leave train.strategy "
+            f"at none for it. Received: strategy={config.strategy}"
+        )
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
         raise ValueError(

@@ -18,6 +18,7 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints, save_model
 from keras_aspp.engine.compile import Compilations, compile_model
 from keras_aspp.engine.distributed import (
+    check_supported,
     make_strategy,
     training_batches,
     validation_batches,
@@ -79,12 +80,12 @@ def train(config, workdir, resume=False):
             spec.ignore_label,
             run.class_weights,
         )
+        done = checkpoints.restore(model) if resume else 0
     print(f"{run.summary()}, {xla}")
     if run.class_weights is not None:
         named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, config.data.crop_size)
-    done = checkpoints.restore(model) if resume else 0
     if resume:
         print(f"Resumed after epoch {done}.")
     chief = worker(config.train.strategy)[0] == 0
@@ -194,6 +195,7 @@ class _Run:
     def __init__(self, config):
         self.config = config
         self.strategy = make_strategy(config.train.strategy)
+        check_supported(config.train, self.strategy)
         self.source = open_source(config.data)
         self.spec = self.source.spec
         _check_data(self.source, config.data)
