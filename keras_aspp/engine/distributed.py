@@ -233,7 +233,8 @@ def share(loss, strategy):
     if not isinstance(loss, SegmentationLoss):
         raise TypeError(
             "Only losses of keras_aspp.losses can be normalized over all "
-            f"devices; CrossEntropy() is Keras' own. Received: {type(loss).__name__}"
+            "devices; CrossEntropy() is Keras' own. Received: a "
+            f"{type(loss).__name__}"
         )
     loss.devices = strategy.num_replicas_in_sync
     loss.everywhere = _sum_over_devices
