@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 from keras import ops
 
 CHANNEL_ORDERS = ("rgb", "bgr")
@@ -54,9 +55,11 @@ class Preprocess:
 
     def __call__(self, image):
         """`image` (..., H, W, C), 0..255, as float32 of the same shape."""
-        image = ops.cast(image, "float32")
+        # In tf.data a picture is TensorFlow's, whatever Keras computes by.
+        if getattr(image, "dtype", None) != "float32":
+            image = ops.cast(image, "float32")
         if self.channel_order == "bgr":
-            image = ops.flip(image, axis=-1)
+            image = image[..., ::-1]
         low, high = self.value_range
         return (image * ((high - low) / 255) + (low - _row(self.mean))) / _row(
             self.std
@@ -72,7 +75,7 @@ class Preprocess:
 
 def _row(value):
     if isinstance(value, tuple):
-        return ops.convert_to_tensor(value, dtype="float32")
+        return np.array(value, "float32")
     return value
 
 
