@@ -308,6 +308,7 @@ def test_operations_of_each_form():
     assert "SpaceToBatchND" not in found
 
 
+@tensorflow_only
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("how", ["graph", "xla"])
 @pytest.mark.parametrize(
