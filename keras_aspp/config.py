@@ -199,7 +199,7 @@ class TrainConfig:
             durations is given.
         total_steps: optimizer batches.
         total_examples: pictures seen.
-        batch_size: pictures per step.
+        batch_size: pictures per step, of all devices together.
         accumulate_steps: steps whose gradients are averaged to one update.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
         loss: see `LossConfig`.
@@ -221,6 +221,8 @@ class TrainConfig:
         precision: Keras dtype policy.
         rematerialize: compute the backbone's activations twice instead of
             keeping them: less memory, more time.
+        strategy: devices that share each batch: `none`, one; `mirrored`, all of
+            this machine; `multi_worker`, all of several machines.
         seed: of weights, batches and augmentation.
         early_stopping_epochs: epochs without a better validation mean IoU
             after which the run ends, or `none`.
@@ -248,6 +250,7 @@ class TrainConfig:
     jit_compile: Literal["auto"] | bool = "auto"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     rematerialize: bool = False
+    strategy: Literal["none", "mirrored", "multi_worker"] = "none"
     seed: int = 0
     early_stopping_epochs: int | None = None
     validate_every_epochs: int = 1

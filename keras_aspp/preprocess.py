@@ -65,9 +65,11 @@ class Preprocess:
 
     def __call__(self, image):
         """`image` (..., H, W, C), 0..255, as float32 of the same shape."""
-        image = ops.cast(image, "float32")
+        # In tf.data a picture is TensorFlow's, whatever Keras computes by.
+        if getattr(image, "dtype", None) != "float32":
+            image = ops.cast(image, "float32")
         if self.channel_order == "bgr":
-            image = ops.flip(image, axis=-1)
+            image = image[..., ::-1]
         return scale_and_shift(image, *self._scale_and_shift(image.shape[-1]))
 
     def _scale_and_shift(self, channels):

@@ -2,8 +2,15 @@
 
 import keras
 import numpy as np
+import pytest
 
 SHAPE = (2, 9, 7, 5)  # odd, non-square, no axis equal to another
+
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+tensorflow_only = pytest.mark.skipif(
+    not ON_TENSORFLOW,
+    reason="about TensorFlow itself: its graphs, its XLA, its files",
+)
 
 
 def npy(x):
@@ -45,6 +52,22 @@ def randomize(layer, seed=0):
             value = rng.normal(0, 0.3, shape)
         weight.assign(value)
     return layer
+
+
+def value_and_gradients(function, *inputs):
+    """Value of a scalar function, and its gradients, on either backend."""
+    inputs = [keras.ops.convert_to_tensor(x) for x in inputs]
+    if not ON_TENSORFLOW:
+        import jax
+
+        which = tuple(range(len(inputs)))
+        return jax.value_and_grad(function, which)(*inputs)
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        value = function(*inputs)
+    return value, tape.gradient(value, inputs)
 
 
 def relu(x):

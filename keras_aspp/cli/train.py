@@ -37,6 +37,7 @@ def run(arguments):
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
     from keras_aspp.engine.checkpoint import changes
+    from keras_aspp.engine.distributed import worker
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -46,12 +47,16 @@ def run(arguments):
         print_table([("curve", path), ("train.learning_rate", found)])
         return 0
     workdir.mkdir(parents=True, exist_ok=True)
-    if flags.resume:
+    chief = worker(config.train.strategy)[0] == 0
+    if chief and flags.resume:
         for change in changes(workdir, config):
             print(f"Changed since the checkpoint: {change}")
-    if not (workdir / "checkpoints").exists() or flags.resume:
+    if chief and (flags.resume or not (workdir / "checkpoints").exists()):
         dump_config(config, workdir / "config.yaml")
     metrics = train(config, workdir, flags.resume)
+    if not chief:
+        print("Done; the chief, machine 0, evaluates the model.")
+        return 0
     print_metrics(metrics)
     print()
     print_table(

@@ -18,6 +18,7 @@ def training_dataset(
     preprocess,
     seed=0,
     first_example=0,
+    shard=(0, 1),
 ):
     """Endless batches of random crops; the same run gives the same batches.
 
@@ -35,6 +36,8 @@ def training_dataset(
         preprocess: `Preprocess`.
         seed: int, the run's seed.
         first_example: int >= 0, how many examples the run has seen.
+        shard: `(index, count)`: of every `count` examples, the one that is
+            read here; the others belong to other machines.
 
     Returns:
         `tf.data.Dataset` of `(float32 [B, h, w, 3], int32 [B, h, w])`.
@@ -56,6 +59,7 @@ def training_dataset(
         _in_order(
             source, split, seed, first_example, decode if cached else None
         )
+        .shard(num_shards=shard[1], index=shard[0])
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .prefetch(2)

@@ -60,15 +60,20 @@ class Checkpoints(keras.callbacks.Callback):
         self, workdir, config, pictures=None, averages=None, steps_per_epoch=0
     ):
         super().__init__()
-        self.workdir, self.config = Path(workdir), config
+        self.config = config
         self.pictures, self.averages = pictures or {}, averages
         self.steps_per_epoch = steps_per_epoch
-        self.states = States(
-            self.workdir / "checkpoints", config.train.keep_checkpoints
-        )
+        self.move(workdir)
         self.best, self.best_epoch = -math.inf, 0
         self.epochs, self.steps, self.history = 0, 0, []
         self._metrics, self._first_step, self._asked = [], 0, False
+
+    def move(self, workdir):
+        """Writes to another folder from now on."""
+        self.workdir = Path(workdir)
+        self.states = States(
+            self.workdir / "checkpoints", self.config.train.keep_checkpoints
+        )
 
     def restore(self, model):
         """Loads the newest state that loads.

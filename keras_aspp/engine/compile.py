@@ -1,8 +1,10 @@
 """compile_model: optimizer, schedule, loss, metric, XLA."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
+from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import ConfusionMatrix
 
@@ -48,19 +50,29 @@ class WarmupPolynomial(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def resolve_jit(jit_compile):
+def resolve_jit(jit_compile, distributed=False):
     """Whether XLA compiles the steps, and why.
 
     Args:
         jit_compile: `"auto"`, `True` or `False`.
+        distributed: bool. Under a strategy of `tf.distribute`.
 
     Returns:
         `(bool, str)`.
+
+    Raises:
+        ValueError: XLA is asked for under a strategy.
     """
+    if distributed and jit_compile is True:
+        raise ValueError(
+            "XLA cannot compile a step that devices of tf.distribute do "
+            "together; leave `train.jit_compile` at auto, or train on JAX "
+            "(docs/scaling.md). Received: train.jit_compile=true"
+        )
     if jit_compile != "auto":
         return jit_compile, f"train.jit_compile={str(jit_compile).lower()}"
-    import tensorflow as tf
-
+    if distributed:
+        return False, "auto: not under tf.distribute"
     if tf.config.list_physical_devices("GPU"):
         return True, "auto: a GPU is there"
     return False, "auto: no GPU, where graph mode is faster"
@@ -140,14 +152,71 @@ def compile_model(
 
     Returns:
         str: what XLA resolved to and why, for people.
+
+    Raises:
+        ValueError: XLA is asked for under a strategy.
     """
-    jit, why = resolve_jit(config.jit_compile)
+    strategy = tf.distribute.get_strategy()
+    jit, why = resolve_jit(config.jit_compile, tf.distribute.has_strategy())
+    shared = strategy.num_replicas_in_sync > 1
+    loss = build_loss(config.loss, ignore_label, class_weights, shared)
+    if shared:
+        share(loss, strategy)
     model.compile(
         optimizer=build_optimizer(
             config, total_steps, model.backbone, schedule
         ),
-        loss=build_loss(config.loss, ignore_label, class_weights),
+        loss=loss,
         metrics=[ConfusionMatrix(model.num_classes, ignore_label)],
         jit_compile=jit,
     )
+    prepare(model)
     return f"XLA {'on' if jit else 'off'} ({why})"
+
+
+class Compilations(keras.callbacks.Callback):
+    """Counts how often the steps of a model are traced, and says so.
+
+    TensorFlow makes a graph of a step when it first sees it, and again for
+    batches of another shape; under XLA each shape is compiled besides. More
+    traces than a run has shapes of batches are time lost. Counts and what XLA
+    resolved to are printed at the end of training, and go to TensorBoard.
+
+    Args:
+        model: compiled `keras.Model`, before its first step.
+        xla: str, whether XLA is on and why.
+        log_dir: folder, or `None` to write nothing.
+
+    Attributes:
+        traces: dict, name of the step -> int.
+    """
+
+    def __init__(self, model, xla, log_dir=None):
+        super().__init__()
+        self.xla, self.log_dir = xla, log_dir
+        self.traces = {}
+        for name in ("train_step", "test_step", "predict_step"):
+            setattr(model, name, self._counted(name, getattr(model, name)))
+
+    def _counted(self, name, step):
+        graph = None
+
+        def wrapped(data):
+            # Python runs this once for each trace, on each device.
+            nonlocal graph
+            before, graph = graph, tf.compat.v1.get_default_graph()
+            if graph is not before:
+                self.traces[name] = self.traces.get(name, 0) + 1
+            return step(data)
+
+        return wrapped
+
+    def on_train_end(self, logs=None):
+        text = ", ".join(f"{name} {n}" for name, n in self.traces.items())
+        print(f"Steps traced: {text}; {self.xla}.")
+        if self.log_dir is None:
+            return
+        with tf.summary.create_file_writer(str(self.log_dir)).as_default(0):
+            tf.summary.text("xla", self.xla)
+            for name, n in self.traces.items():
+                tf.summary.scalar(f"traces/{name}", n)

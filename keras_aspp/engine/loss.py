@@ -6,7 +6,7 @@ from keras_aspp import losses
 from keras_aspp.data.statistics import count_classes
 
 
-def build_loss(config, ignore_label, class_weights=None):
+def build_loss(config, ignore_label, class_weights=None, shared=False):
     """The loss that a `LossConfig` describes.
 
     Args:
@@ -14,11 +14,14 @@ def build_loss(config, ignore_label, class_weights=None):
         ignore_label: int, label value that counts for nothing.
         class_weights: floats, one for each class, of the cross entropy; see
             `resolve_class_weights`.
+        shared: bool. Made of `keras_aspp.losses` alone, which can be
+            normalized over several devices.
 
     Returns:
         `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K).
     """
-    if config == type(config)() and class_weights is None:
+    plain = config == type(config)() and class_weights is None
+    if plain and not shared:
         return keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, ignore_class=ignore_label
         )

@@ -1,5 +1,6 @@
 """train: one run, from a configuration to `metrics.json`."""
 
+import tempfile
 from pathlib import Path
 
 import keras
@@ -14,7 +15,14 @@ from keras_aspp.data.pipeline import (
 )
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
-from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.compile import Compilations, compile_model
+from keras_aspp.engine.distributed import (
+    check_supported,
+    make_strategy,
+    training_batches,
+    validation_batches,
+    worker,
+)
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.files import commit, write_json
 from keras_aspp.engine.logs import TensorBoard, cut_events
@@ -45,7 +53,8 @@ def train(config, workdir, resume=False):
         resume: bool. Go on from the newest checkpoint.
 
     Returns:
-        dict, the contents of `metrics.json`.
+        dict, the contents of `metrics.json`; `None` on a machine that is not
+        the chief, which alone writes and evaluates.
 
     Raises:
         ValueError: data or configuration at fault, or a loss that is not
@@ -74,31 +83,41 @@ def _train(config, workdir, resume):
     checkpoints = Checkpoints(
         workdir, config, run.pictures(), averages, run.steps
     )
-    xla = compile_model(
-        model,
-        config.train,
-        run.epochs * run.steps,
-        spec.ignore_label,
-        run.class_weights,
-    )
+    with run.strategy.scope():
+        xla = compile_model(
+            model,
+            config.train,
+            run.epochs * run.steps,
+            spec.ignore_label,
+            run.class_weights,
+        )
+        if resume:
+            checkpoints.restore(model)
     print(f"{run.summary()}, {xla}")
     if run.class_weights is not None:
         named = zip(spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
     _print_degenerate_rates(model, config.data.crop_size)
-    checkpoints.remove_temporaries()
     if resume:
-        checkpoints.restore(model)
         begun = checkpoints.epochs or checkpoints.steps
         print(
             f"Resumed after {checkpoints.progress()}."
             if begun
             else "No checkpoint to resume from: the run begins."
         )
+    chief = worker(config.train.strategy)[0] == 0
+    if not chief:
+        # All machines take part in what the chief writes, since they hold
+        # variables together; what the others write is thrown away.
+        scratch = tempfile.TemporaryDirectory()
+        workdir = Path(scratch.name)
+        checkpoints.move(workdir)
+    checkpoints.remove_temporaries()
     checkpoints.write_history()
     spec.to_file(workdir / "dataset.json")
     done = checkpoints.epochs
     cut_events(workdir / "logs", done, run.steps)
+    compilations = Compilations(model, xla, workdir / "logs")
     validation = evaluation_dataset(
         source, config.data.validation_split, config.train.batch_size
     )
@@ -120,6 +139,7 @@ def _train(config, workdir, resume):
         *([averages] if averages else []),
         watch,
         TensorBoard(workdir / "logs"),
+        compilations,
         checkpoints,  # the last, so that what it saves is all of an epoch
     ]
 
@@ -128,15 +148,24 @@ def _train(config, workdir, resume):
         if first >= epochs or checkpoints.out_of_patience():
             return
         model.fit(
-            run.batches(first * run.steps + part).map(watch.batch),
-            validation_data=validation.map(
-                lambda x, y: (model.preprocess(x), y)
+            training_batches(
+                run.strategy,
+                lambda batch_size, shard: run.batches(
+                    first * run.steps + part, batch_size, shard
+                ).map(watch.batch),
+                config.train.batch_size,
+            ),
+            validation_data=validation_batches(
+                run.strategy,
+                validation.map(lambda x, y: (model.preprocess(x), y)),
+                spec.ignore_label,
             ),
             validation_freq=_validation_epochs(config.train, run.epochs),
             initial_epoch=first,
             epochs=epochs,
             steps_per_epoch=run.steps - part,
             shuffle=False,
+            verbose="auto" if chief else 0,
             callbacks=callbacks,
         )
 
@@ -144,9 +173,12 @@ def _train(config, workdir, resume):
         if checkpoints.steps:
             # The rest of an epoch; fit ends it with the averages as weights.
             fit(done + 1)
-            checkpoints.restore(model)
+            with run.strategy.scope():
+                checkpoints.restore(model)
         fit(run.epochs)
         checkpoints.end_if_asked()
+    if not chief:
+        return None
     best = workdir / "model.keras"
     if config.train.recalibrate_steps:
         _recalibrate(
@@ -195,16 +227,19 @@ class _Run:
 
     def __init__(self, config):
         self.config = config
+        self.strategy = make_strategy(config.train.strategy)
+        check_supported(config.train, self.strategy)
         self.source = open_source(config.data)
         self.spec = self.source.spec
         _check_data(self.source, config.data)
         keras.utils.set_random_seed(config.train.seed)
-        self.model = build_model(
-            config.model,
-            self.spec.num_classes,
-            dtype=config.train.precision,
-            rematerialize=config.train.rematerialize,
-        )
+        with self.strategy.scope():
+            self.model = build_model(
+                config.model,
+                self.spec.num_classes,
+                dtype=config.train.precision,
+                rematerialize=config.train.rematerialize,
+            )
         split = config.data.train_split
         self.num_examples = self.source.size(split)
         self.epochs, self.steps = config.train.duration(self.num_examples)
@@ -220,23 +255,31 @@ class _Run:
 
     def summary(self):
         train = self.config.train
+        replicas = self.strategy.num_replicas_in_sync
+        devices = ""
+        if train.strategy != "none":
+            index, count = worker(train.strategy)
+            machines = f" of {count} machines, this is {index}"
+            devices = f"; {replicas} devices{machines if count > 1 else ''}"
         return (
             f"{self.model.name} on {self.num_examples} pictures, "
             f"{self.spec.num_classes} classes: {self.epochs} epochs of "
             f"{self.steps} steps of {train.batch_size}; {train.precision}"
+            f"{devices}"
         )
 
-    def batches(self, first_step=0):
+    def batches(self, first_step=0, batch_size=None, shard=(0, 1)):
         data, train = self.config.data, self.config.train
         return training_dataset(
             self.source,
             data.train_split,
             data.augment,
             data.crop_size,
-            train.batch_size,
+            batch_size or train.batch_size,
             self.model.preprocess,
             train.seed,
             first_example=first_step * train.batch_size,
+            shard=shard,
         )
 
     def pictures_of_batch(self, step):

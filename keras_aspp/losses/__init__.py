@@ -8,6 +8,7 @@ from keras_aspp.losses.balance import (
     effective_number_weights,
     median_frequency_weights,
 )
+from keras_aspp.losses.base import SegmentationLoss
 from keras_aspp.losses.cross_entropy import CrossEntropy
 from keras_aspp.losses.lovasz import LovaszSoftmax
 from keras_aspp.losses.overlap import Dice, Tversky
@@ -17,6 +18,7 @@ __all__ = [
     "CrossEntropy",
     "Dice",
     "LovaszSoftmax",
+    "SegmentationLoss",
     "Tversky",
     "WeightedSum",
     "effective_number_weights",

@@ -23,7 +23,18 @@ class SegmentationLoss(keras.losses.Loss):
     Call arguments:
         y_true: int (B, H, W), `0..K-1` or `ignore_label`.
         y_pred: float (B, H, W, K) logits.
+
+    Attributes:
+        devices: int, how many share a batch. What a loss returns is then the
+            device's part: the parts add up to the loss of the batch.
+        everywhere: function that sums a tensor over those devices.
     """
+
+    devices = 1
+
+    @staticmethod
+    def everywhere(x):
+        return x
 
     def __init__(self, ignore_label=255, class_weights=None, name=None):
         # The batch is reduced here, over its valid pixels; Keras' own mean
@@ -90,9 +101,12 @@ class SegmentationLoss(keras.losses.Loss):
         }
 
 
-def weighted_mean(values, weights):
-    """The mean, or 0 where all weights are 0."""
-    total = ops.sum(weights)
+def weighted_mean(values, weights, everywhere=lambda x: x):
+    """The mean, or 0 where all weights are 0.
+
+    With `everywhere` it is the device's part of the mean over all devices.
+    """
+    total = everywhere(ops.sum(weights))
     return ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
 
 

@@ -115,7 +115,7 @@ class CrossEntropy(SegmentationLoss):
             weights = weights * (1 + near * (self.boundary_weight - 1))
         if self.hard_share < 1:
             weights = weights * _hardest(loss, valid, self.hard_share)
-        return weighted_mean(loss, weights)
+        return weighted_mean(loss, weights, self.everywhere)
 
     def get_config(self):
         return {

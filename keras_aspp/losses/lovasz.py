@@ -53,6 +53,8 @@ class LovaszSoftmax(SegmentationLoss):
             errors, ops.arange(num_classes), every, num_classes
         )
         own_pixels, own_error = _by_error(own, labels, valid, num_classes)
+        # The slopes are those of the whole batch, the errors one's own.
+        pixels, own_pixels = (self.everywhere(x) for x in (pixels, own_pixels))
         count = ops.sum(own_pixels, axis=-1)
         slope, own_slope = _slopes(
             count[:, None] - _before(own_pixels),

@@ -57,7 +57,8 @@ class Tversky(SegmentationLoss):
         wanted = ops.one_hot(labels, classes, dtype="float32") * valid
         given = ops.softmax(logits, axis=-1) * valid
         hit, wanted, given = (
-            ops.sum(x, axis=(0, 1, 2)) for x in (given * wanted, wanted, given)
+            self.everywhere(ops.sum(x, axis=(0, 1, 2)))
+            for x in (given * wanted, wanted, given)
         )
         # Rounding must not make a sum of misses negative.
         index = (hit + EPSILON) / (
@@ -66,7 +67,7 @@ class Tversky(SegmentationLoss):
             + self.beta * ops.maximum(wanted - hit, 0.0)
             + EPSILON
         )
-        return self.mean_of_labelled(1 - index, wanted)
+        return self.mean_of_labelled(1 - index, wanted) / self.devices
 
     def get_config(self):
         return {

@@ -38,6 +38,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
     def __init__(
         self, num_classes, ignore_label=255, name="mean_iou", dtype=None
     ):
+        if dtype is None and keras.backend.backend() == "jax":
+            dtype = "int32"  # JAX has no int64 unless told to.
         super().__init__(
             num_classes=num_classes,
             ignore_class=ignore_label,
@@ -48,9 +50,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         # MeanIoU decides by a constructor argument; the rank says it too.
-        y_true = ops.convert_to_tensor(y_true)
-        y_pred = ops.convert_to_tensor(y_pred)
-        self.sparse_y_pred = len(y_pred.shape) == len(y_true.shape)
+        self.sparse_y_pred = len(np.shape(y_pred)) == len(np.shape(y_true))
         return super().update_state(y_true, y_pred, sample_weight)
 
     def result(self):
@@ -64,7 +64,13 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
     def matrix(self):
         """int64 `(K, K)`, in pixels: rows are labels, columns predictions."""
-        return np.asarray(ops.convert_to_numpy(self.total_cm), "int64")
+        matrix = np.asarray(ops.convert_to_numpy(self.total_cm), "int64")
+        if matrix.min() < 0:
+            raise OverflowError(
+                "JAX counts in int32: a cell of the confusion matrix holds "
+                "2**31 - 1 pixels. Evaluate on TensorFlow, or in parts."
+            )
+        return matrix
 
     def per_class_iou(self):
         """Float `(K,)` in [0, 1]; `nan` for a class that does not occur."""

@@ -270,6 +270,23 @@ class Segmenter(keras.Model):
         if saved is not None:
             load_matching(self, saved, weights)
 
+    def compile(
+        self, optimizer="rmsprop", *args, auto_scale_loss=True, **kwargs
+    ):
+        # Keras looks at the model's own policy for it, which is the global
+        # one in any functional model.
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = keras.optimizers.LossScaleOptimizer
+        if (
+            auto_scale_loss
+            and self._arguments["dtype"] == "mixed_float16"
+            and not isinstance(optimizer, scaled)
+        ):
+            optimizer = scaled(optimizer)
+        super().compile(
+            optimizer, *args, auto_scale_loss=auto_scale_loss, **kwargs
+        )
+
     def decode(self, features, parts, **head):
         """Builds the head.
 

@@ -11,12 +11,14 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from helpers import (
+    ON_TENSORFLOW,
     assert_close,
     np_depthwise,
     np_dilated_conv,
     np_resize,
     npy,
     sample,
+    tensorflow_only,
 )
 from keras import ops
 
@@ -36,6 +38,10 @@ FORMS = ["graph", "xla", "export"]
 
 def run(how, function, *args):
     """Traces and runs `function` in one of the forms."""
+    if not ON_TENSORFLOW:
+        if how != "xla":
+            pytest.skip("JAX knows one form, that of XLA")
+        return function(*map(ops.convert_to_tensor, args))
     context = contextlib.nullcontext()
     if how == "export":
         context = lowering.export_form()
@@ -57,6 +63,8 @@ def run_tflite(function, x):
     TensorFlow itself has no kernel for the exported form of a dilated
     depthwise convolution on every processor.
     """
+    if not ON_TENSORFLOW:
+        pytest.skip("TensorFlow alone makes TFLite files")
     with lowering.export_form():
         traced = tf.function(function)
         concrete = traced.get_concrete_function(tf.TensorSpec(x.shape))
@@ -96,6 +104,7 @@ def operations(function, *args, how="graph"):
     return {op.type: op for op in graph.get_operations()}
 
 
+@tensorflow_only
 def test_form():
     seen = []
 
@@ -117,12 +126,14 @@ def test_form():
     assert lowering.form() == "graph"
 
 
+@tensorflow_only
 def test_export_form_ends_with_an_error():
     with pytest.raises(KeyError), lowering.export_form():
         raise KeyError
     assert lowering.form() == "graph"
 
 
+@tensorflow_only
 def test_form_under_fit():
     seen = []
 
@@ -140,6 +151,7 @@ def test_form_under_fit():
         assert set(seen) == {"xla" if jit_compile else "graph"}
 
 
+@tensorflow_only
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("how", ["graph", "xla"])
 @pytest.mark.parametrize("rate", [(1, 1), (2, 2), (2, 3)])
@@ -210,6 +222,7 @@ def test_dilated_gradient_on_a_processor_without_onednn():
     )
 
 
+@tensorflow_only
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("how", ["graph", "xla"])
 @pytest.mark.parametrize(
@@ -258,6 +271,7 @@ def test_other_depthwise(strides, padding, size, rate, how):
     assert_close(actual, expected, TOLERANCE["float32"])
 
 
+@tensorflow_only
 def test_depthwise_taps_of_a_dynamic_size():
     kernel = sample((3, 3, 5, 1), seed=1)
     signature = [tf.TensorSpec((None, None, None, 5))]
@@ -269,6 +283,7 @@ def test_depthwise_taps_of_a_dynamic_size():
     assert_close(ours(X), np_depthwise(X, kernel, 2))
 
 
+@tensorflow_only
 def test_operations_of_each_form():
     conv, depthwise = sample((3, 3, 5, 4)), sample((3, 3, 5, 1))
 
@@ -293,6 +308,7 @@ def test_operations_of_each_form():
     assert "SpaceToBatchND" not in found
 
 
+@tensorflow_only
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("how", ["graph", "xla"])
 @pytest.mark.parametrize(
@@ -332,6 +348,7 @@ def test_resize_is_in_float32(how):
     assert_close(y, exact, TOLERANCE["resize"])
 
 
+@tensorflow_only
 def test_operations_of_resize():
     def resize(x):
         return lowering.resize_bilinear(x, (18, 14), (18, 14))
@@ -341,6 +358,7 @@ def test_operations_of_resize():
     assert "ResizeBilinear" not in operations(resize, X, how="xla")
 
 
+@tensorflow_only
 @pytest.mark.parametrize("how", ["graph", "xla"])
 def test_resize_of_a_dynamic_size(how):
     signature = [tf.TensorSpec((None, None, None, 5))]
@@ -411,6 +429,7 @@ def test_pooling(pool, reduce, how, size, rate, padding, pads):
     assert_close(actual, expected, TOLERANCE["float32"])
 
 
+@tensorflow_only
 @pytest.mark.parametrize("pool, reduce", POOLS)
 def test_pooling_of_any_size(pool, reduce):
     pooled = tf.function(
@@ -424,6 +443,7 @@ def test_pooling_of_any_size(pool, reduce):
         assert_close(pooled(x), expected, TOLERANCE["float32"])
 
 
+@tensorflow_only
 @pytest.mark.parametrize("pool, reduce", POOLS)
 def test_pooling_is_plain_operators(pool, reduce):
     def pooled(x):
@@ -436,6 +456,7 @@ def test_pooling_is_plain_operators(pool, reduce):
         assert not {t for t in types if "Batch" in t or "Pool" in t}
 
 
+@tensorflow_only
 def test_pooling_gradient():
     def loss(x):
         # Each window's maximum is one cell, which alone is pulled at.

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import npy
+from helpers import npy, tensorflow_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,12 +132,20 @@ def test_reset():
     assert metric.matrix().sum() == 0
 
 
+@tensorflow_only  # JAX counts in int32
 def test_counts_beyond_float32():
     # 2**24 + 1 is no float32: a sum in float32 would lose the last pixel.
     metric = ConfusionMatrix(2)
     metric.total_cm.assign([[2**24, 0], [0, 2**40]])
     metric.update_state([[0]], np.array([[0]]))
     np.testing.assert_array_equal(metric.matrix(), [[2**24 + 1, 0], [0, 2**40]])
+
+
+def test_counts_that_int32_cannot_hold():
+    metric = ConfusionMatrix(2)
+    metric.total_cm.assign([[-(2**31), 0], [0, 0]])  # 2**31 on JAX
+    with pytest.raises(OverflowError, match="Evaluate on TensorFlow"):
+        metric.matrix()
 
 
 @pytest.mark.parametrize("jit_compile", [True, False])

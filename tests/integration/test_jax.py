@@ -1,0 +1,96 @@
+"""What is trained on JAX is evaluated and exported on TensorFlow."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import npy
+from tiny_run import CLASS_NAMES, write_folder
+
+import keras_aspp as ka
+from keras_aspp.config import DataConfig
+from keras_aspp.data.pipeline import evaluation_dataset
+from keras_aspp.data.sources import open_source
+from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.models.segmenter import load_saved
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("jax") is None,
+        reason="JAX is not installed: pip install '.[jax]'",
+    ),
+]
+ROOT = Path(ka.__path__[0]).parent
+PREDICT = """
+import sys, keras, numpy as np, keras_aspp
+assert keras.backend.backend() == "jax"
+model = keras.saving.load_model(sys.argv[1])
+images = model.preprocess(np.load(sys.argv[2]))
+np.save(sys.argv[3], model.predict(images, verbose=0))
+"""
+
+
+def on_jax(*arguments):
+    """Runs Python on JAX, with two devices; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_trained_on_jax_used_on_tensorflow(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    path = tmp_path / "model.keras"
+    printed = on_jax(
+        *(ROOT / "examples" / "train_on_jax.py", folder, "--output", path),
+        *("--epochs", "1", "--steps", "3", "--batch-size", "2"),
+        *("--crop", "64"),
+    )
+    assert "2 devices, XLA on" in printed
+    source = open_source(DataConfig(root=str(folder)))
+    images, _ = next(iter(evaluation_dataset(source, "val", 2)))
+    files = tmp_path / "images.npy", tmp_path / "logits.npy"
+    np.save(files[0], images)
+    on_jax("-c", PREDICT, path, *files)
+    expected = np.load(files[1])
+    labels = expected.argmax(-1)
+    assert expected.std() > 1e-3 and len(np.unique(labels)) > 1
+
+    model = load_saved(path)
+    logits = npy(model(model.preprocess(images), training=False))
+    np.testing.assert_allclose(
+        logits, expected, atol=1e-4 * expected.std(), rtol=0
+    )
+    predictor = ka.Predictor(path)
+    same = predictor.predict_batch(images.numpy()) == labels
+    assert same.mean() > 0.9999
+    metrics = evaluate(predictor, source, "val", 2)
+    assert metrics["num_images"] == 3 and metrics["mean_iou"] > 0
+    ka.export.export_model(
+        model,
+        tmp_path / "exported",
+        image_size=(64, 96),
+        class_names=CLASS_NAMES,
+        verify_images=list(images.numpy()),
+        formats=("saved_model", "tflite_float32"),
+    )
+    serve = tf.saved_model.load(str(tmp_path / "exported" / "saved_model"))
+    served = serve.signatures["serving_default"](images)["labels"]
+    assert np.mean(npy(served) == labels) > 0.9999

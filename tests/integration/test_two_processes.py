@@ -1,0 +1,130 @@
+"""Two devices, and two processes, give what one gives."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_strategy
+from tiny_run import toy_segmenter, write_folder
+
+import keras_aspp as ka
+from keras_aspp.models.segmenter import load_saved
+
+# Slow as a whole: each process starts a TensorFlow of its own.
+pytestmark = pytest.mark.slow
+SCRIPT = Path(run_strategy.__file__)
+ROOT = Path(ka.__path__[0]).parent
+# Of weights; and of what is kept beside them, statistics and momenta, which
+# no learning rate makes smaller.
+TOLERANCE, OF_THE_REST = 1e-5, 1e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = write_folder(tmp_path_factory.mktemp("data"))
+    toy_segmenter(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run_strategy.train("none", folder, workdir)
+    return workdir
+
+
+def start(strategy, folder, workdir, *flags, **environment):
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, strategy, folder, workdir, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def finish(processes):
+    """What each of them printed, when all have ended well."""
+    try:
+        printed = [p.communicate(timeout=300)[0] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return printed
+
+
+def two_processes(folder, workdir, *flags):
+    sockets = [socket.socket() for _ in range(2)]
+    for one in sockets:
+        one.bind(("localhost", 0))
+    addresses = [f"localhost:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    cluster = {"worker": addresses}
+    return finish(
+        [
+            start(
+                "multi_worker",
+                folder,
+                workdir,
+                *flags,
+                TF_CONFIG=json.dumps(
+                    {"cluster": cluster, "task": {"type": "worker", "index": i}}
+                ),
+            )
+            for i in range(2)
+        ]
+    )
+
+
+def variables(workdir):
+    """Model and optimizer after the last epoch, moving averages included."""
+    with np.load(workdir / "checkpoints/epoch_00002/variables.npz") as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def assert_same_run(workdir, alone):
+    expected = variables(alone)
+    actual = variables(workdir)
+    assert len(actual) == len(expected) > 100
+    model = load_saved(alone)
+    learned = [variable.trainable for variable in model.variables]
+    learned += [False] * (len(expected) - len(learned))
+    for a, b, weight in zip(actual, expected, learned, strict=True):
+        tolerance = TOLERANCE if weight else OF_THE_REST
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
+    counted = np.load(alone / "validation.npy")
+    assert counted.sum() > 3 * 60 * 60
+    np.testing.assert_array_equal(np.load(workdir / "validation.npy"), counted)
+    assert json.loads((workdir / "metrics.json").read_text()) == json.loads(
+        (alone / "metrics.json").read_text()
+    )
+
+
+def test_two_devices(folder, alone, tmp_path):
+    (printed,) = finish([start("mirrored", folder, tmp_path)])
+    assert "; 2 devices" in printed
+    assert "XLA off (auto: not under tf.distribute)" in printed
+    assert_same_run(tmp_path, alone)
+
+
+def test_two_processes_and_resumed(folder, alone, tmp_path):
+    chief, other = two_processes(folder, tmp_path)
+    assert "2 devices of 2 machines, this is 0" in chief
+    assert "2 devices of 2 machines, this is 1" in other
+    assert_same_run(tmp_path, alone)
+    # As if they had been killed in the second epoch.
+    shutil.rmtree(tmp_path / "checkpoints" / "epoch_00002")
+    chief, other = two_processes(folder, tmp_path, "--resume")
+    assert "Resumed after epoch 1" in chief
+    assert "Resumed after epoch 1" in other
+    assert_same_run(tmp_path, alone)

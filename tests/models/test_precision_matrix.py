@@ -1,0 +1,129 @@
+"""Every architecture, precision and way to run it: the same loss and labels.
+
+Reference is float32 in graph mode. Tolerances are 3 to 10 times what was
+measured.
+"""
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, randomize, sample
+
+import keras_aspp as ka
+
+SMALL_ASPP = {"atrous_rates": (1, 2), "aspp_filters": 8}
+ARCHITECTURES = {
+    ka.models.DeepLabV2: {"atrous_rates": (1, 2)},
+    ka.models.DeepLabV3: SMALL_ASPP,
+    ka.models.CascadedDeepLabV3: {"blocks": 1},
+    ka.models.DeepLabV3Plus: {
+        **SMALL_ASPP,
+        "decoder_filters": 8,
+        "projection_filters": 4,
+    },
+    ka.models.DenseASPP: {
+        "atrous_rates": (1, 2),
+        "growth_filters": 4,
+        "bottleneck_filters": 6,
+    },
+    ka.models.LRASPP: {"gate_filters": 8},
+}
+# Loss: relative difference. Labels: share of pixels that must agree.
+TOLERANCES = {
+    "float32": (1e-5, 0.9999),
+    "mixed_bfloat16": (3e-2, 0.9),
+    "mixed_float16": (4e-3, 0.98),
+}
+SIZE = (64, 96)
+
+
+@pytest.fixture
+def numbers(toy_backbone):
+    """Losses of two training steps and of evaluation, and labels."""
+
+    def numbers(kind, dtype, jit_compile):
+        backbone = toy_backbone(padding=1, features=True, dtype=dtype)
+        model = kind(
+            5, backbone, dropout=0.0, dtype=dtype, **ARCHITECTURES[kind]
+        )
+        randomize(model)
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 5, (2, *SIZE)).astype("int32")
+        labels[0, :20] = 255
+        x = sample((2, *SIZE, 3))
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            ka.losses.CrossEntropy(),
+            jit_compile=jit_compile,
+        )
+        predicted = np.argmax(model.predict(x, verbose=0), -1)
+        evaluated = model.evaluate(x, labels, verbose=0)
+        trained = [model.train_on_batch(x, labels) for _ in range(2)]
+        assert model.jit_compile is jit_compile
+        return np.array([evaluated, *trained]), predicted
+
+    return numbers
+
+
+@pytest.mark.slow  # 36 models, half of them compiled
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_same_loss_and_labels(numbers, kind):
+    expected, labels = numbers(kind, "float32", False)
+    assert len(np.unique(labels)) > 1
+    for dtype, (rough, agreement) in TOLERANCES.items():
+        for jit_compile in (False, True):
+            found, predicted = numbers(kind, dtype, jit_compile)
+            where = f"{kind.__name__} {dtype} XLA {jit_compile}"
+            worst = np.abs(found / expected - 1).max()
+            share = np.mean(predicted == labels)
+            print(f"{where}: loss {worst:.1e}, labels {share:.5f}")
+            assert worst <= rough, where
+            assert share >= agreement, where
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_keras_may_compile_it(kind, toy_backbone):
+    """`compile(jit_compile="auto")` finds no layer that XLA cannot take."""
+    model = kind(5, toy_backbone(), **ARCHITECTURES[kind])
+    assert not [
+        layer.name
+        for layer in model._flatten_layers()
+        if not layer.supports_jit
+    ]
+    model.compile("sgd", ka.losses.CrossEntropy(), jit_compile="auto")
+    assert isinstance(model.jit_compile, bool)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "mixed_bfloat16", "mixed_float16"]
+)
+def test_loss_is_scaled_for_float16_only(toy_backbone, dtype):
+    scaled = keras.optimizers.LossScaleOptimizer
+    model = ka.models.LRASPP(
+        3, toy_backbone(dtype=dtype), gate_filters=4, dtype=dtype
+    )
+    model.compile("sgd", ka.losses.CrossEntropy())
+    assert isinstance(model.optimizer, scaled) == (dtype == "mixed_float16")
+    model.compile("sgd", ka.losses.CrossEntropy(), auto_scale_loss=False)
+    assert not isinstance(model.optimizer, scaled)
+    model.compile(scaled(keras.optimizers.SGD()), ka.losses.CrossEntropy())
+    assert not isinstance(model.optimizer.inner_optimizer, scaled)
+
+
+def test_gradients_below_float16_are_not_lost(toy_backbone):
+    """Without a scale they would round to 0, and the weights stay."""
+    model = randomize(
+        ka.models.LRASPP(
+            3,
+            toy_backbone(padding=1, dtype="mixed_float16"),
+            gate_filters=4,
+            dtype="mixed_float16",
+        )
+    )
+    tiny = ka.losses.WeightedSum([ka.losses.CrossEntropy()], [1e-6])
+    model.compile(keras.optimizers.SGD(1e4), tiny, jit_compile=False)
+    stem = model.backbone.get_layer("stem").kernel
+    before = npy(stem)
+    labels = np.zeros((2, *SIZE), "int32")
+    model.train_on_batch(sample((2, *SIZE, 3)), labels)
+    assert np.mean(npy(stem) != before) > 0.9
