@@ -34,17 +34,23 @@ def try_out(path):
             `TIMEOUT_SECONDS`.
     """
     status = os.stat(path)
-    reason = _fault(str(path), status.st_mtime_ns, status.st_size)
+    _run(str(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _run(path, *version):
+    """Once for each version of a file; what fails is tried again."""
+    reason = _fault(path)
     if reason:
         raise ValueError(f"Not a loadable .tflite. Received: {path} ({reason})")
 
 
-@functools.lru_cache
-def _fault(path, *version):
-    """What is wrong with a file, or nothing; known of each version."""
+def _fault(path):
+    """What is wrong with a file, or nothing."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _TRIAL, path],
+            # Not from the working directory, where anybody's modules may lie.
+            [sys.executable, "-P", "-c", _TRIAL, path],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -55,5 +61,5 @@ def _fault(path, *version):
         return f"no answer within {TIMEOUT_SECONDS} seconds"
     if done.returncode < 0:
         return f"it crashes the interpreter, signal {-done.returncode}"
-    said = done.stderr.strip().splitlines()
+    said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
     return said[-1] if done.returncode else ""

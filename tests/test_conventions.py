@@ -26,9 +26,11 @@ ALLOWED = {
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},
     "models": {"layers", "backbones", "preprocess"},
-    "analysis": {"layers", "backbones", "textfile"},
+    "analysis": {"layers", "backbones", "files", "textfile"},
     "textfile": set(),
     "trial": set(),
+    "files": set(),
+    "extras": set(),
 }
 BACKEND_FREE = ("layers", "backbones", "models", "metrics", "losses")
 LOWERING = PACKAGE / "layers" / "lowering.py"

@@ -25,8 +25,8 @@ from keras_aspp.cli.export import Examples
 from keras_aspp.cli.main import guarded
 from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
-from keras_aspp.engine.files import write_json
 from keras_aspp.engine.run import train
+from keras_aspp.files import write_json
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, ScaleRecall
 

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 from keras_aspp.cli.main import guarded
-from keras_aspp.engine.files import write_json
+from keras_aspp.files import write_json
 from training.workloads import COMPARISONS
 
 PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")

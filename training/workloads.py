@@ -344,7 +344,7 @@ def folder_evaluation(whole):
             decode everything, then run the model on everything.
     """
     from keras_aspp.engine.evaluate import evaluate
-    from keras_aspp.engine.files import write_json
+    from keras_aspp.files import write_json
     from keras_aspp.inference import Predictor
 
     source = camvid()

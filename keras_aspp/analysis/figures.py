@@ -1,6 +1,5 @@
 """Figures of a report: receptive fields, valid taps, gridding, cost."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from keras_aspp.analysis.effective import effective_receptive_field
 from keras_aspp.analysis.gridding import gridding, rates_text
 from keras_aspp.analysis.taps import valid_taps
 from keras_aspp.analysis.trace import output_of
+from keras_aspp.files import replacing
 
 COLORS = ("#118ab2", "#06d6a0", "#e0a100", "#ef476f", "#7b4fb5", "#5f6b73")
 EFFECTIVE_PICTURES = 4
@@ -57,15 +57,14 @@ def save(figure, folder, name, formats=("png", "svg"), dpi=110):
     folder = Path(folder)
     for suffix in formats:
         metadata = {"Date": None} if suffix == "svg" else {}
-        temporary = folder / f".{name}.tmp"
-        figure.savefig(
-            temporary,
-            format=suffix,
-            dpi=dpi,
-            metadata=metadata,
-            bbox_inches="tight",
-        )
-        os.replace(temporary, folder / f"{name}.{suffix}")
+        with replacing(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(
+                temporary,
+                format=suffix,
+                dpi=dpi,
+                metadata=metadata,
+                bbox_inches="tight",
+            )
     return folder / f"{name}.{formats[0]}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from keras_aspp import textfile
 from keras_aspp.config import DURATIONS, Config
-from keras_aspp.engine.files import write_text
+from keras_aspp.files import write_text
 
 # A configuration is sections of fields, some of which are lists or mappings.
 # YAML is slow to read: a second for a hundred kB.
@@ -250,7 +250,9 @@ def _check_section(section, path):
         if dataclasses.is_dataclass(value):
             _check_section(value, name)
         elif value is None and type(None) not in typing.get_args(field.type):
-            raise ConfigurationError(f"`{name}` must not be null.")
+            raise ConfigurationError(
+                f"`{name}` must not be null. Received: {name}=null"
+            )
         elif not isinstance(value, dict):
             _check_value(value, name)
 

@@ -92,7 +92,7 @@ def _check(root, json_file):
         print()
     _print_report(report)
     if json_file:
-        from keras_aspp.engine.files import write_json
+        from keras_aspp.files import write_json
 
         write_json(json_file, _report_dict(root, report))
         print(f"\nreport  {json_file}")

@@ -97,7 +97,7 @@ def run(arguments):
         print(f"\nmetrics  {flags.json}")
         return 0
     from keras_aspp.engine.evaluate import evaluate
-    from keras_aspp.engine.files import write_json
+    from keras_aspp.files import write_json
     from keras_aspp.inference import Predictor
 
     metrics = evaluate(

@@ -70,7 +70,7 @@ def run(arguments):
         print()
         return 0
     if flags.json:
-        from keras_aspp.engine.files import write_json
+        from keras_aspp.files import write_json
 
         write_json(flags.json, found)
         written.append(("numbers", flags.json))

@@ -1,6 +1,5 @@
 """keras-aspp predict."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from keras_aspp.cli.main import (
     is_fault_of_input,
     one_line,
 )
+from keras_aspp.files import replacing
+from keras_aspp.textfile import printable
 
 
 def run(arguments):
@@ -26,7 +27,7 @@ def run(arguments):
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument("--output", required=True, help="folder")
     parser.add_argument(
         "--window",
         type=int,
@@ -49,12 +50,7 @@ def run(arguments):
     predictor = Predictor(flags.model, window=flags.window)
     written, failed = predict_files(predictor, flags.images, flags.output)
     print_table([("picture", "overlay", "largest classes"), *written])
-    for message in failed:
-        print(f"keras-aspp: error: {message}", file=sys.stderr)
-    if failed:
-        count = f"{len(failed)} of {len(flags.images)} pictures"
-        print(f"keras-aspp: error: {count} failed", file=sys.stderr)
-    return 1 if failed else 0
+    return _status(failed, len(flags.images))
 
 
 def _predict_with_beam(flags, options):
@@ -67,6 +63,13 @@ def _predict_with_beam(flags, options):
     print_table(
         [("pictures", count), ("written to", f"{flags.output}/{PREDICTIONS}")]
     )
+    return _status(failed, count + len(failed))
+
+
+def _status(failed, count):
+    """Says what failed; returns the exit status."""
+    if failed:
+        failed = [*failed, f"{len(failed)} of {count} pictures failed"]
     for message in failed:
         print(f"keras-aspp: error: {message}", file=sys.stderr)
     return 1 if failed else 0
@@ -109,7 +112,10 @@ def predict_files(predictor, images, output):
         except Exception as error:
             if not is_fault_of_input(error):
                 raise
-            messages.append(one_line(error))
+            message = one_line(error)
+            if str(name) not in message:  # it speaks of the model
+                message = f"{message} Picture: {printable(name)}"
+            messages.append(message)
         show_progress(done, len(images))
     return rows, messages
 
@@ -138,9 +144,5 @@ def _save(picture, path):
 
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -36,8 +36,6 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
-    from keras_aspp.engine.checkpoint import changes
-    from keras_aspp.engine.distributed import worker
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -46,15 +44,13 @@ def run(arguments):
         found = "none: the loss never fell" if rate is None else f"{rate:.2g}"
         print_table([("curve", path), ("train.learning_rate", found)])
         return 0
-    workdir.mkdir(parents=True, exist_ok=True)
-    chief = worker(config.train.strategy)[0] == 0
-    if chief and flags.resume:
-        for change in changes(workdir, config):
-            print(f"Changed since the checkpoint: {change}")
-    if chief and (flags.resume or not (workdir / "checkpoints").exists()):
-        dump_config(config, workdir / "config.yaml")
-    metrics = train(config, workdir, flags.resume)
-    if not chief:
+    metrics = train(
+        config,
+        workdir,
+        flags.resume,
+        on_begin=lambda: dump_config(config, workdir / "config.yaml"),
+    )
+    if metrics is None:
         print("Done; the chief, machine 0, evaluates the model.")
         return 0
     print_metrics(metrics)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import threading
 import warnings
@@ -15,6 +16,10 @@ MAX_PIXELS = 100_000_000
 # A progressive JPEG repeats all its pixels with every scan, each a few bytes
 # of the file; cameras write about ten.
 MAX_SCANS = 100
+# Marker, length of the header, components: within the compressed data, and in
+# a colour profile, the marker alone occurs by chance.
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_SCAN_BYTES = 5
 # Pillow knows forty formats, one of which starts a program (PostScript).
 FORMATS = ("JPEG", "PNG")
 _EXIF_ORIENTATION = 0x0112
@@ -53,7 +58,7 @@ def open_image(source, name=None):
             image = Image.open(source, formats=FORMATS)
         scans = 0
         if image.format != "PNG":
-            scans = _count(b"\xff\xda", image.fp)
+            scans = _count_scans(image.fp)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"Pictures must have at most {MAX_PIXELS} pixels. File: {path} "
@@ -74,7 +79,8 @@ def open_image(source, name=None):
     if scans > MAX_SCANS:
         image.close()
         raise ValueError(
-            f"A JPEG must have at most {MAX_SCANS} scans. File: {path}"
+            f"A JPEG must have at most {MAX_SCANS} scans. File: {path} "
+            f"({scans})"
         )
     return image
 
@@ -86,13 +92,14 @@ def _called(source, name):
     return printable(source if name is None else name)
 
 
-def _count(mark, file):
-    """How often two bytes occur in a file, which is left where it was."""
+def _count_scans(file):
+    """How many scans a JPEG starts; the file is left where it was."""
     place = file.tell()
     file.seek(0)
-    found = sum(
-        block.count(mark) for block in iter(lambda: file.read(1 << 20), b"")
-    )
+    found, rest = 0, b""
+    while block := file.read(1 << 20):
+        found += len(_SCAN.findall(rest + block))
+        rest = block[1 - _SCAN_BYTES :]
     file.seek(place)
     return found
 

@@ -1,12 +1,10 @@
 """DatasetSpec: what the numbers in a mask mean."""
 
 import dataclasses
-import json
-import os
 import re
-from pathlib import Path
 
 from keras_aspp import textfile
+from keras_aspp.files import write_json
 
 _KEYS = ("class_names", "ignore_label", "colormap", "label_map")
 _NOTES = ("name", "num_classes", "source", "license")
@@ -164,10 +162,7 @@ class DatasetSpec:
         }
         # Masks that this library writes hold class ids already.
         content.pop("label_map", None)
-        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(temporary, path)
+        write_json(path, content)
 
     def colors(self):
         """One RGB colour per class: the colormap, or well-told-apart ones."""

@@ -43,9 +43,9 @@ class TfdsSource:
 
         name = os.fspath(name)
         self.name, self.image_key, self.mask_key = name, image_key, mask_key
-        if name.split("/")[0].split(":")[0] in _OURS:
+        module = name.split("/")[0].split(":")[0]
+        if module in _OURS:
             # Importing a builder is what registers it with TFDS.
-            module = name.split("/")[0].split(":")[0]
             importlib.import_module(f"keras_aspp.data.datasets.{module}")
         try:
             if is_converted(name):
@@ -79,7 +79,7 @@ class TfdsSource:
             ) from error
 
     def _id_key(self):
-        """The feature that holds an example's name, if there is one."""
+        """`["id"]` where examples have names, else `[]`."""
         import tensorflow_datasets as tfds
 
         feature = dict(self.builder.info.features).get("id")

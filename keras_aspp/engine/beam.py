@@ -29,6 +29,7 @@ from keras_aspp.engine.pictures import (
     overlay,
     spec_of,
 )
+from keras_aspp.extras import need
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
 
@@ -42,13 +43,9 @@ def pipeline_options(options):
     Raises:
         ValueError: Beam is not installed.
     """
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise ValueError(
-            "`--beam` needs Apache Beam: pip install 'keras-aspp[beam]'. "
-            f"Received: {error}"
-        ) from None
+    need("`--beam`", "beam", "apache_beam")
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     return PipelineOptions(options)
 
 
@@ -72,18 +69,18 @@ def evaluate_with_beam(model, source, split, path, options=()):
     options = pipeline_options(options)
     import apache_beam as beam
 
-    total = source.size(split)
-    check_classes(Predictor(**model), source.spec)
+    total, spec = source.size(split), source.spec
+    _counted_by(model, spec)
     path = _absolute(path)
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "records" >> _records(source, split)
             | "decode" >> beam.Map(_decode, source)
-            | "predict" >> _inference(model)
-            | "count" >> beam.Map(_count, source.spec)
+            | "predict" >> _inference(lambda: _counted_by(model, spec))
+            | "count" >> beam.Map(_count, spec)
             | "sum" >> beam.CombineGlobally(_total)
-            | "numbers" >> beam.Map(_metrics, source.spec, split)
+            | "numbers" >> beam.Map(_metrics, spec, split)
             | "write" >> beam.Map(_write_json, path)
         )
     found = _read_json(path)
@@ -126,7 +123,7 @@ def predict_with_beam(model, images, output, options=()):
         )
         done = (
             read.good
-            | "predict" >> _inference(model)
+            | "predict" >> _inference(lambda: Predictor(**model), ValueError)
             | "save" >> beam.Map(_save, spec, output)
         )
         failed = read.failed | "message" >> beam.Map(lambda m: (0, [m]))
@@ -144,22 +141,38 @@ def predict_with_beam(model, images, output, options=()):
 # What the pipelines are made of.
 
 
-def _inference(model):
-    """`(key, uint8 [H, W, 3])` -> `(key, (picture, int32 [H, W]))`."""
+def _inference(load, reported=()):
+    """`(key, uint8 [H, W, 3])` -> `(key, (picture, int32 [H, W]))`.
+
+    Args:
+        load: function that gives a worker its `Predictor`.
+        reported: kind of error whose message stands for the labels.
+    """
     from apache_beam.ml.inference import base
 
     class Handler(base.ModelHandler):
         def load_model(self):
-            return Predictor(**model)
+            return load()
 
         def run_inference(self, batch, model, inference_args=None):
             for image in batch:
-                yield image, model.predict_batch(image[None])[0]
+                try:
+                    labels = model.predict_batch(image[None])[0]
+                except reported as error:
+                    labels = str(error)
+                yield image, labels
 
         def batch_elements_kwargs(self):
             return {"min_batch_size": 1, "max_batch_size": 1}
 
     return base.RunInference(base.KeyedModelHandler(Handler()))
+
+
+def _counted_by(model, spec):
+    """A worker's `Predictor`, which answers with classes of the spec only."""
+    predictor = Predictor(**model)
+    check_classes(predictor, spec)
+    return predictor
 
 
 def _records(source, split):
@@ -265,6 +278,8 @@ def _read(element):
 
 def _save(element, spec, output):
     name, (image, labels) = element
+    if isinstance(labels, str):
+        return 0, [f"{labels} Picture: {name}"]
     for part, picture in (
         ("labels", index_picture(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),

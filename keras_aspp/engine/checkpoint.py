@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from keras_aspp.config import Config
-from keras_aspp.engine.files import commit, remove_temporaries
 from keras_aspp.engine.logs import write_history
 from keras_aspp.engine.signals import interrupt
 from keras_aspp.engine.states import States
+from keras_aspp.files import remove_temporaries, replacing
 from keras_aspp.models import Segmenter, with_dtype
 
 # What a resumed run may have otherwise: it is read before or after training,
@@ -48,7 +48,7 @@ class Checkpoints(keras.callbacks.Callback):
         pictures: dict, split -> how many pictures the run has of it.
         averages: `keras.callbacks.SwapEMAWeights` of the run, or `None`: the
             best model is that of the averaged weights.
-        steps_per_epoch: int, or `None`: no states but at the end of epochs.
+        steps_per_epoch: int; 0 for no states but at the end of epochs.
 
     Attributes:
         epochs: int, epochs done.
@@ -166,8 +166,9 @@ class Checkpoints(keras.callbacks.Callback):
         # The last step's state is the epoch's, after validation.
         if due and steps < self.steps_per_epoch:
             self.steps = steps
+            arrays = self._arrays()
             with self._room():
-                self._save_state()
+                self._save_state(arrays)
             self.end_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -175,12 +176,13 @@ class Checkpoints(keras.callbacks.Callback):
         self.epochs, self.steps = epoch + 1, 0
         self.history.append({"epoch": epoch, **logs})
         score = logs.get("val_mean_iou")
+        arrays = self._arrays()
         with self._room():
             if score is not None and score > self.best:
                 self.best, self.best_epoch = score, self.epochs
                 self._save_best()
-            self._save_state()
-            self.write_history()
+            self._save_state(arrays)
+        self.write_history()
         self.end_if_asked()
         if self.out_of_patience():
             patience = self.config.train.early_stopping_epochs
@@ -228,7 +230,8 @@ class Checkpoints(keras.callbacks.Callback):
         if self.averages:
             self.averages.on_test_end()
 
-    def _save_state(self):
+    def _arrays(self):
+        """All that a state holds; raises where it is not finite."""
         arrays = {
             f"{i:05d}": keras.ops.convert_to_numpy(variable)
             for i, variable in enumerate(_variables(self.model))
@@ -244,6 +247,9 @@ class Checkpoints(keras.callbacks.Callback):
             for i, variable in enumerate(self.model.metrics_variables):
                 array = keras.ops.convert_to_numpy(variable)
                 arrays[f"metric_{i:05d}"] = array
+        return arrays
+
+    def _save_state(self, arrays):
         state = {
             "epochs": self.epochs,
             "steps": self.steps,
@@ -332,7 +338,6 @@ def _is_whole(path):
 
 def save_model(model, path):
     """Writes a `.keras` without optimizer state, then renames it."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp.keras")
     # Precision and compilation belong to the run, not to the model.
     # (A functional model's own policy is always the global one.)
     if isinstance(model, Segmenter) and model.arguments()["dtype"] != "float32":
@@ -341,10 +346,10 @@ def save_model(model, path):
     compiled = model.compiled
     try:
         model.optimizer, model.compiled = None, False
-        model.save(temporary)
+        with replacing(path) as temporary:
+            model.save(temporary)
     finally:
         model.optimizer, model.compiled = optimizer, compiled
-    commit(temporary, path)
 
 
 def _variables(model):

@@ -168,11 +168,16 @@ class _Worst:
 
 
 def check_classes(predictor, spec):
-    """Raises `ValueError` where model and data set differ in their classes."""
-    if predictor.num_classes not in (None, spec.num_classes):
+    """Raises `ValueError` where model and data set differ in their classes.
+
+    A file that does not say how many it has must answer with the data set's.
+    """
+    if predictor.num_classes is None:
+        predictor.num_classes = spec.num_classes
+    if predictor.num_classes != spec.num_classes:
         raise ValueError(
             f"The model has {predictor.num_classes} classes, the data set "
-            f"{spec.num_classes}."
+            f"{spec.num_classes}. Received: {predictor.path}"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 
-from keras_aspp.engine.files import commit, write_text
+from keras_aspp.files import replacing, write_text
 
 
 def write_history(path, rows):
@@ -58,11 +58,12 @@ def cut_events(folder, epochs, steps):
             whole = False
         if whole:
             continue
-        temporary = path.with_name(f".{path.name}.tmp")
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
+        with (
+            replacing(path) as temporary,
+            tf.io.TFRecordWriter(str(temporary)) as writer,
+        ):
             for record in kept:
                 writer.write(record)
-        commit(temporary, path)
 
 
 def _is_done(event, epochs, steps):

@@ -1,6 +1,5 @@
 """Label maps as pictures: overlays, sheets, the TensorBoard page of them."""
 
-import os
 from pathlib import Path
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.files import replacing
 from keras_aspp.textfile import printable
 
 CELL_PX = 480  # of a picture in a sheet, its longer side
@@ -99,12 +99,8 @@ def draw_sheet(output, title, examples, spec):
     for text in legend.get_texts():
         text.set_parse_math(False)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
+    with replacing(output) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def caption(name, labels):

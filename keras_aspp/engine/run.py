@@ -24,13 +24,13 @@ from keras_aspp.engine.distributed import (
     worker,
 )
 from keras_aspp.engine.evaluate import evaluate
-from keras_aspp.engine.files import commit, write_json
 from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
 from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.engine.signals import interrupt, stop_signals
 from keras_aspp.engine.watch import Watch
+from keras_aspp.files import commit, write_json
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
@@ -41,16 +41,18 @@ from keras_aspp.models.segmenter import load_saved
 MAX_XLA_SIZES = 4
 
 
-def train(config, workdir, resume=False):
+def train(config, workdir, resume=False, on_begin=None):
     """Trains, keeps the best model and evaluates it.
 
     A signal to end (Ctrl-C, SIGTERM) saves a checkpoint first.
 
     Args:
         config: `Config`.
-        workdir: folder of the run; made if need be. Its `config.yaml` is
-            written by the caller.
+        workdir: folder of the run; made if need be.
         resume: bool. Go on from the newest checkpoint.
+        on_begin: function without arguments, or `None`: called on the chief
+            when configuration, data and checkpoint are found good and the
+            workdir is there.
 
     Returns:
         dict, the contents of `metrics.json`; `None` on a machine that is not
@@ -64,10 +66,10 @@ def train(config, workdir, resume=False):
         KeyboardInterrupt: a signal came.
     """
     with stop_signals(interrupt):
-        return _train(config, Path(workdir), resume)
+        return _train(config, Path(workdir), resume, on_begin)
 
 
-def _train(config, workdir, resume):
+def _train(config, workdir, resume, on_begin):
     averages = None
     if config.train.ema_momentum is not None:
         averages = keras.callbacks.SwapEMAWeights()
@@ -76,8 +78,8 @@ def _train(config, workdir, resume):
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
-    if resume:
-        changes(workdir, config)
+    chief = worker(config.train.strategy)[0] == 0
+    changed = changes(workdir, config) if resume else []
     run = _Run(config)
     model, spec, source = run.model, run.spec, run.source
     checkpoints = Checkpoints(
@@ -93,6 +95,8 @@ def _train(config, workdir, resume):
         )
         if resume:
             checkpoints.restore(model)
+    for change in changed if chief else ():
+        print(f"Changed since the checkpoint: {change}")
     print(f"{run.summary()}, {xla}")
     if run.class_weights is not None:
         named = zip(spec.class_names, run.class_weights, strict=True)
@@ -105,8 +109,11 @@ def _train(config, workdir, resume):
             if begun
             else "No checkpoint to resume from: the run begins."
         )
-    chief = worker(config.train.strategy)[0] == 0
-    if not chief:
+    if chief:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if on_begin:
+            on_begin()
+    else:
         # All machines take part in what the chief writes, since they hold
         # variables together; what the others write is thrown away.
         scratch = tempfile.TemporaryDirectory()
@@ -302,17 +309,19 @@ def _recalibrate(path, batches, score):
         print("No batch norm learns; there are no statistics to take anew.")
         return
     candidate = path.with_name(".recalibrated.tmp.keras")
-    save_model(model, candidate)
-    before, after = (score(p)["mean_iou"] for p in (path, candidate))
-    kept = after >= before
-    print(
-        f"Batch-norm statistics taken anew: validation mean IoU {before:.4f} "
-        f"-> {after:.4f}; {'kept' if kept else 'the old ones are kept'}."
-    )
-    if kept:
-        commit(candidate, path)
-    else:
-        candidate.unlink()
+    try:
+        save_model(model, candidate)
+        before, after = (score(p)["mean_iou"] for p in (path, candidate))
+        kept = after >= before
+        print(
+            f"Batch-norm statistics taken anew: validation mean IoU "
+            f"{before:.4f} -> {after:.4f}; "
+            f"{'kept' if kept else 'the old ones are kept'}."
+        )
+        if kept:
+            commit(candidate, path)
+    finally:
+        candidate.unlink(missing_ok=True)
 
 
 def _counted(validation):

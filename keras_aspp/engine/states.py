@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.engine.files import commit, remove_folder
+from keras_aspp.files import commit, remove_folder
 
 _FILES = ("state.json", "variables.npz")
 _SUMS = "SHA256SUMS"
@@ -32,7 +32,7 @@ class States:
         return sorted(self.folder.glob("epoch_*"))
 
     def save(self, epochs, steps, arrays, state):
-        """Writes one state, then removes the oldest.
+        """Writes one state, then removes the oldest, and any that is newer.
 
         Args:
             epochs: int, epochs that are done.
@@ -47,14 +47,19 @@ class States:
         temporary = self.folder / f".{name}.tmp"
         temporary.mkdir()
         np.savez(temporary / "variables.npz", **arrays)
-        (temporary / "state.json").write_text(json.dumps(state))
+        (temporary / "state.json").write_text(
+            json.dumps(state), encoding="utf-8"
+        )
         (temporary / _SUMS).write_text(_sums(temporary))
         final = self.folder / name
         if final.exists():  # damaged, or it would not be written again
             remove_folder(final)
         commit(temporary, final)
-        for old in self.paths()[: -self.keep]:
-            remove_folder(old)
+        # A newer one is damaged, or the run would have gone on from it.
+        paths = self.paths()
+        here = paths.index(final)
+        for path in paths[here + 1 :] + paths[: max(here + 1 - self.keep, 0)]:
+            remove_folder(path)
 
     def newest_json(self):
         """What the newest whole state holds beside its arrays.

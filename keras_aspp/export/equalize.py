@@ -10,6 +10,8 @@ Equalization and Bias Correction", section 4.1; here with the values that
 occur instead of weights, for kernels have a scale per channel.
 """
 
+import collections
+
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -91,12 +93,15 @@ def _factor(reach, kernels, clipped_at_6):
             filter; depthwise ones, with one for each channel, lose nothing.
         clipped_at_6: bool. Whether the map is one of ReLU6.
     """
+    if not reach.max() > 0:
+        return np.ones_like(reach)  # a map that is 0 everywhere
     reach = np.maximum(reach, 1e-4 * reach.max())
     factor = 1 / reach
     if kernels:
         # A channel made larger has smaller weights, which round too.
         weight = np.maximum.reduce([_shares(kernel) for kernel in kernels])
-        factor = np.sqrt(np.maximum(weight, 1e-3 * weight.max()) / reach)
+        least = 1e-3 * max(weight.max(), 1e-12)
+        factor = np.sqrt(np.maximum(weight, least) / reach)
     factor = factor * (reach.max() / (factor * reach).max())
     factor = np.clip(factor, 1 / _LIMIT, _LIMIT)
     if clipped_at_6:
@@ -163,6 +168,9 @@ class _Graph:
             for code in self.model.operatorCodes
         ]
         self.operators = [_Operator(o, codes) for o in self.graph.operators]
+        self.uses = collections.Counter(
+            tensor for o in self.operators for tensor in o.inputs
+        )
         self.convolutions = [o for o in self.operators if self._is_plain(o)]
         self.clipped_at_6 = {
             o.output for o in self.operators if o.activation == _RELU6
@@ -219,12 +227,10 @@ class _Graph:
         if operator.name not in (_CONV, _DEPTHWISE):
             return False
         source, kernel, *bias = operator.inputs
-        uses = [t for o in self.operators for t in o.inputs]
         return (
             len(bias) == 1
             and all(
-                uses.count(t) == 1 and self._is_float(t)
-                for t in (kernel, *bias)
+                self.uses[t] == 1 and self._is_float(t) for t in (kernel, *bias)
             )
             and self.graph.tensors[kernel].shape[-1]
             == self.graph.tensors[source].shape[-1]

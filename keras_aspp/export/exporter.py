@@ -105,8 +105,8 @@ def export_model(
     Raises:
         FileExistsError: `directory` exists and `overwrite` is not given.
         ValueError: an argument is not as above, or an artefact fails its
-            check: operators, agreement, mean IoU.
-        ImportError: `"onnx"` without its extra.
+            check: operators, agreement, mean IoU; or `"onnx"` is asked for
+            without its extra.
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
@@ -115,7 +115,10 @@ def export_model(
     if calibration_images is not None:
         calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
-    sizes = [_check_size(size) for size in (image_size, *more_image_sizes)]
+    sizes = [
+        _check_size("image_size", image_size),
+        *(_check_size("more_image_sizes", size) for size in more_image_sizes),
+    ]
     if len(set(sizes)) < len(sizes):
         raise ValueError(
             "`image_size` and `more_image_sizes` must all differ. "
@@ -170,16 +173,20 @@ def export_model(
             _evaluate(work, content, reference, evaluation_data, spec)
             for entry in content["artefacts"]:
                 verify.check_loss(entry, max_int8_loss)
-        (work / "labels.txt").write_text("\n".join(spec.class_names) + "\n")
+        (work / "labels.txt").write_text(
+            "\n".join(spec.class_names) + "\n", encoding="utf-8"
+        )
         shown = verify_images[0] if preview_image is None else preview_image
         write_preview(
             work / "preview.png", shown, reference.predict(shown), spec
         )
         keys = ("trained_on", "license", "evaluated_on", "command", "preview")
         about = {**dict.fromkeys(keys, ""), **(about or {})}
-        (work / "README.md").write_text(manifests.card(content, about))
+        (work / "README.md").write_text(
+            manifests.card(content, about), encoding="utf-8"
+        )
         (work / "manifest.json").write_text(
-            json.dumps(content, indent=1) + "\n"
+            json.dumps(content, indent=1) + "\n", encoding="utf-8"
         )
         _replace(work, directory)
     finally:
@@ -238,12 +245,12 @@ def _check_pictures(name, images):
             )
 
 
-def _check_size(image_size):
+def _check_size(name, image_size):
     size = tuple(image_size)
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(
-            "`image_size` must be (height, width), ints > 0. "
-            f"Received: image_size={image_size}"
+            f"`{name}` must hold (height, width), ints > 0. "
+            f"Received: {image_size}"
         )
     return size
 

@@ -6,19 +6,13 @@ import logging
 import tensorflow as tf
 
 from keras_aspp.export import serving
+from keras_aspp.extras import need
 from keras_aspp.layers.lowering import export_form
 
 
 def check_installed():
-    """Raises `ImportError`, with the fix, where the extra is not there."""
-    try:
-        import onnxruntime  # noqa: F401
-        import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "The format onnx needs tf2onnx and onnxruntime: "
-            f"pip install 'keras-aspp[onnx]'. Received: {error}"
-        ) from error
+    """Raises `ValueError`, with the fix, where the extra is not there."""
+    need("The format onnx", "onnx", "tf2onnx", "onnxruntime")
 
 
 def write_onnx(model, path, image_size, coarse_labels=False):

@@ -1,9 +1,9 @@
 """verify: every artefact on the same pictures as the Keras model.
 
 Protocol: an artefact of any size sees each picture at its own size, and two
-parts of it. One of
-fixed size sees it resized to that size (on the host, antialiased); Keras sees
-the same resized picture. Agreement is the share of pixels with equal labels.
+parts of it. One of fixed size sees it resized to that size (on the host,
+antialiased); Keras sees the same resized picture. Agreement is the share of
+pixels with equal labels.
 """
 
 import os
@@ -23,9 +23,9 @@ PROTOCOL = (
     "agreement_with_keras: share of equal labels over the verify pictures; "
     "all but model.keras run in a process of their own, without keras_aspp. "
     "Artefacts of any size see each picture at its own size, and two parts "
-    "of it of odd sizes; artefacts of a "
-    "fixed size see it resized to that size (on the host, antialiased), and "
-    "Keras sees the same resized picture. mean_iou: every picture of the "
+    "of it of odd sizes; artefacts of a fixed size see it resized to that "
+    "size (on the host, antialiased), and Keras sees the same resized "
+    "picture. mean_iou: every picture of the "
     "evaluation split once, labels compared at the picture's own size (from "
     "a fixed-size artefact resized back, nearest). loss_points: by how much "
     "that is below Keras' under the same protocol, in points (hundredths). "

@@ -1,6 +1,8 @@
 """Predictor: the same answer from `.keras`, SavedModel, `.tflite`, `.onnx`."""
 
+import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from keras_aspp import textfile
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.extras import need
 from keras_aspp.trial import try_out
 
 
@@ -176,15 +179,16 @@ class Predictor:
     def _in_memory(self, answer, images):
         """`answer(images)`, one by one where all are too many at once."""
         count, height, width, _ = images.shape
-        needed = count * height * width * self._engine.bytes_per_pixel
+        needed = self._engine.bytes_needed(count, height, width)
         if needed <= _memory_bytes():
             try:
                 return answer(images)
-            except ValueError as error:
-                # Keras' own padding leaves nothing of a few pixels.
+            except Exception as error:
+                # Keras' own padding leaves nothing of a few pixels. What an
+                # engine raises then depends on the engine.
                 raise ValueError(
-                    f"The model cannot take a picture of {height}x{width}. "
-                    f"Received: {self.path}"
+                    f"The model cannot take a picture of {height}x{width} "
+                    f"({_reason(error)}). Received: {self.path}"
                 ) from error
         if count == 1:
             raise ValueError(
@@ -208,8 +212,17 @@ class Predictor:
         return labels
 
 
+def _reason(error):
+    """An engine's message in one line, without the names of its nodes."""
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*", "", " ".join(str(error).split()))
+    return message.strip() or type(error).__name__
+
+
 def _memory_bytes():
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
 
 
 def resize_image(image, size):
@@ -290,10 +303,16 @@ def _check_hash(path, manifest):
 _BYTES_PER_PIXEL = 2000
 
 
-class _Keras:
+class _Engine:
     image_size = None
-    bytes_per_pixel = _BYTES_PER_PIXEL
+    num_classes = None
 
+    def bytes_needed(self, count, height, width):
+        """What it takes to see pictures at once, about."""
+        return count * height * width * _BYTES_PER_PIXEL
+
+
+class _Keras(_Engine):
     def __init__(self, path, output_stride):
         import tensorflow as tf
 
@@ -323,11 +342,7 @@ class _Keras:
         return self._scores(images).numpy()
 
 
-class _SavedModel:
-    image_size = None
-    bytes_per_pixel = _BYTES_PER_PIXEL
-    num_classes = None
-
+class _SavedModel(_Engine):
     def __init__(self, path):
         import tensorflow as tf
 
@@ -353,18 +368,11 @@ class _SavedModel:
         return self._serve(image=tf.constant(images))["labels"].numpy()
 
 
-class _ONNX:
-    num_classes = None
-    bytes_per_pixel = _BYTES_PER_PIXEL
-
+class _ONNX(_Engine):
     def __init__(self, path):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ValueError(
-                "An .onnx file needs onnxruntime: pip install "
-                f"'keras-aspp[onnx]'. Received: {path}"
-            ) from error
+        need("An .onnx file", "onnx", "onnxruntime")
+        import onnxruntime
+
         try:
             self._session = onnxruntime.InferenceSession(str(path))
             (door,) = self._session.get_inputs()
@@ -398,10 +406,7 @@ def _is_ours(signature):
     )
 
 
-class _TFLite:
-    num_classes = None
-    bytes_per_pixel = _BYTES_PER_PIXEL
-
+class _TFLite(_Engine):
     def __init__(self, path):
         from ai_edge_litert.interpreter import Interpreter
 

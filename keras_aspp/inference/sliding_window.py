@@ -37,8 +37,12 @@ class SlidingWindow:
             )
         self.engine, self.window, self.overlap = engine, window, overlap
         self.num_classes = engine.num_classes
-        # Sum, piece and logarithm of the scores; their arg-max.
-        self.bytes_per_pixel = 12 * self.num_classes + 8
+
+    def bytes_needed(self, count, height, width):
+        """Of the largest piece; sum, piece and logarithm of the scores."""
+        piece = (min(n, self.window) for n in (height, width))
+        scores = count * height * width * (12 * self.num_classes + 8)
+        return self.engine.bytes_needed(count, *piece) + scores
 
     def scores(self, images):
         """Logits; of several pieces, the logarithm of their mean."""

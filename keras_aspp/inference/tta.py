@@ -41,12 +41,12 @@ class MultiScale:
         self.engine, self.scales, self.flip = engine, scales, bool(flip)
         self.num_classes = engine.num_classes
 
-    @property
-    def bytes_per_pixel(self):
+    def bytes_needed(self, count, height, width):
         """Of the largest scale, and of the sum at the picture's own size."""
-        largest = max(1.0, *self.scales) ** 2
-        own = int(largest * self.engine.bytes_per_pixel)
-        return own + 12 * self.num_classes
+        largest = max(1.0, *self.scales)
+        seen = (round(n * largest) for n in (height, width))
+        scores = 12 * count * height * width * self.num_classes
+        return self.engine.bytes_needed(count, *seen) + scores
 
     def scores(self, images):
         """Logarithm of the mean probability."""

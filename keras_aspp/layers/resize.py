@@ -122,7 +122,7 @@ class BilinearResize(keras.layers.Layer):
         return lowering.resize_bilinear(x, size, grid, shift=self.shift)
 
     def nearest_cells(self, cells, pixels):
-        """The cell nearest to each pixel of a result, along one axis.
+        """The cells nearest to the pixels of a result, row by row.
 
         Args:
             cells: `(height, width)` of the map, ints.

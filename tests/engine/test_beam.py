@@ -247,6 +247,35 @@ def test_a_bad_picture_does_not_stop_the_others(
     assert len(list(output.iterdir())) == 2 * 3 + 1
 
 
+class Choosy:
+    """A predictor that takes no picture of one pixel's width."""
+
+    num_classes, spec = len(CLASS_NAMES), None
+
+    def __init__(self, path, window=None):
+        self.path, self.inner = path, Predictor(path)
+
+    def predict_batch(self, images):
+        if images.shape[2] == 1:
+            raise ValueError("The model cannot take a picture of 48x1.")
+        return self.inner.predict_batch(images)
+
+
+def test_a_picture_that_the_model_cannot_take(
+    model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(engine, "Predictor", Choosy)
+    for name, size in (("wide", (64, 48)), ("thin", (1, 48))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    output, images = str(tmp_path / "out"), str(tmp_path / "*.png")
+    arguments = ["--model", model, "--output", output, images, "--beam"]
+    assert main(["predict", *arguments]) == 1
+    *_, first, last = capsys.readouterr().err.strip().splitlines()
+    assert first.endswith("cannot take a picture of 48x1. Picture: thin")
+    assert last.endswith("1 of 2 pictures failed")
+    assert (tmp_path / "out" / "wide_labels.png").exists()
+
+
 def test_a_pattern_without_files(model, tmp_path, capsys):
     images = str(tmp_path / "*.jpg")
     arguments = ["--model", model, "--output", str(tmp_path / "out"), images]

@@ -18,10 +18,10 @@ from keras_aspp.cli.configuration import dump_config
 from keras_aspp.cli.main import main
 from keras_aspp.config import Config, TrainConfig
 from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
-from keras_aspp.engine.files import remove_temporaries, write_json
 from keras_aspp.engine.logs import cut_events, write_history
 from keras_aspp.engine.signals import interrupt, stop_signals
 from keras_aspp.engine.states import States
+from keras_aspp.files import remove_temporaries, write_json
 from keras_aspp.metrics import ConfusionMatrix
 
 STEPS = 4
@@ -153,6 +153,27 @@ def test_a_damaged_state_is_reported_and_skipped(states, capsys, name, damage):
     # The run does it again.
     save(states, 2)
     assert states.newest()[0] == newest
+
+
+def test_a_damaged_state_does_not_push_out_what_is_saved_after_it(states):
+    """A run gone back to an earlier state saves some before the damaged one."""
+    for path in states.paths():
+        flip(path / "state.json")
+    save(states, 1, steps=3)
+    assert names(states) == ["epoch_00001", "epoch_00001_step_0000003"]
+    assert states.newest()[0].name == "epoch_00001_step_0000003"
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    checkpoints = checkpoints_of(tmp_path, small_model())
+    checkpoints.on_epoch_end(0, {"val_mean_iou": 0.5})
+    best = (tmp_path / "model.keras").read_bytes()
+    variable = checkpoints.model.trainable_variables[0]
+    variable.assign(np.full(variable.shape, np.nan))
+    with pytest.raises(ValueError, match="not finite after epoch 2"):
+        checkpoints.on_epoch_end(1, {"val_mean_iou": 0.6})
+    assert (tmp_path / "model.keras").read_bytes() == best
+    assert names(checkpoints.states) == ["epoch_00001"]
 
 
 def test_no_state_is_none_and_all_damaged_is_an_error(tmp_path, states):
@@ -436,6 +457,9 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
     assert main(words + more) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("Received: train.seed: 0 -> 3")
+    assert file.read_text() == before
+    # What may change, but not the data, of which there is none here.
+    assert main([*words, "--resume", "--export.max_int8_loss=2"]) == 1
     assert file.read_text() == before
 
 

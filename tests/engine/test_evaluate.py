@@ -1,13 +1,17 @@
 """evaluate: one pass, every number from it, and its figures."""
 
+import shutil
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from tiny_run import write_folder
 
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine import evaluate as engine
 from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.inference import Predictor
 
 
 class Guesser:
@@ -63,6 +67,17 @@ def test_the_worst_pictures_come_first(source, tmp_path, monkeypatch):
         folder = source.root / "images" / "val"
         np.testing.assert_array_equal(image, Image.open(folder / name))
         assert labels.shape == predicted.shape == image.shape[:2]
+
+
+def test_a_file_that_does_not_say_its_classes_has_the_data_sets(
+    source, tmp_path
+):
+    model = ROOT / "saved_models/multiscale_shapes/model_float16.tflite"
+    predictor = Predictor(shutil.copy(model, tmp_path / "alone.tflite"))
+    assert predictor.num_classes is None
+    # It knows eight, the data three.
+    with pytest.raises(ValueError, match=r"labels 0 to [3-7], not in 0..2"):
+        evaluate(predictor, source, "val")
 
 
 def test_figures_of_a_split_without_valid_pixels(source, tmp_path):

@@ -113,6 +113,19 @@ def test_the_function_stays(tmp_path, maximum):
     )
 
 
+def test_a_map_without_values_stays(tmp_path):
+    model = bottleneck(None)
+    for name in ("expand", "project"):
+        kernel, bias = model.get_layer(name).get_weights()
+        model.get_layer(name).set_weights([0 * kernel, 0 * bias])
+    content = converter_of(model, tmp_path / "model").convert()
+    images = floats(pictures())
+    found = run(equalize(content, images), images)
+    np.testing.assert_allclose(
+        found, run(content, images), rtol=1e-4, atol=1e-5
+    )
+
+
 # With gates, hard swish and two readers of a map; with sums and concatenations.
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_onnx(model, tmp_path, recwarn):
 
 def test_onnx_without_its_extra(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(ImportError, match=r"keras-aspp\[onnx\]"):
+    with pytest.raises(ValueError, match=r"keras-aspp\[onnx\]"):
         export(model, tmp_path / "out", formats=("onnx",))
     assert list(tmp_path.iterdir()) == []
 

@@ -451,6 +451,15 @@ def test_a_tflite_that_brings_the_interpreter_down(
     assert "mine.tflite" in said
 
 
+def test_a_trial_imports_nothing_from_the_working_directory(
+    tmp_path, marker, monkeypatch
+):
+    for name in ("ai_edge_litert", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    trial.try_out(shutil.copy(TFLITE, tmp_path / "mine.tflite"))
+
+
 def saved_model(path, **signatures):
     import tensorflow as tf
 
@@ -512,4 +521,6 @@ def test_a_picture_of_no_cell_is_refused(tmp_path, capsys):
     model = toy_segmenter(tmp_path)
     arguments = ["predict", "--model", model, "--output", str(tmp_path / "o")]
     assert main([*arguments, str(picture)]) == 1
-    assert "cannot take a picture of 1x1" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "cannot take a picture of 1x1 (input image must be" in said
+    assert said.endswith("Picture: " + str(picture))

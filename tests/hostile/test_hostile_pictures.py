@@ -327,6 +327,14 @@ def test_what_a_saved_model_decodes():
         np.testing.assert_array_equal(served(GOOD[name]), image)
 
 
+def test_marks_of_scans_that_start_none_do_not_count():
+    """They occur by chance in what cameras store beside the picture."""
+    note = b"\xff\xfe" + (1402).to_bytes(2, "big") + b"\xff\xda" * 700
+    plain = GOOD["plain.jpg"]
+    image = decode.read_image(plain[:2] + note + plain[2:])
+    np.testing.assert_array_equal(image, decode.read_image(plain))
+
+
 BOUNDED = """
 import resource, sys
 from keras_aspp.data import decode

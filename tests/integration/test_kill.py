@@ -30,7 +30,10 @@ SEED = 20261125
 KILLS = 20
 EPOCHS, STEPS = 8, 3
 MOMENTS = 60  # a run is killed at one of so many, if it gets there
-AFTER_TRAINING = ("replace .recalibrated.tmp.keras", "fsync .metrics.json.tmp")
+AFTER_TRAINING = (
+    "replace .recalibrated.tmp.keras",
+    "fsync .metrics.json.tmp.json",
+)
 WEIGHTS_SEED = 3  # with which new statistics are better, and kept
 
 

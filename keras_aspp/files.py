@@ -1,12 +1,13 @@
 """Files that are whole or not there, after a power cut too."""
 
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 
 # What unfinished files are called: hidden, and removed at the next start.
-_TEMPORARY = (".*.tmp", ".*.tmp.keras")
+_TEMPORARY = (".*.tmp", ".*.tmp.*")
 
 
 def write_json(path, content):
@@ -21,16 +22,35 @@ def write_text(path, text):
         OSError: it cannot be written, for want of room say; the earlier file
             is as it was.
     """
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
     try:
-        temporary.write_text(text)
-        commit(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             f"A file cannot be written: {error.strerror or error}. "
             f"Received: {path}"
         ) from error
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a name to write a file under, which is `path` afterwards.
+
+    Where writing fails, the earlier file is as it was.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        `Path` in the same folder, of the same suffix.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        yield temporary
+        commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def commit(temporary, path):
