@@ -250,7 +250,7 @@ def _check_size(name, image_size):
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(
             f"`{name}` must hold (height, width), ints > 0. "
-            f"Received: {image_size}"
+            f"Received: {name}={image_size}"
         )
     return size
 

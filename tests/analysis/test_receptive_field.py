@@ -272,8 +272,8 @@ def test_published_receptive_fields(name):
     import time
 
     model = getattr(keras.applications, name)(weights=None, include_top=False)
-    start = time.perf_counter()
+    start = time.process_time()
     field = receptive_fields(model, (513, 385))[-1]
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert field.size == (PUBLISHED[name],) * 2
     assert not field.assumed

@@ -43,6 +43,7 @@ def assert_same_training(model, x, jit_compile=False):
     assert any(np.any(value != npy(weight)) for value, weight in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_training_is_the_same(toy_backbone, jit_compile):
     assert_same_training(
@@ -50,6 +51,7 @@ def test_training_is_the_same(toy_backbone, jit_compile):
     )
 
 
+@pytest.mark.slow
 def test_training_of_mobilenet():
     model = create_backbone("mobilenet_v2_0.35", 16, None)
     assert_same_training(model, sample((2, 32, 48, 3)))

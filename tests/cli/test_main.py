@@ -154,6 +154,7 @@ def test_evaluate_at_another_output_stride(
         assert message in said
 
 
+@pytest.mark.slow
 def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     arguments = ["evaluate", "--boundaries", "--json", str(file)]

@@ -128,10 +128,10 @@ def test_16_bit_grey_picture_is_refused(tmp_path):
 def test_huge_picture_is_refused_before_it_is_decoded(tmp_path):
     file = tmp_path / "bomb.png"
     file.write_bytes(raw_png([b""] * 10_001, 8, 0, 10_000))
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ValueError, match=r"at most 100000000 pixels.*bomb.png"):
         decode.read_image(file)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])

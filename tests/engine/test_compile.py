@@ -95,6 +95,7 @@ def test_accumulation_equals_a_larger_batch():
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_xla_and_graph_train_alike(toy_backbone):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 64, 64, 3)).astype("float32")

@@ -99,6 +99,7 @@ def test_weights_that_cannot_be(weights):
         LossConfig(**weights)
 
 
+@pytest.mark.slow
 def test_a_run_with_weights_of_its_classes(tmp_path, tiny_folder, capsys):
     config = tiny_config(tiny_folder, total_epochs=1)
     config = replace(

@@ -8,12 +8,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from ai_edge_litert.interpreter import Interpreter
+from conftest import ROOT
 from helpers import randomize
 
 import keras_aspp as ka
 from keras_aspp.export import exporter, tflite, verify
-from keras_aspp.export.manifest import sha256
+from keras_aspp.export.manifest import artefact_table, sha256
 from keras_aspp.export.metadata import with_metadata
 
 
@@ -59,6 +61,24 @@ def test_manifest_is_true_of_the_folder(tiny_export):
         assert entry["latency_ms"]["median"] > 0
     for name in ("labels.txt", "README.md", "preview.png"):
         assert (tiny_export / name).stat().st_size > 0
+
+
+def test_card_is_of_the_manifest(tiny_export, tiny_folder):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    card = (tiny_export / "README.md").read_text()
+    assert artefact_table(manifest) in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["pipeline_tag"] == "image-segmentation"
+    ((result,),) = (found["results"] for found in front["model-index"])
+    assert result["dataset"]["name"] == tiny_folder.name
+    (score,) = result["metrics"]
+    assert score["value"] == manifest["artefacts"][0]["mean_iou"]
+
+
+def test_table_of_the_readme_is_that_of_the_saved_model():
+    folder = ROOT / "saved_models" / "camvid_mobilenet_v2"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert artefact_table(manifest) in (ROOT / "README.md").read_text()
 
 
 def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
@@ -248,6 +268,7 @@ def test_any_size_is_right_at_odd_sizes(model, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_several_sizes(model, tmp_path):
     manifest = export(model, tmp_path / "out", more_image_sizes=[(48, 56)])
     assert [e["path"] for e in manifest["artefacts"]] == [
@@ -261,6 +282,7 @@ def test_several_sizes(model, tmp_path):
         assert entry["agreement_with_keras"] >= 0.999
 
 
+@pytest.mark.slow
 def test_onnx(model, tmp_path, recwarn):
     pytest.importorskip("onnxruntime", reason="extra onnx is not installed")
     pytest.importorskip("tf2onnx", reason="extra onnx is not installed")
@@ -289,6 +311,7 @@ def test_a_size_twice(model, tmp_path):
         export(model, tmp_path / "out", more_image_sizes=[(64, 96)])
 
 
+@pytest.mark.slow
 def test_coarse_labels(model, tmp_path):
     manifest = export(
         model,
@@ -385,6 +408,7 @@ def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_leaves_nothing(model, tmp_path):
     with pytest.raises(ValueError, match="may lose 0.0 points.*Received: "):
         export(

@@ -321,11 +321,11 @@ STATE_DICTS = sorted(state_dicts("true"))
 def test_state_dict(name, tmp_path, marker):
     path = tmp_path / name
     path.write_bytes(state_dicts(f"touch {marker}")[name])
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match="Not a state dict") as error:
         read_state_dict(path)
     assert name in str(error.value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_zipped_state_dicts(tmp_path, marker):

@@ -43,13 +43,13 @@ needs_pipes = pytest.mark.skipif(
 def test_bad_picture_is_one_line_with_its_name(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(BAD[name])
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         decode.read_image(path, exif=True)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="File: a record"):
         decode.read_image(BAD[name], name="a record", exif=True)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -173,6 +173,10 @@ def test_data_check_reports_each_and_reads_the_rest(tmp_path, capsys):
     [
         ("evaluate", "--model", str(MODEL), "--split", "train", "--data"),
         ("data", "preview", "--output", "sheet.png"),
+        (
+            *("train", "--config", "folder", "--workdir", "run"),
+            *("--data.validation_split", "train", "--data.root"),
+        ),
     ],
 )
 def test_other_commands_name_the_first(command, tmp_path, capsys, monkeypatch):

@@ -29,9 +29,9 @@ def write(path, content):
 
 def said_by(arguments, capsys):
     """The one line that a command fails with."""
-    start = time.monotonic()
+    start = time.process_time()
     assert main([str(argument) for argument in arguments]) == 1
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("keras-aspp: error: ")
     assert len(line) < MAX_MESSAGE + 100
@@ -81,10 +81,10 @@ def test_values_of_the_command_line(value, capsys):
 def test_dataset_json(name, tmp_path, capsys):
     content, message = SPECS[name]
     path = write(tmp_path / "dataset.json", content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match="dataset.json") as error:
         DatasetSpec.from_file(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert message in one_line(error.value)
 
 

@@ -127,6 +127,7 @@ def test_an_artefact_that_is_not_the_manifests(tiny_export, tmp_path, name):
         ka.Predictor(folder / name)
 
 
+@pytest.mark.slow
 def test_sizes_that_share_a_side(tiny_workdir):
     """As of photographs: 500x375, then 500x333."""
     predictor = ka.Predictor(tiny_workdir)

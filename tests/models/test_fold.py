@@ -21,6 +21,7 @@ def scales(model):
 
 
 # Where batch norm stands elsewhere than behind a convolution, it stays.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, backbone, arguments, left",
     [

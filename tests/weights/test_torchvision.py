@@ -157,6 +157,7 @@ def saved(network, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes",
     [
@@ -188,6 +189,7 @@ def test_segmenters_equal_pytorch(networks, name, tmp_path):
     assert_equal_to_torch(network, again, (64, 96))
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_other_classes(networks, tmp_path):
     network = networks.randomized(
         networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
@@ -209,6 +211,7 @@ def test_fine_tuning_on_other_classes(networks, tmp_path):
     mine.train_on_batch(sample((2, 32, 32, 3)), labels)
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_is_left_with_a_warning(networks, tmp_path):
     network = networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
     state = dict(network.state_dict())
@@ -220,6 +223,7 @@ def test_an_auxiliary_head_is_left_with_a_warning(networks, tmp_path):
         from_torchvision("deeplabv3_resnet50", tmp_path / "state.pth")
 
 
+@pytest.mark.slow
 def test_tensors_that_do_not_fit(networks, tmp_path):
     network = networks.BACKBONES["resnet50"]()
     state = {k: v.numpy() for k, v in network.state_dict().items()}
@@ -238,6 +242,7 @@ def test_tensors_that_do_not_fit(networks, tmp_path):
         from_torchvision("fcn", tmp_path / "nothing.pth")
 
 
+@pytest.mark.slow
 def test_download_checks_the_file(tmp_path, monkeypatch, shared):
     calls = []
 
