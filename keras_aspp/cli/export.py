@@ -92,6 +92,7 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
         colormap=source.spec.colormap,
         preview_image=None if preview is None else read_image(preview),
         about={
+            "dataset": name,
             "trained_on": f"{name} (split {data.train_split})",
             "license": data.license or source.spec.license,
             "evaluated_on": f"{source.size(split)} pictures of {name}, split "

@@ -85,8 +85,8 @@ def export_model(
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label value that counts for nothing.
         colormap: one RGB colour per class, or `None`.
-        about: dict of str for the card: `trained_on`, `license`,
-            `evaluated_on`, `command`, `preview`.
+        about: dict of str for the card: `dataset` (its name), `trained_on`,
+            `license`, `evaluated_on`, `command`, `preview`.
         preview_image: uint8 `[H, W, 3]` shown in `preview.png`; the first
             verify picture if `None`.
         max_int8_loss: float, in points of mean IoU on `evaluation_data`: what
@@ -180,8 +180,7 @@ def export_model(
         write_preview(
             work / "preview.png", shown, reference.predict(shown), spec
         )
-        keys = ("trained_on", "license", "evaluated_on", "command", "preview")
-        about = {**dict.fromkeys(keys, ""), **(about or {})}
+        about = {**dict.fromkeys(manifests.ABOUT, ""), **(about or {})}
         (work / "README.md").write_text(
             manifests.card(content, about), encoding="utf-8"
         )

@@ -6,6 +6,15 @@ from importlib import metadata
 from pathlib import Path
 
 _PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
+# What a card can tell beside what is measured.
+ABOUT = (
+    "dataset",
+    "trained_on",
+    "license",
+    "evaluated_on",
+    "command",
+    "preview",
+)
 
 
 def versions():
@@ -83,21 +92,12 @@ def card(manifest, about):
 
     Args:
         manifest: dict, the contents of `manifest.json`.
-        about: dict of str: `trained_on`, `license`, `evaluated_on`,
-            `command`, `preview`; empty where unknown.
+        about: dict of str: `dataset`, `trained_on`, `license`,
+            `evaluated_on`, `command`, `preview`; empty where unknown.
     """
-    rows = "\n".join(
-        f"| `{a['path']}` | {a['bytes'] / 1e6:.2f} MB "
-        f"| {a['agreement_with_keras']:.4%} | {_number(a['mean_iou'])} "
-        f"| {_number(a['loss_points'], 2)} "
-        f"| {latency(a)} ms |"
-        for a in manifest["artefacts"]
-    )
     classes = ", ".join(manifest["class_names"])
-    front = f"license: {about['license']}\n" if about["license"] else ""
     parts = [
-        f"---\n{front}library_name: keras\ntags: [image-segmentation, tflite, "
-        f"keras-aspp]\n---\n\n# {manifest['name']}\n\n"
+        f"---\n{_front_matter(manifest, about)}---\n\n# {manifest['name']}\n\n"
         "![A picture and what the model sees in it](preview.png)",
         about["preview"],
         f"Labels every pixel with one of {manifest['num_classes']} classes: "
@@ -109,8 +109,7 @@ def card(manifest, about):
         parts.append(f"License: {about['license']}.")
     evaluated = about["evaluated_on"] or "not evaluated"
     parts += [
-        "## Artefacts\n\n| artefact | size | labels equal to Keras' | mean IoU "
-        f"| points lost | one picture |\n|---|---|---|---|---|---|\n{rows}",
+        f"## Artefacts\n\n{artefact_table(manifest)}",
         f"Mean IoU: {evaluated}; points lost: against Keras, under the same "
         f"protocol.{_calibration(manifest)} Times: {manifest['machine']}, "
         f"{manifest['date']}, to be compared within this table only. Larger "
@@ -130,6 +129,56 @@ def card(manifest, about):
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def artefact_table(manifest):
+    """The artefacts as a Markdown table, a row for each."""
+    rows = (
+        f"| `{a['path']}` | {a['bytes'] / 1e6:.2f} MB "
+        f"| {a['agreement_with_keras']:.4%} | {_number(a['mean_iou'])} "
+        f"| {_number(a['loss_points'], 2)} "
+        f"| {latency(a)} ms |"
+        for a in manifest["artefacts"]
+    )
+    return "\n".join(
+        (
+            "| artefact | size | labels equal to Keras' | mean IoU | points "
+            "lost | one picture |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        )
+    )
+
+
+def _front_matter(manifest, about):
+    """What the Hugging Face Hub reads of a card, YAML."""
+    import yaml
+
+    content = {
+        "library_name": "keras",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["image-segmentation", "tflite", "keras-aspp"],
+    }
+    if about["license"]:
+        content = {"license": about["license"], **content}
+    score = manifest["artefacts"][0]["mean_iou"]
+    if about["dataset"] and score is not None:
+        result = {
+            "task": {"type": "image-segmentation"},
+            "dataset": {"type": about["dataset"], "name": about["dataset"]},
+            "metrics": [
+                {
+                    "type": "mean_iou",
+                    "value": score,
+                    "name": f"mean IoU, {about['evaluated_on']}",
+                }
+            ],
+        }
+        content["metrics"] = ["mean_iou"]
+        content["model-index"] = [
+            {"name": manifest["name"], "results": [result]}
+        ]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _calibration(manifest):
