@@ -60,6 +60,15 @@ def targets(results, names):
             )
 
 
+def sides(results, names):
+    """What each side takes where none has a target, as lines."""
+    yield "| work | side | takes |"
+    yield "|---|---|---|"
+    for name in names:
+        for label, side in results[name]["sides"].items():
+            yield f"| `{name}` | {label} | {seconds(side)} |"
+
+
 def rates(results, names):
     """Arithmetic per second, and its share of the ceiling."""
     yield "| work | side | GFLOP | GFLOP/s | of the ceiling | first step |"
@@ -191,8 +200,13 @@ def main():
         )
         if n in results
     ]
+    phones = [n for n in COMPARISONS if n in results and n[:6] == "phone_"]
+    lite = [n for n in compared if n.startswith("tflite_")]
+    compared = [n for n in compared if n not in lite]
     tables = {
         "targets": targets(results, compared),
+        "lite": targets(results, lite),
+        "phones": sides(results, phones),
         "rates": rates(results, counted),
         "forms": targets(results, forms),
         "growth": growth(results, grown),

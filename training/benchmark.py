@@ -21,7 +21,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -320,7 +320,9 @@ def peak_bytes():
     ):
         if gpu() and module in sys.modules:
             return measure(sys.modules[module])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which begins at what the process held that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
 
 
 def profile(comparisons, side):

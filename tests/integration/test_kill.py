@@ -220,7 +220,10 @@ def contents(workdir):
 
 
 def events(folder):
-    """Tag, step and value of all scalars, and the steps of pictures."""
+    """Tag, step and value of all scalars, and the steps of pictures.
+
+    How often steps were traced, and whether by XLA, is of a process.
+    """
     import tensorflow as tf
 
     found = []
@@ -230,7 +233,7 @@ def events(folder):
             for value in event.summary.value:
                 if value.tag.startswith("picture"):
                     found.append((value.tag, event.step, 0.0))
-                elif value.tag != "keras":
+                elif not value.tag.startswith(("keras", "xla", "traces/")):
                     number = float(tf.make_ndarray(value.tensor))
                     name = f"{path.parent.name}/{value.tag}"
                     found.append((name, event.step, number))
