@@ -1,6 +1,6 @@
 # make train   trains on the embedded data set, evaluates, exports, predicts
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
-# make test    the fast tests (under five minutes on two cores)
+# make test    the fast tests (six to ten minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
