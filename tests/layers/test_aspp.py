@@ -14,6 +14,7 @@ from helpers import (
     randomize,
     relu,
     sample,
+    tensorflow_only,
 )
 
 from keras_aspp.layers import ASPP
@@ -198,6 +199,7 @@ def test_errors(kwargs, message):
         ASPP(**kwargs)
 
 
+@tensorflow_only
 @pytest.mark.parametrize("atrous_rates", [(1, 2), ()])
 def test_pooling_as_a_bias_is_the_same_block(atrous_rates):
     layer = built(batch_norm=False, atrous_rates=atrous_rates)
