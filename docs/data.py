@@ -1,7 +1,7 @@
 """Measures what docs/data.md states: pictures per second, and memory.
 
 python -m docs.data speed --count 2000
-python -m docs.data evaluate --count 20000   # predict
+python -m docs.data evaluate --count 20000   # or predict
 """
 
 import argparse

@@ -184,7 +184,7 @@ def main():
         for n in COMPARISONS
         if n in results
         and results[n]["targets"]
-        and not n.startswith(("form_", "gpu_"))
+        and not n.startswith(("form_", "gpu_", "tflite_"))
     ]
     forms = [n for n in results if n.startswith("form_")]
     grown = [n for n in COMPARISONS if n in results and n[:7] == "growth_"]
@@ -200,9 +200,8 @@ def main():
         )
         if n in results
     ]
+    lite = [n for n in COMPARISONS if n in results and n[:7] == "tflite_"]
     phones = [n for n in COMPARISONS if n in results and n[:6] == "phone_"]
-    lite = [n for n in compared if n.startswith("tflite_")]
-    compared = [n for n in compared if n not in lite]
     tables = {
         "targets": targets(results, compared),
         "lite": targets(results, lite),

@@ -33,13 +33,15 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, durable=True):
     """Gives a name to write a file under, which is `path` afterwards.
 
     Where writing fails, the earlier file is as it was.
 
     Args:
         path: of the file.
+        durable: bool. Whether it is to outlast a power cut, which takes a
+            wait for the disk.
 
     Yields:
         `Path` in the same folder, of the same suffix.
@@ -48,7 +50,10 @@ def replacing(path):
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
         yield temporary
-        commit(temporary, path)
+        if durable:
+            commit(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

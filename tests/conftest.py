@@ -72,7 +72,7 @@ def shared():
     path = os.environ.get("KERAS_ASPP_SHARED", ROOT.parent / "shared")
     path = pathlib.Path(path)
     if not path.is_dir():
-        pytest.skip("shared/ is absent: set KERAS_ASPP_SHARED")
+        pytest.skip("shared/ is absent: set KERAS_ASPP_SHARED (2026-11-28)")
     return path
 
 

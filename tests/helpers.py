@@ -9,7 +9,8 @@ SHAPE = (2, 9, 7, 5)  # odd, non-square, no axis equal to another
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 tensorflow_only = pytest.mark.skipif(
     not ON_TENSORFLOW,
-    reason="about TensorFlow itself: its graphs, its XLA, its files",
+    reason="about TensorFlow itself: its graphs, its XLA, its files "
+    "(2026-11-28)",
 )
 
 

@@ -112,9 +112,9 @@ def predict_files(predictor, images, output):
         except Exception as error:
             if not is_fault_of_input(error):
                 raise
-            message = one_line(error)
-            if str(name) not in message:  # it speaks of the model
-                message = f"{message} Picture: {printable(name)}"
+            message, shown = one_line(error), printable(name)
+            if shown not in message:  # it speaks of the model
+                message = f"{message} Picture: {shown}"
             messages.append(message)
         show_progress(done, len(images))
     return rows, messages
@@ -144,5 +144,5 @@ def _save(picture, path):
 
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         picture.save(temporary, format="PNG")

@@ -32,6 +32,7 @@ from keras_aspp.engine.pictures import (
 from keras_aspp.extras import need
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.textfile import printable
 
 PREDICTIONS = "predictions.json"
 _WILDCARDS = "*?["
@@ -279,7 +280,7 @@ def _read(element):
 def _save(element, spec, output):
     name, (image, labels) = element
     if isinstance(labels, str):
-        return 0, [f"{labels} Picture: {name}"]
+        return 0, [f"{labels} Picture: {printable(name)}"]
     for part, picture in (
         ("labels", index_picture(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),

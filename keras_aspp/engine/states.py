@@ -57,8 +57,8 @@ class States:
         commit(temporary, final)
         # A newer one is damaged, or the run would have gone on from it.
         paths = self.paths()
-        here = paths.index(final)
-        for path in paths[here + 1 :] + paths[: max(here + 1 - self.keep, 0)]:
+        end = paths.index(final) + 1
+        for path in paths[end:] + paths[:end][: -self.keep]:
             remove_folder(path)
 
     def newest_json(self):

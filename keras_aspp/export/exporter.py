@@ -1,7 +1,6 @@
 """export_model: one folder with every artefact, each verified."""
 
 import datetime
-import json
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ from keras_aspp.export import onnx, serving, tflite, verify
 from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
+from keras_aspp.files import write_json, write_text
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
@@ -173,20 +173,14 @@ def export_model(
             _evaluate(work, content, reference, evaluation_data, spec)
             for entry in content["artefacts"]:
                 verify.check_loss(entry, max_int8_loss)
-        (work / "labels.txt").write_text(
-            "\n".join(spec.class_names) + "\n", encoding="utf-8"
-        )
+        write_text(work / "labels.txt", "\n".join(spec.class_names) + "\n")
         shown = verify_images[0] if preview_image is None else preview_image
         write_preview(
             work / "preview.png", shown, reference.predict(shown), spec
         )
         about = {**dict.fromkeys(manifests.ABOUT, ""), **(about or {})}
-        (work / "README.md").write_text(
-            manifests.card(content, about), encoding="utf-8"
-        )
-        (work / "manifest.json").write_text(
-            json.dumps(content, indent=1) + "\n", encoding="utf-8"
-        )
+        write_text(work / "README.md", manifests.card(content, about))
+        write_json(work / "manifest.json", content)
         _replace(work, directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -123,11 +123,12 @@ def test_wrong_port(tiny_export, modules, serve, monkeypatch, capsys):
 def browser():
     """The system's Chromium, with a camera that is none."""
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="extra `examples`"
+        "playwright.sync_api",
+        reason="extra `examples` is not installed (2026-11-28)",
     )
     for program in ("chromium", "npm"):
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+            pytest.skip(f"{program} is not installed (2026-11-28)")
     with playwright.sync_playwright() as running:
         launched = running.chromium.launch(
             executable_path=shutil.which("chromium"),

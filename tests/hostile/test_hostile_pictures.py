@@ -35,7 +35,8 @@ NAMES = (
     b"dots.in.it.png",
 )
 needs_pipes = pytest.mark.skipif(
-    not hasattr(os, "mkfifo"), reason="pipes in folders are POSIX's"
+    not hasattr(os, "mkfifo"),
+    reason="pipes in folders are POSIX's (2026-11-28)",
 )
 
 
