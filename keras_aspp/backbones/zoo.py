@@ -14,6 +14,7 @@ from keras_aspp.backbones.atrous import (
 )
 from keras_aspp.backbones.grids import CONVOLUTIONS, layers_by_path, pair
 from keras_aspp.layers.group_norm import GroupNormalization
+from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
     KERAS_TF,
@@ -196,6 +197,8 @@ def create_backbone(
     model = _load(
         name, family, multiplier, None if torch else weights, input_shape
     )
+    if weights is None:
+        correct_depthwise_kernels(model)
     model, preprocess = _without_preprocessing(model, family.preprocess)
     if torch:
         model = _with_torchvision(model, name, weights)

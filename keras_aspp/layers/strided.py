@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.layers.initializers import is_depthwise, with_depthwise_fans
 
 
 class _Original:
@@ -95,6 +96,13 @@ class _Window(_Original):
 class Conv2D(_Window, keras.layers.Conv2D):
     """`keras.layers.Conv2D` that can be made dense."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if is_depthwise(self):
+            self.kernel_initializer = with_depthwise_fans(
+                self.kernel_initializer, self.groups
+            )
+
     def convolution_op(self, inputs, kernel):
         padding, pads = self.padding_of(inputs)
         return lowering.convolve(
@@ -106,8 +114,18 @@ class Conv2D(_Window, keras.layers.Conv2D):
         )
 
 
+class _Depthwise(_Window):
+    """Mixin: a depthwise kernel, drawn with the fans of one."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.depthwise_initializer = with_depthwise_fans(
+            self.depthwise_initializer
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DepthwiseConv2D(_Window, keras.layers.DepthwiseConv2D):
+class DepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` that can be made dense."""
 
     def call(self, inputs):
@@ -125,7 +143,7 @@ class DepthwiseConv2D(_Window, keras.layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class SeparableConv2D(_Window, keras.layers.SeparableConv2D):
+class SeparableConv2D(_Depthwise, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` that can be made dense."""
 
     def call(self, inputs):

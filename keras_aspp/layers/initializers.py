@@ -1,0 +1,67 @@
+"""Fans of kernels that Keras counts as those of an ordinary convolution."""
+
+import keras
+
+
+def with_depthwise_fans(initializer, groups=None):
+    """Returns an initializer that counts the fans of a depthwise kernel.
+
+    One output of a depthwise convolution sums over the k x k window of one
+    channel: its fan in is `k * k`, its fan out `k * k * multiplier`. Keras
+    counts `k * k * channels` in, so `"he_normal"` draws a variance that is
+    `channels` times too small. Batch norm hides it in the forward pass, but
+    the gradient, relative to the kernel, is `channels` times too large.
+
+    Args:
+        initializer: Keras initializer or its name. Only `VarianceScaling` and
+            its subclasses (`"he_normal"`, `"glorot_uniform"`, ...) depend on
+            fans; any other is returned as it is.
+        groups: int, or `None` for the kernel `(k, k, channels, multiplier)` of
+            a depthwise layer. With an int, the kernel `(k, k, 1, channels)` of
+            a `Conv2D` with as many groups as channels.
+
+    Returns:
+        Keras initializer, of the same class and seed.
+
+    Reference:
+        [He et al., 2015](https://arxiv.org/abs/1502.01852), section 2.2: the
+        variance follows the number of connections of one response.
+    """
+    initializer = keras.initializers.get(initializer)
+    if not isinstance(initializer, keras.initializers.VarianceScaling):
+        return initializer
+    fan_out = (0, 1, 3) if groups is None else (0, 1)
+    axes = {"input_axes": [0, 1], "output_axes": list(fan_out)}
+    return type(initializer).from_config(initializer.get_config() | axes)
+
+
+def correct_depthwise_kernels(model):
+    """Draws the depthwise kernels of a fresh network with their own fans.
+
+    Args:
+        model: `keras.Model` that was built and not trained: new values are
+            assigned to its depthwise kernels, separable and grouped ones
+            included.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            kernel, groups = layer.kernel, None
+            initializer = layer.depthwise_initializer
+        elif isinstance(layer, keras.layers.SeparableConv2D):
+            kernel, groups = layer.depthwise_kernel, None
+            initializer = layer.depthwise_initializer
+        elif is_depthwise(layer):
+            kernel, groups = layer.kernel, layer.groups
+            initializer = layer.kernel_initializer
+        else:
+            continue
+        draw = with_depthwise_fans(initializer, groups)
+        kernel.assign(draw(kernel.shape, dtype=kernel.dtype))
+
+
+def is_depthwise(layer):
+    """Returns True for a `Conv2D` with one group for each channel."""
+    return (
+        isinstance(layer, keras.layers.Conv2D)
+        and layer.groups == layer.filters > 1
+    )
