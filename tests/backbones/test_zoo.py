@@ -392,3 +392,16 @@ def test_resnet_weights_file(tmp_path):
     np.testing.assert_allclose(
         npy(model(x)["stride_32"]), npy(original(x)), rtol=1e-5, atol=1e-5
     )
+
+
+def test_depthwise_kernels_of_a_fresh_backbone_have_their_own_fans():
+    model = create_backbone("mobilenet_v2_0.35", 16, weights=None)
+    kernels = [
+        npy(layer.kernel)
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.DepthwiseConv2D)
+    ]
+    assert len(kernels) == 17
+    # Glorot's variance 2 / (fan in + fan out), nine taps in and nine out.
+    stacked = np.concatenate([kernel.ravel() for kernel in kernels])
+    assert stacked.var() == pytest.approx(2 / 18, rel=0.05)
