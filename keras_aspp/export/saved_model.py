@@ -13,12 +13,16 @@ def write_saved_model(model, path):
         path: folder to write.
     """
 
+    def segment(image):
+        image = serving.with_size_checked(model, image)
+        return serving.segment(model, image)
+
     def serving_default(image):
-        return {"labels": serving.segment(model, image)}
+        return {"labels": segment(image)}
 
     def serve_bytes(image_bytes):
         image = serving.decode_bytes(image_bytes)
-        return {"labels": serving.segment(model, image[None])[0]}
+        return {"labels": segment(image[None])[0]}
 
     image = tf.TensorSpec((None, None, None, 3), tf.uint8, "image")
     image_bytes = tf.TensorSpec((), tf.string, "image_bytes")

@@ -1,10 +1,48 @@
 """What is served: Preprocess + model + argmax, as TensorFlow functions."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
 # 4096 x 4096; the network takes some 30 GB to see them.
 MAX_SERVED_PIXELS = 2**24
+
+
+def smallest_side(model):
+    """Returns the least height and width of an image that a model segments.
+
+    A convolution that pads too little leaves nothing of a few pixels. Some
+    kernels of TensorFlow raise then, and others compute on: oneDNN's, which
+    processors with AVX512 use. So it is found from shapes.
+
+    Args:
+        model: functional `keras.Model`, images -> scores.
+
+    Returns:
+        int > 0, in pixels: the side of the smallest square image of which
+        every feature map has a cell. 1 for a model of fixed size.
+    """
+    if None not in model.input.shape[1:3]:
+        return 1
+    # What layers read. A nested model's own input belongs to another graph.
+    read = {
+        id(tensor): tensor
+        for layer in model.layers
+        if not isinstance(layer, (keras.Model, keras.layers.InputLayer))
+        for tensor in keras.tree.flatten(layer.input)
+    }
+    maps = keras.Model(model.input, list(read.values()))
+    channels = model.input.shape[-1]
+
+    def has_cells(side):
+        try:
+            shapes = maps.compute_output_shape((1, side, side, channels))
+        except ValueError:  # Keras' own, of a convolution that finds no cell
+            return False
+        return all(0 not in shape for shape in shapes)
+
+    return next(side for side in itertools.count(1) if has_cells(side))
 
 
 def segment(model, image):
@@ -43,6 +81,27 @@ def segment_coarsely(model, image):
     labels = tf.argmax(scores, axis=-1, output_type=tf.int32)
     labels = tf.gather(labels, rows, axis=1)
     return tf.gather(labels, columns, axis=2, name="labels")
+
+
+def with_size_checked(model, image):
+    """Returns images as they are; running the graph fails for too small ones.
+
+    Args:
+        model: functional `keras.Model`, images -> scores.
+        image: tensor `[B, H, W, 3]`.
+    """
+    least = smallest_side(model)
+    if least == 1:
+        return image
+    height, width = tf.unstack(tf.shape(image)[1:3])
+    message = (
+        f"images must have at least {least}x{least} pixels; resize them first"
+    )
+    large = tf.debugging.Assert(
+        tf.minimum(height, width) >= least, [message, height, width]
+    )
+    with tf.control_dependencies([large]):
+        return tf.identity(image)
 
 
 def score(model, image):

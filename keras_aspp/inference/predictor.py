@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from keras_aspp.trial import try_out
 
 class Predictor:
     """Segments pictures with whatever `path` holds.
+
+    Threads may share a predictor; calls of a `.tflite` wait for each other,
+    since each uses all cores. After a fork only a `.tflite` goes on: open any
+    other model in the worker process, or start workers by "spawn".
 
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
@@ -90,6 +95,7 @@ class Predictor:
             self._engine = _ONNX(self.path)
         else:
             self._engine = _SavedModel(self.path)
+        self._pid = os.getpid()
         self.image_size = self._engine.image_size
         self.has_scores = hasattr(self._engine, "scores")
         described = self.spec.num_classes if self.spec else None
@@ -178,14 +184,21 @@ class Predictor:
 
     def _in_memory(self, answer, images):
         """`answer(images)`, one by one where all are too many at once."""
+        self._check_process()
         count, height, width, _ = images.shape
         needed = self._engine.bytes_needed(count, height, width)
         if needed <= _memory_bytes():
+            least = self._engine.smallest_side
+            if min(height, width) < least:
+                raise ValueError(
+                    f"The model needs images of at least {least}x{least} "
+                    "pixels, or no feature cell is left of them; resize the "
+                    f"image first. Received: size {height}x{width}"
+                )
             try:
                 return answer(images)
             except Exception as error:
-                # Keras' own padding leaves nothing of a few pixels. What an
-                # engine raises then depends on the engine.
+                # What an engine raises depends on the engine.
                 raise ValueError(
                     f"The model cannot take a picture of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"
@@ -199,6 +212,21 @@ class Predictor:
         return np.concatenate(
             [self._in_memory(answer, image[None]) for image in images]
         )
+
+    def _check_process(self):
+        """Raises `RuntimeError` where a forked process would hang."""
+        if os.getpid() == self._pid:
+            return
+        if not self._engine.survives_fork:
+            raise RuntimeError(
+                "A Predictor does not work in a process that was forked after "
+                "it was opened: the threads of its runtime stay behind. Open "
+                "it in the worker process, or use "
+                'multiprocessing.get_context("spawn"). '
+                f"Received: {self.path}"
+            )
+        self._engine.reopen()
+        self._pid = os.getpid()
 
     def _labels(self, images):
         answered = self._in_memory(self._engine.labels, images)
@@ -214,7 +242,11 @@ class Predictor:
 
 def _reason(error):
     """An engine's message in one line, without the names of its nodes."""
-    message = re.sub(r"\{\{.*?\}\}|\[\[.*", "", " ".join(str(error).split()))
+    message = " ".join(str(error).split())
+    failed = re.search(r"assertion failed: \[(.*?)\]", message)
+    if failed:
+        return failed.group(1)
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*", "", message)
     return message.strip() or type(error).__name__
 
 
@@ -306,6 +338,8 @@ _BYTES_PER_PIXEL = 2000
 class _Engine:
     image_size = None
     num_classes = None
+    smallest_side = 1  # of an image, in pixels
+    survives_fork = False
 
     def bytes_needed(self, count, height, width):
         """What it takes to see pictures at once, about."""
@@ -324,6 +358,7 @@ class _Keras(_Engine):
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
+        self.smallest_side = serving.smallest_side(model)
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of pictures of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
@@ -407,14 +442,12 @@ def _is_ours(signature):
 
 
 class _TFLite(_Engine):
-    def __init__(self, path):
-        from ai_edge_litert.interpreter import Interpreter
+    survives_fork = True
 
+    def __init__(self, path):
         try_out(path)
-        self._interpreter = Interpreter(
-            model_path=str(path), num_threads=os.cpu_count()
-        )
-        self._interpreter.allocate_tensors()
+        self._path = path
+        self.reopen()
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
         shape, given = self._output["shape"], self._input["shape"]
@@ -437,18 +470,33 @@ class _TFLite(_Engine):
         if -1 in self._input["shape_signature"]:
             self.image_size = None
 
+    def reopen(self):
+        """Makes an interpreter of this process."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        # An interpreter holds the tensors of one call at a time.
+        self._lock = threading.Lock()
+        self._interpreter = Interpreter(
+            model_path=str(self._path), num_threads=os.cpu_count()
+        )
+        self._interpreter.allocate_tensors()
+
     def labels(self, images):
         found = self._answers(images)
         return found if found.ndim == 3 else found.argmax(-1)
 
     def _answers(self, images):
-        return np.concatenate([self._one(image[None]) for image in images])
+        with self._lock:
+            return np.concatenate([self._one(image[None]) for image in images])
 
     def _one(self, image):
         index = self._input["index"]
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
             self._interpreter.allocate_tensors()
+            details = self._interpreter.get_tensor_details()
+            if any(0 in tensor["shape"] for tensor in details):
+                raise ValueError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output["index"])

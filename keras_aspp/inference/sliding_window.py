@@ -35,8 +35,16 @@ class SlidingWindow:
             raise ValueError(
                 f"`overlap` must be in [0, 1). Received: overlap={overlap}"
             )
+        if window < engine.smallest_side:
+            raise ValueError(
+                f"`window` must be at least {engine.smallest_side}, the side "
+                "of the smallest image that the model segments. "
+                f"Received: window={window}"
+            )
         self.engine, self.window, self.overlap = engine, window, overlap
         self.num_classes = engine.num_classes
+        self.smallest_side = engine.smallest_side
+        self.survives_fork = False
 
     def bytes_needed(self, count, height, width):
         """Of the largest piece; sum, piece and logarithm of the scores."""

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -40,6 +42,9 @@ class MultiScale:
             )
         self.engine, self.scales, self.flip = engine, scales, bool(flip)
         self.num_classes = engine.num_classes
+        least = engine.smallest_side / min(1.0, *scales)
+        self.smallest_side = math.ceil(least)
+        self.survives_fork = False
 
     def bytes_needed(self, count, height, width):
         """Of the largest scale, and of the sum at the picture's own size."""

@@ -266,6 +266,9 @@ def test_any_size_is_right_at_odd_sizes(model, tmp_path):
         np.testing.assert_array_equal(
             predictor.predict_batch(images), np.argmax(logits, -1)
         )
+    for size in ((1, 1), (10, 40)):
+        with pytest.raises(ValueError, match="no feature cell is left"):
+            predictor.predict_batch(np.stack(pictures(1, size)))
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The same answer from every artefact."""
 
+import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -136,3 +138,71 @@ def test_sizes_that_share_a_side(tiny_workdir):
         labels = predictor.predict(image[:height, :width])
         alone = ka.Predictor(tiny_workdir).predict(image[:height, :width])
         np.testing.assert_array_equal(labels, alone)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "saved_model"])
+def test_images_of_less_than_a_cell_are_refused_on_every_processor(
+    tiny_export, name
+):
+    """oneDNN's kernels compute on where TensorFlow's own raise."""
+    predictor = ka.Predictor(tiny_export / name)
+    assert predictor.predict(picture(11, 40)).shape == (11, 40)
+    for height, width in ((1, 1), (10, 40), (40, 10)):
+        with pytest.raises(ValueError, match="at least 11x11 pixels"):
+            predictor.predict(picture(height, width))
+
+
+def test_a_fixed_size_artefact_takes_an_image_of_one_pixel(tiny_export):
+    lite = ka.Predictor(tiny_export / "model_float32.tflite")
+    assert lite.predict(np.zeros((1, 1, 3), "uint8")).shape == (1, 1)
+
+
+def test_the_smallest_scale_counts(tiny_workdir):
+    predictor = ka.Predictor(tiny_workdir, scales=(0.5, 1.0))
+    assert predictor.predict(picture(22, 30)).shape == (22, 30)
+    with pytest.raises(ValueError, match="at least 22x22"):
+        predictor.predict(picture(21, 30))
+    with pytest.raises(ValueError, match="window=10"):
+        ka.Predictor(tiny_workdir, window=10)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.keras", "saved_model", "model_float32.tflite"]
+)
+def test_threads_share_a_predictor(tiny_export, name):
+    predictor = ka.Predictor(tiny_export / name)
+    images = [picture(seed=seed) for seed in range(6)]
+    expected = [predictor.predict(image) for image in images]
+    assert len({labels.tobytes() for labels in expected}) == len(images)
+    jobs = list(range(len(images))) * 8
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda job: predictor.predict(images[job]), jobs)
+        for job, labels in zip(jobs, found, strict=True):
+            np.testing.assert_array_equal(labels, expected[job])
+
+
+def _in_a_fork(predictor, queue):
+    try:
+        queue.put(predictor.predict(picture()))
+    except RuntimeError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model_float32.tflite"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_answers_or_says_what_to_do(tiny_export, name):
+    predictor = ka.Predictor(tiny_export / name)
+    expected = predictor.predict(picture())
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_in_a_fork, args=(predictor, queue))
+    process.start()
+    try:
+        found = queue.get(timeout=60)
+    finally:
+        process.kill()
+        process.join()
+    if name == "model.keras":
+        assert "forked after it was opened" in found and "spawn" in found
+    else:
+        np.testing.assert_array_equal(found, expected)
