@@ -92,7 +92,7 @@ def test_check_of_an_empty_split(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "which has no images/"),
+        (None, "Neither a folder nor a configuration"),
         ("{", "Not valid JSON"),
         ('{"class_names": "box"}', "Received: class_names='box'"),
     ],
