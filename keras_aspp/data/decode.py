@@ -446,7 +446,7 @@ def read_stored(source, spec, name=None, image_orientation=1):
     values = _upright(values, orientation)
     if values.ndim == 3:
         colors, num_transparent = _visible(values, key, path)
-        labels = _from_colors(colors, path, spec)
+        labels = _from_colors(colors, path, spec, num_transparent)
         return StoredMask(labels, None, True, num_transparent, orientation)
     if palette is not None and not _holds_indices(values, palette, spec, path):
         labels = _classes_of(palette[:, :3], spec).astype("uint8")[values]
@@ -577,7 +577,7 @@ def _classes_of(colors, spec):
     )
 
 
-def _from_colors(rgb, path, spec):
+def _from_colors(rgb, path, spec, num_transparent):
     code = rgb.astype("int32") @ np.array([65536, 256, 1], "int32")
     found, inverse, counts = np.unique(
         code, return_inverse=True, return_counts=True
@@ -595,6 +595,8 @@ def _from_colors(rgb, path, spec):
                 "add the class that it stands for, background is one too, or "
                 f'"ignore_colors": [{list(color)}] if it is not labeled,'
             )
+            if num_transparent:
+                more += ", as which transparent pixels are read,"
         raise ValueError(
             f"Color {color}{more} is not in the colormap; {hint} "
             f"in dataset.json. File: {path} ({counts[worst]} pixels)"

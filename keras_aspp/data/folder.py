@@ -262,7 +262,11 @@ def _near(name, files):
     """Names a file that may be the partner that `name` lacks."""
     for path in files:
         if path.stem == name:
-            return f"; {path} is not read"
+            nested = path.suffix.lower() in IMAGE_SUFFIXES
+            way = (
+                "it lies in a folder within" if nested else "convert it to PNG"
+            )
+            return f"; {path} is not read, {way}"
     for path in files:
         if look(path.stem) == look(name):
             return f"; {path} differs in case, spaces or Unicode's form"

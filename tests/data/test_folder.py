@@ -550,8 +550,9 @@ def test_images_of_other_suffixes(good, kind):
 @pytest.mark.parametrize(
     ("image", "mask", "messages"),
     [
-        ("d.tif", "d.png", ["images/train/d.tif is not read"]),
-        ("d.png", "d.tif", ["masks/train/d.tif is not read"]),
+        ("d.tif", "d.png", ["d.tif is not read, convert it to PNG"]),
+        ("d.png", "d.tif", ["d.tif is not read, convert it to PNG"]),
+        ("in/d.png", "d.png", ["in/d.png is not read, it lies in a folder"]),
         ("d.png", "d .png", ["d .png differs in case", "d.png differs in ca"]),
         ("caf\u00e9.png", "cafe\u0301.png", ["Unicode", "Unicode"]),
     ],
