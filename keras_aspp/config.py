@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from keras_aspp.data.augment import AugmentConfig
+from keras_aspp.data.folder import HELD_OUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +101,11 @@ class DataConfig:
         label_map: stored value -> class or `ignore`.
         license: stands in the model card.
         train_split: split to train on.
-        validation_split: split that selects the best model.
+        validation_split: split that selects the best model; `null` holds out
+            images of `train_split`, where the data is a folder.
         test_split: split for the final number, or `none`.
-        validation_fraction: in (0, 1), for a folder without split folders.
+        validation_fraction: in (0, 1), the share that is held out of a folder
+            without split folders, or with `validation_split: null`.
         crop_size: `[height, width]` of training crops, multiples of 32.
         augment: random changes of training pictures.
     """
@@ -117,13 +120,15 @@ class DataConfig:
     label_map: dict[int, int | str] | None = None
     license: str = ""
     train_split: str = "train"
-    validation_split: str = "val"
+    validation_split: str | None = "val"
     test_split: str | None = None
     validation_fraction: float = 0.1
     crop_size: tuple[int, int] = (320, 320)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
     def __post_init__(self):
+        if self.validation_split is None:
+            object.__setattr__(self, "validation_split", HELD_OUT)
         if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
             raise ValueError(
                 "`crop_size` must be two multiples of 32. "

@@ -3,9 +3,14 @@
 import json
 import os
 import stat
+import unicodedata
 
 # Specs and manifests hold a few kB.
 MAX_BYTES = 2**20
+# Control characters, halves of a surrogate pair, breaks of lines, paragraphs.
+_UNSAFE_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+# What comes after one of them is shown in another order or place.
+_BIDI_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def read_text(path, max_bytes=MAX_BYTES):
@@ -28,16 +33,29 @@ def read_text(path, max_bytes=MAX_BYTES):
         raise ValueError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
-def read_json(path):
+def read_json(path, repeated=None):
     """The contents of a small JSON file.
+
+    Args:
+        path: the file.
+        repeated: list to which keys are appended that an object has twice; the
+            last one counts.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: as `read_text`, or no valid JSON.
     """
     text = read_text(path)
+
+    def unique(pairs):
+        found = dict(pairs)
+        if repeated is not None and len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.extend(key for key in found if keys.count(key) > 1)
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         # ValueError too for a number of thousands of digits.
         raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
@@ -70,6 +88,34 @@ def read_manifest(path):
     return content
 
 
+def is_line(text):
+    """Returns True for text that stays on its line, in its order.
+
+    Joiners (Persian, emoji) and all kinds of spaces may be in it, control
+    characters, line breaks and overrides of the writing direction may not.
+    """
+    return not any(_is_unsafe(c) for c in text)
+
+
+def _is_unsafe(c):
+    return unicodedata.category(c) in _UNSAFE_CATEGORIES or c in _BIDI_OVERRIDES
+
+
+def look(text):
+    """What names share that a reader cannot tell apart.
+
+    The same for names that differ in case, in spaces and invisible characters,
+    or in how Unicode composes their letters.
+
+    Example:
+    >>> look("Caf\u00e9 ") == look("cafe\u0301")
+    True
+    """
+    text = unicodedata.normalize("NFC", text.casefold())
+    shown = (c for c in text if unicodedata.category(c) != "Cf")
+    return " ".join("".join(shown).split())
+
+
 def printable(text):
     r"""Text on one line, whatever it holds.
 
@@ -81,6 +127,6 @@ def printable(text):
     a\nb
     """
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
+        c.encode("unicode_escape").decode() if _is_unsafe(c) else c
         for c in str(text)
     )

@@ -1,5 +1,6 @@
 """keras-aspp data: look at a data set before it is trained on, convert it."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -30,10 +31,20 @@ def run(arguments):
         help="read every picture and mask, list all that is wrong",
         description="Read every picture and mask of a folder data set; list "
         "all that is wrong, count classes and sizes. Exit status 1 if "
-        "anything is wrong.",
+        "anything is wrong for training.",
         allow_abbrev=False,
     )
-    check.add_argument("root", type=Path, metavar="ROOT")
+    check.add_argument(
+        "data",
+        metavar="ROOT|NAME",
+        help="folder data set, or NAME or FILE of a configuration",
+    )
+    for split in ("train", "validation"):
+        check.add_argument(
+            f"--data.{split}_split",
+            metavar="NAME",
+            help=f"{split} split, as for `keras-aspp train`",
+        )
     check.add_argument("--json", type=Path, metavar="FILE")
     preview = commands.add_parser(
         "preview",
@@ -72,7 +83,7 @@ def run(arguments):
     add_beam(convert, "convert")
     flags = parser.parse_args(arguments)
     if flags.command == "check":
-        return _check(flags.root, flags.json)
+        return _check(flags)
     if flags.command == "convert":
         return _convert(flags, beam_options(convert, flags))
     if flags.count < 1:
@@ -82,20 +93,37 @@ def run(arguments):
     return _preview(flags)
 
 
-def _check(root, json_file):
+def _check(flags):
+    from keras_aspp.data.augment import padding_note
     from keras_aspp.data.folder import FolderSource, check_folder
+    from keras_aspp.data.sources import open_source
 
-    report = check_folder(FolderSource(root), progress=_counted)
+    config = _data_config(flags.data)
+    config = dataclasses.replace(config, **_split_flags(flags))
+    source = open_source(config)
+    if not isinstance(source, FolderSource):
+        raise ValueError(
+            "`data check` reads folders with images/ and masks/; records are "
+            "checked when they are written. "
+            f"Received: {config.tfds or config.root}"
+        )
+    used = (config.train_split, config.validation_split, config.test_split)
+    splits = [*source.pairs, *(split for split in used if split is not None)]
+    report = check_folder(source, splits, _counted)
+    if not os.path.isdir(flags.data):
+        sizes = report.sizes[config.train_split]
+        padding = padding_note(sizes, config.crop_size, config.augment.scale)
+        report.notes += [padding] if padding else []
     for problem in report.problems:
         print(printable(problem))
     if report.problems:
         print()
     _print_report(report)
-    if json_file:
+    if flags.json:
         from keras_aspp.files import write_json
 
-        write_json(json_file, _report_dict(root, report))
-        print(f"\nreport  {json_file}")
+        write_json(flags.json, _report_dict(source.root, report))
+        print(f"\nreport  {flags.json}")
     count = len(report.problems)
     print()
     if not count:
@@ -103,6 +131,16 @@ def _check(root, json_file):
         return 0
     print("1 problem." if count == 1 else f"{count} problems.")
     return 1
+
+
+def _split_flags(flags):
+    """Splits that the command line names; `null` as in a configuration."""
+    given = {k.removeprefix("data."): v for k, v in vars(flags).items()}
+    return {
+        name: None if given[name] == "null" else given[name]
+        for name in ("train_split", "validation_split")
+        if given[name] is not None
+    }
 
 
 def _convert(flags, options):

@@ -16,6 +16,8 @@ import numpy as np
 
 # Outside the picture: mid-grey, which is about zero after preprocessing.
 FILL = 128
+# Crops of so many times the area that images fill are noted.
+TIMES_TOO_LARGE = 1.5
 
 # RGB to luma and the two axes of colour (NTSC).
 _YIQ = np.array(
@@ -64,6 +66,37 @@ class AugmentConfig:
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )
+
+
+def padding_note(sizes, crop_size, scale):
+    """Notes that crops are mostly padding.
+
+    Args:
+        sizes: dict, `(height, width)` -> how many images have it.
+        crop_size: `(height, width)`.
+        scale: `AugmentConfig.scale`.
+
+    Returns:
+        str, or `None` if a smaller crop would cost about as much.
+    """
+    if not sizes:
+        return None
+    median = np.median(np.repeat([*sizes], [*sizes.values()], axis=0), axis=0)
+    enlarged = median * sum(scale) / 2
+    fitting = np.minimum(32 * np.ceil(enlarged / 32).astype(int), crop_size)
+    times = np.prod(crop_size) / np.prod(fitting)
+    if times < TIMES_TOO_LARGE:
+        return None
+    stored, shown, crop, better = (
+        f"{height:.0f}x{width:.0f}"
+        for height, width in (median, enlarged, crop_size, fitting)
+    )
+    return (
+        f"images of {stored} (median), {shown} after an average "
+        f"`data.augment.scale`, leave crops of {crop} mostly padding; a step "
+        f"takes about {times:.1f} times as long as with {better}: "
+        f"`--data.crop_size [{fitting[0]},{fitting[1]}]`"
+    )
 
 
 class Augment:

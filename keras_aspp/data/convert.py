@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from keras_aspp.data import decode
 
 _VERSION = "1.0.0"
@@ -21,8 +23,10 @@ def convert_folder(
 ):
     """Writes every picture and mask of a folder data set into tfrecord files.
 
-    Pictures are stored as they are in their files, masks as classes, label map
-    and colormap applied; both are read once, so that records hold no fault.
+    Upright JPEG and PNG images are stored as they are in their files, others
+    as PNG, upright: whoever reads the records need know no EXIF. Masks become
+    classes, label map and colormap applied. Both are read once, so that
+    records hold no fault.
     TFDS puts the examples of a split in the order of their hashed names and
     spreads them over shards of 64 MB or more.
 
@@ -137,8 +141,15 @@ def _examples(pairs, spec, progress, beam):
 def _example(pair, spec):
     image, mask = pair
     content = Path(image).read_bytes()
-    size = decode.read_image(content, name=image).shape[:2]
-    labels = decode.read_mask(mask, spec, size)
+    pixels, orientation = decode.read_oriented(content, image)
+    labels = decode.read_mask(
+        mask, spec, pixels.shape[:2], image_orientation=orientation
+    )
+    kind = Path(image).suffix.lower()
+    if orientation != 1 or kind in decode.FORMATS_BY_SUFFIX:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        content = file.getvalue()
     name = Path(image).stem
     return name, {
         "id": name,

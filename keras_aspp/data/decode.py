@@ -1,14 +1,16 @@
 """Pictures and masks on the host: decoding, label maps, checks."""
 
+import dataclasses
 import io
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from keras_aspp.textfile import printable
 
@@ -22,7 +24,22 @@ _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _SCAN_BYTES = 5
 # Pillow knows forty formats, one of which starts a program (PostScript).
 FORMATS = ("JPEG", "PNG")
-_EXIF_ORIENTATION = 0x0112
+# Asked only where the suffix names them: a decoder that nobody needs can be
+# attacked for nothing.
+FORMATS_BY_SUFFIX = {".bmp": "BMP", ".webp": "WEBP"}
+# How those begin that are not read; for messages alone.
+_OTHER_FORMATS = (
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"BM", "BMP"),
+    (rb"GIF8", "GIF"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+    (rb"....ftyp(avi|hei|hev|mif)", "HEIF"),
+    (rb"\0\0\0\x0cjP  ", "JPEG 2000"),
+)
+# Run-length encoded BMPs are decoded in Python, pixel by pixel.
+_BMP_RAW, _BMP_BITFIELDS = 0, 3
+_ORIENTATION_TAG = 0x0112
+_TAG_TYPES = {3: "H", 4: "I"}
 _INDEX_MODES = ("L", "P", "1")
 _COLOR_MODES = ("RGB", "RGBA")
 # Pillow stretches 2- and 4-bit grey values to 0..255; here they are ids.
@@ -32,32 +49,40 @@ _FILTERS = threading.Lock()
 
 
 def open_image(source, name=None):
-    """Opens a JPEG or PNG without decoding it.
+    """Opens an image without decoding it.
 
-    What it would take to decode is bounded here, by what the file says of
-    itself, and nowhere else.
+    JPEG and PNG are told by their content; BMP and WebP must also have their
+    suffix. What it would take to decode is bounded here, by what the file
+    says of itself, and nowhere else.
 
     Args:
         source: path or bytes of the file.
-        name: what messages call it; the path if not given.
+        name: what messages call it; the path if not given. Its suffix counts.
 
     Raises:
         ValueError: not a readable picture, or more than `MAX_PIXELS` or
             `MAX_SCANS`.
     """
     path = _called(source, name)
+    formats = _formats(source, name)
     try:
         if isinstance(source, bytes):
             source = io.BytesIO(source)
         elif not stat.S_ISREG(os.stat(source).st_mode):
             # A pipe would never end.
             raise ValueError("no regular file")
+        if "WEBP" in formats:
+            _check_webp_size(source)
         with _FILTERS, warnings.catch_warnings():
             # Pillow only warns of decompression bombs; the check is below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=FORMATS)
+            image = Image.open(source, formats=formats)
         scans = 0
-        if image.format != "PNG":
+        if image.format == "BMP":
+            _check_bmp(image)
+        elif image.format == "WEBP":
+            _check_still(image)
+        elif image.format != "PNG":
             scans = _count_scans(image.fp)
     except Image.DecompressionBombError as error:
         raise ValueError(
@@ -67,7 +92,8 @@ def open_image(source, name=None):
     except Exception as error:
         # What a decoder raises depends on which byte is wrong.
         raise ValueError(
-            f"Unreadable picture. File: {path} ({_reason(error)})"
+            f"Unreadable picture. File: {path} "
+            f"({_reason(error, formats)}{_instead(source, error)})"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.height}x{image.width}"
@@ -92,6 +118,59 @@ def _called(source, name):
     return printable(source if name is None else name)
 
 
+def _formats(source, name):
+    """Formats that Pillow may try for a file of this name."""
+    if name is None and isinstance(source, bytes):
+        return FORMATS
+    suffix = os.path.splitext(os.fsdecode(source if name is None else name))[1]
+    more = FORMATS_BY_SUFFIX.get(suffix.lower())
+    return (*FORMATS, more) if more else FORMATS
+
+
+def _check_webp_size(source):
+    """Bounds a WebP by its header: to open it allocates its canvas."""
+    head = _first_bytes(source)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return
+    if len(head) < 30:
+        raise ValueError("truncated")
+    kind = head[12:16]
+    if kind == b"VP8X":
+        width, height = (
+            1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27)
+        )
+    elif kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (
+            int.from_bytes(head[at : at + 2], "little") & 0x3FFF
+            for at in (26, 28)
+        )
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{height}x{width}")
+
+
+def _first_bytes(source):
+    """As many as the header of a WebP has."""
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:30]
+    with open(source, "rb") as file:
+        return file.read(30)
+
+
+def _check_still(image):
+    if image.n_frames > 1:
+        image.close()
+        raise ValueError(f"{image.n_frames} frames; store one as PNG")
+
+
+def _check_bmp(image):
+    if image.info["compression"] not in (_BMP_RAW, _BMP_BITFIELDS):
+        image.close()
+        raise ValueError("a compressed BMP; store it as PNG")
+
+
 def _count_scans(file):
     """How many scans a JPEG starts; the file is left where it was."""
     place = file.tell()
@@ -104,76 +183,167 @@ def _count_scans(file):
     return found
 
 
-def read_image(source, name=None, exif=False):
-    """A picture as uint8 `[H, W, 3]`, RGB.
+def read_image(source, name=None, exif=True):
+    """An image as uint8 `[H, W, 3]`, RGB.
 
     Args:
-        source: path or bytes of a JPEG or PNG file.
+        source: path or bytes of the file; see `open_image`.
         name: what messages call it; the path if not given.
-        exif: bool. Whether to turn it as its EXIF orientation says.
+        exif: bool. Whether to turn it upright, as its EXIF orientation says.
 
     Raises:
-        ValueError: unreadable or truncated, or 16-bit grey.
+        ValueError: unreadable or truncated, or more than 8 bits per channel.
     """
+    return _read(source, name, exif)[0]
+
+
+def read_oriented(source, name=None):
+    """An upright image, and how it was stored.
+
+    Args:
+        source: path or bytes of the file; see `open_image`.
+        name: what messages call it; the path if not given.
+
+    Returns:
+        `(uint8 [H, W, 3], orientation)`, the latter as in EXIF: 1 for an image
+        that is stored upright, up to 8.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    return _read(source, name, True)
+
+
+def read_pair(image, mask, spec, image_name=None, mask_name=None):
+    """An image and the labels of its pixels, both upright.
+
+    Args:
+        image: path or bytes of the image.
+        mask: path or bytes of the mask.
+        spec: `DatasetSpec`.
+        image_name: what messages call the image; the path if not given.
+        mask_name: what messages call the mask.
+
+    Returns:
+        `(uint8 [H, W, 3], uint8 [H, W])`.
+
+    Raises:
+        ValueError: as `read_image` and `read_mask`.
+    """
+    pixels, orientation = read_oriented(image, image_name)
+    labels = read_mask(mask, spec, pixels.shape[:2], mask_name, orientation)
+    return pixels, labels
+
+
+def _read(source, name, exif):
     path = _called(source, name)
     with open_image(source, name) as image:
-        if image.mode.startswith(("I", "F")):
-            # Pillow would clip these at 255, not scale them.
+        deep = _is_deep(image)
+        if deep or image.mode.startswith(("I", "F")):
+            # Pillow clips gray values at 255 and keeps the high bytes of
+            # colors: right only for files that use all 16 bits.
+            bits = "16 bits per value, " if deep else ""
             raise ValueError(
-                "Pictures must have 8 bits per channel. "
-                f"File: {path} (mode {image.mode})"
+                "Images must have 8 bits per channel; scale the values to "
+                f"0..255. File: {path} ({bits}mode {image.mode})"
             )
         try:
-            if exif:
-                image = ImageOps.exif_transpose(image)
-            return np.array(_rgb(image))
+            pixels = np.array(_rgb(image))
+            # PNG may have its EXIF behind the pixels.
+            orientation = _orientation(image.info) if exif else 1
         except Exception as error:
             raise ValueError(
                 "Unreadable or truncated picture. "
                 f"File: {path} ({_reason(error)})"
             ) from None
+    return _upright(pixels, orientation), orientation
 
 
-def is_turned(path):
-    """Whether a picture's EXIF says that it is to be turned.
+def _orientation(info):
+    """EXIF orientation in 1..8; 1 where an image has none.
 
-    Raises:
-        ValueError: as `open_image`, or its EXIF cannot be read.
+    The one tag is read here. Pillow would read them all, each as large as it
+    says, and tags that overlap turn a small file into all memory.
     """
-    with open_image(path) as image:
+    exif = info.get("exif")
+    if exif is None and "Raw profile type exif" in info:
+        # ImageMagick: three lines of header, then hexadecimal digits.
+        lines = info["Raw profile type exif"].split("\n")[3:]
         try:
-            return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-        except Exception as error:
-            raise ValueError(
-                f"Unreadable EXIF. File: {_called(path, None)} "
-                f"({_reason(error)})"
-            ) from None
+            exif = bytes.fromhex("".join(lines))
+        except ValueError:
+            exif = None
+    found = _orientation_tag(exif or b"")
+    if found is None:
+        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+        xmp = xmp.encode() if isinstance(xmp, str) else xmp
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)
+        found = int(match[1]) if match else 1
+    return found if 1 <= found <= 8 else 1
 
 
-def read_mask(source, spec, size=None, name=None):
+def _orientation_tag(exif):
+    """The orientation in EXIF's first directory, or `None`."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == _ORIENTATION_TAG and kind in _TAG_TYPES:
+                form = f"{order}{_TAG_TYPES[kind]}"
+                return struct.unpack_from(form, exif, at + 8)[0]
+    except struct.error:
+        pass  # truncated: not a reason to refuse the pixels
+    return None
+
+
+def _upright(values, orientation):
+    """Turns `[H, W, ...]` as an EXIF orientation says."""
+    if orientation == 1:
+        return values
+    # 5 to 8 have rows and columns exchanged; then come the mirrors.
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return np.ascontiguousarray(values)
+
+
+def read_mask(source, spec, size=None, name=None, image_orientation=1):
     """A mask as uint8 `[H, W]` of classes and `ignore_label`.
 
-    8-bit index and palette PNGs are read as they are, RGB ones through the
-    spec's colormap; then comes the label map, then the range check.
+    8-bit gray PNGs hold indices. Palette PNGs do too, unless the spec has a
+    colormap: then their colors count, as those of RGB ones. Next come the
+    label map and the range check.
 
     Args:
         source: path or bytes of a PNG file.
         spec: `DatasetSpec`.
         size: `(height, width)` that it must have, or `None`.
         name: what messages call it; the path if not given.
+        image_orientation: EXIF orientation of its image, for a spec whose
+            `mask_orientation` is `"image"`.
 
     Raises:
         ValueError: names the file and the values at fault.
     """
     path = _called(source, name)
-    return to_labels(read_stored(source, spec, name), spec, size, path)
+    stored = read_stored(source, spec, name, image_orientation)
+    return to_labels(stored.values, spec, size, path)
 
 
 def to_labels(stored, spec, size, path):
     """The numbers in a mask -> uint8 `[H, W]` of classes and `ignore_label`.
 
     Args:
-        stored: uint8 `[H, W]`, as `read_stored` returns it.
+        stored: uint8 `[H, W]`, the values of a `StoredMask`.
         spec: `DatasetSpec`.
         size: `(height, width)` that it must have, or `None`.
         path: what messages call it.
@@ -182,8 +352,9 @@ def to_labels(stored, spec, size, path):
         ValueError: names the file and the values at fault.
     """
     if size is not None and stored.shape != tuple(size):
-        turned = stored.shape == tuple(size)[::-1]
-        hint = "; turned by EXIF? store the picture upright" if turned else ""
+        hint = ""
+        if stored.shape == tuple(size)[::-1]:
+            hint = f"; turned by EXIF? {_turn_back(spec)}"
         raise ValueError(
             f"Mask is {stored.shape[0]}x{stored.shape[1]}, its picture "
             f"{size[0]}x{size[1]}{hint}. File: {path}"
@@ -192,6 +363,19 @@ def to_labels(stored, spec, size, path):
     if (table < 0)[stored].any():
         raise ValueError(_range_message(stored, table, spec, path))
     return table.astype("uint8")[stored]
+
+
+def _turn_back(spec):
+    """How to say that masks are turned otherwise than they are read."""
+    if spec.mask_orientation == "image":
+        return (
+            'if masks are stored upright, remove "mask_orientation": "image" '
+            "from dataset.json"
+        )
+    return (
+        "images are read upright; if masks fit them as they are stored, put "
+        '"mask_orientation": "image" into dataset.json'
+    )
 
 
 def label_table(spec):
@@ -205,8 +389,37 @@ def label_table(spec):
     return table
 
 
-def read_stored(source, spec, name=None):
-    """The numbers in a mask as uint8 `[H, W]`, before the label map.
+@dataclasses.dataclass(frozen=True)
+class StoredMask:
+    """The numbers in a mask, before the label map.
+
+    Attributes:
+        values: uint8 `[H, W]`, upright; of a mask of colors, their classes.
+        levels: for a gray mask, the gray level that each number shows is this
+            times the number; otherwise `None`.
+        is_colored: bool, whether `values` come from the colormap.
+        num_transparent: int, pixels of a mask of colors that show nothing.
+        orientation: int, the EXIF orientation that was applied.
+    """
+
+    values: np.ndarray
+    levels: int | None = None
+    is_colored: bool = False
+    num_transparent: int = 0
+    orientation: int = 1
+
+
+def read_stored(source, spec, name=None, image_orientation=1):
+    """Reads a mask as far as the label map.
+
+    Args:
+        source: path or bytes of a PNG file.
+        spec: `DatasetSpec`.
+        name: what messages call it; the path if not given.
+        image_orientation: as in `read_mask`.
+
+    Returns:
+        `StoredMask`.
 
     Raises:
         ValueError: names the file and what is wrong with it.
@@ -215,17 +428,32 @@ def read_stored(source, spec, name=None):
     with open_image(source, name) as image:
         _check_format(image, path, spec)
         stretched = _STRETCHED_BY.get(_raw_mode(image), 1)
-        colors = image.mode in _COLOR_MODES
+        levels = {"1": 255, "L": stretched}.get(image.mode)
         try:
             # "P": indices, not the palette's colours; "1" becomes 0 and 1.
-            values = np.array(_rgb(image) if colors else image)
+            values = np.array(image)
+            orientation = _orientation(image.info)
+            key = image.info.get("transparency")
+            palette = None
+            if image.mode == "P" and spec.colormap is not None:
+                palette = _palette(image, key)
         except Exception as error:
             raise ValueError(
                 f"Unreadable or truncated mask. File: {path} ({_reason(error)})"
             ) from None
-    if colors:
-        return _from_colors(values, path, spec)
-    return values.astype("uint8") // np.uint8(stretched)
+    if spec.mask_orientation == "image":
+        orientation = image_orientation
+    values = _upright(values, orientation)
+    if values.ndim == 3:
+        colors, num_transparent = _visible(values, key, path)
+        labels = _from_colors(colors, path, spec, num_transparent)
+        return StoredMask(labels, None, True, num_transparent, orientation)
+    if palette is not None and not _holds_indices(values, palette, spec, path):
+        labels = _classes_of(palette[:, :3], spec).astype("uint8")[values]
+        num_transparent = int((palette[:, 3] == 0)[values].sum())
+        return StoredMask(labels, None, True, num_transparent, orientation)
+    values = values.astype("uint8") // np.uint8(stretched)
+    return StoredMask(values, levels, orientation=orientation)
 
 
 def _rgb(image):
@@ -243,8 +471,7 @@ def _check_format(image, path, spec):
             f"Masks must be PNG, other formats change values. File: {path} "
             f"({image.format})"
         )
-    # Pillow reads 16-bit colours as 8-bit ones without a word.
-    deep = ";16" in image.mode or ";16" in _raw_mode(image)
+    deep = _is_deep(image)
     if deep or image.mode not in (*_INDEX_MODES, *_COLOR_MODES):
         bits = "16 bits per value, " if deep else ""
         raise ValueError(
@@ -258,31 +485,144 @@ def _check_format(image, path, spec):
         )
 
 
+def _is_deep(image):
+    """Returns True for 16 bits per value, which Pillow may hide."""
+    hidden = image.format == "PNG" and ";16" in _raw_mode(image)
+    return hidden or ";16" in image.mode
+
+
 def _raw_mode(image):
     """How the file holds its values, e.g. `L;4`; `image.mode` hides it."""
     return str(image.tile[0].args) if image.tile else ""
 
 
-def _from_colors(rgb, path, spec):
+def _palette(image, transparency):
+    """The palette as uint8 `(256, 4)`, RGBA.
+
+    What shows nothing is black; what is not in the palette has alpha 1.
+    """
+    palette = np.zeros((256, 4), "uint8")
+    palette[:, 3] = 1
+    colors = np.reshape(image.getpalette("RGB"), (-1, 3))[:256]
+    palette[: len(colors)] = np.insert(colors, 3, 255, axis=1)
+    if isinstance(transparency, int):
+        palette[transparency, 3] = 0
+    elif transparency:
+        alpha = np.frombuffer(transparency, "uint8")[:256]
+        palette[: len(alpha), 3] = alpha
+    palette[palette[:, 3] == 0] = 0
+    return palette
+
+
+def _holds_indices(values, palette, spec, path):
+    """Whether a palette mask's indices are its labels, or its colors are.
+
+    Its colors, if the colormap has all of them. Otherwise its indices, if they
+    agree with the colors that the colormap has and all others are ignored:
+    PASCAL VOC's masks have a border of a color that is no class'.
+
+    Raises:
+        ValueError: neither.
+    """
+    counts = np.bincount(values.ravel(), minlength=256)
+    by_color = _classes_of(palette[:, :3], spec)
+    by_color[~np.isin(palette[:, 3], (0, 255))] = -1
+    unknown = (counts > 0) & (by_color < 0)
+    if not unknown.any():
+        return False
+    known = (counts > 0) & ~unknown
+    table = label_table(spec)
+    agree = (table[by_color[known]] == table[known]).all()
+    if agree and (table[unknown] == spec.ignore_label).all():
+        return True
+    index = int(np.argmax(unknown * counts))
+    raise ValueError(
+        f"Color {_shown(palette[index])} of the palette is not in the "
+        "colormap. Name it in `colormap` or `ignore_colors` in dataset.json; "
+        "or, if the palette's indices are the labels, remove `colormap` there. "
+        f"File: {path} (index {index}, {counts[index]} pixels)"
+    )
+
+
+def _visible(values, key, path):
+    """What a mask of colors shows: `(uint8 [H, W, 3], hidden pixels)`.
+
+    Transparent pixels keep what was drawn and erased; they are read as black.
+    """
+    hidden = np.zeros(values.shape[:2], bool)
+    if values.shape[2] == 4:
+        alpha = values[..., 3]
+        partial = (alpha > 0) & (alpha < 255)
+        if partial.any():
+            raise ValueError(
+                "A mask's pixels must be opaque or transparent; save it "
+                "without alpha channel and without smoothed edges. "
+                f"File: {path} ({partial.sum()} pixels in between)"
+            )
+        hidden = alpha == 0
+    elif key is not None:
+        hidden = (values == np.array(key)).all(-1)
+    rgb = values[..., :3]
+    if hidden.any():
+        rgb = np.where(hidden[..., None], np.uint8(0), rgb)
+    return rgb, int(hidden.sum())
+
+
+def _classes_of(colors, spec):
+    """RGB `(N, 3)` -> int16 `(N,)`: class or `ignore_label`, -1 for neither."""
+    labels = {tuple(color): spec.ignore_label for color in spec.ignore_colors}
+    labels |= {color: label for label, color in enumerate(spec.colormap)}
+    return np.array(
+        [labels.get(tuple(c), -1) for c in colors.tolist()], "int16"
+    )
+
+
+def _from_colors(rgb, path, spec, num_transparent):
     code = rgb.astype("int32") @ np.array([65536, 256, 1], "int32")
-    # Black is the colour of what is not labelled, unless a class has it.
-    colors = {0: spec.ignore_label}
-    for label, (r, g, b) in enumerate(spec.colormap):
-        colors[r * 65536 + g * 256 + b] = label
     found, inverse, counts = np.unique(
         code, return_inverse=True, return_counts=True
     )
-    unknown = [i for i, v in enumerate(found) if int(v) not in colors]
-    if unknown:
+    colors = np.stack([found >> shift & 255 for shift in (16, 8, 0)], axis=-1)
+    labels = _classes_of(colors, spec)
+    unknown = np.flatnonzero(labels < 0)
+    if len(unknown):
         worst = max(unknown, key=lambda i: counts[i])
-        color = tuple(int(found[worst]) >> s & 255 for s in (16, 8, 0))
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        color = _shown(colors[worst])
+        hint = f'name it there or in "ignore_colors": [{list(color)}]'
+        if not any(color):
+            hint = (
+                "add the class that it stands for, background is one too, or "
+                f'"ignore_colors": [{list(color)}] if it is not labeled,'
+            )
+            if num_transparent:
+                more += ", as which transparent pixels are read,"
         raise ValueError(
-            f"Colour {color}{more} is not in the colormap. File: {path} "
-            f"({counts[worst]} pixels)"
+            f"Color {color}{more} is not in the colormap; {hint} "
+            f"in dataset.json. File: {path} ({counts[worst]} pixels)"
         )
-    labels = np.array([colors[int(v)] for v in found], "uint8")
-    return labels[inverse].reshape(code.shape)
+    return labels.astype("uint8")[inverse].reshape(code.shape)
+
+
+def _shown(color):
+    return tuple(int(v) for v in color[:3])
+
+
+def _instead(source, error):
+    """Names a format that is not read, and the way out."""
+    if not isinstance(error, Image.UnidentifiedImageError):
+        return ""
+    try:
+        head = _first_bytes(source)
+    except OSError:
+        return ""
+    for pattern, name in _OTHER_FORMATS:
+        if re.match(pattern, head, re.DOTALL):
+            suffix = f".{name.lower()}"
+            if suffix in FORMATS_BY_SUFFIX:
+                return f" but a {name}, which needs the suffix {suffix}"
+            return f" but a {name}; convert it to PNG"
+    return ""
 
 
 def _range_message(stored, table, spec, path):
@@ -296,9 +636,9 @@ def _range_message(stored, table, spec, path):
     )
 
 
-def _reason(error):
+def _reason(error, formats=FORMATS):
     """Why, in one line, without the file's name a second time."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"no {' or '.join(FORMATS)}"
+        return f"no {' or '.join(formats)}"
     reason = getattr(error, "strerror", None) or str(error)
     return printable(" ".join(reason.split())) or type(error).__name__

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from keras_aspp.data import decode
-from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.spec import DatasetSpec, grouped
+from keras_aspp.textfile import look
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# A class with a smaller share of the labelled pixels is noted as rare.
-RARE = 0.01
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", *decode.FORMATS_BY_SUFFIX)
+# What file managers leave behind, beside hidden files.
+_JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
+# The validation split of a configuration that has none: images of the
+# training split, by the hash of their names.
+HELD_OUT = "held_out"
+# A class is noted as rare whose share of the labelled pixels is below a tenth
+# of an equal share, and of 1 % at most.
+RARE_SHARE, RARE_OF_EQUAL = 0.01, 0.1
 
 
 class FolderSource:
@@ -28,13 +35,16 @@ class FolderSource:
             folders, this share of the names (by their hash) is
             `validation_split`, the rest `train_split`.
         train_split: str, name of the split to train on.
-        validation_split: str.
+        validation_split: str; `HELD_OUT` takes its images from `train_split`
+            where `images/` has split folders too.
 
     Attributes:
         spec: `DatasetSpec`.
         pairs: dict, split -> list of `(image path, mask path)`, by name.
         unpaired: dict, split -> list of messages, one per file without a
             partner; under `""` those that belong to no split.
+        skipped: dict, split -> list of messages, about files that are not
+            read and names that look alike.
         guessed: bool, whether `spec` was made up from the masks.
         notes: list of messages, what is odd but no fault.
 
@@ -52,6 +62,8 @@ class FolderSource:
         validation_split="val",
     ):
         self.root = Path(root)
+        self.train_split, self.validation_split = train_split, validation_split
+        self.validation_fraction = validation_fraction
         for part in ("images", "masks"):
             if not (self.root / part).is_dir():
                 raise FileNotFoundError(
@@ -63,25 +75,29 @@ class FolderSource:
                 path.name
                 for part in ("images", "masks")
                 for path in (self.root / part).iterdir()
-                if path.is_dir() and not path.name.startswith(".")
+                if path.is_dir() and not _is_junk(path)
             }
         )
-        self.pairs, self.unpaired, self.notes = {}, {}, []
+        self.pairs, self.unpaired, self.skipped, self.notes = {}, {}, {}, []
         for split in folders:
             self.pairs[split] = self._find(split)
         if folders:
             self._note_loose_pictures()
-        else:
-            everything = self._find("")
+        if not folders or validation_split == HELD_OUT:
+            within = train_split if folders else ""
+            if within not in self.pairs:
+                self.pairs[within] = self._find(within)
+            everything = self.pairs.pop(within)
             held_out = _hashed_share(everything, validation_fraction)
-            self.pairs = {
+            self.pairs |= {
                 train_split: [p for p in everything if p not in held_out],
                 validation_split: [p for p in everything if p in held_out],
             }
         if not any(self.pairs.values()):
-            first = [m for found in self.unpaired.values() for m in found][:1]
+            found = [*self.unpaired.values(), *self.skipped.values()]
+            first = [message for messages in found for message in messages][:1]
             raise ValueError(
-                "No pictures (.jpg, .jpeg, .png) with masks under images/ and "
+                f"No pictures ({_suffixes()}) with masks under images/ and "
                 f"masks/. Received: root={str(root)!r}"
                 + "".join(f"; {m}" for m in first)
             )
@@ -89,7 +105,7 @@ class FolderSource:
         described = os.path.lexists(file)
         self.guessed = spec is None and not described
         if described:
-            self.spec = DatasetSpec.from_file(file)
+            self.spec = DatasetSpec.from_file(file, self.notes)
         else:
             self.spec = spec or self._guess_spec()
 
@@ -102,34 +118,59 @@ class FolderSource:
                     f"Folder: {self.root / part / split}"
                 )
                 return []
-        images = self._by_name("images", split, IMAGE_SUFFIXES)
-        masks = self._by_name("masks", split, None)
+        skipped = {"images": [], "masks": []}
+        images, masks = (
+            self._by_name(part, split, skipped[part]) for part in skipped
+        )
+        wanted = f"{self.root / 'masks' / split}{os.sep}{{}}.png"
         for name in sorted(images.keys() - masks.keys()):
+            hint = _near(name, [*masks.values(), *skipped["masks"]])
             messages.append(
                 f"Picture without a mask. File: {images[name]} (wanted: "
-                f"{self.root / 'masks' / split / name}.png)"
+                f"{wanted.format(name)}{hint})"
             )
         for name in sorted(masks.keys() - images.keys()):
-            messages.append(f"Mask without a picture. File: {masks[name]}")
-        return [
-            (str(images[name]), str(masks[name]))
-            for name in sorted(images.keys() & masks.keys())
-        ]
+            hint = _near(name, [*images.values(), *skipped["images"]])
+            messages.append(
+                f"Mask without a picture. File: {masks[name]}"
+                + (f" ({hint.removeprefix('; ')})" if hint else "")
+            )
+        found = sorted(images.keys() & masks.keys())
+        notes = self.skipped.setdefault(split, [])
+        for part, files in skipped.items():
+            notes += _skipped_notes(self.root / part / split, files)
+        if alike := grouped(found, look):
+            names = next(iter(alike.values()))
+            notes.append(
+                f"{len(alike)} names of {Path('images') / split} come in "
+                "spellings that look alike, first "
+                f"{' and '.join(str(images[name]) for name in names)}"
+            )
+        return [(str(images[name]), str(masks[name])) for name in found]
 
     def _note_loose_pictures(self):
-        loose = sorted(self._by_name("images", "", IMAGE_SUFFIXES).values())
+        loose = sorted(self._by_name("images", "", []).values())
         if loose:
             self.notes.append(
                 f"{len(loose)} pictures lie beside the split folders and are "
                 f"not used, first {loose[0]}"
             )
 
-    def _by_name(self, part, split, suffixes):
+    def _by_name(self, part, split, skipped):
+        """Files by their stems; `skipped` gets what is not read."""
         found = {}
         for path in sorted((self.root / part / split).iterdir()):
-            hidden = path.name.startswith(".")
-            wanted = suffixes is None or path.suffix.lower() in suffixes
-            if hidden or not wanted or not path.is_file():
+            if _is_junk(path):
+                continue
+            if path.is_dir() and split:
+                skipped += _files_below(path)
+            if not path.is_file():
+                continue
+            # A mask under another suffix is named when it is read.
+            if path.suffix.lower() not in IMAGE_SUFFIXES and (
+                part == "images" or path.suffix
+            ):
+                skipped.append(path)
                 continue
             if path.stem in found:
                 self.unpaired.setdefault(split, []).append(
@@ -144,7 +185,7 @@ class FolderSource:
         for pairs in self.pairs.values():
             for _, mask in pairs:
                 try:
-                    stored = decode.read_stored(mask, blind)
+                    stored = decode.read_stored(mask, blind).values
                 except ValueError:
                     continue  # check_folder reports it, with its name.
                 top = max(top, int(stored[stored < 255].max(initial=0)))
@@ -154,9 +195,21 @@ class FolderSource:
         """Raises `ValueError` unless the split has pictures."""
         if not self.pairs.get(split):
             known = {k: len(v) for k, v in self.pairs.items()}
+            hint = ""
+            if split == self.validation_split:
+                hint = (
+                    "; name another by `--data.validation_split NAME`, or hold "
+                    f"out images of `{self.train_split}` by "
+                    "`--data.validation_split null`, as many as "
+                    "`--data.validation_fraction` says "
+                    f"({self.validation_fraction})"
+                )
+            elif split == self.train_split:
+                hint = "; name another by `--data.train_split NAME`"
+            first = "".join(f"; {m}" for m in self.skipped.get(split, [])[:1])
             raise ValueError(
-                f"Split `{split}` is empty or missing. Received: "
-                f"root={str(self.root)!r} with splits {known}"
+                f"Split `{split}` is empty or missing{hint}. Received: "
+                f"root={str(self.root)!r} with splits {known}{first}"
             )
 
     def size(self, split):
@@ -183,9 +236,63 @@ class FolderSource:
     def decode(self, image, mask):
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         image, mask = os.fsdecode(image), os.fsdecode(mask)
-        picture = decode.read_image(image)
-        labels = decode.read_mask(mask, self.spec, picture.shape[:2])
-        return picture, labels.astype("int32")
+        pixels, labels = decode.read_pair(image, mask, self.spec)
+        return pixels, labels.astype("int32")
+
+
+def _is_junk(path):
+    return path.name.startswith(".") or path.name.lower() in _JUNK
+
+
+def _suffixes():
+    return ", ".join(IMAGE_SUFFIXES)
+
+
+def _files_below(folder):
+    """Files in a folder and its folders, without following links."""
+    return sorted(
+        path
+        for where, _, names in os.walk(folder)
+        for name in names
+        if not _is_junk(path := Path(where, name))
+    )
+
+
+def _near(name, files):
+    """Names a file that may be the partner that `name` lacks."""
+    for path in files:
+        if path.stem == name:
+            nested = path.suffix.lower() in IMAGE_SUFFIXES
+            way = (
+                "it lies in a folder within" if nested else "convert it to PNG"
+            )
+            return f"; {path} is not read, {way}"
+    for path in files:
+        if look(path.stem) == look(name):
+            return f"; {path} differs in case, spaces or Unicode's form"
+    return ""
+
+
+def _skipped_notes(folder, files):
+    """Counts and names the files of a split that are not read."""
+    nested = [path for path in files if path.parent != folder]
+    if nested:
+        yield (
+            f"{len(nested)} files in folders within {folder} are not used; a "
+            f"split is one folder, first {nested[0]}"
+        )
+    others = [path for path in files if path.parent == folder]
+    if others:
+        counts = collections.Counter(path.suffix.lower() for path in others)
+        kinds = ", ".join(
+            f"{count} {suffix or 'without suffix'}"
+            for suffix, count in counts.most_common(5)
+        )
+        read = ".png" if folder.parent.name == "masks" else _suffixes()
+        yield (
+            f"{len(others)} files of {folder} are not used ({kinds}), since "
+            f"their suffix is none of {read}, first {others[0]}"
+        )
 
 
 def _hashed_share(pairs, fraction):
@@ -233,75 +340,183 @@ def check_folder(source, splits=None, progress=lambda items: items):
     """
     spec = source.spec
     report = FolderReport(spec, [], list(source.notes), {}, {}, {})
-    if splits is None:
-        splits = [*source.pairs]
-    for split in ("", *splits):
+    splits = list(dict.fromkeys(source.pairs if splits is None else splits))
+    for split in dict.fromkeys(("", *splits)):
         report.problems += source.unpaired.get(split, [])
-    stored_values, turned, blank = {}, [], []
+        report.notes += source.skipped.get(split, [])
+    seen = _Seen()
     for split in splits:
         pairs = source.pairs.get(split, [])
         if not pairs and not source.unpaired.get(split):
-            report.problems.append(
-                f"Split `{split}` is empty. "
-                f"Folder: {source.root / 'images' / split}"
-            )
+            _try(report, lambda s=split: source.require(s))
         pixels = np.zeros(spec.num_classes + 1, "int64")
         sizes = collections.Counter()
         for image, mask in progress(pairs):
-            size = _try(report, lambda i=image: _size(i, turned))
+            size, counts = _check_pair(report, seen, image, mask)
             if size is not None:
                 sizes[size] += 1
-            stored = _try(report, lambda m=mask: decode.read_stored(m, spec))
-            if stored is None:
-                continue
-            for value in np.unique(stored).tolist():
-                stored_values.setdefault(value, mask)
-            labels = _try(
-                report,
-                lambda x=stored, s=size, m=mask: decode.to_labels(
-                    x, spec, s, m
-                ),
-            )
-            if labels is not None:
-                counts = np.bincount(labels.ravel(), minlength=256)
+            if counts is not None:
                 pixels[:-1] += counts[: spec.num_classes]
                 pixels[-1] += counts[spec.ignore_label]
-                if counts[spec.ignore_label] == labels.size:
-                    blank.append(mask)
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
-    report.problems += (
-        _try(report, lambda: _binary_masks(spec, stored_values)) or []
-    )
-    report.notes += _notes(report, source, turned, blank)
+    report.problems += seen.problems(spec)
+    report.notes += _notes(report, source)
+    report.notes += seen.notes(spec)
+    report.notes += _shared_images(source, splits)
     return report
 
 
-def _size(image, turned):
-    """A readable picture's size; `turned` collects those EXIF would turn."""
-    size = decode.read_image(image).shape[:2]
-    if decode.is_turned(image):
-        turned.append(image)
-    return size
+def _check_pair(report, seen, image, mask):
+    """`(size, pixels of each label)`, each `None` if it cannot be read."""
+    spec, size, orientation = report.spec, None, 1
+    read = _try(report, lambda: decode.read_oriented(image))
+    if read is not None:
+        size, orientation = read[0].shape[:2], read[1]
+    if orientation != 1:
+        seen.turned.append(image)
+    stored = _try(
+        report, lambda: decode.read_stored(mask, spec, None, orientation)
+    )
+    if stored is None:
+        return size, None
+    seen.add(mask, stored)
+    labels = _try(
+        report, lambda: decode.to_labels(stored.values, spec, size, mask)
+    )
+    if labels is None:
+        return size, None
+    counts = np.bincount(labels.ravel(), minlength=256)
+    if counts[spec.ignore_label] == labels.size:
+        seen.blank.append(mask)
+    return size, counts
 
 
-def _binary_masks(spec, stored_values):
-    dropped = decode.label_table(spec)[255] == spec.ignore_label
-    if not dropped or set(stored_values) != {0, 255}:
-        return []
-    with decode.open_image(stored_values[255]) as mask:
-        # In colours, 255 stands for the black that the colormap leaves out.
-        if mask.mode.startswith("RGB"):
+class _Seen:
+    """What masks and images of all splits have in common."""
+
+    def __init__(self):
+        self.turned, self.turned_masks = [], []
+        self.blank, self.transparent = [], []
+        # Of masks that hold numbers: value -> first file, and gray levels.
+        self.values, self.levels = {}, {}
+
+    def add(self, mask, stored):
+        if stored.orientation != 1:
+            self.turned_masks.append(mask)
+        if stored.num_transparent:
+            self.transparent.append(mask)
+        if stored.is_colored:
+            return
+        for value in np.unique(stored.values).tolist():
+            self.values.setdefault(value, mask)
+            if stored.levels is not None:
+                self.levels.setdefault(value * stored.levels, (value, mask))
+
+    def problems(self, spec):
+        return self._gray_colors(spec) or self._binary(spec)
+
+    def _gray_colors(self, spec):
+        """Gray masks that hold colors: tools store gray images as such."""
+        if spec.colormap is None or spec.label_map or not any(self.levels):
             return []
-    return [
-        "Masks hold only 0 and 255, and 255 is ignored: the foreground would "
-        'be dropped. If they are binary masks, put "label_map": {"255": 1} '
-        f"into dataset.json. File: {stored_values[255]}"
+        colors = dict.fromkeys(spec.ignore_colors, spec.ignore_label)
+        colors |= {color: label for label, color in enumerate(spec.colormap)}
+        table = decode.label_table(spec)
+        meant = {level: colors.get((level,) * 3) for level in self.levels}
+        wrong = [
+            level
+            for level, (value, _) in self.levels.items()
+            if meant[level] != table[value]
+        ]
+        if None in meant.values() or not wrong:
+            return []
+        return [
+            f"Gray masks hold the levels {sorted(self.levels)}, which are "
+            "colors of the colormap, but would be read as label values. Save "
+            "them as RGB, or as the classes' numbers. "
+            f"File: {self.levels[wrong[0]][1]}"
+        ]
+
+    def _binary(self, spec):
+        dropped = decode.label_table(spec)[255] == spec.ignore_label
+        if not dropped or set(self.values) != {0, 255}:
+            return []
+        return [
+            "Masks hold only 0 and 255, and 255 is ignored: the foreground "
+            "would be dropped. If they are binary masks, put "
+            '"label_map": {"255": 1} into dataset.json. '
+            f"File: {self.values[255]}"
+        ]
+
+    def notes(self, spec):
+        if self.blank:
+            yield (
+                f"{len(self.blank)} masks have no valid pixel, all is ignored, "
+                f"first {self.blank[0]}"
+            )
+        if self.transparent:
+            yield (
+                f"{len(self.transparent)} masks have transparent pixels, which "
+                "are read as black whatever color they had, first "
+                f"{self.transparent[0]}"
+            )
+        if not self.turned and not self.turned_masks:
+            return
+        own = (
+            "their masks must be upright, too; if they fit the images as these "
+            'are stored, put "mask_orientation": "image" into dataset.json'
+        )
+        if spec.mask_orientation == "image":
+            own = 'so are their masks, by "mask_orientation": "image"'
+        yield (
+            f"{len(self.turned)} images and {len(self.turned_masks)} masks "
+            "carry an EXIF orientation, by which they are turned upright; "
+            f"{own}, first {[*self.turned, *self.turned_masks][0]}"
+        )
+
+
+def _shared_images(source, splits):
+    """Notes of files that are in two splits; reads those of equal size."""
+    files = [
+        (split, image)
+        for split in splits
+        for image, _ in source.pairs.get(split, [])
     ]
+    shared = collections.defaultdict(list)
+    for same_size in grouped(files, lambda file: _bytes_of(file[1])).values():
+        if len({split for split, _ in same_size}) < 2:
+            continue
+        for same in grouped(same_size, lambda f: _digest(f[1])).values():
+            first, image = same[0]
+            others = {split: path for split, path in same if split != first}
+            for split, path in others.items():
+                shared[first, split].append((image, path))
+    for (first, split), found in shared.items():
+        yield (
+            f"{len(found)} images of `{split}` are in `{first}`, too, so its "
+            f"scores are not those of new images, first {found[0][1]} = "
+            f"{found[0][0]}"
+        )
 
 
-def _notes(report, source, turned, blank):
+def _bytes_of(path):
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return path  # gone; equal to no other
+
+
+def _digest(path):
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return path
+
+
+def _notes(report, source):
     names = np.array(source.spec.class_names)
     notes = []
     if source.guessed:
@@ -316,28 +531,27 @@ def _notes(report, source, turned, blank):
     for split, pixels in counted.items():
         missing = (pixels == 0) & ~never
         if missing.any():
+            lost = split == source.train_split
             notes.append(
                 f"classes that do not occur in `{split}`: "
                 f"{', '.join(names[missing])}"
+                + ("; they cannot be learned" if lost else "")
             )
-    pixels = sum(counted.values(), np.zeros(len(names), "int64"))
-    rare = (pixels > 0) & (pixels < RARE * pixels.sum())
-    if rare.any():
+    # What is rare in training; a folder may have other splits alone.
+    pixels = counted.get(
+        source.train_split,
+        sum(counted.values(), np.zeros(len(names), "int64")),
+    )
+    limit = min(RARE_SHARE, RARE_OF_EQUAL / len(names))
+    rare = np.flatnonzero((pixels > 0) & (pixels < limit * pixels.sum()))
+    if len(rare):
+        shown = ", ".join(
+            f"{names[i]} ({pixels[i] / pixels.sum():.2%})" for i in rare
+        )
         notes.append(
-            f"rare classes, below {RARE:.1%} of the labelled pixels: "
-            f"{', '.join(names[rare])}; cross entropy alone learns such late "
+            f"rare classes, below {limit:.2%} of the labelled pixels: "
+            f"{shown}; cross entropy alone learns such late "
             "or never, train.loss.dice or train.loss.lovasz helps"
-        )
-    if blank:
-        notes.append(
-            f"{len(blank)} masks have no valid pixel, all is ignored, first "
-            f"{blank[0]}"
-        )
-    if turned:
-        notes.append(
-            f"{len(turned)} pictures carry an EXIF orientation, which training "
-            "does not apply: masks must fit them as stored, first "
-            f"{turned[0]}"
         )
     return notes
 

@@ -2,7 +2,7 @@
 
 import os
 
-from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource, is_converted
 
@@ -38,6 +38,7 @@ def open_source(config):
         root = os.path.expandvars(config.root)
         _check_described(config, root)
         if is_converted(root):
+            _check_named(config)
             return TfdsSource(root, spec)
         return FolderSource(
             root,
@@ -46,6 +47,7 @@ def open_source(config):
             config.train_split,
             config.validation_split,
         )
+    _check_named(config)
     return TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
@@ -60,4 +62,17 @@ def _check_described(config, root):
             "`data.label_map` and `data.ignore_label` need "
             "`data.class_names`, or a dataset.json in the folder. Received: "
             f"label_map={config.label_map}, ignore_label={config.ignore_label}"
+        )
+
+
+def _check_named(config):
+    """Raises if images are to be held out of records, which have slices."""
+    if config.validation_split == HELD_OUT:
+        name = config.train_split
+        raise ValueError(
+            "`data.validation_split null` holds out images of a folder; of "
+            f"records, name two slices, e.g. --data.train_split {name}[:90%] "
+            f"--data.validation_split {name}[90%:]. Received: "
+            f"{'root' if config.tfds is None else 'tfds'}="
+            f"{config.tfds or config.root!r}"
         )

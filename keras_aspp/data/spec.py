@@ -6,7 +6,14 @@ import re
 from keras_aspp import textfile
 from keras_aspp.files import write_json
 
-_KEYS = ("class_names", "ignore_label", "colormap", "label_map")
+_KEYS = (
+    "class_names",
+    "ignore_label",
+    "colormap",
+    "ignore_colors",
+    "label_map",
+    "mask_orientation",
+)
 _NOTES = ("name", "num_classes", "source", "license")
 
 
@@ -18,12 +25,17 @@ class DatasetSpec:
         class_names: one name per label value, background included.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
-        colormap: one `(red, green, blue)` per class, or `None`. Given for RGB
-            masks it also says which colour is which class.
+        colormap: one `(red, green, blue)` per class, or `None`. It also says
+            which color of RGB and palette masks is which class.
         label_map: dict, stored value -> class or `"ignore"`, applied before
             the range check; values that it does not name are kept. Or `None`.
         name: str, for people.
         license: str, for people; stands in the model card.
+        ignore_colors: colors of masks that count for nothing, beside the
+            colormap. Defaults to none: each color must be named.
+        mask_orientation: `"own"`, masks are upright, by their own EXIF if they
+            have any; or `"image"`, they fit images as these are stored, and
+            are turned by the images' EXIF.
 
     Raises:
         ValueError: a value is not as above.
@@ -35,6 +47,8 @@ class DatasetSpec:
     label_map: dict | None = None
     name: str = ""
     license: str = ""
+    ignore_colors: tuple = ()
+    mask_orientation: str = "own"
 
     def __post_init__(self):
         names = self.class_names
@@ -45,12 +59,13 @@ class DatasetSpec:
             not isinstance(names, (list, tuple))
             or not names
             or not all(isinstance(name, str) for name in names)
-            or not all(name.isprintable() for name in names)
+            or not all(textfile.is_line(name) for name in names)
             or len(set(names)) != len(names)
         ):
             raise ValueError(
                 "`class_names` must be a non-empty sequence of different "
-                "names, without line breaks and control characters. Received: "
+                "names, without line breaks, control characters and "
+                "overrides of the writing direction. Received: "
                 f"class_names={names!r}"
             )
         if type(self.ignore_label) is not int or not (
@@ -67,26 +82,23 @@ class DatasetSpec:
             )
         for key in ("name", "license"):
             value = getattr(self, key)
-            if not isinstance(value, str) or not value.isprintable():
+            if not isinstance(value, str) or not textfile.is_line(value):
                 raise ValueError(
                     f"`{key}` must be a line of text. Received: {key}={value!r}"
                 )
         if self.colormap is not None:
             object.__setattr__(self, "colormap", self._checked_colormap())
+        object.__setattr__(self, "ignore_colors", self._checked_ignored())
+        if self.mask_orientation not in ("own", "image"):
+            raise ValueError(
+                "`mask_orientation` must be 'own' or 'image'. Received: "
+                f"mask_orientation={self.mask_orientation!r}"
+            )
         if self.label_map is not None:
             object.__setattr__(self, "label_map", self._checked_label_map())
 
     def _checked_colormap(self):
-        try:
-            colormap = tuple(tuple(color) for color in self.colormap)
-        except TypeError:
-            colormap = ()
-        for color in colormap:
-            if len(color) != 3 or any(v not in range(256) for v in color):
-                raise ValueError(
-                    "`colormap` must hold RGB colours in 0..255. "
-                    f"Received: {list(color)}"
-                )
+        colormap = _checked_colors("colormap", self.colormap)
         if len(colormap) != self.num_classes:
             raise ValueError(
                 f"`colormap` must hold {self.num_classes} RGB colours, "
@@ -99,6 +111,24 @@ class DatasetSpec:
                 f"Received: {list(twice[0])} more than once"
             )
         return colormap
+
+    def _checked_ignored(self):
+        colors = self.ignore_colors
+        if not isinstance(colors, (list, tuple)) or not all(
+            isinstance(color, (list, tuple)) for color in colors
+        ):
+            raise ValueError(
+                "`ignore_colors` must be a sequence of RGB colors. "
+                f"Received: ignore_colors={colors!r}"
+            )
+        colors = _checked_colors("ignore_colors", colors)
+        taken = [c for c in colors if c in (self.colormap or colors)]
+        if taken:
+            raise ValueError(
+                "`ignore_colors` must hold colors beside those of `colormap`, "
+                f"which must be given too. Received: {list(taken[0])}"
+            )
+        return colors
 
     def _checked_label_map(self):
         label_map = self.label_map
@@ -125,13 +155,19 @@ class DatasetSpec:
         return len(self.class_names)
 
     @classmethod
-    def from_file(cls, path):
+    def from_file(cls, path, notes=None):
         """Reads a `dataset.json`.
+
+        Args:
+            path: the file.
+            notes: list to which messages are appended, each about something
+                that is allowed and may be meant otherwise.
 
         Raises:
             ValueError: no valid JSON, an unknown key, or a value at fault.
         """
-        content = textfile.read_json(path)
+        repeated = []
+        content = textfile.read_json(path, repeated)
         if not isinstance(content, dict) or "class_names" not in content:
             raise ValueError(
                 f"`class_names` is missing. File: {path}. Known keys: "
@@ -153,6 +189,8 @@ class DatasetSpec:
                 f"`num_classes` is {content['num_classes']}, but there are "
                 f"{spec.num_classes} `class_names`. File: {path}"
             )
+        if notes is not None:
+            notes += _notes(spec, content, repeated, path)
         return spec
 
     def to_file(self, path):
@@ -160,8 +198,9 @@ class DatasetSpec:
         content = {
             k: v for k, v in dataclasses.asdict(self).items() if v or v == 0
         }
-        # Masks that this library writes hold class ids already.
+        # Masks that this library writes hold class ids already, upright.
         content.pop("label_map", None)
+        content.pop("mask_orientation", None)
         write_json(path, content)
 
     def colors(self):
@@ -169,6 +208,46 @@ class DatasetSpec:
         if self.colormap is not None:
             return self.colormap
         return tuple(_distinct_color(i) for i in range(self.num_classes))
+
+
+def _notes(spec, content, repeated, path):
+    notes = [
+        f"`{key}` is given more than once, the last counts. File: {path}"
+        for key in repeated
+    ]
+    for number, keys in grouped(content.get("label_map") or (), int).items():
+        notes.append(
+            f"`label_map` has {' and '.join(map(repr, keys))} for {number}, "
+            f"the last counts. File: {path}"
+        )
+    for names in grouped(spec.class_names, textfile.look).values():
+        notes.append(
+            f"class names that look alike: {', '.join(map(repr, names))}. "
+            f"File: {path}"
+        )
+    return notes
+
+
+def grouped(items, key):
+    """Dict of the lists of two items and more that have the same key."""
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return {k: group for k, group in groups.items() if len(group) > 1}
+
+
+def _checked_colors(name, colors):
+    try:
+        colors = tuple(tuple(color) for color in colors)
+    except TypeError:
+        colors = ()
+    for color in colors:
+        if len(color) != 3 or any(v not in range(256) for v in color):
+            raise ValueError(
+                f"`{name}` must hold RGB colors in 0..255. "
+                f"Received: {list(color)}"
+            )
+    return colors
 
 
 def _distinct_color(i):

@@ -1,8 +1,12 @@
 """How often the classes of a split are seen."""
 
+import collections
 import dataclasses
 
 import numpy as np
+
+# Images whose sizes stand for those of a split that is not read beforehand.
+SIZES_SAMPLED = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,23 @@ class ClassCounts:
     pixels: np.ndarray
     pictures: np.ndarray
     pixels_of_pictures: np.ndarray
+
+
+def sizes_of(source, split, count=SIZES_SAMPLED):
+    """Sizes of the first images of a split.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        split: name of one of its splits.
+        count: int > 0, images to decode.
+
+    Returns:
+        dict, `(height, width)` -> how many of them have it.
+    """
+    records = source.records(split).take(count).as_numpy_iterator()
+    return collections.Counter(
+        source.decode(*record)[1].shape for record in records
+    )
 
 
 def count_classes(source, split):

@@ -190,11 +190,14 @@ class TfdsSource:
     def decode(self, image, mask, where=b"a record"):
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         where = os.fsdecode(where)
-        picture = decode.read_image(image, name=f"{where}, {self.image_key}")
-        labels = decode.read_mask(
-            mask, self.spec, picture.shape[:2], f"{where}, {self.mask_key}"
+        pixels, labels = decode.read_pair(
+            image,
+            mask,
+            self.spec,
+            f"{where}, {self.image_key}",
+            f"{where}, {self.mask_key}",
         )
-        return picture, labels.astype("int32")
+        return pixels, labels.astype("int32")
 
 
 def is_converted(folder):

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_aspp.analysis.figures import save
+from keras_aspp.data.augment import padding_note
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.pipeline import (
     evaluation_dataset,
@@ -14,6 +15,7 @@ from keras_aspp.data.pipeline import (
     training_dataset,
 )
 from keras_aspp.data.sources import open_source
+from keras_aspp.data.statistics import sizes_of
 from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
 from keras_aspp.engine.compile import Compilations, compile_model
 from keras_aspp.engine.distributed import (
@@ -36,6 +38,7 @@ from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
 from keras_aspp.models.recalibrate import recalibrate
 from keras_aspp.models.segmenter import load_saved
+from keras_aspp.textfile import printable
 
 # XLA compiles once per picture size; with more, graph mode is sooner done.
 MAX_XLA_SIZES = 4
@@ -345,8 +348,20 @@ def _validation_epochs(config, epochs):
 
 
 def _check_data(source, config):
-    if not isinstance(source, FolderSource):
-        return
+    """Raises for what `data check` finds wrong; prints what it notes."""
+    notes = []
+    if isinstance(source, FolderSource):
+        report = _check_splits(source, config)
+        sizes = report.sizes[config.train_split]
+        notes += report.notes
+    else:
+        sizes = sizes_of(source, config.train_split)
+    padding = padding_note(sizes, config.crop_size, config.augment.scale)
+    for note in [*notes, *([padding] if padding else [])]:
+        print(f"Note: {printable(note)}.")
+
+
+def _check_splits(source, config):
     splits = [
         s
         for s in (
@@ -358,13 +373,14 @@ def _check_data(source, config):
     ]
     for split in splits:
         source.require(split)
-    problems = check_folder(source, splits).problems
-    if problems:
-        more = len(problems) - 1
+    report = check_folder(source, splits)
+    if report.problems:
+        more = len(report.problems) - 1
         raise ValueError(
-            problems[0]
+            report.problems[0]
             + (f" And {more} more; see `keras-aspp data check`" if more else "")
         )
+    return report
 
 
 def _print_degenerate_rates(model, crop_size):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ from tiny_run import write_folder
 
 from keras_aspp.cli import data as command
 from keras_aspp.cli.main import main
+from keras_aspp.config import DataConfig
+from keras_aspp.data.sources import open_source
 from keras_aspp.engine import pictures
+from keras_aspp.engine.run import _check_data
 
 
 @pytest.fixture
@@ -80,6 +84,81 @@ def test_check_names_one_problem_and_classes_that_never_occur(folder, capsys):
     assert "Note: classes that never occur: pole." in lines
 
 
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [
+        ([], 1),
+        (["--data.validation_split", "test"], 1),
+        (["--data.validation_split", "train"], 0),
+        (["--data.validation_split", "null"], 0),
+        (["--data.train_split", "x", "--data.validation_split", "train"], 1),
+    ],
+)
+def test_check_refuses_the_splits_that_training_refuses(
+    folder, capsys, flags, status
+):
+    for part in ("images", "masks"):
+        shutil.rmtree(folder / part / "val")
+    assert main(["data", "check", str(folder), *flags]) == status
+    lines = lines_of(capsys)
+    problems = [line for line in lines if "is empty or missing" in line]
+    assert len(problems) == status
+    config = DataConfig(root=str(folder))
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    for flag, value in given.items():
+        name = flag.removeprefix("--data.")
+        value = None if value == "null" else value
+        config = dataclasses.replace(config, **{name: value})
+    source = open_source(config)
+    if status:
+        with pytest.raises(ValueError, match="is empty or missing") as error:
+            _check_data(source, config)
+        assert problems == [str(error.value)]
+    else:
+        _check_data(source, config)
+
+
+def test_training_prints_what_check_notes(folder, capsys):
+    """The same lines, and that crops are padding."""
+    (folder / "images/train/notes.txt").write_text("x")
+    shutil.copy(
+        folder / "images/train/train_0.png", folder / "images/val/val_0.png"
+    )
+    blank = np.full((64, 96), 255, "uint8")
+    Image.fromarray(blank).save(folder / "masks/val/val_0.png")
+    assert main(["data", "check", str(folder)]) == 0
+    notes = [line for line in lines_of(capsys) if line.startswith("Note: ")]
+    assert len(notes) == 3
+    config = DataConfig(root=str(folder), crop_size=(96, 96))
+    _check_data(open_source(config), config)
+    assert lines_of(capsys) == notes
+    config = dataclasses.replace(config, crop_size=(320, 320))
+    _check_data(open_source(config), config)
+    *same, padding = lines_of(capsys)
+    assert same == notes
+    # 96 x 1.25 = 120, so 128, and 64 x 1.25 = 80, so 96: 8.3 times.
+    assert padding == (
+        "Note: images of 64x96 (median), 80x120 after an average "
+        "`data.augment.scale`, leave crops of 320x320 mostly padding; a step "
+        "takes about 8.3 times as long as with 96x128: "
+        "`--data.crop_size [96,128]`."
+    )
+
+
+def test_check_of_a_configuration(folder, tmp_path, capsys):
+    (folder / "dataset.json").unlink()
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"data: {{root: {folder}, class_names: [a, b], test_split: test}}\n"
+        "train: {total_epochs: 1}\n"
+    )
+    assert main(["data", "check", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "Label value 2 is neither in 0..1" in out
+    assert "Split `test` is empty or missing" in out
+    assert "`--data.crop_size [96,128]`" in out
+
+
 def test_check_of_an_empty_split(folder, capsys):
     for part in ("images", "masks"):
         (folder / part / "test").mkdir()
@@ -92,7 +171,7 @@ def test_check_of_an_empty_split(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "which has no images/"),
+        (None, "Neither a folder nor a configuration"),
         ("{", "Not valid JSON"),
         ('{"class_names": "box"}', "Received: class_names='box'"),
     ],

@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 from helpers import np_resize
 
-from keras_aspp.data.augment import FILL, Augment, AugmentConfig
+from keras_aspp.data.augment import (
+    FILL,
+    Augment,
+    AugmentConfig,
+    padding_note,
+)
 
 IGNORE = 11  # not 255, so that a constant would show
 RNG = np.random.default_rng(3)
@@ -466,3 +471,24 @@ def test_keras_cv_pads_masks_with_class_0(make):
 def test_keras_layers_that_fail_with_masks(make):
     with pytest.raises(TypeError):
         through(make())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crop", "scale", "better"),
+    [
+        # 140 x 1.25 = 175, so 192; (320 / 192)**2 = 2.78
+        ({(140, 140): 9, (900, 900): 2}, (320, 320), (0.5, 2.0), "[192,192]"),
+        ({(140, 400): 1}, (320, 320), (0.5, 2.0), "[192,320]"),
+        ({(200, 200): 1}, (320, 320), (1.0, 1.0), "[224,224]"),
+        ({(240, 300): 1}, (320, 320), (1.0, 1.0), None),
+        ({(900, 900): 1}, (320, 320), (0.5, 2.0), None),
+        ({}, (320, 320), (0.5, 2.0), None),
+    ],
+)
+def test_crops_that_are_mostly_padding_are_noted(sizes, crop, scale, better):
+    note = padding_note(sizes, crop, scale)
+    assert (note is None) == (better is None)
+    if better:
+        assert f"`--data.crop_size {better}`" in note
+    if better == "[192,192]":
+        assert "about 2.8 times as long as with 192x192" in note

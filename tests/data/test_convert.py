@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
@@ -286,3 +286,34 @@ def test_beam_options_need_beam(folder, tmp_path, capsys):
 )
 def test_names(tmp_path, folder, expected):
     assert convert._name_and_version(tmp_path / folder) == expected
+
+
+@pytest.mark.parametrize("mask_orientation", ["own", "image"])
+def test_what_others_would_read_otherwise_is_stored_upright(
+    tmp_path, mask_orientation
+):
+    """As TFDS' own reader, which knows neither EXIF nor WebP."""
+    root = write_folder(tmp_path / "set", [(64, 96)], ["train", "val"])
+    described = json.loads((root / "dataset.json").read_text())
+    described["mask_orientation"] = mask_orientation
+    (root / "dataset.json").write_text(json.dumps(described))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, mask = (
+        root / part / "train/train_0.png" for part in ("images", "masks")
+    )
+    with Image.open(image) as stored:
+        stored.save(image.with_suffix(".webp"), lossless=True, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(image.with_suffix(".webp")))
+    image.unlink()
+    labels = np.rot90(np.array(Image.open(mask)), -1)
+    if mask_orientation == "own":
+        Image.fromarray(np.ascontiguousarray(labels)).save(mask)
+    source = FolderSource(root)
+    convert_folder(source, tmp_path / "records")
+    builder = tfds.builder_from_directory(tmp_path / "records")
+    (read,) = tfds.as_numpy(builder.as_dataset(split="train"))
+    np.testing.assert_array_equal(read["image"], np.array(upright))
+    np.testing.assert_array_equal(read["segmentation_mask"][..., 0], labels)
+    ours = TfdsSource(tmp_path / "records")
+    assert examples(ours, "train") == examples(source, "train")

@@ -1,7 +1,9 @@
 import concurrent.futures
+import dataclasses
 import io
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 
@@ -10,7 +12,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
@@ -106,23 +108,184 @@ def test_every_picture_becomes_rgb(mode):
     assert read.std() > 20
 
 
-def test_exif_orientation_only_where_asked():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    image = photograph()
-    data = encoded(image, "PNG", exif=exif)
-    np.testing.assert_array_equal(decode.read_image(data), image)
-    np.testing.assert_array_equal(
-        decode.read_image(data, exif=True), np.rot90(image, -1)
+def exif_of(orientation, order="<", kind=3):
+    """EXIF by hand: another tag, then the orientation."""
+    form = {3: "Hxx", 4: "I"}[kind]
+    return b"Exif\0\0" + b"".join(
+        [
+            {"<": b"II*\0", ">": b"MM\0*"}[order],
+            struct.pack(f"{order}IH", 8, 2),
+            struct.pack(f"{order}HHII", 0x0100, 4, 1, 71),
+            struct.pack(f"{order}HHI", 0x0112, kind, 1),
+            struct.pack(f"{order}{form}I", orientation, 0),
+        ]
     )
 
 
-def test_16_bit_grey_picture_is_refused(tmp_path):
-    # Pillow would clip it at 255: a white picture.
+# As the table of the EXIF standard shows them, in NumPy.
+TURNS = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x.swapaxes(0, 1), 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize(("order", "kind"), [("<", 3), (">", 3), ("<", 4)])
+def test_images_are_upright(orientation, order, kind):
+    image, exif = photograph(), exif_of(orientation, order, kind)
+    data = encoded(image, exif=exif)
+    upright = decode.read_image(data)
+    np.testing.assert_array_equal(upright, TURNS[orientation](image))
+    np.testing.assert_array_equal(
+        upright, ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    )
+    np.testing.assert_array_equal(decode.read_image(data, exif=False), image)
+    assert decode.read_oriented(data)[1] == orientation
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_orientation_of_other_formats(kind):
+    image = Image.fromarray(photograph())
+    upright, turned = (
+        encoded(image, kind, **options)
+        for options in ({}, {"exif": exif_of(6)})
+    )
+    name = f"a.{kind.lower()}"
+    np.testing.assert_array_equal(
+        decode.read_image(turned, name),
+        np.rot90(decode.read_image(upright, name), -1),
+    )
+
+
+def test_orientation_in_xmp():
+    xmp = b'<x><rdf tiff:Orientation="3"/></x>'
+    jpeg = encoded(photograph(), "JPEG", xmp=xmp)
+    assert decode.read_oriented(jpeg)[1] == 3
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_of(0),
+        exif_of(9),
+        exif_of(6)[:30],
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0nothing of the kind",
+    ],
+    ids=["0", "9", "cut", "nowhere", "garbage"],
+)
+def test_exif_without_orientation_leaves_the_image(exif):
+    image = photograph()
+    pixels, orientation = decode.read_oriented(encoded(image, exif=exif))
+    assert orientation == 1
+    np.testing.assert_array_equal(pixels, image)
+
+
+def test_tags_of_exif_that_overlap_take_no_memory():
+    """Pillow would read 4 GB: 4,000 tags of the same 1 MB."""
+    tags = b"".join(
+        struct.pack("<HHII", 0x1000 + i, 7, 2**20, 0) for i in range(4000)
+    )
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 4000) + tags
+    data = encoded(photograph(), exif=exif + bytes(2**20))
+    tracemalloc.start()
+    try:
+        decode.read_image(data)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("color_type", [0, 2, 4, 6])
+def test_16_bit_image_is_refused(tmp_path, color_type):
+    """Pillow would clip gray at 255 and take the high bytes of colors."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
     file = tmp_path / "deep.png"
-    file.write_bytes(encoded(np.full((4, 6), 3000, "uint16")))
-    with pytest.raises(ValueError, match=r"8 bits .*deep.png \(mode I;16\)"):
+    row = b"\x0f\xff" * channels * 5
+    file.write_bytes(raw_png([row], 16, color_type, 5))
+    with pytest.raises(ValueError, match=r"8 bits .*deep.png \(16 bits per"):
         decode.read_image(file)
+
+
+# Formats that need their suffix.
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("BMP", {}), ("WEBP", {"lossless": True})]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_bmp_and_webp_are_read_under_their_own_suffix(
+    tmp_path, kind, options, mode
+):
+    image = Image.fromarray(photograph()).convert(mode)
+    file = tmp_path / f"a.{kind.title()}"
+    file.write_bytes(encoded(image, kind, **options))
+    expected = np.array(image.convert("RGB"))
+    np.testing.assert_array_equal(decode.read_image(file), expected)
+    content = file.read_bytes()
+    np.testing.assert_array_equal(decode.read_image(content, file), expected)
+    other = file.rename(tmp_path / "a.png")
+    for source in (other, content):
+        with pytest.raises(
+            ValueError, match=rf"(?i)no JPEG or PNG but a {kind}.* .{kind}\)"
+        ) as error:
+            decode.read_image(source)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "JPEG2000", "AVIF"])
+def test_format_that_is_not_read_is_named(kind):
+    name = {"JPEG2000": "JPEG 2000", "AVIF": "HEIF"}.get(kind, kind)
+    data = encoded(photograph(), kind)
+    with pytest.raises(ValueError, match=f"but a {name}; convert it to PNG"):
+        decode.read_image(data)
+
+
+def test_animated_webp_is_refused():
+    more = [Image.fromarray(photograph())]
+    data = encoded(
+        255 - photograph(), "WEBP", save_all=True, append_images=more
+    )
+    with pytest.raises(ValueError, match="a.webp .2 frames; store one as PNG"):
+        decode.read_image(data, "a.webp")
+
+
+def test_compressed_bmp_is_refused():
+    data = bytearray(encoded(Image.new("P", (4, 4)), "BMP"))
+    data[30] = 1  # RLE8, decoded in Python
+    with pytest.raises(ValueError, match="a.bmp .a compressed BMP"):
+        decode.read_image(bytes(data), "a.bmp")
+
+
+def riff(kind, head):
+    body = b"WEBP" + kind + struct.pack("<I", len(head)) + head
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        riff(b"VP8X", bytes(4) + b"\xff\x3f\0" * 2),
+        riff(b"VP8L", b"\x2f" + b"\xff\xff\xff\x0f" + bytes(9)),
+        riff(b"VP8 ", bytes(3) + b"\x9d\x01\x2a" + b"\xff\x3f" * 2),
+    ],
+    ids=["extended", "lossless", "lossy"],
+)
+def test_huge_webp_is_refused_before_its_canvas_is_made(data, monkeypatch):
+    monkeypatch.setattr(
+        Image, "open", lambda *_, **__: pytest.fail("it is opened")
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"at most 1\d* pixels. File: a.webp .1638[34]x1638[34]",
+    ):
+        decode.read_image(data, "a.webp")
 
 
 def test_huge_picture_is_refused_before_it_is_decoded(tmp_path):
@@ -254,13 +417,23 @@ def test_grey_with_alpha_is_refused(tmp_path):
         decode.read_mask(file, SPEC)
 
 
+VOID = dataclasses.replace(COLORED, ignore_colors=[(0, 0, 0)])
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colors_become_classes_and_black_is_ignored(mode):
+def test_colors_become_classes_and_named_ones_are_ignored(mode):
     values = np.array([[0, 1, 255], [255, 0, 1]], "uint8")
     table = np.zeros((256, 3), "uint8")
     table[:2] = COLORED.colormap
     png = encoded(Image.fromarray(table[values]).convert(mode))
-    np.testing.assert_array_equal(decode.read_mask(png, COLORED), values)
+    np.testing.assert_array_equal(decode.read_mask(png, VOID), values)
+    # Black may be background, which was ignored without a word.
+    with pytest.raises(
+        ValueError,
+        match=r"Color \(0, 0, 0\) .*add the class .*background is one too, or "
+        r'"ignore_colors": \[\[0, 0, 0\]\] .*\(2 pixels\)',
+    ):
+        decode.read_mask(png, COLORED)
 
 
 def test_black_may_be_a_class():
@@ -278,9 +451,153 @@ def test_unknown_color_is_named_with_file_and_count(tmp_path):
     file.write_bytes(encoded(rgb))
     with pytest.raises(
         ValueError,
-        match=r"Colour \(4, 5, 6\) and 1 more .*rgb.png \(6 pixels\)",
+        match=r"Color \(4, 5, 6\) and 1 more .*rgb.png \(6 pixels\)",
     ):
-        decode.read_mask(file, COLORED)
+        decode.read_mask(file, VOID)
+
+
+SCENE = DatasetSpec(
+    ["ground", "road", "car"], colormap=[(0, 0, 0), (0, 0, 255), (255, 0, 0)]
+)
+LABELS = np.array([[0, 1, 2, 2], [1, 1, 0, 2], [0, 0, 0, 1]], "uint8")
+
+
+def colored(labels=LABELS, spec=SCENE):
+    return Image.fromarray(np.array(spec.colormap, "uint8")[labels])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_palette_holds_colors_where_there_is_a_colormap(order):
+    """In whatever order a tool put them."""
+    mask = Image.fromarray(np.argsort(order).astype("uint8")[LABELS], "P")
+    mask.putpalette(np.array(SCENE.colormap, "uint8")[list(order)].tobytes())
+    assert mask.convert("RGB").tobytes() == colored().tobytes()
+    png = encoded(mask)
+    np.testing.assert_array_equal(decode.read_mask(png, SCENE), LABELS)
+    quantized = encoded(colored().quantize(16))
+    np.testing.assert_array_equal(decode.read_mask(quantized, SCENE), LABELS)
+
+
+def voc_palette():
+    colors = np.full((256, 3), 77, "uint8")
+    colors[:3], colors[255] = SCENE.colormap, (224, 224, 192)
+    return colors.tobytes()
+
+
+def test_a_border_outside_the_colormap_is_read_by_its_index():
+    """PASCAL VOC: indices are classes, 255 is a color that no class has."""
+    labels = LABELS.copy()
+    labels[0] = 255
+    mask = Image.fromarray(labels, "P")
+    mask.putpalette(voc_palette())
+    np.testing.assert_array_equal(
+        decode.read_mask(encoded(mask), SCENE), labels
+    )
+
+
+@pytest.mark.parametrize("index", [3, 255])
+def test_a_palette_of_neither_is_refused(index):
+    """An unknown color, and known ones that contradict their indices."""
+    labels = LABELS.copy()
+    labels[0, 0] = index
+    colors = np.frombuffer(voc_palette(), "uint8").reshape(256, 3).copy()
+    if index == 255:
+        colors[:3] = colors[[1, 0, 2]]
+    mask = Image.fromarray(labels, "P")
+    mask.putpalette(colors.tobytes())
+    with pytest.raises(
+        ValueError,
+        match=r"of the palette is not in the colormap.*remove `colormap` .*"
+        rf"File: m \(index {index}, 1 pixels\)",
+    ):
+        decode.read_mask(encoded(mask), SCENE, name="m")
+
+
+def with_alpha(alpha):
+    rgba = np.dstack([colored(), np.full(LABELS.shape, 255, "uint8")])
+    rgba[0, :, 3] = alpha
+    return Image.fromarray(rgba)
+
+
+def as_key_color():
+    """Red is transparent."""
+    return colored(), {"transparency": (255, 0, 0)}
+
+
+def as_palette_alpha():
+    mask = Image.fromarray(LABELS, "P")
+    mask.putpalette(voc_palette())
+    return mask, {"transparency": b"\xff\xff\0"}
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "hidden"),
+    [
+        (with_alpha(0), {}, np.arange(12).reshape(3, 4) < 4),
+        (*as_key_color(), LABELS == 2),
+        (*as_palette_alpha(), LABELS == 2),
+    ],
+    ids=["rgba", "key color", "palette"],
+)
+def test_what_is_transparent_is_black_whatever_lies_below(
+    mask, options, hidden
+):
+    png = encoded(mask, **options)
+    stored = decode.read_stored(png, SCENE)
+    np.testing.assert_array_equal(stored.values, np.where(hidden, 0, LABELS))
+    assert stored.num_transparent == hidden.sum() > 0
+    objects = DatasetSpec(
+        ["no", "road", "car"], colormap=[(5, 5, 5), *SCENE.colormap[1:]]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"\(0, 0, 0\).*transparent.* not in the colormap|"
+        r"\(0, 0, 0\) of the palette is not in the colormap",
+    ):
+        decode.read_mask(png, objects)
+
+
+def test_half_transparent_pixels_are_refused():
+    with pytest.raises(
+        ValueError, match=r"opaque or transparent.*File: m \(3 pixels in bet"
+    ):
+        png = encoded(with_alpha([0, 128, 254, 1]))
+        decode.read_mask(png, SCENE, name="m")
+
+
+def turned_png(values, orientation):
+    return encoded(Image.fromarray(values), exif=exif_of(orientation))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_masks_are_upright_by_their_own_exif_or_their_images(orientation):
+    turn = TURNS[orientation]
+    image = np.random.default_rng(2).integers(0, 99, (*LABELS.shape, 3))
+    image = image.astype("uint8")
+    stored, plain = turned_png(image, orientation), encoded(LABELS)
+    by_image = dataclasses.replace(SPEC, mask_orientation="image")
+    upright = encoded(np.ascontiguousarray(turn(LABELS)))
+    for mask, spec in (
+        (upright, SPEC),
+        (turned_png(LABELS, orientation), SPEC),
+        (plain, by_image),
+    ):
+        pixels, labels = decode.read_pair(stored, mask, spec)
+        np.testing.assert_array_equal(pixels, turn(image))
+        np.testing.assert_array_equal(labels, turn(LABELS))
+
+
+def test_a_mask_that_is_turned_otherwise_is_told_how():
+    image = encoded(np.zeros((3, 4, 3), "uint8"), exif=exif_of(6))
+    with pytest.raises(
+        ValueError,
+        match='Mask is 3x4, its picture 4x3.*put "mask_orientation": "image"',
+    ):
+        decode.read_pair(image, encoded(LABELS), SPEC)
+    by_image = dataclasses.replace(SPEC, mask_orientation="image")
+    upright = encoded(np.ascontiguousarray(LABELS.T))
+    with pytest.raises(ValueError, match='remove "mask_orientation": "image"'):
+        decode.read_pair(image, upright, by_image)
 
 
 def test_jpeg_mask_is_refused(tmp_path):

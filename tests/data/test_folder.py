@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.folder import HELD_OUT, FolderSource, check_folder
 from keras_aspp.data.spec import DatasetSpec
 
 NAMES = ["ground", "box", "bar"]
@@ -304,7 +305,7 @@ def break_name(root):
         (break_mask_end, "truncated mask", "masks/train/a.png"),
         (break_depth, "16 bits per value", "masks/train/a.png"),
         (break_colors, "RGB mask, but no `colormap`", "masks/train/a.png"),
-        (break_split, "Split `val` is empty", "images/val"),
+        (break_split, "Split `val` is empty", ""),
         (break_name, "Two files of one name", "images/train/a.png"),
     ],
 )
@@ -383,6 +384,7 @@ def test_color_masks_of_one_class_and_black_are_no_binary_masks(tmp_path):
         tmp_path,
         class_names=["ground", "box"],
         colormap=[[9, 9, 9], [50, 60, 70]],
+        ignore_colors=[[0, 0, 0]],
     )
     write_image(tmp_path / "images/a.png")
     rgb = np.zeros((8, 12, 3), "uint8")
@@ -425,8 +427,231 @@ def test_exif_orientation_is_noted(good):
     report = check_folder(FolderSource(good))
     assert report.problems == []
     (note,) = report.notes
-    assert note.startswith("1 pictures carry an EXIF orientation")
+    assert note.startswith("1 images and 0 masks carry an EXIF orientation")
+    assert 'put "mask_orientation": "image" into dataset.json' in note
     assert str(good / "images/train/a.jpg") in note
+
+
+@pytest.mark.parametrize("mask_orientation", ["own", "image"])
+def test_training_gets_upright_images_with_their_masks(good, mask_orientation):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    describe(good, mask_orientation=mask_orientation)
+    path = good / "images/train/b.JPEG"
+    write_image(path, exif=exif, quality=95)
+    labels = mask_of(0, 1, 2)
+    if mask_orientation == "own":
+        labels = np.rot90(labels, -1)
+    write_mask(good / "masks/train/b.png", labels)
+    source = FolderSource(good)
+    assert check_folder(source).problems == []
+    image, read = source.decode(*source.pairs["train"][1])
+    expected = ImageOps.exif_transpose(Image.open(path))
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(read, np.rot90(mask_of(0, 1, 2), -1))
+
+
+def test_transparent_masks_are_noted(tmp_path):
+    colormap = [[0, 0, 0], [10, 0, 0], [0, 10, 0]]
+    describe(tmp_path, colormap=colormap)
+    write_image(tmp_path / "images/train/a.png")
+    rgba = np.full((8, 12, 4), 255, "uint8")
+    rgba[..., :3] = colormap[1]
+    rgba[:2, :, 3] = 0
+    write_mask(tmp_path / "masks/train/a.png", rgba)
+    report = check_folder(FolderSource(tmp_path))
+    assert report.problems == []
+    np.testing.assert_array_equal(report.class_pixels["train"], [24, 72, 0, 0])
+    (note,) = (n for n in report.notes if "transparent" in n)
+    assert note.startswith("1 masks have transparent pixels")
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [((0, 255), True), ((0, 128, 255), True), ((0, 1, 2), False)],
+)
+def test_gray_masks_that_hold_colors_are_a_fault(tmp_path, values, wrong):
+    """A tool stores colors that are all gray as a gray image."""
+    colormap = [[255, 255, 255], [128, 128, 128], [0, 0, 0]]
+    describe(tmp_path, colormap=colormap)
+    write_pair(tmp_path, "a", values=values)
+    problems = problems_of(tmp_path)
+    assert any("Gray masks hold the levels" in p for p in problems) == wrong
+    describe(tmp_path, colormap=[[255, 255, 255], [0, 0, 0], [1, 2, 3]])
+    bits = Image.fromarray(mask_of(0, 255)).convert("1")
+    bits.save(tmp_path / "masks/train/a.png")
+    (problem,) = problems_of(tmp_path)
+    assert "Gray masks hold the levels [0, 255]" in problem
+
+
+# What is not read.
+
+
+def test_files_in_folders_of_a_split_are_counted_and_named(good):
+    for name in ("x", "y"):
+        write_image(good / f"images/train/city/{name}.png")
+    write_mask(good / "masks/train/city/deep/x.png", mask_of(0))
+    source = FolderSource(good)
+    assert source.size("train") == 2
+    images, masks = check_folder(source).notes
+    assert images.startswith(
+        f"2 files in folders within {good / 'images/train'} are not used"
+    )
+    assert images.endswith(str(good / "images/train/city/x.png"))
+    assert masks.startswith("1 files in folders within")
+    # Training on another split does not mind.
+    assert check_folder(source, ["val"]).notes == []
+
+
+def test_a_split_all_in_folders_says_so(good):
+    (good / "images/val/c.PNG").unlink()
+    (good / "masks/val/c.png").unlink()
+    write_image(good / "images/val/city/x.png")
+    with pytest.raises(ValueError, match="`val` is empty .*; 1 files in folde"):
+        FolderSource(good).require("val")
+
+
+def test_files_of_other_suffixes_are_counted_and_named(good):
+    for name in ("d.tif", "e.TIF", "notes.txt"):
+        (good / "images/train" / name).write_text("x")
+    (good / "masks/train/labels.json").write_text("{}")
+    report = check_folder(FolderSource(good))
+    assert report.problems == []
+    images, masks = report.notes
+    assert images.startswith("3 files of ")
+    assert "(2 .tif, 1 .txt)" in images
+    assert ".jpg, .jpeg, .jfif, .png, .bmp, .webp" in images
+    assert images.endswith("d.tif")
+    assert "none of .png" in masks
+
+
+def test_what_file_managers_leave_is_no_file(good):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "ehthumbs.db"):
+        for part in ("images", "masks"):
+            (good / part / "train" / name).write_bytes(b"x")
+    (good / "images/__MACOSX").mkdir()
+    source = FolderSource(good)
+    assert list(source.pairs) == ["train", "val"]
+    report = check_folder(source)
+    assert report.problems == report.notes == []
+
+
+@pytest.mark.parametrize("kind", ["webp", "bmp", "jfif"])
+def test_images_of_other_suffixes(good, kind):
+    options = {"format": "JPEG"} if kind == "jfif" else {}
+    write_image(good / f"images/train/d.{kind}", **options)
+    write_mask(good / "masks/train/d.png", mask_of(0, 1))
+    source = FolderSource(good)
+    assert source.size("train") == 3
+    assert check_folder(source).problems == []
+    assert source.decode(*source.pairs["train"][-1])[0].shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "messages"),
+    [
+        ("d.tif", "d.png", ["d.tif is not read, convert it to PNG"]),
+        ("d.png", "d.tif", ["d.tif is not read, convert it to PNG"]),
+        ("in/d.png", "d.png", ["in/d.png is not read, it lies in a folder"]),
+        ("d.png", "d .png", ["d .png differs in case", "d.png differs in ca"]),
+        ("caf\u00e9.png", "cafe\u0301.png", ["Unicode", "Unicode"]),
+    ],
+)
+def test_a_missing_partner_that_is_near_is_named(good, image, mask, messages):
+    write_image(good / "images/train" / image)
+    write_mask(good / "masks/train" / mask, mask_of(0))
+    problems = problems_of(good)
+    assert len(problems) == len(messages)
+    for problem, message in zip(problems, messages, strict=True):
+        assert message in problem
+
+
+def test_names_that_look_alike_are_noted(good):
+    for name in ("caf\u00e9", "cafe\u0301", "x", "x "):
+        write_pair(good, name)
+    (note,) = check_folder(FolderSource(good)).notes
+    assert note.startswith("2 names of images/train come in spellings")
+
+
+def test_images_that_are_in_two_splits_are_noted(good):
+    shutil.copy(good / "images/train/b.JPEG", good / "images/val/d.jpg")
+    write_mask(good / "masks/val/d.png", mask_of(0))
+    report = check_folder(FolderSource(good))
+    assert report.problems == []
+    (note,) = report.notes
+    assert note.startswith("1 images of `val` are in `train`, too")
+    assert str(good / "images/val/d.jpg") in note
+    assert str(good / "images/train/b.JPEG") in note
+    assert check_folder(FolderSource(good), ["train", "train"]).notes == []
+
+
+def test_dataset_json_that_may_be_meant_otherwise_is_noted(good):
+    (good / "dataset.json").write_text(
+        '{"class_names": ["x"], "class_names": ["a", "a ", "caf\u00e9", '
+        '"Cafe\u0301", "b"], "label_map": {"7": 1, "07": 2, "9": 1, "9": 0}}'
+    )
+    notes = FolderSource(good).notes
+    assert [note.split(". File")[0] for note in notes] == [
+        "`9` is given more than once, the last counts",
+        "`class_names` is given more than once, the last counts",
+        "`label_map` has '7' and '07' for 7, the last counts",
+        "class names that look alike: 'a', 'a '",
+        "class names that look alike: 'caf\u00e9', 'Cafe\u0301'",
+    ]
+    assert check_folder(FolderSource(good)).notes[:5] == notes
+
+
+def test_rare_and_absent_classes_are_told_apart(tmp_path):
+    """A tenth of an equal share of 20 classes: 0.5 %, 50 of 10,000 pixels."""
+    describe(tmp_path, class_names=[f"c{i}" for i in range(20)])
+    mask = np.arange(10_000).reshape(100, 100) % 17
+    mask[mask == 5] = 6
+    mask[mask == 7] = 6
+    mask[mask == 8] = 6
+    mask[0, :49], mask[1, :51] = 7, 8  # below and above 0.5 %
+    for split, labels in (("train", mask), ("val", np.full((100, 100), 19))):
+        write_image(tmp_path / f"images/{split}/a.png", (100, 100))
+        write_mask(tmp_path / f"masks/{split}/a.png", labels.astype("uint8"))
+    counts = np.bincount(mask.ravel(), minlength=20)
+    assert (counts[7], counts[8], counts[19]) == (49, 51, 0)
+    notes = check_folder(FolderSource(tmp_path)).notes
+    assert notes[0] == "classes that never occur: c5, c17, c18"
+    assert notes[1] == (
+        "classes that do not occur in `train`: c19; they cannot be learned"
+    )
+    (rare,) = (n for n in notes if n.startswith("rare"))
+    assert "below 0.50% of the labelled pixels: c7 (0.49%); " in rare
+
+
+# Without a validation split.
+
+
+def test_a_missing_validation_split_names_the_ways_out(tmp_path):
+    describe(tmp_path)
+    write_pair(tmp_path, "a")
+    with pytest.raises(
+        ValueError,
+        match="`val` is empty or missing; .*`--data.validation_split null`.*"
+        r"`--data.validation_fraction` says \(0.3\)",
+    ):
+        FolderSource(tmp_path, validation_fraction=0.3).require("val")
+    with pytest.raises(ValueError, match="by `--data.train_split NAME`"):
+        FolderSource(tmp_path, train_split="fit").require("fit")
+
+
+def test_null_holds_out_images_of_the_training_split(tmp_path):
+    describe(tmp_path)
+    for i in range(30):
+        write_pair(tmp_path, f"p{i}")
+    write_pair(tmp_path, "other", "val")
+    everything = set(FolderSource(tmp_path).pairs["train"])
+    source = FolderSource(tmp_path, None, 0.25, "train", HELD_OUT)
+    train, held_out = (set(source.pairs[s]) for s in ("train", HELD_OUT))
+    assert train | held_out == everything
+    assert train.isdisjoint(held_out)
+    assert 2 <= len(held_out) <= 14
+    assert source.size("val") == 1
+    assert check_folder(source, ["train", HELD_OUT]).problems == []
 
 
 def test_pictures_beside_split_folders_are_noted(good):
@@ -440,8 +665,8 @@ def test_camvid_is_without_fault(shared):
     report = check_folder(FolderSource(shared / "data/camvid"))
     assert report.problems == []
     (note,) = report.notes
-    assert note.startswith("rare classes, below 1.0% of the labelled pixels: ")
-    assert "pole, pedestrian, bicyclist;" in note
+    assert note.startswith("rare classes, below 0.91% of the labelled pixels: ")
+    assert "pedestrian (0.67%), bicyclist (0.30%);" in note
     assert report.num_images == {"train": 367, "val": 101}
     assert report.sizes == {
         "train": {(360, 480): 367},

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_aspp.config import DataConfig
-from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.tfds import TfdsSource
 
@@ -63,6 +63,23 @@ def test_every_field_reaches_the_folder(root):
     assert source.size("fit") + source.size("tune") == 10
     default = open_source(DataConfig(root=str(root)))
     assert default.size("val") < source.size("tune") <= 7
+
+
+def test_null_holds_out_images_of_a_folder(root):
+    source = open_source(DataConfig(root=str(root), validation_split=None))
+    assert {k: len(v) for k, v in source.pairs.items()} == {
+        "train": source.size("train"),
+        HELD_OUT: source.size(HELD_OUT),
+    }
+    assert source.size("train") + source.size(HELD_OUT) == 10
+
+
+def test_null_of_records_names_slices():
+    with pytest.raises(
+        ValueError, match=r"train\[90%:\]. Received: tfds='multiscale_shapes'"
+    ):
+        config = DataConfig(tfds="multiscale_shapes", validation_split=None)
+        open_source(config)
 
 
 def test_environment_variables_in_a_root(root, monkeypatch):

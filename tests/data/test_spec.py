@@ -3,6 +3,7 @@ import json
 import pytest
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.textfile import printable
 
 NAMES = ["sky", "road", "car"]
 
@@ -35,11 +36,45 @@ NAMES = ["sky", "road", "car"]
         ({"label_map": {4: "void"}}, "Received: 4: 'void'"),
         ({"label_map": {"sky": 1}}, "Received: sky: 1"),
         ({"label_map": [1, 2]}, r"Received: label_map=\[1, 2\]"),
+        ({"ignore_colors": 5}, "Received: ignore_colors=5"),
+        ({"ignore_colors": [[1, 2]]}, r"`ignore_colors` .*Received: \[1, 2\]"),
+        ({"ignore_colors": [[1, 2, 3]]}, "beside those of `colormap`, which"),
+        (
+            {
+                "colormap": [[0, 0, 0], [1, 1, 1], [2, 2, 2]],
+                "ignore_colors": [[9, 9, 9], [1, 1, 1]],
+            },
+            r"beside those of `colormap`.*Received: \[1, 1, 1\]",
+        ),
+        ({"mask_orientation": 6}, "Received: mask_orientation=6"),
+        ({"class_names": ["a\u202eb"]}, "overrides of the writing direction"),
+        ({"class_names": ["a\u2066b"]}, "overrides of the writing direction"),
+        ({"class_names": ["a\tb"]}, "control characters"),
+        ({"class_names": ["a\u2028b"]}, "line breaks"),
+        ({"license": "a\x7f"}, "a line of text. Received: license="),
     ],
 )
 def test_wrong_value_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         DatasetSpec(**{"class_names": NAMES, **arguments})
+
+
+NAMES_OF_THE_WORLD = [
+    "\u0646\u06cc\u0645\u200c\u0641\u0627\u0635\u0644\u0647",  # Persian
+    "\U0001f468\u200d\U0001f33e",  # an emoji of two
+    "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e007f",  # a flag
+    "\u9053\u3000\u8def",  # an ideographic space
+    "voie\u00a0ferr\u00e9e",
+]
+
+
+def test_names_of_all_languages_are_names(tmp_path):
+    spec = DatasetSpec(NAMES_OF_THE_WORLD, license="\u00a9\u3000\u66f8")
+    spec.to_file(tmp_path / "dataset.json")
+    assert DatasetSpec.from_file(tmp_path / "dataset.json") == spec
+    # Messages show them as they are.
+    for name in NAMES_OF_THE_WORLD:
+        assert printable(name) == name
 
 
 def test_255_classes_fit_and_256_do_not():
@@ -54,6 +89,8 @@ def test_file_round_trip_keeps_everything_but_the_label_map(tmp_path):
         NAMES,
         ignore_label=0x0B,
         colormap=[[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+        ignore_colors=[[0, 0, 0]],
+        mask_orientation="image",
         label_map={7: 1, 8: "ignore"},
         name="streets",
         license="cc0",
@@ -61,6 +98,8 @@ def test_file_round_trip_keeps_everything_but_the_label_map(tmp_path):
     spec.to_file(tmp_path / "dataset.json")
     read = DatasetSpec.from_file(tmp_path / "dataset.json")
     assert read.label_map is None
+    assert read.mask_orientation == "own"
+    assert read.ignore_colors == ((0, 0, 0),)
     for name in ("class_names", "ignore_label", "colormap", "name", "license"):
         assert getattr(read, name) == getattr(spec, name)
     assert [p.name for p in tmp_path.iterdir()] == ["dataset.json"]

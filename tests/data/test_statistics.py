@@ -4,7 +4,7 @@ from PIL import Image
 
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.data.statistics import count_classes
+from keras_aspp.data.statistics import count_classes, sizes_of
 
 
 def test_count_classes(tmp_path):
@@ -22,3 +22,12 @@ def test_count_classes(tmp_path):
     assert counts.pixels_of_pictures.tolist() == [4, 0, 3]
     with pytest.raises(ValueError, match="Split `val`"):
         count_classes(source, "val")
+
+
+def test_sizes_of_the_first_images(tmp_path):
+    for part, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / part / "train").mkdir(parents=True)
+        for i, size in enumerate([(3, 1), (3, 1), (5, 2), (9, 9)]):
+            Image.new(mode, size).save(tmp_path / f"{part}/train/{i}.png")
+    source = FolderSource(tmp_path, DatasetSpec(["x", "y"]))
+    assert sizes_of(source, "train", 3) == {(1, 3): 2, (2, 5): 1}

@@ -76,6 +76,13 @@ def progressive_bomb(height, width, scans):
     return data[:last] + data[last:-2] * scans + b"\xff\xd9"
 
 
+def run_lengths():
+    """A BMP whose pixels are compressed."""
+    data = bytearray(encoded(Image.new("P", (56, 40)), "BMP"))
+    data[30] = 1  # RLE8
+    return bytes(data)
+
+
 def exif(orientation):
     tags = Image.Exif()
     tags[0x0112] = orientation
@@ -131,8 +138,18 @@ def pictures():
         "a_ppm.png": encoded(image, "PPM"),
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n"
         b"%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n",
-        "garbage_exif.png": encoded(image, "PNG", exif=rng.bytes(60)),
         "grey_16_bit.png": encoded(grey16, "PNG"),
+        "colour_16_bit.png": png(
+            40, 56, zlib.compress(bytes(40 * (6 * 56 + 1))), depth=16
+        ),
+        "animated.webp": encoded(frames[0], "WEBP", **animated),
+        "cut_in_half.webp": encoded(image, "WEBP")[:400],
+        "header_cut.webp": encoded(image, "WEBP")[:20],
+        "garbage_after_magic.webp": b"RIFF\xff\0\0\0WEBPVP8X" + rng.bytes(400),
+        "cut_in_half.bmp": encoded(image, "BMP")[:3000],
+        "header_cut.bmp": encoded(image, "BMP")[:20],
+        "run_lengths.bmp": run_lengths(),
+        "a_gif.webp": encoded(image, "GIF"),
     }
     palette = image.quantize(16)
     with_alpha = np.dstack([array, array[..., :1]])
@@ -151,9 +168,11 @@ def pictures():
         "alpha.png": encoded(with_alpha, "PNG"),
         "grey_alpha.png": encoded(with_alpha[..., 2:], "PNG"),
         "transparent_colour.png": encoded(image, "PNG", transparency=(1, 2, 3)),
-        "colour_16_bit.png": png(
-            40, 56, zlib.compress(bytes(40 * (6 * 56 + 1))), depth=16
-        ),
+        "garbage_exif.png": encoded(image, "PNG", exif=rng.bytes(60)),
+        "plain.webp": encoded(image, "WEBP"),
+        "plain.bmp": encoded(image, "BMP"),
+        "bits.bmp": encoded(image.convert("1"), "BMP"),
+        "png_named.webp": portable,
         "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
         "progressive.jpg": encoded(image, "JPEG", progressive=True),
         "animated.png": encoded(frames[0], "PNG", **animated),

@@ -31,6 +31,8 @@ CONFIG = ROOT / "keras_aspp/configs/multiscale_shapes.yaml"
 SPEC = DatasetSpec(["a", "b", "c"])
 PICTURES = list(corpus.pictures()[1].values())
 MASKS = list(corpus.masks()[1].values())
+# The decoder of each suffix is asked.
+NAMES = ("a.png", "a.webp", "a.bmp")
 SECONDS = 20  # for one file, on a machine that does other things too
 quick = settings(
     max_examples=60,
@@ -92,7 +94,8 @@ def answers(read, *arguments):
 @given(st.integers(0, 2**32), st.sampled_from(PICTURES))
 def test_pictures(seed, content):
     content = mutated(content, np.random.default_rng(seed))
-    answers(decode.read_image, content, "a record", True)
+    for name in NAMES:
+        answers(decode.read_image, content, name)
     answers(decode.read_mask, content, SPEC, None, "a record")
 
 
@@ -210,7 +213,7 @@ def test_two_thousand_files(tmp_path, capsys):
         "tflite": (50, lambda i: structure(tflite)),
     }
     reads = {
-        "picture": lambda content: decode.read_image(content, "a", True),
+        "picture": read_picture,
         "mask": lambda content: decode.read_mask(content, SPEC, None, "a"),
         "yaml": from_file(load_config, ".yaml"),
         "json": from_file(DatasetSpec.from_file, ".json"),
@@ -240,6 +243,11 @@ def test_two_thousand_files(tmp_path, capsys):
         print(f"\n{tried} files in {seconds:.0f} s; refused: {refused}")
 
 
+def read_picture(content):
+    suffix = {b"RI": ".webp", b"BM": ".bmp"}.get(content[:2], ".png")
+    return decode.read_image(content, f"a{suffix}")
+
+
 def test_the_sources_of_the_mutations_are_sound(tmp_path):
     """What is mutated is read as it is."""
     (tmp_path / "a.safetensors").write_bytes(plain_safetensors())
@@ -248,7 +256,7 @@ def test_the_sources_of_the_mutations_are_sound(tmp_path):
     pth = torch_zip(tmp_path / "a.pth", pickled_tensors(2, 99), [("0", data)])
     assert len(read_state_dict(pth)) == 2
     for content in PICTURES:
-        decode.read_image(content)
+        read_picture(content)
     for content in MASKS:
         decode.read_mask(content, SPEC)
     load_config(CONFIG)

@@ -46,17 +46,17 @@ def test_bad_picture_is_one_line_with_its_name(name, tmp_path):
     path.write_bytes(BAD[name])
     start = time.process_time()
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
-        decode.read_image(path, exif=True)
+        decode.read_image(path)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="File: a record"):
-        decode.read_image(BAD[name], name="a record", exif=True)
+        decode.read_image(BAD[name], name="a record")
     assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_picture_is_read(name):
     for exif in (False, True):
-        image = decode.read_image(GOOD[name], exif=exif)
+        image = decode.read_image(GOOD[name], name, exif)
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
 
@@ -155,7 +155,8 @@ def test_data_check_reports_each_and_reads_the_rest(tmp_path, capsys):
     assert main(["data", "check", str(root), "--json", str(report)]) == 1
     out, err = capsys.readouterr()
     found = json.loads(report.read_text())
-    count = len(BAD) + len(BAD_MASKS)
+    # There is no split to validate on, either.
+    count = len(BAD) + len(BAD_MASKS) + 1
     assert f"{count} problems." in out
     assert len(found["problems"]) == count
     for name in BAD:
@@ -391,7 +392,8 @@ def test_twenty_thousand_files_in_a_folder(tmp_path, capsys):
     (root / "images/train/00007.png").write_bytes(b"")
     start = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert main(["data", "check", str(root)]) == 1
+    split = ["--data.validation_split", "train"]
+    assert main(["data", "check", str(root), *split]) == 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert "\n1 problem." in capsys.readouterr().out
     assert time.monotonic() - start < 120
