@@ -2,9 +2,9 @@
 
 import argparse
 import importlib
-import os
 import sys
 
+from keras_aspp.cli.startup import start_program
 from keras_aspp.textfile import printable
 
 # Longer ones repeat a value that is itself at fault.
@@ -56,9 +56,7 @@ def main(arguments=None):
     0 done; 1 the input is at fault (one line); 2 wrong usage of the command
     line; 130 interrupted.
     """
-    # TensorFlow's start-up chatter hides the one line that matters.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    start_program()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser(
         prog="keras-aspp",

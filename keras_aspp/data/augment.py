@@ -11,7 +11,6 @@ Blur is that of keras-cv's layer (`augment_image`).
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
 # Outside the picture: mid-grey, which is about zero after preprocessing.
@@ -108,6 +107,7 @@ class Augment:
 
     def _blur(self, image, draw):
         """`draw`: a number in [0, 1)."""
+        import keras
         import tensorflow as tf
 
         radius = self.blur_radius_px

@@ -1,20 +1,126 @@
 """The command line, as it is typed."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 from PIL import Image
 from tiny_run import write_folder
 
 from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.main import main, one_line
+from keras_aspp.cli.main import COMMANDS, main, one_line
 from keras_aspp.version import __version__
+
+ROOT = Path(__file__).parents[2]
+# Python code that runs each line of arguments as the console script does.
+PROGRAM = """
+import sys
+sys.argv[0] = "/somewhere/bin/keras-aspp"
+from keras_aspp.cli.main import main
+for line in sys.argv[1:]:
+    try:
+        status = main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert not status, (line, status)
+"""
+
+
+def run_program(code, *arguments, **environment):
+    """Runs Python code in a new process, with no log level set."""
+    inherited = {**os.environ, "PYTHONPATH": str(ROOT)}
+    inherited.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**inherited, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_version_and_help_import_no_tensorflow_and_log_nothing():
+    code = PROGRAM + (
+        "heavy = {'tensorflow', 'keras', 'tensorflow_datasets', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    parts = ("check", "preview", "convert")
+    commands = [*COMMANDS, *(f"data {part}" for part in parts)]
+    helps = ["--help", *(f"{command} --help" for command in commands)]
+    done = run_program(code, "--version", *helps)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{__version__}\nusage: keras-aspp ")
+    assert done.stdout.count("usage: keras-aspp") == len(helps)
+
+
+def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model():
+    """Its package imports no part; the modules that load models do."""
+    code = """
+import os, sys
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.startup import start_program
+start_program()
+assert "keras_aspp.layers" not in sys.modules
+import keras_aspp.models.segmenter
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"], *GLOBAL_CUSTOM_OBJECTS)
+os.write(2, b"E0000 an error after the import\\n")
+"""
+    done = run_program(code)
+    level, *found = done.stdout.split()
+    assert (level, done.stderr) == ("3", "E0000 an error after the import\n")
+    parts = ("layers", "backbones", "models", "preprocess")
+    expected = {
+        name
+        for name, kind in GLOBAL_CUSTOM_OBJECTS.items()
+        if kind.__module__.split(".")[:2] in [["keras_aspp", p] for p in parts]
+    }
+    assert "keras_aspp>DenseASPP" in expected
+    assert expected <= set(found)
+
+
+@pytest.mark.parametrize(("level", "hooks"), [("0", 0), ("1", 1), (None, 1)])
+def test_the_log_level_of_the_environment_wins(level, hooks):
+    code = """
+import os, sys
+before = len(sys.meta_path)
+from keras_aspp.cli.startup import start_program
+start_program()
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"], len(sys.meta_path) - before)
+"""
+    code = "import sys; sys.argv[0] = 'keras-aspp'" + code
+    environment = {} if level is None else {"TF_CPP_MIN_LOG_LEVEL": level}
+    done = run_program(code, **environment)
+    assert done.stdout == f"{level or 3} {hooks}\n"
+
+
+def test_what_is_no_log_line_passes_the_filter_even_before_a_crash():
+    code = """
+import os
+from keras_aspp.cli.startup import _filtered_stderr
+with _filtered_stderr("3"):
+    os.write(2, b"I0000 00:00:1795906265.516554  1 port.cc:1] oneDNN\\n")
+    os.write(2, b"WARNING: All log messages before absl::Init...\\n")
+    os.write(2, b"F0000 00:00:1795906265.516554  1 cpu.cc:1] no AVX\\n")
+    os.write(2, b"not a log line")
+    os.abort()
+"""
+    done = run_program("import sys; sys.argv[0] = 'keras-aspp'\n" + code)
+    assert done.returncode < 0
+    assert done.stderr == (
+        "F0000 00:00:1795906265.516554  1 cpu.cc:1] no AVX\nnot a log line"
+    )
 
 
 @pytest.mark.parametrize(
