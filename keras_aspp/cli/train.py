@@ -1,5 +1,9 @@
 """keras-aspp train."""
 
+import os
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from keras_aspp.cli.configuration import (
@@ -10,6 +14,13 @@ from keras_aspp.cli.configuration import (
     print_table,
 )
 from keras_aspp.cli.main import Parser
+
+# Published weights of backbones: value of `model.backbone_weights` -> origin.
+ORIGINS = {
+    "imagenet": "https://storage.googleapis.com/tensorflow/keras-applications/",
+    "torchvision": "https://download.pytorch.org/models/",
+}
+NETWORK_SECONDS = 10
 
 
 def run(arguments):
@@ -36,6 +47,7 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
+    _check_download(config.model)
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -69,6 +81,63 @@ def _check_overrides(parser, overrides):
     for word in overrides:
         if word.startswith("--") and "." not in word:
             parser.error(f"unknown flag {word.split('=')[0]}")
+
+
+def _check_download(model):
+    """Raises at once where weights have to be downloaded and cannot be.
+
+    Otherwise a run would read all its data before it fails.
+    """
+    origin = ORIGINS.get(model.backbone_weights)
+    if model.weights is not None or origin is None or _is_cached(model):
+        return
+    reason = _unreachable(origin)
+    if reason:
+        raise ConnectionError(
+            f"The {model.backbone_weights} weights of {model.backbone} cannot "
+            f"be downloaded from {origin} ({reason}). Without a network, start "
+            "from a saved model (--model.weights FOLDER, such as "
+            "saved_models/camvid_mobilenet_v2 of the repository), from a file "
+            "of weights (--model.backbone_weights FILE) or from scratch "
+            "(--model.backbone_weights null). Received: "
+            f"model.backbone_weights={model.backbone_weights}"
+        )
+
+
+def _is_cached(model):
+    """Returns True if Keras' cache holds any weights of the backbone."""
+
+    def squashed(name):
+        return "".join(c for c in name.lower() if c.isalnum())
+
+    home = os.environ.get("KERAS_HOME", Path.home() / ".keras")
+    family = squashed(model.backbone.partition("_0.")[0])
+    return any(
+        squashed(path.name).startswith(family)
+        for path in Path(home, "models").glob("*")
+    )
+
+
+def _unreachable(url):
+    """Why an origin cannot be reached; `None` if it answers."""
+    reasons = [f"no answer within {NETWORK_SECONDS} seconds"]
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # it answers
+        except OSError as error:
+            reasons[0] = str(getattr(error, "reason", error))
+            return
+        reasons[0] = None
+
+    # In a thread: looking up a name may take longer than any timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_SECONDS)
+    return reasons[0]
 
 
 def print_metrics(metrics):

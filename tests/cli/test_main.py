@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tiny_run import write_folder
 
 from keras_aspp.cli.configuration import load_config
 from keras_aspp.cli.main import COMMANDS, main, one_line
+from keras_aspp.cli.train import _unreachable
 from keras_aspp.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +181,64 @@ def test_bad_input_is_one_line_and_status_1(
     assert "\n" not in said
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and an empty cache of weights; returns the cache."""
+
+    def refuse(request, timeout):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras" / "models"
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "torchvision"])
+def test_without_a_network_train_names_the_ways_out_before_reading_data(
+    offline, tmp_path, weights, capsys
+):
+    arguments = [
+        *("train", "--config", "folder", "--workdir", str(tmp_path / "run")),
+        *("--data.root", str(tmp_path / "absent")),
+        *("--model.backbone_weights", weights),
+    ]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    for part in (
+        f"The {weights} weights of mobilenet_v2 cannot be downloaded",
+        "Name or service not known",
+        "--model.weights FOLDER",
+        "--model.backbone_weights FILE",
+        "--model.backbone_weights null",
+        f"Received: model.backbone_weights={weights}",
+    ):
+        assert part in said
+    assert said.count("\n") == 1
+    # Each way out gets as far as the data, which are absent.
+    offline.mkdir(parents=True)
+    (offline / "mobilenet_v2_weights_tf_no_top.h5").touch()
+    ways = [[], ["--model.backbone_weights", "null"]]
+    for way in [*ways, ["--model.weights", "saved.keras"]]:
+        assert main([*arguments, *way]) == 1
+        assert "absent" in capsys.readouterr().err
+        if way == []:
+            (offline / "mobilenet_v2_weights_tf_no_top.h5").unlink()
+
+
+def test_any_answer_of_the_origin_lets_train_go_on(offline, monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 404, "no", {}, None)
+
+    assert _unreachable("https://a.b/") == "Name or service not known"
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    assert _unreachable("https://a.b/") is None
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *_, **__: time.sleep(9)
+    )
+    monkeypatch.setattr("keras_aspp.cli.train.NETWORK_SECONDS", 0.05)
+    assert _unreachable("https://a.b/") == "no answer within 0.05 seconds"
 
 
 def test_print_config_can_be_used_again(capsys, tmp_path):
