@@ -28,6 +28,7 @@ from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
 from keras_aspp.engine.pictures import ValidationPictures
+from keras_aspp.engine.progress import Progress
 from keras_aspp.engine.signals import interrupt, stop_signals
 from keras_aspp.engine.watch import Watch
 from keras_aspp.files import commit, write_json
@@ -137,6 +138,7 @@ def _train(config, workdir, resume, on_begin):
         spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
     )
     callbacks = [
+        *([Progress()] if chief else []),
         ValidationPictures(
             images[:4].numpy(),
             labels[:4].numpy(),
@@ -172,7 +174,7 @@ def _train(config, workdir, resume, on_begin):
             epochs=epochs,
             steps_per_epoch=run.steps - part,
             shuffle=False,
-            verbose="auto" if chief else 0,
+            verbose=0,  # see Progress
             callbacks=callbacks,
         )
 
