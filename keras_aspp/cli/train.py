@@ -1,5 +1,7 @@
 """keras-aspp train."""
 
+import argparse
+import difflib
 import os
 import threading
 import urllib.error
@@ -13,6 +15,7 @@ from keras_aspp.cli.configuration import (
     load_config,
     print_table,
 )
+from keras_aspp.cli.fields import describe, paths
 from keras_aspp.cli.main import Parser
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
@@ -28,16 +31,32 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp train",
         description="Train a segmenter. Every field of the configuration is "
-        "overridden by --section.field value (see --print_config).",
+        "overridden by --section.field value: --print_config prints the "
+        "values, --help SECTION or --help SECTION.FIELD describes the fields "
+        "(model, data, data.augment, train, train.loss, export).",
         allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("--config", required=True, help="NAME or FILE")
+    parser.add_argument(
+        *("-h", "--help"),
+        action=_Help,
+        nargs="?",
+        metavar="FIELD",
+        help="show this help message, or that of a section or field, and exit",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="NAME of a configuration of the package, or FILE",
+    )
     parser.add_argument("--workdir", type=Path, help="folder of the run")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint"
     )
     parser.add_argument(
-        "--print_config", action="store_true", help="print it and stop"
+        "--print_config",
+        action="store_true",
+        help="print the configuration and exit",
     )
     flags, overrides = parser.parse_known_args(arguments)
     _check_overrides(parser, overrides)
@@ -75,6 +94,24 @@ def run(arguments):
         ]
     )
     return 0
+
+
+class _Help(argparse.Action):
+    """Prints the help of the command, a section or a field."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values is None:
+            parser.print_help()
+            parser.exit()
+        try:
+            print(describe(values.removeprefix("--")))
+        except KeyError:
+            near = difflib.get_close_matches(values, paths(), 1, 0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            parser.error(
+                f"--help takes a section or field.{hint} Received: {values}"
+            )
+        parser.exit()
 
 
 def _check_overrides(parser, overrides):
