@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shlex
 import threading
 import urllib.error
 import urllib.request
@@ -86,14 +87,21 @@ def run(arguments):
         return 0
     print_metrics(metrics)
     print()
+    print_files(workdir)
+    return 0
+
+
+def print_files(workdir):
+    """Prints what a run wrote, and how to see its curves."""
+    logs = workdir / "logs"
     print_table(
         [
             ("model", workdir / "model.keras"),
             ("metrics", workdir / "metrics.json"),
-            ("curve", workdir / "logs" / "history.csv"),
+            ("history", logs / "history.csv"),
+            ("curves", f"tensorboard --logdir {shlex.quote(str(logs))}"),
         ]
     )
-    return 0
 
 
 class _Help(argparse.Action):
@@ -179,7 +187,7 @@ def _unreachable(url):
 
 def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table."""
-    print(f"\n{metrics['num_images']} pictures of split {metrics['split']}")
+    print(f"\n{metrics['num_images']} images of split {metrics['split']}")
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
         rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
