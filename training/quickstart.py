@@ -16,7 +16,7 @@ from keras_aspp.cli.configuration import (
     load_config,
     print_table,
 )
-from keras_aspp.cli.evaluate import open_data
+from keras_aspp.cli.evaluate import open_data, show_progress
 from keras_aspp.cli.export import Examples, export_workdir, print_artefacts
 from keras_aspp.cli.main import guarded
 from keras_aspp.cli.predict import predict_files
@@ -68,6 +68,7 @@ def _train(config, workdir):
         config,
         workdir,
         on_begin=lambda: dump_config(config, workdir / "config.yaml"),
+        progress=show_progress,
     )
     print_metrics(metrics)
     print()

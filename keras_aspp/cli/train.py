@@ -68,6 +68,7 @@ def run(arguments):
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
     _check_download(config.model)
+    from keras_aspp.cli.evaluate import show_progress
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -81,6 +82,7 @@ def run(arguments):
         workdir,
         flags.resume,
         on_begin=lambda: dump_config(config, workdir / "config.yaml"),
+        progress=show_progress,
     )
     if metrics is None:
         print("Done; the chief, machine 0, evaluates the model.")

@@ -212,7 +212,7 @@ def _draw(builder):
     """
     import tensorflow_datasets as tfds
 
-    if builder.is_prepared():
+    if builder.data_path.exists():
         return
     count = sum(builder.NUM_EXAMPLES.values())
     print(

@@ -42,7 +42,7 @@ from keras_aspp.models.segmenter import load_saved
 MAX_XLA_SIZES = 4
 
 
-def train(config, workdir, resume=False, on_begin=None):
+def train(config, workdir, resume=False, on_begin=None, progress=None):
     """Trains, keeps the best model and evaluates it.
 
     A signal to end (Ctrl-C, SIGTERM) saves a checkpoint first.
@@ -54,6 +54,7 @@ def train(config, workdir, resume=False, on_begin=None):
         on_begin: function without arguments, or `None`: called on the chief
             when configuration, data and checkpoint are found good and the
             workdir is there.
+        progress: function of the last evaluation's progress, see `evaluate`.
 
     Returns:
         dict, the contents of `metrics.json`; `None` on a machine that is not
@@ -67,10 +68,10 @@ def train(config, workdir, resume=False, on_begin=None):
         KeyboardInterrupt: a signal came.
     """
     with stop_signals(interrupt):
-        return _train(config, Path(workdir), resume, on_begin)
+        return _train(config, Path(workdir), resume, on_begin, progress)
 
 
-def _train(config, workdir, resume, on_begin):
+def _train(config, workdir, resume, on_begin, progress):
     averages = None
     if config.train.ema_momentum is not None:
         averages = keras.callbacks.SwapEMAWeights()
@@ -196,7 +197,10 @@ def _train(config, workdir, resume, on_begin):
             lambda path: _evaluate(run, path, config.data.validation_split),
         )
     metrics = _evaluate(
-        run, best, config.data.test_split or config.data.validation_split
+        run,
+        best,
+        config.data.test_split or config.data.validation_split,
+        progress,
     )
     write_json(workdir / "metrics.json", metrics)
     return metrics
@@ -298,9 +302,13 @@ class _Run:
         )
 
 
-def _evaluate(run, path, split):
+def _evaluate(run, path, split, progress=None):
     return evaluate(
-        Predictor(path), run.source, split, run.config.train.batch_size
+        Predictor(path),
+        run.source,
+        split,
+        run.config.train.batch_size,
+        progress,
     )
 
 

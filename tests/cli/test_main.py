@@ -93,6 +93,20 @@ os.write(2, b"E0000 an error after the import\\n")
     assert expected <= set(found)
 
 
+def test_a_warning_is_one_line_without_its_place_in_the_source():
+    code = """
+import sys, warnings
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.main import guarded
+before = warnings.formatwarning
+guarded(lambda _: warnings.warn("Loaded all\\n but the classifier"), [])
+assert warnings.formatwarning is before
+"""
+    done = run_program(code)
+    assert done.returncode == 0
+    assert done.stderr == "Warning: Loaded all but the classifier\n"
+
+
 @pytest.mark.parametrize(("level", "hooks"), [("0", 0), ("1", 1), (None, 1)])
 def test_the_log_level_of_the_environment_wins(level, hooks):
     code = """
