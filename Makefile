@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/multiscale_shapes
-PIP := $(BIN)/python -m pip install --quiet
+# Without the warnings of setuptools about editable installs.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
 .PHONY: train test test-slow benchmark lint clean
 
