@@ -42,17 +42,22 @@ class _QuietTensorFlow:
     """Import hook: filters what the import of TensorFlow logs."""
 
     def __init__(self, level):
-        self.level = level
+        self.level, self.searching = level, False
 
     def find_spec(self, name, path=None, target=None):
-        if name != "tensorflow":
+        if name != "tensorflow" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.searching = True  # so that the others are asked
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searching = False
         if spec is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module):
+                # Not before: to ask for the spec is no import yet.
+                sys.meta_path.remove(self)
                 with _filtered_stderr(self.level):
                     execute(module)
 

@@ -70,11 +70,12 @@ def test_version_and_help_import_no_tensorflow_and_log_nothing():
 def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model():
     """Its package imports no part; the modules that load models do."""
     code = """
-import os, sys
+import importlib.util, os, sys
 sys.argv[0] = "keras-aspp"
 from keras_aspp.cli.startup import start_program
 start_program()
 assert "keras_aspp.layers" not in sys.modules
+assert importlib.util.find_spec("tensorflow")  # as TFDS looks for it
 import keras_aspp.models.segmenter
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 print(os.environ["TF_CPP_MIN_LOG_LEVEL"], *GLOBAL_CUSTOM_OBJECTS)
