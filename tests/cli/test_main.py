@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+import threading
 import urllib.error
 from pathlib import Path
 
@@ -249,11 +249,19 @@ def test_any_answer_of_the_origin_lets_train_go_on(offline, monkeypatch):
     assert _unreachable("https://a.b/") == "Name or service not known"
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     assert _unreachable("https://a.b/") is None
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda *_, **__: time.sleep(9)
-    )
+
+
+def test_an_origin_that_does_not_answer_counts_as_unreachable(monkeypatch):
+    ended = threading.Event()
+
+    def hang(request, timeout):
+        ended.wait()
+        raise urllib.error.URLError("too late")
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
     monkeypatch.setattr("keras_aspp.cli.train.NETWORK_SECONDS", 0.05)
     assert _unreachable("https://a.b/") == "no answer within 0.05 seconds"
+    ended.set()
 
 
 def test_print_config_can_be_used_again(capsys, tmp_path):
