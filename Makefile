@@ -1,23 +1,29 @@
-# make train   trains on the embedded data set, evaluates, exports, predicts
+# make train   trains on the embedded data set, exports, predicts; all that it
+#              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (six to ten minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/multiscale_shapes
-OUT := saved_models/multiscale_shapes
+# Without the warnings of setuptools about editable installs.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
 .PHONY: train test test-slow benchmark lint clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing TensorFlow, Keras and what else setup.cfg names into \
+$(VENV), a minute or two ..."
+	@$(PIP) --upgrade pip
+	@$(PIP) -c constraints.txt -e '.[test]'
+	@touch $@
+	@echo "Installed: $$($(BIN)/python -m pip list | tail -n +3 | wc -l) \
+packages; 'make clean' removes them."
 
 train: $(VENV)/installed
-	$(BIN)/python -m training.quickstart --workdir $(RUN) --output $(OUT)
+	$(BIN)/python -m training.quickstart --workdir $(RUN)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
@@ -26,7 +32,8 @@ test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,peers]'
+	@echo "Installing PyTorch and keras-hub to compare with ..."
+	@$(PIP) -c constraints.txt -e '.[test,peers]'
 	touch $@
 
 benchmark: $(VENV)/peers

@@ -9,45 +9,53 @@ from keras_aspp.data.folder import HELD_OUT
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What is trained.
+    """Model settings.
 
     Args:
-        architecture: `deeplab_v2`, `deeplab_v3`, `deeplab_v3_cascaded`,
-            `deeplab_v3_plus`, `dense_aspp` or `lr_aspp`. A field below that
-            it does not have must keep its default.
-        backbone: a name of `list_backbones()`.
-        backbone_weights: `imagenet`, a weights file, or `none`. Environment
-            variables in a path are expanded.
-        weights: a saved segmenter to start from, or `none`.
-        output_stride: 8, 16 or 32; pixels per cell at the ASPP.
-        high_level: the feature under the head, e.g. `stride_16`, where the
-            backbone then ends, or `none` for `stride_32`.
-        input_scale: factor by which pictures are upsampled in front of the
-            backbone; 2 finds smaller things at four times the cost.
-        atrous_rates: ints > 0, in cells, or `auto`; `[]` for DeepLabV3's
-            head for phones.
-        aspp_filters: channels of the ASPP.
-        separable: whether 3x3 convolutions of the head are separable.
-        image_pooling: whether the ASPP has the image-level branch.
-        dropout: rate before the classifier, in [0, 1).
-        batch_norm: `train`; `freeze` to keep it as the weights have it;
-            `sync`, over the devices of a strategy; `group` norm in the head,
-            over a backbone that is frozen, or has group norm too if fresh.
-        batch_norm_momentum: in [0, 1); short runs want a smaller one.
+        architecture: segmenter to build. A field below that the architecture
+            does not have must keep its default.
+        backbone: name of a backbone, such as `mobilenet_v2` or `resnet50`;
+            docs/backbones.md lists them.
+        backbone_weights: `imagenet` or `torchvision` (downloaded), a weights
+            file, or `null` to start from scratch. Environment variables in a
+            path are expanded.
+        weights: saved segmenter to fine-tune, a `.keras` file or a folder
+            that holds one, or `null`. Its backbone is used, and its
+            classifier if the number of classes is equal.
+        output_stride: input pixels per feature cell at the ASPP: 8, 16 or 32.
+        high_level: feature that the head reads, e.g. `stride_16`, after which
+            the backbone ends, or `null` for `stride_32`.
+        input_scale: factor by which images are upsampled before the backbone;
+            2 finds smaller objects at four times the cost.
+        atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
+            feature cells, or `auto` for the published ones at this output
+            stride; `[]` for DeepLabV3's mobile head.
+        aspp_filters: output channels of the ASPP.
+        separable: use depthwise separable 3x3 convolutions in the head.
+        image_pooling: add the image-level branch to the ASPP.
+        dropout: dropout rate before the classifier, in [0, 1).
+        batch_norm: `train` updates batch norm; `freeze` keeps the statistics
+            of the weights; `sync` computes statistics over all devices of a
+            strategy; `group` uses group norm in the head, and in a backbone
+            from scratch, where a loaded backbone is frozen.
+        batch_norm_momentum: momentum of the moving statistics, in [0, 1);
+            short runs need a smaller one.
         decoder_filters: channels of DeepLabV3+'s decoder.
-        decoder_kernel_sizes: of its convolutions.
-        projection_filters: 1x1 channels on the low-level feature.
-        decoder_stride: 4 or 2; pixels per score of DeepLabV3+.
+        projection_filters: channels of the 1x1 convolution on DeepLabV3+'s
+            low-level feature.
+        decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
+            decoder.
+        decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
-            and classifier, or `none`.
-        multi_grid: rates within the last block, for DeepLabV3, or `none`.
-        blocks: copies of the last block, for the cascade.
-        pyramid: `large_fov`, `aspp_s` or `aspp_l`; the rates that `auto`
-            means for DeepLabV2.
-        fc_filters: channels of DeepLabV2's fc6 and fc7, or `none`.
+            and its classifier, or `null` for none.
+        multi_grid: DeepLabV3's rates within the last block, or `null`.
+        blocks: copies of the last block in the cascaded DeepLabV3.
+        pyramid: DeepLabV2's set of rates for `atrous_rates: auto`.
+        fc_filters: channels of DeepLabV2's fc6 and fc7, or `null` to leave
+            them out.
         growth_filters: channels that each rate of DenseASPP adds.
         bottleneck_filters: channels before each rate of DenseASPP.
-        gate_filters: channels that LR-ASPP gates.
+        gate_filters: channels of LR-ASPP's gate.
     """
 
     architecture: Literal[
@@ -87,27 +95,33 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and masks come from.
+    """Data set settings: where images and masks are, and how they are read.
 
     Args:
-        root: folder of a folder data set, or `none`. Environment variables
-            are expanded.
-        tfds: name of a TFDS data set, or `none`. Exactly one of the two.
-        data_dir: TFDS data directory, or `none` for TFDS' own.
-        image_key: TFDS feature of the picture.
-        mask_key: TFDS feature of the mask.
-        class_names: for TFDS, and for a folder without `dataset.json`.
-        ignore_label: label value that counts for nothing.
-        label_map: stored value -> class or `ignore`.
-        license: stands in the model card.
-        train_split: split to train on.
-        validation_split: split that selects the best model; `null` holds out
-            images of `train_split`, where the data is a folder.
-        test_split: split for the final number, or `none`.
-        validation_fraction: in (0, 1), the share that is held out of a folder
-            without split folders, or with `validation_split: null`.
+        root: folder of a folder data set, or `null`. Environment variables
+            are expanded. Give exactly one of `root` and `tfds`.
+        tfds: name of a TFDS data set, or `null`.
+        data_dir: TFDS data directory, or `null` for TFDS' default,
+            `~/tensorflow_datasets`.
+        image_key: TFDS feature that holds the image.
+        mask_key: TFDS feature that holds the mask.
+        class_names: name of each class, for TFDS and for a folder without
+            `dataset.json`.
+        ignore_label: label value that is ignored by losses and metrics.
+        label_map: stored value -> class or `ignore`, applied before labels
+            are checked, or `null`.
+        license: license of the data, for the model card.
+        train_split: name of the split to train on.
+        validation_split: name of the split that selects the best model;
+            `null` holds out images of `train_split`, where the data is a
+            folder.
+        test_split: name of the split for the final metrics, or `null` to use
+            the validation split.
+        validation_fraction: share of the images that is held out for
+            validation, in (0, 1), for a folder without split folders, or with
+            `validation_split: null`.
         crop_size: `[height, width]` of training crops, multiples of 32.
-        augment: random changes of training pictures.
+        augment: random changes of training images.
     """
 
     root: str | None = None
@@ -143,25 +157,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimized: a sum of losses.
+    """Loss settings; the losses are weighted and summed.
 
     Args:
         cross_entropy: weight of the cross entropy, >= 0.
-        dice: weight of the Dice loss.
-        tversky: weight of the Tversky loss.
-        lovasz: weight of the Lovász-softmax loss.
-        class_weights: of the cross entropy: one float for each class, or
-            `median_frequency` or `effective_number` of the training split, or
-            `none`.
-        focal_gamma: of the cross entropy; 2 is the focal loss, 0 none.
-        label_smoothing: of the cross entropy, in [0, 1).
+        dice: weight of the Dice loss, >= 0; helps classes of few pixels.
+        tversky: weight of the Tversky loss, >= 0.
+        lovasz: weight of the Lovász-softmax loss, >= 0.
+        class_weights: weights of the classes in the cross entropy: one float
+            for each class, or `median_frequency` or `effective_number`,
+            computed from the training split, or `null` for equal weights.
+        focal_gamma: exponent of the focal loss, in the cross entropy; 2 is
+            usual, 0 turns it off.
+        label_smoothing: label smoothing of the cross entropy, in [0, 1).
         hard_share: share of the pixels that the cross entropy counts, those
             of the highest loss, in (0, 1].
-        boundary_weight: by which the cross entropy counts pixels near another
-            label.
-        boundary_px: how near that is.
-        tversky_alpha: price of false positives.
-        tversky_beta: price of false negatives.
+        boundary_weight: weight of pixels near a label boundary in the cross
+            entropy.
+        boundary_px: distance from a label boundary, in pixels, within which
+            `boundary_weight` applies.
+        tversky_alpha: weight of false positives in the Tversky loss.
+        tversky_beta: weight of false negatives in the Tversky loss.
     """
 
     cross_entropy: float = 1.0
@@ -197,44 +213,46 @@ DURATIONS = ("total_epochs", "total_steps", "total_examples")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How it is trained.
+    """Optimization settings.
 
     Args:
-        total_epochs: passes over the training split; exactly one of the three
-            durations is given.
-        total_steps: optimizer batches.
-        total_examples: pictures seen.
-        batch_size: pictures per step, of all devices together.
-        accumulate_steps: steps whose gradients are averaged to one update.
+        total_epochs: passes over the training split. Give exactly one of
+            `total_epochs`, `total_steps` and `total_examples`.
+        total_steps: training steps.
+        total_examples: training images, counted each time they are used.
+        batch_size: images per step, over all devices.
+        accumulate_steps: steps whose gradients are averaged for one update.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
-        loss: see `LossConfig`.
-        learning_rate: peak of the schedule.
-        schedule_power: of the polynomial decay to 0.
+        loss: weights and options of the losses.
+        learning_rate: peak learning rate, > 0.
+        schedule_power: power of the polynomial decay to 0.
         warmup_steps: steps of linear warm-up.
-        weight_decay: decoupled, per update as a share of the learning rate;
-            not on batch norm and biases.
-        backbone_learning_rate_factor: learning rate of the backbone's
-            weights, relative; needs `optimizer: sgd`.
-        ema_momentum: of a moving average of the weights, which is what is
-            validated and kept, in (0, 1), or `none`.
-        recalibrate_steps: batches of which the best model's batch-norm
-            statistics are taken anew at the end; they are kept if validation
-            is no worse.
-        lr_finder: instead of training, try learning rates and plot the loss
-            over them.
-        jit_compile: XLA: `auto` (on a GPU only), `true` or `false`.
+        weight_decay: decoupled weight decay per update, relative to the
+            learning rate; not applied to batch norm and biases.
+        backbone_learning_rate_factor: learning rate of the backbone relative
+            to that of the head; other values than 1 need `optimizer: sgd`.
+        ema_momentum: momentum of an exponential moving average of the
+            weights, in (0, 1), which is validated and kept instead of them,
+            or `null`.
+        recalibrate_steps: batches from which the batch-norm statistics of the
+            best model are estimated again at the end; they are kept if
+            validation is no worse.
+        lr_finder: try a range of learning rates and plot the loss instead of
+            training.
+        jit_compile: compile steps with XLA: `auto` (on a GPU only), `true` or
+            `false`.
         precision: Keras dtype policy.
-        rematerialize: compute the backbone's activations twice instead of
-            keeping them: less memory, more time.
-        strategy: devices that share each batch: `none`, one; `mirrored`, all of
-            this machine; `multi_worker`, all of several machines.
-        seed: of weights, batches and augmentation.
+        rematerialize: recompute the activations of the backbone in the
+            backward pass, which saves memory and costs time.
+        strategy: devices that share each batch: `none`, one; `mirrored`, all
+            of this machine; `multi_worker`, all of several machines.
+        seed: seed of weights, batches and augmentation.
         early_stopping_epochs: epochs without a better validation mean IoU
-            after which the run ends, or `none`.
+            after which the run ends, or `null`.
         validate_every_epochs: epochs between two validations.
-        keep_checkpoints: how many of the newest stay.
+        keep_checkpoints: number of newest checkpoints to keep.
         checkpoint_steps: steps between two checkpoints within an epoch, or
-            `none` for those at the end of epochs only.
+            `null` to save at the end of epochs only.
     """
 
     total_epochs: int | None = None
@@ -324,24 +342,26 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What leaves the house.
+    """Export settings.
 
     Args:
-        image_size: `[height, width]` of the TFLite files.
-        formats: of `saved_model`, `tflite_float32`, `tflite_float16`,
-            `tflite_dynamic_range`, `tflite_int8`, `tflite_any_size`,
-            `tflite_logits` (for MediaPipe), `onnx`.
-        calibration_images: how many pictures of the training split, spread
-            over it, `tflite_int8` takes its ranges from.
-        max_int8_loss: points of mean IoU that `tflite_int8` may lose.
-        more_image_sizes: further sizes of the TFLite files, `_HxW` in their
-            names.
-        coarse_labels: label the scores and repeat labels, instead of resizing
-            scores: faster, for fractions of a point.
-        verify_images: how many pictures artefacts are compared on.
-        preview_image: picture for `preview.png`, or `none` for one of the
+        image_size: `[height, width]` of the TFLite files' input.
+        formats: artefacts to write; `tflite_logits` is for MediaPipe,
+            `tflite_any_size` has an input that the interpreter resizes.
+        calibration_images: number of training images that calibrate
+            `tflite_int8`.
+        max_int8_loss: largest loss of `tflite_int8`, in points of mean IoU;
+            export fails above it.
+        more_image_sizes: further input sizes of the TFLite files, which get
+            the suffix `_HxW`.
+        coarse_labels: take the argmax before upsampling instead of after it;
+            faster, for fractions of a point of mean IoU.
+        verify_images: number of images on which artefacts are compared with
+            the Keras model.
+        preview_image: image file for `preview.png`, or `null` for one of the
             data set.
-        preview_note: what the card says of it (its author and licence).
+        preview_note: note on the preview image in the model card, such as its
+            author and license.
     """
 
     image_size: tuple[int, int] = (513, 513)
@@ -371,13 +391,13 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run.
+    """Configuration of a run.
 
     Args:
-        model: see `ModelConfig`.
-        data: see `DataConfig`.
-        train: see `TrainConfig`.
-        export: see `ExportConfig`.
+        model: the model.
+        data: the data set.
+        train: the optimization.
+        export: the exported artefacts.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

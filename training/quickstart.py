@@ -1,7 +1,7 @@
-"""`make train`: trains, evaluates, exports and predicts, and says what it did.
+"""`make train`: trains, exports and predicts, and prints the results.
 
-The same as the four commands of keras-aspp, one after the other, on the
-embedded data set.
+The same as `keras-aspp train`, `export` and `predict`, one after the other, on
+the embedded data set. All files are written below the workdir.
 """
 
 import argparse
@@ -10,60 +10,97 @@ import sys
 import time
 from pathlib import Path
 
-from PIL import Image
-
 from keras_aspp.cli.configuration import (
     config_path,
     dump_config,
     load_config,
     print_table,
 )
-from keras_aspp.cli.evaluate import open_data
+from keras_aspp.cli.evaluate import open_data, show_progress
 from keras_aspp.cli.export import Examples, export_workdir, print_artefacts
 from keras_aspp.cli.main import guarded
 from keras_aspp.cli.predict import predict_files
-from keras_aspp.cli.train import print_metrics
-from keras_aspp.engine.run import train
-from keras_aspp.inference import Predictor
+from keras_aspp.cli.train import print_files, print_metrics
 
-PICTURES = 3
+IMAGES = 3
 
 
 def run(arguments):
-    """Runs the four steps; further arguments override the configuration."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Runs the three steps; further arguments override the configuration."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.quickstart",
+        description=__doc__.splitlines()[0],
+        epilog="Further arguments are those of `keras-aspp train`.",
+    )
     parser.add_argument("--config", default="multiscale_shapes")
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/multiscale_shapes")
+    )
+    parser.add_argument(
+        "--output", type=Path, help="of the export; WORKDIR/exported"
+    )
     flags, overrides = parser.parse_known_args(arguments)
     start = time.perf_counter()
     config = load_config(config_path(flags.config), overrides)
-    # The run of before is what this one repeats.
-    shutil.rmtree(flags.workdir, ignore_errors=True)
-    flags.workdir.mkdir(parents=True)
-    dump_config(config, flags.workdir / "config.yaml")
-    metrics = train(config, flags.workdir)
-    manifest = export_workdir(
-        flags.workdir, config, flags.output, overwrite=True
+    workdir = flags.workdir
+    output = flags.output or workdir / "exported"
+    metrics = _train(config, workdir)
+    _export(config, workdir, output)
+    _predict(workdir, output / "model_float32.tflite")
+    minutes = (time.perf_counter() - start) / 60
+    print(
+        f"\nMean IoU {metrics['mean_iou']:.4f} on {metrics['num_images']} "
+        f"{metrics['split']} images, in {minutes:.1f} minutes. All files are "
+        f"in {workdir}; README.md goes on with your own images."
     )
-    source, data = open_data(None, flags.workdir)
-    pictures = flags.workdir / "pictures"
-    pictures.mkdir()
-    paths = []
-    examples = Examples(source, data.test_split or data.validation_split)
-    for i, image in enumerate(examples.first(PICTURES)):
-        paths.append(pictures / f"picture_{i}.png")
-        Image.fromarray(image).save(paths[-1])
-    rows, _ = predict_files(
-        Predictor(flags.output / "model_float32.tflite"), paths, pictures
+    return 0
+
+
+def _train(config, workdir):
+    print(f"Step 1 of 3: train, in {workdir}", flush=True)
+    # The run of before is what this one repeats.
+    if (workdir / "config.yaml").exists():
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    from keras_aspp.engine.run import train
+
+    metrics = train(
+        config,
+        workdir,
+        on_begin=lambda: dump_config(config, workdir / "config.yaml"),
+        progress=show_progress,
     )
     print_metrics(metrics)
-    print_artefacts(manifest, flags.output)
     print()
-    print_table([("picture", "overlay", "largest classes"), *rows])
-    minutes = (time.perf_counter() - start) / 60
-    print(f"\nmean IoU {metrics['mean_iou']:.4f} in {minutes:.1f} minutes")
-    return 0
+    print_files(workdir)
+    return metrics
+
+
+def _export(config, workdir, output):
+    print(
+        f"\nStep 2 of 3: export to {output}, each file compared with the model"
+    )
+    manifest = export_workdir(workdir, config, output, overwrite=True)
+    print_artefacts(manifest, output)
+
+
+def _predict(workdir, model):
+    from PIL import Image
+
+    from keras_aspp.inference import Predictor
+
+    folder = workdir / "predictions"
+    print(f"\nStep 3 of 3: predict {IMAGES} images with {model}")
+    folder.mkdir(exist_ok=True)
+    source, data = open_data(None, workdir)
+    examples = Examples(source, data.test_split or data.validation_split)
+    paths = []
+    for i, image in enumerate(examples.first(IMAGES)):
+        paths.append(folder / f"image_{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    rows, _ = predict_files(Predictor(model), paths, folder)
+    print()
+    print_table([("image", "overlay", "largest classes"), *rows])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import re
+import warnings
 
 import keras
 
@@ -277,18 +278,23 @@ def _load(name, family, multiplier, weights, input_shape):
             f"give both sizes. Received: input_shape={tuple(input_shape)}"
         )
     try:
-        return getattr(keras.applications, family.builder)(
-            weights=None if weights is None else str(weights),
-            input_shape=(*size, channels),
-            **arguments,
-        )
+        with warnings.catch_warnings():
+            # Keras has weights of one size, which serve every size.
+            warnings.filterwarnings("ignore", "`input_shape` is undefined")
+            return getattr(keras.applications, family.builder)(
+                weights=None if weights is None else str(weights),
+                input_shape=(*size, channels),
+                **arguments,
+            )
     except Exception as error:
         # Keras' own errors here name neither the backbone nor the way out.
         if weights is None:
             raise
         raise ValueError(
-            f"Weights of {name} could not be loaded; pass a file of them, "
-            f"or None. Received: weights={str(weights)!r} "
+            f"Weights of {name} could not be loaded. Start from a saved "
+            "segmenter (`--model.weights`), from a file of weights, or from "
+            "scratch (None, `--model.backbone_weights null`). "
+            f"Received: weights={str(weights)!r} "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
 

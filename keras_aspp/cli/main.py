@@ -1,10 +1,12 @@
 """keras-aspp: the console script."""
 
 import argparse
+import contextlib
 import importlib
-import os
 import sys
+import warnings
 
+from keras_aspp.cli.startup import start_program
 from keras_aspp.textfile import printable
 
 # Longer ones repeat a value that is itself at fault.
@@ -56,9 +58,7 @@ def main(arguments=None):
     0 done; 1 the input is at fault (one line); 2 wrong usage of the command
     line; 130 interrupted.
     """
-    # TensorFlow's start-up chatter hides the one line that matters.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    start_program()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser(
         prog="keras-aspp",
@@ -84,7 +84,8 @@ def main(arguments=None):
 def guarded(run, arguments):
     """Calls `run(arguments)`; faults of the input become one line."""
     try:
-        return run(arguments) or 0
+        with _warnings_of_one_line():
+            return run(arguments) or 0
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
@@ -93,6 +94,19 @@ def guarded(run, arguments):
             raise
         print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _warnings_of_one_line():
+    """Prints warnings as one line, without file and source line."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"Warning: {one_line(message)}\n"
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def is_fault_of_input(error):

@@ -1,5 +1,12 @@
 """keras-aspp train."""
 
+import argparse
+import difflib
+import os
+import shlex
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from keras_aspp.cli.configuration import (
@@ -9,7 +16,15 @@ from keras_aspp.cli.configuration import (
     load_config,
     print_table,
 )
+from keras_aspp.cli.fields import describe, paths
 from keras_aspp.cli.main import Parser
+
+# Published weights of backbones: value of `model.backbone_weights` -> origin.
+ORIGINS = {
+    "imagenet": "https://storage.googleapis.com/tensorflow/keras-applications/",
+    "torchvision": "https://download.pytorch.org/models/",
+}
+NETWORK_SECONDS = 10
 
 
 def run(arguments):
@@ -17,16 +32,32 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp train",
         description="Train a segmenter. Every field of the configuration is "
-        "overridden by --section.field value (see --print_config).",
+        "overridden by --section.field value: --print_config prints the "
+        "values, --help SECTION or --help SECTION.FIELD describes the fields "
+        "(model, data, data.augment, train, train.loss, export).",
         allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("--config", required=True, help="NAME or FILE")
+    parser.add_argument(
+        *("-h", "--help"),
+        action=_Help,
+        nargs="?",
+        metavar="FIELD",
+        help="show this help message, or that of a section or field, and exit",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="NAME of a configuration of the package, or FILE",
+    )
     parser.add_argument("--workdir", type=Path, help="folder of the run")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint"
     )
     parser.add_argument(
-        "--print_config", action="store_true", help="print it and stop"
+        "--print_config",
+        action="store_true",
+        help="print the configuration and exit",
     )
     flags, overrides = parser.parse_known_args(arguments)
     _check_overrides(parser, overrides)
@@ -36,6 +67,8 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
+    _check_download(config.model)
+    from keras_aspp.cli.evaluate import show_progress
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -49,20 +82,46 @@ def run(arguments):
         workdir,
         flags.resume,
         on_begin=lambda: dump_config(config, workdir / "config.yaml"),
+        progress=show_progress,
     )
     if metrics is None:
         print("Done; the chief, machine 0, evaluates the model.")
         return 0
     print_metrics(metrics)
     print()
+    print_files(workdir)
+    return 0
+
+
+def print_files(workdir):
+    """Prints what a run wrote, and how to see its curves."""
+    logs = workdir / "logs"
     print_table(
         [
             ("model", workdir / "model.keras"),
             ("metrics", workdir / "metrics.json"),
-            ("curve", workdir / "logs" / "history.csv"),
+            ("history", logs / "history.csv"),
+            ("curves", f"tensorboard --logdir {shlex.quote(str(logs))}"),
         ]
     )
-    return 0
+
+
+class _Help(argparse.Action):
+    """Prints the help of the command, a section or a field."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values is None:
+            parser.print_help()
+            parser.exit()
+        try:
+            print(describe(values.removeprefix("--")))
+        except KeyError:
+            near = difflib.get_close_matches(values, paths(), 1, 0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            parser.error(
+                f"--help takes a section or field.{hint} Received: {values}"
+            )
+        parser.exit()
 
 
 def _check_overrides(parser, overrides):
@@ -71,9 +130,66 @@ def _check_overrides(parser, overrides):
             parser.error(f"unknown flag {word.split('=')[0]}")
 
 
+def _check_download(model):
+    """Raises at once where weights have to be downloaded and cannot be.
+
+    Otherwise a run would read all its data before it fails.
+    """
+    origin = ORIGINS.get(model.backbone_weights)
+    if model.weights is not None or origin is None or _is_cached(model):
+        return
+    reason = _unreachable(origin)
+    if reason:
+        raise ConnectionError(
+            f"The {model.backbone_weights} weights of {model.backbone} cannot "
+            f"be downloaded from {origin} ({reason}). Without a network, start "
+            "from a saved model (--model.weights FOLDER, such as "
+            "saved_models/camvid_mobilenet_v2 of the repository), from a file "
+            "of weights (--model.backbone_weights FILE) or from scratch "
+            "(--model.backbone_weights null). Received: "
+            f"model.backbone_weights={model.backbone_weights}"
+        )
+
+
+def _is_cached(model):
+    """Returns True if Keras' cache holds any weights of the backbone."""
+
+    def squashed(name):
+        return "".join(c for c in name.lower() if c.isalnum())
+
+    home = os.environ.get("KERAS_HOME", Path.home() / ".keras")
+    family = squashed(model.backbone.partition("_0.")[0])
+    return any(
+        squashed(path.name).startswith(family)
+        for path in Path(home, "models").glob("*")
+    )
+
+
+def _unreachable(url):
+    """Why an origin cannot be reached; `None` if it answers."""
+    reasons = [f"no answer within {NETWORK_SECONDS} seconds"]
+
+    def ask():
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # it answers
+        except OSError as error:
+            reasons[0] = str(getattr(error, "reason", error))
+            return
+        reasons[0] = None
+
+    # In a thread: looking up a name may take longer than any timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_SECONDS)
+    return reasons[0]
+
+
 def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table."""
-    print(f"\n{metrics['num_images']} pictures of split {metrics['split']}")
+    print(f"\n{metrics['num_images']} images of split {metrics['split']}")
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
         rows.append((name, "absent" if iou is None else f"{iou:.4f}"))

@@ -11,7 +11,6 @@ Blur is that of keras-cv's layer (`augment_image`).
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
 # Outside the picture: mid-grey, which is about zero after preprocessing.
@@ -28,19 +27,19 @@ _YIQ = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training pictures; every draw is uniform.
+    """Random changes of training images; every draw is uniform.
 
     Args:
-        scale: `(low, high)`, factors > 0 on both sides of the picture.
-        flip: bool. Left to right with probability 0.5.
-        brightness: float in [0, 1], largest shift as a share of 255.
-        contrast: float in [0, 1), largest relative change, about the mean of
-            the crop.
-        saturation: float in [0, 1), largest relative change, about the luma.
-        hue: float in [0, 0.5], largest turn of the colour circle, at the same
-            luma.
-        blur: float in [0, 10], largest standard deviation of a Gaussian
-            blur, in pixels of the crop. Off at 0.
+        scale: `[low, high]`, range of the resize factor, > 0.
+        flip: mirror left to right with probability 0.5.
+        brightness: largest shift as a share of 255, in [0, 1].
+        contrast: largest relative change about the mean of the crop, in
+            [0, 1).
+        saturation: largest relative change about the luma, in [0, 1).
+        hue: largest rotation of the color wheel at constant luma, in
+            [0, 0.5].
+        blur: largest standard deviation of a Gaussian blur, in pixels of the
+            crop, in [0, 10]; 0 turns it off.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -141,6 +140,7 @@ class Augment:
 
     def _blur(self, image, draw):
         """`draw`: a number in [0, 1)."""
+        import keras
         import tensorflow as tf
 
         radius = self.blur_radius_px

@@ -1,12 +1,17 @@
 """TensorFlow Datasets that have a picture and a mask."""
 
+import contextlib
 import importlib
+import io
+import math
 import os
+import sys
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
+_DRAWN = ("multiscale_shapes",)  # generated on this machine, not downloaded
 # Epochs of more records are shuffled by shard and within a buffer of as many.
 SHUFFLE_RECORDS = 2048
 # Shards of which an epoch takes records in turn.
@@ -71,7 +76,10 @@ class TfdsSource:
                     f"Received: features={sorted(features)}"
                 )
         try:
-            self.builder.download_and_prepare()
+            if module in _DRAWN:
+                _draw(self.builder)
+            else:
+                self.builder.download_and_prepare()
         except Exception as error:
             raise ValueError(
                 f"TFDS data set {name} could not be prepared "
@@ -198,6 +206,30 @@ class TfdsSource:
             f"{where}, {self.mask_key}",
         )
         return pixels, labels.astype("int32")
+
+
+def _draw(builder):
+    """Prepares a generated data set; one line says what goes where.
+
+    TFDS' own output tells of a download of unknown size.
+    """
+    import tensorflow_datasets as tfds
+
+    if builder.data_path.exists():
+        return
+    count = sum(builder.NUM_EXAMPLES.values())
+    print(
+        f"Drawing the {count:,} images of {builder.name} (once, about "
+        f"{math.ceil(count / 100)} s) into {builder.data_path} ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
 
 
 def is_converted(folder):

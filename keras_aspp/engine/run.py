@@ -30,6 +30,7 @@ from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
 from keras_aspp.engine.pictures import ValidationPictures
+from keras_aspp.engine.progress import Progress
 from keras_aspp.engine.signals import interrupt, stop_signals
 from keras_aspp.engine.watch import Watch
 from keras_aspp.files import commit, write_json
@@ -44,7 +45,7 @@ from keras_aspp.textfile import printable
 MAX_XLA_SIZES = 4
 
 
-def train(config, workdir, resume=False, on_begin=None):
+def train(config, workdir, resume=False, on_begin=None, progress=None):
     """Trains, keeps the best model and evaluates it.
 
     A signal to end (Ctrl-C, SIGTERM) saves a checkpoint first.
@@ -56,6 +57,7 @@ def train(config, workdir, resume=False, on_begin=None):
         on_begin: function without arguments, or `None`: called on the chief
             when configuration, data and checkpoint are found good and the
             workdir is there.
+        progress: function of the last evaluation's progress, see `evaluate`.
 
     Returns:
         dict, the contents of `metrics.json`; `None` on a machine that is not
@@ -69,10 +71,10 @@ def train(config, workdir, resume=False, on_begin=None):
         KeyboardInterrupt: a signal came.
     """
     with stop_signals(interrupt):
-        return _train(config, Path(workdir), resume, on_begin)
+        return _train(config, Path(workdir), resume, on_begin, progress)
 
 
-def _train(config, workdir, resume, on_begin):
+def _train(config, workdir, resume, on_begin, progress):
     averages = None
     if config.train.ema_momentum is not None:
         averages = keras.callbacks.SwapEMAWeights()
@@ -140,6 +142,7 @@ def _train(config, workdir, resume, on_begin):
         spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
     )
     callbacks = [
+        *([Progress()] if chief else []),
         ValidationPictures(
             images[:4].numpy(),
             labels[:4].numpy(),
@@ -175,7 +178,7 @@ def _train(config, workdir, resume, on_begin):
             epochs=epochs,
             steps_per_epoch=run.steps - part,
             shuffle=False,
-            verbose="auto" if chief else 0,
+            verbose=0,  # see Progress
             callbacks=callbacks,
         )
 
@@ -197,7 +200,10 @@ def _train(config, workdir, resume, on_begin):
             lambda path: _evaluate(run, path, config.data.validation_split),
         )
     metrics = _evaluate(
-        run, best, config.data.test_split or config.data.validation_split
+        run,
+        best,
+        config.data.test_split or config.data.validation_split,
+        progress,
     )
     write_json(workdir / "metrics.json", metrics)
     return metrics
@@ -299,9 +305,13 @@ class _Run:
         )
 
 
-def _evaluate(run, path, split):
+def _evaluate(run, path, split, progress=None):
     return evaluate(
-        Predictor(path), run.source, split, run.config.train.batch_size
+        Predictor(path),
+        run.source,
+        split,
+        run.config.train.batch_size,
+        progress,
     )
 
 

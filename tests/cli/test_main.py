@@ -1,20 +1,144 @@
 """The command line, as it is typed."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 from PIL import Image
 from tiny_run import write_folder
 
 from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.main import main, one_line
+from keras_aspp.cli.main import COMMANDS, main, one_line
+from keras_aspp.cli.train import _unreachable
 from keras_aspp.version import __version__
+
+ROOT = Path(__file__).parents[2]
+# Python code that runs each line of arguments as the console script does.
+PROGRAM = """
+import sys
+sys.argv[0] = "/somewhere/bin/keras-aspp"
+from keras_aspp.cli.main import main
+for line in sys.argv[1:]:
+    try:
+        status = main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert not status, (line, status)
+"""
+
+
+def run_program(code, *arguments, **environment):
+    """Runs Python code in a new process, with no log level set."""
+    inherited = {**os.environ, "PYTHONPATH": str(ROOT)}
+    inherited.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**inherited, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_version_and_help_import_no_tensorflow_and_log_nothing():
+    code = PROGRAM + (
+        "heavy = {'tensorflow', 'keras', 'tensorflow_datasets', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    parts = ("check", "preview", "convert")
+    commands = [*COMMANDS, *(f"data {part}" for part in parts)]
+    helps = ["--help", *(f"{command} --help" for command in commands)]
+    done = run_program(code, "--version", *helps)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{__version__}\nusage: keras-aspp ")
+    assert done.stdout.count("usage: keras-aspp") == len(helps)
+
+
+def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model():
+    """Its package imports no part; the modules that load models do."""
+    code = """
+import importlib.util, os, sys
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.startup import start_program
+start_program()
+assert "keras_aspp.layers" not in sys.modules
+assert importlib.util.find_spec("tensorflow")  # as TFDS looks for it
+import keras_aspp.models.segmenter
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"], *GLOBAL_CUSTOM_OBJECTS)
+os.write(2, b"E0000 an error after the import\\n")
+"""
+    done = run_program(code)
+    level, *found = done.stdout.split()
+    assert (level, done.stderr) == ("3", "E0000 an error after the import\n")
+    parts = ("layers", "backbones", "models", "preprocess")
+    expected = {
+        name
+        for name, kind in GLOBAL_CUSTOM_OBJECTS.items()
+        if kind.__module__.split(".")[:2] in [["keras_aspp", p] for p in parts]
+    }
+    assert "keras_aspp>DenseASPP" in expected
+    assert expected <= set(found)
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_source():
+    code = """
+import sys, warnings
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.main import guarded
+before = warnings.formatwarning
+guarded(lambda _: warnings.warn("Loaded all\\n but the classifier"), [])
+assert warnings.formatwarning is before
+"""
+    done = run_program(code)
+    assert done.returncode == 0
+    assert done.stderr == "Warning: Loaded all but the classifier\n"
+
+
+@pytest.mark.parametrize(("level", "hooks"), [("0", 0), ("1", 1), (None, 1)])
+def test_the_log_level_of_the_environment_wins(level, hooks):
+    code = """
+import os, sys
+before = len(sys.meta_path)
+from keras_aspp.cli.startup import start_program
+start_program()
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"], len(sys.meta_path) - before)
+"""
+    code = "import sys; sys.argv[0] = 'keras-aspp'" + code
+    environment = {} if level is None else {"TF_CPP_MIN_LOG_LEVEL": level}
+    done = run_program(code, **environment)
+    assert done.stdout == f"{level or 3} {hooks}\n"
+
+
+def test_what_is_no_log_line_passes_the_filter_even_before_a_crash():
+    code = """
+import os
+from keras_aspp.cli.startup import _filtered_stderr
+with _filtered_stderr("3"):
+    os.write(2, b"I0000 00:00:1795906265.516554  1 port.cc:1] oneDNN\\n")
+    os.write(2, b"WARNING: All log messages before absl::Init...\\n")
+    os.write(2, b"F0000 00:00:1795906265.516554  1 cpu.cc:1] no AVX\\n")
+    os.write(2, b"not a log line")
+    os.abort()
+"""
+    done = run_program("import sys; sys.argv[0] = 'keras-aspp'\n" + code)
+    assert done.returncode < 0
+    assert done.stderr == (
+        "F0000 00:00:1795906265.516554  1 cpu.cc:1] no AVX\nnot a log line"
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,6 +196,72 @@ def test_bad_input_is_one_line_and_status_1(
     assert "\n" not in said
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and an empty cache of weights; returns the cache."""
+
+    def refuse(request, timeout):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras" / "models"
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "torchvision"])
+def test_without_a_network_train_names_the_ways_out_before_reading_data(
+    offline, tmp_path, weights, capsys
+):
+    arguments = [
+        *("train", "--config", "folder", "--workdir", str(tmp_path / "run")),
+        *("--data.root", str(tmp_path / "absent")),
+        *("--model.backbone_weights", weights),
+    ]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    for part in (
+        f"The {weights} weights of mobilenet_v2 cannot be downloaded",
+        "Name or service not known",
+        "--model.weights FOLDER",
+        "--model.backbone_weights FILE",
+        "--model.backbone_weights null",
+        f"Received: model.backbone_weights={weights}",
+    ):
+        assert part in said
+    assert said.count("\n") == 1
+    # Each way out gets as far as the data, which are absent.
+    offline.mkdir(parents=True)
+    (offline / "mobilenet_v2_weights_tf_no_top.h5").touch()
+    ways = [[], ["--model.backbone_weights", "null"]]
+    for way in [*ways, ["--model.weights", "saved.keras"]]:
+        assert main([*arguments, *way]) == 1
+        assert "absent" in capsys.readouterr().err
+        if way == []:
+            (offline / "mobilenet_v2_weights_tf_no_top.h5").unlink()
+
+
+def test_any_answer_of_the_origin_lets_train_go_on(offline, monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 404, "no", {}, None)
+
+    assert _unreachable("https://a.b/") == "Name or service not known"
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    assert _unreachable("https://a.b/") is None
+
+
+def test_an_origin_that_does_not_answer_counts_as_unreachable(monkeypatch):
+    ended = threading.Event()
+
+    def hang(request, timeout):
+        ended.wait()
+        raise urllib.error.URLError("too late")
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
+    monkeypatch.setattr("keras_aspp.cli.train.NETWORK_SECONDS", 0.05)
+    assert _unreachable("https://a.b/") == "no answer within 0.05 seconds"
+    ended.set()
 
 
 def test_print_config_can_be_used_again(capsys, tmp_path):

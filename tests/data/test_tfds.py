@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,6 +32,20 @@ def source(data_dir):
 def decoded(source, split):
     records = source.records(split).as_numpy_iterator()
     return [source.decode(*record) for record in records]
+
+
+def test_drawing_says_once_what_goes_where_and_is_silent_otherwise(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(shapes.MultiscaleShapes, "NUM_EXAMPLES", FEW)
+    said = []
+    for _ in range(2):
+        source = TfdsSource("multiscale_shapes", SPEC, data_dir=tmp_path)
+        said.append(capfd.readouterr())
+    folder = tmp_path / "multiscale_shapes" / "1.0.0"
+    assert os.fspath(source.builder.data_path) == str(folder)
+    drawing = "Drawing the 15 images of multiscale_shapes (once, about 1 s)"
+    assert said == [("", f"{drawing} into {folder} ...\n"), ("", "")]
 
 
 def test_examples_are_the_stored_ones(source):

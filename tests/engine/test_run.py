@@ -59,8 +59,17 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     newest = tmp_path / "run" / "checkpoints" / "epoch_00002"
     (newest / "variables.npz").write_bytes(b"not a zip")
     before = history(tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
+    evaluated = []
+    train(
+        config,
+        tmp_path / "run",
+        resume=True,
+        progress=lambda *of: evaluated.append(of),
+    )
+    assert evaluated[-1] == (3, 3)
     said = capsys.readouterr().out
+    assert "Compiling the first step" in said
+    assert "\nEpoch 2/2  2 steps in " in said
     assert "Skipped a damaged checkpoint" in said
     assert "Resumed after epoch 1" in said
     assert history(tmp_path / "run") == before

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from training import quickstart
 
@@ -18,19 +20,45 @@ def test_make_train_in_a_few_steps(tmp_path, monkeypatch, capsys):
     few = {"train": 8, "validation": 4, "test": 4}
     builder = multiscale_shapes.MultiscaleShapes
     monkeypatch.setattr(builder, "NUM_EXAMPLES", few)
+    workdir = tmp_path / "run"
     arguments = [
-        *("--workdir", str(tmp_path / "run")),
-        *("--output", str(tmp_path / "out")),
+        *("--workdir", str(workdir)),
         *("--data.data_dir", str(tmp_path / "data")),
         *("--train.total_epochs", "1"),
         *("--train.batch_size", "4"),
     ]
     assert quickstart.run(arguments) == 0
     said = capsys.readouterr().out
-    for line in ("mean_iou", "model_float32.tflite", "picture_0_overlay.png"):
-        assert line in said
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    # Each step's table stands below its heading, the result in the last line.
+    order = (
+        "Step 1 of 3: train",
+        "Compiling the first step",
+        "mean_iou",
+        f"tensorboard --logdir {workdir / 'logs'}",
+        "Step 2 of 3: export",
+        "model_float32.tflite",
+        "Step 3 of 3: predict",
+        "image_0_overlay.png",
+        "Mean IoU ",
+    )
+    found = [said.index(text) for text in order]
+    assert found == sorted(found)
+    manifest = json.loads((workdir / "exported/manifest.json").read_text())
     assert len(manifest["artefacts"]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_make_train_writes_only_to_a_folder_that_git_ignores():
+    (command,) = (
+        line
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if "training.quickstart" in line
+    )
+    assert command.split("training.quickstart")[1] == " --workdir $(RUN)"
+    makefile = (ROOT / "Makefile").read_text()
+    run = re.search(r"^RUN := (\S+)$", makefile, re.M)[1]
+    assert run.startswith("runs/")
+    assert "/runs/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""Start of a program: log levels and output, before TensorFlow is imported."""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+
+# TensorFlow's libraries log while they load, before they read the level, and
+# may abort the process there. So a process of its own filters what they
+# write: whatever is not an info line still arrives.
+_FILTER = r"""
+import re, sys
+level = int(sys.argv[1])
+for line in sys.stdin.buffer:
+    record = re.match(rb"([IWEF])\d{4} \d\d:\d\d:\d\d", line)
+    if record and b"IWEF".index(record[1]) < level:
+        continue
+    if line.startswith(b"WARNING: All log messages before absl::"):
+        continue
+    sys.stderr.buffer.write(line)
+    sys.stderr.buffer.flush()
+"""
+
+
+def start_program():
+    """Keeps TensorFlow's log off the terminal and lines in their order.
+
+    `TF_CPP_MIN_LOG_LEVEL` and `GRPC_VERBOSITY` of the environment win; a level
+    of 0 shows everything.
+    """
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if level in ("1", "2", "3") and "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietTensorFlow(level))
+    # In a pipe, stdout would otherwise lag behind stderr by a whole buffer.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+
+
+class _QuietTensorFlow:
+    """Import hook: filters what the import of TensorFlow logs."""
+
+    def __init__(self, level):
+        self.level, self.searching = level, False
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow" or self.searching:
+            return None
+        self.searching = True  # so that the others are asked
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searching = False
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                # Not before: to ask for the spec is no import yet.
+                sys.meta_path.remove(self)
+                with _filtered_stderr(self.level):
+                    execute(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+@contextlib.contextmanager
+def _filtered_stderr(level):
+    """Sends file descriptor 2 through `_FILTER` for a while."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    child = subprocess.Popen(
+        [sys.executable, "-ISc", _FILTER, level],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C must not end it first
+    )
+    os.dup2(child.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        child.stdin.close()
+        child.wait()

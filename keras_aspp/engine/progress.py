@@ -1,0 +1,99 @@
+"""The progress line of training."""
+
+import shutil
+import sys
+import time
+
+import keras
+
+# Of the model, without and with XLA. Measured on a core of an AMD EPYC:
+# MobileNetV2, MobileNetV3 and ResNet-50 (172 to 212 layers) take 0.06 to 0.08 s
+# a layer to trace and optimize, and 0.16 to 0.32 s where XLA compiles them.
+SECONDS_PER_LAYER = {False: 0.08, True: 0.25}
+# Between two updates: on a terminal, elsewhere.
+UPDATE_SECONDS, LINE_SECONDS = 0.1, 60
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows the steps of an epoch, its time left and its metrics.
+
+    On a terminal one line is rewritten. Elsewhere, as in a log file, a line is
+    printed each minute and at the end of each epoch. The first step of a run
+    traces and compiles the graph, so it is announced and counts for no
+    estimate.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._compiled, self._on_line, self._printed_at = False, 0, 0.0
+        self._epoch, self._epoch_begin, self._rate_begin = 0, 0.0, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._epoch_begin = epoch, time.monotonic()
+        self._printed_at = self._epoch_begin
+        self._rate_begin = (0, self._epoch_begin) if self._compiled else None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self._compiled and self._rate_begin is None:
+            layers = sum(1 for _ in self.model._flatten_layers())
+            seconds = layers * SECONDS_PER_LAYER[bool(self.model.jit_compile)]
+            self._show(
+                f"Compiling the first step (about {duration(seconds)}) ...",
+                end=not sys.stdout.isatty(),
+            )
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        if self._rate_begin is None:
+            self._compiled, self._rate_begin = True, (batch + 1, now)
+        pause = UPDATE_SECONDS if sys.stdout.isatty() else LINE_SECONDS
+        if now - self._printed_at >= pause:
+            self._printed_at = now
+            self._show(self._line(batch + 1, now, logs))
+
+    def on_test_batch_end(self, batch, logs=None):
+        if sys.stdout.isatty():
+            self._show(f"{self._name()}  validating, batch {batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        took = duration(time.monotonic() - self._epoch_begin)
+        steps = self.params["steps"]
+        self._show(
+            f"{self._name()}  {steps} steps in {took}{_numbers(logs)}", end=True
+        )
+
+    def _name(self):
+        return f"Epoch {self._epoch + 1}/{self.params['epochs']}"
+
+    def _line(self, step, now, logs):
+        steps = self.params["steps"]
+        text = f"{self._name()}  step {step}/{steps}"
+        first, begin = self._rate_begin
+        if step > first:
+            seconds = (now - begin) / (step - first)
+            left = duration(seconds * (steps - step))
+            text += f"  {seconds:.2f} s/step  {left} left"
+        return text + _numbers(logs)
+
+    def _show(self, text, end=False):
+        """Prints a line; on a terminal over the one before."""
+        if not sys.stdout.isatty():
+            print(text, flush=True)
+            return
+        if not end:
+            text = text[: shutil.get_terminal_size().columns - 1]
+        print("\r" + text.ljust(self._on_line), end="\n" * end, flush=True)
+        self._on_line = 0 if end else len(text)
+
+
+def duration(seconds):
+    """Seconds for people: `42 s`, `3:07`, `1:02:33`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{seconds:02}"
+    return f"{minutes}:{seconds:02}" if minutes else f"{seconds} s"
+
+
+def _numbers(logs):
+    return "".join(f"  {k} {float(v):.4f}" for k, v in (logs or {}).items())

@@ -1,0 +1,93 @@
+"""The progress line, by a clock that the test turns."""
+
+import types
+
+import keras
+import pytest
+
+from keras_aspp.engine import progress
+from keras_aspp.engine.progress import Progress, duration
+
+
+class Clock:
+    """Stands in for `time`; a step takes as long as one says."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+def run(monkeypatch, seconds_of_steps, epochs=1, columns=80):
+    """Two validation batches of a second follow the steps of each epoch."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    size = types.SimpleNamespace(columns=columns)
+    terminal = types.SimpleNamespace(get_terminal_size=lambda: size)
+    monkeypatch.setattr(progress, "shutil", terminal)
+    shown = Progress()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.jit_compile = False
+    shown.set_model(model)
+    shown.set_params({"epochs": epochs, "steps": len(seconds_of_steps)})
+    for epoch in range(epochs):
+        shown.on_epoch_begin(epoch)
+        for batch, seconds in enumerate(seconds_of_steps):
+            shown.on_train_batch_begin(batch)
+            clock.now += seconds
+            shown.on_train_batch_end(batch, {"loss": 0.25})
+        for batch in range(2):
+            clock.now += 1
+            shown.on_test_batch_end(batch)
+        shown.on_epoch_end(epoch, {"loss": 0.25, "val_mean_iou": 0.5})
+
+
+def test_on_a_terminal_one_line_is_rewritten(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run(monkeypatch, [20, 0.5, 0.5, 0.01, 0.5])
+    head, *lines = capsys.readouterr().out.split("\r")
+    assert head == ""
+    assert [line.rstrip(" ") for line in lines] == [
+        # Three layers: a model, its input and a dense layer.
+        "Compiling the first step (about 0 s) ...",
+        # What compiled says nothing of the steps to come.
+        "Epoch 1/1  step 1/5  loss 0.2500",
+        "Epoch 1/1  step 2/5  0.50 s/step  2 s left  loss 0.2500",
+        "Epoch 1/1  step 3/5  0.50 s/step  1 s left  loss 0.2500",
+        # Step 4 came too soon after it to be shown.
+        "Epoch 1/1  step 5/5  0.38 s/step  0 s left  loss 0.2500",
+        "Epoch 1/1  validating, batch 1",
+        "Epoch 1/1  validating, batch 2",
+        "Epoch 1/1  5 steps in 24 s  loss 0.2500  val_mean_iou 0.5000\n",
+    ]
+    # Each covers the one before it.
+    for line, before in zip(lines[1:], lines, strict=False):
+        assert len(line) >= len(before.rstrip(" "))
+
+
+def test_a_line_fits_the_terminal_until_its_epoch_ends(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run(monkeypatch, [20, 0.5], columns=20)
+    *lines, last = capsys.readouterr().out.split("\r")
+    assert max(map(len, lines)) == 19
+    assert last.endswith("val_mean_iou 0.5000\n")
+
+
+def test_in_a_file_a_line_a_minute_and_one_an_epoch(monkeypatch, capsys):
+    run(monkeypatch, [20, 30, 30, 30], epochs=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "Compiling the first step (about 0 s) ...",
+        "Epoch 1/2  step 3/4  30.00 s/step  30 s left  loss 0.2500",
+        "Epoch 1/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000",
+        # Nothing compiles any more, and the first step counts.
+        "Epoch 2/2  step 3/4  26.67 s/step  27 s left  loss 0.2500",
+        "Epoch 2/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3753, "1:02:33")],
+)
+def test_durations_for_people(seconds, text):
+    assert duration(seconds) == text
