@@ -14,6 +14,15 @@ from collections import OrderedDict
 import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_OBJECT_OPCODES = (
+    pickle.INST,
+    pickle.OBJ,
+    pickle.NEWOBJ,
+    pickle.NEWOBJ_EX,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+)
 _STORAGES = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -104,6 +113,8 @@ def _read_legacy(file):
 
 
 def _arrays(state, storages):
+    if any(type(tensor) is not _Tensor for tensor in state.values()):
+        raise pickle.UnpicklingError("a value is not a tensor")
     # Tensors may share a storage: a thousand of them could all be the largest.
     held = sum(storage.array.nbytes for storage in storages.values())
     wanted = sum(tensor.nbytes for tensor in state.values())
@@ -115,6 +126,8 @@ def _arrays(state, storages):
 class _Storage:
     """A flat block of numbers; filled after the pickle has been read."""
 
+    __slots__ = ("array", "dtype", "itemsize")
+
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
         self.itemsize = self.dtype.itemsize
@@ -124,20 +137,26 @@ class _Storage:
 class _Tensor:
     """A strided window into a storage."""
 
+    __slots__ = ("nbytes", "offset", "size", "storage", "stride")
+
     def __init__(self, storage, offset, size, stride, *_):
+        numbers = (offset, *size, *stride)
+        if type(storage) is not _Storage or {*map(type, numbers)} != {int}:
+            raise pickle.UnpicklingError("a tensor's arguments are malformed")
+        if min(numbers) < 0:
+            raise pickle.UnpicklingError("a tensor lies outside its storage")
         self.storage, self.offset = storage, offset
         self.size, self.stride = tuple(size), tuple(stride)
         self.nbytes = math.prod(self.size) * storage.itemsize
 
     def read(self):
-        numbers = (self.offset, *self.size, *self.stride)
         last = sum(
             (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
         )
         flat = self.storage.array[self.offset :]
         # A stride of 0 would make any size out of one number.
         count = math.prod(self.size)
-        if min(numbers) < 0 or count and max(last + 1, count) > flat.size:
+        if count and max(last + 1, count) > flat.size:
             raise pickle.UnpicklingError("a tensor lies outside its storage")
         strides = [s * self.storage.itemsize for s in self.stride]
         view = np.lib.stride_tricks.as_strided(flat, self.size, strides)
@@ -158,7 +177,7 @@ class _TensorUnpickler(pickle._Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # A pickle may set attributes of what it is given.
+            # A function, so that a pickle never holds the class itself.
             return lambda *arguments: _Tensor(*arguments)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
@@ -168,8 +187,22 @@ class _TensorUnpickler(pickle._Unpickler):
 
     def persistent_load(self, saved):
         kind, storage_type, key = saved[:3]
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"persistent id {kind!r}")
+        if kind != "storage" or type(key) is not str:
+            raise pickle.UnpicklingError(f"persistent id {kind!r}, {key!r}")
         if key not in self.storages:
             self.storages[key] = _Storage(_STORAGES[storage_type])
         return self.storages[key]
+
+    def load_build(self):
+        """Drops the state of a dict (torch's `_metadata`), refuses others."""
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:
+            raise pickle.UnpicklingError("attributes of a tensor are set")
+
+    # Without the opcodes that make objects by other ways than a call.
+    dispatch = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in _OBJECT_OPCODES
+    }
+    dispatch[pickle.BUILD[0]] = load_build
