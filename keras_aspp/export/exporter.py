@@ -1,9 +1,11 @@
 """export_model: one folder with every artefact, each verified."""
 
+import contextlib
 import datetime
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import tensorflow as tf
 
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import save_model
+from keras_aspp.engine.signals import stop_signals
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export import onnx, serving, tflite, verify
 from keras_aspp.export.metadata import with_metadata
@@ -125,10 +128,7 @@ def export_model(
             f"Received: {sizes}"
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(
-        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.")
-    )
-    try:
+    with _work_folder(directory) as work:
         artefacts = _write_artefacts(
             model, work, sizes, formats, calibration, coarse_labels
         )
@@ -182,8 +182,6 @@ def export_model(
         write_text(work / "README.md", manifests.card(content, about))
         write_json(work / "manifest.json", content)
         _replace(work, directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return content
 
 
@@ -348,12 +346,45 @@ def _evaluate(work, content, reference, examples, spec):
         entry["loss_points"] = round(100 * (of_keras[size] - found), 2) + 0.0
 
 
+def _interrupt(number, frame):
+    """Ends an export, so that its temporary folder is removed."""
+    raise KeyboardInterrupt("Interrupted. Nothing was exported.")
+
+
+@contextlib.contextmanager
+def _work_folder(directory):
+    """Yields a temporary folder beside `directory`; signals remove it too."""
+    work = None
+    with stop_signals(_interrupt):
+        try:
+            prefix = f".{directory.name}."
+            work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
+            yield work
+        finally:
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+
+
 def _replace(work, directory):
-    """Puts `work` in the place of `directory`; readers see one or the other."""
-    old = None
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(dir=directory.parent)) / "old"
-        os.replace(directory, old)
-    os.replace(work, directory)
-    if old is not None:
-        shutil.rmtree(old.parent)
+    """Moves `work` to `directory`, replacing an earlier export.
+
+    SIGINT and SIGTERM wait until the folder has its name. Where the new
+    folder cannot be moved, the earlier export returns to its name.
+    """
+    received = []
+    with stop_signals(lambda number, frame: received.append(number)):
+        old = None
+        if directory.exists():
+            old = Path(tempfile.mkdtemp(dir=directory.parent)) / "old"
+            os.replace(directory, old)
+        try:
+            os.replace(work, directory)
+        except BaseException:
+            if old is not None:
+                os.replace(old, directory)
+                old.parent.rmdir()
+            raise
+        if old is not None:
+            shutil.rmtree(old.parent)
+    if received:
+        signal.raise_signal(received[0])
