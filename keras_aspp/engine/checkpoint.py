@@ -353,5 +353,7 @@ def save_model(model, path):
 
 
 def _variables(model):
-    model.optimizer.build(model.trainable_variables)
+    # Keras' LossScaleOptimizer adds its variables again each time it is built.
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     return [*model.variables, *model.optimizer.variables]

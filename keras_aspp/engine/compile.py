@@ -50,6 +50,36 @@ class WarmupPolynomial(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+class _AveragePerUpdate:
+    """Mixin: the average of weights advances by updates.
+
+    Keras advances it by batches, also by those that only accumulate: under
+    accumulation the average then covers fewer updates than its momentum says.
+    """
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        advance = super()._update_model_variables_moving_average
+        if not self.gradient_accumulation_steps:
+            advance(trainable_variables)
+            return
+        batches = self._iterations + 1
+        ops.cond(
+            batches % self.gradient_accumulation_steps == 0,
+            lambda: advance(trainable_variables),
+            lambda: None,
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class SGD(_AveragePerUpdate, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` that averages weights once for each update."""
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class AdamW(_AveragePerUpdate, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` that averages weights once for each update."""
+
+
 def resolve_jit(jit_compile, distributed=False):
     """Whether XLA compiles the steps, and why.
 
@@ -115,9 +145,9 @@ def build_optimizer(config, total_steps, backbone=None, schedule=None):
         if config.accumulate_steps > 1:
             arguments["gradient_accumulation_steps"] = config.accumulate_steps
         if config.optimizer == "adamw":
-            optimizer = keras.optimizers.AdamW(**arguments)
+            optimizer = AdamW(**arguments)
         else:
-            optimizer = keras.optimizers.SGD(momentum=0.9, **arguments)
+            optimizer = SGD(momentum=0.9, **arguments)
         if config.weight_decay:
             optimizer.exclude_from_weight_decay(var_names=list(NOT_DECAYED))
         return optimizer

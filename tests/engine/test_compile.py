@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import npy, randomize
 
 from keras_aspp.config import TrainConfig
@@ -93,6 +94,71 @@ def test_accumulation_equals_a_larger_batch():
         dense.fit(x, y, batch_size=batch, shuffle=False, verbose=0)
         results.append(npy(dense.layers[0].kernel))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def by_hand(config, gradients, value, total_steps):
+    """Weights and their average after each batch, in NumPy float64."""
+    rate = WarmupPolynomial(config.learning_rate, total_steps, 2)
+    momentum, square, average, pending = 0.0, 0.0, None, []
+    updates = 0
+    for batch, gradient in enumerate(gradients):
+        pending.append(gradient)
+        if len(pending) == config.accumulate_steps:
+            mean, pending = np.mean(pending, 0), []
+            lr = float(rate(batch))
+            updates += 1
+            value = value * (1 - lr * config.weight_decay)
+            if config.optimizer == "sgd":
+                momentum = 0.9 * momentum - lr * mean
+                value = value + momentum
+            else:
+                momentum = 0.9 * momentum + 0.1 * mean
+                square = 0.999 * square + 0.001 * mean**2
+                first = momentum / (1 - 0.9**updates)
+                second = square / (1 - 0.999**updates)
+                value = value - lr * first / (np.sqrt(second) + 1e-7)
+            kept = 0 if average is None else config.ema_momentum or 0
+            average = kept * (0 if average is None else average)
+            average = average + (1 - kept) * value
+        yield value, average
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_updates_averages_decay_and_schedule_by_hand(
+    name, accumulate, scaled, in_graph
+):
+    config = TrainConfig(
+        total_steps=9,
+        optimizer=name,
+        learning_rate=0.1,
+        warmup_steps=2,
+        weight_decay=0.2,
+        accumulate_steps=accumulate,
+        ema_momentum=0.7,
+    )
+    optimizer = inner = build_optimizer(config, 9)
+    scale = 1.0
+    if scaled:
+        scale = 2.0**15
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    rng = np.random.default_rng(4)
+    start = rng.normal(size=(2, 3))
+    gradients = rng.normal(size=(9, 2, 3))
+    kernel = keras.Variable(start, dtype="float32", name="kernel")
+    optimizer.build([kernel])
+    apply = lambda g: optimizer.apply([g], [kernel])  # noqa: E731
+    if in_graph:
+        apply = tf.function(apply)
+    expected = by_hand(config, gradients, start, 9)
+    for gradient, (value, average) in zip(gradients, expected, strict=True):
+        apply(tf.constant(gradient * scale, "float32"))
+        np.testing.assert_allclose(npy(kernel), value, rtol=1e-4, atol=1e-5)
+        if average is not None:
+            (found,) = inner._model_variables_moving_average
+            np.testing.assert_allclose(npy(found), average, 1e-4, 1e-5)
 
 
 @pytest.mark.slow
