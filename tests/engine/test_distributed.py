@@ -166,13 +166,17 @@ def test_a_loss_that_cannot_be_shared():
         losses.LovaszSoftmax,
     ],
 )
-def test_parts_add_up_to_the_loss_of_the_batch(make):
+@pytest.mark.parametrize("weigh", [False, True])
+def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
     """Two devices by turns: what one sums up is known to the other."""
     logits = sample((4, 5, 6, 3))
     labels = np.random.default_rng(1).integers(0, 3, (4, 5, 6))
     labels[0, :3] = labels[3, 1:] = 255  # as many valid pixels nowhere
-    whole = float(npy(make()(labels, logits)))
-    halves = (labels[:2], logits[:2]), (labels[2:], logits[2:])
+    batch = labels, logits
+    if weigh:
+        batch = *batch, np.random.default_rng(2).uniform(0, 3, labels.shape)
+    whole = float(npy(make()(*batch)))
+    halves = [x[:2] for x in batch], [x[2:] for x in batch]
     own = []
     for half in halves:
         seen = []
