@@ -97,10 +97,11 @@ class SegmentationLoss(keras.losses.Loss):
             loss = self.of_valid(labels, logits, ops.cast(valid, "float32"))
         else:
             weights = ops.where(valid, pixel_weights(sample_weight, labels), 0)
-            mean = weighted_mean(
-                weights, ops.cast(valid, "float32"), self.everywhere
+            pixels = ops.cast(valid, "float32")
+            total, count = ops.unstack(
+                self.everywhere(ops.stack([ops.sum(weights), ops.sum(pixels)]))
             )
-            mean = self.everywhere(mean)
+            mean = total / ops.maximum(count, 1.0)
             # Of mean 1, so that constants in pixels keep their meaning.
             relative = weights / ops.where(mean == 0, 1.0, mean)
             loss = mean * self.of_weighted(labels, logits, relative)
