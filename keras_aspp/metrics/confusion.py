@@ -123,7 +123,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
     def reset_state(self):
         for variable in self.variables:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def result(self):
         matrix = ops.cast(self.total_cm, "float32") + ops.cast(

@@ -488,7 +488,7 @@ def test_labels_of_no_class_make_loss_and_gradient_nan(name, value):
 
         if jit is not None:
             step = tf.function(step, jit_compile=jit)
-        found.append(step(labels, tf.constant(logits)))
+        found.append(step(labels, ops.convert_to_tensor(logits)))
     for loss_value, gradient in found:
         assert np.isnan(npy(loss_value))
         assert np.isnan(npy(gradient)[1, 2, 3]).any()

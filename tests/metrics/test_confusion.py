@@ -223,16 +223,18 @@ def test_every_form_of_labels_counts_the_same(form, width):
 @pytest.mark.parametrize(
     "labels, predicted, message",
     [
-        ((2, 4, 5, 4), (2, 4, 5, 3), r"float64 \(2, 4, 5, 4\), y_pred"),
-        ((2, 4, 5), (2, 4, 5), r"y_pred float64 \(2, 4, 5\)"),
-        ((2, 4, 3), (2, 4, 3), r"y_pred float64 \(2, 4, 3\)"),
-        ((2, 4, 5), (2, 4, 5, 4), r"y_pred float64 \(2, 4, 5, 4\)"),
-        ((2, 4, 6), (2, 4, 5, 3), r"y_true float64 \(2, 4, 6\)"),
+        ((2, 4, 5, 4), (2, 4, 5, 3), r"float32 \(2, 4, 5, 4\), y_pred"),
+        ((2, 4, 5), (2, 4, 5), r"y_pred float32 \(2, 4, 5\)"),
+        ((2, 4, 3), (2, 4, 3), r"y_pred float32 \(2, 4, 3\)"),
+        ((2, 4, 5), (2, 4, 5, 4), r"y_pred float32 \(2, 4, 5, 4\)"),
+        ((2, 4, 6), (2, 4, 5, 3), r"y_true float32 \(2, 4, 6\)"),
     ],
 )
 def test_other_forms_are_refused(labels, predicted, message):
     with pytest.raises(ValueError, match=f"Received: num_classes=3.*{message}"):
-        ConfusionMatrix(3).update_state(np.zeros(labels), np.zeros(predicted))
+        ConfusionMatrix(3).update_state(
+            np.zeros(labels, "float32"), np.zeros(predicted, "float32")
+        )
 
 
 def updated(metric, jit, *arguments):
