@@ -16,8 +16,9 @@ PACKAGE = pathlib.Path(ka.__file__).parent
 # What a part may import of the package, itself aside.
 ALLOWED = {
     "layers": set(),
-    "losses": set(),
-    "metrics": set(),
+    "labels": set(),
+    "losses": {"labels"},
+    "metrics": {"labels"},
     "weights/tflite": {"backbones", "models", "preprocess", "trial"},
     "weights/keras_hub": {"models", "preprocess"},
     "weights/state_dict": set(),
@@ -25,14 +26,21 @@ ALLOWED = {
     "preprocess": {"layers"},
     "version": set(),
     "backbones": {"layers", "preprocess", "weights"},
-    "models": {"layers", "backbones", "preprocess"},
+    "models": {"layers", "backbones", "labels", "preprocess"},
     "analysis": {"layers", "backbones", "files", "textfile"},
     "textfile": set(),
     "trial": set(),
     "files": set(),
     "extras": set(),
 }
-BACKEND_FREE = ("layers", "backbones", "models", "metrics", "losses")
+BACKEND_FREE = (
+    "layers",
+    "backbones",
+    "models",
+    "metrics",
+    "losses",
+    "labels",
+)
 LOWERING = PACKAGE / "layers" / "lowering.py"
 
 

@@ -39,18 +39,32 @@ def open_source(config):
         _check_described(config, root)
         if is_converted(root):
             _check_named(config)
-            return TfdsSource(root, spec)
-        return FolderSource(
+            return _agreeing(TfdsSource(root, spec), spec)
+        source = FolderSource(
             root,
             spec,
             config.validation_fraction,
             config.train_split,
             config.validation_split,
         )
+        return _agreeing(source, spec)
     _check_named(config)
-    return TfdsSource(
+    source = TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
+    return _agreeing(source, spec)
+
+
+def _agreeing(source, spec):
+    """The source, unless its dataset.json names another number of classes."""
+    if spec is not None and spec.num_classes != source.spec.num_classes:
+        raise ValueError(
+            "`data.class_names` must name as many classes as the data set's "
+            "dataset.json, which is used; leave it out. Received: "
+            f"class_names={list(spec.class_names)}, dataset.json: "
+            f"{list(source.spec.class_names)}"
+        )
+    return source
 
 
 def _check_described(config, root):

@@ -5,6 +5,7 @@ import re
 
 from keras_aspp import textfile
 from keras_aspp.files import write_json
+from keras_aspp.labels import BACKGROUND
 
 _KEYS = (
     "class_names",
@@ -22,7 +23,8 @@ class DatasetSpec:
     """Classes of a data set.
 
     Args:
-        class_names: one name per label value, background included.
+        class_names: one name per label value, background included; at least
+            two.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
         colormap: one `(red, green, blue)` per class, or `None`. It also says
@@ -67,6 +69,12 @@ class DatasetSpec:
                 "names, without line breaks, control characters and "
                 "overrides of the writing direction. Received: "
                 f"class_names={names!r}"
+            )
+        if len(names) < 2:
+            raise ValueError(
+                "`class_names` must hold at least 2 names, e.g. "
+                f"['background', {names[0]!r}]; {BACKGROUND}. "
+                f"Received: class_names={list(names)!r}"
             )
         if type(self.ignore_label) is not int or not (
             0 <= self.ignore_label <= 255

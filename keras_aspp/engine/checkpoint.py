@@ -154,8 +154,10 @@ class Checkpoints(keras.callbacks.Callback):
         self._first_step = self.steps
         # fit has just reset them.
         if self.steps:
+            # Checkpoints of older versions lack the last variables of the
+            # confusion matrix, which are 0 in a run.
             for variable, value in zip(
-                self.model.metrics_variables, self._metrics, strict=True
+                self.model.metrics_variables, self._metrics, strict=False
             ):
                 variable.assign(value)
 

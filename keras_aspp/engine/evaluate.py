@@ -96,7 +96,7 @@ def evaluate(
             for rim in rims:
                 rim.update(one, guess)
             if objects:
-                recall.update(guess, *regions(one, ignore))
+                recall.update(guess, *regions(one, *counted[::-1]))
             worst.update(int(number), image, one, guess)
         done = min(done + len(images), total)
         if progress:

@@ -15,7 +15,8 @@ def median_frequency_weights(pixels, pixels_of_pictures):
         float array (K,); 0 for a class that is never seen.
 
     Raises:
-        ValueError: counts are negative, or no class is seen.
+        ValueError: counts are negative, no class is seen, or a class has more
+            pixels than the pictures in which it is seen.
 
     Example:
     >>> median_frequency_weights([80, 10, 10], [100, 100, 20])
@@ -26,6 +27,12 @@ def median_frequency_weights(pixels, pixels_of_pictures):
         6.3.2. Differs from it in: nothing.
     """
     pixels, of_pictures = _counts(pixels), _counts(pixels_of_pictures)
+    if len(pixels) != len(of_pictures) or (pixels > of_pictures).any():
+        raise ValueError(
+            "`pixels_of_pictures` must hold one count for each class, and no "
+            f"less than `pixels`. Received: pixels={pixels.tolist()}, "
+            f"pixels_of_pictures={of_pictures.tolist()}"
+        )
     seen = pixels > 0
     frequency = np.divide(pixels, of_pictures, where=seen, out=pixels * 0.0)
     weights = np.zeros(len(pixels))
@@ -69,7 +76,11 @@ def effective_number_weights(samples, beta=0.999):
 
 def _counts(numbers):
     numbers = np.asarray(numbers, "float64")
-    if numbers.ndim != 1 or (numbers < 0).any() or not numbers.any():
+    if (
+        numbers.ndim != 1
+        or not (np.isfinite(numbers).all() and numbers.min(initial=0) >= 0)
+        or not numbers.any()
+    ):
         raise ValueError(
             "Counts must be ints >= 0, one for each class, and not all 0. "
             f"Received: {numbers.tolist()}"

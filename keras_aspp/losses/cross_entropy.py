@@ -146,6 +146,7 @@ def _hardest(loss, valid, share):
     # Ignored pixels sort behind all others: no loss is negative.
     loss = ops.stop_gradient(ops.where(valid > 0, loss, -1.0))
     ordered = ops.sort(ops.reshape(loss, (-1,)))[::-1]
-    count = ops.cast(ops.ceil(share * ops.sum(valid)), "int32")
+    pixels = ops.sum(ops.cast(valid > 0, "float32"))
+    count = ops.cast(ops.ceil(share * pixels), "int32")
     least = ops.take(ordered, ops.maximum(count - 1, 0))
     return ops.cast(loss >= ops.maximum(least, 0.0), "float32")

@@ -42,7 +42,10 @@ class LovaszSoftmax(SegmentationLoss):
     def __init__(self, ignore_label=255, class_weights=None, name="lovasz"):
         super().__init__(ignore_label, class_weights, name)
 
-    def of_valid(self, labels, logits, valid):
+    def of_weighted(self, labels, logits, weights):
+        return self.of_valid(labels, logits, weights, count_dtype="float32")
+
+    def of_valid(self, labels, logits, valid, count_dtype="int32"):
         num_classes = logits.shape[-1]
         wanted = ops.one_hot(labels, num_classes, dtype="float32")
         errors = ops.abs(wanted - ops.softmax(logits, axis=-1))
@@ -50,15 +53,18 @@ class LovaszSoftmax(SegmentationLoss):
         every = ops.broadcast_to(valid[..., None], ops.shape(errors))
         # (K, BINS), the most wrong first; of all pixels, and of the class's.
         pixels, error = _by_error(
-            errors, ops.arange(num_classes), every, num_classes
+            errors, ops.arange(num_classes), every, num_classes, count_dtype
         )
-        own_pixels, own_error = _by_error(own, labels, valid, num_classes)
+        own_pixels, own_error = _by_error(
+            own, labels, valid, num_classes, count_dtype
+        )
         # The slopes are those of the whole batch, the errors one's own.
         pixels, own_pixels = (self.everywhere(x) for x in (pixels, own_pixels))
         count = ops.sum(own_pixels, axis=-1)
         slope, own_slope = _slopes(
             count[:, None] - _before(own_pixels),
-            count[:, None] + _before(pixels - own_pixels),
+            # Sums of weights are rounded, and must not fall.
+            count[:, None] + _before(ops.maximum(pixels - own_pixels, 0.0)),
         )
         losses = ops.sum(
             ops.stop_gradient(own_slope) * own_error
@@ -68,8 +74,8 @@ class LovaszSoftmax(SegmentationLoss):
         return self.mean_of_labelled(losses, count)
 
 
-def _by_error(errors, labels, valid, num_classes):
-    """Number and summed error of pixels, by class and error."""
+def _by_error(errors, labels, valid, num_classes, count_dtype):
+    """Number (or weight) and summed error of pixels, by class and error."""
     rank = ops.cast((1 - ops.stop_gradient(errors)) * (BINS - 1), "int32")
     # What is no number has a place too, or it would be dropped and forgotten.
     rank = ops.clip(rank, 0, BINS - 1)
@@ -82,7 +88,7 @@ def _by_error(errors, labels, valid, num_classes):
             ),
             (num_classes, BINS),
         )
-        for x in (ops.cast(valid, "int32"), errors * valid)
+        for x in (ops.cast(valid, count_dtype), errors * valid)
     )
     return ops.cast(pixels, "float32"), error
 
@@ -100,6 +106,6 @@ def _slopes(intersection, union):
     """
     first, last = union[:, :-1], union[:, 1:]
     # Of a class without pixels the union begins at 0; it has no loss.
-    area = ops.maximum(first, 1.0) * ops.maximum(last, 1.0)
+    area = ops.where(first > 0, first, 1.0) * ops.where(last > 0, last, 1.0)
     mean = (intersection[:, :-1] + intersection[:, 1:]) / 2
     return mean / area, (first + last) / 2 / area

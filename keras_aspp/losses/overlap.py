@@ -54,11 +54,11 @@ class Tversky(SegmentationLoss):
 
     def of_valid(self, labels, logits, valid):
         classes, valid = logits.shape[-1], valid[..., None]
-        wanted = ops.one_hot(labels, classes, dtype="float32") * valid
+        target = ops.one_hot(labels, classes, dtype="float32")
         given = ops.softmax(logits, axis=-1) * valid
         hit, wanted, given = (
             self.everywhere(ops.sum(x, axis=(0, 1, 2)))
-            for x in (given * wanted, wanted, given)
+            for x in (given * target, target * valid, given)
         )
         # Rounding must not make a sum of misses negative.
         index = (hit + EPSILON) / (

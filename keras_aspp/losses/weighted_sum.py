@@ -1,6 +1,9 @@
 """WeightedSum: several losses of one batch."""
 
 import keras
+from keras import ops
+
+from keras_aspp.labels import pixel_weights
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -8,7 +11,8 @@ class WeightedSum(keras.losses.Loss):
     """The sum of losses, each times its weight.
 
     Args:
-        losses: losses of labels (B, H, W) and logits (B, H, W, K).
+        losses: losses of labels (B, H, W) and logits (B, H, W, K); each
+            takes `sample_weight` by its own rule.
         weights: floats, one for each loss.
         name: str or `None`.
 
@@ -31,9 +35,19 @@ class WeightedSum(keras.losses.Loss):
             )
         self.losses, self.weights = list(losses), list(weights)
 
-    def call(self, y_true, y_pred):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        # Each part weighs for itself; Keras would weigh the finished sum.
+        with keras.name_scope(self.name):
+            return self.call(y_true, y_pred, sample_weight)
+
+    def call(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None:
+            # Weights of images, (B,), mean nothing to Keras' own losses of
+            # (B, H, W).
+            pixels = ops.convert_to_tensor(y_pred)[..., 0]
+            sample_weight = pixel_weights(sample_weight, pixels)
         return sum(
-            weight * loss(y_true, y_pred)
+            weight * loss(y_true, y_pred, sample_weight)
             for loss, weight in zip(self.losses, self.weights, strict=True)
         )
 

@@ -5,6 +5,7 @@ Shape legend: H x W pixels, K `num_classes`.
 
 import numpy as np
 
+from keras_aspp.labels import check_num_classes, check_pair
 from keras_aspp.metrics.confusion import ConfusionMatrix
 
 BANDS_PX = (1, 2, 4, 8, 16)
@@ -18,7 +19,7 @@ class BoundaryIoU:
     outline of a large object; this does.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         ignore_label: int. Pixels labelled so belong to no class, in the
             prediction neither. Defaults to 255.
         distance: float > 0, as a share of the picture's diagonal. Defaults
@@ -37,7 +38,7 @@ class BoundaryIoU:
     """
 
     def __init__(self, num_classes, ignore_label=255, distance=0.02):
-        self.num_classes = num_classes
+        self.num_classes = check_num_classes(num_classes)
         self.ignore_label = ignore_label
         self.distance = distance
         self.shared = np.zeros(num_classes, "int64")
@@ -48,11 +49,15 @@ class BoundaryIoU:
 
         Args:
             labels: int `(H, W)`, `0..K-1` or `ignore_label`.
-            predicted: int `(H, W)`.
+            predicted: int `(H, W)`, `0..K-1` where labels are valid.
+
+        Raises:
+            ValueError: other shapes or values.
         """
-        labels = np.asarray(labels)
+        labels, predicted = check_pair(
+            labels, predicted, self.num_classes, self.ignore_label
+        )
         valid = labels != self.ignore_label
-        predicted = np.where(valid, predicted, self.ignore_label)
         distance_px = max(round(self.distance * np.hypot(*labels.shape)), 1)
         occur = np.unique(np.stack([labels, predicted])[:, valid])
         for kind in occur:
@@ -78,7 +83,7 @@ class BandIoU:
     """Mean IoU of the pixels near another label, by width of the band.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         ignore_label: int. Defaults to 255.
         bands_px: ints > 0: near is within so many rows and columns. Defaults
             to (1, 2, 4, 8, 16).
@@ -90,6 +95,7 @@ class BandIoU:
     """
 
     def __init__(self, num_classes, ignore_label=255, bands_px=BANDS_PX):
+        self.num_classes = check_num_classes(num_classes)
         self.ignore_label = ignore_label
         self.matrices = {
             width: ConfusionMatrix(num_classes, ignore_label)
@@ -98,7 +104,9 @@ class BandIoU:
 
     def update(self, labels, predicted):
         """Counts one picture; arguments as `BoundaryIoU.update`."""
-        labels = np.asarray(labels)
+        labels, predicted = check_pair(
+            labels, predicted, self.num_classes, self.ignore_label
+        )
         kinds = np.unique(labels)
         for width, matrix in self.matrices.items():
             near = np.zeros(labels.shape, bool)
@@ -107,7 +115,7 @@ class BandIoU:
                 near |= mask & _reached(~mask, width)
             matrix.update_state(
                 np.where(near, labels, self.ignore_label)[None],
-                np.asarray(predicted)[None],
+                predicted[None],
             )
 
     def mean(self):

@@ -5,6 +5,8 @@ Shape legend: B batch, H x W pixels, K classes.
 
 import numpy as np
 
+from keras_aspp.labels import check_values
+
 
 class Calibration:
     """Confidence against accuracy, over a whole set.
@@ -38,10 +40,19 @@ class Calibration:
         """Counts a batch.
 
         Args:
-            labels: int `(B, H, W)`.
+            labels: int `(B, H, W)`, `0..K-1` or `ignore_label`.
             scores: float `(B, H, W, K)` logits.
+
+        Raises:
+            ValueError: other shapes or labels.
         """
         labels, scores = np.asarray(labels), np.asarray(scores, "float32")
+        if scores.ndim != 4 or labels.shape != scores.shape[:3]:
+            raise ValueError(
+                "Labels must be (B, H, W) and scores (B, H, W, K). Received: "
+                f"shapes {labels.shape} and {scores.shape}"
+            )
+        check_values("labels", labels, scores.shape[-1], self.ignore_label)
         valid = labels != self.ignore_label
         highest = scores.max(-1)
         # The softmax of the largest logit.

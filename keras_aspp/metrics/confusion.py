@@ -7,24 +7,37 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_aspp.labels import check_num_classes, pixel_weights, split_labels
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ConfusionMatrix(keras.metrics.MeanIoU):
     """Accumulates pixels by (label, prediction) over all that it sees.
 
     As a metric of `model.fit` its result is the mean IoU of the classes that
-    occur; the other numbers are methods. Safe under XLA.
+    occur; the other numbers are methods. Safe under XLA, where nothing can
+    raise: labels and predictions that are no class are counted, the result is
+    NaN from then on, and the methods raise with their number.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         ignore_label: int. Pixels labelled so are not counted. Defaults to
             255.
         name: str. Defaults to `"mean_iou"`.
         dtype: Keras dtype of the result.
 
     Call arguments (`update_state`):
-        y_true: int (B, H, W), `0..num_classes-1` or `ignore_label`.
-        y_pred: float (B, H, W, K) scores, or int (B, H, W) labels.
+        y_true: int (B, H, W) or (B, H, W, 1), `0..num_classes-1` or
+            `ignore_label`; or one-hot (B, H, W, K), where a pixel of zeros is
+            ignored.
+        y_pred: float (B, H, W, K) scores, or int labels, (B, H, W) or
+            (B, H, W, 1).
+        sample_weight: float >= 0, (B,) or (B, H, W), or `None`. A pixel counts
+            as often as it weighs; one of weight 0 is ignored. Keras hands
+            weights to `weighted_metrics` of `compile` only.
+
+    Raises:
+        ValueError: an argument is not as above.
 
     Example:
     >>> matrix = ConfusionMatrix(2)
@@ -38,39 +51,126 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
     def __init__(
         self, num_classes, ignore_label=255, name="mean_iou", dtype=None
     ):
-        if dtype is None and keras.backend.backend() == "jax":
-            dtype = "int32"  # JAX has no int64 unless told to.
+        # JAX has neither int64 nor float64 unless told to.
+        on_jax = keras.backend.backend() == "jax"
+        if dtype is None and on_jax:
+            dtype = "int32"
         super().__init__(
-            num_classes=num_classes,
+            num_classes=check_num_classes(num_classes),
             ignore_class=ignore_label,
             name=name,
             dtype=dtype,
         )
         self.ignore_label = ignore_label
 
+        # Weights are fractions, and pixels must be counted in integers.
+        self.weighted_cm = self.add_variable(
+            name="weighted_confusion_matrix",
+            shape=(self.num_classes, self.num_classes),
+            initializer="zeros",
+            dtype="float32" if on_jax else "float64",
+        )
+        # Pixels whose label, and whose prediction alone, is no class.
+        self.wrong = self.add_variable(
+            name="pixels_of_no_class",
+            shape=(2,),
+            initializer="zeros",
+            dtype="int32" if on_jax else "int64",
+        )
+
     def update_state(self, y_true, y_pred, sample_weight=None):
-        # MeanIoU decides by a constructor argument; the rank says it too.
-        self.sparse_y_pred = len(np.shape(y_pred)) == len(np.shape(y_true))
-        return super().update_state(y_true, y_pred, sample_weight)
+        y_true, y_pred = _as_label_maps(
+            ops.convert_to_tensor(y_true),
+            ops.convert_to_tensor(y_pred),
+            self.num_classes,
+            self.ignore_label,
+        )
+        label, counted, known = split_labels(
+            y_true, self.num_classes, self.ignore_label
+        )
+        # A prediction may be any class, `ignore_label` too if it is one.
+        predicted, _, possible = split_labels(y_pred, self.num_classes, -1)
+        if sample_weight is not None:
+            weights = pixel_weights(sample_weight, label)
+            counted = ops.logical_and(counted, weights != 0)
+        good = ops.logical_and(known, possible)
+        wrong = (
+            ops.logical_and(counted, ops.logical_not(known)),
+            ops.logical_and(
+                counted, ops.logical_and(known, ops.logical_not(possible))
+            ),
+        )
+        self.wrong.assign(
+            self.wrong
+            + ops.stack([ops.sum(ops.cast(w, self.wrong.dtype)) for w in wrong])
+        )
+        counted = ops.logical_and(counted, good)
+        matrix = self.total_cm if sample_weight is None else self.weighted_cm
+        values = ops.cast(counted, matrix.dtype)
+        if sample_weight is not None:
+            values = ops.where(counted, ops.cast(weights, matrix.dtype), values)
+        cells = ops.stack(
+            [ops.reshape(x, (-1,)) for x in (label, predicted)], axis=1
+        )
+        matrix.assign(
+            matrix
+            + ops.scatter(
+                cells,
+                ops.reshape(values, (-1,)),
+                (self.num_classes, self.num_classes),
+            )
+        )
+
+    def reset_state(self):
+        for variable in self.variables:
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def result(self):
-        matrix = ops.cast(self.total_cm, "float32")
+        matrix = ops.cast(self.total_cm, "float32") + ops.cast(
+            self.weighted_cm, "float32"
+        )
         hit = ops.diagonal(matrix)
         union = ops.sum(matrix, 0) + ops.sum(matrix, 1) - hit
         present = ops.cast(union > 0, "float32")
-        iou = hit / ops.maximum(union, 1)
+        iou = hit / ops.where(union > 0, union, 1.0)
         # 0 / 0, nan, where no pixel was counted.
-        return ops.sum(iou * present) / ops.sum(present)
+        mean = ops.sum(iou * present) / ops.sum(present)
+        return ops.where(ops.any(self.wrong > 0), float("nan"), mean)
 
     def matrix(self):
-        """int64 `(K, K)`, in pixels: rows are labels, columns predictions."""
-        matrix = np.asarray(ops.convert_to_numpy(self.total_cm), "int64")
-        if matrix.min() < 0:
+        """Rows are labels, columns predictions; `(K, K)`.
+
+        Returns:
+            int64 array, in pixels; where weights were given float64, in sums
+            of weights.
+
+        Raises:
+            ValueError: there were pixels of no class, or weights below 0.
+            OverflowError: more pixels than JAX can count.
+        """
+        pixels, weights, wrong = (
+            ops.convert_to_numpy(x)
+            for x in (self.total_cm, self.weighted_cm, self.wrong)
+        )
+        if wrong.any():
+            raise ValueError(
+                f"Labels must be in 0..{self.num_classes - 1} or "
+                f"ignore_label={self.ignore_label}, predictions in "
+                f"0..{self.num_classes - 1}. Received: {wrong[0]} pixels with "
+                f"other labels, {wrong[1]} with other predictions"
+            )
+        if np.isnan(weights).any():
+            raise ValueError(
+                "`sample_weight` must be >= 0. Received: weights below 0 or NaN"
+            )
+        if pixels.min() < 0:
             raise OverflowError(
                 "JAX counts in int32: a cell of the confusion matrix holds "
                 "2**31 - 1 pixels. Evaluate on TensorFlow, or in parts."
             )
-        return matrix
+        if weights.any():
+            return pixels + weights.astype("float64")
+        return pixels.astype("int64")
 
     def per_class_iou(self):
         """Float `(K,)` in [0, 1]; `nan` for a class that does not occur."""
@@ -107,6 +207,58 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             "name": self.name,
             "dtype": self._dtype,
         }
+
+
+def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
+    """Labels and predictions as label maps of one shape.
+
+    A label map has up to three axes and scores have four, so that a width or
+    a batch of `num_classes` cannot be taken for an axis of classes.
+    """
+    given = [
+        f"{keras.backend.standardize_dtype(x.dtype)} {tuple(x.shape)}"
+        for x in (y_true, y_pred)
+    ]
+    dtype = keras.backend.standardize_dtype(y_pred.dtype)
+    axes, last = len(y_pred.shape), y_pred.shape[-1:]
+    if axes == 4 and last == (num_classes,):
+        y_pred = ops.argmax(y_pred, axis=-1)
+    elif axes == 4 and last == (1,) and "float" not in dtype:
+        y_pred = ops.squeeze(y_pred, -1)
+    # The scores of one image; floats are never labels.
+    elif "float" in dtype and axes == 3 and last == (num_classes,):
+        if len(y_true.shape) == 2:
+            y_pred = ops.argmax(y_pred, axis=-1)
+    axes, last = len(y_true.shape), y_true.shape[-1:]
+    if axes == 4 and last == (num_classes,):
+        y_true = _from_one_hot(y_true, ignore_label)
+    elif axes == len(y_pred.shape) + 1 and last == (1,):
+        y_true = ops.squeeze(y_true, -1)
+    is_scores = "float" in keras.backend.standardize_dtype(y_pred.dtype)
+    shapes = tuple(y_true.shape), tuple(y_pred.shape)
+    differ = len(shapes[0]) != len(shapes[1]) or any(
+        None not in sizes and len(set(sizes)) > 1
+        for sizes in zip(*shapes, strict=False)
+    )
+    if is_scores or differ or len(shapes[0]) > 3:
+        raise ValueError(
+            "Labels must be (B, H, W), (B, H, W, 1) or one-hot (B, H, W, K); "
+            "predictions must be scores, (B, H, W, K), or int labels, "
+            f"(B, H, W), with K=num_classes. Received: num_classes="
+            f"{num_classes}, y_true {given[0]}, y_pred {given[1]}"
+        )
+    return y_true, y_pred
+
+
+def _from_one_hot(one_hot, ignore_label):
+    """Class ids; `ignore_label` for zeros, no class where several are hot."""
+    highest = ops.max(one_hot, axis=-1, keepdims=True)
+    count = ops.sum(ops.cast(one_hot == highest, "int32"), axis=-1)
+    class_id = ops.cast(ops.argmax(one_hot, axis=-1), "int32")
+    # NaN equals nothing, so its count is 0.
+    no_class = -2 if ignore_label == -1 else -1
+    class_id = ops.where(count == 1, class_id, no_class)
+    return ops.where(highest[..., 0] == 0, ignore_label, class_id)
 
 
 def _ratio(part, whole):

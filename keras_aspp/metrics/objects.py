@@ -5,6 +5,8 @@ Shape legend: H x W pixels.
 
 import numpy as np
 
+from keras_aspp.labels import check_values
+
 # Edges of the bins for regions, by the side of a square as large; 32 and 96
 # are COCO's.
 SIDES_PX = (0.0, 16.0, 32.0, 96.0, np.inf)
@@ -41,8 +43,25 @@ class ScaleRecall:
                 `i - 1` is seen, 0 where none is.
             kinds: label of each object.
             sizes_px: size of each object.
+
+        Raises:
+            ValueError: shapes differ, or an instance has no kind and size.
         """
+        predicted, instances = np.asarray(predicted), np.asarray(instances)
         count = len(kinds)
+        if predicted.shape != instances.shape:
+            raise ValueError(
+                "`predicted` and `instances` must have one shape. Received: "
+                f"shapes {predicted.shape} and {instances.shape}"
+            )
+        if len(sizes_px) != count or not (
+            0 <= instances.min(initial=0) <= instances.max(initial=0) <= count
+        ):
+            raise ValueError(
+                "`kinds` and `sizes_px` must describe each instance. Received: "
+                f"{count} kinds, {len(sizes_px)} sizes, instances "
+                f"{instances.min()}..{instances.max()}"
+            )
         bins = np.searchsorted(self.edges_px[1:-1], sizes_px, side="right")
         # What belongs to no object is of a kind that is never predicted.
         right = np.append(-1, kinds)[instances] == predicted
@@ -76,7 +95,7 @@ class ScaleRecall:
         ]
 
 
-def regions(labels, ignore_label=255):
+def regions(labels, ignore_label=255, num_classes=None):
     """Connected regions of one label, which is what a mask knows of objects.
 
     Two objects of a class that touch are one region; one that is partly
@@ -86,15 +105,21 @@ def regions(labels, ignore_label=255):
         labels: int array `(height, width)`.
         ignore_label: int; what is labelled so is in no region. Defaults to
             255.
+        num_classes: int: labels must be below it; or `None`. Defaults to
+            `None`.
 
     Returns:
         `(instances, kinds, sizes_px)`, as `ScaleRecall.update` takes them.
         Pixels that touch at a corner are connected; the size is the side of a
         square of as many pixels.
+
+    Raises:
+        ValueError: a label is neither a class nor `ignore_label`.
     """
     from scipy import ndimage
 
     labels = np.asarray(labels)
+    check_values("labels", labels, num_classes, ignore_label)
     instances = np.zeros(labels.shape, "int32")
     kinds = []
     for kind in np.unique(labels[labels != ignore_label]):

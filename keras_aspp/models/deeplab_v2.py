@@ -18,7 +18,7 @@ class DeepLabV2(Segmenter):
     atrous fc6, 1x1 fc7, 1x1 to the scores. The head has no batch norm.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`. The paper's `output_stride` is 8.
         pyramid: `"large_fov"` (one rate, also known as DeepLabV1),
             `"aspp_s"` or `"aspp_l"` (four): the rates that

@@ -16,7 +16,7 @@ class DeepLabV3(Segmenter):
     convolution and image pooling.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`.
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in the ASPP.
@@ -104,7 +104,7 @@ class CascadedDeepLabV3(Segmenter):
     twice as much as the one before instead.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`.
         blocks: int > 0. Copies behind the last block; the paper's block5 to
             block7 are 3. Defaults to 3.

@@ -19,7 +19,7 @@ class DeepLabV3Plus(Segmenter):
     convolutions. With `decoder_stride=2` it does so once more at stride 2.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`.
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in ASPP and

@@ -12,7 +12,7 @@ class DenseASPP(Segmenter):
     """Backbone -> densely connected ASPP -> classifier -> resize.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`; here `output_stride` defaults to 8, as some
             of the paper's rates are no whole number at 16.
         growth_filters: int > 0. Channels that each rate adds. Defaults to 64.

@@ -16,7 +16,7 @@ class LRASPP(Segmenter):
     of stride 8 and added to the scores of that.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 1, background included.
         *args: see `Segmenter`. It has no atrous branches: `atrous_rates` is
             left alone.
         gate_filters: int > 0. Channels that are gated. Defaults to 128.

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 """
 
+import functools
+import inspect
 import os
 import warnings
 
@@ -22,6 +24,7 @@ from keras_aspp.backbones.zoo import (
     group_normalize,
     synchronize,
 )
+from keras_aspp.labels import check_num_classes
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.conv import check_positive_int
 from keras_aspp.models.archive import check_archive
@@ -37,6 +40,10 @@ from keras_aspp.preprocess import Preprocess
 BATCH_NORM = {"train": True, "freeze": True, "sync": "sync", "group": "group"}
 
 
+class _SavedCount(int):
+    """`num_classes` of a saved model, which older versions let be 1."""
+
+
 class Segmenter(keras.Model):
     """Pictures in, class scores of every pixel out.
 
@@ -45,7 +52,7 @@ class Segmenter(keras.Model):
     of the last feature map; only they are resized.
 
     Args:
-        num_classes: int > 0. Label values counted, background included.
+        num_classes: int > 1. Label values counted, background included.
         backbone: a name of `list_backbones()`, or a functional `keras.Model`.
             Dict outputs (`"stride_4"`, ...) are used as they are; of a model
             with one output, the last tensor of each nominal stride is taken.
@@ -139,7 +146,8 @@ class Segmenter(keras.Model):
         name=None,
         **head,
     ):
-        check_positive_int("num_classes", num_classes)
+        if not isinstance(num_classes, _SavedCount):
+            num_classes = check_num_classes(num_classes)
         _check_input_scale(input_scale, align_corners)
         check_positive_int("output_stride", output_stride)
         policy = keras.dtype_policies.get(
@@ -287,6 +295,16 @@ class Segmenter(keras.Model):
             optimizer, *args, auto_scale_loss=auto_scale_loss, **kwargs
         )
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        _refuse_class_weight(super().fit, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        _refuse_class_weight(super().train_on_batch, args, kwargs)
+        return super().train_on_batch(*args, **kwargs)
+
     def decode(self, features, parts, **head):
         """Builds the head.
 
@@ -351,6 +369,8 @@ class Segmenter(keras.Model):
                 "A saved segmenter holds its backbone and weights, not where "
                 f"they come from. Received: backbone={config['backbone']!r}"
             )
+        if config["num_classes"] == 1:
+            config["num_classes"] = _SavedCount(1)
         config["preprocess"] = Preprocess.from_config(config["preprocess"])
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects
@@ -541,6 +561,18 @@ def load_matching(model, saved, path):
 def _name_in(model, weight):
     # Two models of one architecture may have different names.
     return weight.path.removeprefix(f"{model.name}/")
+
+
+def _refuse_class_weight(method, args, kwargs):
+    """Raises if a call of Keras' method gives weights of classes."""
+    given = inspect.signature(method).bind_partial(*args, **kwargs).arguments
+    if given.get("class_weight") is not None:
+        raise ValueError(
+            "`class_weight` weighs whole examples by their one class, which "
+            "label maps do not have. Give the loss weights of classes, e.g. "
+            "CrossEntropy(class_weights=[1.0, 2.0]), or weigh pixels by "
+            f"`sample_weight`. Received: class_weight={given['class_weight']}"
+        )
 
 
 def _check_input_scale(input_scale, align_corners):

@@ -348,3 +348,19 @@ def test_bad_input_is_one_line_and_status_1(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+def test_one_class_name_and_255_is_refused_by_check_and_training(
+    folder, tmp_path, capsys
+):
+    content = {"class_names": ["box"], "label_map": {"255": 1}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    message = "Received: class_names=['box']. File: "
+    assert main(["data", "check", str(folder)]) == 1
+    assert message in capsys.readouterr().err
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", "folder", "--data.root", str(folder)]
+    arguments += ["--model.backbone_weights", "null"]
+    assert main([*arguments, "--workdir", str(workdir)]) == 1
+    printed = capsys.readouterr().err
+    assert "background is a class" in printed and message in printed

@@ -117,3 +117,17 @@ def test_every_field_reaches_tfds(tmp_path, monkeypatch):
     _, labels = source.decode(*record)
     assert 1 in np.unique(labels)  # the first figure; kinds may be others
     assert set(np.unique(labels)) <= {0, 1, 9}
+
+
+def test_names_and_dataset_json_agree_about_the_number_of_classes(root):
+    describe(root)
+    config = DataConfig(root=str(root), class_names=NAMES)
+    with pytest.raises(ValueError, match=r"as many classes.*\['x', 'y', 'z'\]"):
+        open_source(config)
+    open_source(DataConfig(root=str(root), class_names=["a", "b", "c"]))
+
+
+def test_one_class_is_no_task(root):
+    config = DataConfig(root=str(root), class_names=["box"], label_map={255: 1})
+    with pytest.raises(ValueError, match=r"background.*class_names=\['box'\]"):
+        open_source(config)

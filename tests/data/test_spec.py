@@ -14,6 +14,10 @@ NAMES = ["sky", "road", "car"]
         ({"class_names": []}, r"Received: class_names=\[\]"),
         ({"class_names": ["a", "a"]}, r"Received: class_names=\['a', 'a'\]"),
         ({"class_names": "sky"}, r"Received: class_names='sky'"),
+        (
+            {"class_names": ["sky"], "label_map": {255: 1}},
+            r"background is a class.*Received: class_names=\['sky'\]",
+        ),
         ({"class_names": [0, 1]}, r"Received: class_names=\[0, 1\]"),
         ({"ignore_label": 256}, "Received: ignore_label=256"),
         ({"ignore_label": 2}, "one of the 3 classes. Received: ignore_label=2"),
@@ -125,10 +129,10 @@ def test_file_with_string_keys_notes_and_byte_order_mark(tmp_path):
         ("{", "Not valid JSON"),
         ("[]", "`class_names` is missing"),
         ('{"ignore_label": 0}', "`class_names` is missing"),
-        ('{"class_names": ["a"], "clas": 1}', r"Unknown keys \['clas'\]"),
-        ('{"class_names": ["a"], "num_classes": 2}', "`num_classes` is 2"),
-        ('{"class_names": ["a"], "ignore_label": -1}', "ignore_label=-1"),
-        ('{"class_names": ["a"], "label_map": [1]}', r"label_map=\[1\]"),
+        ('{"class_names": ["a", "b"], "clas": 1}', r"Unknown keys \['clas'\]"),
+        ('{"class_names": ["a", "b"], "num_classes": 3}', "`num_classes` is 3"),
+        ('{"class_names": ["a", "b"], "ignore_label": -1}', "ignore_label=-1"),
+        ('{"class_names": ["a", "b"], "label_map": [1]}', r"label_map=\[1\]"),
     ],
 )
 def test_fault_of_a_file_names_the_file(tmp_path, text, message):

@@ -148,12 +148,12 @@ def test_label_map_is_applied(data_dir):
 
 def test_label_out_of_range_names_the_record(data_dir):
     source = TfdsSource(
-        "multiscale_shapes", DatasetSpec(["ground"]), data_dir=data_dir
+        "multiscale_shapes", DatasetSpec(["ground", "box"]), data_dir=data_dir
     )
     with pytest.raises(
         tf.errors.OpError,
         match=(
-            r"Label value \d.* neither in 0..0 .*File: multiscale_shapes "
+            r"Label value \d.* neither in 0..1 .*File: multiscale_shapes "
             r"validation, record 0 \(validation_0000\d\), segmentation_mask "
             r"\(\d+ pixels\)"
         ),

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import types
 
 import keras
 import numpy as np
@@ -534,3 +535,14 @@ def test_what_is_left_half_written_is_removed(tmp_path):
     (tmp_path / ".git").mkdir()
     remove_temporaries(tmp_path, tmp_path / "absent")
     assert sorted(os.listdir(tmp_path)) == [".git", "kept.json", "kept.keras"]
+
+
+def test_metrics_saved_before_they_counted_wrong_labels_are_restored(tmp_path):
+    metric = ConfusionMatrix(3)
+    model = types.SimpleNamespace(metrics_variables=metric.variables)
+    checkpoints = checkpoints_of(tmp_path / "run")
+    checkpoints.set_model(model)
+    checkpoints.steps = 1
+    checkpoints._metrics = [np.diag([5, 6, 7])]  # the matrix alone
+    checkpoints.on_epoch_begin(0)
+    np.testing.assert_array_equal(metric.matrix(), np.diag([5, 6, 7]))

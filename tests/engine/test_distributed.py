@@ -166,26 +166,34 @@ def test_a_loss_that_cannot_be_shared():
         losses.LovaszSoftmax,
     ],
 )
-def test_parts_add_up_to_the_loss_of_the_batch(make):
+@pytest.mark.parametrize("weigh", [False, True])
+def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
     """Two devices by turns: what one sums up is known to the other."""
     logits = sample((4, 5, 6, 3))
     labels = np.random.default_rng(1).integers(0, 3, (4, 5, 6))
     labels[0, :3] = labels[3, 1:] = 255  # as many valid pixels nowhere
-    whole = float(npy(make()(labels, logits)))
-    halves = (labels[:2], logits[:2]), (labels[2:], logits[2:])
-    own = []
-    for half in halves:
-        seen = []
-        loss = make()
-        loss.everywhere = lambda x, seen=seen: seen.append(npy(x)) or x
-        loss(*half)
-        own.append(seen)
-    total = 0.0
-    for half in halves:
-        sums = iter([a + b for a, b in zip(*own, strict=True)])
-        loss = make()
-        loss.devices, loss.everywhere = 2, lambda x, sums=sums: next(sums)
-        total += float(npy(loss(*half)))
+    batch = labels, logits
+    if weigh:
+        batch = *batch, np.random.default_rng(2).uniform(0, 3, labels.shape)
+    whole = float(npy(make()(*batch)))
+    halves = [x[:2] for x in batch], [x[2:] for x in batch]
+    sums = []
+    while True:  # each sum over devices may depend on the one before
+        total, asked = 0.0, [[], []]
+        for half, own in zip(halves, asked, strict=True):
+            known = iter(sums)
+
+            def everywhere(x, known=known, own=own):
+                own.append(npy(x))
+                return next(known, x)
+
+            loss = make()
+            loss.devices, loss.everywhere = 2, everywhere
+            total += float(npy(loss(*half)))
+        if len(sums) == len(asked[0]):
+            break
+        at = len(sums)
+        sums.append(asked[0][at] + asked[1][at])
     assert total == pytest.approx(whole, rel=1e-5)
     apart = sum(float(npy(make()(*half))) for half in halves) / 2
     assert apart != pytest.approx(whole, rel=1e-4)

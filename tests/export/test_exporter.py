@@ -191,7 +191,7 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_names": ["a"]}, "model's 4 classes. Received: 1 names"),
+        ({"class_names": ["a", "b"]}, "model's 4 classes. Received: 2 names"),
         ({"verify_images": []}, "at least one picture"),
         ({"formats": ("coreml",)}, r"Received: \['coreml'\]"),
         ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),

@@ -118,7 +118,7 @@ MANIFESTS = {
     "list": "[]",
     "deep": "[" * 100_000,
     "binary": bytes(range(256)),
-    "no_artefacts": json.dumps({"class_names": ["a"]}),
+    "no_artefacts": json.dumps({"class_names": ["a", "b"]}),
     "artefacts_numbers": json.dumps({**GOOD, "artefacts": [1]}),
     "no_names": json.dumps({**GOOD, "class_names": None}),
     "other_names": json.dumps({**GOOD, "class_names": [1, 2]}),
@@ -150,12 +150,12 @@ def test_manifest(name, tmp_path, capsys):
 def test_manifest_of_fewer_classes_than_the_model_answers(tmp_path, capsys):
     folder = tmp_path / "export"
     shutil.copytree(EXPORT, folder)
-    content = {**GOOD, "class_names": ["a"], "colormap": None}
+    content = {**GOOD, "class_names": ["a", "b"], "colormap": None}
     (folder / "manifest.json").write_text(json.dumps(content))
     picture = EXPORT / "preview.png"  # it has shapes
     arguments = ["predict", "--model", folder, "--output", tmp_path / "out"]
     assert main([*map(str, arguments), str(picture)]) == 1
-    assert "not in 0..0" in capsys.readouterr().err
+    assert "not in 0..1" in capsys.readouterr().err
 
 
 def test_printable():

@@ -17,7 +17,9 @@ def test_effective_number():
     np.testing.assert_allclose(effective_number_weights([5, 9], 0.0), [1, 1])
 
 
-@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [[1, 2]]])
+@pytest.mark.parametrize(
+    "counts", [[], [0, 0], [1, -1], [[1, 2]], [1, np.nan], [1, np.inf]]
+)
 def test_counts_that_cannot_be(counts):
     with pytest.raises(ValueError, match="Counts must be.*Received"):
         effective_number_weights(counts)
@@ -28,3 +30,9 @@ def test_counts_that_cannot_be(counts):
 def test_beta_out_of_range():
     with pytest.raises(ValueError, match="Received: beta=1.0"):
         effective_number_weights([1], 1.0)
+
+
+@pytest.mark.parametrize("of_images", [[9], [9, 4], [9, 0]])
+def test_pixels_of_images_that_cannot_be(of_images):
+    with pytest.raises(ValueError, match=r"Received: pixels=\[1.0, 5.0\]"):
+        median_frequency_weights([1, 5], of_images)

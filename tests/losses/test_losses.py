@@ -337,11 +337,196 @@ def test_plain_is_keras():
             "2 weights for 4 classes",
         ),
         (
-            lambda: Dice()(batch()[0][..., None], batch()[1]),
-            r"shapes \(2, 7, 5, 1\)",
+            lambda: Dice()(np.eye(4)[batch()[0] % 4], batch()[1]),
+            r"shapes \(2, 7, 5, 4\)",
+        ),
+        (lambda: CrossEntropy(class_weights=(1, np.nan)), "nan"),
+        (
+            lambda: Dice()(*batch(), np.ones((2, 7))),
+            r"sample_weight of shape \(2, 7\) for labels of shape \(2, 7, 5\)",
         ),
     ],
 )
 def test_errors(make, message):
     with pytest.raises(ValueError, match=f"Received: .*{message}"):
         make()
+
+
+def weights_of(labels, shape):
+    """Multiples of a half, 0 among them; the shape broadcasts to labels'."""
+    rng = np.random.default_rng(7)
+    weights = rng.choice([0.0, 0.5, 1.0, 2.0], shape).astype("float32")
+    weights.ravel()[:2] = 0.5, 2.0
+    axes = len(labels.shape) - len(shape)
+    each = weights.reshape(*shape, *[1] * axes) * np.ones(labels.shape)
+    return weights, each
+
+
+# Neighbors and ranks are not of single pixels.
+@pytest.mark.parametrize(
+    "name", sorted(LOSSES.keys() - {"hard", "boundary", "all_of_it"})
+)
+@pytest.mark.parametrize("shape", [SHAPE, (2,)])
+def test_a_weight_is_a_number_of_pixels(name, shape):
+    """Against the oracle of a batch in which pixels occur several times."""
+    _, oracle, arguments = LOSSES[name]
+    labels, logits = batch()
+    weights, each = weights_of(labels, shape)
+    times = np.where(labels == 255, 0, 2 * each).astype(int).ravel()
+    expected = oracle(
+        np.repeat(labels.reshape(1, 1, -1), times, axis=2),
+        np.repeat(logits.reshape(1, 1, -1, CLASSES), times, axis=2),
+        **arguments,
+    )
+    expected *= each[labels != 255].mean()
+    found = build(name)(labels, logits, sample_weight=weights)
+    assert float(found) == pytest.approx(expected, rel=2e-5)
+    assert tuple(found.shape) == ()
+
+
+@every_loss
+def test_weights_of_1_and_2(name):
+    labels, logits = batch()
+    loss, ones = build(name), np.ones(SHAPE, "float32")
+    plain, gradient = with_gradient(loss, labels, logits)
+    for factor in (1.0, 2.0):
+        value, doubled = with_gradient(
+            lambda y, x, w=factor * ones: loss(y, x, w), labels, logits
+        )
+        assert float(value) == pytest.approx(factor * float(plain), rel=1e-5)
+        np.testing.assert_allclose(
+            npy(doubled), factor * npy(gradient), rtol=2e-3, atol=1e-7
+        )
+
+
+@every_loss
+def test_pixels_of_weight_0_have_no_influence(name):
+    labels, logits = batch()
+    weights = np.ones(SHAPE, "float32")
+    weights[0, 3:] = weights[1, 2, 2:] = 0
+    other, moved = labels.copy(), logits.copy()
+    hidden = (weights == 0) & (labels != 255)
+    other[hidden] = 128
+    moved[hidden] += 3 * np.arange(CLASSES)
+    loss = build(name)
+    value, gradient = with_gradient(
+        lambda y, x: loss(y, x, weights), labels, logits
+    )
+    assert float(loss(other, moved, weights)) == pytest.approx(
+        float(value), rel=1e-6
+    )
+    assert not npy(gradient)[hidden].any() and npy(gradient).any()
+    assert float(loss(labels, logits, 0 * weights)) == 0.0
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean"])
+def test_weighted_is_keras(reduction):
+    labels, logits = batch()
+    weights, each = weights_of(labels, SHAPE)
+    theirs = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255, reduction=reduction
+    )
+    value, gradient = with_gradient(
+        lambda y, x: CrossEntropy()(y, x, weights), labels, logits
+    )
+    expected, slope = with_gradient(
+        lambda y, x: theirs(y, x, weights), labels, logits
+    )
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(npy(gradient), npy(slope), atol=1e-7)
+
+
+def test_hard_pixels_are_chosen_by_loss_and_weighed():
+    labels, logits = batch(ignored=0.1)
+    weights, _ = weights_of(labels, SHAPE)
+    p = softmax(logits.astype("float64"))
+    valid = labels != 255
+    losses = -np.log(p[valid, labels[valid]])
+    w = weights[valid].astype("float64")
+    order = [i for i in np.argsort(-losses) if w[i] > 0]
+    chosen = order[: int(np.ceil(0.3 * len(order)))]
+    expected = np.average(losses[chosen], weights=w[chosen]) * w.mean()
+    found = CrossEntropy(hard_share=0.3)(labels, logits, weights)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sum_gives_weights_of_images_to_losses_of_keras():
+    labels, logits = batch()
+    theirs = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255
+    )
+    weights = np.array([0.5, 2.0])
+    assert float(
+        WeightedSum([theirs], [3.0])(labels, logits, weights)
+    ) == pytest.approx(3 * float(CrossEntropy()(labels, logits, weights)))
+
+
+@every_loss
+def test_labels_with_a_channel(name):
+    labels, logits = batch()
+    loss = build(name)
+    assert float(loss(labels[..., None], logits)) == float(loss(labels, logits))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *[("cross_entropy", v) for v in (128, -1, CLASSES, 0.5, np.nan)],
+        *[(name, 128) for name in ("dice", "tversky", "lovasz", "sum")],
+        ("dice", 2.0**32),
+    ],
+)
+def test_labels_of_no_class_make_loss_and_gradient_nan(name, value):
+    labels, logits = batch()
+    labels = labels.astype("float64" if value != 128 else "uint8")
+    labels[1, 2, 3] = value
+    loss, found = build(name), []
+    for jit in (None, False, True) if ON_TENSORFLOW else (None,):
+
+        def step(y, x):
+            return with_gradient(loss, y, x)
+
+        if jit is not None:
+            step = tf.function(step, jit_compile=jit)
+        found.append(step(labels, ops.convert_to_tensor(logits)))
+    for loss_value, gradient in found:
+        assert np.isnan(npy(loss_value))
+        assert np.isnan(npy(gradient)[1, 2, 3]).any()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "lovasz"])
+def test_weights_below_0_make_the_loss_nan(name):
+    labels, logits = batch()
+    weights = np.ones(SHAPE)
+    weights[0, 0, 0] = -1
+    assert np.isnan(float(build(name)(labels, logits, weights)))
+
+
+@tensorflow_only
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (4,)])
+def test_fit_weighs_as_with_the_loss_of_keras(jit_compile, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 6, 5, 2)).astype("float32")
+    y = rng.choice([0, 1, 2, 255], (4, 6, 5))
+    w, each = weights_of(y, shape)
+    trained = []
+    for loss, weights in (
+        (CrossEntropy(), w),
+        (
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, ignore_class=255
+            ),
+            each,
+        ),
+    ):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((6, 5, 2))
+        model = keras.Model(inputs, keras.layers.Conv2D(3, 1)(inputs))
+        model.compile(keras.optimizers.SGD(1.0), loss, jit_compile=jit_compile)
+        history = model.fit(x, y, 2, 2, 0, sample_weight=weights)
+        model.train_on_batch(x, y, weights)
+        score = model.evaluate(x, y, 2, 0, sample_weight=weights)
+        trained.append([*history.history["loss"], score, *model.get_weights()])
+    for ours, theirs in zip(*trained, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

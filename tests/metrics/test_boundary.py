@@ -103,3 +103,27 @@ def test_nothing_to_count():
         nothing.update(np.full((4, 5), 255), np.zeros((4, 5), int))
     assert np.isnan(metric.mean())
     assert np.isnan(bands.mean()[1])
+
+
+@pytest.mark.parametrize("kind", [BoundaryIoU, BandIoU])
+@pytest.mark.parametrize(
+    "labels, predicted, message",
+    [
+        ([[0, 128]], [[0, 0]], "`labels`.*1 pixels of other values, first 128"),
+        ([[0, -1]], [[0, 0]], "first -1"),
+        ([[0, 0.5]], [[0, 0]], "first 0.5"),
+        ([[0, 1]], [[7, -1]], "`predicted`.*2 pixels of other values, first 7"),
+        ([[0, 1]], [[[0], [1]]], r"shapes \(1, 2\) and \(1, 2, 1\)"),
+    ],
+)
+def test_what_is_no_class_is_refused(kind, labels, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        kind(2).update(np.array(labels), np.array(predicted))
+    # Where the label is ignored, any prediction is.
+    kind(2).update(np.array([[0, 255]]), np.array([[0, 9]]))
+
+
+@pytest.mark.parametrize("kind", [BoundaryIoU, BandIoU])
+def test_one_class_is_no_task(kind):
+    with pytest.raises(ValueError, match="background.*num_classes=1"):
+        kind(1)

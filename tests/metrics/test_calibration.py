@@ -51,3 +51,12 @@ def test_certain_and_nothing():
     assert metric.error() == pytest.approx(0)
     assert [b["pixels"] for b in metric.histogram()] == [0, 0, 0, 0, 1]
     assert metric.histogram()[0]["accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [([[[0, 128]]], "1 pixels .*first 128"), ([[0, 1]], r"shapes \(1, 2\)")],
+)
+def test_labels_of_no_class_are_refused(labels, message):
+    with pytest.raises(ValueError, match=f"Received: .*{message}"):
+        Calibration().update(np.array(labels), np.zeros((1, 1, 2, 3)))

@@ -72,7 +72,7 @@ def scores_of(predictions, num_classes, rng):
 
 @given(
     seed=st.integers(0, 2**31),
-    num_classes=st.integers(1, 7),
+    num_classes=st.integers(2, 7),
     ignore_label=st.sampled_from([255, 0, 3, -1]),
     as_scores=st.booleans(),
     batches=st.integers(1, 3),
@@ -189,3 +189,146 @@ def test_config_round_trip():
     assert copy.dtype == "float64"
     copy.update_state([[7, 4]], np.array([[4, 4]]))
     assert copy.matrix().sum() == 1
+
+
+def one_hot(labels, num_classes):
+    """Ignored pixels are zeros, as `tf.one_hot(255, ...)` makes them."""
+    return (labels[..., None] == np.arange(num_classes)).astype("float32")
+
+
+@pytest.mark.parametrize("width", [5, 3])  # 3 is the number of classes too
+@pytest.mark.parametrize(
+    "form", ["map", "channel", "float", "one_hot", "int_one_hot", "uint8"]
+)
+def test_every_form_of_labels_counts_the_same(form, width):
+    rng = np.random.default_rng(2)
+    labels = rng.choice([0, 1, 2, 255], (3, 4, width))
+    predictions = rng.integers(0, 3, labels.shape)
+    given = {
+        "map": labels,
+        "channel": labels[..., None],
+        "float": labels.astype("float32"),
+        "one_hot": one_hot(labels, 3),
+        "int_one_hot": one_hot(labels, 3).astype("int64"),
+        "uint8": labels.astype("uint8"),
+    }[form]
+    for scale in (0.5, 5.0):
+        scores = scale * scores_of(predictions, 3, rng)
+        for predicted in (scores, predictions, predictions[..., None]):
+            metric = ConfusionMatrix(3)
+            metric.update_state(given, predicted)
+            check(metric, labels, predictions)
+
+
+@pytest.mark.parametrize(
+    "labels, predicted, message",
+    [
+        ((2, 4, 5, 4), (2, 4, 5, 3), r"float32 \(2, 4, 5, 4\), y_pred"),
+        ((2, 4, 5), (2, 4, 5), r"y_pred float32 \(2, 4, 5\)"),
+        ((2, 4, 3), (2, 4, 3), r"y_pred float32 \(2, 4, 3\)"),
+        ((2, 4, 5), (2, 4, 5, 4), r"y_pred float32 \(2, 4, 5, 4\)"),
+        ((2, 4, 6), (2, 4, 5, 3), r"y_true float32 \(2, 4, 6\)"),
+    ],
+)
+def test_other_forms_are_refused(labels, predicted, message):
+    with pytest.raises(ValueError, match=f"Received: num_classes=3.*{message}"):
+        ConfusionMatrix(3).update_state(
+            np.zeros(labels, "float32"), np.zeros(predicted, "float32")
+        )
+
+
+def updated(metric, jit, *arguments):
+    """The metric after an update, eager (None), in a graph, or under XLA."""
+    if jit is None:
+        metric.update_state(*arguments)
+        return metric
+    import tensorflow as tf
+
+    step = tf.function(lambda *x: metric.update_state(*x), jit_compile=jit)
+    step(*map(tf.constant, arguments))
+    return metric
+
+
+WAYS = [
+    None,
+    pytest.param(False, marks=tensorflow_only),
+    pytest.param(True, marks=tensorflow_only),
+]
+
+
+@pytest.mark.parametrize("jit", WAYS)
+@pytest.mark.parametrize("value", [128, -1, 3, 0.5, np.nan])
+def test_labels_of_no_class_are_counted_and_reported(jit, value):
+    labels = np.array([[[0, 1, value], [255, value, 2]]])
+    metric = updated(
+        ConfusionMatrix(3), jit, labels, np.zeros((1, 2, 3), "int32")
+    )
+    assert np.isnan(npy(metric.result()))
+    for method in (metric.matrix, metric.per_class_iou, metric.mean_iou):
+        with pytest.raises(ValueError, match="2 pixels with other labels, 0"):
+            method()
+    metric.reset_state()
+    metric.update_state([[[0, 1]]], np.array([[[0, 1]]]))
+    assert metric.mean_iou() == float(metric.result()) == 1.0
+
+
+def test_predictions_of_no_class_are_counted_and_reported():
+    metric = ConfusionMatrix(3)
+    # Where the label is ignored, any prediction is.
+    metric.update_state([[[0, 255, 1, 1]]], np.array([[[7, 7, -1, 1]]]))
+    assert np.isnan(npy(metric.result()))
+    with pytest.raises(ValueError, match="0 .*labels, 2 with other pred"):
+        metric.matrix()
+
+
+def test_several_hot_classes_are_none():
+    metric = ConfusionMatrix(3)
+    labels = np.array([[[[1, 1, 0], [0, 1, 0]]]])
+    metric.update_state(labels, np.array([[[1, 1]]]))
+    with pytest.raises(ValueError, match="1 pixels with other labels"):
+        metric.matrix()
+
+
+@pytest.mark.parametrize("jit", WAYS)
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 1), (2,), (2, 1)])
+def test_sample_weights_count(jit, shape):
+    rng = np.random.default_rng(3)
+    labels = rng.choice([0, 1, 2, 255], (2, 3, 4)).astype("int32")
+    predictions = rng.integers(0, 3, labels.shape).astype("int32")
+    weights = rng.choice([0.0, 0.5, 1.0, 2.5], shape)
+    weights.ravel()[0] = 0
+    labels[0, 0, 0] = 128  # no matter, for its weight is 0
+    metric = updated(ConfusionMatrix(3), jit, labels, predictions, weights)
+    each = weights.reshape(2, -1) * np.ones((2, 12 // weights[0].size))
+    expected = np.zeros((3, 3))
+    for label, predicted, weight in zip(
+        labels.ravel(), predictions.ravel(), each.ravel(), strict=True
+    ):
+        if label < 3:
+            expected[label, predicted] += weight
+    np.testing.assert_allclose(metric.matrix(), expected, rtol=1e-6)
+    assert expected.sum() > 1
+    np.testing.assert_allclose(
+        npy(metric.result()), numbers_of(expected)[1]["mean_iou"], rtol=1e-5
+    )
+
+
+def test_weights_below_0_are_refused():
+    metric = ConfusionMatrix(2)
+    metric.update_state([[[0, 1]]], np.array([[[0, 1]]]), [[[1.0, -1.0]]])
+    assert np.isnan(npy(metric.result()))
+    with pytest.raises(ValueError, match="Received: weights below 0"):
+        metric.matrix()
+
+
+@pytest.mark.parametrize("number", [1, 0, True, 2.0])
+def test_one_class_is_no_task(number):
+    with pytest.raises(ValueError, match=f"background.*num_classes={number}"):
+        ConfusionMatrix(number)
+
+
+def test_a_metric_saved_before_still_loads():
+    config = {"num_classes": 3, "ignore_label": 255, "name": "mean_iou"}
+    metric = ConfusionMatrix.from_config({**config, "dtype": "int64"})
+    metric.update_state([[[0, 1]]], np.array([[[0, 0]]]), [[[0.5, 0.25]]])
+    np.testing.assert_array_equal(metric.matrix()[:2, 0], [0.5, 0.25])

@@ -65,3 +65,18 @@ def test_a_picture_without_objects():
     recall.update(labels, *regions(labels))
     assert set(recall.counts().values()) == {0}
     assert set(recall.result().values()) == {None}
+
+
+def test_labels_of_no_class_are_refused():
+    labels = np.array([[0, 3, 255, -1]])
+    with pytest.raises(ValueError, match="Received: 2 pixels .*first 3"):
+        regions(labels, 255, 3)
+    with pytest.raises(ValueError, match="Received: 1 pixels .*first -1"):
+        regions(labels)
+
+
+def test_instances_without_a_kind_are_refused():
+    with pytest.raises(ValueError, match=r"1 kinds, 1 sizes, instances 0\.\.2"):
+        ScaleRecall().update(np.array([[1, 1]]), np.array([[0, 2]]), [1], [3.0])
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1, 2\)"):
+        ScaleRecall().update(np.ones(2), np.array([[0, 1]]), [1], [3.0])

@@ -5,11 +5,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import assert_close, np_resize, npy, randomize, sample
 from model_tester import KERAS, ODD, SIZE, TOY, ModelTester
 
 import keras_aspp as ka
 from keras_aspp.backbones.zoo import configure
+from keras_aspp.losses import CrossEntropy
 from keras_aspp.models import CascadedDeepLabV3, DeepLabV3, DeepLabV3Plus
 from keras_aspp.preprocess import TORCHVISION
 
@@ -316,6 +318,7 @@ class TestDeepLabV3(ModelTester):
         "kwargs, message",
         [
             ({"num_classes": 0}, "Received: num_classes=0"),
+            ({"num_classes": 1}, "background is a class.*num_classes=1"),
             ({"atrous_rates": (6, 0)}, r"Received: atrous_rates=\(6, 0\)"),
             ({"atrous_rates": (1.5,)}, r"Received: atrous_rates=\(1\.5,\)"),
             ({"output_stride": 0}, "Received: output_stride=0"),
@@ -335,6 +338,28 @@ class TestDeepLabV3(ModelTester):
     def test_errors(self, build, kwargs, message):
         with pytest.raises(ValueError, match=message):
             build(**kwargs)
+
+    def test_one_class_saved_by_an_older_version_still_loads(self, build):
+        config = {**build(num_classes=2).get_config(), "num_classes": 1}
+        loaded = self.kind.from_config(config)
+        assert loaded.output.shape[-1] == loaded.num_classes == 1
+        again = self.kind.from_config(loaded.get_config())
+        assert again.get_config()["num_classes"] == 1
+
+    def test_weights_of_classes_are_the_loss_s(self, build):
+        model = build(num_classes=2)
+        model.compile("sgd", CrossEntropy())
+        x, y = np.zeros((2, 32, 32, 3), "float32"), np.zeros((2, 32, 32), int)
+        weights = {0: 1.0, 1: 2.0}
+        message = r"class_weights=.*Received: class_weight=\{0: 1.0, 1: 2.0\}"
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, class_weight=weights)
+        with pytest.raises(ValueError, match=message):
+            model.fit(
+                tf.data.Dataset.from_tensors((x, y)), class_weight=weights
+            )
+        with pytest.raises(ValueError, match=message):
+            model.train_on_batch(x, y, None, weights)
 
 
 class TestCascadedDeepLabV3(ModelTester):
