@@ -23,6 +23,7 @@ from keras_aspp.backbones.zoo import (
     synchronize,
 )
 from keras_aspp.layers.aspp import check_atrous_rates
+from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.conv import check_positive_int
 from keras_aspp.models.archive import check_archive
 from keras_aspp.models.head import CLASSIFIER, Head
@@ -33,8 +34,13 @@ from keras_aspp.models.rates import (
 )
 from keras_aspp.preprocess import Preprocess
 
-# Policy: what normalizes in the head, as `AtrousConv2D` takes it.
-BATCH_NORM = {"train": True, "freeze": True, "sync": "sync", "group": "group"}
+# Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
+BATCH_NORM = {
+    "train": True,
+    "freeze": "freeze",
+    "sync": "sync",
+    "group": "group",
+}
 
 
 class Segmenter(keras.Model):
@@ -76,13 +82,15 @@ class Segmenter(keras.Model):
             `False`.
         batch_norm: `"train"`; `"freeze"`: training leaves statistics, scales
             and offsets of batch norm, in backbone and head, as they are,
-            which small batches and ported weights want; `"sync"`: statistics
-            of the batch on all devices of a `tf.distribute` strategy (on JAX,
-            where they are so anyway, it is refused); `"group"`: the head has
-            group norm, which small batches do not harm, the backbone too if
+            which small batches and ported weights want. It holds after
+            `model.backbone.trainable = True` too; `layer.frozen = False`
+            trains a layer again. `"sync"`: statistics of the batch on all
+            devices of a `tf.distribute` strategy (on JAX, where they are so
+            anyway, it is refused); `"group"`: the head has group norm, which
+            small batches do not harm, the backbone too if
             `backbone_weights=None` makes a fresh one, and else its batch norm
-            is frozen. A layer that the backbone brings frozen stays so in any
-            case. Defaults to `"train"`.
+            is frozen. A layer of the backbone that is `frozen`, or not
+            `trainable`, stays so in any case. Defaults to `"train"`.
         trained_output_stride: int or `None`: the output stride at which the
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
@@ -257,9 +265,7 @@ class Segmenter(keras.Model):
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
         if batch_norm in ("freeze", "group"):
-            for layer in self._flatten_layers():
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.trainable = False
+            freeze_batch_norm(backbone)
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.output_stride = output_stride
