@@ -53,9 +53,9 @@ class AtrousConv2D(keras.layers.Layer):
             `"relu"`.
         batch_norm: `True`; `False`: the convolution has a bias instead;
             `"freeze"`: training uses the moving statistics and changes no
-            weight of batch norm; `"sync"`: statistics of the batch on all devices of a
-            `tf.distribute` strategy; `"group"`: `GroupNormalization` in its
-            place. Defaults to `True`.
+            weight of batch norm; `"sync"`: statistics of the batch on all
+            devices of a `tf.distribute` strategy; `"group"`:
+            `GroupNormalization` in its place. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         kernel_initializer: Keras initializer. Defaults to `"he_normal"`.
