@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 """
 
+import copy
+import inspect
 import os
 import warnings
 
@@ -123,6 +125,14 @@ class Segmenter(keras.Model):
 
     architecture = None
     scores_at_output_stride = True  # or the head resizes before it scores
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            # All arguments by name, for `help`. And by `*args, **kwargs` Keras
+            # recognizes constructors that take inputs and outputs, with which
+            # `clone_model` would call ours.
+            cls.__init__.__signature__ = _whole_signature(cls)
 
     def __init__(
         self,
@@ -293,6 +303,21 @@ class Segmenter(keras.Model):
             optimizer, *args, auto_scale_loss=auto_scale_loss, **kwargs
         )
 
+    def compile_from_config(self, config):
+        # Keras leaves a model with a `compile` of its own uncompiled.
+        try:
+            config = keras.saving.deserialize_keras_object(config)
+        except (TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                "The model is loaded without its loss, optimizer and metrics; "
+                f"call `compile` again. ({reason})",
+                stacklevel=2,
+            )
+            return
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
+
     def decode(self, features, parts, **head):
         """Builds the head.
 
@@ -344,11 +369,20 @@ class Segmenter(keras.Model):
         config = self.arguments()
         config["preprocess"] = self.preprocess.get_config()
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
+        frozen = [
+            layer.name
+            for layer in self.layers
+            if layer is not self.backbone and not layer.trainable
+        ]
+        if frozen:
+            config["frozen_layers"] = frozen
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        # Keras takes the backbone's own apart.
+        config = copy.deepcopy(config)
+        frozen = config.pop("frozen_layers", ())
         # A file that is loaded must not make us load others, or fetch some.
         if config.keys() & {"weights", "backbone_weights"} or not isinstance(
             config["backbone"], dict
@@ -361,7 +395,26 @@ class Segmenter(keras.Model):
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects
         )
-        return cls(**config)
+        model = cls(**config)
+        for name in frozen:
+            model.get_layer(name).trainable = False
+        return model
+
+
+def _whole_signature(kind):
+    """Signature of a segmenter with the arguments of its base classes."""
+    parameters = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Segmenter) and "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            parameters |= own
+    named = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind
+        not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    return inspect.Signature(sorted(named, key=lambda p: p.kind))
 
 
 def _shift_px(backbone, high_level, output_stride, trained_output_stride):
