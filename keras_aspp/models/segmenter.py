@@ -22,6 +22,7 @@ from keras_aspp.backbones.zoo import (
     configure,
     create_backbone,
     group_normalize,
+    preprocess_of,
     synchronize,
 )
 from keras_aspp.layers.aspp import check_atrous_rates
@@ -73,8 +74,9 @@ class Segmenter(keras.Model):
             means any that the backbone takes, and are at least one cell.
         preprocess: `Preprocess`, or `None` for that of the backbone's weights.
             Of a backbone that is a model and not ours, `None` leaves pixels
-            as they are, 0..255, if it begins by rescaling or normalizing
-            them, and takes them to -1..1 if not.
+            as they are, 0..255, if it begins by scaling or shifting them;
+            else it is that of `keras.applications` if the model is one of
+            its networks, whole or cut off; else -1..1.
         dropout: float in [0, 1), before the classifier. Defaults to 0.1.
         batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
             0.99.
@@ -192,8 +194,14 @@ class Segmenter(keras.Model):
             if batch_norm == "group" and backbone_weights is None:
                 backbone = group_normalize(backbone)
         else:
-            preprocess = preprocess or _preprocess_of(backbone)
-            backbone = as_features(backbone, output_stride)
+            features = as_features(backbone, output_stride)
+            # Weights of a file were trained with the preprocessing of it.
+            preprocess = (
+                preprocess
+                or (saved and saved.preprocess)
+                or preprocess_of(backbone)
+            )
+            backbone = features
         if batch_norm == "sync":
             backbone = synchronize(backbone)
         # A backbone may be made for one size.
@@ -274,6 +282,7 @@ class Segmenter(keras.Model):
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
+        backbone.preprocess = preprocess
         if batch_norm in ("freeze", "group"):
             freeze_batch_norm(backbone)
         self.preprocess = preprocess
@@ -461,20 +470,6 @@ def as_features(model, output_stride):
     if isinstance(dense.output, dict):
         return dense
     return keras.Model(dense.input, stage_ends(dense), name=dense.name)
-
-
-def _preprocess_of(backbone):
-    """What the pictures of a model need, as far as it says so."""
-    if hasattr(backbone, "preprocess"):
-        return backbone.preprocess
-    first = {
-        type(node.operation)
-        for tensor in backbone.inputs
-        for node in tensor._keras_history.operation._outbound_nodes
-    }
-    if first & {keras.layers.Rescaling, keras.layers.Normalization}:
-        return Preprocess(value_range=(0.0, 255.0))
-    return Preprocess()
 
 
 def _nominal_strides(backbone):
