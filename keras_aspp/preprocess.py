@@ -92,6 +92,8 @@ def _is_finite(number):
     return isinstance(number, (int, float, np.number)) and math.isfinite(number)
 
 
+# Pixels as they are, for a network that begins by scaling them.
+RAW = Preprocess(value_range=(0.0, 255.0))
 # The conventions that published weights were trained with.
 KERAS_TF = Preprocess()
 KERAS_CAFFE = Preprocess(

@@ -80,6 +80,8 @@ def with_output_stride(model, output_stride):
         # It has no `input` or `output` to go on from.
         graph = graph_of(dense)
         dense = keras.Model(graph.input, graph.output, name=model.name)
+    if hasattr(model, "preprocess"):
+        dense.preprocess = model.preprocess
     return dense
 
 

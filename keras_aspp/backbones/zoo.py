@@ -2,23 +2,34 @@
 
 import dataclasses
 import difflib
+import fnmatch
+import itertools
 import os
 import re
 import warnings
 
 import keras
+import numpy as np
 
 from keras_aspp.backbones.atrous import (
     rebuild,
     stage_ends,
     with_output_stride,
 )
-from keras_aspp.backbones.grids import CONVOLUTIONS, layers_by_path, pair
+from keras_aspp.backbones.grids import (
+    CONVOLUTIONS,
+    graph_of,
+    is_functional,
+    layers_by_path,
+    nodes_of,
+    pair,
+)
 from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
     KERAS_TF,
+    RAW,
     TORCHVISION,
     Preprocess,
 )
@@ -38,12 +49,18 @@ class _Family:
     arguments: dict = dataclasses.field(default_factory=dict)
     default_size: int | None = None  # of a graph that depends on the size
     torchvision_epsilon: float | None = None  # None: no importer yet
+    # First layers of the network without scaling, and of torchvision's, as
+    # `_described` names them; `*` is any text. Families of -1..1 need none,
+    # since that is the default.
+    stem: str = ""
+    torchvision_stem: str = ""
 
 
 # Pictures are preprocessed by `Preprocess`, so that it stands in one place.
 _BARE = {"include_preprocessing": False}
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
 _BY_128 = Preprocess(value_range=(-1.0, 255 / 128 - 1))
+_MOBILENET_V3 = "*conv*:conv3/2x16v *:bn0.001 *expanded_conv*:dw3/1*"
 _FAMILIES = {
     "mobilenet": _Family(
         "MobileNet", KERAS_TF, multipliers=("0.25", "0.5", "0.75")
@@ -56,6 +73,7 @@ _FAMILIES = {
         output=False,
         multipliers=("0.35", "0.5", "0.75", "1.3", "1.4"),
         torchvision_epsilon=1e-5,
+        torchvision_stem="*Conv1*:conv3/2x*v *:bn1e-05",
     ),
     "xception": _Family("Xception", KERAS_TF),
     "inception_v3": _Family("InceptionV3", KERAS_TF, features=r"^mixed\d+$"),
@@ -64,7 +82,9 @@ _FAMILIES = {
     ),
 }
 for _depth in (16, 19):
-    _FAMILIES[f"vgg{_depth}"] = _Family(f"VGG{_depth}", KERAS_CAFFE)
+    _FAMILIES[f"vgg{_depth}"] = _Family(
+        f"VGG{_depth}", KERAS_CAFFE, stem="*block1_conv1*:conv3/1x64b"
+    )
 for _depth in (50, 101, 152):
     _FAMILIES[f"resnet{_depth}"] = _Family(
         f"ResNet{_depth}",
@@ -72,12 +92,16 @@ for _depth in (50, 101, 152):
         features=r"_out$",
         # Where its published file is known (`weights.torchvision.FILES`).
         torchvision_epsilon=1e-5 if _depth < 152 else None,
+        stem="*:conv7/2x64bv *:bn1.001e-05",
+        torchvision_stem="*conv1_conv*:conv7/2x64v *:bn1e-05",
     )
     _FAMILIES[f"resnet{_depth}_v2"] = _Family(
         f"ResNet{_depth}V2", KERAS_TF, features=r"_preact_relu$"
     )
 for _depth in (121, 169, 201):
-    _FAMILIES[f"densenet{_depth}"] = _Family(f"DenseNet{_depth}", TORCHVISION)
+    _FAMILIES[f"densenet{_depth}"] = _Family(
+        f"DenseNet{_depth}", TORCHVISION, stem="*:conv7/2x64v *:bn1.001e-05"
+    )
 for _size in ("small", "large"):
     _FAMILIES[f"mobilenet_v3_{_size}"] = _Family(
         f"MobileNetV3{_size.title()}",
@@ -86,6 +110,9 @@ for _size in ("small", "large"):
         multipliers=("0.75",),
         arguments=_BARE,
         torchvision_epsilon=1e-3 if _size == "large" else None,
+        # Padded symmetrically: with torchvision's weights, or with none.
+        stem=_MOBILENET_V3 if _size == "large" else "",
+        torchvision_stem=_MOBILENET_V3 if _size == "large" else "",
     )
 for _size in range(8):
     _FAMILIES[f"efficientnet_b{_size}"] = _Family(
@@ -93,6 +120,7 @@ for _size in range(8):
         TORCHVISION,
         features=r"^block.*(_add|_project_bn)$",
         output=False,
+        stem="*stem_conv*:conv3/2x* *:bn* *block1a_dwconv*:dw3/1*",
     )
 for _size in ("b0", "b1", "b2", "b3", "s", "m", "l"):
     _FAMILIES[f"efficientnet_v2_{_size}"] = _Family(
@@ -101,12 +129,15 @@ for _size in ("b0", "b1", "b2", "b3", "s", "m", "l"):
         features=r"^block.*(_add|_project_bn|_project_activation)$",
         output=False,
         arguments=_BARE,
+        stem="*stem_conv*:conv3/2x* *:bn* *block1a_project_conv*:conv3/1x"
+        + ("16*" if _size.startswith("b") else "[23]*"),
     )
 for _size in ("tiny", "small", "base", "large", "xlarge"):
     _FAMILIES[f"convnext_{_size}"] = _Family(
         f"ConvNeXt{_size.title().replace('Xl', 'XL')}",
         TORCHVISION,
         arguments=_BARE,
+        stem="*stem_conv*:conv4/4x*bv *:ln1e-06",
     )
 for _size, _default in (("mobile", 224), ("large", 331)):
     _FAMILIES[f"nasnet_{_size}"] = _Family(
@@ -326,6 +357,142 @@ def _without_preprocessing(model, preprocess):
     )
 
     return rebuild(model, {}, leave_out={s.name for s in scaling}), measured
+
+
+# Layers that the first layers of a network are recognized by.
+_DESCRIBED = {
+    keras.layers.DepthwiseConv2D: "dw",
+    keras.layers.SeparableConv2D: "sep",
+    keras.layers.Conv2D: "conv",
+    keras.layers.MaxPooling2D: "max",
+    keras.layers.BatchNormalization: "bn",
+    keras.layers.LayerNormalization: "ln",
+}
+
+
+def preprocess_of(model):
+    """Infers the preprocessing of a backbone that is given as a model.
+
+    Models of `create_backbone` bring it. A model that changes pixels before
+    its first convolution, batch norm or pooling takes 0..255. Networks of
+    `keras.applications`, whole or cut off, under any name, are recognized by
+    their first layers. All others get -1..1.
+
+    Args:
+        model: functional `keras.Model` of one image input.
+
+    Returns:
+        `Preprocess`.
+    """
+    own = getattr(model, "preprocess", None)
+    if isinstance(own, Preprocess):
+        return own
+    if _changes_pixels(model):
+        return RAW
+    if graph_of(model).inputs[0].shape[-1] != 3:
+        return KERAS_TF
+    layers = list(
+        itertools.islice(filter(None, map(_described, _operations(model))), 3)
+    )
+    found = {}
+    for name, family in _FAMILIES.items():
+        if _begins_with(layers, family.stem):
+            found.setdefault(family.preprocess, f"{name} of Keras")
+        if _begins_with(layers, family.torchvision_stem):
+            found.setdefault(TORCHVISION, f"{name} of torchvision")
+    if len(found) > 1:
+        warnings.warn(
+            "The pixel range of the backbone is unknown: its graph is that of "
+            f"{' and of '.join(found.values())}. Pass `preprocess=`, one of "
+            f"{', '.join(map(str, found))}. The first is used.",
+            stacklevel=4,
+        )
+    return next(iter(found), KERAS_TF)
+
+
+def _operations(model):
+    """Layers and operations in the order of computation, nested ones too."""
+    for node in nodes_of(model):
+        if is_functional(node.operation):
+            yield from _operations(graph_of(node.operation))
+        elif not node.is_input:
+            yield node.operation
+
+
+def _described(layer):
+    """A layer of `_DESCRIBED` in one word, e.g. `"conv1_conv:conv7/2x64bv"`.
+
+    Name, kind, kernel size, stride, filters, `b` with a bias, `v` for `valid`
+    padding, epsilon; `None` for other layers.
+    """
+    kinds = (k for kind, k in _DESCRIBED.items() if isinstance(layer, kind))
+    kind = next(kinds, None)
+    if kind is None:
+        return None
+    # A layer made dense says what it was.
+    config = {**layer.get_config(), **getattr(layer, "original", {})}
+    word = f"{layer.name}:{kind}"
+    window = config.get("kernel_size", config.get("pool_size"))
+    if window is not None:
+        word += f"{pair(window)[0]}/{pair(config['strides'])[0]}"
+    if "filters" in config:
+        word += f"x{config['filters']}"
+    word += "b" * bool(config.get("use_bias"))
+    word += "v" * (config.get("padding") == "valid")
+    if "epsilon" in config:
+        word += f"{config['epsilon']:g}"
+    return word
+
+
+def _begins_with(layers, stem):
+    """Returns True if described layers begin with those of a stem."""
+    patterns = stem.split()
+    return 0 < len(patterns) <= len(layers) and all(
+        map(fnmatch.fnmatchcase, layers, patterns)
+    )
+
+
+def _changes_pixels(model):
+    """Returns True if the first layer of `_DESCRIBED` sees other numbers.
+
+    Rescaling, `keras.applications`' `preprocess_input`, and layers of a user's
+    are found alike, by their effect on a black and a white image.
+    """
+    size = [n or 32 for n in graph_of(model).inputs[0].shape[1:]]
+    images = np.zeros((2, *size), "float32")
+    images[1] = 255.0
+    seen, _ = _seen_by_first_layer(model, images)
+    seen = keras.ops.convert_to_numpy(seen).astype("float32")
+    return any(
+        not np.any(np.isclose(row, value))
+        for row, value in zip(seen, (0.0, 255.0), strict=True)
+    )
+
+
+def _seen_by_first_layer(model, images):
+    """What the first layer of `_DESCRIBED` is given.
+
+    Returns:
+        `(tensor, found)`: its input, or where there is no such layer the
+        model's output and False.
+    """
+    graph = graph_of(model)
+
+    def value(tensor):
+        return keras.Model(graph.inputs, tensor)([images], training=False)
+
+    for node in nodes_of(graph):
+        if node.is_input:
+            continue
+        if is_functional(node.operation):
+            inner = _seen_by_first_layer(
+                node.operation, value(node.input_tensors[0])
+            )
+            if inner[1]:
+                return inner
+        elif isinstance(node.operation, tuple(_DESCRIBED)):
+            return value(node.input_tensors[0]), True
+    return value(graph.outputs[0]), False
 
 
 def configure(

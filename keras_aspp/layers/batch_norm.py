@@ -3,6 +3,8 @@
 Shape legend: B batch, h x w feature cells, C channels.
 """
 
+import warnings
+
 import keras
 from keras import ops
 
@@ -13,11 +15,49 @@ from keras_aspp.layers import lowering
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that trains through `lowering`.
 
-    Arguments, weights and results are those of Keras' layer. Maps it
+    Weights and results are those of Keras' layer. Maps it
     normalizes in training by one kernel, where there is one: half of the
     time, and one tensor kept for the gradient instead of several. Inference
     is Keras' to the last bit; `fold_batch_norm` is the way to make it fast.
+
+    Args:
+        *args: those of Keras' layer.
+        frozen: bool. Training uses the moving statistics and changes neither
+            them nor scale and offset, whatever `trainable` is set to. Keras'
+            `model.trainable = True` sets `trainable` of every layer within;
+            it does not change `frozen`. Set `layer.frozen = False` to train
+            the layer again. Defaults to `False`.
+        **kwargs: those of Keras' layer (`momentum`, `epsilon`, `name`, ...).
     """
+
+    _frozen = False
+
+    def __init__(self, *args, frozen=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        if frozen:
+            self.frozen = True
+
+    @property
+    def frozen(self):
+        """bool: whether the layer stays as it is, whatever `trainable`."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, value):
+        self._frozen = bool(value)
+        self.trainable = not value
+
+    @property
+    def trainable(self):
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        # Keras calls this setter for every layer of a model whose `trainable`
+        # is set.
+        keras.layers.BatchNormalization.trainable.fset(
+            self, value and not self._frozen
+        )
 
     def call(self, inputs, training=None, mask=None):
         plain = (
@@ -44,3 +84,39 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 moving * self.momentum + found * (1.0 - self.momentum)
             )
         return outputs
+
+    def get_config(self):
+        return {**super().get_config(), "frozen": self.frozen}
+
+
+def freeze_batch_norm(model):
+    """Freezes batch norm in a model, in place, whatever `trainable` is set to.
+
+    Keras' own layers, which a layer of the user's may contain, become
+    `BatchNormalization` of ours. Other subclasses of Keras' layer have only
+    `trainable` for it, which a warning says.
+
+    Args:
+        model: `keras.Model`.
+    """
+    loose = []
+    for layer in model._flatten_layers():
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        if type(layer) is keras.layers.BatchNormalization:
+            # It has the state of ours, and a layer that contains it may hold
+            # other references to it, so it is not replaced by a copy.
+            layer.__class__ = BatchNormalization
+        if isinstance(layer, BatchNormalization):
+            layer.frozen = True
+        else:
+            layer.trainable = False
+            loose.append(f"`{layer.name}` ({type(layer).__name__})")
+    if loose:
+        warnings.warn(
+            "`trainable = True` of the model would undo `batch_norm='freeze'` "
+            f"for {', '.join(loose)}: a subclass of Keras' BatchNormalization. "
+            "Set `trainable = False` of these layers afterwards, or derive "
+            "them from `keras_aspp.layers.BatchNormalization`.",
+            stacklevel=2,
+        )

@@ -10,9 +10,9 @@ from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D
 
-# What normalizes: nothing, the batch, the batches of all devices, or groups of
-# channels of one picture.
-NORMS = (False, True, "sync", "group")
+# Normalization: none, batch norm, frozen batch norm, cross-replica batch norm,
+# or group norm.
+NORMS = (False, True, "freeze", "sync", "group")
 
 
 def check_positive_int(name, value):
@@ -52,9 +52,10 @@ class AtrousConv2D(keras.layers.Layer):
         activation: Keras activation or its name, or `None`. Defaults to
             `"relu"`.
         batch_norm: `True`; `False`: the convolution has a bias instead;
-            `"sync"`: statistics of the batch on all devices of a
-            `tf.distribute` strategy; `"group"`: `GroupNormalization` in its
-            place. Defaults to `True`.
+            `"freeze"`: training uses the moving statistics and changes no
+            weight of batch norm; `"sync"`: statistics of the batch on all
+            devices of a `tf.distribute` strategy; `"group"`:
+            `GroupNormalization` in its place. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         kernel_initializer: Keras initializer. Defaults to `"he_normal"`.
@@ -142,6 +143,7 @@ class AtrousConv2D(keras.layers.Layer):
                 name=name,
             )
         return BatchNormalization(
+            frozen=self.batch_norm == "freeze",
             synchronized=self.batch_norm == "sync",
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,

@@ -63,7 +63,4 @@ def arguments_of(kind):
     Returns:
         dict: name -> `inspect.Parameter`, the subclass's where both have one.
     """
-    return {
-        **inspect.signature(models.Segmenter.__init__).parameters,
-        **inspect.signature(kind.__init__).parameters,
-    }
+    return dict(inspect.signature(kind.__init__).parameters)

@@ -109,6 +109,7 @@ def _has_batch_norm(layer):
     """Whether it is one of our layers that normalize the batch within."""
     return bool(_blocks(layer)) and layer.get_config()["batch_norm"] in (
         True,
+        "freeze",
         "sync",
     )
 

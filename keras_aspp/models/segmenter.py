@@ -3,6 +3,7 @@
 Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 """
 
+import copy
 import functools
 import inspect
 import os
@@ -22,10 +23,12 @@ from keras_aspp.backbones.zoo import (
     configure,
     create_backbone,
     group_normalize,
+    preprocess_of,
     synchronize,
 )
 from keras_aspp.labels import check_num_classes
 from keras_aspp.layers.aspp import check_atrous_rates
+from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.conv import check_positive_int
 from keras_aspp.models.archive import check_archive
 from keras_aspp.models.head import CLASSIFIER, Head
@@ -36,8 +39,13 @@ from keras_aspp.models.rates import (
 )
 from keras_aspp.preprocess import Preprocess
 
-# Policy: what normalizes in the head, as `AtrousConv2D` takes it.
-BATCH_NORM = {"train": True, "freeze": True, "sync": "sync", "group": "group"}
+# Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
+BATCH_NORM = {
+    "train": True,
+    "freeze": "freeze",
+    "sync": "sync",
+    "group": "group",
+}
 
 
 class _SavedCount(int):
@@ -72,8 +80,9 @@ class Segmenter(keras.Model):
             means any that the backbone takes, and are at least one cell.
         preprocess: `Preprocess`, or `None` for that of the backbone's weights.
             Of a backbone that is a model and not ours, `None` leaves pixels
-            as they are, 0..255, if it begins by rescaling or normalizing
-            them, and takes them to -1..1 if not.
+            as they are, 0..255, if it begins by scaling or shifting them;
+            else it is that of `keras.applications` if the model is one of
+            its networks, whole or cut off; else -1..1.
         dropout: float in [0, 1), before the classifier. Defaults to 0.1.
         batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
             0.99.
@@ -83,13 +92,15 @@ class Segmenter(keras.Model):
             `False`.
         batch_norm: `"train"`; `"freeze"`: training leaves statistics, scales
             and offsets of batch norm, in backbone and head, as they are,
-            which small batches and ported weights want; `"sync"`: statistics
-            of the batch on all devices of a `tf.distribute` strategy (on JAX,
-            where they are so anyway, it is refused); `"group"`: the head has
-            group norm, which small batches do not harm, the backbone too if
+            which small batches and ported weights want. It holds after
+            `model.backbone.trainable = True` too; `layer.frozen = False`
+            trains a layer again. `"sync"`: statistics of the batch on all
+            devices of a `tf.distribute` strategy (on JAX, where they are so
+            anyway, it is refused); `"group"`: the head has group norm, which
+            small batches do not harm, the backbone too if
             `backbone_weights=None` makes a fresh one, and else its batch norm
-            is frozen. A layer that the backbone brings frozen stays so in any
-            case. Defaults to `"train"`.
+            is frozen. A layer of the backbone that is `frozen`, or not
+            `trainable`, stays so in any case. Defaults to `"train"`.
         trained_output_stride: int or `None`: the output stride at which the
             weights of the head were trained, if it is another one. A head
             learns where its cells are drawn; `with_output_stride` sees to it
@@ -122,6 +133,14 @@ class Segmenter(keras.Model):
 
     architecture = None
     scores_at_output_stride = True  # or the head resizes before it scores
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            # All arguments by name, for `help`. And by `*args, **kwargs` Keras
+            # recognizes constructors that take inputs and outputs, with which
+            # `clone_model` would call ours.
+            cls.__init__.__signature__ = _whole_signature(cls)
 
     def __init__(
         self,
@@ -182,8 +201,14 @@ class Segmenter(keras.Model):
             if batch_norm == "group" and backbone_weights is None:
                 backbone = group_normalize(backbone)
         else:
-            preprocess = preprocess or _preprocess_of(backbone)
-            backbone = as_features(backbone, output_stride)
+            features = as_features(backbone, output_stride)
+            # Weights of a file were trained with the preprocessing of it.
+            preprocess = (
+                preprocess
+                or (saved and saved.preprocess)
+                or preprocess_of(backbone)
+            )
+            backbone = features
         if batch_norm == "sync":
             backbone = synchronize(backbone)
         # A backbone may be made for one size.
@@ -264,10 +289,9 @@ class Segmenter(keras.Model):
         )  # (B, H, W, K)
         super().__init__(images, logits, name=name or self.architecture)
         self.backbone = backbone
+        backbone.preprocess = preprocess
         if batch_norm in ("freeze", "group"):
-            for layer in self._flatten_layers():
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.trainable = False
+            freeze_batch_norm(backbone)
         self.preprocess = preprocess
         self.num_classes = num_classes
         self.output_stride = output_stride
@@ -304,6 +328,21 @@ class Segmenter(keras.Model):
     def train_on_batch(self, *args, **kwargs):
         _refuse_class_weight(super().train_on_batch, args, kwargs)
         return super().train_on_batch(*args, **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras leaves a model with a `compile` of its own uncompiled.
+        try:
+            config = keras.saving.deserialize_keras_object(config)
+        except (TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                "The model is loaded without its loss, optimizer and metrics; "
+                f"call `compile` again. ({reason})",
+                stacklevel=2,
+            )
+            return
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
 
     def decode(self, features, parts, **head):
         """Builds the head.
@@ -356,11 +395,20 @@ class Segmenter(keras.Model):
         config = self.arguments()
         config["preprocess"] = self.preprocess.get_config()
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
+        frozen = [
+            layer.name
+            for layer in self.layers
+            if layer is not self.backbone and not layer.trainable
+        ]
+        if frozen:
+            config["frozen_layers"] = frozen
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        # Keras takes the backbone's own apart.
+        config = copy.deepcopy(config)
+        frozen = config.pop("frozen_layers", ())
         # A file that is loaded must not make us load others, or fetch some.
         if config.keys() & {"weights", "backbone_weights"} or not isinstance(
             config["backbone"], dict
@@ -375,7 +423,26 @@ class Segmenter(keras.Model):
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects
         )
-        return cls(**config)
+        model = cls(**config)
+        for name in frozen:
+            model.get_layer(name).trainable = False
+        return model
+
+
+def _whole_signature(kind):
+    """Signature of a segmenter with the arguments of its base classes."""
+    parameters = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Segmenter) and "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            parameters |= own
+    named = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind
+        not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    return inspect.Signature(sorted(named, key=lambda p: p.kind))
 
 
 def _shift_px(backbone, high_level, output_stride, trained_output_stride):
@@ -422,20 +489,6 @@ def as_features(model, output_stride):
     if isinstance(dense.output, dict):
         return dense
     return keras.Model(dense.input, stage_ends(dense), name=dense.name)
-
-
-def _preprocess_of(backbone):
-    """What the pictures of a model need, as far as it says so."""
-    if hasattr(backbone, "preprocess"):
-        return backbone.preprocess
-    first = {
-        type(node.operation)
-        for tensor in backbone.inputs
-        for node in tensor._keras_history.operation._outbound_nodes
-    }
-    if first & {keras.layers.Rescaling, keras.layers.Normalization}:
-        return Preprocess(value_range=(0.0, 255.0))
-    return Preprocess()
 
 
 def _nominal_strides(backbone):

@@ -14,7 +14,7 @@ from helpers import (
 )
 from test_lowering import operations
 
-from keras_aspp.layers import BatchNormalization, lowering
+from keras_aspp.layers import AtrousConv2D, BatchNormalization, lowering
 
 # One part in 2^n of the largest number, and its sums.
 TOLERANCE = {"float32": 2e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
@@ -125,3 +125,40 @@ def test_saved_and_loaded(tmp_path):
     x = sample((2, 4, 3, 5))
     np.testing.assert_array_equal(again(x), model(x))
     assert lowering.form() == ("graph" if ON_TENSORFLOW else "xla")
+
+
+def test_frozen_stays_so_whatever_trainable_is_set_to():
+    inputs = keras.Input((None, None, 5))
+    layer = BatchNormalization(frozen=True, momentum=0.5)
+    model = randomize(keras.Model(inputs, layer(inputs)))
+    x = 2 + 3 * sample()
+    before = [npy(w) for w in layer.weights]
+    model.trainable = False
+    model.trainable = True
+    layer.trainable = True
+    assert not layer.trainable and not model.trainable_variables
+    found = npy(model(x, training=True))
+    gamma, beta, mean, variance = before
+    expected = (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(npy(weight), value)
+    copy = keras.Model.from_config(model.get_config())
+    copy.trainable = True
+    assert copy.layers[-1].frozen and not copy.layers[-1].trainable
+    layer.frozen = False
+    model(x, training=True)
+    assert len(model.trainable_variables) == 2
+    np.testing.assert_allclose(
+        npy(layer.moving_mean), 0.5 * (mean + x.mean((0, 1, 2))), rtol=1e-4
+    )
+
+
+def test_frozen_within_a_block_comes_back_from_its_configuration():
+    block = AtrousConv2D(4, separable=True, batch_norm="freeze")
+    copy = AtrousConv2D.from_config(block.get_config())
+    copy.build((None, None, None, 5))
+    copy.trainable = True
+    assert {w.path.split("/")[-2] for w in copy.trainable_variables} == {
+        *("depthwise", "conv")
+    }

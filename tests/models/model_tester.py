@@ -187,6 +187,18 @@ class ModelTester:
         x = sample((1, 65, 97, 3))
         np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
 
+    def test_clone_model_of_keras(self, build):
+        """The same graph with fresh weights, as a plain Keras model."""
+        model = build(batch_norm="freeze", **self.changed)
+        clone = keras.models.clone_model(model)
+        assert {id(w) for w in clone.weights}.isdisjoint(map(id, model.weights))
+        assert [w.path for w in clone.trainable_weights] == [
+            w.path for w in model.trainable_weights
+        ]
+        clone.set_weights(model.get_weights())
+        x = sample((1, *ODD, 3))
+        np.testing.assert_array_equal(npy(clone(x)), npy(model(x)))
+
     @pytest.mark.slow  # a second TensorFlow
     def test_load_with_nothing_but_the_package_imported(self, saved, tmp_path):
         model, path = saved

@@ -2,12 +2,18 @@
 
 import collections
 
+import keras
 import numpy as np
 import pytest
-from helpers import npy, randomize, sample
+from helpers import ON_TENSORFLOW, npy, randomize, sample
 
 from keras_aspp.layers import GroupNormalization
-from keras_aspp.models import DeepLabV3Plus, fold_batch_norm
+from keras_aspp.models import (
+    DeepLabV3,
+    DeepLabV3Plus,
+    fold_batch_norm,
+    recalibrate,
+)
 
 
 def build(backbone, batch_norm, **kwargs):
@@ -17,6 +23,19 @@ def build(backbone, batch_norm, **kwargs):
         atrous_rates=(1, 2),
         aspp_filters=8,
         decoder_filters=8,
+        dropout=0.0,
+        batch_norm=batch_norm,
+        **kwargs,
+    )
+
+
+def build_nested(backbone, batch_norm, **kwargs):
+    return DeepLabV3(
+        3,
+        backbone,
+        output_stride=32,
+        atrous_rates=(1,),
+        aspp_filters=8,
         dropout=0.0,
         batch_norm=batch_norm,
         **kwargs,
@@ -58,6 +77,117 @@ def test_of_a_backbone_with_weights(toy_backbone, policy, backbone, head):
     again.set_weights(model.get_weights())
     x = sample((1, 65, 50, 3))
     np.testing.assert_array_equal(npy(again(x)), npy(model(x)))
+
+
+@keras.saving.register_keras_serializable("test_batch_norm_policy")
+class Block(keras.layers.Layer):
+    """A layer of a user, with batch norm within."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = keras.layers.BatchNormalization()
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, inputs, training=None):
+        return self.norm(inputs, training=training)
+
+
+class Own(keras.layers.BatchNormalization):
+    """A subclass that a user wrote."""
+
+
+def nested(inner, end):
+    """Keras' batch norm in a nested model, a Sequential one and a layer."""
+    inputs = keras.Input((None, None, 3))
+    sequential = keras.Sequential(
+        [keras.Input((None, None, 24)), keras.layers.BatchNormalization()]
+    )
+    return keras.Model(inputs, end(sequential(inner(inputs))))
+
+
+def step(model):
+    """An optimizer step of a model that is compiled anew, as is usual."""
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.train_on_batch(
+        sample((2, 64, 64, 3)), np.ones((2, 64, 64, 3), "float32")
+    )
+
+
+@pytest.mark.parametrize(
+    "policy, rematerialize",
+    [("freeze", False), ("freeze", True), ("group", False)],
+)
+def test_two_phases_of_fine_tuning_leave_frozen_batch_norm(
+    toy_backbone, policy, rematerialize
+):
+    if rematerialize and not ON_TENSORFLOW:
+        pytest.skip("rematerialized on TensorFlow only (2026-11-28)")
+    model = randomize(
+        build_nested(
+            nested(toy_backbone(padding=1), Block()),
+            policy,
+            rematerialize=rematerialize,
+        )
+    )
+    # Group norm of the head learns.
+    held = model.backbone if policy == "group" else model
+    before = {w.path: npy(w).copy() for w in held.weights}
+    model.backbone.trainable = False
+    step(model)
+    model.backbone.trainable = True
+    step(model)
+    parts = ("gamma", "beta", "moving_mean", "moving_variance")
+    for weight in held.weights:
+        same = np.array_equal(npy(weight), before[weight.path])
+        assert same == weight.path.endswith(parts), weight.path
+    inside = [w.path for w in model.backbone.weights]
+    assert sum(path.endswith("moving_mean") for path in inside) == 9
+    x = sample((2, 64, 64, 3))
+    assert recalibrate(model, [x]) == 0
+    assert {kind for kind, _ in norms(fold_batch_norm(model))} <= {
+        *("Batch", "Group")
+    }
+
+
+def test_frozen_after_loading_files_of_before(toy_backbone):
+    """Their layers have no `frozen`: the segmenter's own argument says it."""
+    model = randomize(build(toy_backbone(padding=1), "freeze"))
+
+    def without_frozen(config):
+        if isinstance(config, dict):
+            return {
+                key: without_frozen(value)
+                for key, value in config.items()
+                if key != "frozen"
+            }
+        if isinstance(config, (list, tuple)):
+            return [without_frozen(value) for value in config]
+        return config
+
+    old = without_frozen(model.get_config())
+    assert "'frozen'" not in str(old) and "'frozen'" in str(model.get_config())
+    again = type(model).from_config(old)
+    again.set_weights(model.get_weights())
+    again.trainable = True
+    assert set(norms(again)) == {("Batch", False)}
+    x = sample((2, 64, 64, 3))
+    np.testing.assert_array_equal(
+        npy(again(x, training=True)), npy(model(x, training=True))
+    )
+    np.testing.assert_array_equal(
+        npy(again(x, training=True)), npy(model(x, training=False))
+    )
+
+
+def test_a_subclass_of_keras_batch_norm_is_frozen_with_a_warning(toy_backbone):
+    message = "would undo `batch_norm='freeze'` for `own` \\(Own\\)"
+    with pytest.warns(UserWarning, match=message):
+        model = build_nested(
+            nested(toy_backbone(padding=1), Own(name="own")), "freeze"
+        )
+    assert set(norms(model)) == {("Batch", False)}
 
 
 def test_group_of_a_fresh_backbone_leaves_no_batch_norm():

@@ -1,5 +1,8 @@
 """DeepLabV3."""
 
+import copy
+import inspect
+import pickle
 import warnings
 
 import keras
@@ -14,6 +17,29 @@ from keras_aspp.backbones.zoo import configure
 from keras_aspp.losses import CrossEntropy
 from keras_aspp.models import CascadedDeepLabV3, DeepLabV3, DeepLabV3Plus
 from keras_aspp.preprocess import TORCHVISION
+
+
+def from_config_twice(model):
+    """The first must not take the configuration apart."""
+    config = model.get_config()
+    type(model).from_config(config)
+    return type(model).from_config(config)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "json": lambda model: keras.models.model_from_json(model.to_json()),
+    "config": from_config_twice,
+    "object": lambda model: keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(model)
+    ),
+}
+
+
+@keras.saving.register_keras_serializable("test_deeplab_v3")
+def squared_error(y_true, y_pred):
+    return keras.ops.mean((y_true - y_pred) ** 2)
 
 
 class TestDeepLabV3(ModelTester):
@@ -211,6 +237,73 @@ class TestDeepLabV3(ModelTester):
         for found in (model, copy):
             assert not found.backbone.get_layer("stem_bn").trainable
             assert found.backbone.get_layer("block2_bn").trainable
+
+    @pytest.mark.parametrize("how", COPIES)
+    def test_copies_of_keras_and_python(self, build, how):
+        model = build(batch_norm="freeze", preprocess=TORCHVISION, name="mine")
+        model.get_layer("aspp").trainable = False
+        model.compile(keras.optimizers.SGD(0.07), squared_error)
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.iterations.assign(5)
+        found = COPIES[how](model)
+        assert type(found) is DeepLabV3 and found is not model
+        assert found.get_config() == model.get_config()
+        assert (found.name, found.preprocess) == ("mine", TORCHVISION)
+        assert len(found.trainable_weights) == len(model.trainable_weights)
+        x = sample((1, *ODD, 3))
+        if how in ("deepcopy", "pickle"):
+            assert int(found.optimizer.iterations) == 5
+        else:
+            found.set_weights(model.get_weights())
+        np.testing.assert_array_equal(npy(found(x)), npy(model(x)))
+        if how != "config":
+            assert found.compiled and found.loss is squared_error
+            assert float(found.optimizer.learning_rate) == pytest.approx(0.07)
+
+    def test_loaded_without_a_loss_that_keras_does_not_find(
+        self, build, tmp_path
+    ):
+        def own_loss(y_true, y_pred):
+            return keras.ops.mean(y_pred)
+
+        model = build()
+        model.compile("sgd", own_loss)
+        model.save(tmp_path / "model.keras")
+        message = "without its loss, optimizer and metrics.*own_loss"
+        with pytest.warns(UserWarning, match=message):
+            found = keras.saving.load_model(tmp_path / "model.keras")
+        assert getattr(found, "optimizer", None) is None
+        x = sample((1, *SIZE, 3))
+        np.testing.assert_array_equal(npy(found(x)), npy(model(x)))
+
+    def test_clone_model_with_functions_and_inputs_of_the_user(self, build):
+        model = build()
+        x = sample((1, *SIZE, 3))
+        shared = keras.models.clone_model(
+            model,
+            input_tensors=keras.Input((*SIZE, 3)),
+            clone_function=lambda layer: layer,
+        )
+        assert shared.output.shape == (None, *SIZE, 5)
+        assert shared.weights[0] is model.weights[0]
+        np.testing.assert_array_equal(npy(shared(x)), npy(model(x)))
+        seen = []
+
+        def call(layer, *args, **kwargs):
+            seen.append(layer.name)
+            return layer(*args, **kwargs)
+
+        keras.models.clone_model(model, call_function=call, recursive=True)
+        assert {"stem", "toy", "aspp", "logits"} <= set(seen)
+
+    def test_the_signature_names_every_argument(self):
+        parameters = inspect.signature(DeepLabV3).parameters
+        assert list(parameters)[:4] == [
+            *("num_classes", "backbone", "output_stride", "atrous_rates")
+        ]
+        assert parameters["aspp_filters"].default == 256
+        assert {"rematerialize", "multi_grid"} < set(parameters)
+        assert not {"args", "kwargs", "head"} & set(parameters)
 
     def test_unknown_batch_norm(self, build):
         with pytest.raises(ValueError, match="Received: batch_norm='thaw'"):
