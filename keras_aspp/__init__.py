@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "analysis",
     "backbones",
+    "data",
     "export",
     "layers",
     "losses",

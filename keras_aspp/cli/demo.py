@@ -5,15 +5,27 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
+from keras_aspp.textfile import read_manifest
 
+# A connection is closed after `IDLE_SECONDS` without a byte, and after
+# `MAX_SECONDS` whatever it does.
+IDLE_SECONDS = 10
+MAX_SECONDS = 60
+# One thread each. A browser opens six at a time.
+MAX_CONNECTIONS = 32
 PAGE = Path(__file__).parents[1] / "web"
 _FILES = ("index.html", "app.js", "style.css")
 _TYPES = {
@@ -21,8 +33,15 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".json": "application/json",
+    ".map": "application/json",
     ".wasm": "application/wasm",
     ".tflite": "application/octet-stream",
+}
+# Suffixes served from each folder. The exported folder may come from
+# elsewhere, so it must not add scripts or pages to the origin.
+_SUFFIXES = {
+    "model": (".tflite",),
+    "node_modules": (".js", ".json", ".map", ".wasm"),
 }
 
 
@@ -125,25 +144,62 @@ def make_server(model, node_modules, port):
         port: int; 0 takes a free one.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is not available.
     """
     handler = functools.partial(
         _Handler,
         roots={"model": Path(model), "node_modules": Path(node_modules)},
     )
     try:
-        return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return _Server(("127.0.0.1", port), handler)
     except OSError as error:
         raise OSError(
             f"Port {port} cannot be had ({error.strerror}); try another --port"
         ) from error
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves few connections at a time, each for a limited time."""
+
+    # With the default of 5 a burst of connections waits for retries of TCP.
+    request_queue_size = 128
+
+    def __init__(self, *args):
+        self._deadlines = {}
+        super().__init__(*args)
+
+    def process_request(self, request, client_address):
+        if len(self._deadlines) >= MAX_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._deadlines[request] = time.monotonic() + MAX_SECONDS
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self._deadlines.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self):
+        """Ends connections whose time is up; called twice a second."""
+        now = time.monotonic()
+        for request, deadline in list(self._deadlines.items()):
+            if deadline < now:
+                # Wakes the thread that reads or writes.
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request, client_address):
+        # The browser may cancel a request at any time.
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Files of the page, of the model and of the runtime, and no others."""
+    """Serves files of the page, the model and the runtime, and no others."""
 
     def __init__(self, *args, roots, **kwargs):
         self.roots = roots
+        self.timeout = IDLE_SECONDS
         super().__init__(*args, **kwargs)
 
     def do_GET(self):
@@ -153,47 +209,79 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, body):
-        path = self._file()
-        # A page from elsewhere may point a name of its own at this machine.
+        # A page from elsewhere may resolve its own name to this machine.
         host = self.headers.get("Host", "").split(":")[0]
-        if path is None or host not in ("127.0.0.1", "localhost"):
+        parts = self._parts() if host in ("127.0.0.1", "localhost") else []
+        try:
+            path = self._file(parts)
+            file = path and self._open(parts, path)
+        except (OSError, ValueError):
+            file = None  # removed, unreadable, or not a manifest
+        if file is None:
             self.send_error(404)
             return
-        self.send_response(200)
-        self.send_header("Content-Type", _TYPES[path.suffix])
-        self.send_header("Content-Length", str(path.stat().st_size))
-        for name, value in headers().items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            # The browser may have gone on to another page.
-            with open(path, "rb") as file, contextlib.suppress(ConnectionError):
+        with file:
+            self.send_response(200)
+            self.send_header("Content-Type", _TYPES[path.suffix])
+            self.send_header("Content-Length", str(file.seek(0, io.SEEK_END)))
+            if parts[0] == "model":
+                self.send_header("Content-Disposition", "attachment")
+            self.end_headers()
+            if body:
+                file.seek(0)
                 shutil.copyfileobj(file, self.wfile)
 
-    def _file(self):
-        """The file that is asked for, or `None`."""
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts == [""]:
-            parts = ["index.html"]
+    def _parts(self):
+        """Path of the requested URL as a list; empty if malformed."""
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:  # e.g. http://[::1/
+            return []
+        return (unquote(path).strip("/") or "index.html").split("/")
+
+    def _file(self, parts):
+        """The requested file, or `None`."""
         if len(parts) == 1 and parts[0] in _FILES:
             return PAGE / parts[0]
-        root = self.roots.get(parts[0])
+        root = self.roots.get(parts[0]) if parts else None
         if root is None or any(p in ("", ".", "..") for p in parts):
             return None
         path = root.joinpath(*parts[1:])
-        # `os.path` takes a name that no file can have.
-        if path.suffix not in _TYPES or not os.path.isfile(path):
+        served = path.suffix in _SUFFIXES[parts[0]]
+        # `os.path` accepts names that no file can have.
+        if not (served or _is_manifest(parts)) or not os.path.isfile(path):
             return None
         # A link in a folder from elsewhere may lead out of it.
         return path if path.resolve().is_relative_to(root.resolve()) else None
 
+    def _open(self, parts, path):
+        """Opens a file; the manifest lists only artefacts that exist."""
+        if not _is_manifest(parts):
+            return open(path, "rb")
+        manifest = read_manifest(path)
+        manifest["artefacts"] = [
+            entry
+            for entry in manifest["artefacts"]
+            if self._file(["model", *entry["path"].split("/")])
+        ]
+        return io.BytesIO(json.dumps(manifest).encode())
+
+    def end_headers(self):
+        for name, value in headers().items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, *args):
-        """Says nothing: the browser's console has it."""
+        """Prints nothing: the browser's console lists failed requests."""
+
+
+def _is_manifest(parts):
+    return parts == ["model", "manifest.json"]
 
 
 @functools.cache
 def headers():
-    """What keeps the page to itself, and lets it use threads."""
+    """Headers of every answer: one origin, no sniffing, threads allowed."""
     page = (PAGE / "index.html").read_text()
     (inline,) = re.findall(r"<script type=\"importmap\">(.*?)</script>", page)
     digest = base64.b64encode(hashlib.sha256(inline.encode()).digest())
@@ -203,6 +291,10 @@ def headers():
         "worker-src": "'self' blob:",
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' blob: data:",
+        # `default-src` does not cover these.
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
     }
     return {
         "Content-Security-Policy": "; ".join(
@@ -210,5 +302,7 @@ def headers():
         ),
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Embedder-Policy": "require-corp",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-cache",
     }

@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 
-from keras_aspp.cli.startup import start_program
+from keras_aspp.cli.startup import prompt_interrupts, start_program
 from keras_aspp.textfile import printable
 
 # Longer ones repeat a value that is itself at fault.
@@ -58,8 +58,15 @@ def main(arguments=None):
     0 done; 1 the input is at fault (one line); 2 wrong usage of the command
     line; 130 interrupted.
     """
+    with prompt_interrupts():
+        # Includes the imports, which take seconds.
+        return guarded(_run, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments):
+    """Imports the module of a command and calls it."""
     start_program()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(arguments)
     parser = Parser(
         prog="keras-aspp",
         description="Atrous convolution and ASPP for Keras: train, evaluate, "
@@ -78,7 +85,7 @@ def main(arguments=None):
     if known.command is None:
         parser.error("a command is needed")
     module = importlib.import_module(f"keras_aspp.cli.{known.command}")
-    return guarded(module.run, arguments[1:])
+    return module.run(arguments[1:])
 
 
 def guarded(run, arguments):

@@ -1,10 +1,12 @@
-"""Start of a program: log levels and output, before TensorFlow is imported."""
+"""Start of a program: log levels, output and Ctrl-C, before TensorFlow."""
 
 import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 # TensorFlow's libraries log while they load, before they read the level, and
 # may abort the process there. So a process of its own filters what they
@@ -36,6 +38,52 @@ def start_program():
     # In a pipe, stdout would otherwise lag behind stderr by a whole buffer.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+@contextlib.contextmanager
+def prompt_interrupts():
+    """Makes Ctrl-C end imports at once, and no Ctrl-C get lost.
+
+    A `KeyboardInterrupt` within the import of a C extension can crash the
+    process, and Python drops one that is raised in a finalizer or in a callback
+    of the garbage collector, of which JAX has one.
+    """
+    replaced = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    hook = sys.unraisablehook
+    if replaced:
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = lambda lost: _repeat_interrupt(lost, hook)
+    try:
+        yield
+    finally:
+        if replaced:
+            sys.unraisablehook = hook
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number, frame):
+    """Handler of SIGINT: ends the process while it imports."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"\nInterrupted.\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _repeat_interrupt(lost, hook):
+    """Raises a dropped `KeyboardInterrupt` again, from another place."""
+    if lost.exc_type is KeyboardInterrupt and hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        # After the callback. A real signal also ends a wait of the system's.
+        threading.Timer(
+            0.05, signal.pthread_kill, (main, signal.SIGINT)
+        ).start()
+    else:
+        hook(lost)
 
 
 class _QuietTensorFlow:

@@ -44,9 +44,11 @@ def convert_folder(
 
     Raises:
         FileExistsError: there is something at `output`.
+        OSError: the records cannot be written; nothing is left behind.
         ValueError: a picture or mask at fault, which is named; nothing is left
             behind.
     """
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     output = Path(output).absolute()
@@ -94,6 +96,15 @@ def convert_folder(
             )
         source.spec.to_file(builder.data_path / "dataset.json")
         os.replace(builder.data_path, output)
+    except RuntimeError as error:
+        # TFDS wraps what TensorFlow raises for a failed write.
+        if not isinstance(error.__cause__, (OSError, tf.errors.OpError)):
+            raise
+        reason = str(error.__cause__).rsplit("; ", 1)[-1]
+        raise OSError(
+            f"Records cannot be written: {reason}. "
+            f"Received: output={str(output)!r}"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {

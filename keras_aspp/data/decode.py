@@ -18,9 +18,13 @@ MAX_PIXELS = 100_000_000
 # A progressive JPEG repeats all its pixels with every scan, each a few bytes
 # of the file; cameras write about ten.
 MAX_SCANS = 100
-# Marker, length of the header, components: within the compressed data, and in
-# a colour profile, the marker alone occurs by chance.
-_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+# First bytes of a scan of one to four components: marker, length of the header,
+# components. In a colour profile the marker alone occurs by chance.
+SCAN_STARTS = tuple(
+    bytes([0xFF, 0xDA, 0, 6 + 2 * components, components])
+    for components in (1, 2, 3, 4)
+)
+_SCAN = re.compile(b"|".join(map(re.escape, SCAN_STARTS)))
 _SCAN_BYTES = 5
 # Pillow knows forty formats, one of which starts a program (PostScript).
 FORMATS = ("JPEG", "PNG")
@@ -109,6 +113,38 @@ def open_image(source, name=None):
             f"({scans})"
         )
     return image
+
+
+def check_image_bytes(data):
+    """Bounds what it takes to decode an image, without decoding it.
+
+    For servers that hand the bytes of a client to a decoder without such
+    limits. A call reads the header and counts the scans of a JPEG.
+
+    Args:
+        data: bytes of a JPEG or PNG file.
+
+    Returns:
+        `(height, width)` as stored, before any EXIF orientation.
+
+    Raises:
+        TypeError: `data` is not bytes.
+        ValueError: neither JPEG nor PNG, or more than `MAX_PIXELS` pixels or
+            `MAX_SCANS` scans.
+
+    Example:
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (6, 4)).save(file, "PNG")
+    >>> check_image_bytes(file.getvalue())
+    (4, 6)
+    """
+    if not isinstance(data, bytes):
+        raise TypeError(
+            "`data` must be the bytes of an image file. "
+            f"Received: {type(data).__name__}"
+        )
+    with open_image(data) as image:
+        return image.height, image.width
 
 
 def _called(source, name):

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import sys
+from importlib.util import find_spec
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
@@ -32,8 +33,8 @@ class TfdsSource:
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
     Raises:
-        ValueError: unknown name or feature, no spec, or the data cannot be
-            had.
+        ValueError: unknown name or feature, no spec, the data cannot be
+            had or are stored in a format that is not read.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class TfdsSource:
                 "Unknown TFDS data set. "
                 f"Received: name={name!r} ({_first_line(error)})"
             ) from None
+        self._records_of_file()
         self.spec = self._own_spec() or spec
         if self.spec is None:
             raise ValueError(
@@ -85,6 +87,28 @@ class TfdsSource:
                 f"TFDS data set {name} could not be prepared "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    def _records_of_file(self):
+        """Returns the reader of the stored format: a function of a shard.
+
+        Raises:
+            ValueError: the format is neither tfrecord nor array_record.
+        """
+        # `None` before the first download, which writes tfrecord files.
+        stored = self.builder.info.file_format
+        name = "tfrecord" if stored is None else stored.value
+        if name not in _READERS:
+            raise ValueError(
+                f"TFDS data must be stored as {' or '.join(_READERS)}; `tfds "
+                "convert_format --out_file_format=tfrecord` converts it. "
+                f"Received: file_format={name!r}, name={self.name!r}"
+            )
+        if name == "array_record" and not find_spec("array_record"):
+            raise ValueError(
+                "Reading array_record files needs `pip install array_record`. "
+                f"Received: file_format={name!r}, name={self.name!r}"
+            )
+        return _READERS[name]
 
     def _id_key(self):
         """`["id"]` where examples have names, else `[]`."""
@@ -172,6 +196,7 @@ class TfdsSource:
         """A function, file -> `tf.data.Dataset` of `(number, record)`."""
         import tensorflow as tf
 
+        records_of_file = self._records_of_file()
         keys = [self.image_key, self.mask_key, *self._id_key()]
         features = {key: tf.io.FixedLenFeature((), tf.string) for key in keys}
 
@@ -186,7 +211,7 @@ class TfdsSource:
             return number, (image, mask, tf.strings.join(where))
 
         def read(path, skip, take, before):
-            stored = tf.data.TFRecordDataset(path).skip(skip).take(take)
+            stored = records_of_file(path, skip, take)
             return stored.enumerate(before).map(record)
 
         return read
@@ -230,6 +255,35 @@ def _draw(builder):
             builder.download_and_prepare()
     finally:
         tfds.enable_progress_bar()
+
+
+def _tfrecords(path, skip, take):
+    import tensorflow as tf
+
+    return tf.data.TFRecordDataset(path).skip(skip).take(take)
+
+
+def _array_records(path, skip, take):
+    """As `_tfrecords`; TensorFlow has no operator for these files."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_generator(
+        _read_array_records,
+        args=(path, skip, take),
+        output_signature=tf.TensorSpec((), "string"),
+    )
+
+
+def _read_array_records(path, skip, take):
+    from array_record.python import array_record_data_source
+
+    path = os.fsdecode(path)
+    with array_record_data_source.ArrayRecordDataSource([path]) as stored:
+        for number in range(skip, skip + take):
+            yield stored[number]
+
+
+_READERS = {"tfrecord": _tfrecords, "array_record": _array_records}
 
 
 def is_converted(folder):

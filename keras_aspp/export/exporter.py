@@ -119,8 +119,11 @@ def export_model(
         calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
     sizes = [
-        _check_size("image_size", image_size),
-        *(_check_size("more_image_sizes", size) for size in more_image_sizes),
+        _check_size("image_size", image_size, model),
+        *(
+            _check_size("more_image_sizes", size, model)
+            for size in more_image_sizes
+        ),
     ]
     if len(set(sizes)) < len(sizes):
         raise ValueError(
@@ -236,12 +239,20 @@ def _check_pictures(name, images):
             )
 
 
-def _check_size(name, image_size):
+def _check_size(name, image_size, model):
     size = tuple(image_size)
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(
             f"`{name}` must hold (height, width), ints > 0. "
             f"Received: {name}={image_size}"
+        )
+    fixed = model.input.shape[1:3]
+    if any(own not in (None, n) for own, n in zip(fixed, size, strict=True)):
+        raise ValueError(
+            f"`{name}` must be the size of the model's `input_shape`, "
+            f"{tuple(fixed)}; for other sizes, build the model with "
+            "input_shape=(None, None, 3) and load the weights into it. "
+            f"Received: {name}={size}"
         )
     return size
 

@@ -5,6 +5,8 @@ import itertools
 import keras
 import tensorflow as tf
 
+from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+
 # 4096 x 4096; the network takes some 30 GB to see them.
 MAX_SERVED_PIXELS = 2**24
 
@@ -114,9 +116,10 @@ def score(model, image):
 def decode_bytes(image_bytes):
     """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
 
-    EXIF is not read. Whoever serves gets bytes from strangers, so a picture's
-    size is taken from its header and held to `MAX_SERVED_PIXELS` before it is
-    decoded; an error of TensorFlow's is the answer to others.
+    EXIF is not read. Servers receive bytes from strangers, so the graph checks
+    an image before it decodes it: at most `MAX_SERVED_PIXELS` by its header
+    and, in a JPEG, at most `MAX_SCANS` scans. Otherwise it fails with an
+    `InvalidArgumentError`.
     """
     is_jpeg = tf.strings.substr(image_bytes, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(image_bytes, 0, 8) == b"\x89PNG\r\n\x1a\n"
@@ -134,11 +137,16 @@ def decode_bytes(image_bytes):
                 little_endian=False,
             ),
         )
+        scans = tf.cond(is_jpeg, lambda: _count_scans(image_bytes), lambda: 0)
     small = tf.debugging.Assert(
         tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_SERVED_PIXELS,
-        [f"Pictures must have at most {MAX_SERVED_PIXELS} pixels."],
+        [f"Images must have at most {MAX_SERVED_PIXELS} pixels."],
     )
-    with tf.control_dependencies([small]):
+    few_scans = tf.debugging.Assert(
+        scans <= MAX_SCANS,
+        [f"A JPEG must have at most {MAX_SCANS} scans. Received:", scans],
+    )
+    with tf.control_dependencies([small, few_scans]):
         image = tf.cond(
             is_jpeg,
             lambda: tf.io.decode_jpeg(
@@ -147,3 +155,11 @@ def decode_bytes(image_bytes):
             lambda: tf.io.decode_png(image_bytes, channels=3),
         )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def _count_scans(image_bytes):
+    """Number of scans in a JPEG, counted as `data.decode` does."""
+    # `split` is the one operator of TensorFlow's that finds arbitrary bytes;
+    # regular expressions take UTF-8 only.
+    pieces = [tf.strings.split(image_bytes, start) for start in SCAN_STARTS]
+    return tf.add_n([tf.size(parts) - 1 for parts in pieces])

@@ -94,6 +94,51 @@ os.write(2, b"E0000 an error after the import\\n")
     assert expected <= set(found)
 
 
+INTERRUPTED = """
+import os, signal, sys, types
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli import main as program
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            signal.raise_signal(signal.SIGINT)
+            print("went on")
+sys.meta_path.insert(0, Interrupting())
+sys.exit(program.main(["data", "convert", "--root", "x", "--output", "y"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["keras_aspp.cli.data", "numpy"])
+def test_ctrl_c_while_a_program_imports_is_one_line_and_status_130(module):
+    done = run_program(INTERRUPTED, module)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "Interrupted."
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    code = """
+import gc, signal, sys, time
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.main import guarded
+from keras_aspp.cli.startup import prompt_interrupts
+def interrupt(phase, info):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+def run(arguments):
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(20)
+    print("went on")
+with prompt_interrupts():
+    status = guarded(run, [])
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+sys.exit(status)
+"""
+    done = run_program(code)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "Interrupted."
+
+
 def test_a_warning_is_one_line_without_its_place_in_the_source():
     code = """
 import sys, warnings

@@ -234,6 +234,30 @@ def test_an_interrupted_convert_leaves_nothing(folder, tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("room", [0, 4096, 20_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    folder, tmp_path, capsys, room
+):
+    """A limit on the size of files fails writes just as a full disk does."""
+    resource = pytest.importorskip(
+        "resource", reason="only Unix limits file sizes (2026-11-29)"
+    )
+    output = tmp_path / "records"
+    arguments = ["--root", str(folder), "--output", str(output)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        status = main(["data", "convert", *arguments])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_there_is_not_touched(folder, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="Received: output=.*out"):

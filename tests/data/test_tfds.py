@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -46,6 +48,65 @@ def test_drawing_says_once_what_goes_where_and_is_silent_otherwise(
     assert os.fspath(source.builder.data_path) == str(folder)
     drawing = "Drawing the 15 images of multiscale_shapes (once, about 1 s)"
     assert said == [("", f"{drawing} into {folder} ...\n"), ("", "")]
+
+
+def stored_as(file_format, data_dir, folder):
+    """A copy of the data set whose files are said to be of a format."""
+    shutil.copytree(data_dir / "multiscale_shapes" / "1.0.0", folder)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = file_format
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_array_records_are_read_like_tfrecords(source, data_dir, tmp_path):
+    array_record_module = pytest.importorskip(
+        "array_record.python.array_record_module",
+        reason="array_record is for Linux only (2026-11-29)",
+    )
+    folder = stored_as("array_record", data_dir, tmp_path / "set" / "1.0.0")
+    for file in folder.glob("*.tfrecord-*"):
+        path = str(file).replace(".tfrecord-", ".array_record-")
+        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            writer.write(record)
+        writer.close()
+        file.unlink()
+    found = TfdsSource(folder, SPEC)
+    for split in ("train", "train[20%:70%]"):
+        expected = list(source.records(split).as_numpy_iterator())
+        actual = list(found.records(split).as_numpy_iterator())
+        assert len(actual) == found.size(split)
+        assert [r[:2] for r in actual] == [r[:2] for r in expected]
+    shuffled = [
+        [(number, record[:2]) for number, record in ds.as_numpy_iterator()]
+        for ds in (found.shuffled("train", 3), source.shuffled("train", 3))
+    ]
+    assert shuffled[0] == shuffled[1]
+    (shard,) = found.shards("test")
+    assert len(list(found.read_shard(shard, "test"))) == FEW["test"]
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "riegeli"])
+def test_data_of_another_format_is_refused_when_opened(
+    file_format, data_dir, tmp_path
+):
+    folder = stored_as(file_format, data_dir, tmp_path / "set" / "1.0.0")
+    with pytest.raises(
+        ValueError,
+        match="stored as tfrecord or array_record; .*converts it. "
+        f"Received: file_format='{file_format}'",
+    ):
+        TfdsSource(folder, SPEC)
+
+
+def test_array_records_without_their_package_are_refused_when_opened(
+    data_dir, tmp_path, monkeypatch
+):
+    folder = stored_as("array_record", data_dir, tmp_path / "set" / "1.0.0")
+    monkeypatch.setattr("keras_aspp.data.tfds.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs `pip install array_record`"):
+        TfdsSource(folder, SPEC)
 
 
 def test_examples_are_the_stored_ones(source):

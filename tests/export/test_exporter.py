@@ -352,6 +352,15 @@ def test_a_model_of_one_size(toy_backbone, tmp_path):
     )
     manifest = export(randomize(fixed), tmp_path / "out", formats=())
     assert manifest["artefacts"][0]["agreement_with_keras"] == 1
+    for sizes in (
+        {"image_size": (32, 96)},
+        {"image_size": (64, 96), "more_image_sizes": [(64, 48)]},
+    ):
+        with pytest.raises(
+            ValueError, match=r"`input_shape`, \(64, 96\); for other sizes"
+        ):
+            export(fixed, tmp_path / "no", formats=(), **sizes)
+    assert not (tmp_path / "no").exists()
 
 
 def test_parts_of_a_picture_have_odd_sizes():

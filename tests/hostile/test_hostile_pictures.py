@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.data import decode
 from keras_aspp.data.folder import FolderSource, check_folder
@@ -315,6 +316,7 @@ def test_what_a_saved_model_decodes():
         (BAD["bomb_20000x20000.png"], "at most 16777216 pixels"),
         (BAD["bomb_2147483647.png"], "at most 16777216 pixels"),
         (wide, "at most 16777216 pixels"),
+        (BAD["scans_by_the_thousand.jpg"], "at most 100 scans"),
         (BAD["a_gif.png"], "JPEG or PNG"),
         (BAD["a_bmp.png"], "JPEG or PNG"),
         (BAD["a_webp.jpg"], "JPEG or PNG"),
@@ -331,6 +333,24 @@ def test_what_a_saved_model_decodes():
     for name in ("plain.png", "plain.jpg", "palette.png"):
         image = decode.read_image(GOOD[name])
         np.testing.assert_array_equal(served(GOOD[name]), image)
+
+
+def test_a_server_can_check_images_before_it_decodes_them():
+    """Each of 5,000 scans, 16 bytes, would repeat all pixels."""
+    data = corpus.progressive_bomb(2048, 2048, 5000)
+    assert len(data) < 100_000
+    start = time.process_time()
+    with pytest.raises(ValueError, match="at most 100 scans.*5005"):
+        ka.data.check_image_bytes(data)
+    assert time.process_time() - start < 0.5  # decoding takes 17 s
+    for name in ("bomb_20000x20000.png", "a_gif.png", "a_webp.jpg"):
+        with pytest.raises(ValueError, match="pixels|no JPEG or PNG"):
+            ka.data.check_image_bytes(BAD[name])
+    with pytest.raises(TypeError, match="must be the bytes.*Received: str"):
+        ka.data.check_image_bytes("image.png")
+    few = corpus.progressive_bomb(30, 40, 90)
+    assert ka.data.check_image_bytes(few) == (30, 40)
+    assert ka.data.check_image_bytes(GOOD["plain.jpg"]) == (40, 56)
 
 
 def test_marks_of_scans_that_start_none_do_not_count():

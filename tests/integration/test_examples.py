@@ -106,7 +106,7 @@ def test_serving(tiny_export, picture, tmp_path):
     (tmp_path / "saved_models").mkdir()
     (tmp_path / "saved_models" / "mine").symlink_to(tiny_export)
     python = blocks("serving.md", "python")
-    assert len(python) == 2
+    assert len(python) == 3
     for block in python:
         done = subprocess.run(
             [sys.executable, "-c", block],
