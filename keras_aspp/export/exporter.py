@@ -143,6 +143,9 @@ def export_model(
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
         coarse = _coarse_labels(model) if coarse_labels else None
+        least = None
+        if None in model.input.shape[1:3]:
+            least = serving.smallest_side(model)
         content = {
             "name": directory.name,
             "num_classes": model.num_classes,
@@ -162,7 +165,7 @@ def export_model(
                     kind,
                     reference,
                     [np.asarray(image) for image in verify_images],
-                    None in model.input.shape[1:3],
+                    least,
                     evaluation_data is not None,
                     coarse,
                 )
@@ -285,7 +288,7 @@ def _coarse_labels(model):
     return lambda image: label(image[None])[0].numpy()
 
 
-def _measure(path, kind, reference, images, any_size, evaluated, coarse):
+def _measure(path, kind, reference, images, least, evaluated, coarse):
     predictor = Predictor(path)
     entry = manifests.describe(path, kind, predictor)
     entry["output"]["range"] = [0, reference.num_classes - 1]
@@ -302,8 +305,10 @@ def _measure(path, kind, reference, images, any_size, evaluated, coarse):
     if size is not None:
         images = [resize_image(image, size) for image in images]
     shown = images
-    if size is None and any_size:
-        shown = [part for image in images for part in verify.sizes_of(image)]
+    if size is None and least is not None:
+        shown = [
+            part for image in images for part in verify.sizes_of(image, least)
+        ]
     label = reference.predict
     if coarse is not None and size is not None and kind != "tflite_logits":
         label = coarse

@@ -479,7 +479,10 @@ class _TFLite(_Engine):
         self._interpreter = Interpreter(
             model_path=str(self._path), num_threads=os.cpu_count()
         )
-        self._interpreter.allocate_tensors()
+        # What has no size of its own gets that of an image.
+        door = self._interpreter.get_input_details()[0]
+        if -1 not in door["shape_signature"]:
+            self._interpreter.allocate_tensors()
 
     def labels(self, images):
         found = self._answers(images)
@@ -493,9 +496,13 @@ class _TFLite(_Engine):
         index = self._input["index"]
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
-            self._interpreter.allocate_tensors()
-            details = self._interpreter.get_tensor_details()
-            if any(0 in tensor["shape"] for tensor in details):
+            try:
+                self._interpreter.allocate_tensors()
+                details = self._interpreter.get_tensor_details()
+                fits = all(0 not in tensor["shape"] for tensor in details)
+            except RuntimeError:  # of XNNPACK, where it finds no cell
+                fits = False
+            if not fits:
                 raise ValueError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()

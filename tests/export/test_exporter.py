@@ -19,6 +19,7 @@ import keras_aspp as ka
 from keras_aspp.export import exporter, tflite, verify
 from keras_aspp.export.manifest import artefact_table, sha256
 from keras_aspp.export.metadata import with_metadata
+from keras_aspp.trial import try_out
 
 
 def pictures(count=2, size=(64, 96)):
@@ -262,15 +263,71 @@ def test_any_size_is_right_at_odd_sizes(model, tmp_path):
     assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
     predictor = ka.Predictor(path)
     assert predictor.image_size is None
-    for size in ((64, 96), (97, 51), (33, 130), (97, 51)):
+    for size in ((64, 96), (97, 51), (33, 130), (97, 51), (10, 40), (1, 1)):
         images = np.stack(pictures(2, size))
         logits = model(model.preprocess(images), training=False)
         np.testing.assert_array_equal(
             predictor.predict_batch(images), np.argmax(logits, -1)
         )
-    for size in ((1, 1), (10, 40)):
+
+
+def of_any_size(path, function):
+    """Writes a `.tflite` of a function of images of any size."""
+    image = tf.TensorSpec((1, None, None, 3))
+    traced = tf.function(function).get_concrete_function(image)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
+    path.write_bytes(converter.convert())
+    return path
+
+
+def convolutions_to_one_cell(side):
+    """Strided convolutions without padding, until one cell is left."""
+    kernel = tf.ones((3, 3, 3, 3))
+
+    def function(image):
+        for _ in range(int(np.log2(side + 1)) - 1):
+            image = tf.nn.conv2d(image, kernel, 2, "VALID")
+        # XNNPACK refuses a map of no cell here.
+        return tf.image.resize(image, (2, 2))
+
+    return function
+
+
+@pytest.mark.parametrize("least", [3, 63, 255])
+def test_a_file_of_any_size_is_tried_where_cells_are_left(tmp_path, least):
+    function = convolutions_to_one_cell(least)
+    path = of_any_size(tmp_path / "any.tflite", function)
+    interpreter = Interpreter(model_path=str(path))
+    assert interpreter.get_input_details()[0]["shape"].tolist() == [1, 1, 1, 3]
+    with pytest.raises(RuntimeError, match="failed to prepare"):
+        interpreter.allocate_tensors()
+    try_out(path)
+
+
+def valid_backbone():
+    """Keras' own padding, strides 2, 4, 8: a cell is left of 15 pixels."""
+    inputs = x = keras.Input((None, None, 3))
+    for _ in range(3):
+        x = keras.layers.Conv2D(4, 3, strides=2, activation="relu")(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.slow
+def test_any_size_of_a_backbone_that_does_not_pad(tmp_path):
+    made = ka.models.DeepLabV3(
+        4, valid_backbone(), aspp_filters=4, output_stride=8
+    )
+    export(randomize(made), tmp_path / "out", formats=("tflite_any_size",))
+    predictor = ka.Predictor(tmp_path / "out" / "model_any_size.tflite")
+    for size in ((15, 15), (35, 40)):
+        # A refused size leaves the next as it would be.
         with pytest.raises(ValueError, match="no feature cell is left"):
-            predictor.predict_batch(np.stack(pictures(1, size)))
+            predictor.predict(pictures(1, (14, 40))[0])
+        image = pictures(1, size)[0]
+        logits = made(made.preprocess(image[None]), training=False)[0]
+        np.testing.assert_array_equal(
+            predictor.predict(image), np.argmax(logits, -1)
+        )
 
 
 @pytest.mark.slow
@@ -356,6 +413,9 @@ def test_a_model_of_one_size(toy_backbone, tmp_path):
 
 def test_parts_of_a_picture_have_odd_sizes():
     sizes = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)))]
+    # Never below what a model needs: 50 pixels, and the next odd number.
+    few = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)), 50)]
+    assert few == [(64, 96), (51, 51), (51, 77)]
     assert sizes == [(64, 96), (45, 49), (33, 77)]
 
 
