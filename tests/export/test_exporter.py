@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import zipfile
 
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from conftest import ROOT
+from flatbuffers.number_types import Int8Flags
+from flatbuffers.table import Table
 from helpers import randomize
 
 import keras_aspp as ka
@@ -246,6 +250,92 @@ def test_logits_and_their_metadata(model, tmp_path):
     assert b"M001" in content
     with zipfile.ZipFile(path) as archive:
         assert archive.read("labels.txt") == b"a\nb\nc\nd\n"
+
+
+# MediaPipe in a process of its own, as it brings its own LiteRT.
+_CONFIDENCE = """
+import sys
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+model, image, output = sys.argv[1:]
+options = vision.ImageSegmenterOptions(
+    base_options=BaseOptions(model_asset_path=model),
+    output_confidence_masks=True,
+)
+with vision.ImageSegmenter.create_from_options(options) as segmenter:
+    pixels = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.load(image))
+    masks = segmenter.segment(pixels).confidence_masks
+    np.save(output, [np.squeeze(mask.numpy_view()) for mask in masks])
+"""
+
+
+@pytest.mark.slow
+def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path):
+    pytest.importorskip("mediapipe", reason="extra `examples`")
+    size = (64, 96)
+    content = tflite.convert(model, size, ["tflite_logits"])["tflite_logits"]
+    path, image, output = (
+        str(tmp_path / name) for name in ("m.tflite", "image.npy", "out.npy")
+    )
+    with open(path, "wb") as file:
+        file.write(with_metadata(content, "one", list("abcd")))
+    (pixels,) = pictures(1, size)
+    np.save(image, pixels)
+    done = subprocess.run(
+        [sys.executable, "-c", _CONFIDENCE, path, image, output],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    masks = np.load(output)
+    logits = np.asarray(model(model.preprocess(pixels[None]), training=False))
+    expected = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-5)
+    np.testing.assert_allclose(masks.sum(0), 1, atol=1e-5)
+
+
+def segmenter_options(model):
+    """The custom metadata of a `.tflite`, read table by table by flatbuffers.
+
+    Slots are those of MediaPipe's metadata_schema.fbs: subgraph_metadata 3,
+    custom_metadata 9; CustomMetadata: name 0, data 1.
+    """
+    content = schema.ModelT.InitFromPackedBuf(model)
+    (buffer,) = (
+        bytes(content.buffers[entry.buffer].data)
+        for entry in content.metadata
+        if entry.name == b"TFLITE_METADATA"
+    )
+
+    def root(data):
+        return Table(data, int.from_bytes(data[:4], "little"))
+
+    def at(table, slot):
+        return table.Offset(4 + 2 * slot)
+
+    def only(table, slot):
+        """The table in a vector of one."""
+        field = at(table, slot)
+        assert table.VectorLen(field) == 1
+        return Table(table.Bytes, table.Indirect(table.Vector(field)))
+
+    entry = only(only(root(buffer), 3), 9)
+    name = entry.String(entry.Pos + at(entry, 0))
+    start, field = entry.Vector(at(entry, 1)), at(entry, 1)
+    data = buffer[start : start + entry.VectorLen(field)]
+    options = root(data)
+    activation = options.Get(Int8Flags, options.Pos + at(options, 0))
+    return name, start % 16, data[4:8], activation
+
+
+def test_metadata_declares_the_softmax(tiny_export):
+    model = (tiny_export / "model_float32.tflite").read_bytes()
+    found = segmenter_options(with_metadata(model, "one", ["a", "b"]))
+    # Aligned to 16 bytes in the metadata; SOFTMAX = 2.
+    assert found == (b"SEGMENTER_METADATA", 0, b"V001", 2)
 
 
 def test_metadata_is_the_same_each_time(tiny_export):
