@@ -24,6 +24,7 @@ from keras_aspp.files import write_json, write_text
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
+from keras_aspp.models.precision import in_float32
 
 _NAMES = {
     "keras": "model.keras",
@@ -66,7 +67,8 @@ def export_model(
     fails, nothing is left.
 
     Args:
-        model: `Segmenter`.
+        model: `Segmenter`. One that computes in 16 bits (`mixed_float16`,
+            `mixed_bfloat16`) is exported in float32, with the same weights.
         directory: folder to make.
         image_size: `(height, width)` of the TFLite files, in pixels.
         class_names: one name per class.
@@ -114,6 +116,7 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
+    model = in_float32(model)
     calibration = []
     if calibration_images is not None:
         calibration = [np.asarray(image) for image in calibration_images]

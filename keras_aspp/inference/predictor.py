@@ -352,9 +352,10 @@ class _Keras(_Engine):
 
         from keras_aspp.export import serving
         from keras_aspp.models import with_output_stride
+        from keras_aspp.models.precision import in_float32
         from keras_aspp.models.segmenter import load_saved
 
-        model = load_saved(path)
+        model = in_float32(load_saved(path))
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes

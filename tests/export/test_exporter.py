@@ -509,6 +509,57 @@ def test_parts_of_a_picture_have_odd_sizes():
     assert sizes == [(64, 96), (45, 49), (33, 77)]
 
 
+def mixed(toy_backbone, of_backbone, of_model):
+    backbone = toy_backbone(padding=1, dtype=of_backbone)
+    made = ka.models.DeepLabV3(
+        4, backbone, aspp_filters=8, output_stride=8, dtype=of_model
+    )
+    return randomize(made)
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        ("mixed_float16", "mixed_float16"),
+        pytest.param(
+            ("mixed_bfloat16", "mixed_bfloat16"), marks=pytest.mark.slow
+        ),
+        pytest.param(("mixed_float16", "float32"), marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_precision_is_exported_in_float32(
+    toy_backbone, tmp_path, policies
+):
+    made = mixed(toy_backbone, *policies)
+    half = policies[0].removeprefix("mixed_")
+    with pytest.warns(UserWarning, match=f"computes in {half}; .* float32"):
+        manifest = export(made, tmp_path / "out")
+    assert [a["format"] for a in manifest["artefacts"]] == [
+        "keras",
+        "tflite_float32",
+    ]
+    written = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    for ours, theirs in zip(written.weights, made.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert made.backbone.layers[-1].compute_dtype == half
+
+
+def test_predictor_of_mixed_precision_computes_in_float32(
+    toy_backbone, tmp_path
+):
+    made = mixed(toy_backbone, "mixed_float16", "mixed_float16")
+    made.save(tmp_path / "half.keras")
+    image = pictures(1, (40, 50))[0]
+    with pytest.warns(UserWarning, match="computes in float16"):
+        predictor = ka.Predictor(tmp_path / "half.keras")
+    _, scores = predictor.predict(image, return_scores=True)
+    exact = ka.models.with_dtype(made, "float32")
+    expected = exact(exact.preprocess(image[None]), training=False)[0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    half = made(made.preprocess(image[None]), training=False)[0]
+    assert np.abs(np.asarray(half) - expected).max() > 1e-3
+
+
 def evaluation(model):
     """Pictures that Keras labels without fault."""
     preprocess = model.preprocess
