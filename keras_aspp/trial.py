@@ -19,15 +19,46 @@ try:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 except ImportError:
     pass
-from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(model_path=sys.argv[1])
-interpreter.allocate_tensors()
-interpreter.invoke()
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+
+def prepared(side, **options):
+    interpreter = Interpreter(model_path=sys.argv[1], **options)
+    any_size = False
+    for door in interpreter.get_input_details():
+        signature = door["shape_signature"]
+        axes = [a for a in (1, 2) if len(signature) == 4 and signature[a] < 0]
+        if axes:
+            any_size = True
+            shape = door["shape"].copy()
+            shape[axes] = side
+            interpreter.resize_tensor_input(door["index"], shape)
+    interpreter.allocate_tensors()
+    return interpreter, any_size
+
+
+def has_cells(side):
+    # XNNPACK takes no cell for one; the kernels of LiteRT do not.
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        found, any_size = prepared(side, experimental_op_resolver_type=plain)
+    except RuntimeError:
+        return False
+    details = found.get_tensor_details()
+    return not any_size or all(0 not in tensor["shape"] for tensor in details)
+
+
+*smaller, side = 32, 128, 512
+side = next((s for s in smaller if has_cells(s)), side)
+prepared(side)[0].invoke()
 """
 
 
 def try_out(path):
     """Loads a `.tflite` and runs it once, elsewhere.
+
+    A file of any size says 1x1, of which a model may be left no feature cell:
+    its open height and width become the first of a few that suffice.
 
     Raises:
         ValueError: it cannot be loaded or run, crashes, or takes longer than

@@ -24,6 +24,7 @@ from keras_aspp.files import write_json, write_text
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
+from keras_aspp.models.precision import in_float32
 
 _NAMES = {
     "keras": "model.keras",
@@ -66,7 +67,8 @@ def export_model(
     fails, nothing is left.
 
     Args:
-        model: `Segmenter`.
+        model: `Segmenter`. One that computes in 16 bits (`mixed_float16`,
+            `mixed_bfloat16`) is exported in float32, with the same weights.
         directory: folder to make.
         image_size: `(height, width)` of the TFLite files, in pixels.
         class_names: one name per class.
@@ -114,6 +116,7 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
+    model = in_float32(model)
     calibration = []
     if calibration_images is not None:
         calibration = [np.asarray(image) for image in calibration_images]
@@ -146,6 +149,9 @@ def export_model(
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
         coarse = _coarse_labels(model) if coarse_labels else None
+        least = None
+        if None in model.input.shape[1:3]:
+            least = serving.smallest_side(model)
         content = {
             "name": directory.name,
             "num_classes": model.num_classes,
@@ -165,7 +171,7 @@ def export_model(
                     kind,
                     reference,
                     [np.asarray(image) for image in verify_images],
-                    None in model.input.shape[1:3],
+                    least,
                     evaluation_data is not None,
                     coarse,
                 )
@@ -296,7 +302,7 @@ def _coarse_labels(model):
     return lambda image: label(image[None])[0].numpy()
 
 
-def _measure(path, kind, reference, images, any_size, evaluated, coarse):
+def _measure(path, kind, reference, images, least, evaluated, coarse):
     predictor = Predictor(path)
     entry = manifests.describe(path, kind, predictor)
     entry["output"]["range"] = [0, reference.num_classes - 1]
@@ -313,8 +319,10 @@ def _measure(path, kind, reference, images, any_size, evaluated, coarse):
     if size is not None:
         images = [resize_image(image, size) for image in images]
     shown = images
-    if size is None and any_size:
-        shown = [part for image in images for part in verify.sizes_of(image)]
+    if size is None and least is not None:
+        shown = [
+            part for image in images for part in verify.sizes_of(image, least)
+        ]
     label = reference.predict
     if coarse is not None and size is not None and kind != "tflite_logits":
         label = coarse

@@ -17,7 +17,11 @@ LABELS = "labels.txt"
 _IDENTIFIER = b"M001"
 _ENTRY = b"TFLITE_METADATA"
 # The oldest parser that knows all that is used here.
-_PARSER = "1.0.0"
+_PARSER = "1.5.0"
+# MediaPipe's `ImageSegmenterOptions` (image_segmenter_metadata_schema.fbs).
+# Without an activation, its confidence masks are the raw logits.
+_OPTIONS, _OPTIONS_IDENTIFIER, _SOFTMAX = "SEGMENTER_METADATA", b"V001", 2
+_OPTIONS_PARSER = "1.0.0"
 # Slots of the tables, and values of the enumerations.
 _NAME, _DESCRIPTION = 0, 1
 _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
@@ -25,6 +29,9 @@ _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
 
 def with_metadata(model, name, class_names):
     """A `.tflite` of logits as MediaPipe's ImageSegmenter reads it.
+
+    The metadata declares the softmax, so that confidence masks are
+    probabilities; the logits of the file stay as they are.
 
     Args:
         model: bytes of a `.tflite`, pixels 0..255 in, logits out.
@@ -93,8 +100,16 @@ def _metadata(name):
             6: build.tables([labels]),
         },
     )
+    options = build.table(
+        2, {0: build.text(_OPTIONS), 1: build.bytes(_segmenter_options())}
+    )
     graph = build.table(
-        9, {2: build.tables([picture]), 3: build.tables([masks])}
+        10,
+        {
+            2: build.tables([picture]),
+            3: build.tables([masks]),
+            9: build.tables([options]),
+        },
     )
     model = build.table(
         8,
@@ -106,6 +121,15 @@ def _metadata(name):
         },
     )
     return build.finish(model)
+
+
+def _segmenter_options():
+    """A flatbuffer that declares the activation of the masks: softmax."""
+    build = _Builder()
+    options = build.table(
+        2, {0: build.int8(_SOFTMAX), 1: build.text(_OPTIONS_PARSER)}
+    )
+    return build.finish(options, _OPTIONS_IDENTIFIER)
 
 
 class _Builder:
@@ -124,6 +148,13 @@ class _Builder:
 
     def text(self, value):
         return self.offset(self.builder.CreateString(value))
+
+    def bytes(self, content):
+        """A vector of bytes, aligned to 16 as the schema demands."""
+        self.builder.StartVector(1, len(content), 16)
+        for value in reversed(content):
+            self.builder.PrependByte(value)
+        return self.offset(self.builder.EndVector())
 
     def floats(self, values):
         self.builder.StartVector(4, len(values), 4)
@@ -144,6 +175,6 @@ class _Builder:
             write(slot)
         return self.builder.EndObject()
 
-    def finish(self, root):
-        self.builder.Finish(root, _IDENTIFIER)
+    def finish(self, root, identifier=_IDENTIFIER):
+        self.builder.Finish(root, identifier)
         return bytes(self.builder.Output())

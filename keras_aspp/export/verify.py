@@ -98,12 +98,18 @@ def _labels_alone(path, images):
             return [arrays[name] for name in sorted(arrays.files)]
 
 
-def sizes_of(image):
-    """A picture and two parts of it, of odd height and width."""
+def sizes_of(image, least=1):
+    """An image and two parts of it, of odd height and width.
+
+    Args:
+        image: `[H, W, 3]`.
+        least: int > 0, the least side that the model segments, in pixels.
+    """
+    least = max(_LEAST_PX, least | 1)
     height, width = image.shape[:2]
     parts = [
-        image[: max(int(height * a) | 1, _LEAST_PX)][
-            :, : max(int(width * b) | 1, _LEAST_PX)
+        image[: max(int(height * a) | 1, least)][
+            :, : max(int(width * b) | 1, least)
         ]
         for a, b in ((0.7, 0.5), (0.4, 0.8))
     ]

@@ -352,9 +352,10 @@ class _Keras(_Engine):
 
         from keras_aspp.export import serving
         from keras_aspp.models import with_output_stride
+        from keras_aspp.models.precision import in_float32
         from keras_aspp.models.segmenter import load_saved
 
-        model = load_saved(path)
+        model = in_float32(load_saved(path))
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
@@ -479,7 +480,10 @@ class _TFLite(_Engine):
         self._interpreter = Interpreter(
             model_path=str(self._path), num_threads=os.cpu_count()
         )
-        self._interpreter.allocate_tensors()
+        # What has no size of its own gets that of an image.
+        door = self._interpreter.get_input_details()[0]
+        if -1 not in door["shape_signature"]:
+            self._interpreter.allocate_tensors()
 
     def labels(self, images):
         found = self._answers(images)
@@ -493,9 +497,13 @@ class _TFLite(_Engine):
         index = self._input["index"]
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
-            self._interpreter.allocate_tensors()
-            details = self._interpreter.get_tensor_details()
-            if any(0 in tensor["shape"] for tensor in details):
+            try:
+                self._interpreter.allocate_tensors()
+                details = self._interpreter.get_tensor_details()
+                fits = all(0 not in tensor["shape"] for tensor in details)
+            except RuntimeError:  # of XNNPACK, where it finds no cell
+                fits = False
+            if not fits:
                 raise ValueError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import zipfile
 
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from conftest import ROOT
+from flatbuffers.number_types import Int8Flags
+from flatbuffers.table import Table
 from helpers import randomize
 
 import keras_aspp as ka
 from keras_aspp.export import exporter, tflite, verify
 from keras_aspp.export.manifest import artefact_table, sha256
 from keras_aspp.export.metadata import with_metadata
+from keras_aspp.trial import try_out
 
 
 def pictures(count=2, size=(64, 96)):
@@ -247,6 +252,92 @@ def test_logits_and_their_metadata(model, tmp_path):
         assert archive.read("labels.txt") == b"a\nb\nc\nd\n"
 
 
+# MediaPipe in a process of its own, as it brings its own LiteRT.
+_CONFIDENCE = """
+import sys
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+model, image, output = sys.argv[1:]
+options = vision.ImageSegmenterOptions(
+    base_options=BaseOptions(model_asset_path=model),
+    output_confidence_masks=True,
+)
+with vision.ImageSegmenter.create_from_options(options) as segmenter:
+    pixels = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.load(image))
+    masks = segmenter.segment(pixels).confidence_masks
+    np.save(output, [np.squeeze(mask.numpy_view()) for mask in masks])
+"""
+
+
+@pytest.mark.slow
+def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path):
+    pytest.importorskip("mediapipe", reason="extra `examples`")
+    size = (64, 96)
+    content = tflite.convert(model, size, ["tflite_logits"])["tflite_logits"]
+    path, image, output = (
+        str(tmp_path / name) for name in ("m.tflite", "image.npy", "out.npy")
+    )
+    with open(path, "wb") as file:
+        file.write(with_metadata(content, "one", list("abcd")))
+    (pixels,) = pictures(1, size)
+    np.save(image, pixels)
+    done = subprocess.run(
+        [sys.executable, "-c", _CONFIDENCE, path, image, output],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    masks = np.load(output)
+    logits = np.asarray(model(model.preprocess(pixels[None]), training=False))
+    expected = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-5)
+    np.testing.assert_allclose(masks.sum(0), 1, atol=1e-5)
+
+
+def segmenter_options(model):
+    """The custom metadata of a `.tflite`, read table by table by flatbuffers.
+
+    Slots are those of MediaPipe's metadata_schema.fbs: subgraph_metadata 3,
+    custom_metadata 9; CustomMetadata: name 0, data 1.
+    """
+    content = schema.ModelT.InitFromPackedBuf(model)
+    (buffer,) = (
+        bytes(content.buffers[entry.buffer].data)
+        for entry in content.metadata
+        if entry.name == b"TFLITE_METADATA"
+    )
+
+    def root(data):
+        return Table(data, int.from_bytes(data[:4], "little"))
+
+    def at(table, slot):
+        return table.Offset(4 + 2 * slot)
+
+    def only(table, slot):
+        """The table in a vector of one."""
+        field = at(table, slot)
+        assert table.VectorLen(field) == 1
+        return Table(table.Bytes, table.Indirect(table.Vector(field)))
+
+    entry = only(only(root(buffer), 3), 9)
+    name = entry.String(entry.Pos + at(entry, 0))
+    start, field = entry.Vector(at(entry, 1)), at(entry, 1)
+    data = buffer[start : start + entry.VectorLen(field)]
+    options = root(data)
+    activation = options.Get(Int8Flags, options.Pos + at(options, 0))
+    return name, start % 16, data[4:8], activation
+
+
+def test_metadata_declares_the_softmax(tiny_export):
+    model = (tiny_export / "model_float32.tflite").read_bytes()
+    found = segmenter_options(with_metadata(model, "one", ["a", "b"]))
+    # Aligned to 16 bytes in the metadata; SOFTMAX = 2.
+    assert found == (b"SEGMENTER_METADATA", 0, b"V001", 2)
+
+
 def test_metadata_is_the_same_each_time(tiny_export):
     model = (tiny_export / "model_float32.tflite").read_bytes()
     first, second = (with_metadata(model, "one", ["a", "b"]) for _ in range(2))
@@ -262,15 +353,71 @@ def test_any_size_is_right_at_odd_sizes(model, tmp_path):
     assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
     predictor = ka.Predictor(path)
     assert predictor.image_size is None
-    for size in ((64, 96), (97, 51), (33, 130), (97, 51)):
+    for size in ((64, 96), (97, 51), (33, 130), (97, 51), (10, 40), (1, 1)):
         images = np.stack(pictures(2, size))
         logits = model(model.preprocess(images), training=False)
         np.testing.assert_array_equal(
             predictor.predict_batch(images), np.argmax(logits, -1)
         )
-    for size in ((1, 1), (10, 40)):
+
+
+def of_any_size(path, function):
+    """Writes a `.tflite` of a function of images of any size."""
+    image = tf.TensorSpec((1, None, None, 3))
+    traced = tf.function(function).get_concrete_function(image)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
+    path.write_bytes(converter.convert())
+    return path
+
+
+def convolutions_to_one_cell(side):
+    """Strided convolutions without padding, until one cell is left."""
+    kernel = tf.ones((3, 3, 3, 3))
+
+    def function(image):
+        for _ in range(int(np.log2(side + 1)) - 1):
+            image = tf.nn.conv2d(image, kernel, 2, "VALID")
+        # XNNPACK refuses a map of no cell here.
+        return tf.image.resize(image, (2, 2))
+
+    return function
+
+
+@pytest.mark.parametrize("least", [3, 63, 255])
+def test_a_file_of_any_size_is_tried_where_cells_are_left(tmp_path, least):
+    function = convolutions_to_one_cell(least)
+    path = of_any_size(tmp_path / "any.tflite", function)
+    interpreter = Interpreter(model_path=str(path))
+    assert interpreter.get_input_details()[0]["shape"].tolist() == [1, 1, 1, 3]
+    with pytest.raises(RuntimeError, match="failed to prepare"):
+        interpreter.allocate_tensors()
+    try_out(path)
+
+
+def valid_backbone():
+    """Keras' own padding, strides 2, 4, 8: a cell is left of 15 pixels."""
+    inputs = x = keras.Input((None, None, 3))
+    for _ in range(3):
+        x = keras.layers.Conv2D(4, 3, strides=2, activation="relu")(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.slow
+def test_any_size_of_a_backbone_that_does_not_pad(tmp_path):
+    made = ka.models.DeepLabV3(
+        4, valid_backbone(), aspp_filters=4, output_stride=8
+    )
+    export(randomize(made), tmp_path / "out", formats=("tflite_any_size",))
+    predictor = ka.Predictor(tmp_path / "out" / "model_any_size.tflite")
+    for size in ((15, 15), (35, 40)):
+        # A refused size leaves the next as it would be.
         with pytest.raises(ValueError, match="no feature cell is left"):
-            predictor.predict_batch(np.stack(pictures(1, size)))
+            predictor.predict(pictures(1, (14, 40))[0])
+        image = pictures(1, size)[0]
+        logits = made(made.preprocess(image[None]), training=False)[0]
+        np.testing.assert_array_equal(
+            predictor.predict(image), np.argmax(logits, -1)
+        )
 
 
 @pytest.mark.slow
@@ -365,7 +512,61 @@ def test_a_model_of_one_size(toy_backbone, tmp_path):
 
 def test_parts_of_a_picture_have_odd_sizes():
     sizes = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)))]
+    # Never below what a model needs: 50 pixels, and the next odd number.
+    few = [x.shape[:2] for x in verify.sizes_of(np.zeros((64, 96, 3)), 50)]
+    assert few == [(64, 96), (51, 51), (51, 77)]
     assert sizes == [(64, 96), (45, 49), (33, 77)]
+
+
+def mixed(toy_backbone, of_backbone, of_model):
+    backbone = toy_backbone(padding=1, dtype=of_backbone)
+    made = ka.models.DeepLabV3(
+        4, backbone, aspp_filters=8, output_stride=8, dtype=of_model
+    )
+    return randomize(made)
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        ("mixed_float16", "mixed_float16"),
+        pytest.param(
+            ("mixed_bfloat16", "mixed_bfloat16"), marks=pytest.mark.slow
+        ),
+        pytest.param(("mixed_float16", "float32"), marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_precision_is_exported_in_float32(
+    toy_backbone, tmp_path, policies
+):
+    made = mixed(toy_backbone, *policies)
+    half = policies[0].removeprefix("mixed_")
+    with pytest.warns(UserWarning, match=f"computes in {half}; .* float32"):
+        manifest = export(made, tmp_path / "out")
+    assert [a["format"] for a in manifest["artefacts"]] == [
+        "keras",
+        "tflite_float32",
+    ]
+    written = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    for ours, theirs in zip(written.weights, made.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert made.backbone.layers[-1].compute_dtype == half
+
+
+def test_predictor_of_mixed_precision_computes_in_float32(
+    toy_backbone, tmp_path
+):
+    made = mixed(toy_backbone, "mixed_float16", "mixed_float16")
+    made.save(tmp_path / "half.keras")
+    image = pictures(1, (40, 50))[0]
+    with pytest.warns(UserWarning, match="computes in float16"):
+        predictor = ka.Predictor(tmp_path / "half.keras")
+    _, scores = predictor.predict(image, return_scores=True)
+    exact = ka.models.with_dtype(made, "float32")
+    expected = exact(exact.preprocess(image[None]), training=False)[0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    half = made(made.preprocess(image[None]), training=False)[0]
+    assert np.abs(np.asarray(half) - expected).max() > 1e-3
 
 
 def evaluation(model):
