@@ -80,6 +80,7 @@ def run(arguments):
     options = beam_options(parser, flags)
     if options is not None:
         _check_beam(parser, flags)
+    print_writer(flags.model)
     source, data = open_data(flags.data, flags.model)
     split = flags.split or data.validation_split
     model = {
@@ -117,6 +118,15 @@ def run(arguments):
         write_json(flags.json, metrics)
         print(f"\nmetrics  {flags.json}")
     return 0
+
+
+def print_writer(path):
+    """Prints a note if a run is writing to the workdir that is read."""
+    from keras_aspp.engine.owner import note_of_writer
+
+    note = note_of_writer(path)
+    if note:
+        print(note)
 
 
 def _check_beam(parser, flags):

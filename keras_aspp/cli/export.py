@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keras_aspp.cli.configuration import load_config, print_table
-from keras_aspp.cli.evaluate import open_data
+from keras_aspp.cli.evaluate import open_data, print_writer
 from keras_aspp.cli.main import Parser
 
 
@@ -31,6 +31,7 @@ def run(arguments):
             "--model must be a workdir, which holds config.yaml and "
             f"model.keras. Received: {flags.model!r}"
         )
+    print_writer(flags.model)
     config = load_config(config_file, overrides)
     manifest = export_workdir(
         flags.model, config, flags.output, flags.formats, flags.overwrite

@@ -49,6 +49,7 @@ class Checkpoints(keras.callbacks.Callback):
         averages: `keras.callbacks.SwapEMAWeights` of the run, or `None`: the
             best model is that of the averaged weights.
         steps_per_epoch: int; 0 for no states but at the end of epochs.
+        owner: `Owner` of the workdir, checked before each save; or `None`.
 
     Attributes:
         epochs: int, epochs done.
@@ -57,10 +58,16 @@ class Checkpoints(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, workdir, config, pictures=None, averages=None, steps_per_epoch=0
+        self,
+        workdir,
+        config,
+        pictures=None,
+        averages=None,
+        steps_per_epoch=0,
+        owner=None,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.owner = config, owner
         self.pictures, self.averages = pictures or {}, averages
         self.steps_per_epoch = steps_per_epoch
         self.move(workdir)
@@ -169,6 +176,7 @@ class Checkpoints(keras.callbacks.Callback):
         if due and steps < self.steps_per_epoch:
             self.steps = steps
             arrays = self._arrays()
+            self._check_owner()
             with self._room():
                 self._save_state(arrays)
             self.end_if_asked()
@@ -179,6 +187,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.history.append({"epoch": epoch, **logs})
         score = logs.get("val_mean_iou")
         arrays = self._arrays()
+        self._check_owner()
         with self._room():
             if score is not None and score > self.best:
                 self.best, self.best_epoch = score, self.epochs
@@ -224,6 +233,10 @@ class Checkpoints(keras.callbacks.Callback):
         remove_temporaries(
             self.workdir, self.states.folder, logs, *logs.glob("*/")
         )
+
+    def _check_owner(self):
+        if self.owner:
+            self.owner.check()
 
     def _save_best(self):
         if self.averages:

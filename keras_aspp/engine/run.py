@@ -1,5 +1,6 @@
 """train: one run, from a configuration to `metrics.json`."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
+from keras_aspp.engine.owner import Owner
 from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.engine.progress import Progress
 from keras_aspp.engine.signals import interrupt, stop_signals
@@ -66,15 +68,23 @@ def train(config, workdir, resume=False, on_begin=None, progress=None):
     Raises:
         ValueError: data or configuration at fault, or a loss that is not
             finite; the configuration or the data is not that of the run.
-        FileExistsError: the workdir holds a run and `resume` is not given.
+        FileExistsError: the workdir holds a run and `resume` is not given, or
+            another run that is still going owns it.
         OSError: the disk is full.
         KeyboardInterrupt: a signal came.
     """
-    with stop_signals(interrupt):
-        return _train(config, Path(workdir), resume, on_begin, progress)
+    workdir = Path(workdir)
+    chief = worker(config.train.strategy)[0] == 0
+    with (
+        stop_signals(interrupt),
+        # Only the chief writes, so the other machines need no ownership.
+        Owner(workdir) if chief else contextlib.nullcontext() as owner,
+    ):
+        return _train(config, workdir, resume, on_begin, progress, owner)
 
 
-def _train(config, workdir, resume, on_begin, progress):
+def _train(config, workdir, resume, on_begin, progress, owner):
+    chief = owner is not None
     averages = None
     if config.train.ema_momentum is not None:
         averages = keras.callbacks.SwapEMAWeights()
@@ -83,12 +93,11 @@ def _train(config, workdir, resume, on_begin, progress):
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
-    chief = worker(config.train.strategy)[0] == 0
     changed = changes(workdir, config) if resume else []
     run = _Run(config)
     model, spec, source = run.model, run.spec, run.source
     checkpoints = Checkpoints(
-        workdir, config, run.pictures(), averages, run.steps
+        workdir, config, run.pictures(), averages, run.steps, owner
     )
     with run.strategy.scope():
         xla = compile_model(
@@ -115,7 +124,6 @@ def _train(config, workdir, resume, on_begin, progress):
             else "No checkpoint to resume from: the run begins."
         )
     if chief:
-        workdir.mkdir(parents=True, exist_ok=True)
         if on_begin:
             on_begin()
     else:
@@ -193,6 +201,7 @@ def _train(config, workdir, resume, on_begin, progress):
     if not chief:
         return None
     best = workdir / "model.keras"
+    owner.check()
     if config.train.recalibrate_steps:
         _recalibrate(
             best,
@@ -205,6 +214,7 @@ def _train(config, workdir, resume, on_begin, progress):
         config.data.test_split or config.data.validation_split,
         progress,
     )
+    owner.check()
     write_json(workdir / "metrics.json", metrics)
     return metrics
 
