@@ -75,7 +75,7 @@ def with_output_stride(model, output_stride):
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
         )
-    dense = rebuild(model, walk.changes, trims=walk.trims)
+    dense = rebuild(model, walk.changes, trims=walk.trims, resized=walk.resized)
     if isinstance(dense, keras.Sequential):
         # It has no `input` or `output` to go on from.
         graph = graph_of(dense)
@@ -176,6 +176,8 @@ def rebuild(
     leave_out=(),
     trims=(),
     carry=copy_weights,
+    resized=(),
+    any_size=False,
 ):
     """A copy of a functional model with some layers configured differently.
 
@@ -189,6 +191,10 @@ def rebuild(
         leave_out: paths of layers that are not called; their input goes on.
         trims: paths of layers whose inputs are cut to the smallest of them.
         carry: function of a layer and its copy that fills the copy's weights.
+        resized: paths of nested models that are called on maps of another
+            size than they were built for.
+        any_size: bool. If True, the copy accepts maps of any height and
+            width. Defaults to `False`.
 
     Returns:
         A new model with the weights of `model`.
@@ -204,6 +210,8 @@ def rebuild(
                 _within(layer, leave_out),
                 _within(layer, trims),
                 carry,
+                _within(layer, resized),
+                any_size=layer.name in resized,
             )
         kind = OURS.get(type(layer), type(layer))
         try:
@@ -238,22 +246,29 @@ def rebuild(
             args = (step(*args, **(kwargs if step is layer else {})),)
         return args[0]
 
+    inputs = keras.tree.map_structure(
+        lambda t: _input_like(t, any_size), graph_of(model).input
+    )
     if isinstance(model, keras.Sequential):
         copies = [s for layer in model.layers for s in steps(clone(layer))]
-        first = graph_of(model).inputs[0]
-        inputs = keras.Input(
-            batch_shape=first.shape, dtype=first.dtype, name=first.name
-        )
         copy = keras.Sequential([inputs, *copies], name=model.name)
     else:
         copy = keras.models.clone_model(
-            model, clone_function=clone, call_function=call
+            model, inputs, clone_function=clone, call_function=call
         )
     kept = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
         if layer.weights and layer.name in kept and not is_functional(layer):
             carry(layer, kept[layer.name])
     return copy
+
+
+def _input_like(tensor, any_size):
+    """An input for the copy of a model whose input is `tensor`."""
+    shape = tensor.shape
+    if any_size and _is_map(tensor):
+        shape = (shape[0], None, None, shape[3])
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
 
 
 def _within(layer, paths):

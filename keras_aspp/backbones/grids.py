@@ -127,6 +127,8 @@ class Walk:
             layer's name, behind those of the nested models that it is in.
         changes: dict: path -> configuration values that make it dense.
         trims: paths of layers that join maps of different size.
+        resized: paths of nested models whose inputs are denser, thus larger,
+            than the ones they were built for.
         conflicts: paths of layers because of which maps that are joined have
             their first cells in different places.
     """
@@ -135,7 +137,7 @@ class Walk:
         self.output_stride = output_stride
         self.anchored = anchored
         self.grids, self.changes = {}, {}
-        self.trims, self.conflicts = set(), set()
+        self.trims, self.resized, self.conflicts = set(), set(), set()
         self._padded = {}  # a ZeroPadding2D's tensor -> path, layer, grid
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
@@ -175,6 +177,8 @@ class Walk:
         if isinstance(layer, strided.Trim):
             return grids
         if isinstance(layer, keras.Model) and is_functional(layer):
+            if any(grid.rate > 1 for grid in grids):
+                self.resized.add(path)
             return self._walk(layer, grids, f"{path}/")
         grid = self._join(path, grids)
         if isinstance(layer, _GLOBAL):

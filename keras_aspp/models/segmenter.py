@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import os
+import re
 import warnings
 
 import keras
@@ -586,8 +587,7 @@ def load_matching(model, saved, path):
     Raises:
         ValueError: it is another architecture.
     """
-    ours = {_name_in(model, w): w for w in model.weights}
-    theirs = {_name_in(saved, w): w for w in saved.weights}
+    ours, theirs = _weights_by_name(model), _weights_by_name(saved)
     left = [
         name
         for name in ours
@@ -611,9 +611,18 @@ def load_matching(model, saved, path):
         )
 
 
-def _name_in(model, weight):
-    # Two models of one architecture may have different names.
-    return weight.path.removeprefix(f"{model.name}/")
+def _weights_by_name(model):
+    """Weights by names that are equal in models of one architecture."""
+    found = {}
+    for weight in model.weights:
+        name = weight.path.removeprefix(f"{model.name}/")
+        # Keras numbers weights without a name over all models of a process,
+        # such as the LayerScale of ConvNeXt.
+        name = re.sub(r"/variable_\d+$", "/variable", name)
+        while name in found:
+            name += "+"
+        found[name] = weight
+    return found
 
 
 def _refuse_class_weight(method, args, kwargs):

@@ -378,14 +378,14 @@ def test_joined_maps_of_different_size(tmp_path):
     np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
 
 
-def nested(channels, name):
+def nested(channels, name, size=(None, None)):
     """A functional model in a Sequential one."""
-    inputs = keras.Input((None, None, channels))
+    inputs = keras.Input((*size, channels))
     x = xception_block(inputs, channels)
     inner = keras.Model(inputs, x, name=f"{name}_inner")
     return keras.Sequential(
         [
-            keras.Input((None, None, channels)),
+            keras.Input((*size, channels)),
             inner,
             keras.layers.Conv2D(channels, 2, strides=2, name="patches"),
         ],
@@ -408,6 +408,25 @@ def test_nested_models(tmp_path):
     dense.save(tmp_path / "dense.keras")
     loaded = keras.saving.load_model(tmp_path / "dense.keras")
     x = sample((1, 63, 85, 3))
+    np.testing.assert_array_equal(npy(loaded(x)), npy(dense(x)))
+    back = with_output_stride(loaded, 16)
+    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+
+
+@pytest.mark.parametrize("size", [(64, 80), (63, 85)])
+def test_nested_models_made_for_one_size(size, tmp_path):
+    """Those whose maps become larger than they were built for let go of it."""
+    inputs = keras.Input((*size, 3))
+    x = nested(8, "first", size)(same(8)(inputs))
+    x = nested(8, "second", x.shape[1:3])(x)
+    model = randomize(keras.Model(inputs, same()(x), name="outer"))
+    dense = check_dense(model, 2, size)
+    assert dense.output.shape[1:3] == tuple(-(-n // 2) for n in size)
+    assert dense.get_layer("first").inputs[0].shape[1:3] == size
+    assert dense.get_layer("second").inputs[0].shape[1:3] == (None, None)
+    dense.save(tmp_path / "dense.keras")
+    loaded = keras.saving.load_model(tmp_path / "dense.keras")
+    x = sample((1, *size, 3))
     np.testing.assert_array_equal(npy(loaded(x)), npy(dense(x)))
     back = with_output_stride(loaded, 16)
     np.testing.assert_array_equal(npy(back(x)), npy(model(x)))

@@ -1,9 +1,10 @@
 """A segmenter made denser draws its cells where its head learned them."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import npy, sample
+from helpers import npy, randomize, sample
 
 import keras_aspp as ka
 from keras_aspp.layers import BilinearResize
@@ -86,3 +87,35 @@ def test_where_a_denser_map_goes(
         weights=str(tmp_path / "dense.keras"),
     )
     np.testing.assert_array_equal(npy(tuned(x)), npy(dense(x)))
+
+
+class Scale(keras.layers.Layer):
+    """LayerScale of `keras.applications`, whose weight has no name."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],))
+
+    def call(self, inputs):
+        return inputs * self.gamma
+
+
+def test_weights_without_a_name_are_taken_along(toy_backbone):
+    """Keras numbers them over all models: `variable_7`, then `variable_9`."""
+    backbone = toy_backbone()
+    scaled = Scale(name="scale")(backbone.output)
+    model = randomize(
+        ka.models.DeepLabV3(
+            3,
+            keras.Model(backbone.input, scaled),
+            atrous_rates=(2,),
+            aspp_filters=8,
+        )
+    )
+    dense = ka.models.with_output_stride(model, 8)
+    np.testing.assert_array_equal(
+        npy(dense.backbone.get_layer("scale").gamma),
+        npy(model.backbone.get_layer("scale").gamma),
+    )
+    back = ka.models.with_output_stride(dense, 16)
+    x = sample((1, *SIZE, 3))
+    np.testing.assert_allclose(npy(back(x)), npy(model(x)), atol=1e-5)
