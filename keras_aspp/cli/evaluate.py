@@ -46,12 +46,7 @@ def run(arguments):
     parser.add_argument(
         "--flip", action="store_true", help="average over mirrored pictures too"
     )
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="PX",
-        help="see larger pictures in overlapping pieces of this size",
-    )
+    add_window(parser)
     parser.add_argument(
         "--boundaries",
         action="store_true",
@@ -77,6 +72,7 @@ def run(arguments):
     parser.add_argument("--json", metavar="FILE", help="file for the numbers")
     add_beam(parser, "evaluate")
     flags = parser.parse_args(arguments)
+    windows = window_options(parser, flags)
     options = beam_options(parser, flags)
     if options is not None:
         _check_beam(parser, flags)
@@ -88,7 +84,7 @@ def run(arguments):
         "output_stride": flags.output_stride,
         "scales": flags.scales,
         "flip": flags.flip,
-        "window": flags.window,
+        **windows,
     }
     if options is not None:
         from keras_aspp.engine.beam import evaluate_with_beam
@@ -127,6 +123,36 @@ def print_writer(path):
     note = note_of_writer(path)
     if note:
         print(note)
+
+
+def add_window(parser):
+    """Adds `--window` and `--overlap`."""
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="PX",
+        help="predict larger images in overlapping windows of this height and "
+        "width, blended",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="SHARE",
+        help="share of a window that the next one predicts again, below 1; "
+        "0.25 if not given",
+    )
+
+
+def window_options(parser, flags):
+    """Arguments of `Predictor` that `add_window` has read."""
+    if flags.window is None:
+        if flags.overlap is not None:
+            parser.error("--overlap needs --window")
+        return {}
+    options = {"window": flags.window}
+    if flags.overlap is not None:
+        options["overlap"] = flags.overlap
+    return options
 
 
 def _check_beam(parser, flags):

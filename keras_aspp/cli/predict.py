@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from keras_aspp.cli.configuration import print_table
-from keras_aspp.cli.evaluate import show_progress
+from keras_aspp.cli.evaluate import (
+    add_window,
+    show_progress,
+    window_options,
+)
 from keras_aspp.cli.main import (
     Parser,
     add_beam,
@@ -28,12 +32,7 @@ def run(arguments):
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="PX",
-        help="see larger pictures in overlapping pieces of this size",
-    )
+    add_window(parser)
     parser.add_argument(
         "images",
         nargs="+",
@@ -43,20 +42,20 @@ def run(arguments):
     add_beam(parser, "predict")
     flags = parser.parse_args(arguments)
     options = beam_options(parser, flags)
+    model = {"path": flags.model, **window_options(parser, flags)}
     if options is not None:
-        return _predict_with_beam(flags, options)
+        return _predict_with_beam(model, flags, options)
     from keras_aspp.inference import Predictor
 
-    predictor = Predictor(flags.model, window=flags.window)
+    predictor = Predictor(**model)
     written, failed = predict_files(predictor, flags.images, flags.output)
     print_table([("picture", "overlay", "largest classes"), *written])
     return _status(failed, len(flags.images))
 
 
-def _predict_with_beam(flags, options):
+def _predict_with_beam(model, flags, options):
     from keras_aspp.engine.beam import PREDICTIONS, predict_with_beam
 
-    model = {"path": flags.model, "window": flags.window}
     count, failed = predict_with_beam(
         model, flags.images, flags.output, options
     )

@@ -31,8 +31,10 @@ class Predictor:
         scales: floats > 0, at which pictures are looked at; probabilities are
             averaged. Defaults to (1.0,).
         flip: bool. Average over mirrored pictures too. Defaults to `False`.
-        window: int > 0: larger pictures are seen in overlapping pieces of
-            this height and width, in pixels; or `None`.
+        window: int > 0: larger images are predicted in overlapping windows of
+            this height and width, in pixels, and blended; or `None`.
+        overlap: float in [0, 1). Share of a window that the next one predicts
+            again. Defaults to 0.25.
 
         All but `path` are for a `.keras` model only: what is exported is
         fixed.
@@ -62,6 +64,7 @@ class Predictor:
         scales=(1.0,),
         flip=False,
         window=None,
+        overlap=0.25,
     ):
         self.path = _find(Path(path))
         self.spec = _find_spec(self.path)
@@ -73,7 +76,7 @@ class Predictor:
 
             engine = _Keras(self.path, output_stride)
             if window is not None:
-                engine = SlidingWindow(engine, window)
+                engine = SlidingWindow(engine, window, overlap)
             if several:
                 engine = MultiScale(engine, scales, flip)
             self._engine = engine
@@ -84,7 +87,7 @@ class Predictor:
             )
         elif several or window is not None:
             raise ValueError(
-                "Only a .keras model can be averaged or seen in pieces. "
+                "Only a .keras model can be averaged or predicted in windows. "
                 "Received: "
                 f"scales={tuple(scales)}, flip={flip}, window={window}, "
                 f"{self.path}"
@@ -205,9 +208,9 @@ class Predictor:
                 ) from error
         if count == 1:
             raise ValueError(
-                f"A picture of {height}x{width} takes about "
-                f"{needed / 1e9:.0f} GB to be seen, more than this machine "
-                "has; a .keras sees it in pieces (window, --window 1024)."
+                f"Predicting an image of {height}x{width} needs about "
+                f"{needed / 1e9:.0f} GB, more than this machine has. Use a "
+                ".keras model with window=1024 (--window 1024)."
             )
         return np.concatenate(
             [self._in_memory(answer, image[None]) for image in images]
@@ -339,6 +342,7 @@ class _Engine:
     image_size = None
     num_classes = None
     smallest_side = 1  # of an image, in pixels
+    output_stride = 1  # pixels by which an image may move with its labels
     survives_fork = False
 
     def bytes_needed(self, count, height, width):
@@ -360,6 +364,7 @@ class _Keras(_Engine):
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
         self.smallest_side = serving.smallest_side(model)
+        self.output_stride = model.output_stride
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of pictures of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.

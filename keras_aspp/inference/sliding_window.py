@@ -1,23 +1,29 @@
-"""SlidingWindow: a picture seen piece by piece.
+"""SlidingWindow: an image predicted window by window.
 
 Shape legend: B batch, H x W pixels, K classes.
 """
+
+import itertools
 
 import keras
 import numpy as np
 
 
 class SlidingWindow:
-    """An engine that answers from overlapping pieces of a picture.
+    """An engine that predicts an image in overlapping windows.
 
-    Memory then grows with the picture's scores alone, and a model sees
-    pictures of the size it was trained on. Where pieces overlap, their
-    probabilities are averaged. A picture that fits is seen as a whole.
+    Memory then grows with the scores of the image alone, and the model
+    predicts images of the size that it was trained on. Where windows overlap,
+    the mean of their probabilities is weighted: the weight of a window falls
+    towards its edge, where the model has the least context, so that no seam is
+    left. An image that fits into one window is predicted as a whole.
 
     Args:
         engine: with `scores(images)`, float logits (B, H, W, K).
-        window: int > 0, height and width of the pieces, in pixels.
-        overlap: float in [0, 1), share of a piece that the next one sees
+        window: int > 0. Height and width of the windows, in pixels. Those at
+            the lower and right border may be smaller by less than a feature
+            cell, so that cells of all windows lie on one grid.
+        overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
 
     Raises:
@@ -25,16 +31,14 @@ class SlidingWindow:
     """
 
     image_size = None
+    survives_fork = False
 
     def __init__(self, engine, window, overlap=0.25):
         if type(window) is not int or window < 1:
             raise ValueError(
                 f"`window` must be an int > 0. Received: window={window!r}"
             )
-        if not 0 <= overlap < 1:
-            raise ValueError(
-                f"`overlap` must be in [0, 1). Received: overlap={overlap}"
-            )
+        check_overlap(overlap)
         if window < engine.smallest_side:
             raise ValueError(
                 f"`window` must be at least {engine.smallest_side}, the side "
@@ -44,47 +48,101 @@ class SlidingWindow:
         self.engine, self.window, self.overlap = engine, window, overlap
         self.num_classes = engine.num_classes
         self.smallest_side = engine.smallest_side
-        self.survives_fork = False
+        stride = engine.output_stride
+        on_grid = window - stride >= engine.smallest_side
+        self.align = stride if on_grid else 1
 
     def bytes_needed(self, count, height, width):
-        """Of the largest piece; sum, piece and logarithm of the scores."""
-        piece = (min(n, self.window) for n in (height, width))
+        """Of the largest window; sum, window and logarithm of the scores."""
+        window = (min(n, self.window) for n in (height, width))
         scores = count * height * width * (12 * self.num_classes + 8)
-        return self.engine.bytes_needed(count, *piece) + scores
+        return self.engine.bytes_needed(count, *window) + scores
 
     def scores(self, images):
-        """Logits; of several pieces, the logarithm of their mean."""
-        rows, columns = (
-            spans(n, self.window, self.overlap) for n in images.shape[1:3]
-        )
-        if len(rows) == len(columns) == 1:
+        """Logits; of several windows, the logarithm of the weighted mean."""
+        axes = [
+            spans(n, self.window, self.overlap, self.align)
+            for n in images.shape[1:3]
+        ]
+        if all(len(slices) == 1 for slices in axes):
             return self.engine.scores(images)
-        total = np.zeros((*images.shape[:3], self.num_classes), "float32")
-        count = np.zeros((*images.shape[1:3], 1), "float32")
-        for row in rows:
-            for column in columns:
-                piece = self.engine.scores(images[:, row, column])
-                total[:, row, column] += probabilities(piece)
-                count[row, column] += 1
-        return logarithm(total, count)
+        rows, columns = (
+            list(zip(slices, weights(slices), strict=True)) for slices in axes
+        )
+        mean = np.zeros((*images.shape[:3], self.num_classes), "float32")
+        for (row, down), (column, across) in itertools.product(rows, columns):
+            found = probabilities(self.engine.scores(images[:, row, column]))
+            weight = down[:, None, None] * across[:, None]  # (h, w, 1)
+            mean[:, row, column] += found * weight
+        return logarithm(mean, 1)
 
     def labels(self, images):
         """Labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
 
 
-def spans(size, window, overlap):
-    """Slices of one axis, the last flush with its end.
+def check_overlap(overlap):
+    """Raises `ValueError` for what is no share of a window."""
+    if isinstance(overlap, bool) or not 0 <= overlap < 1:
+        raise ValueError(
+            f"`overlap` must be in [0, 1). Received: overlap={overlap}"
+        )
+
+
+def spans(size, window, overlap, align=1):
+    """Slices of one axis, the last up to its end.
+
+    Args:
+        size: int > 0, pixels of the axis.
+        window: int > 0, pixels of a slice.
+        overlap: float in [0, 1), share of a slice that the next one repeats
+            at least.
+        align: int > 0. Slices start at multiples of it, if `window` and
+            `overlap` leave steps that long; the last is shorter then.
 
     Example:
     >>> spans(10, 4, 0.25)
     [slice(0, 4, None), slice(3, 7, None), slice(6, 10, None)]
+    >>> spans(9, 6, 0.25, align=2)
+    [slice(0, 6, None), slice(4, 9, None)]
     """
     if size <= window:
         return [slice(0, size)]
     step = max(int(window * (1 - overlap)), 1)
-    starts = [*range(0, size - window, step), size - window]
-    return [slice(start, start + window) for start in starts]
+    align = align if step >= align else 1
+    step -= step % align
+    last = -(-(size - window) // align) * align
+    starts = [*range(0, last, step), last]
+    return [slice(start, min(start + window, size)) for start in starts]
+
+
+def weights(slices):
+    """Weights of overlapping slices, which sum to one at every pixel.
+
+    From each edge they rise as half a cosine, over as many pixels as the first
+    two slices share, half a slice at most.
+
+    Args:
+        slices: slices of one axis, in rising order, without a gap.
+
+    Returns:
+        list of float32 arrays, one per slice.
+    """
+    shared = max(slices[0].stop - slices[1].start, 0) if slices[1:] else 0
+    found = []
+    for one in slices:
+        length = one.stop - one.start
+        edge = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
+        rise = min(shared, length / 2)
+        share = np.minimum(edge / rise, 1) if rise else np.ones(length)
+        found.append(np.sin(share * np.pi / 2) ** 2)
+    total = np.zeros(slices[-1].stop)
+    for one, weight in zip(slices, found, strict=True):
+        total[one] += weight
+    return [
+        (weight / total[one]).astype("float32")
+        for one, weight in zip(slices, found, strict=True)
+    ]
 
 
 def probabilities(scores):

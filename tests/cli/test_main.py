@@ -197,6 +197,8 @@ with _filtered_stderr("3"):
         ["evaluate"],
         ["export", "--model", "x"],
         ["predict", "--model", "x", "--output", "y"],
+        ["predict", "--model", "x", "--output", "y", "z", "--overlap", "0.5"],
+        ["evaluate", "--model", "x", "--overlap", "0.5"],
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
@@ -431,6 +433,10 @@ def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
         model = ["--model", str(tiny_export / "saved_model")]
         assert main([*arguments, *model, *option]) == 1
         assert "Only a .keras model " in capsys.readouterr().err
+    option = ["--window", "48", "--overlap", "1"]
+    option = ["--model", str(tiny_workdir), *option]
+    assert main([*arguments, *option]) == 1
+    assert "Received: overlap=1.0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -252,7 +252,7 @@ class Choosy:
 
     num_classes, spec = len(CLASS_NAMES), None
 
-    def __init__(self, path, window=None):
+    def __init__(self, path):
         self.path, self.inner = path, Predictor(path)
 
     def predict_batch(self, images):

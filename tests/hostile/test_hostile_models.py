@@ -506,9 +506,9 @@ def test_a_picture_larger_than_memory_is_refused(tmp_path, monkeypatch):
     model = Predictor(toy_segmenter(tmp_path))
     images = np.zeros((2, 64, 96, 3), "uint8")
     assert model.predict_batch(images).shape == (2, 64, 96)  # one by one
-    with pytest.raises(ValueError, match=r"65x96 takes about 0 GB.*--window"):
+    with pytest.raises(ValueError, match=r"65x96 needs about 0 GB.*--window"):
         model.predict(np.zeros((65, 96, 3), "uint8"))
-    with pytest.raises(ValueError, match="takes about 0 GB"):
+    with pytest.raises(ValueError, match="needs about 0 GB"):
         model.predict(np.zeros((65, 96, 3), "uint8"), return_scores=True)
     pieces = Predictor(tmp_path / "toy.keras", window=64)
     assert pieces.predict(np.zeros((65, 96, 3), "uint8")).shape == (65, 96)

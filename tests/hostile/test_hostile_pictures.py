@@ -178,6 +178,8 @@ def test_data_check_reports_each_and_reads_the_rest(tmp_path, capsys):
         ("data", "preview", "--output", "sheet.png"),
         (
             *("train", "--config", "folder", "--workdir", "run"),
+            # Without weights to download, which would be looked for first.
+            *("--model.backbone_weights", "null"),
             *("--data.validation_split", "train", "--data.root"),
         ),
     ],

@@ -1,5 +1,6 @@
 """Sliding windows, scales and mirror images, by hand."""
 
+import itertools
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 import keras_aspp as ka
 from keras_aspp.inference.predictor import resize_image
-from keras_aspp.inference.sliding_window import SlidingWindow, spans
+from keras_aspp.inference.sliding_window import SlidingWindow, spans, weights
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.models import DeepLabV3Plus
 
@@ -19,6 +20,7 @@ class Engine:
     """Scores that depend on the pixel alone, and remember what was asked."""
 
     num_classes = 3
+    smallest_side = output_stride = 1
 
     def __init__(self):
         self.sizes = []
@@ -62,6 +64,104 @@ def test_pieces_are_put_together():
     )
 
 
+@pytest.mark.parametrize(
+    "size, window, overlap, align",
+    [(75, 32, 0.25, 1), (75, 32, 0.25, 8), (75, 32, 0.7, 8), (33, 32, 0, 16)],
+)
+def test_weights_of_windows_sum_to_one(size, window, overlap, align):
+    found = spans(size, window, overlap, align)
+    total = np.zeros(size)
+    for span, weight in zip(found, weights(found), strict=True):
+        assert span.start % align == 0
+        assert span.stop - span.start <= window
+        total[span] += weight
+        assert weight.min() >= 0
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+    assert found[-1].stop == size
+    shared = [a.stop - b.start for a, b in itertools.pairwise(found)]
+    assert min(shared) >= overlap * window - 1
+
+
+def test_weights_by_hand():
+    # sin(22.5 degrees / 2)^2 and so on, over the two pixels that are shared.
+    rise = np.sin(np.pi / 2 * np.array([0.25, 0.75])) ** 2
+    first, second, last = weights(spans(14, 6, 1 / 3))
+    np.testing.assert_allclose(first, [1, 1, 1, 1, *rise[::-1]], rtol=1e-6)
+    np.testing.assert_allclose(second, [*rise, 1, 1, *rise[::-1]], rtol=1e-6)
+    np.testing.assert_allclose(last, [*rise, 1, 1, 1, 1], rtol=1e-6)
+
+
+class Offsets(Engine):
+    """Each call is of another opinion about the whole window."""
+
+    def scores(self, images):
+        self.sizes.append(images.shape[1:3])
+        sign = (-1) ** len(self.sizes)
+        scores = np.zeros((*images.shape[:3], 3), "float32")
+        scores[..., 0] = 20 * sign  # the softmax is 1 or 0
+        return scores
+
+
+def test_windows_that_disagree_leave_no_seam():
+    images = picture(32, 80)
+    found = np.exp(SlidingWindow(Offsets(), 32, 0.5).scores(images))[0, ..., 0]
+    assert found.min() < 0.01 and found.max() > 0.99
+    # The steepest of half a cosine over 16 pixels; a mean of the windows that
+    # cover a pixel would step by a half.
+    steps = np.abs(np.diff(found, axis=1))
+    assert steps.max() <= np.pi / 2 / 16
+    assert steps.max() > 0.05
+
+
+class Cells(Engine):
+    """Means of 4x4 pixels, summed over 3x3 cells, drawn 4x4 pixels large."""
+
+    output_stride = 4
+
+    def scores(self, images):
+        images = np.asarray(images, "float32") / 255
+        batch, height, width, channels = images.shape
+        rows, columns = -(-height // 4), -(-width // 4)
+        whole = ((0, 0), (0, 4 * rows - height), (0, 4 * columns - width))
+        cells = np.pad(images, (*whole, (0, 0)))
+        shape = (batch, rows, 4, columns, 4, channels)
+        cells = np.pad(
+            cells.reshape(shape).mean((2, 4)), ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
+        total = sum(
+            cells[:, i : i + rows, j : j + columns]
+            for i, j in itertools.product(range(3), repeat=2)
+        )
+        drawn = total.repeat(4, axis=1).repeat(4, axis=2)
+        return drawn[:, :height, :width]
+
+
+def test_windows_of_an_equivariant_network_equal_the_whole():
+    """But where it sees the border of a window, 8 pixels at most."""
+    height, width, window, overlap = 75, 102, 40, 0.5
+    images = picture(height, width)
+    whole = Cells().scores(images)
+    scores = SlidingWindow(Cells(), window, overlap).scores(images)
+    error = np.abs(np.exp(scores) - softmax(whole)).max((0, 3))
+
+    def near(size):
+        """Pixels at a border of a window that is none of the image."""
+        found = np.zeros(size, bool)
+        for start in range(0, size - window + 4, 20):
+            stop = start + window
+            if start:
+                found[start : start + 8] = True
+            if stop < size:
+                found[stop - 8 : stop] = True
+        return found
+
+    seen = near(height)[:, None] | near(width)
+    assert 0.2 < seen.mean() < 0.9
+    assert error[~seen].max() < 1e-6
+    # And there the windows that see less weigh less.
+    assert 1e-4 < error[seen].max()
+
+
 def test_a_picture_that_fits_is_seen_whole():
     engine, images = Engine(), picture(21, 30)
     scores = SlidingWindow(engine, 30).scores(images)
@@ -99,6 +199,7 @@ def test_scales_and_flip_are_averaged():
     [
         (lambda: SlidingWindow(Engine(), 0), "int > 0. Received: window=0"),
         (lambda: SlidingWindow(Engine(), 8, 1.0), "Received: overlap=1.0"),
+        (lambda: SlidingWindow(Engine(), 8, -0.1), "Received: overlap=-0.1"),
         (lambda: MultiScale(Engine(), ()), r"Received: scales=\(\)"),
         (lambda: MultiScale(Engine(), (1, -1)), r"Received: scales=\(1, -1\)"),
     ],
@@ -130,7 +231,8 @@ def test_predictor(tiny_workdir, tiny_export):
     )
     for arguments in ({"flip": True}, {"scales": (2.0,)}, {"window": 64}):
         with pytest.raises(
-            ValueError, match="Only a .keras model can be averaged"
+            ValueError,
+            match="Only a .keras model can be averaged or predicted in windows",
         ):
             ka.Predictor(tiny_export / "saved_model", **arguments)
 
