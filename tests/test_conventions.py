@@ -17,8 +17,9 @@ PACKAGE = pathlib.Path(ka.__file__).parent
 ALLOWED = {
     "layers": set(),
     "labels": set(),
-    "losses": {"labels"},
-    "metrics": {"labels"},
+    "label_tensors": set(),
+    "losses": {"label_tensors"},
+    "metrics": {"labels", "label_tensors"},
     "weights/tflite": {"backbones", "models", "preprocess", "trial"},
     "weights/keras_hub": {"models", "preprocess"},
     "weights/state_dict": set(),
@@ -40,6 +41,7 @@ BACKEND_FREE = (
     "metrics",
     "losses",
     "labels",
+    "label_tensors",
 )
 LOWERING = PACKAGE / "layers" / "lowering.py"
 

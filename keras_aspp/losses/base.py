@@ -8,7 +8,7 @@ import math
 import keras
 from keras import ops
 
-from keras_aspp.labels import pixel_weights, split_labels
+from keras_aspp.label_tensors import pixel_weights, split_labels
 
 
 class SegmentationLoss(keras.losses.Loss):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_aspp.labels import pixel_weights
+from keras_aspp.label_tensors import pixel_weights
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_aspp.labels import check_num_classes, pixel_weights, split_labels
+from keras_aspp.label_tensors import pixel_weights, split_labels
+from keras_aspp.labels import check_num_classes
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
