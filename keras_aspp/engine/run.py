@@ -27,6 +27,12 @@ from keras_aspp.engine.distributed import (
     worker,
 )
 from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.fingerprint import (
+    FINGERPRINT_FILE,
+    check_fingerprint,
+    fingerprint,
+    write_fingerprint,
+)
 from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
@@ -84,38 +90,87 @@ def train(config, workdir, resume=False, on_begin=None, progress=None):
 
 
 def _train(config, workdir, resume, on_begin, progress, owner):
-    chief = owner is not None
-    averages = None
-    if config.train.ema_momentum is not None:
-        averages = keras.callbacks.SwapEMAWeights()
     if not resume and (workdir / "checkpoints").exists():
         raise FileExistsError(
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
+    chief = owner is not None
     changed = changes(workdir, config) if resume else []
     run = _Run(config)
-    model, spec, source = run.model, run.spec, run.source
+    averages = None
+    if config.train.ema_momentum is not None:
+        averages = keras.callbacks.SwapEMAWeights()
     checkpoints = Checkpoints(
         workdir, config, run.pictures(), averages, run.steps, owner
     )
+    found = fingerprint(run.source, run.pictures()) if chief or resume else None
+    known = bool(checkpoints.states.paths()) and _is_known(workdir, found)
     with run.strategy.scope():
         xla = compile_model(
-            model,
+            run.model,
             config.train,
             run.epochs * run.steps,
-            spec.ignore_label,
+            run.spec.ignore_label,
             run.class_weights,
         )
         if resume:
-            checkpoints.restore(model)
+            checkpoints.restore(run.model)
     for change in changed if chief else ():
         print(f"Changed since the checkpoint: {change}")
+    _print_beginning(run, checkpoints, resume, xla)
+    if chief:
+        if on_begin:
+            on_begin()
+        if not known:
+            write_fingerprint(workdir, found)
+    else:
+        # All machines take part in what the chief writes, since they hold
+        # variables together; what the others write is thrown away.
+        scratch = tempfile.TemporaryDirectory()
+        checkpoints.move(scratch.name)
+    checkpoints.remove_temporaries()
+    checkpoints.write_history()
+    run.spec.to_file(checkpoints.workdir / "dataset.json")
+    _fit(run, checkpoints, xla, chief)
+    if not chief:
+        return None
+    owner.check()
+    best = workdir / "model.keras"
+    if config.train.recalibrate_steps:
+        _recalibrate(
+            best,
+            run.batches().take(config.train.recalibrate_steps),
+            lambda path: _evaluate(run, path, config.data.validation_split),
+        )
+    metrics = _evaluate(
+        run,
+        best,
+        config.data.test_split or config.data.validation_split,
+        progress,
+    )
+    owner.check()
+    write_json(workdir / "metrics.json", metrics)
+    return metrics
+
+
+def _is_known(workdir, found):
+    """True if the data is what it was, False if the workdir does not tell."""
+    if check_fingerprint(workdir, found):
+        return True
+    print(
+        f"Note: the workdir holds no {FINGERPRINT_FILE}, as before this "
+        "version; of the data only the numbers of images are compared."
+    )
+    return False
+
+
+def _print_beginning(run, checkpoints, resume, xla):
     print(f"{run.summary()}, {xla}")
     if run.class_weights is not None:
-        named = zip(spec.class_names, run.class_weights, strict=True)
+        named = zip(run.spec.class_names, run.class_weights, strict=True)
         print("Class weights:", ", ".join(f"{n} {w:.3g}" for n, w in named))
-    _print_degenerate_rates(model, config.data.crop_size)
+    _print_degenerate_rates(run.model, run.config.data.crop_size)
     if resume:
         begun = checkpoints.epochs or checkpoints.steps
         print(
@@ -123,23 +178,16 @@ def _train(config, workdir, resume, on_begin, progress, owner):
             if begun
             else "No checkpoint to resume from: the run begins."
         )
-    if chief:
-        if on_begin:
-            on_begin()
-    else:
-        # All machines take part in what the chief writes, since they hold
-        # variables together; what the others write is thrown away.
-        scratch = tempfile.TemporaryDirectory()
-        workdir = Path(scratch.name)
-        checkpoints.move(workdir)
-    checkpoints.remove_temporaries()
-    checkpoints.write_history()
-    spec.to_file(workdir / "dataset.json")
-    done = checkpoints.epochs
-    cut_events(workdir / "logs", done, run.steps)
-    compilations = Compilations(model, xla, workdir / "logs")
+
+
+def _fit(run, checkpoints, xla, chief):
+    """Trains from where the checkpoints are to the end of the run."""
+    model, data, config = run.model, run.config.data, run.config.train
+    logs, done = checkpoints.workdir / "logs", checkpoints.epochs
+    cut_events(logs, done, run.steps)
+    compilations = Compilations(model, xla, logs)
     validation = evaluation_dataset(
-        source, config.data.validation_split, config.train.batch_size
+        run.source, data.validation_split, config.batch_size
     )
     validation, sizes = _counted(validation)
     if model.jit_compile and len(sizes) > MAX_XLA_SIZES:
@@ -147,19 +195,17 @@ def _train(config, workdir, resume, on_begin, progress, owner):
         _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
     watch = Watch(
-        spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
+        run.spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
     )
+    averages = checkpoints.averages
     callbacks = [
         *([Progress()] if chief else []),
         ValidationPictures(
-            images[:4].numpy(),
-            labels[:4].numpy(),
-            spec,
-            workdir / "logs" / "pictures",
+            images[:4].numpy(), labels[:4].numpy(), run.spec, logs / "pictures"
         ),
         *([averages] if averages else []),
         watch,
-        TensorBoard(workdir / "logs"),
+        TensorBoard(logs),
         compilations,
         checkpoints,  # the last, so that what it saves is all of an epoch
     ]
@@ -174,14 +220,14 @@ def _train(config, workdir, resume, on_begin, progress, owner):
                 lambda batch_size, shard: run.batches(
                     first * run.steps + part, batch_size, shard
                 ).map(watch.batch),
-                config.train.batch_size,
+                config.batch_size,
             ),
             validation_data=validation_batches(
                 run.strategy,
                 validation.map(lambda x, y: (model.preprocess(x), y)),
-                spec.ignore_label,
+                run.spec.ignore_label,
             ),
-            validation_freq=_validation_epochs(config.train, run.epochs),
+            validation_freq=_validation_epochs(config, run.epochs),
             initial_epoch=first,
             epochs=epochs,
             steps_per_epoch=run.steps - part,
@@ -198,25 +244,6 @@ def _train(config, workdir, resume, on_begin, progress, owner):
                 checkpoints.restore(model)
         fit(run.epochs)
         checkpoints.end_if_asked()
-    if not chief:
-        return None
-    best = workdir / "model.keras"
-    owner.check()
-    if config.train.recalibrate_steps:
-        _recalibrate(
-            best,
-            run.batches().take(config.train.recalibrate_steps),
-            lambda path: _evaluate(run, path, config.data.validation_split),
-        )
-    metrics = _evaluate(
-        run,
-        best,
-        config.data.test_split or config.data.validation_split,
-        progress,
-    )
-    owner.check()
-    write_json(workdir / "metrics.json", metrics)
-    return metrics
 
 
 def range_test(config, workdir):

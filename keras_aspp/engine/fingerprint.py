@@ -1,0 +1,200 @@
+"""Fingerprint of the data of a run: what `--resume` compares."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.files import write_json
+
+FINGERPRINT_FILE = "fingerprint.json"
+# Fields of a specification that training does not read.
+_FOR_PEOPLE = ("name", "license")
+_BLOCK = 2**20
+# A TFRecord: length (8 bytes), its checksum (4), data, checksum of these (4).
+_RECORD_HEAD, _RECORD_SUM = 12, 4
+_THREADS = 8
+
+
+def fingerprint(source, splits):
+    """What a run reads: the specification, and the files of its splits.
+
+    Files are named relative to the data set, so that it may be moved, and
+    compared by content, so that copies are equal. Of records the checksums are
+    read that they store, one for each example.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        splits: names of the splits that the run reads.
+
+    Returns:
+        dict, JSON-ready: `specification`, and `files`, split -> name ->
+        `[bytes, digest]`.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return {
+        "specification": _specification(source.spec),
+        "files": {split: _files(source, split) for split in splits},
+    }
+
+
+def write_fingerprint(workdir, found):
+    """Writes a fingerprint into a workdir."""
+    write_json(Path(workdir) / FINGERPRINT_FILE, found)
+
+
+def check_fingerprint(workdir, found):
+    """Raises unless the data is what the run had before.
+
+    Args:
+        workdir: of the run.
+        found: dict, the fingerprint now.
+
+    Returns:
+        bool, False if the workdir holds no fingerprint to compare with, like
+        those of earlier versions.
+
+    Raises:
+        ValueError: the data has changed, or the stored fingerprint is damaged.
+    """
+    path = Path(workdir) / FINGERPRINT_FILE
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = data_changes(before, found)
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "The fingerprint of the run's data is damaged; if the data is what "
+            f"it was, remove the file. Received: {path} ({error})"
+        ) from None
+    if changes:
+        raise ValueError(
+            "The data has changed since the run began; restore it, or train "
+            "anew in another workdir (model.weights takes its model.keras). "
+            f"Changed: {'; '.join(changes)}"
+        )
+    return True
+
+
+def data_changes(before, now):
+    """Lists the differences of two fingerprints, for people.
+
+    Args:
+        before: dict, see `fingerprint`.
+        now: dict.
+
+    Returns:
+        list of str, empty if they are equal.
+    """
+    # A field that an earlier version lacked had its default.
+    old = {**_specification(DatasetSpec(("any",))), **before["specification"]}
+    new = now["specification"]
+    changes = [
+        _changed_field(key, old[key], new[key])
+        for key in new
+        if old[key] != new[key]
+    ]
+    for split in {**before["files"], **now["files"]}:
+        changes += _changed_files(
+            split, before["files"].get(split, {}), now["files"].get(split, {})
+        )
+    return changes
+
+
+def _specification(spec):
+    """Fields that training reads, as JSON gives them back."""
+    fields = dataclasses.asdict(spec)
+    fields = {k: v for k, v in fields.items() if k not in _FOR_PEOPLE}
+    return json.loads(json.dumps(fields))
+
+
+def _changed_field(key, old, new):
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return f"{key}: {len(old)} entries -> {len(new)}"
+        differ = [i for i in range(len(old)) if old[i] != new[i]]
+        i = differ[0]
+        return (
+            f"{key}: {len(differ)} of {len(old)} entries, first number {i}: "
+            f"{old[i]} -> {new[i]}"
+        )
+    return f"{key}: {old} -> {new}"
+
+
+def _changed_files(split, old, new):
+    lost = [name for name in old if name not in new]
+    added = {tuple(new[name]): name for name in new if name not in old}
+    renamed = {
+        name: added.pop(tuple(old[name]))
+        for name in lost
+        if tuple(old[name]) in added
+    }
+    swapped = dict.fromkeys(renamed.values())
+    kinds = (
+        ("changed", [k for k in old if k in new and old[k] != new[k]]),
+        ("renamed", [f"{a} -> {b}" for a, b in renamed.items()]),
+        ("missing", [k for k in lost if k not in renamed]),
+        ("new", [k for k in new if k not in {**old, **swapped}]),
+    )
+    return [
+        f"{len(names)} files of split {split} {kind}, first {names[0]}"
+        for kind, names in kinds
+        if names
+    ]
+
+
+def _files(source, split):
+    """Name -> `[bytes, digest]`, in the order in which a split is read."""
+    if isinstance(source, FolderSource):
+        paths = [path for pair in source.pairs[split] for path in pair]
+        named = {
+            Path(os.path.relpath(path, source.root)).as_posix(): path
+            for path in paths
+        }
+        digest = _digest
+    else:
+        # Without the name of the data set, since records may be moved, too.
+        prefix = f"{source.builder.name}-"
+        named = {
+            f"{os.path.basename(path).removeprefix(prefix)} from {skip} to "
+            f"{skip + take}": path
+            for path, skip, take, _ in source.shards(split)
+        }
+        digest = _digest_of_records
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(digest, named.values())
+        return dict(zip(named, found, strict=True))
+
+
+def _digest(path):
+    """Size and digest of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        return [file.tell(), digest.hexdigest()]
+
+
+def _digest_of_records(path):
+    """Size of a TFRecord file, and digest of its records' checksums."""
+    import tensorflow as tf
+
+    if "://" in path:  # a round trip for each record would take too long
+        return [tf.io.gfile.stat(path).length, ""]
+    digest, size = hashlib.blake2b(digest_size=16), os.path.getsize(path)
+    with open(path, "rb") as file:
+        while head := file.read(_RECORD_HEAD):
+            digest.update(head)
+            length = int.from_bytes(head[:8], "little")
+            if length > size:  # no TFRecord file, or a damaged one
+                break
+            file.seek(length, os.SEEK_CUR)
+            digest.update(file.read(_RECORD_SUM))
+    return [size, digest.hexdigest()]
