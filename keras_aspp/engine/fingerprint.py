@@ -94,7 +94,7 @@ def data_changes(before, now):
         list of str, empty if they are equal.
     """
     # A field that an earlier version lacked had its default.
-    old = {**_specification(DatasetSpec(("any",))), **before["specification"]}
+    old = {**_specification(DatasetSpec(("a", "b"))), **before["specification"]}
     new = now["specification"]
     changes = [
         _changed_field(key, old[key], new[key])
