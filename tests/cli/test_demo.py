@@ -175,7 +175,8 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     assert (
         page.evaluate(
             "() => { const c = document.getElementById('overlay');"
-            " const p = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+            " const d = c.getContext('2d');"
+            " const p = d.getImageData(0, 0, c.width, c.height);"
             " return Array.from(p.data).filter((_, i) => i % 4 === 3); }"
         )
         == np.where(expected == 0, 0, 255).ravel().tolist()
