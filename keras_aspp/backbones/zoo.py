@@ -312,6 +312,8 @@ def _load(name, family, multiplier, weights, input_shape):
         with warnings.catch_warnings():
             # Keras has weights of one size, which serve every size.
             warnings.filterwarnings("ignore", "`input_shape` is undefined")
+            # Without weights, any number of channels is as good.
+            warnings.filterwarnings("ignore", "This model usually expects 1")
             return getattr(keras.applications, family.builder)(
                 weights=None if weights is None else str(weights),
                 input_shape=(*size, channels),

@@ -86,9 +86,11 @@ def explain(image, model_path=None):
             "Feature maps are drawn of Keras models only, whose layers are "
             f"known. Received: --model {path}"
         )
-    from keras_aspp.models.segmenter import load_keras
+    from keras_aspp.models.segmenter import check_rgb, load_keras
 
-    return _by_model(image, load_keras(path), pictures)
+    model = load_keras(path)
+    check_rgb(model, "`keras-aspp explain`")
+    return _by_model(image, model, pictures)
 
 
 def _by_hand(image, pictures):

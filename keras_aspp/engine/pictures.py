@@ -36,11 +36,45 @@ def index_picture(labels, spec):
     return indexed
 
 
+def unpainted_classes(spec):
+    """Returns the classes that an overlay leaves unpainted, a list of ints.
+
+    The class named "background", underscores aside. Without such a name it is
+    the black class, if there is one: black would hide the image, and by the
+    palette of PASCAL VOC it stands for "none of the others".
+    """
+    named = [
+        i
+        for i, name in enumerate(spec.class_names)
+        if name.strip("_ ").casefold() == "background"
+    ]
+    black = [i for i, color in enumerate(spec.colors()) if not any(color)]
+    return named or black
+
+
 def overlay(image, labels, spec, opacity=0.55):
-    """uint8 `[H, W, 3]`: the picture with its labels' colours over it."""
+    """Paints labels over an image, but not the background or ignored pixels.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        labels: int `[H, W]`.
+        spec: `DatasetSpec`.
+        opacity: float in [0, 1], of the paint. Defaults to 0.55.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    bare = np.isin(labels, [*unpainted_classes(spec), spec.ignore_label])
     colors = color_labels(labels, spec).astype("float32")
     blend = (1 - opacity) * image.astype("float32") + opacity * colors
-    return np.round(blend).astype("uint8")
+    return np.where(bare[..., None], image, np.round(blend)).astype("uint8")
+
+
+def legend_name(class_id, spec):
+    """Name of a class in the legend of overlays."""
+    name = spec.class_names[class_id]
+    bare = class_id in unpainted_classes(spec)
+    return f"{name} (not painted)" if bare else name
 
 
 def draw_sheet(output, title, examples, spec):
@@ -144,8 +178,13 @@ def _legend(examples, spec):
     if spec.num_classes > LEGEND_CLASSES:
         shown = sorted(seen - {spec.ignore_label})
     colors = np.array(spec.colors()) / 255
+    bare = unpainted_classes(spec)
     handles = [
-        Patch(facecolor=colors[i], edgecolor="0.5", label=spec.class_names[i])
+        Patch(
+            facecolor="none" if i in bare else colors[i],
+            edgecolor="0.5",
+            label=legend_name(i, spec),
+        )
         for i in shown
     ]
     if spec.ignore_label in seen:
@@ -161,7 +200,7 @@ def _legend(examples, spec):
 
 
 class ValidationPictures(keras.callbacks.Callback):
-    """Writes picture, label and prediction to TensorBoard.
+    """Writes images, and labels and predictions over them, to TensorBoard.
 
     It draws at the end of each validation, by the weights that are validated:
     among callbacks it comes before the one that swaps averaged weights.
@@ -189,18 +228,18 @@ class ValidationPictures(keras.callbacks.Callback):
             self.writer = tf.summary.create_file_writer(self.log_dir)
         logits = self.model(self.model.preprocess(self.images), training=False)
         predicted = np.argmax(logits, axis=-1)
-        rows = np.concatenate(
-            [
-                self.images,
-                color_labels(self.labels, self.spec),
-                color_labels(predicted, self.spec),
-            ],
-            axis=2,
-        )
+        rows = [
+            np.concatenate(
+                [image, *(_hatched(image, m, self.spec) for m in maps)], axis=1
+            )
+            for image, *maps in zip(
+                self.images, self.labels, predicted, strict=True
+            )
+        ]
         with self.writer.as_default():
             tf.summary.image(
-                "picture, label, prediction",
-                rows,
+                "image, label, prediction",
+                np.stack(rows),
                 step=self.epoch,
                 max_outputs=8,
             )

@@ -25,6 +25,7 @@ from keras_aspp.inference import Predictor
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
+from keras_aspp.models.segmenter import check_rgb
 
 _NAMES = {
     "keras": "model.keras",
@@ -200,6 +201,7 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "The folder exists; pass overwrite (--overwrite) to replace it. "
             f"Received: directory={str(directory)!r}"
         )
+    check_rgb(model, "An export")
     if spec.num_classes != model.num_classes:
         raise ValueError(
             f"`class_names` must name the model's {model.num_classes} "

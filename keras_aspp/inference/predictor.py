@@ -357,9 +357,10 @@ class _Keras(_Engine):
         from keras_aspp.export import serving
         from keras_aspp.models import with_output_stride
         from keras_aspp.models.precision import in_float32
-        from keras_aspp.models.segmenter import load_saved
+        from keras_aspp.models.segmenter import check_rgb, load_saved
 
         model = in_float32(load_saved(path))
+        check_rgb(model, "`Predictor`")
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes = model.num_classes
@@ -417,7 +418,9 @@ class _ONNX(_Engine):
         try:
             self._session = onnxruntime.InferenceSession(str(path))
             (door,) = self._session.get_inputs()
-            _, *size, _ = door.shape
+            _, *size, channels = door.shape
+            if channels != 3:
+                raise ValueError(f"it takes images of {channels} channels")
         # Their errors have no common ancestor.
         except Exception as error:
             raise ValueError(

@@ -5,6 +5,7 @@ import inspect
 import os
 
 from keras_aspp import models
+from keras_aspp.models.segmenter import check_rgb
 
 ARCHITECTURES = {
     kind.architecture: kind
@@ -33,7 +34,8 @@ def build_model(config, num_classes, dtype=None, rematerialize=False):
 
     Raises:
         ValueError: a field that the architecture does not have is set to
-            anything but its default.
+            anything but its default, or `weights` are of a model of other
+            than three input channels.
     """
     kind = ARCHITECTURES[config.architecture]
     known, arguments = arguments_of(kind), {}
@@ -49,9 +51,11 @@ def build_model(config, num_classes, dtype=None, rematerialize=False):
     for name in ("backbone_weights", "weights"):
         if arguments[name] is not None:
             arguments[name] = os.path.expandvars(arguments[name])
-    return kind(
+    model = kind(
         num_classes, dtype=dtype, rematerialize=rematerialize, **arguments
     )
+    check_rgb(model, "Training by a configuration")
+    return model
 
 
 def arguments_of(kind):

@@ -78,7 +78,9 @@ class Segmenter(keras.Model):
             `num_classes`, all but the classifier is loaded, with a warning
             that names what is left.
         input_shape: `(height, width, channels)`; sizes may be `None`, which
-            means any that the backbone takes, and are at least one cell.
+            means any that the backbone takes, and are at least one cell. A
+            backbone that is a model brings its channels. `Predictor`, exports
+            and the command line need three. Defaults to `(None, None, 3)`.
         preprocess: `Preprocess`, or `None` for that of the backbone's weights.
             Of a backbone that is a model and not ours, `None` leaves pixels
             as they are, 0..255, if it begins by scaling or shifting them;
@@ -215,10 +217,12 @@ class Segmenter(keras.Model):
         # A backbone may be made for one size.
         *size, channels = backbone.input.shape[1:]
         own_shape = (*(n and n // input_scale for n in size), channels)
-        input_shape = tuple(
+        _check_channels(input_shape, channels)
+        *sizes, _ = (
             own if given is None else given
             for own, given in zip(own_shape, input_shape, strict=True)
         )
+        input_shape = (*sizes, channels)
         if high_level is not None:
             backbone = _end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
@@ -643,6 +647,31 @@ def _check_input_scale(input_scale, align_corners):
         raise ValueError(
             "`input_scale` goes with half-pixel centres only. Received: "
             f"input_scale={input_scale}, align_corners={align_corners}"
+        )
+
+
+def check_rgb(model, user):
+    """Raises `ValueError` for models of other than three input channels.
+
+    Args:
+        model: `Segmenter`.
+        user: str, what needs three channels.
+    """
+    channels = model.input.shape[-1]
+    if channels != 3:
+        raise ValueError(
+            f"{user} needs a model of three input channels (RGB). Train and "
+            "call other models in Python; docs/backbones.md shows how. "
+            f"Received: a model of {channels} input channels"
+        )
+
+
+def _check_channels(input_shape, channels):
+    # 3 is the default, so it does not contradict.
+    if input_shape[2] not in (3, channels):
+        raise ValueError(
+            "`input_shape` must have as many channels as the backbone, "
+            f"{channels}. Received: input_shape={tuple(input_shape)}"
         )
 
 

@@ -111,15 +111,27 @@ async function segment(source) {
   return labels;
 }
 
+/**
+ * Classes that are left unpainted: the background by its name, or without one
+ * what is black, which would hide the picture.
+ */
+function unpainted() {
+  const ids = manifest.class_names.map((_, i) => i);
+  const named = ids.filter((i) => /^[ _]*background[ _]*$/i.test(manifest.class_names[i]));
+  const black = ids.filter((i) => manifest.colormap[i].every((v) => v === 0));
+  return new Set(named.length ? named : black);
+}
+
 /** Draws labels over the picture, and the legend under it. */
 function show(labels) {
+  const bare = unpainted();
   const overlay = part('overlay');
   [overlay.width, overlay.height] = [small.width, small.height];
   const context = overlay.getContext('2d');
   const image = context.createImageData(small.width, small.height);
   const counts = new Map();
   labels.forEach((label, i) => {
-    image.data.set([...manifest.colormap[label], 255], 4 * i);
+    image.data.set([...manifest.colormap[label], bare.has(label) ? 0 : 255], 4 * i);
     counts.set(label, (counts.get(label) || 0) + 1);
   });
   context.putImageData(image, 0, 0);
@@ -127,7 +139,7 @@ function show(labels) {
     const row = document.createElement('li');
     const swatch = document.createElement('span');
     swatch.className = 'swatch';
-    swatch.style.background = `rgb(${manifest.colormap[label]})`;
+    swatch.style.background = bare.has(label) ? 'none' : `rgb(${manifest.colormap[label]})`;
     const share = document.createElement('b');
     share.textContent = `${(100 * count / labels.length).toFixed(1)} %`;
     row.append(swatch, manifest.class_names[label], share);

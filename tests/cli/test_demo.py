@@ -171,6 +171,16 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     assert rows[::2] == [names[kinds[i]] for i in order]
     assert rows[1] == f"{100 * counts.max() / expected.size:.1f} %"
     assert page.inner_text("#status").startswith("96x64, ")
+    # The ground has the palette's black, and so no paint.
+    assert (
+        page.evaluate(
+            "() => { const c = document.getElementById('overlay');"
+            " const d = c.getContext('2d');"
+            " const p = d.getImageData(0, 0, c.width, c.height);"
+            " return Array.from(p.data).filter((_, i) => i % 4 === 3); }"
+        )
+        == np.where(expected == 0, 0, 255).ravel().tolist()
+    )
     page.fill("#opacity", "25")
     style = "() => document.getElementById('overlay').style.opacity"
     assert page.evaluate(style) == "0.25"
