@@ -345,7 +345,9 @@ class ExportConfig:
     """Export settings.
 
     Args:
-        image_size: `[height, width]` of the TFLite files' input.
+        image_size: `[height, width]` of the TFLite files' input. `null` takes
+            the median of the evaluated images, at most 1024, in multiples of
+            32.
         formats: artefacts to write; `tflite_logits` is for MediaPipe,
             `tflite_any_size` has an input that the interpreter resizes.
         calibration_images: number of training images that calibrate
@@ -364,7 +366,7 @@ class ExportConfig:
             author and license.
     """
 
-    image_size: tuple[int, int] = (513, 513)
+    image_size: tuple[int, int] | None = None
     formats: tuple[
         Literal[
             "saved_model",

@@ -1,10 +1,14 @@
 """keras-aspp export."""
 
+import collections
 from pathlib import Path
 
 from keras_aspp.cli.configuration import load_config, print_table
 from keras_aspp.cli.evaluate import open_data, print_writer
 from keras_aspp.cli.main import Parser
+
+# Of mean IoU, in hundredths: what a resized input costs and is told.
+NOTABLE_POINTS = 0.5
 
 
 def run(arguments):
@@ -54,34 +58,41 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
         dict, the contents of `manifest.json`.
     """
     from keras_aspp.data.decode import read_image
-    from keras_aspp.export import export_model
-    from keras_aspp.models.segmenter import load_saved
+    from keras_aspp.progress import print_progress, timed
 
-    model = load_saved(workdir)
+    with timed(print_progress, "model.keras: loading"):
+        # Imports TensorFlow, which takes seconds.
+        from keras_aspp.export import export_model
+        from keras_aspp.models.segmenter import load_saved
+
+        model = load_saved(workdir)
     source, data = open_data(None, workdir)
     split = data.test_split or data.validation_split
     examples = Examples(source, split)
     settings = config.export
     formats = tuple(formats or settings.formats)
+    with timed(print_progress, f"images of {split}: reading"):
+        verify_images, sizes = examples.survey(settings.verify_images)
+    image_size = settings.image_size or _choose_size(model, sizes)
     calibration = None
     if "tflite_int8" in formats:
-        calibration = Examples(source, data.train_split).first(
-            settings.calibration_images
-        )
+        with timed(print_progress, f"images of {data.train_split}: reading"):
+            calibration = Examples(source, data.train_split).first(
+                settings.calibration_images
+            )
     preview = settings.preview_image
     name = data.tfds or Path(data.root).name
-    size = " ".join(str(n) for n in settings.image_size)
     command = (
         f"keras-aspp export --model WORKDIR --output {Path(output).name} "
-        f'--export.image_size "[{size.replace(" ", ", ")}]" '
+        f'--export.image_size "{list(image_size)}" '
         f"--formats {' '.join(formats)}"
     )
     return export_model(
         model,
         output,
-        image_size=settings.image_size,
+        image_size=image_size,
         class_names=source.spec.class_names,
-        verify_images=examples.first(settings.verify_images),
+        verify_images=verify_images,
         calibration_images=calibration,
         evaluation_data=examples,
         formats=formats,
@@ -101,7 +112,20 @@ def export_workdir(workdir, config, output, formats=None, overwrite=False):
             "command": command,
             "preview": settings.preview_note,
         },
+        progress=print_progress,
     )
+
+
+def _choose_size(model, sizes):
+    """Chooses the files' image size and prints why."""
+    from keras_aspp.export.image_size import choose_image_size
+
+    size, reason = choose_image_size(sizes, model.input.shape[1:3])
+    print(
+        f"Files of one size take images of {size[0]}x{size[1]}: {reason} "
+        "(--export.image_size chooses another)"
+    )
+    return size
 
 
 class Examples:
@@ -117,16 +141,30 @@ class Examples:
 
     def first(self, count):
         """Pictures of `count` examples spread over the split."""
+        return self.survey(count)[0]
+
+    def survey(self, count):
+        """Pictures of `count` examples spread over the split, and all sizes.
+
+        Returns:
+            `(list, dict)`; the dict has `(height, width)` -> how many.
+        """
         total = self.source.size(self.split)
         wanted = {i * total // count for i in range(min(count, total))}
-        return [im for i, (im, _) in enumerate(self) if i in wanted]
+        images, sizes = [], collections.Counter()
+        for i, (image, _) in enumerate(self):
+            sizes[image.shape[:2]] += 1
+            if i in wanted:
+                images.append(image)
+        return images, sizes
 
 
 def print_artefacts(manifest, output):
     """Prints the artefacts of a manifest as a table."""
     from keras_aspp.export import manifest as manifests
 
-    rows = [("artefact", "MB", "agreement", "mean IoU", "lost", "ms")]
+    head = ("artefact", "MB", "agreement", "mean IoU", "Keras at its size")
+    rows = [(*head, "points lost", "ms")]
     for entry in manifest["artefacts"]:
         iou = entry["mean_iou"]
         rows.append(
@@ -135,12 +173,20 @@ def print_artefacts(manifest, output):
                 f"{entry['bytes'] / 1e6:.2f}",
                 f"{entry['agreement_with_keras']:.4%}",
                 "" if iou is None else f"{iou:.4f}",
+                "" if iou is None else f"{entry['keras_mean_iou']:.4f}",
                 "" if iou is None else f"{entry['loss_points']:.2f}",
                 manifests.latency(entry),
             )
         )
     print()
     print_table(rows)
+    for size, points in manifests.size_costs(manifest).items():
+        if points >= NOTABLE_POINTS:
+            print(
+                f"Resizing images to {size[0]}x{size[1]}, not the conversion, "
+                f"costs {points:.2f} points against their own sizes "
+                "(--export.image_size chooses another)"
+            )
     print_table(
         [
             (name, Path(output) / file)

@@ -4,25 +4,10 @@ import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import threading
 
-# TensorFlow's libraries log while they load, before they read the level, and
-# may abort the process there. So a process of its own filters what they
-# write: whatever is not an info line still arrives.
-_FILTER = r"""
-import re, sys
-level = int(sys.argv[1])
-for line in sys.stdin.buffer:
-    record = re.match(rb"([IWEF])\d{4} \d\d:\d\d:\d\d", line)
-    if record and b"IWEF".index(record[1]) < level:
-        continue
-    if line.startswith(b"WARNING: All log messages before absl::"):
-        continue
-    sys.stderr.buffer.write(line)
-    sys.stderr.buffer.flush()
-"""
+from keras_aspp.native_log import filtered_stderr
 
 
 def start_program():
@@ -106,29 +91,8 @@ class _QuietTensorFlow:
             def exec_module(module):
                 # Not before: to ask for the spec is no import yet.
                 sys.meta_path.remove(self)
-                with _filtered_stderr(self.level):
+                with filtered_stderr(self.level):
                     execute(module)
 
             spec.loader.exec_module = exec_module
         return spec
-
-
-@contextlib.contextmanager
-def _filtered_stderr(level):
-    """Sends file descriptor 2 through `_FILTER` for a while."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    child = subprocess.Popen(
-        [sys.executable, "-ISc", _FILTER, level],
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C must not end it first
-    )
-    os.dup2(child.stdin.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        child.stdin.close()
-        child.wait()

@@ -1,5 +1,6 @@
 """Export: SavedModel and TFLite, checked against the model they come from."""
 
 from keras_aspp.export.exporter import FORMATS, export_model
+from keras_aspp.progress import print_progress
 
-__all__ = ["FORMATS", "export_model"]
+__all__ = ["FORMATS", "export_model", "print_progress"]

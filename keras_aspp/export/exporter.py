@@ -1,5 +1,6 @@
 """export_model: one folder with every artefact, each verified."""
 
+import collections
 import contextlib
 import datetime
 import os
@@ -17,6 +18,7 @@ from keras_aspp.engine.checkpoint import save_model
 from keras_aspp.engine.signals import stop_signals
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export import onnx, serving, tflite, verify
+from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
@@ -26,6 +28,7 @@ from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.segmenter import check_rgb
+from keras_aspp.progress import timed
 
 _NAMES = {
     "keras": "model.keras",
@@ -47,7 +50,7 @@ def export_model(
     model,
     directory,
     *,
-    image_size,
+    image_size=None,
     class_names,
     verify_images,
     calibration_images=None,
@@ -61,6 +64,7 @@ def export_model(
     max_int8_loss=1.0,
     more_image_sizes=(),
     coarse_labels=False,
+    progress=None,
 ):
     """Writes a folder of artefacts and proves them equal to the model.
 
@@ -71,7 +75,9 @@ def export_model(
         model: `Segmenter`. One that computes in 16 bits (`mixed_float16`,
             `mixed_bfloat16`) is exported in float32, with the same weights.
         directory: folder to make.
-        image_size: `(height, width)` of the TFLite files, in pixels.
+        image_size: `(height, width)` of the TFLite files, in pixels. `None`
+            takes the median of `verify_images`, at most 1024, in multiples of
+            32, or the model's own size.
         class_names: one name per class.
         verify_images: uint8 pictures `[H, W, 3]`, at least one; every
             artefact must agree with Keras on them.
@@ -104,6 +110,9 @@ def export_model(
             are and repeat labels, instead of resizing scores: faster, with
             outlines in steps of the scores' stride. They must agree with
             Keras doing the same; what it costs is in `loss_points`.
+        progress: function of `(phase, seconds)`, such as
+            `ka.export.print_progress`, called when each phase begins (`None`
+            seconds) and ends; `None` for a silent export.
 
     Returns:
         dict, the contents of `manifest.json`.
@@ -122,6 +131,11 @@ def export_model(
     if calibration_images is not None:
         calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
+    if image_size is None:
+        image_size, _ = choose_image_size(
+            collections.Counter(np.shape(im)[:2] for im in verify_images),
+            model.input.shape[1:3],
+        )
     sizes = [
         _check_size("image_size", image_size, model),
         *(
@@ -137,7 +151,7 @@ def export_model(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _work_folder(directory) as work:
         artefacts = _write_artefacts(
-            model, work, sizes, formats, calibration, coarse_labels
+            model, work, sizes, formats, calibration, coarse_labels, progress
         )
         for kind, path in artefacts:
             if kind == "tflite_logits":
@@ -149,10 +163,15 @@ def export_model(
         os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
         reference = Predictor(work / _NAMES["keras"])
-        coarse = _coarse_labels(model) if coarse_labels else None
-        least = None
-        if None in model.input.shape[1:3]:
-            least = serving.smallest_side(model)
+        measured = _measure_all(
+            artefacts,
+            reference,
+            model,
+            [np.asarray(image) for image in verify_images],
+            evaluation_data is not None,
+            coarse_labels,
+            progress,
+        )
         content = {
             "name": directory.name,
             "num_classes": model.num_classes,
@@ -166,21 +185,10 @@ def export_model(
             "date": datetime.date.today().isoformat(),
             "protocol": verify.PROTOCOL,
             "calibration_images": len(calibration),
-            "artefacts": [
-                _measure(
-                    path,
-                    kind,
-                    reference,
-                    [np.asarray(image) for image in verify_images],
-                    least,
-                    evaluation_data is not None,
-                    coarse,
-                )
-                for kind, path in artefacts
-            ],
+            "artefacts": measured,
         }
         if evaluation_data is not None:
-            _evaluate(work, content, reference, evaluation_data, spec)
+            _evaluate(work, content, reference, evaluation_data, spec, progress)
             for entry in content["artefacts"]:
                 verify.check_loss(entry, max_int8_loss)
         write_text(work / "labels.txt", "\n".join(spec.class_names) + "\n")
@@ -266,26 +274,38 @@ def _check_size(name, image_size, model):
 
 
 def _write_artefacts(
-    model, work, sizes, formats, calibration_images, coarse_labels
+    model, work, sizes, formats, calibration_images, coarse_labels, progress
 ):
     """Writes them; returns `(format, path)` of each."""
+
+    def writing(path):
+        return timed(progress, f"{path.name}: converting")
+
     written = [("keras", work / _NAMES["keras"])]
     save_model(model, written[0][1])
     model = fold_batch_norm(model)
     if "saved_model" in formats:
         written.append(("saved_model", work / _NAMES["saved_model"]))
-        write_saved_model(model, written[1][1])
+        with writing(written[1][1]):
+            write_saved_model(model, written[1][1])
     wanted = [f for f in formats if f.startswith("tflite")]
     for size in sizes:
+        paths = {kind: _of_size(kind, work, size, sizes) for kind in _NAMES}
         if "onnx" in formats:
-            written.append(("onnx", _of_size("onnx", work, size, sizes)))
-            onnx.write_onnx(model, written[-1][1], size, coarse_labels)
+            written.append(("onnx", paths["onnx"]))
+            with writing(paths["onnx"]):
+                onnx.write_onnx(model, paths["onnx"], size, coarse_labels)
         files = tflite.convert(
-            model, size, wanted, calibration_images, coarse_labels
+            model,
+            size,
+            wanted,
+            calibration_images,
+            coarse_labels,
+            lambda kind, paths=paths: writing(paths[kind]),
         )
         for kind, data in files.items():
-            written.append((kind, _of_size(kind, work, size, sizes)))
-            written[-1][1].write_bytes(data)
+            written.append((kind, paths[kind]))
+            paths[kind].write_bytes(data)
         wanted = [f for f in wanted if f != "tflite_any_size"]
     return written
 
@@ -302,6 +322,25 @@ def _coarse_labels(model):
     model = fold_batch_norm(model)
     label = tf.function(lambda images: serving.segment_coarsely(model, images))
     return lambda image: label(image[None])[0].numpy()
+
+
+def _measure_all(
+    artefacts, reference, model, images, evaluated, coarse_labels, progress
+):
+    """The manifest's entries, compared with Keras but not evaluated."""
+    coarse = _coarse_labels(model) if coarse_labels else None
+    least = None
+    if None in model.input.shape[1:3]:
+        least = serving.smallest_side(model)
+    entries = []
+    for kind, path in artefacts:
+        with timed(progress, f"{path.name}: comparing with the model"):
+            entries.append(
+                _measure(
+                    path, kind, reference, images, least, evaluated, coarse
+                )
+            )
+    return entries
 
 
 def _measure(path, kind, reference, images, least, evaluated, coarse):
@@ -330,7 +369,8 @@ def _measure(path, kind, reference, images, least, evaluated, coarse):
         label = coarse
     value = verify.agreement(path, label, shown)
     verify.check_agreement(value, kind, path.name, evaluated)
-    entry["mean_iou"] = entry["loss_points"] = None
+    entry["mean_iou"] = entry["keras_mean_iou"] = None
+    entry["loss_points"] = None
     entry["agreement_with_keras"] = value
     entry["max_abs_logit_difference"] = None
     if kind == "tflite_logits":
@@ -347,22 +387,26 @@ def _measure(path, kind, reference, images, least, evaluated, coarse):
     return entry
 
 
-def _evaluate(work, content, reference, examples, spec):
+def _evaluate(work, content, reference, examples, spec, progress):
     """Mean IoU of every artefact, and of Keras under the same protocol."""
     of_keras = {}
     for entry in content["artefacts"]:
         predictor = Predictor(work / entry["path"])
         size = predictor.image_size
         if size not in of_keras:
-            of_keras[size] = verify.mean_iou(
-                lambda image, size=size: reference.predict_at(image, size),
-                examples,
-                spec,
-            )
+            shown = f" at {size[0]}x{size[1]}" if size else ""
+            with timed(progress, f"{_NAMES['keras']}: mean IoU{shown}"):
+                of_keras[size] = verify.mean_iou(
+                    lambda image, size=size: reference.predict_at(image, size),
+                    examples,
+                    spec,
+                )
         found = of_keras[size]
         if entry["format"] != "keras":
-            found = verify.mean_iou(predictor.predict, examples, spec)
+            with timed(progress, f"{entry['path']}: mean IoU"):
+                found = verify.mean_iou(predictor.predict, examples, spec)
         entry["mean_iou"] = round(found, 6)
+        entry["keras_mean_iou"] = round(of_keras[size], 6)
         # Adding 0 takes the sign from nothing.
         entry["loss_points"] = round(100 * (of_keras[size] - found), 2) + 0.0
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.native_log import filtered_stderr
 
 # Pictures that tell how large channels get.
 _EQUALIZED_ON = 16
@@ -21,7 +23,12 @@ FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
 def convert(
-    model, image_size, formats, calibration_images=(), coarse_labels=False
+    model,
+    image_size,
+    formats,
+    calibration_images=(),
+    coarse_labels=False,
+    phase=contextlib.nullcontext,
 ):
     """Converts a segmenter at one picture size.
 
@@ -36,6 +43,8 @@ def convert(
         coarse_labels: bool. Label scores, not pixels; see
             `serving.segment_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
+        phase: function of a format that returns a context manager, within
+            which that format is converted.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -44,7 +53,7 @@ def convert(
         ValueError: the model needs operators that are no builtins.
     """
     found = {}
-    with tempfile.TemporaryDirectory() as work, _quiet():
+    with tempfile.TemporaryDirectory() as work:
         for name in formats:
             size, door = image_size, tf.uint8
             answer = "coarse_labels" if coarse_labels else "labels"
@@ -56,12 +65,13 @@ def convert(
                 # A uint8 signature would leave a float tensor at the door.
                 door = tf.float32
             folder = os.path.join(work, f"{door.name}_{size[0]}_{answer}")
-            if not os.path.exists(folder):
-                with export_form():
-                    write_one_picture(model, folder, size, door, answer)
-            found[name] = _convert_one(
-                folder, name, image_size, calibration_images
-            )
+            with phase(name), filtered_stderr(hold=True):
+                if not os.path.exists(folder):
+                    with export_form():
+                        write_one_picture(model, folder, size, door, answer)
+                found[name] = _convert_one(
+                    folder, name, image_size, calibration_images
+                )
     return found
 
 
@@ -87,9 +97,11 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         return converter.convert()
     except Exception as error:
         # The converter raises its own unexported type.
+        message = str(error)
+        lacking = sorted(set(re.findall(r"'(tf\.\w+)' op is", message)))
         raise ValueError(
             "TFLite conversion needs operators that are no builtins, or "
-            f"failed: {' '.join(str(error).split())[:300]}"
+            f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
 
 
@@ -159,16 +171,3 @@ def check_operators(found, path):
             f"dilated convolutions. Received: {', '.join(bad)} in "
             f"{Path(path).name}"
         )
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Swallows the converter's chatter on the process's stderr."""
-    saved = os.dup(2)
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

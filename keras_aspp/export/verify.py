@@ -27,8 +27,10 @@ PROTOCOL = (
     "size (on the host, antialiased), and Keras sees the same resized "
     "picture. mean_iou: every picture of the "
     "evaluation split once, labels compared at the picture's own size (from "
-    "a fixed-size artefact resized back, nearest). loss_points: by how much "
-    "that is below Keras' under the same protocol, in points (hundredths). "
+    "a fixed-size artefact resized back, nearest). keras_mean_iou: that of "
+    "model.keras under the same protocol, on images resized to the artefact's "
+    "size if it has one. loss_points: by how much mean_iou is below it, in "
+    "points (hundredths). "
     "latency_ms: wall time of one prediction: median, least and most, with as "
     "many threads as it says."
 )

@@ -13,6 +13,7 @@ from keras_aspp import textfile
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.extras import need
+from keras_aspp.native_log import filtered_once
 from keras_aspp.trial import try_out
 
 
@@ -491,6 +492,10 @@ class _TFLite(_Engine):
         # What has no size of its own gets that of an image.
         door = self._interpreter.get_input_details()[0]
         if -1 not in door["shape_signature"]:
+            self._allocate()
+
+    def _allocate(self):
+        with filtered_once("XNNPACK"):
             self._interpreter.allocate_tensors()
 
     def labels(self, images):
@@ -506,7 +511,7 @@ class _TFLite(_Engine):
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
             try:
-                self._interpreter.allocate_tensors()
+                self._allocate()
                 details = self._interpreter.get_tensor_details()
                 fits = all(0 not in tensor["shape"] for tensor in details)
             except RuntimeError:  # of XNNPACK, where it finds no cell

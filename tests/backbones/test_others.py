@@ -115,6 +115,7 @@ def test_a_users_own_in_tflite(tmp_path):
 
     from keras_aspp.export import tflite
     from keras_aspp.layers.lowering import export_form
+    from keras_aspp.native_log import filtered_stderr
 
     dense = with_output_stride(users_own(), 8)
     x = sample((1, 64, 96, 4))
@@ -125,7 +126,7 @@ def test_a_users_own_in_tflite(tmp_path):
         lambda image: {"features": dense(image, training=False)},
         input_signature=[tf.TensorSpec(x.shape, name="image")],
     )
-    with export_form(), tflite._quiet():
+    with export_form(), filtered_stderr():
         archive.write_out(tmp_path, verbose=False)
         content = tflite._convert_one(str(tmp_path), "tflite_float32")
     path = tmp_path / "own.tflite"

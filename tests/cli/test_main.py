@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from PIL import Image
 from tiny_run import write_folder
 
 from keras_aspp.cli.configuration import load_config
+from keras_aspp.cli.export import print_artefacts
 from keras_aspp.cli.main import COMMANDS, main, one_line
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.version import __version__
@@ -171,10 +173,13 @@ print(os.environ["TF_CPP_MIN_LOG_LEVEL"], len(sys.meta_path) - before)
 def test_what_is_no_log_line_passes_the_filter_even_before_a_crash():
     code = """
 import os
-from keras_aspp.cli.startup import _filtered_stderr
-with _filtered_stderr("3"):
+from keras_aspp.native_log import filtered_stderr
+with filtered_stderr("3"):
     os.write(2, b"I0000 00:00:1795906265.516554  1 port.cc:1] oneDNN\\n")
     os.write(2, b"WARNING: All log messages before absl::Init...\\n")
+    os.write(2, b"2026-11-29 01:00:00.123456: W tensorflow/a.cc:1] old\\n")
+    os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\\n")
+    os.write(2, b"fully_quantize: 0, inference_type: 6\\n")
     os.write(2, b"F0000 00:00:1795906265.516554  1 cpu.cc:1] no AVX\\n")
     os.write(2, b"not a log line")
     os.abort()
@@ -525,9 +530,64 @@ def test_export_by_command(tiny_workdir, tmp_path, capsys):
     assert main(arguments) == 0
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["artefacts"][-1]["input"]["shape"] == [1, 32, 64, 3]
-    assert "model_float16.tflite" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    phases, table = said.split("\n\n")
+    assert re.search(r"^model_float16.tflite: converting .* s$", phases, re.M)
+    assert "Keras at its size" in table.splitlines()[0]
+    assert "model_float16.tflite" in table
     assert main(arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_export_takes_the_median_size_and_says_why(
+    tiny_workdir, tmp_path, monkeypatch, capsys
+):
+    def export_model(model, directory, **arguments):
+        taken.update(arguments)
+        raise ValueError("far enough")
+
+    taken = {}
+    monkeypatch.setattr("keras_aspp.export.export_model", export_model)
+    arguments = ["export", "--model", str(tiny_workdir)]
+    arguments += ["--output", str(tmp_path / "out")]
+    assert main([*arguments, "--export.image_size", "null"]) == 1
+    # Of 64x96 twice and 72x60.
+    assert taken["image_size"] == (128, 128)
+    assert '--export.image_size "[128, 128]"' in taken["about"]["command"]
+    assert (
+        "take images of 128x128: the median of 3 images is 64x96; sizes are "
+        "multiples of 32 in 128..1024"
+    ) in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert taken["image_size"] == (64, 96)
+
+
+def test_a_note_names_what_the_size_of_a_file_costs(tiny_export, capsys):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    own, *_, fixed = manifest["artefacts"]
+    manifest["artefacts"] = [own, fixed]
+    for iou, points in ((0.1137, None), (0.0873, "costs 2.64 points")):
+        own["mean_iou"], fixed["keras_mean_iou"] = 0.1137, iou
+        print_artefacts(manifest, "out")
+        said = capsys.readouterr().out
+        assert f"{iou:.4f}" in said
+        assert ("Resizing images to 64x96" in said) == (points is not None)
+        assert points is None or points in said
+
+
+def test_litert_is_silent_in_a_program(tiny_export):
+    code = (
+        "import os, sys\n"
+        "files, sys.argv = sys.argv[1:], ['keras-aspp']\n"
+        "from keras_aspp.cli.startup import start_program\n"
+        "start_program()\n"
+        "import numpy, keras_aspp.inference\n"
+        "model = keras_aspp.inference.Predictor(files[0])\n"
+        "print(model.predict(numpy.zeros((64, 96, 3), 'uint8')).shape)\n"
+        "os.write(2, b'a fault')"
+    )
+    done = run_program(code, str(tiny_export / "model_float32.tflite"))
+    assert (done.stdout, done.stderr) == ("(64, 96)\n", "a fault")
 
 
 def test_error_through_tensorflow_is_its_last_message():

@@ -429,7 +429,7 @@ def test_changes_are_told_or_refused(tmp_path):
         "data.root: None -> elsewhere",
         "data.test_split: None -> test",
         "train.keep_checkpoints: 2 -> 5",
-        "export.image_size: [513, 513] -> [96, 64]",
+        "export.image_size: None -> [96, 64]",
     ]
     for section, field in (
         ("model", {"output_stride": 8}),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,15 @@ from conftest import ROOT
 from flatbuffers.number_types import Int8Flags
 from flatbuffers.table import Table
 from helpers import randomize
+from PIL import Image
 
 import keras_aspp as ka
 from keras_aspp.export import exporter, tflite, verify
-from keras_aspp.export.manifest import artefact_table, sha256
+from keras_aspp.export.image_size import choose_image_size
+from keras_aspp.export.manifest import artefact_table, sha256, size_costs
 from keras_aspp.export.metadata import with_metadata
+from keras_aspp.native_log import filtered_stderr
+from keras_aspp.progress import timed
 from keras_aspp.trial import try_out
 
 
@@ -93,6 +98,133 @@ def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
     metrics = json.loads((tiny_workdir / "metrics.json").read_text())
     for entry in manifest["artefacts"][:2]:
         assert entry["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-5)
+
+
+def test_keras_is_evaluated_at_the_size_of_a_file(tiny_export, tiny_folder):
+    """Counted by NumPy, on images and labels that PIL resizes."""
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    reference = ka.Predictor(tiny_export / "model.keras")
+    counts = np.zeros((3, 3), int)
+    for path in sorted((tiny_folder / "images" / "val").iterdir()):
+        image = Image.open(path)
+        mask = Image.open(tiny_folder / "masks" / "val" / path.name)
+        labels, resized = np.array(mask), image.resize((96, 64), Image.BILINEAR)
+        found = Image.fromarray(
+            reference.predict(np.array(resized)).astype("uint8")
+        )
+        found = np.array(found.resize(image.size, Image.NEAREST))
+        counted = labels != 255
+        np.add.at(counts, (labels[counted], found[counted]), 1)
+    hits = np.diag(counts)
+    unions = counts.sum(0) + counts.sum(1) - hits
+    expected = np.mean(hits[unions > 0] / unions[unions > 0])
+    of_format = {entry["format"]: entry for entry in manifest["artefacts"]}
+    entry = of_format["tflite_float32"]
+    assert entry["keras_mean_iou"] == pytest.approx(expected, abs=2e-6)
+    points = 100 * (entry["keras_mean_iou"] - entry["mean_iou"])
+    assert entry["loss_points"] == pytest.approx(points, abs=0.006)
+    for name in ("keras", "saved_model"):
+        own = of_format["keras"]["mean_iou"]
+        assert of_format[name]["keras_mean_iou"] == own
+    cost = size_costs(manifest)[64, 96]
+    assert cost == pytest.approx(100 * (own - expected), abs=0.006)
+    card = (tiny_export / "README.md").read_text()
+    assert f"64x96 alone changes Keras' mean IoU by {-cost:+.2f}" in card
+
+
+def test_a_table_of_a_manifest_of_before_has_its_columns(tiny_export):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    now = artefact_table(manifest).splitlines()
+    for entry in manifest["artefacts"]:
+        del entry["keras_mean_iou"]
+    before = artefact_table(manifest).splitlines()
+    assert size_costs(manifest) == {}
+    for line, shorter in zip(now, before, strict=True):
+        cells = line.split("|")
+        assert "|".join(cells[:5] + cells[6:]) == shorter
+    assert now[0].split("|")[5] == " Keras at its size "
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({(360, 480): 3}, (352, 480)),  # 11.25 and 15 steps
+        ({(140, 140): 5, (900, 900): 4}, (128, 128)),
+        ({(176, 208): 1}, (192, 224)),  # halves go up
+        ({(100, 200): 1, (300, 600): 1}, (192, 416)),  # 200 x 400
+        ({(1024, 2048): 2}, (512, 1024)),
+        ({(3000, 4000): 1}, (768, 1024)),
+        ({(20, 3000): 1}, (128, 1024)),
+    ],
+)
+def test_the_default_size_is_the_median_in_multiples_of_32(sizes, expected):
+    size, reason = choose_image_size(sizes)
+    assert size == expected
+    assert [type(n) for n in size] == [int, int]
+    assert reason.startswith(f"the median of {sum(sizes.values())} images is ")
+
+
+def test_the_default_size_of_a_model_of_one_size_is_its_own():
+    size, reason = choose_image_size({(500, 600): 1}, (160, 224))
+    assert (size, reason) == ((160, 224), "the size of the model's input")
+    assert choose_image_size({(500, 600): 1}, (None, 224))[0] == (512, 224)
+
+
+def test_an_export_reports_its_phases_if_asked(model, tmp_path, capfd):
+    reported = []
+    arguments = {
+        "image_size": None,
+        "verify_images": pictures(2, (150, 130)),
+        "evaluation_data": [(pictures()[0], np.zeros((64, 96), int))],
+    }
+    manifest = export(
+        model,
+        tmp_path / "out",
+        progress=lambda *report: reported.append(report),
+        **arguments,
+    )
+    assert capfd.readouterr() == ("", "")
+    (entry,) = manifest["artefacts"][1:]
+    assert entry["input"]["shape"] == [1, 160, 128, 3]
+    assert [phase for phase, seconds in reported if seconds is None] == [
+        "model_float32.tflite: converting",
+        "model.keras: comparing with the model",
+        "model_float32.tflite: comparing with the model",
+        "model.keras: mean IoU",
+        "model.keras: mean IoU at 160x128",
+        "model_float32.tflite: mean IoU",
+    ]
+    # Each ends before the next begins.
+    assert [phase for phase, _ in reported[::2]] == [
+        phase for phase, seconds in reported[1::2] if seconds > 0
+    ]
+
+
+def test_a_phase_is_one_line_written_while_it_runs(capsys):
+    with pytest.raises(ValueError, match="fails"):
+        with timed(ka.export.print_progress, "a: converting"):
+            assert capsys.readouterr().out == "a: converting ..."
+            raise ValueError("it fails")
+    assert re.fullmatch(r" 0\.\d s\n", capsys.readouterr().out)
+    ka.export.print_progress("b", 12.4)
+    assert capsys.readouterr().out == " 12 s\n"
+
+
+def test_a_failed_conversion_names_operators_in_its_error_alone(
+    tmp_path, capfd
+):
+    module = tf.Module()
+    module.call = tf.function(
+        lambda image: {"labels": tf.math.bessel_i0(image)},
+        input_signature=[tf.TensorSpec((4,), tf.float32, "image")],
+    )
+    tf.saved_model.save(
+        module, tmp_path, signatures={"serving_default": module.call}
+    )
+    with pytest.raises(ValueError, match=r"or failed: tf\.BesselI0$"):
+        with filtered_stderr(hold=True):
+            tflite._convert_one(str(tmp_path), "tflite_float32")
+    assert capfd.readouterr().err == ""
 
 
 def test_dilated_convolutions_stay_whole(model, tmp_path):
