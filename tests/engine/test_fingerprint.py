@@ -166,7 +166,7 @@ def test_a_field_that_an_earlier_version_lacked_had_its_default(tiny_folder):
     assert data_changes(old, found) == []
     found["specification"]["mask_orientation"] = "image"
     assert data_changes(old, found) == ["mask_orientation: own -> image"]
-    assert DatasetSpec(("a",)).mask_orientation == "own"
+    assert DatasetSpec(("a", "b")).mask_orientation == "own"
 
 
 def test_a_damaged_fingerprint_is_named(tmp_path, tiny_folder):
