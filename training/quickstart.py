@@ -58,12 +58,13 @@ def run(arguments):
 
 def _train(config, workdir):
     print(f"Step 1 of 3: train, in {workdir}", flush=True)
-    # The run of before is what this one repeats.
-    if (workdir / "config.yaml").exists():
-        shutil.rmtree(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    from keras_aspp.engine.owner import note_of_writer
     from keras_aspp.engine.run import train
 
+    # The run of before is what this one repeats.
+    if (workdir / "config.yaml").exists() and not note_of_writer(workdir):
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     metrics = train(
         config,
         workdir,

@@ -18,6 +18,7 @@ from keras_aspp.cli.configuration import (
 )
 from keras_aspp.cli.fields import describe, paths
 from keras_aspp.cli.main import Parser
+from keras_aspp.textfile import printable
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
 ORIGINS = {
@@ -188,7 +189,7 @@ def _unreachable(url):
 
 
 def print_metrics(metrics):
-    """Prints the contents of `metrics.json` as a table."""
+    """Prints the contents of `metrics.json` as a table, then its advice."""
     print(f"\n{metrics['num_images']} images of split {metrics['split']}")
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
@@ -206,3 +207,5 @@ def print_metrics(metrics):
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"recall, {count} objects of {size} px", shown))
     print_table(rows)
+    for line in metrics.get("advice", []):
+        print(f"\nAdvice: {printable(line)}.")

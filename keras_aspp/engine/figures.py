@@ -6,10 +6,16 @@ from keras_aspp.analysis.figures import COLORS, new_figure
 
 # Shares below this are not written into the matrix.
 SHOWN = 0.005
+# Inches and points of a cell; with more classes than FEW a smaller one, so
+# that the figure still fits a screen.
+FEW, CELL, SMALL_CELL = 20, (0.5, 8), (0.3, 6)
 
 
 def confusion_figure(matrix, spec):
-    """Where the pixels of each class go, as shares of its labelled pixels.
+    """Where the pixels of each class go, as shares of its labeled pixels.
+
+    Classes that occur neither in labels nor in predictions are left out; the
+    others are sorted by their labeled pixels, the most frequent first.
 
     Args:
         matrix: int `(K, K)`, rows are labels.
@@ -18,22 +24,26 @@ def confusion_figure(matrix, spec):
     Returns:
         matplotlib `Figure`.
     """
-    labelled = matrix.sum(1, keepdims=True)
-    shares = matrix / np.maximum(labelled, 1)
-    side = 2.6 + 0.5 * spec.num_classes
+    shown = _occurring(matrix)
+    names = [str(spec.class_names[i]) for i in shown]
+    matrix = matrix[np.ix_(shown, shown)]
+    labeled = matrix.sum(1)
+    shares = matrix / np.maximum(labeled, 1)[:, None]
+    cell, points = CELL if len(shown) <= FEW else SMALL_CELL
+    side = 2.6 + cell * len(shown)
     figure, axes = new_figure(side + 1, side)
     axes = axes[0, 0]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [str(name) for name in spec.class_names]
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    everything = max(matrix.sum(), 1)
+    numbers = range(len(shown))
+    axes.set_xticks(numbers, names, rotation=60, ha="right", fontsize=points)
+    total = max(matrix.sum(), 1)
     rows = [
-        f"{name}  ({100 * n / everything:.1f} %)"
-        for name, n in zip(names, labelled[:, 0], strict=True)
+        f"{name}  ({100 * n / total:.2g} %)"
+        for name, n in zip(names, labeled, strict=True)
     ]
-    axes.set_yticks(range(len(names)), rows)
+    axes.set_yticks(numbers, rows, fontsize=points)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("labelled (share of all pixels)")
+    axes.set_ylabel("labeled (share of all pixels)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (i, j), share in np.ndenumerate(shares):
@@ -44,11 +54,23 @@ def confusion_figure(matrix, spec):
                 f"{100 * share:.0f}",
                 ha="center",
                 va="center",
-                fontsize=8,
+                fontsize=points,
                 color="white" if share > 0.5 else "0.25",
             )
-    axes.set_title("Per cent of the pixels labelled so", fontsize=10)
+    title = "Percent of the pixels labeled so"
+    left_out = spec.num_classes - len(shown)
+    if left_out:
+        title += f"\n{left_out} classes that do not occur are left out"
+    axes.set_title(title, fontsize=10)
     return figure
+
+
+def _occurring(matrix):
+    """Classes that occur, by labeled and then by predicted pixels."""
+    labeled, predicted = matrix.sum(1), matrix.sum(0)
+    order = np.lexsort((np.arange(len(matrix)), -predicted, -labeled))
+    occurs = (labeled + predicted) > 0
+    return order[occurs[order]] if occurs.any() else order
 
 
 def reliability_figure(calibration):

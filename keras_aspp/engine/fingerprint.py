@@ -94,7 +94,7 @@ def data_changes(before, now):
         list of str, empty if they are equal.
     """
     # A field that an earlier version lacked had its default.
-    old = {**_specification(DatasetSpec(("a", "b"))), **before["specification"]}
+    old = {**_defaults(), **before["specification"]}
     new = now["specification"]
     changes = [
         _changed_field(key, old[key], new[key])
@@ -110,9 +110,20 @@ def data_changes(before, now):
 
 def _specification(spec):
     """Fields that training reads, as JSON gives them back."""
-    fields = dataclasses.asdict(spec)
-    fields = {k: v for k, v in fields.items() if k not in _FOR_PEOPLE}
-    return json.loads(json.dumps(fields))
+    return _as_json(dataclasses.asdict(spec))
+
+
+def _defaults():
+    fields = dataclasses.fields(DatasetSpec)
+    required = dataclasses.MISSING
+    return _as_json(
+        {f.name: f.default for f in fields if f.default is not required}
+    )
+
+
+def _as_json(fields):
+    kept = {k: v for k, v in fields.items() if k not in _FOR_PEOPLE}
+    return json.loads(json.dumps(kept))
 
 
 def _changed_field(key, old, new):

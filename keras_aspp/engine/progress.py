@@ -15,18 +15,26 @@ UPDATE_SECONDS, LINE_SECONDS = 0.1, 60
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows the steps of an epoch, its time left and its metrics.
+    """Shows the steps of an epoch, the time left and its metrics.
 
     On a terminal one line is rewritten. Elsewhere, as in a log file, a line is
     printed each minute and at the end of each epoch. The first step of a run
     traces and compiles the graph, so it is announced and counts for no
-    estimate.
+    estimate. The time left of the run counts what its epochs took so far,
+    validation and checkpoints included.
+
+    Args:
+        checkpoints: `Checkpoints` of the run, which say how long it is and
+            which epoch is the best; or `None`: as `fit` says, and none.
+        epochs: int, of the whole run; or `None`: as `fit` says.
     """
 
-    def __init__(self):
+    def __init__(self, checkpoints=None, epochs=None):
         super().__init__()
+        self.checkpoints, self.epochs = checkpoints, epochs
         self._compiled, self._on_line, self._printed_at = False, 0, 0.0
         self._epoch, self._epoch_begin, self._rate_begin = 0, 0.0, None
+        self._run_begin, self._run_steps = None, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._epoch_begin = epoch, time.monotonic()
@@ -46,6 +54,9 @@ class Progress(keras.callbacks.Callback):
         now = time.monotonic()
         if self._rate_begin is None:
             self._compiled, self._rate_begin = True, (batch + 1, now)
+            self._run_begin = now
+        else:
+            self._run_steps += 1
         pause = UPDATE_SECONDS if sys.stdout.isatty() else LINE_SECONDS
         if now - self._printed_at >= pause:
             self._printed_at = now
@@ -56,14 +67,41 @@ class Progress(keras.callbacks.Callback):
             self._show(f"{self._name()}  validating, batch {batch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
-        took = duration(time.monotonic() - self._epoch_begin)
-        steps = self.params["steps"]
-        self._show(
-            f"{self._name()}  {steps} steps in {took}{_numbers(logs)}", end=True
-        )
+        now, steps = time.monotonic(), self.params["steps"]
+        text = f"{self._name()}  {steps} steps in "
+        text += duration(now - self._epoch_begin) + _numbers(logs)
+        text += self._best((logs or {}).get("val_mean_iou"))
+        left = self._run_left(steps, now)
+        if left:
+            text += f"  {left} left"
+        self._show(text, end=True)
+
+    def _num_epochs(self):
+        return self.epochs or self.params["epochs"]
 
     def _name(self):
-        return f"Epoch {self._epoch + 1}/{self.params['epochs']}"
+        return f"Epoch {self._epoch + 1}/{self._num_epochs()}"
+
+    def _best(self, score):
+        """Which epoch's model is kept; it is saved after this line."""
+        if self.checkpoints is None or score is None:
+            return ""
+        if score > self.checkpoints.best:
+            return "  best so far, kept"
+        best = self.checkpoints.best
+        return f"  kept: epoch {self.checkpoints.best_epoch} ({best:.4f})"
+
+    def _run_left(self, step, now):
+        """Time left of all epochs, if there are steps to tell it from."""
+        epochs = self._num_epochs() - self._epoch - 1
+        if not self._run_steps or not epochs:
+            return ""
+        steps = self.params["steps"]
+        of_epoch = steps
+        if self.checkpoints:  # resumed within an epoch, fit has but a part
+            of_epoch = self.checkpoints.steps_per_epoch
+        left = steps - step + epochs * of_epoch
+        return duration((now - self._run_begin) / self._run_steps * left)
 
     def _line(self, step, now, logs):
         steps = self.params["steps"]
@@ -73,6 +111,9 @@ class Progress(keras.callbacks.Callback):
             seconds = (now - begin) / (step - first)
             left = duration(seconds * (steps - step))
             text += f"  {seconds:.2f} s/step  {left} left"
+            in_all = self._run_left(step, now)
+            if in_all:
+                text += f", {in_all} in all"
         return text + _numbers(logs)
 
     def _show(self, text, end=False):

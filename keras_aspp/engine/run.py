@@ -16,7 +16,12 @@ from keras_aspp.data.pipeline import (
     training_dataset,
 )
 from keras_aspp.data.sources import open_source
-from keras_aspp.data.statistics import sizes_of
+from keras_aspp.data.statistics import count_classes, sizes_of
+from keras_aspp.engine.advice import (
+    advise_on_classes,
+    advise_on_length,
+    zero_classes,
+)
 from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
 from keras_aspp.engine.compile import Compilations, compile_model
 from keras_aspp.engine.distributed import (
@@ -136,6 +141,10 @@ def _train(config, workdir, resume, on_begin, progress, owner):
     if not chief:
         return None
     owner.check()
+    print(
+        f"Kept: epoch {checkpoints.best_epoch} of {run.epochs}, the best by "
+        f"validation (mean IoU {checkpoints.best:.4f})."
+    )
     best = workdir / "model.keras"
     if config.train.recalibrate_steps:
         _recalibrate(
@@ -149,6 +158,8 @@ def _train(config, workdir, resume, on_begin, progress, owner):
         config.data.test_split or config.data.validation_split,
         progress,
     )
+    metrics["kept_epoch"] = checkpoints.best_epoch
+    metrics["advice"] = _advise(run, metrics)
     owner.check()
     write_json(workdir / "metrics.json", metrics)
     return metrics
@@ -199,7 +210,7 @@ def _fit(run, checkpoints, xla, chief):
     )
     averages = checkpoints.averages
     callbacks = [
-        *([Progress()] if chief else []),
+        *([Progress(checkpoints, run.epochs)] if chief else []),
         ValidationPictures(
             images[:4].numpy(), labels[:4].numpy(), run.spec, logs / "pictures"
         ),
@@ -284,7 +295,7 @@ class _Run:
         check_supported(config.train, self.strategy)
         self.source = open_source(config.data)
         self.spec = self.source.spec
-        _check_data(self.source, config.data)
+        self.report = _check_data(self.source, config.data)
         keras.utils.set_random_seed(config.train.seed)
         with self.strategy.scope():
             self.model = build_model(
@@ -305,6 +316,12 @@ class _Run:
         data = self.config.data
         splits = (data.train_split, data.validation_split)
         return {split: self.source.size(split) for split in splits}
+
+    def class_pixels(self, split):
+        """Pixels of each class in a split, int64 `(num_classes,)`."""
+        if self.report is not None:
+            return self.report.class_pixels[split][:-1]
+        return count_classes(self.source, split).pixels
 
     def summary(self):
         train = self.config.train
@@ -352,6 +369,18 @@ def _evaluate(run, path, split, progress=None):
     )
 
 
+def _advise(run, metrics):
+    """Lines of advice for the end of the run."""
+    advice = advise_on_length(metrics["kept_epoch"], run.epochs)
+    if zero_classes(metrics):
+        splits = run.config.data.train_split, metrics["split"]
+        pixels = [run.class_pixels(split) for split in splits]
+        advice += advise_on_classes(
+            metrics, run.config, run.spec.class_names, *pixels
+        )
+    return advice
+
+
 def _recalibrate(path, batches, score):
     """Gives a saved model new statistics, unless validation is worse then."""
     model = load_saved(path)
@@ -395,8 +424,12 @@ def _validation_epochs(config, epochs):
 
 
 def _check_data(source, config):
-    """Raises for what `data check` finds wrong; prints what it notes."""
-    notes = []
+    """Raises for what `data check` finds wrong; prints what it notes.
+
+    Returns:
+        `FolderReport`, or `None` for records, which are not read beforehand.
+    """
+    notes, report = [], None
     if isinstance(source, FolderSource):
         report = _check_splits(source, config)
         sizes = report.sizes[config.train_split]
@@ -406,6 +439,7 @@ def _check_data(source, config):
     padding = padding_note(sizes, config.crop_size, config.augment.scale)
     for note in [*notes, *([padding] if padding else [])]:
         print(f"Note: {printable(note)}.")
+    return report
 
 
 def _check_splits(source, config):

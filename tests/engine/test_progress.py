@@ -77,11 +77,45 @@ def test_in_a_file_a_line_a_minute_and_one_an_epoch(monkeypatch, capsys):
     run(monkeypatch, [20, 30, 30, 30], epochs=2)
     assert capsys.readouterr().out.splitlines() == [
         "Compiling the first step (about 0 s) ...",
-        "Epoch 1/2  step 3/4  30.00 s/step  30 s left  loss 0.2500",
-        "Epoch 1/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000",
+        # A step of this epoch and four of the next are left.
+        "Epoch 1/2  step 3/4  30.00 s/step  30 s left, 2:30 in all  loss "
+        "0.2500",
+        # Three steps and validation took 92 s, so four will take 123 s.
+        "Epoch 1/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000  2:03 "
+        "left",
         # Nothing compiles any more, and the first step counts.
         "Epoch 2/2  step 3/4  26.67 s/step  27 s left  loss 0.2500",
         "Epoch 2/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000",
+    ]
+
+
+def test_the_best_epoch_is_named_and_a_part_of_an_epoch_is_one(
+    monkeypatch, capsys
+):
+    """Resumed at step 2 of 4 in epoch 3 of 5; epoch 1 was the best."""
+    monkeypatch.setattr(progress, "time", clock := Clock())
+    checkpoints = types.SimpleNamespace(
+        best=0.25, best_epoch=1, steps_per_epoch=4
+    )
+    shown = Progress(checkpoints, epochs=5)
+    shown.set_model(types.SimpleNamespace(_flatten_layers=list, jit_compile=0))
+    for epoch, steps, score in ((2, 2, 0.2), (3, 4, 0.5), (4, 4, None)):
+        # As fit says, which is called for the part alone first.
+        shown.set_params({"epochs": 3 if epoch == 2 else 5, "steps": steps})
+        shown.on_epoch_begin(epoch)
+        for batch in range(steps):
+            shown.on_train_batch_begin(batch)
+            clock.now += 10
+            shown.on_train_batch_end(batch, {})
+        shown.on_epoch_end(epoch, score and {"val_mean_iou": score})
+    assert capsys.readouterr().out.splitlines() == [
+        "Compiling the first step (about 0 s) ...",
+        # Two epochs of four steps of 10 s are to come.
+        "Epoch 3/5  2 steps in 20 s  val_mean_iou 0.2000  kept: epoch 1 "
+        "(0.2500)  1:20 left",
+        "Epoch 4/5  4 steps in 40 s  val_mean_iou 0.5000  best so far, kept"
+        "  40 s left",
+        "Epoch 5/5  4 steps in 40 s",
     ]
 
 

@@ -30,6 +30,8 @@ def test_workdir_holds_what_it_should(tiny_workdir):
         "boundary_iou",
         "num_images",
         "split",
+        "kept_epoch",
+        "advice",
     }
     assert metrics["num_images"] == 3
     assert list(metrics["per_class_iou"]) == ["ground", "box", "bar"]
@@ -39,8 +41,9 @@ def test_workdir_holds_what_it_should(tiny_workdir):
 
 def test_metrics_agree_with_the_best_epoch_of_the_curve(tiny_workdir):
     metrics = json.loads((tiny_workdir / "metrics.json").read_text())
-    best = max(float(row["val_mean_iou"]) for row in history(tiny_workdir))
-    assert metrics["mean_iou"] == pytest.approx(best, abs=1e-4)
+    scores = [float(row["val_mean_iou"]) for row in history(tiny_workdir)]
+    assert metrics["mean_iou"] == pytest.approx(max(scores), abs=1e-4)
+    assert metrics["kept_epoch"] == 1 + scores.index(max(scores))
 
 
 def test_model_has_no_optimizer_state(tiny_workdir):
