@@ -32,6 +32,8 @@ ALLOWED = {
     "textfile": set(),
     "trial": set(),
     "files": set(),
+    "native_log": set(),
+    "progress": set(),
     "extras": set(),
 }
 BACKEND_FREE = (
