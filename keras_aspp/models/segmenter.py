@@ -554,7 +554,8 @@ def load_saved(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no segmenter of ours.
+        ValueError: it holds no segmenter of ours, or weights that are not
+            finite.
     """
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
@@ -568,7 +569,24 @@ def load_saved(path):
             "The file holds no segmenter of keras_aspp. "
             f"Received: {str(file)!r} with a {type(model).__name__}"
         )
+    _check_finite(model, file)
     return model
+
+
+def _check_finite(model, file):
+    """Raises `ValueError` for weights of which scores would be NaN."""
+    broken = [
+        weight.path
+        for weight in model.weights
+        if not bool(keras.ops.all(keras.ops.isfinite(weight)))
+    ]
+    if broken:
+        raise ValueError(
+            "Weights of a model must be finite; take an earlier checkpoint, "
+            "or train again with a smaller learning rate. Received: "
+            f"{str(file)!r} with NaN or infinity in {len(broken)} of "
+            f"{len(model.weights)} tensors, for example {broken[0]}"
+        )
 
 
 def _same_backbone(saved, name):

@@ -211,6 +211,64 @@ def test_keras_file_that_expands(name, segmenter, tmp_path, capsys):
     assert "to 67108864 bytes" in said_by(["inspect", "--model", path], capsys)
 
 
+def swap_weights(files):
+    """Keras' other container, of zeros that take 1 kB and fill 2 GB."""
+    del files[WEIGHTS]
+    packed = io.BytesIO()
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + (
+            b"{'descr': '|u1', 'fortran_order': False, "
+            b"'shape': (2000000000,), }"
+        ).ljust(117)
+        + b"\n"
+    )
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.npy", header)
+    files["model.weights.npz"] = packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (swap_weights, "holds 'model.weights.npz'"),
+        (lambda f: f.update({"more.bin": b"0"}), "holds 'more.bin'"),
+        (lambda f: f.pop(WEIGHTS), f"holds no {WEIGHTS}"),
+    ],
+)
+def test_containers_without_bounds_are_refused(
+    edit, message, segmenter, tmp_path, capsys
+):
+    path = repacked(segmenter, tmp_path / "mine.keras", edit)
+    assert message in said_by(["inspect", "--model", path], capsys)
+
+
+def test_an_entry_given_twice_is_refused(segmenter, tmp_path, capsys):
+    path = repacked(segmenter, tmp_path / "mine.keras", lambda _: None)
+    with (
+        zipfile.ZipFile(path, "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate"),
+    ):
+        archive.writestr(CONFIG, b"{}")
+    said = said_by(["inspect", "--model", path], capsys)
+    assert "holds 'config.json' twice" in said
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value, segmenter, tmp_path):
+    model = load_saved(segmenter)
+    weight = model.get_layer("classifier").kernel
+    array = np.array(weight)
+    array[0, 0, 0, 1] = value
+    weight.assign(array)
+    path = tmp_path / "broken.keras"
+    model.save(path)
+    message = f"in 1 of {len(model.weights)} tensors, for example classifier/"
+    for load in (load_saved, Predictor):
+        with pytest.raises(ValueError, match=message):
+            load(path)
+
+
 def test_keras_file_that_was_packed_again_is_read(segmenter, tmp_path):
     path = repacked(
         segmenter, tmp_path / "a.keras", lambda _: None, zipfile.ZIP_DEFLATED
