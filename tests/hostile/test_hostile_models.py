@@ -1,7 +1,9 @@
 """Model files from anywhere: `.keras`, state dicts, `.tflite`, SavedModels."""
 
+import copy
 import io
 import json
+import os
 import pickle
 import pickletools
 import shutil
@@ -109,6 +111,40 @@ def linked_elsewhere(file, name):
     file[name] = h5py.ExternalLink("/etc/other.h5", "/")
 
 
+def deflated(file, name):
+    """Chunks of 256 kB of zeros, a few of which are the data set's."""
+    shape = file[name].shape
+    del file[name]
+    file.create_dataset(
+        name,
+        shape,
+        "f4",
+        chunks=(1,) * (len(shape) - 1) + (2**16,),
+        maxshape=(None,) * len(shape),
+        compression="gzip",
+        fillvalue=0,
+    )[:] = 0
+
+
+def texts(file, name):
+    del file[name]
+    file.create_dataset(name, (4,), h5py.string_dtype())[:] = "x" * 99
+
+
+def linked_twice(file, name):
+    file["again"] = file[name.split("/")[0]]
+
+
+def in_a_cycle(file, name):
+    file[f"{name.rsplit('/', 1)[0]}/up"] = file[name.split("/")[0]]
+
+
+def nested_deep(file, name):
+    group = file
+    for _ in range(99):
+        group = group.create_group("a")
+
+
 def layer(name, **config):
     return {
         "module": "keras.layers",
@@ -133,6 +169,11 @@ EDITS = {
     "never_written": (weighed(never_written), "3200000000 bytes"),
     "kept_elsewhere": (weighed(kept_elsewhere), "0 are there"),
     "linked_elsewhere": (weighed(linked_elsewhere), "is a link"),
+    "deflated": (weighed(deflated), "is compressed"),
+    "texts": (weighed(texts), "holds no numbers"),
+    "linked_twice": (weighed(linked_twice), "is linked twice"),
+    "in_a_cycle": (weighed(in_a_cycle), "is linked twice"),
+    "nested_deep": (weighed(nested_deep), "more than 64 deep"),
     "backbone_to_fetch": (
         configured(lambda c: c.update(backbone="mobilenet_v2")),
         "not where they come from",
@@ -267,6 +308,21 @@ def test_weights_that_are_not_finite_are_named(value, segmenter, tmp_path):
     for load in (load_saved, Predictor):
         with pytest.raises(ValueError, match=message):
             load(path)
+
+
+def test_entries_of_the_same_bytes_are_refused(segmenter, tmp_path, capsys):
+    """A thousand names for one entry, each within its own bound."""
+    path = repacked(segmenter, tmp_path / "mine.keras", lambda _: None)
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = archive.getinfo(WEIGHTS)
+        for i in range(999):
+            other = copy.copy(entry)
+            other.filename = f"assets/{i}"
+            archive.filelist.append(other)
+            archive.NameToInfo[other.filename] = other
+        archive._didModify = True
+    assert path.stat().st_size < 2 * os.path.getsize(segmenter)
+    assert "entries overlap" in said_by(["inspect", "--model", path], capsys)
 
 
 def test_keras_file_that_was_packed_again_is_read(segmenter, tmp_path):
