@@ -24,6 +24,7 @@ from keras_aspp.backbones.grids import (
     nodes_of,
     pair,
 )
+from keras_aspp.finite import check_weights
 from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
@@ -231,6 +232,8 @@ def create_backbone(
     )
     if weights is None:
         correct_depthwise_kernels(model)
+    else:
+        check_weights(model, f"weights={str(weights)!r}")
     model, preprocess = _without_preprocessing(model, family.preprocess)
     if torch:
         model = _with_torchvision(model, name, weights)

@@ -23,6 +23,7 @@ from keras_aspp.export.metadata import with_metadata
 from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.files import write_json, write_text
+from keras_aspp.finite import check_weights
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
@@ -210,6 +211,7 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             f"Received: directory={str(directory)!r}"
         )
     check_rgb(model, "An export")
+    check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
         raise ValueError(
             f"`class_names` must name the model's {model.num_classes} "

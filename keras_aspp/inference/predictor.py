@@ -13,6 +13,7 @@ from keras_aspp import textfile
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.extras import need
+from keras_aspp.finite import check_finite
 from keras_aspp.native_log import filtered_once
 from keras_aspp.trial import try_out
 
@@ -404,6 +405,14 @@ class _SavedModel(_Engine):
                 "`image` uint8 [batch, height, width, 3] -> `labels`. "
                 f"Received: {path} with {sorted(self._loaded.signatures)}"
             )
+        check_finite(
+            (
+                (weight.name, weight.numpy())
+                for weight in self._serve.variables
+                if weight.dtype.is_floating
+            ),
+            str(path),
+        )
 
     def labels(self, images):
         import tensorflow as tf
@@ -451,11 +460,34 @@ def _is_ours(signature):
     )
 
 
+def _tflite_weights(path):
+    """`(name, array)` of the floats and scales of a `.tflite`, unread."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {schema.TensorType.FLOAT32: "<f4", schema.TensorType.FLOAT16: "<f2"}
+    model = schema.Model.GetRootAs(Path(path).read_bytes())
+    for i in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(i)
+        for j in range(graph.TensorsLength()):
+            tensor = graph.Tensors(j)
+            name = tensor.Name().decode("utf-8", "replace")
+            buffer = model.Buffers(tensor.Buffer())
+            if tensor.Type() in kinds and buffer.DataLength():
+                array = buffer.DataAsNumpy().view(kinds[tensor.Type()])
+                # Alone, -inf is what pads a max pooling.
+                if array.size > 1:
+                    yield name, array
+            quantization = tensor.Quantization()
+            if quantization and quantization.ScaleLength():
+                yield name, quantization.ScaleAsNumpy()
+
+
 class _TFLite(_Engine):
     survives_fork = True
 
     def __init__(self, path):
         try_out(path)
+        check_finite(_tflite_weights(path), str(path))
         self._path = path
         self.reopen()
         self._input = self._interpreter.get_input_details()[0]

@@ -27,6 +27,7 @@ from keras_aspp.backbones.zoo import (
     preprocess_of,
     synchronize,
 )
+from keras_aspp.finite import check_weights
 from keras_aspp.labels import check_num_classes
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.batch_norm import freeze_batch_norm
@@ -569,24 +570,8 @@ def load_saved(path):
             "The file holds no segmenter of keras_aspp. "
             f"Received: {str(file)!r} with a {type(model).__name__}"
         )
-    _check_finite(model, file)
+    check_weights(model, repr(str(file)))
     return model
-
-
-def _check_finite(model, file):
-    """Raises `ValueError` for weights of which scores would be NaN."""
-    broken = [
-        weight.path
-        for weight in model.weights
-        if not bool(keras.ops.all(keras.ops.isfinite(weight)))
-    ]
-    if broken:
-        raise ValueError(
-            "Weights of a model must be finite; take an earlier checkpoint, "
-            "or train again with a smaller learning rate. Received: "
-            f"{str(file)!r} with NaN or infinity in {len(broken)} of "
-            f"{len(model.weights)} tensors, for example {broken[0]}"
-        )
 
 
 def _same_backbone(saved, name):

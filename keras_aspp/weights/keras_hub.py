@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_aspp.finite import check_weights
+
 # Nominal strides of their pyramid's levels.
 _STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
@@ -81,6 +83,7 @@ def from_keras_hub(segmenter):
     # Theirs has no bias.
     classifier = model.get_layer("classifier")
     classifier.set_weights([kernel, np.zeros(kernel.shape[-1])])
+    check_weights(model, f"segmenter {segmenter.name!r}")
     return model
 
 

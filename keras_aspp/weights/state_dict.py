@@ -14,10 +14,11 @@ from collections import OrderedDict
 
 import numpy as np
 
+from keras_aspp.finite import check_finite
 from keras_aspp.textfile import printable
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-# A pickle of 600 tensors is 100 kB; the costliest opcodes make 150 times as
+# A pickle of 600 tensors is 100 kB; the costliest opcodes make 100 times as
 # many bytes of objects.
 _MAX_PICKLE = 2**20
 # NumPy's own.
@@ -58,8 +59,14 @@ def read_state_dict(path):
     Raises:
         OSError: the file cannot be opened.
         ValueError: it is of another format, truncated, or holds anything but
-            tensors.
+            tensors, or tensors that are not finite.
     """
+    tensors = _read(path)
+    check_finite(tensors.items(), f"path={str(path)!r}")
+    return tensors
+
+
+def _read(path):
     with open(path, "rb") as file:
         try:
             if str(path).endswith(".safetensors"):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_aspp.finite import check_weights
 from keras_aspp.trial import try_out
 
 # What the converter did to it is undone by one transposition for both.
@@ -97,6 +98,7 @@ def from_tflite(path):
     ):
         _assign(found, layer.conv, layer.norm)
     model.get_layer("classifier").set_weights([logits.kernel, logits.bias])
+    check_weights(model, repr(str(path)))
     quantized = any(layer.quantized for layer in layers.values())
     _compare(model, interpreter, path, quantized)
     return model

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import shutil
 import struct
 import time
@@ -21,9 +22,13 @@ from test_hostile_texts import said_by
 from tiny_run import toy_segmenter
 
 from keras_aspp import trial
+from keras_aspp.backbones import create_backbone
 from keras_aspp.cli.main import main
+from keras_aspp.export import export_model
+from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
 from keras_aspp.inference import predictor as predictors
+from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.weights.state_dict import read_state_dict
 
@@ -295,19 +300,74 @@ def test_an_entry_given_twice_is_refused(segmenter, tmp_path, capsys):
     assert "holds 'config.json' twice" in said
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_named(value, segmenter, tmp_path):
+@pytest.fixture(scope="module")
+def broken(segmenter, tmp_path_factory):
+    """A model of which one weight is NaN, another infinite; and its file."""
     model = load_saved(segmenter)
-    weight = model.get_layer("classifier").kernel
-    array = np.array(weight)
-    array[0, 0, 0, 1] = value
-    weight.assign(array)
-    path = tmp_path / "broken.keras"
+    classifier = model.get_layer("classifier")
+    kernel, bias = classifier.get_weights()
+    kernel[0, 0, 0, 1], bias[2] = np.nan, -np.inf
+    classifier.set_weights([kernel, bias])
+    path = tmp_path_factory.mktemp("broken") / "broken.keras"
     model.save(path)
-    message = f"in 1 of {len(model.weights)} tensors, for example classifier/"
-    for load in (load_saved, Predictor):
-        with pytest.raises(ValueError, match=message):
-            load(path)
+    return model, path
+
+
+NAMED = r"in 2 of \d+ tensors: .*classifier/kernel.*classifier/bias"
+
+
+def test_weights_that_are_not_finite_are_named(broken, tmp_path):
+    model, path = broken
+    write_saved_model(model, tmp_path / "saved")
+    for load in (
+        lambda: load_saved(path),
+        lambda: Predictor(path),
+        lambda: Predictor(tmp_path / "saved"),
+        # As a run starts from `weights`.
+        lambda: DeepLabV3Plus(3, model.backbone, weights=path),
+        lambda: export_model(
+            model,
+            tmp_path / "out",
+            class_names=list("abc"),
+            verify_images=[np.zeros((64, 64, 3), "uint8")],
+        ),
+    ):
+        with pytest.raises(ValueError, match=NAMED):
+            load()
+
+
+def test_weights_of_files_to_import_are_finite(tmp_path):
+    network = keras.applications.MobileNetV2(
+        alpha=0.35, weights=None, include_top=False
+    )
+    gamma = network.get_layer("bn_Conv1").gamma
+    gamma.assign(gamma + np.nan)
+    network.save_weights(tmp_path / "a.weights.h5")
+    message = r"in 1 of \d+ tensors: bn_Conv1/gamma"
+    with pytest.raises(ValueError, match=message):
+        create_backbone("mobilenet_v2_0.35", weights=tmp_path / "a.weights.h5")
+    data = np.array([1, np.inf], "<f4").tobytes()
+    path = torch_zip(tmp_path / "a.pth", pickled_tensors(1, 2), [("0", data)])
+    with pytest.raises(ValueError, match="in 1 of 1 tensors: 0000"):
+        read_state_dict(path)
+
+
+def test_weights_of_a_tflite_are_finite(tmp_path):
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = bytearray(TFLITE.read_bytes())
+    graph = schema.Model.GetRootAs(content).Subgraphs(0)
+    for i in range(graph.TensorsLength()):
+        tensor = graph.Tensors(i)
+        buffer = schema.Model.GetRootAs(content).Buffers(tensor.Buffer())
+        if buffer.DataLength() > 999:
+            buffer.DataAsNumpy()[:2] = 0, 0x7E  # NaN in 16 bits
+            break
+    path = tmp_path / "mine.tflite"
+    path.write_bytes(content)
+    name = re.escape(tensor.Name().decode())
+    with pytest.raises(ValueError, match=f"in 1 of .* tensors: {name}"):
+        Predictor(path)
 
 
 def test_entries_of_the_same_bytes_are_refused(segmenter, tmp_path, capsys):
