@@ -2,10 +2,12 @@
 
 import collections
 import io
+import json
 import os
 import zipfile
 
 import h5py
+import keras
 
 # Keras stores its entries as they are; packed again, they shrink by half.
 _MAX_EXPANSION = 100
@@ -97,4 +99,52 @@ def _fault(item):
     # Values of variable length may all be the same large one.
     if item.dtype.hasobject:
         return "holds no numbers"
+    return None
+
+
+Refused = collections.namedtuple("Refused", "name layer_type error")
+
+
+def refused_layer(path):
+    """The layer that keeps a `.keras` from loading, or `None`.
+
+    Keras names the outermost model, or no layer at all. Layers are made one by
+    one here, without weights and as cautiously as in `load_model`.
+
+    Args:
+        path: a file that `check_archive` accepts.
+
+    Returns:
+        `Refused(name, layer_type, error)`, or `None`: each layer can be made.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        return _refused(config["config"], ())
+    except Exception:
+        # Then the configuration is at fault, of which Keras' error tells.
+        return None
+
+
+def _refused(config, layer):
+    """The first of the objects in `config`, inner ones first, that fails."""
+    if isinstance(config, list):
+        found = (_refused(item, layer) for item in config)
+        return next(filter(None, found), None)
+    if not isinstance(config, dict):
+        return None
+    within = config.get("config")
+    if "class_name" not in config or not isinstance(within, dict):
+        return _refused(list(config.values()), layer)
+    is_layer = "name" in within and "DTypePolicy" not in config["class_name"]
+    if is_layer:
+        layer = (within["name"], config["class_name"])
+    found = _refused(list(within.values()), layer)
+    # A model would make all its layers again, and their weights.
+    if found or not layer or "layers" in within:
+        return found
+    try:
+        keras.saving.deserialize_keras_object(config)
+    except Exception as error:
+        return Refused(*layer, error)
     return None

@@ -32,7 +32,7 @@ from keras_aspp.labels import check_num_classes
 from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.conv import check_positive_int
-from keras_aspp.models.archive import check_archive
+from keras_aspp.models.archive import check_archive, refused_layer
 from keras_aspp.models.head import CLASSIFIER, Head
 from keras_aspp.models.rates import (
     OFFSETS_PX,
@@ -535,18 +535,29 @@ def load_keras(path):
     """Any Keras model out of a `.keras` file, not compiled.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded; where one layer is why, it is named.
     """
+    layer = None
     try:
         check_archive(path)
-        return keras.saving.load_model(path, compile=False)
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except Exception:
+            layer = refused_layer(path)
+            raise
     except Exception as error:
         # What Keras raises here depends on which byte is wrong. Its
         # safe_mode, the default, refuses Lambdas and what is not registered.
-        reason = (str(error).strip().splitlines() or [""])[0]
+        cause = error if layer is None else layer.error
+        # It quotes the configuration, and below that the cause.
+        text = str(cause).rpartition("Exception encountered: ")[2]
+        reason = (text.strip().splitlines() or [""])[0][:400]
+        named = ""
+        if layer is not None:
+            named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "
         raise ValueError(
             f"Not a loadable `.keras` model. File: {path} "
-            f"({type(error).__name__}: {reason})"
+            f"({named}{type(cause).__name__}: {reason})"
         ) from error
 
 

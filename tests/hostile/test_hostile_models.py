@@ -150,15 +150,16 @@ def nested_deep(file, name):
         group = group.create_group("a")
 
 
-def layer(name, **config):
+def layer(layer_type, **config):
     return {
         "module": "keras.layers",
-        "class_name": name,
+        "class_name": layer_type,
         "config": config,
         "registered_name": None,
     }
 
 
+KEPT = {"name": "block1_depthwise", "filepath": "/tmp/x"}
 CODE = {"class_name": "__lambda__", "config": {"code": "4wEAAAAAAAAA"}}
 EDITS = {
     "no_configuration": (lambda f: f.pop(CONFIG), "config.json"),
@@ -208,7 +209,7 @@ EDITS = {
                 }
             )
         ),
-        "could not be deserialized",
+        "system",
     ),
     "unregistered": (
         configured(
@@ -233,6 +234,38 @@ EDITS = {
         "`std`",
     ),
 }
+
+
+def backboned(change):
+    """An edit of the layer `block1_depthwise`, in the model in the model."""
+
+    def edit(config):
+        layers = config["backbone"]["config"]["layers"]
+        change(*(c for c in layers if c["name"] == "block1_depthwise"))
+
+    return configured(edit)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["config"].update(strides=-3), "strides"),
+        (lambda c: c["config"].update(nothing=1), "nothing"),
+        (lambda c: c["config"].update(depthwise_initializer=CODE), "lambda"),
+        (lambda c: c.update(layer("Mine", name=c["name"])), "Mine"),
+        (lambda c: c.update(layer("os>system", name=c["name"])), "os>system"),
+        (lambda c: c.update(layer("TFSMLayer", **KEPT)), "TFSMLayer"),
+    ],
+)
+def test_a_refused_layer_is_named(
+    change, message, segmenter, tmp_path, capsys, marker
+):
+    path = repacked(segmenter, tmp_path / "mine.keras", backboned(change))
+    said = said_by(["inspect", "--model", path], capsys)
+    named, _, reason = said.partition("layer 'block1_depthwise': ")
+    assert "mine.keras" in named
+    assert message in reason
+    assert len(reason) < 500
 
 
 @pytest.mark.parametrize("name", EDITS)
