@@ -151,7 +151,11 @@ class Predictor:
 
         Of an average, the logarithm of the mean probability. From `.keras`,
         and from `model_logits.tflite` for pictures of its own size.
+
+        Raises:
+            ValueError: `images` is no such array, or its batch is empty.
         """
+        images = _check_batch(images)
         if self.image_size not in (None, images.shape[1:3]):
             raise ValueError(
                 f"Scores of {self.path.name} are for pictures of its own size, "
@@ -160,7 +164,12 @@ class Predictor:
         return self._in_memory(self._engine.scores, images)
 
     def predict_batch(self, images):
-        """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures."""
+        """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures.
+
+        Raises:
+            ValueError: `images` is no such array, or its batch is empty.
+        """
+        images = _check_batch(images)
         if self.image_size is None:
             return self._labels(images)
         return np.stack(
@@ -243,6 +252,22 @@ class Predictor:
                 f"{labels.max()}, not in 0..{most}. Received: {self.path}"
             )
         return labels
+
+
+def _check_batch(images):
+    images = np.asarray(images)
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype != np.uint8
+        or not len(images)
+    ):
+        raise ValueError(
+            "`images` must be a uint8 array (batch, height, width, 3) with a "
+            "batch of at least 1 image. "
+            f"Received: shape={images.shape}, dtype={images.dtype}"
+        )
+    return images
 
 
 def _reason(error):

@@ -152,6 +152,25 @@ def test_images_of_less_than_a_cell_are_refused_on_every_processor(
             predictor.predict(picture(height, width))
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model_float32.tflite"])
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((0, 64, 96, 3), "uint8"),
+        np.zeros((64, 96, 3), "uint8"),
+        np.zeros((1, 64, 96, 4), "uint8"),
+        np.zeros((1, 64, 96, 3), "float32"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused(images, name, tiny_export):
+    """An empty one is no fault of its images."""
+    predictor = ka.Predictor(tiny_export / name)
+    for answer in (predictor.predict_batch, predictor.score_batch):
+        with pytest.raises(ValueError, match="a batch of at least 1") as error:
+            answer(images)
+        assert f"Received: shape={images.shape}" in str(error.value)
+
+
 def test_a_fixed_size_artefact_takes_an_image_of_one_pixel(tiny_export):
     lite = ka.Predictor(tiny_export / "model_float32.tflite")
     assert lite.predict(np.zeros((1, 1, 3), "uint8")).shape == (1, 1)
