@@ -220,7 +220,7 @@ def contents(workdir):
 
 
 def events(folder):
-    """Tag, step and value of all scalars, and the steps of pictures.
+    """Tag, step and value of all scalars, and the steps of images.
 
     How often steps were traced, and whether by XLA, is of a process.
     """
@@ -231,7 +231,7 @@ def events(folder):
         for record in tf.data.TFRecordDataset(str(path)):
             event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
-                if value.tag.startswith("picture"):
+                if value.tag.startswith("image"):
                     found.append((value.tag, event.step, 0.0))
                 elif not value.tag.startswith(("keras", "xla", "traces/")):
                     number = float(tf.make_ndarray(value.tensor))
