@@ -46,7 +46,7 @@ def check_weights(model, source):
 
     check_finite(
         (
-            (weight.path, keras.ops.convert_to_numpy(weight))
+            (weight.path, keras.ops.convert_to_numpy(weight.value))
             for weight in model.weights
         ),
         source,
