@@ -44,9 +44,11 @@ def check_weights(model, source):
     """
     import keras
 
+    to_numpy = keras.ops.convert_to_numpy
     check_finite(
         (
-            (weight.path, keras.ops.convert_to_numpy(weight.value))
+            # By a tensor: a variable makes NumPy warn on one backend or other.
+            (weight.path, to_numpy(keras.ops.convert_to_tensor(weight)))
             for weight in model.weights
         ),
         source,
