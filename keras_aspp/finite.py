@@ -42,14 +42,7 @@ def check_weights(model, source):
     Raises:
         ValueError: a weight is not finite.
     """
-    import keras
-
-    to_numpy = keras.ops.convert_to_numpy
     check_finite(
-        (
-            # By a tensor: a variable makes NumPy warn on one backend or other.
-            (weight.path, to_numpy(keras.ops.convert_to_tensor(weight)))
-            for weight in model.weights
-        ),
+        ((weight.path, weight.numpy()) for weight in model.weights),
         source,
     )
