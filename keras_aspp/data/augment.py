@@ -1,20 +1,24 @@
-"""Augmentation of one picture and its mask, stateless.
+"""Augmentation of one image and its mask, stateless.
 
-Scale, flip and crop are one sampling of the picture as it was decoded, and
-all changes of colour one linear map: what a crop does not keep costs nothing.
-Keras' and keras-cv's layers make several passes over floats, fill masks with
-the picture's value, which is a class, and draw from a state, which a resumed
-run would not repeat (tests/data/test_augment.py shows which layer does what).
-Blur is that of keras-cv's layer (`augment_image`).
+Scale, flip and crop are one sampling of the image as it was decoded, and all
+changes of color one linear map: pixels outside the crop cost nothing. Blur, and
+whatever else `AugmentConfig.layers` lists, are keras-cv's layers
+(`augment_layers`).
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
-# Outside the picture: mid-grey, which is about zero after preprocessing.
-FILL = 128
+from keras_aspp.data.augment_layers import (
+    FILL,
+    AugmentLayer,
+    blur_arguments,
+    check_layers,
+)
+
 # Crops of so many times the area that images fill are noted.
 TIMES_TOO_LARGE = 1.5
 
@@ -40,6 +44,10 @@ class AugmentConfig:
             [0, 0.5].
         blur: largest standard deviation of a Gaussian blur, in pixels of the
             crop, in [0, 10]; 0 turns it off.
+        layers: layers of keras-cv, applied in this order to crops: name ->
+            their arguments, and `probability`, the share of crops that they
+            change, 1 by default, e.g. `{RandomHue: {factor: 0.1}}`, or `null`.
+            docs/data.md lists them.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -49,6 +57,7 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.02
     blur: float = 0.0
+    layers: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self):
         low, high = self.scale
@@ -65,6 +74,7 @@ class AugmentConfig:
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )
+        check_layers(self.layers or {})
 
 
 def padding_note(sizes, crop_size, scale):
@@ -118,43 +128,30 @@ class Augment:
     def __init__(self, config, crop_size, ignore_label):
         self.config, self.ignore_label = config, ignore_label
         self.crop_size = tuple(crop_size)
-        # Reaches three standard deviations to either side.
-        self.blur_radius_px = math.ceil(3 * config.blur)
+        chosen = {
+            1 + i: v for i, v in enumerate((config.layers or {}).items(), 1)
+        }
         if config.blur:
-            import keras_cv
-
-            self.blur = keras_cv.layers.RandomGaussianBlur(
-                2 * self.blur_radius_px + 1, factor=config.blur
-            )
+            chosen = {
+                1: ("RandomGaussianBlur", blur_arguments(config.blur)),
+                **chosen,
+            }
+        # Each has a stream of random numbers of its own: switched on, it
+        # changes no other draw.
+        self.layers = {
+            stream: AugmentLayer(*layer, self.crop_size, ignore_label)
+            for stream, layer in chosen.items()
+        }
 
     def __call__(self, image, labels, seed):
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((8,), seed)
         image, labels = self._crop(image, labels, draw[:4])
-        if self.config.blur:
-            # A stream of its own: switched on, it changes no other draw.
-            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-            image = self._blur(image, tf.random.stateless_uniform((), own_seed))
+        for stream, layer in self.layers.items():
+            own_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+            image, labels = layer(image, labels, own_seed)
         return self._recolor(image, draw[4:] * 2 - 1), labels
-
-    def _blur(self, image, draw):
-        """`draw`: a number in [0, 1)."""
-        import keras
-        import tensorflow as tf
-
-        radius = self.blur_radius_px
-        sigma = tf.maximum(draw * self.config.blur, keras.config.epsilon())
-        kernel = self.blur.get_kernel(sigma, 2 * radius + 1)
-        transformation = (
-            tf.reshape(kernel, (-1, 1, 1, 1)),
-            tf.reshape(kernel, (1, -1, 1, 1)),
-        )
-        # keras-cv pads with zeros, which would darken the rim.
-        pad = [[radius, radius], [radius, radius], [0, 0]]
-        image = tf.pad(image, pad, "SYMMETRIC")
-        image = self.blur.augment_image(image, transformation=transformation)
-        return image[radius:-radius, radius:-radius]
 
     def _crop(self, image, labels, draw):
         """`draw`: four numbers in [0, 1): scale, row, column, flip."""
