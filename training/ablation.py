@@ -20,15 +20,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_aspp.cli.configuration import config_path, dump_config, load_config
-from keras_aspp.cli.export import Examples
 from keras_aspp.cli.main import guarded
+from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.run import train
-from keras_aspp.files import write_json
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, ScaleRecall
+from keras_aspp.utils.files import write_json
+from keras_aspp.workdir import Examples
 
 BOUNDARY_PX = 3
 # Diameters in multiscale_shapes: three bins of equal share, log-uniform.

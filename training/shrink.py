@@ -12,7 +12,7 @@ from PIL import Image
 
 from keras_aspp.cli.main import guarded
 from keras_aspp.data.decode import open_image, read_image
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.data.resize import resize_image
 
 
 def run(arguments):

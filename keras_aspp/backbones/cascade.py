@@ -6,11 +6,11 @@ the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 
 import keras
 
-from keras_aspp.backbones.atrous import (
+from keras_aspp.backbones.output_stride import (
     feature_strides,
-    rebuild,
     with_output_stride,
 )
+from keras_aspp.backbones.rebuild import rebuild
 
 HIGH, LAST = "stride_16", "stride_32"
 

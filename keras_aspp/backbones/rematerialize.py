@@ -6,8 +6,8 @@ import itertools
 
 import keras
 
-from keras_aspp.backbones.atrous import feature_strides
-from keras_aspp.backbones.grids import check_functional, nodes_of
+from keras_aspp.backbones.keras_graph import check_functional, nodes_of
+from keras_aspp.backbones.output_stride import feature_strides
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
 SHORTEST, LONGEST = 8, 16

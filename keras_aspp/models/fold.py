@@ -5,14 +5,14 @@ import collections
 import keras
 import numpy as np
 
-from keras_aspp.backbones.atrous import copy_weights, rebuild
-from keras_aspp.backbones.grids import (
+from keras_aspp.backbones.keras_graph import (
     check_functional,
     graph_of,
     is_functional,
     layers_by_path,
     nodes_of,
 )
+from keras_aspp.backbones.rebuild import copy_weights, rebuild
 from keras_aspp.layers import AtrousConv2D
 
 # What batch norm can be folded into, and the kernel that gives the channels.

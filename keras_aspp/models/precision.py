@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.zoo import configure
+from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models.segmenter import Segmenter, load_matching
 
 

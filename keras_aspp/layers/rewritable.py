@@ -13,7 +13,7 @@ from keras_aspp.layers import lowering
 from keras_aspp.layers.initializers import is_depthwise, with_depthwise_fans
 
 
-class _Original:
+class RemembersOriginal:
     """Mixin: keeps the configuration values of before a rewrite.
 
     Args:
@@ -38,7 +38,7 @@ def _listed(value):
     return value
 
 
-class _Window(_Original):
+class _Window(RemembersOriginal):
     """Mixin: a window that slides over a map, with explicit padding.
 
     Args:
@@ -219,7 +219,7 @@ class AveragePooling2D(_Pooling, keras.layers.AveragePooling2D):
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class ZeroPadding2D(_Original, keras.layers.ZeroPadding2D):
+class ZeroPadding2D(RemembersOriginal, keras.layers.ZeroPadding2D):
     """`keras.layers.ZeroPadding2D`; padding of zero is no operation."""
 
     def call(self, inputs):
@@ -229,7 +229,7 @@ class ZeroPadding2D(_Original, keras.layers.ZeroPadding2D):
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class Cropping2D(_Original, keras.layers.Cropping2D):
+class Cropping2D(RemembersOriginal, keras.layers.Cropping2D):
     """`keras.layers.Cropping2D` that can be made dense."""
 
 

@@ -14,8 +14,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from keras_aspp.finite import check_finite
-from keras_aspp.textfile import printable
+from keras_aspp.utils.finite import check_finite
+from keras_aspp.utils.text import printable
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 # A pickle of 600 tensors is 100 kB; the costliest opcodes make 100 times as

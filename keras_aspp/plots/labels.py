@@ -1,14 +1,13 @@
-"""Label maps as pictures: overlays, sheets, the TensorBoard page of them."""
+"""Label maps as images: color maps, overlays, sheets."""
 
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.files import replacing
-from keras_aspp.textfile import printable
+from keras_aspp.utils.files import replacing
+from keras_aspp.utils.text import printable
 
 CELL_PX = 480  # of a picture in a sheet, its longer side
 MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
@@ -29,7 +28,7 @@ def color_labels(labels, spec):
     return table[np.asarray(labels)]
 
 
-def index_picture(labels, spec):
+def index_image(labels, spec):
     """Labels `[H, W]` -> a PIL picture of them, their colours its palette."""
     indexed = Image.fromarray(np.asarray(labels).astype("uint8"))
     indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
@@ -152,13 +151,13 @@ def _cell(image, maps, spec):
     size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
     gap = np.full((size[1], max(2, size[0] // 60), 3), 255, "uint8")
     parts = []
-    for part in (image, *(_hatched(image, labels, spec) for labels in maps)):
+    for part in (image, *(hatched(image, labels, spec) for labels in maps)):
         small = Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)
         parts += [np.asarray(small), gap]
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _hatched(image, labels, spec):
+def hatched(image, labels, spec):
     """The overlay of labels; ignored pixels are hatched."""
     over = overlay(image, labels, spec)
     y, x = np.indices(labels.shape)
@@ -197,50 +196,3 @@ def _legend(examples, spec):
             )
         )
     return handles
-
-
-class ValidationPictures(keras.callbacks.Callback):
-    """Writes images, and labels and predictions over them, to TensorBoard.
-
-    It draws at the end of each validation, by the weights that are validated:
-    among callbacks it comes before the one that swaps averaged weights.
-
-    Args:
-        images: uint8 `[N, H, W, 3]`.
-        labels: int `[N, H, W]`.
-        spec: `DatasetSpec`.
-        log_dir: folder.
-    """
-
-    def __init__(self, images, labels, spec, log_dir):
-        super().__init__()
-        self.images, self.labels = images, labels
-        self.spec, self.log_dir = spec, str(log_dir)
-        self.writer, self.epoch = None, 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_test_end(self, logs=None):
-        import tensorflow as tf
-
-        if self.writer is None:
-            self.writer = tf.summary.create_file_writer(self.log_dir)
-        logits = self.model(self.model.preprocess(self.images), training=False)
-        predicted = np.argmax(logits, axis=-1)
-        rows = [
-            np.concatenate(
-                [image, *(_hatched(image, m, self.spec) for m in maps)], axis=1
-            )
-            for image, *maps in zip(
-                self.images, self.labels, predicted, strict=True
-            )
-        ]
-        with self.writer.as_default():
-            tf.summary.image(
-                "image, label, prediction",
-                np.stack(rows),
-                step=self.epoch,
-                max_outputs=8,
-            )
-        self.writer.flush()

@@ -1,11 +1,11 @@
 """Ours beside what else there is: the same work, in one run, alternating.
 
-    python -m training.benchmark                        # everything
-    python -m training.benchmark train_step aspp_33     # some of it
-    python -m training.benchmark --list
-    python -m training.benchmark --smoke                # without peers
-    python -m training.benchmark train_step --profile ours   # by operation
-    KERAS_BACKEND=jax python -m training.benchmark      # on a GPU
+    python -m benchmarks                        # everything
+    python -m benchmarks train_step aspp_33     # some of it
+    python -m benchmarks --list
+    python -m benchmarks --smoke                # without peers
+    python -m benchmarks train_step --profile ours   # by operation
+    KERAS_BACKEND=jax python -m benchmarks      # on a GPU
 
 Each side is a process of its own, so that its peak memory is its own. After a
 first step apart (compiling) and one of warm-up, the sides take turns, one step
@@ -29,9 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from keras_aspp.cli.main import guarded
-from keras_aspp.files import write_json
-from training.workloads import COMPARISONS
+from benchmarks.workloads import COMPARISONS
+from keras_aspp.utils.files import write_json
 
 PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
 RESULTS = Path("benchmarks/results")
@@ -248,7 +247,7 @@ class _Side:
     def __init__(self, comparison, side):
         self.name = f"{comparison}: {side}"
         self.said = tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "training.benchmark", comparison]
+        command = [sys.executable, "-m", "benchmarks", comparison]
         self.process = subprocess.Popen(
             [*command, "--side", side],
             stdin=subprocess.PIPE,
@@ -393,7 +392,3 @@ def slug(text):
     """Text as a file name."""
     words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
     return "_".join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(run, sys.argv[1:]))

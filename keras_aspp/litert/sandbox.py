@@ -54,7 +54,7 @@ prepared(side)[0].invoke()
 """
 
 
-def try_out(path):
+def check_runs(path):
     """Loads a `.tflite` and runs it once, elsewhere.
 
     A file of any size says 1x1, of which a model may be left no feature cell:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_aspp.engine.pictures import (
+from keras_aspp.plots.labels import (
     color_labels,
     legend_name,
     overlay,

@@ -3,7 +3,7 @@
 import importlib
 
 
-def need(what, extra, *modules):
+def require(what, extra, *modules):
     """Imports packages of an extra.
 
     Args:

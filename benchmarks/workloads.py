@@ -1,4 +1,4 @@
-"""What `training.benchmark` compares: pieces of work, each by several sides.
+"""What `benchmarks.run` compares: pieces of work, each by several sides.
 
 A side is a function that builds what it needs and returns a `Work`; it runs
 in a process of its own.
@@ -161,7 +161,7 @@ def phone(config, kind):
 
     import numpy as np
 
-    from keras_aspp.cli.configuration import config_path, load_config
+    from keras_aspp.config.load import config_path, load_config
     from keras_aspp.export import tflite
     from keras_aspp.models import fold_batch_norm
     from keras_aspp.models.factory import build_model
@@ -200,7 +200,7 @@ def torch_train_step(size_px, batch=2, classes=21, device="cpu"):
     """The step of `train_step` in PyTorch; on a GPU compiled, in bfloat16."""
     import torch
 
-    from training.peers import torch_segmenter
+    from benchmarks.peers import torch_segmenter
 
     torch.set_num_threads(os.cpu_count())
     layout = torch.channels_last
@@ -316,7 +316,7 @@ def training_pipeline(cached, pictures=200):
 
 def keras_cv_pipeline(pictures=200):
     """The same recipe with keras-cv's layers."""
-    from training.peers import keras_cv_crops
+    from benchmarks.peers import keras_cv_crops
 
     root = Path(SHARED) / "data" / "camvid"
     files = [
@@ -344,8 +344,8 @@ def folder_evaluation(whole):
             decode everything, then run the model on everything.
     """
     from keras_aspp.engine.evaluate import evaluate
-    from keras_aspp.files import write_json
     from keras_aspp.inference import Predictor
+    from keras_aspp.utils.files import write_json
 
     source = camvid()
     folder = Path(tempfile.mkdtemp())
@@ -429,7 +429,7 @@ def aspp():
 
 def camvid():
     """The folder data set of ../shared."""
-    from keras_aspp.config import DataConfig
+    from keras_aspp.config.schema import DataConfig
     from keras_aspp.data.sources import open_source
 
     return open_source(DataConfig(root=str(Path(SHARED) / "data" / "camvid")))
@@ -454,7 +454,7 @@ def madds(model, size_px):
 
 def _peer(name, **arguments):
     def make():
-        from training import peers
+        from benchmarks import peers
 
         return getattr(peers, name)(**arguments)
 

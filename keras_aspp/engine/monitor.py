@@ -16,7 +16,7 @@ MIN_BATCHES = 100
 TOO_HIGH, TOO_LOW = 1.5, 0.98
 
 
-class Watch(keras.callbacks.Callback):
+class TrainingMonitor(keras.callbacks.Callback):
     """Warns, of each thing once, of a run that goes wrong; stops a dead one.
 
     It warns when validation finds next to nothing but one class, and when

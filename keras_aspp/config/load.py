@@ -8,9 +8,9 @@ import typing
 from importlib import resources
 from pathlib import Path
 
-from keras_aspp import textfile
-from keras_aspp.config import DURATIONS, Config
-from keras_aspp.files import write_text
+from keras_aspp.config.schema import DURATIONS, Config
+from keras_aspp.utils.files import write_text
+from keras_aspp.utils.text import read_text
 
 # A configuration is sections of fields, some of which are lists or mappings.
 # YAML is slow to read: a second for a hundred kB.
@@ -88,7 +88,7 @@ def load_config(path, overrides=()):
     Raises:
         ValueError: unknown keys or wrong values, named.
     """
-    text = textfile.read_text(path, _MAX_BYTES)
+    text = read_text(path, _MAX_BYTES)
     _check_keys(_parse(text, path), path)
     parser = _make_parser()
     blamed = f" File: {path}"
@@ -296,12 +296,3 @@ def _explain(message):
     if found and found[1].split(".")[0] in _fields():
         return _unknown(found[1])
     return message
-
-
-def print_table(rows):
-    """Prints rows of cells in aligned columns."""
-    rows = [[textfile.printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())

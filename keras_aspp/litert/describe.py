@@ -1,16 +1,15 @@
-"""What an exported file shows of itself, without the Keras model.
+"""Description of `.tflite` files and SavedModels: tensors, operators, cost."""
 
-Layers and receptive fields are gone; operators, rates, sizes and bytes are
-still there.
-"""
-
+import contextlib
+import io
 import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
-from keras_aspp import textfile
+from keras_aspp.utils.text import read_manifest
 
 
 def describe_tflite(path):
@@ -211,10 +210,60 @@ def _manifest(path):
     file = Path(path).parent / "manifest.json"
     if not file.is_file():
         return None
-    content = textfile.read_manifest(file)
+    content = read_manifest(file)
     own = [a for a in content["artefacts"] if a["path"] == Path(path).name]
     keys = ("mean_iou", "agreement_with_keras", "latency_ms")
     return {
         **{k: content.get(k) for k in ("name", "num_classes", "output_stride")},
         **{k: own[0].get(k) for k in keys if own},
     }
+
+
+# Kernels that a phone lacks, or that cut a dilated convolution in three.
+FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
+
+
+def operators(path):
+    """Names of the operators of a `.tflite`, with their counts.
+
+    Args:
+        path: file.
+
+    Returns:
+        dict: name -> count, sorted by name.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(
+        model_path=str(path), experimental_op_resolver_type=plain
+    )
+    counts = {}
+    for operator in interpreter._get_ops_details():
+        name = operator["op_name"]
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def gpu_compatible(path):
+    """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
+
+    The GPU delegate takes no graph whose sizes are open.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        tf.lite.experimental.Analyzer.analyze(
+            model_path=str(path), gpu_compatibility=True
+        )
+    return "looks compatible with GPU delegate" in said.getvalue()
+
+
+def check_operators(found, path):
+    """Raises `ValueError` where an operator is forbidden."""
+    bad = sorted(n for n in found if n.startswith(FORBIDDEN))
+    if bad:
+        raise ValueError(
+            "A TFLite file must hold builtin operators only, and whole "
+            f"dilated convolutions. Received: {', '.join(bad)} in "
+            f"{Path(path).name}"
+        )

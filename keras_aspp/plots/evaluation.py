@@ -1,8 +1,8 @@
-"""Figures of an evaluation: confusion matrix, confidences."""
+"""Figures of evaluation and of the learning-rate range test."""
 
 import numpy as np
 
-from keras_aspp.analysis.figures import COLORS, new_figure
+from keras_aspp.plots.figure import COLORS, new_figure
 
 # Shares below this are not written into the matrix.
 SHOWN = 0.005
@@ -104,4 +104,27 @@ def reliability_figure(calibration):
     for part in (upper, lower):
         part.set_xlim(0, 1)
         part.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def range_test_figure(rates, losses, suggested):
+    """The curve of a range test, as a matplotlib `Figure`."""
+    figure, axes = new_figure(6.4, 4)
+    axes = axes[0, 0]
+    axes.plot(rates, losses, color="#118ab2", linewidth=2)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss, smoothed")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if suggested is not None:
+        axes.axvline(suggested, color="#ef476f", linewidth=1.5)
+        axes.annotate(
+            f"falls fastest: {suggested:.2g}",
+            (suggested, max(losses)),
+            xytext=(6, -4),
+            textcoords="offset points",
+            va="top",
+            color="#ef476f",
+        )
     return figure

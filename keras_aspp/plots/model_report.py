@@ -1,6 +1,4 @@
-"""Figures of a report: receptive fields, valid taps, gridding, cost."""
-
-from pathlib import Path
+"""Figures of a model's report."""
 
 import numpy as np
 
@@ -8,9 +6,8 @@ from keras_aspp.analysis.effective import effective_receptive_field
 from keras_aspp.analysis.gridding import gridding, rates_text
 from keras_aspp.analysis.taps import valid_taps
 from keras_aspp.analysis.trace import output_of
-from keras_aspp.files import replacing
+from keras_aspp.plots.figure import COLORS, new_figure
 
-COLORS = ("#118ab2", "#06d6a0", "#e0a100", "#ef476f", "#7b4fb5", "#5f6b73")
 EFFECTIVE_PICTURES = 4
 
 
@@ -39,46 +36,6 @@ def of_report(model, report):
     if effective is not None:
         figures["effective_fields"] = effective
     return figures
-
-
-def save(figure, folder, name, formats=("png", "svg"), dpi=110):
-    """Writes a figure, each file whole or not at all.
-
-    Args:
-        figure: matplotlib `Figure`.
-        folder: that exists.
-        name: of the files, without suffix.
-        formats: of `"png"`, `"svg"`.
-        dpi: int, dots per inch of a PNG.
-
-    Returns:
-        `Path` of the first file.
-    """
-    folder = Path(folder)
-    for suffix in formats:
-        metadata = {"Date": None} if suffix == "svg" else {}
-        with replacing(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(
-                temporary,
-                format=suffix,
-                dpi=dpi,
-                metadata=metadata,
-                bbox_inches="tight",
-            )
-    return folder / f"{name}.{formats[0]}"
-
-
-def new_figure(width, height, rows=1, columns=1, **kwargs):
-    """A figure that belongs to nobody's window, and its axes.
-
-    Returns:
-        `(figure, axes)`, axes as an array `(rows, columns)`.
-    """
-    # pyplot would keep every figure, and open windows where it can.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def receptive_fields_figure(report):

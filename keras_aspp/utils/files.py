@@ -1,10 +1,31 @@
 """Files that are whole or not there, after a power cut too."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+
+
+def sha256(path):
+    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
+    path = Path(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [
+        f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
+        for file in files_of(path)
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def files_of(path):
+    """Returns the file itself, or all files below a folder, sorted."""
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
 
 # What unfinished files are called: hidden, and removed at the next start.
 _TEMPORARY = (".*.tmp", ".*.tmp.*")
