@@ -11,7 +11,6 @@ import numpy as np
 from keras_aspp.backbones import torchvision
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
-from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
 from keras_aspp.backbones.rebuild import configuration_of, rebuild
@@ -25,6 +24,7 @@ from keras_aspp.preprocess import (
     Preprocess,
 )
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
 
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
 _BY_128 = Preprocess(value_range=(-1.0, 255 / 128 - 1))

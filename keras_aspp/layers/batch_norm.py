@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.utils.keras_graph import sublayers
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -101,7 +102,7 @@ def freeze_batch_norm(model):
         model: `keras.Model`.
     """
     loose = []
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
         if type(layer) is keras.layers.BatchNormalization:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from keras_aspp.utils.text import read_manifest
 
@@ -49,8 +50,6 @@ def describe_tflite(path):
 
 
 def _describe(content):
-    from tensorflow.lite.python import schema_py_generated as schema
-
     model = schema.ModelT.InitFromPackedBuf(content)
     graph = model.subgraphs[0]
     names = {
@@ -101,8 +100,6 @@ def describe_saved_model(path):
     Raises:
         ValueError: it cannot be loaded.
     """
-    import tensorflow as tf
-
     path = Path(path)
     try:
         loaded = tf.saved_model.load(str(path))
