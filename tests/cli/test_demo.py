@@ -189,7 +189,7 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     assert page.evaluate(wide) == 390
     page.set_input_files("#image", tmp_path / "broken.png")
     page.wait_for_selector("#status.error")
-    assert "broken.png is no picture" in page.inner_text("#status")
+    assert "broken.png is no image" in page.inner_text("#status")
     # The camera.
     page.click("#camera")
     page.wait_for_selector("#status:not(.error)")
