@@ -37,7 +37,7 @@ $(VENV)/peers: $(VENV)/installed
 	touch $@
 
 benchmark: $(VENV)/peers
-	$(BIN)/python -m training.benchmark
+	$(BIN)/python -m benchmarks
 
 lint:
 	ruff check . && ruff format --check .
