@@ -251,7 +251,7 @@ class Images:
         return 7
 
     def records(self, split):
-        return tf.data.Dataset.from_tensor_slices([*"0123456"])
+        return tf.data.Dataset.from_tensor_slices(([*"0123456"],))
 
     def decode(self, record):
         rng = np.random.default_rng(int(record))
