@@ -13,6 +13,8 @@ import inspect
 import math
 import warnings
 
+from keras_aspp.utils.keras_graph import sublayers
+
 # Outside the image: mid-gray, which is about zero after preprocessing.
 FILL = 128
 
@@ -271,16 +273,13 @@ def _build(name, arguments, given, draws):
 
 def _draw_from(layer, draws):
     """Replaces every source of random numbers in a layer by `draws`."""
-    import keras
     import keras_cv
 
-    layer._random_generator = draws
-    for key, value in [*vars(layer).items()]:
-        if isinstance(value, keras_cv.core.FactorSampler):
-            setattr(layer, key, draws.sampler(value))
-        for inner in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(inner, keras.layers.Layer):
-                _draw_from(inner, draws)
+    for inner in sublayers(layer):
+        inner._random_generator = draws
+        for key, value in [*vars(inner).items()]:
+            if isinstance(value, keras_cv.core.FactorSampler):
+                setattr(inner, key, draws.sampler(value))
 
 
 class _Draws:
