@@ -128,19 +128,17 @@ class Augment:
     def __init__(self, config, crop_size, ignore_label):
         self.config, self.ignore_label = config, ignore_label
         self.crop_size = tuple(crop_size)
-        chosen = {
-            1 + i: v for i, v in enumerate((config.layers or {}).items(), 1)
-        }
-        if config.blur:
-            chosen = {
-                1: ("RandomGaussianBlur", blur_arguments(config.blur)),
-                **chosen,
-            }
+        blur = config.blur and (
+            "RandomGaussianBlur",
+            blur_arguments(config.blur),
+        )
         # Each has a stream of random numbers of its own: switched on, it
         # changes no other draw.
+        chosen = enumerate([blur, *(config.layers or {}).items()], 1)
         self.layers = {
             stream: AugmentLayer(*layer, self.crop_size, ignore_label)
-            for stream, layer in chosen.items()
+            for stream, layer in chosen
+            if layer
         }
 
     def __call__(self, image, labels, seed):

@@ -59,16 +59,16 @@ FIXED = frozenset(
     {"AutoContrast", "Equalization", "Grayscale", "Posterization"}
 )
 
-_MIXES = "it mixes the images of a batch, and masks into averages of class ids"
+_MIXES = "it mixes the images of a batch; use RandomCutout"
 _WRAPS = "it wraps other layers; list those, each with a `probability`"
 # Layers that are refused -> the reason, and what to use.
 REFUSED = {
     "AugMix": "it averages class ids; use RandAugment",
     "Augmenter": _WRAPS,
-    "CutMix": "it mixes the images of a batch; use RandomCutout",
+    "CutMix": _MIXES,
     "FourierMix": _MIXES,
     "JitteredResize": "it pads masks with class 0; use `data.augment.scale`",
-    "MixUp": _MIXES,
+    "MixUp": "it averages class ids; use RandomCutout",
     "Mosaic": "it mixes the images of a batch; use `data.augment.scale`",
     "RandomApply": _WRAPS,
     "RandomAspectRatio": "it cannot change masks; use RandomCropAndResize",
@@ -114,7 +114,7 @@ def check_layers(layers):
 def _explain_unknown(name):
     if name in REFUSED:
         return (
-            f"keras-cv's layer {name} cannot augment masks: {REFUSED[name]}. "
+            f"`layers` cannot use keras-cv's {name}: {REFUSED[name]}. "
             f"Received: layers={{{name}: ...}}"
         )
     names = sorted(COLOR | GEOMETRIC)
