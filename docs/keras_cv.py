@@ -134,7 +134,7 @@ def make(name, **kwargs):
 
 
 def alone(name):
-    """What one layer of keras-cv does; dict of column -> value."""
+    """Measures one layer of keras-cv; returns a dict, column -> value."""
     row = {"layer": name}
     for dtype in ("int32", "float32"):
         try:
@@ -195,7 +195,7 @@ def example_specs():
 
 
 def in_graph(call):
-    """Whether a layer runs in `Dataset.map`."""
+    """Returns "yes" if a layer runs in `Dataset.map`, or the error."""
     import tensorflow as tf
 
     try:
@@ -208,7 +208,7 @@ def in_graph(call):
 
 
 def ours(name):
-    """What a selectable layer does in the configuration."""
+    """Measures one layer as `data.augment.layers` applies it."""
     import tensorflow as tf
 
     given = ("value_range", "fill_value", "fill_mode", "target_size")

@@ -22,7 +22,7 @@ from keras_aspp.data.augment_layers import (
 # Crops of so many times the area that images fill are noted.
 TIMES_TOO_LARGE = 1.5
 
-# RGB to luma and the two axes of colour (NTSC).
+# RGB to luma and the two axes of color (NTSC).
 _YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
     "float32",
@@ -114,7 +114,7 @@ class Augment:
     Args:
         config: `AugmentConfig`.
         crop_size: `(height, width)` of the result, in pixels.
-        ignore_label: int, label of what lies outside the picture.
+        ignore_label: int, label of pixels outside the image.
 
     Call arguments:
         image: uint8 `[H, W, 3]`.
@@ -160,10 +160,10 @@ class Augment:
         size = tf.cast(tf.shape(labels), "float32")
         crop = tf.constant(self.crop_size, "float32")
         room = size * scale - crop
-        # A picture smaller than the crop is centred in it.
+        # An image smaller than the crop is centered in it.
         offset = tf.where(room > 0, draw[1:3] * room, room / 2)
-        # Half-pixel centres: output pixel i shows (i + 0.5 + o) / s - 0.5; a
-        # rim of one pixel lets the fill begin where the picture ends.
+        # Half-pixel centers: output pixel i shows (i + 0.5 + o) / s - 0.5; a
+        # rim of one pixel lets the fill begin where the image ends.
         first, last = (
             ((i + 0.5 + offset) / scale + 0.5) / (size + 1)
             for i in (0.0, crop - 1)

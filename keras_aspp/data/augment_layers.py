@@ -18,7 +18,7 @@ from keras_aspp.utils.keras_graph import sublayers
 # Outside the image: mid-gray, which is about zero after preprocessing.
 FILL = 128
 
-# Layers that change colors and leave the mask as it is.
+# Layers that change colors only.
 COLOR = frozenset(
     {
         "AutoContrast",

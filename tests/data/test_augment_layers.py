@@ -69,9 +69,9 @@ ARGUMENTS = {
 UNCOVER = GEOMETRIC - {"RandomCropAndResize", "RandomFlip"}
 BLUR = "RandomGaussianBlur"
 # One of each sort: without draws, with draws of both sources, with a range or
-# a rim of its own, geometric.
+# a rim of its own, of layers, geometric.
 FAST = {"Grayscale", "RandomChannelShift", "RandomJpegQuality", BLUR}
-FAST |= {"RandomRotation"}
+FAST |= {"RandomColorJitter", "RandomRotation"}
 
 
 def some_slow(names):
@@ -152,6 +152,9 @@ def test_layer_draws_from_the_seed_alone(layers, name):
     anew = AugmentLayer(name, ARGUMENTS[name], SIZE, IGNORE)
     same, _ = anew(image, labels, seed_of(5))
     np.testing.assert_allclose(same, outs[5], atol=1e-3)
+    # A second trace, which a seed of another type asks for, draws no other way.
+    retraced, _ = layers(name)(image, labels, tf.cast(seed_of(5), "int32"))
+    np.testing.assert_allclose(retraced, outs[5], atol=1e-3)
     unlike = len({out.tobytes() for out in outs})
     assert unlike == 1 if name in FIXED else unlike > 1
     assert -1e-3 < np.min(outs) and np.max(outs) < 255.001
@@ -191,6 +194,24 @@ def test_mask_is_the_nearest_pixel_of_the_image(layers, name):
     # Most pixels lie within a block, and show its color alone.
     assert np.mean(shares > 0.999) > 0.5
     assert (np.mean(ignored) > 0.02) == (name in UNCOVER)
+
+
+def test_draws_of_one_layer_are_independent(layers):
+    image, labels = noise(), blocks()[1]
+    shifts = np.array(
+        [
+            np.median(
+                layers("RandomChannelShift")(image, labels, seed_of(i))[0]
+                - image,
+                axis=(0, 1),
+            )
+            for i in range(60)
+        ]
+    )
+    assert np.abs(shifts).max() < 0.25 * 255 + 1e-3
+    assert np.all(shifts.max(axis=0) > 40) and np.all(shifts.min(axis=0) < -40)
+    between = np.corrcoef(shifts.T)[np.triu_indices(3, 1)]
+    assert np.abs(between).max() < 0.4
 
 
 def test_rotation_turns_the_mask_as_the_image():
