@@ -39,9 +39,9 @@ class Preprocess:
     <tf.Tensor: shape=(1, 1, 3), dtype=float32, numpy=array([[[-1. ,  1. , ...
     """
 
-    value_range: tuple = (-1.0, 1.0)
-    mean: float | tuple = 0.0
-    std: float | tuple = 1.0
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
     channel_order: str = "rgb"
 
     def __post_init__(self) -> None:

@@ -1,9 +1,14 @@
 """Readers of the graph of a functional Keras model."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import keras
 
 
-def layers_by_path(model):
+def layers_by_path(
+    model: keras.Model,
+) -> Iterator[tuple[str, keras.layers.Layer]]:
     """`(path, layer)` of every layer, those of nested models too."""
     for layer in model.layers:
         if not is_functional(layer):
@@ -13,14 +18,14 @@ def layers_by_path(model):
             yield f"{layer.name}/{path}", inner
 
 
-def is_functional(model):
+def is_functional(model: Any) -> bool:
     """Whether a model knows its graph."""
     return isinstance(model, keras.Model) and hasattr(
         graph_of(model), "_nodes_by_depth"
     )
 
 
-def check_functional(model):
+def check_functional(model: Any) -> None:
     """Raises `TypeError` where a model does not know its graph."""
     if not is_functional(model):
         raise TypeError(
@@ -30,7 +35,7 @@ def check_functional(model):
         )
 
 
-def nodes_of(model):
+def nodes_of(model: keras.Model) -> list[Any]:
     """Calls of layers in a graph, in the order of computation."""
     by_depth = graph_of(model)._nodes_by_depth
     return [
@@ -40,6 +45,6 @@ def nodes_of(model):
     ]
 
 
-def graph_of(model):
+def graph_of(model: keras.Model) -> keras.Model:
     """The functional model within a Sequential one, or the model itself."""
     return getattr(model, "_functional", None) or model

@@ -57,13 +57,13 @@ class SegmentationLoss(keras.losses.Loss):
 
     num_replicas: int = 1
     # Old names.
-    of_valid = renamed_attribute("of_valid", "compute")
-    of_weighted = renamed_attribute("of_weighted", "compute_weighted")
-    mean_of_labelled = renamed_attribute(
+    of_valid: Any = renamed_attribute("of_valid", "compute")
+    of_weighted: Any = renamed_attribute("of_weighted", "compute_weighted")
+    mean_of_labelled: Any = renamed_attribute(
         "mean_of_labelled", "mean_over_present_classes"
     )
-    devices = renamed_attribute("devices", "num_replicas")
-    everywhere = renamed_attribute("everywhere", "all_reduce_sum")
+    devices: Any = renamed_attribute("devices", "num_replicas")
+    everywhere: Any = renamed_attribute("everywhere", "all_reduce_sum")
 
     @staticmethod
     def all_reduce_sum(x: Tensor) -> Tensor:
