@@ -10,6 +10,7 @@ from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
 from keras_aspp.layers import ASPP
+from keras_aspp.utils.keras_graph import producer
 
 DENSE_STRIDE = 8
 FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
@@ -115,9 +116,7 @@ def _coarsest(backbone):
     strides = feature_strides(backbone)
     return max(
         backbone.output,
-        key=lambda key: strides[
-            backbone.output[key]._keras_history.operation.name
-        ],
+        key=lambda key: strides[producer(backbone.output[key]).name],
     )
 
 

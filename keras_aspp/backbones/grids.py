@@ -16,10 +16,15 @@ from typing import Any
 
 import keras
 
-from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.utils.keras_graph import (
+    graph_of,
+    is_functional,
+    nodes_of,
+    sublayers,
+)
 from keras_aspp.utils.types import Pads, Size
 
 # Keras' layers and the subclasses of ours that take their place.
@@ -468,7 +473,7 @@ def _check_hidden(layer, path, grid):
     """Refuses a layer that keeps windows of its own."""
     if not isinstance(layer, keras.layers.Layer):
         return
-    for hidden in layer._flatten_layers(include_self=False):
+    for hidden in sublayers(layer, include_self=False):
         if isinstance(hidden, _NOT_CONVERTIBLE) or (
             isinstance(hidden, WINDOWS)
             and (

@@ -5,8 +5,8 @@ import re
 import keras
 
 from keras_aspp.backbones.grids import Walk
-from keras_aspp.backbones.keras_graph import check_functional, graph_of
 from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
 from keras_aspp.utils.types import Tensor
 
 _UNLIMITED = 2**30
@@ -105,7 +105,7 @@ def first_cell(
         `(row, column)`: (0, 0) where padding is symmetric. Where it depends
         on the picture's size, that of a size which every stride divides.
     """
-    operation = model.output[key]._keras_history.operation
+    operation = producer(model.output[key])
     return _walk(model, output_stride).grids[operation.name].origin
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import keras
 
 from keras_aspp.backbones.grids import OURS
-from keras_aspp.backbones.keras_graph import (
+from keras_aspp.layers import rewritable
+from keras_aspp.layers.batch_norm import GroupNormalization
+from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
     layers_by_path,
 )
-from keras_aspp.layers import rewritable
-from keras_aspp.layers.batch_norm import GroupNormalization
 
 
 def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_aspp.backbones.keras_graph import check_functional, nodes_of
 from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.utils.keras_graph import check_functional, nodes_of, sublayers
 from keras_aspp.utils.types import Tensor
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
@@ -197,7 +197,7 @@ def _draws(node):
 
 def _layers(node):
     """The layer of a node and those within it; an operation has none."""
-    return getattr(node.operation, "_flatten_layers", list)()
+    return sublayers(node.operation)
 
 
 @contextlib.contextmanager

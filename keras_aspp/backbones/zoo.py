@@ -12,7 +12,6 @@ import numpy as np
 from keras_aspp.backbones import torchvision
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
-from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
 from keras_aspp.backbones.rebuild import configuration_of, rebuild
@@ -26,6 +25,7 @@ from keras_aspp.preprocess import (
     Preprocess,
 )
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.utils.types import PathLike, Shape
 
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.

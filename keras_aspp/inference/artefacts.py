@@ -20,7 +20,7 @@ _CANDIDATES = (
 )
 
 
-def resolve(path: PathLike) -> Path:
+def resolve(path: PathLike, keras_only: bool = False) -> Path:
     """Returns the file or SavedModel folder that a path stands for.
 
     Every command and `Predictor` open the same artefact of one path: of a
@@ -29,6 +29,7 @@ def resolve(path: PathLike) -> Path:
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel, a workdir or
             an exported folder.
+        keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
 
     Returns:
         `pathlib.Path`.
@@ -38,6 +39,8 @@ def resolve(path: PathLike) -> Path:
     """
     path = Path(path)
     if path.is_dir():
+        if keras_only and (path / "model.keras").is_file():
+            return path / "model.keras"
         if (path / "saved_model.pb").exists():
             return path
         if (path / "saved_model" / "saved_model.pb").exists():

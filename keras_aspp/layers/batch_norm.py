@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import (
     Constraint,
     Initializer,
@@ -172,7 +173,7 @@ def freeze_batch_norm(model: keras.Model) -> None:
         model: `keras.Model`.
     """
     loose = []
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
         if type(layer) is keras.layers.BatchNormalization:

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import Initializer
 
 
@@ -47,7 +48,7 @@ def correct_depthwise_kernels(model: keras.Model) -> None:
             separable and grouped convolutions included, are assigned values
             drawn with the fans of `with_depthwise_fans`.
     """
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             kernel, groups = layer.kernel, None
             initializer = layer.depthwise_initializer

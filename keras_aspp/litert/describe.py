@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
@@ -52,8 +53,6 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
 
 
 def _describe(content):
-    from tensorflow.lite.python import schema_py_generated as schema
-
     model = schema.ModelT.InitFromPackedBuf(content)
     graph = model.subgraphs[0]
     names = {
@@ -104,8 +103,6 @@ def describe_saved_model(path: PathLike) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be loaded.
     """
-    import tensorflow as tf
-
     path = Path(path)
     try:
         loaded = tf.saved_model.load(str(path))

@@ -9,6 +9,7 @@ from keras_aspp.backbones.output_stride import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.utils.keras_graph import producer
 
 
 def shift_px(backbone, high_level, output_stride, trained_output_stride):
@@ -61,7 +62,7 @@ def _nominal_strides(backbone):
     """Nominal stride of each feature, by its key."""
     by_layer = feature_strides(backbone)
     return {
-        key: by_layer[tensor._keras_history.operation.name]
+        key: by_layer[producer(tensor).name]
         for key, tensor in backbone.output.items()
     }
 
