@@ -154,7 +154,7 @@ class TestDeepLabV3(ModelTester):
         other = keras.Model(inputs, x)
         with pytest.raises(ValueError, match="another architecture"):
             build(backbone=other, output_stride=32, weights=path)
-        with pytest.raises(ValueError, match="another model.*aspp"):
+        with pytest.raises(ValueError, match="another architecture.*aspp"):
             build(aspp_filters=12, weights=path)
 
     def test_weights_that_are_none(self, build, tmp_path):
