@@ -8,6 +8,7 @@ whatever else `AugmentConfig.layers` lists, are keras-cv's layers
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from keras_aspp.data.augment_layers import (
     blur_arguments,
     check_layers,
 )
+from keras_aspp.utils.types import Size, Tensor
 
 # Crops of so many times the area that images fill are noted.
 TIMES_TOO_LARGE = 1.5
@@ -59,7 +61,7 @@ class AugmentConfig:
     blur: float = 0.0
     layers: dict[str, dict[str, Any]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(
@@ -77,7 +79,11 @@ class AugmentConfig:
         check_layers(self.layers or {})
 
 
-def padding_note(sizes, crop_size, scale):
+def padding_note(
+    sizes: Mapping[tuple[int, int], int],
+    crop_size: Size,
+    scale: Sequence[float],
+) -> str | None:
     """Notes that crops are mostly padding.
 
     Args:
@@ -125,9 +131,12 @@ class Augment:
         `(float32 [h, w, 3] in 0..255, int32 [h, w])`.
     """
 
-    def __init__(self, config, crop_size, ignore_label):
-        self.config, self.ignore_label = config, ignore_label
-        self.crop_size = tuple(crop_size)
+    def __init__(
+        self, config: AugmentConfig, crop_size: Size, ignore_label: int
+    ) -> None:
+        self.config: AugmentConfig = config
+        self.ignore_label: int = ignore_label
+        self.crop_size: tuple[int, ...] = tuple(crop_size)
         blur = config.blur and (
             "RandomGaussianBlur",
             blur_arguments(config.blur),
@@ -135,13 +144,15 @@ class Augment:
         # Each has a stream of random numbers of its own: switched on, it
         # changes no other draw.
         chosen = enumerate([blur, *(config.layers or {}).items()], 1)
-        self.layers = {
+        self.layers: dict[int, AugmentLayer] = {
             stream: AugmentLayer(*layer, self.crop_size, ignore_label)
             for stream, layer in chosen
             if layer
         }
 
-    def __call__(self, image, labels, seed):
+    def __call__(
+        self, image: Tensor, labels: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((8,), seed)

@@ -12,8 +12,11 @@ import difflib
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.types import Size, Tensor
 
 # Outside the image: mid-gray, which is about zero after preprocessing.
 FILL = 128
@@ -96,7 +99,7 @@ _GIVEN = {
 _LARGEST = {"augmentations_per_image": 10, "kernel_size": 63}
 
 
-def check_layers(layers):
+def check_layers(layers: Mapping[str, Any]) -> None:
     """Raises `ValueError` in one line for layers that cannot be used.
 
     Args:
@@ -179,33 +182,41 @@ class AugmentLayer:
         `(float32 [h, w, 3] in 0..255, int32 [h, w])`.
     """
 
-    def __init__(self, name, arguments, crop_size, ignore_label):
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        crop_size: Size,
+        ignore_label: int,
+    ) -> None:
         import tensorflow as tf
 
         arguments = dict(arguments)
-        self.probability = arguments.pop("probability", 1.0)
-        self.draws = _Draws()
+        self.probability: float = arguments.pop("probability", 1.0)
+        self.draws: _Draws = _Draws()
         given = {"target_size": tuple(crop_size)}
         image_only = {"fill_value": FILL, "interpolation": "bilinear"}
         mask_only = {"fill_value": ignore_label, "interpolation": "nearest"}
-        self.image_layer = _build(
+        self.image_layer: Any = _build(
             name, arguments, given | image_only, self.draws
         )
-        self.mask_layer = None
+        self.mask_layer: Any = None
         if name in GEOMETRIC:
             self.mask_layer = _build(
                 name, arguments, given | mask_only, self.draws
             )
         # It reads floats as 0..1, whatever their values.
-        self.white = 255.0 if name == "RandomJpegQuality" else 1.0
+        self.white: float = 255.0 if name == "RandomJpegQuality" else 1.0
         # It pads with zeros, which would darken the rim.
-        self.rim_px = 0
+        self.rim_px: int = 0
         if name == "RandomGaussianBlur":
             self.rim_px = max(self.image_layer.x, self.image_layer.y) // 2
         # Branches that are not taken draw in a graph, and not in eager mode.
         self._apply = tf.function(self._apply)
 
-    def __call__(self, image, labels, seed):
+    def __call__(
+        self, image: Tensor, labels: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         import tensorflow as tf
 
         if self.probability == 1:
@@ -340,6 +351,6 @@ class _Draws:
         )
 
 
-def blur_arguments(sigma):
+def blur_arguments(sigma: float) -> dict[str, Any]:
     """Arguments of RandomGaussianBlur that reach three sigma to each side."""
     return {"kernel_size": 2 * math.ceil(3 * sigma) + 1, "factor": sigma}
