@@ -2,6 +2,9 @@
 #              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (six to ten minutes on two cores)
+# make docs    the documentation; begins at build/docs/docs/index.html
+# make lint    ruff's checks of code and format
+# make help    this text
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +12,7 @@ RUN := runs/multiscale_shapes
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: train test test-slow benchmark lint clean
+.PHONY: train test test-slow benchmark lint docs help clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -39,8 +42,21 @@ $(VENV)/peers: $(VENV)/installed
 benchmark: $(VENV)/peers
 	$(BIN)/python -m training.benchmark
 
-lint:
-	ruff check . && ruff format --check .
+$(VENV)/dev: $(VENV)/installed
+	@echo "Installing ruff, pre-commit and Sphinx ..."
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Any warning, such as a broken link, is an error.
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "Documentation: build/docs/docs/index.html"
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,69 @@
+"""Sphinx configuration of the documentation; `make docs` builds it.
+
+The source directory is the root of the repository, so that links between
+README.md, docs/, training/ and examples/ work here as they do on a code host.
+"""
+
+import os
+import pathlib
+import re
+import sys
+import textwrap
+
+# TensorFlow's start-up log.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from keras_aspp.version import __version__  # noqa: E402
+
+project = "keras_aspp"
+author = "The keras_aspp authors"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "examples/*.md",
+    "saved_models/*/README.md",
+    "training/README.md",
+]
+exclude_patterns = [".*", "build", "docs/pictures", "runs"]
+html_theme = "furo"
+html_title = f"keras_aspp {version}"
+
+# Links to headings, such as `backbones.md#what-can-be-converted`.
+myst_heading_anchors = 3
+
+# Docstrings put code between single backticks, as Keras' do. This role links
+# the names of the reference and shows everything else as code.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+# Overridden methods would show Keras' docstrings, which are Markdown.
+autodoc_inherit_docstrings = False
+napoleon_custom_sections = [
+    ("Call arguments", "params_style"),
+    "Input shape",
+    "Output shape",
+    "Reference",
+    "Source",
+]
+
+_LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)\s]+)\)")
+_FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+_EXAMPLE = re.compile(r"^Examples?:\n(?=(    )?)", re.M)
+
+
+def rewrite_markdown(app, what, name, obj, options, lines):
+    """Rewrites a docstring's links, fences and `Example:` as Sphinx's."""
+    text = _LINK.sub(r"`\1 <\2>`__", "\n".join(lines))
+    text = _FENCE.sub(lambda m: textwrap.indent(m[1], "    "), text)
+    text = _EXAMPLE.sub(
+        lambda m: ".. rubric:: Example\n\n" + ("::\n\n" if m[1] else ""), text
+    )
+    lines[:] = text.split("\n")
+
+
+def setup(app):
+    """Connects the rewriting, which runs before napoleon."""
+    app.connect("autodoc-process-docstring", rewrite_markdown, priority=100)
