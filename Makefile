@@ -4,6 +4,7 @@
 # make test    the fast tests (six to ten minutes on two cores)
 # make docs    the documentation; begins at build/docs/docs/index.html
 # make lint    ruff's checks of code and format
+# make dev     installs what contributors need: ruff, pre-commit, Sphinx
 # make help    this text
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ RUN := runs/multiscale_shapes
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: train test test-slow benchmark lint docs help clean
+.PHONY: train test test-slow benchmark dev lint docs help clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -46,6 +47,8 @@ $(VENV)/dev: $(VENV)/installed
 	@echo "Installing ruff, pre-commit and Sphinx ..."
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+dev: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
