@@ -41,7 +41,7 @@ $(VENV)/peers: $(VENV)/installed
 	touch $@
 
 benchmark: $(VENV)/peers
-	$(BIN)/python -m training.benchmark
+	$(BIN)/python -m benchmarks
 
 $(VENV)/dev: $(VENV)/installed
 	@echo "Installing ruff, pre-commit and Sphinx ..."

@@ -18,6 +18,7 @@ from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource
+from keras_aspp.inference import files
 
 
 def write_images(root, count, size, distinct=50):
@@ -189,7 +190,7 @@ def memory(count, size, what):
             return
         images = [image for image, _ in source.pairs["val"]]
         predict.show_progress = show
-        predict.predict_files(predictor, images, work / "predicted")
+        files.predict_files(predictor, images, work / "predicted")
 
 
 def main():

@@ -2,7 +2,7 @@
 
     python docs/performance.py
 
-They are read from benchmarks/results, which `training/benchmark.py` writes.
+They are read from benchmarks/results, which `benchmarks/run.py` writes.
 """
 
 import json
@@ -12,11 +12,11 @@ import sys
 
 from matplotlib.figure import Figure
 
-from keras_aspp.analysis import figures
+from keras_aspp.plots.figure import save as save_figure
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from training.workloads import COMPARISONS  # noqa: E402
+from benchmarks.workloads import COMPARISONS  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -113,7 +113,7 @@ def growth(results, names):
 def save(figure, name, dpi):
     """Writes the PNG."""
     folder = PAGE.parent / "pictures"
-    figures.save(figure, folder, name, formats=("png",), dpi=dpi)
+    save_figure(figure, folder, name, formats=("png",), dpi=dpi)
 
 
 def draw_ratios(results, names):

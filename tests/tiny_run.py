@@ -8,8 +8,8 @@ import pytest
 from conftest import make_toy_backbone
 from PIL import Image
 
-from keras_aspp.cli.configuration import dump_config
-from keras_aspp.config import (
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import (
     Config,
     DataConfig,
     ExportConfig,
@@ -107,12 +107,10 @@ def tiny_workdir(tmp_path_factory, tiny_folder):
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory, tiny_workdir):
     """The exported folder of that run; tests must not write to it."""
-    from keras_aspp.cli.configuration import load_config
-    from keras_aspp.cli.export import export_workdir
+    from keras_aspp.workdir import Workdir
 
     output = tmp_path_factory.mktemp("exported") / "tiny"
-    config = load_config(tiny_workdir / "config.yaml")
-    export_workdir(tiny_workdir, config, output)
+    Workdir(tiny_workdir).export(output)
     return output
 
 

@@ -7,8 +7,7 @@ import math
 
 import numpy as np
 
-from keras_aspp.analysis.taps import check_odd
-from keras_aspp.layers.aspp import check_atrous_rates
+from keras_aspp.layers.checks import check_atrous_rates, check_odd
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,15 +17,15 @@ import keras
 import numpy as np
 
 from keras_aspp.analysis.trace import trace
-from keras_aspp.layers import BilinearResize, strided
+from keras_aspp.layers import BilinearResize, rewritable
 
 # Our layers, which may pad otherwise than their `padding` says.
 _PADDED = (
-    strided.Conv2D,
-    strided.DepthwiseConv2D,
-    strided.SeparableConv2D,
-    strided.MaxPooling2D,
-    strided.AveragePooling2D,
+    rewritable.Conv2D,
+    rewritable.DepthwiseConv2D,
+    rewritable.SeparableConv2D,
+    rewritable.MaxPooling2D,
+    rewritable.AveragePooling2D,
 )
 # Interpolations and how many cells each side of the two nearest they take.
 _MARGINS = {"bilinear": 0, "bicubic": 1, "lanczos3": 2, "lanczos5": 4}

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_aspp.layers.conv import check_positive_int
+from keras_aspp.layers.checks import check_odd, check_positive_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,3 @@ def valid_taps(rate, size, kernel_size=3):
         dict(zip(counts.tolist(), shares.tolist(), strict=True)),
         float(counts @ shares) / kernel_size**2,
     )
-
-
-def check_odd(kernel_size):
-    """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
-    check_positive_int("kernel_size", kernel_size)
-    if kernel_size % 2 == 0:
-        raise ValueError(
-            "`kernel_size` must be odd, so that there is a center tap. "
-            f"Received: kernel_size={kernel_size}"
-        )

@@ -5,13 +5,18 @@ composite layers are opened until only layers and operations are left that do
 one thing. Cost, receptive field and feature sizes are read from one trace.
 """
 
-import contextlib
 import dataclasses
 import re
 
 import keras
 
 from keras_aspp.layers import BilinearResize
+from keras_aspp.utils.keras_graph import (
+    calls_forgotten,
+    nodes_of,
+    producer,
+    sublayers,
+)
 
 # Whatever else they are made of, what these do is known by their type.
 KNOWN = (
@@ -118,7 +123,7 @@ def trace(model, image_size):
     """
     image = _picture(model, check_image_size(image_size))
     tracer = _Tracer()
-    with _leaving_no_nodes(model):
+    with calls_forgotten(model):
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:
@@ -132,7 +137,7 @@ def trace(model, image_size):
                 f"The picture is smaller than one cell of layer {step.path}. "
                 f"Received: image_size={tuple(image_size)}"
             )
-    source = Step(image.name, image._keras_history.operation, (), (image,))
+    source = Step(image.name, producer(image), (), (image,))
     return Trace(
         model, tuple(image_size), image, (source, *tracer.steps), outputs
     )
@@ -217,13 +222,9 @@ class _Tracer:
         made = [t for t in outputs if all(t is not i for i in inputs)]
         if made:
             # Function finds the calls between inputs and outputs.
-            by_depth = keras.Function(inputs, made)._nodes_by_depth
-            for depth in sorted(by_depth, reverse=True):
-                for node in by_depth[depth]:
-                    if all(
-                        t is not i for t in node.output_tensors for i in inputs
-                    ):
-                        self._visit(node, path)
+            for node in nodes_of(keras.Function(inputs, made)):
+                if all(t is not i for t in node.output_tensors for i in inputs):
+                    self._visit(node, path)
         return tuple(self._resolve(outputs))
 
     def _visit(self, node, path):
@@ -285,22 +286,6 @@ def _is_composite(operation):
         operation, KNOWN
     ):
         return False
-    has_parts = any(True for _ in operation._flatten_layers(include_self=False))
+    has_parts = bool(sublayers(operation, include_self=False))
     foreign = not type(operation).__module__.startswith("keras.")
     return has_parts or foreign or isinstance(operation, keras.layers.Lambda)
-
-
-@contextlib.contextmanager
-def _leaving_no_nodes(model):
-    """A symbolic call appends to the layers' lists of calls; cut it off."""
-    lists = [
-        nodes
-        for layer in model._flatten_layers()
-        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
-    ]
-    lengths = [len(nodes) for nodes in lists]
-    try:
-        yield
-    finally:
-        for nodes, length in zip(lists, lengths, strict=True):
-            del nodes[length:]

@@ -6,11 +6,12 @@ the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 
 import keras
 
-from keras_aspp.backbones.atrous import (
+from keras_aspp.backbones.output_stride import (
     feature_strides,
-    rebuild,
     with_output_stride,
 )
+from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.keras_graph import producer
 
 HIGH, LAST = "stride_16", "stride_32"
 
@@ -123,7 +124,7 @@ def _copy(block, x, prefix):
     keras.models.clone_model(
         block, input_tensors=x, clone_function=clone, call_function=call
     )
-    last = block.output._keras_history.operation.name
+    last = producer(block.output).name
     layers = {prefix + layer.name: layer for layer in block.layers}
     return outputs[prefix + last], {
         name: layer for name, layer in layers.items() if name in outputs
@@ -146,7 +147,7 @@ def _dilated(layer, rate):
     if _own(layer, "padding") == "same":
         return {layer.name: change}
     # ResNetV2 pads one cell and convolves `valid`, which is `same`.
-    source = layer.input._keras_history.operation
+    source = producer(layer.input)
     half = tuple(((k - 1) // 2,) * 2 for k in layer.kernel_size)
     padding = isinstance(source, keras.layers.ZeroPadding2D) and tuple(
         map(tuple, _own(source, "padding"))
@@ -173,5 +174,5 @@ def _last_convolutions(model):
         for layer in model.layers
         if isinstance(layer, kinds)
         and max(layer.kernel_size) > 1
-        and strides[layer.input._keras_history.operation.name] == 32
+        and strides[producer(layer.input).name] == 32
     ]

@@ -14,21 +14,26 @@ import collections
 import dataclasses
 
 import keras
-import numpy as np
-from keras import ops
 
-from keras_aspp.layers import strided
+from keras_aspp.backbones.probes import growth, leaves_cells_alone
+from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.utils.keras_graph import (
+    graph_of,
+    is_functional,
+    nodes_of,
+    sublayers,
+)
 
 # Keras' layers and the subclasses of ours that take their place.
 OURS = {
-    keras.layers.Conv2D: strided.Conv2D,
-    keras.layers.DepthwiseConv2D: strided.DepthwiseConv2D,
-    keras.layers.SeparableConv2D: strided.SeparableConv2D,
-    keras.layers.MaxPooling2D: strided.MaxPooling2D,
-    keras.layers.AveragePooling2D: strided.AveragePooling2D,
-    keras.layers.ZeroPadding2D: strided.ZeroPadding2D,
-    keras.layers.Cropping2D: strided.Cropping2D,
+    keras.layers.Conv2D: rewritable.Conv2D,
+    keras.layers.DepthwiseConv2D: rewritable.DepthwiseConv2D,
+    keras.layers.SeparableConv2D: rewritable.SeparableConv2D,
+    keras.layers.MaxPooling2D: rewritable.MaxPooling2D,
+    keras.layers.AveragePooling2D: rewritable.AveragePooling2D,
+    keras.layers.ZeroPadding2D: rewritable.ZeroPadding2D,
+    keras.layers.Cropping2D: rewritable.Cropping2D,
     keras.layers.BatchNormalization: BatchNormalization,
 }
 CONVOLUTIONS = (
@@ -174,7 +179,7 @@ class Walk:
     def _visit(self, node, grids, prefix):
         """Grids of a node's outputs, from those of its inputs."""
         layer, path = node.operation, prefix + node.operation.name
-        if isinstance(layer, strided.Trim):
+        if isinstance(layer, rewritable.Trim):
             return grids
         if isinstance(layer, keras.Model) and is_functional(layer):
             if any(grid.rate > 1 for grid in grids):
@@ -343,11 +348,11 @@ class Walk:
         _check_hidden(layer, path, grid)
         if grid.everywhere or isinstance(layer, _CELLWISE):
             return grid
-        growth = _growth(node)
-        if growth == 0:
+        more = growth(node)
+        if more == 0:
             return dataclasses.replace(grid, everywhere=True)
-        if growth == 1 and not isinstance(layer, _REFUSED):
-            if grid.rate > 1 and not _leaves_cells_alone(layer, node):
+        if more == 1 and not isinstance(layer, _REFUSED):
+            if grid.rate > 1 and not leaves_cells_alone(layer, node):
                 raise ValueError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
                     "and cannot be dilated; make it of Keras' 2D "
@@ -355,7 +360,7 @@ class Walk:
                     f"original network is {grid.stride}."
                 )
             return grid
-        stride = grid.stride / growth if growth else grid.stride
+        stride = grid.stride / more if more else grid.stride
         if grid.rate > 1 or stride > self.output_stride:
             raise ValueError(
                 f"Layer `{path}` ({type(layer).__name__}) moves cells and "
@@ -444,7 +449,7 @@ def _check_hidden(layer, path, grid):
     """Refuses a layer that keeps windows of its own."""
     if not isinstance(layer, keras.layers.Layer):
         return
-    for hidden in layer._flatten_layers(include_self=False):
+    for hidden in sublayers(layer, include_self=False):
         if isinstance(hidden, _REFUSED) or (
             isinstance(hidden, WINDOWS)
             and (
@@ -457,129 +462,3 @@ def _check_hidden(layer, path, grid):
                 f"{type(hidden).__name__} that a rewrite cannot reach; "
                 "compose the model of functional parts instead."
             )
-
-
-def _growth(node):
-    """Output size by input size of a layer that says nothing about it.
-
-    Returns:
-        float: 1 where cells stay, 0.5 for a stride of 2; 0 for one cell or
-        none at all; `None` for anything else.
-    """
-
-    def size_at(n):
-        def sized(t):
-            if not _is_map(t):
-                return t
-            return keras.KerasTensor((1, n, n, t.shape[-1]), t.dtype)
-
-        output = _called(node, node.operation.compute_output_spec, sized)
-        return tuple(output.shape)
-
-    try:
-        small, large = size_at(96), size_at(192)
-    except Exception:
-        # A layer that is made for one size refuses others in its own way.
-        return None
-    if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
-        return 0
-    if len(small) != 4 or any(
-        2 * a != b or a != small[1]
-        for a, b in zip(small[1:3], large[1:3], strict=True)
-    ):
-        return None
-    return small[1] / 96
-
-
-def _leaves_cells_alone(layer, node):
-    """Whether each cell of the output depends on one cell of the input.
-
-    It is tried: one cell of random maps is changed, and no other one of the
-    output may follow. Group normalization is let by; like the mean of
-    squeeze-and-excite, its statistics are those of the whole map.
-    """
-    if isinstance(layer, keras.layers.GroupNormalization):
-        return True
-    # No axis equals another, and no symmetry maps the cell to itself.
-    height, width, cell = 7, 9, (0, 2, 3)
-
-    def output_at(change):
-        rng = np.random.default_rng(0)  # the same numbers each time
-
-        def filled(t):
-            if not _is_map(t):
-                x = rng.normal(size=[n or 1 for n in t.shape])
-            else:
-                x = rng.normal(size=(1, height, width, t.shape[-1]))
-                x[cell] += change
-            return ops.convert_to_tensor(x, t.dtype)
-
-        output = _called(node, node.operation, filled)
-        return np.array(ops.convert_to_numpy(output), "float64")
-
-    try:
-        # 10 is more than any other number, so that a maximum moves.
-        before, after = output_at(0), output_at(10)
-    except Exception:
-        # It wants other sizes, and so cannot be made dense anyway.
-        return False
-    if before.shape[1:3] != (height, width):
-        return False
-    after[cell] = before[cell]
-    return np.allclose(before, after, rtol=1e-4, atol=1e-5)
-
-
-def _called(node, function, replace):
-    """What `function` makes of a node's arguments, its tensors replaced."""
-    args, kwargs = keras.tree.map_structure(
-        lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
-        (node.arguments.args, node.arguments.kwargs),
-    )
-    return keras.tree.flatten(function(*args, **kwargs))[0]
-
-
-def _is_map(t):
-    """Whether a tensor has cells: not so a pooled one, (B, 1, 1, C)."""
-    return len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)
-
-
-def layers_by_path(model):
-    """`(path, layer)` of every layer, those of nested models too."""
-    for layer in model.layers:
-        if not is_functional(layer):
-            yield layer.name, layer
-            continue
-        for path, inner in layers_by_path(layer):
-            yield f"{layer.name}/{path}", inner
-
-
-def is_functional(model):
-    """Whether a model knows its graph."""
-    return isinstance(model, keras.Model) and hasattr(
-        graph_of(model), "_nodes_by_depth"
-    )
-
-
-def check_functional(model):
-    """Raises `TypeError` where a model does not know its graph."""
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional Keras model, built from "
-            f"`keras.Input`. Received: model={model!r} of type "
-            f"{type(model).__name__}"
-        )
-
-
-def nodes_of(model):
-    """Calls of layers in a graph, in the order of computation."""
-    by_depth = graph_of(model)._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-    ]
-
-
-def graph_of(model):
-    """The functional model within a Sequential one, or the model itself."""
-    return getattr(model, "_functional", None) or model

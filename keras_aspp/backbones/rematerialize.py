@@ -6,8 +6,8 @@ import itertools
 
 import keras
 
-from keras_aspp.backbones.atrous import feature_strides
-from keras_aspp.backbones.grids import check_functional, nodes_of
+from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.utils.keras_graph import check_functional, nodes_of, sublayers
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
 SHORTEST, LONGEST = 8, 16
@@ -189,7 +189,7 @@ def _draws(node):
 
 def _layers(node):
     """The layer of a node and those within it; an operation has none."""
-    return getattr(node.operation, "_flatten_layers", list)()
+    return sublayers(node.operation)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from keras_aspp.data import decode
+from keras_aspp.data.beam_io import pipeline_options
 
 _VERSION = "1.0.0"
 
@@ -70,8 +71,6 @@ def convert_folder(
     name, version = _name_and_version(output)
     config = {"num_shards": num_shards}
     if beam_options is not None:
-        from keras_aspp.engine.beam import pipeline_options
-
         config["beam_options"] = pipeline_options(beam_options)
     work = output.with_name(f".{output.name}.tmp")
     # What a killed run left.

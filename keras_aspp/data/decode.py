@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from keras_aspp.textfile import printable
+from keras_aspp.utils.text import printable
 
 MAX_PIXELS = 100_000_000
 # A progressive JPEG repeats all its pixels with every scan, each a few bytes

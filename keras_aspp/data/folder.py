@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec, grouped
-from keras_aspp.textfile import look
+from keras_aspp.utils.text import look
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", *decode.FORMATS_BY_SUFFIX)
 # What file managers leave behind, beside hidden files.

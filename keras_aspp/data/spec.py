@@ -3,9 +3,9 @@
 import dataclasses
 import re
 
-from keras_aspp import textfile
-from keras_aspp.files import write_json
 from keras_aspp.labels import BACKGROUND
+from keras_aspp.utils.files import write_json
+from keras_aspp.utils.text import is_line, look, read_json
 
 _KEYS = (
     "class_names",
@@ -61,7 +61,7 @@ class DatasetSpec:
             not isinstance(names, (list, tuple))
             or not names
             or not all(isinstance(name, str) for name in names)
-            or not all(textfile.is_line(name) for name in names)
+            or not all(is_line(name) for name in names)
             or len(set(names)) != len(names)
         ):
             raise ValueError(
@@ -90,7 +90,7 @@ class DatasetSpec:
             )
         for key in ("name", "license"):
             value = getattr(self, key)
-            if not isinstance(value, str) or not textfile.is_line(value):
+            if not isinstance(value, str) or not is_line(value):
                 raise ValueError(
                     f"`{key}` must be a line of text. Received: {key}={value!r}"
                 )
@@ -175,7 +175,7 @@ class DatasetSpec:
             ValueError: no valid JSON, an unknown key, or a value at fault.
         """
         repeated = []
-        content = textfile.read_json(path, repeated)
+        content = read_json(path, repeated)
         if not isinstance(content, dict) or "class_names" not in content:
             raise ValueError(
                 f"`class_names` is missing. File: {path}. Known keys: "
@@ -228,7 +228,7 @@ def _notes(spec, content, repeated, path):
             f"`label_map` has {' and '.join(map(repr, keys))} for {number}, "
             f"the last counts. File: {path}"
         )
-    for names in grouped(spec.class_names, textfile.look).values():
+    for names in grouped(spec.class_names, look).values():
         notes.append(
             f"class names that look alike: {', '.join(map(repr, names))}. "
             f"File: {path}"

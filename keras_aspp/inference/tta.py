@@ -8,7 +8,7 @@ import math
 import keras
 import numpy as np
 
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.data.resize import resize_image
 from keras_aspp.inference.sliding_window import logarithm, probabilities
 
 

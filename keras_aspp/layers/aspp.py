@@ -8,43 +8,11 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 
 FUSIONS = ("concat", "sum")
-
-
-MAX_RATE = 4096  # in feature cells
-
-
-def check_atrous_rates(atrous_rates, allow_empty=False):
-    """`atrous_rates` as a tuple, or `ValueError`."""
-    sequence = isinstance(atrous_rates, (list, tuple))
-    rates = tuple(atrous_rates) if sequence else (None,)
-    if any(type(r) is not int or r < 1 for r in rates) or not (
-        rates or allow_empty
-    ):
-        kind = "sequence" if allow_empty else "non-empty sequence"
-        raise ValueError(
-            f"`atrous_rates` must be a {kind} of ints > 0. "
-            f"Received: atrous_rates={atrous_rates}"
-        )
-    if max(rates, default=0) > MAX_RATE:
-        # Beyond every map; what pads for a rate would pad without end.
-        raise ValueError(
-            f"`atrous_rates` must be {MAX_RATE} at most. "
-            f"Received: atrous_rates={rates}"
-        )
-    return rates
-
-
-def check_dropout(dropout):
-    """`dropout`, or `ValueError` unless it is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(
-            f"`dropout` must be in [0, 1). Received: dropout={dropout}"
-        )
-    return dropout
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")

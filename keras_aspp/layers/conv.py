@@ -6,32 +6,9 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 
 import keras
 
-from keras_aspp.layers.batch_norm import BatchNormalization
-from keras_aspp.layers.group_norm import GroupNormalization
-from keras_aspp.layers.strided import Conv2D, DepthwiseConv2D
-
-# Normalization: none, batch norm, frozen batch norm, cross-replica batch norm,
-# or group norm.
-NORMS = (False, True, "freeze", "sync", "group")
-
-
-def check_positive_int(name, value):
-    """Raises `ValueError` unless `value` is an int > 0."""
-    if type(value) is not int or value < 1:
-        raise ValueError(
-            f"`{name}` must be an int > 0. Received: {name}={value!r}"
-        )
-    return value
-
-
-def check_batch_norm(value):
-    """Raises `ValueError` unless `value` is one of `NORMS`."""
-    if value not in NORMS:
-        raise ValueError(
-            f"`batch_norm` must be one of {NORMS}. "
-            f"Received: batch_norm={value!r}"
-        )
-    return value
+from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
+from keras_aspp.layers.checks import check_batch_norm, check_positive_int
+from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")

@@ -7,7 +7,7 @@ R number of rates.
 import keras
 from keras import ops
 
-from keras_aspp.layers.aspp import check_atrous_rates, check_dropout
+from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 
 

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
+
 
 def with_depthwise_fans(initializer, groups=None):
     """Returns an initializer that counts the fans of a depthwise kernel.
@@ -43,7 +45,7 @@ def correct_depthwise_kernels(model):
             assigned to its depthwise kernels, separable and grouped ones
             included.
     """
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             kernel, groups = layer.kernel, None
             initializer = layer.depthwise_initializer

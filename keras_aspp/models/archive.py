@@ -148,3 +148,33 @@ def _refused(config, layer):
     except Exception as error:
         return Refused(*layer, error)
     return None
+
+
+def load_keras(path):
+    """Any Keras model out of a `.keras` file, not compiled.
+
+    Raises:
+        ValueError: it cannot be loaded; where one layer is why, it is named.
+    """
+    layer = None
+    try:
+        check_archive(path)
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except Exception:
+            layer = refused_layer(path)
+            raise
+    except Exception as error:
+        # What Keras raises here depends on which byte is wrong. Its
+        # safe_mode, the default, refuses Lambdas and what is not registered.
+        cause = error if layer is None else layer.error
+        # It quotes the configuration, and below that the cause.
+        text = str(cause).rpartition("Exception encountered: ")[2]
+        reason = (text.strip().splitlines() or [""])[0][:400]
+        named = ""
+        if layer is not None:
+            named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "
+        raise ValueError(
+            f"Not a loadable `.keras` model. File: {path} "
+            f"({named}{type(cause).__name__}: {reason})"
+        ) from error

@@ -2,9 +2,10 @@
 
 import keras
 
-from keras_aspp.layers.aspp import check_atrous_rates
+from keras_aspp.layers.checks import check_atrous_rates
+from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER
-from keras_aspp.models.segmenter import Segmenter, pick
+from keras_aspp.models.segmenter import Segmenter
 
 PYRAMIDS = ("large_fov", "aspp_s", "aspp_l")
 

@@ -4,8 +4,9 @@ import keras
 
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
 from keras_aspp.layers.aspp import ASPP
-from keras_aspp.layers.conv import check_positive_int
-from keras_aspp.models.segmenter import Segmenter, pick
+from keras_aspp.layers.checks import check_positive_int
+from keras_aspp.models.features import pick
+from keras_aspp.models.segmenter import Segmenter
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")

@@ -3,7 +3,8 @@
 import keras
 
 from keras_aspp.layers.aspp import ASPP
-from keras_aspp.models.segmenter import Segmenter, pick
+from keras_aspp.models.features import pick
+from keras_aspp.models.segmenter import Segmenter
 
 # What the decoder adds, from coarse to fine, and the suffix of its layers.
 LEVELS = {4: (("stride_4", 4, ""),)}

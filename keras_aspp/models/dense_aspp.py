@@ -3,7 +3,8 @@
 import keras
 
 from keras_aspp.layers import dense_aspp
-from keras_aspp.models.segmenter import Segmenter, pick
+from keras_aspp.models.features import pick
+from keras_aspp.models.segmenter import Segmenter
 
 
 # The layer of this name has "keras_aspp".

@@ -6,14 +6,14 @@ import keras
 
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
-from keras_aspp.layers.strided import Conv2D
+from keras_aspp.layers.rewritable import Conv2D
 
 # Layers that make scores are named so; their weights depend on the classes.
 CLASSIFIER = "classifier"
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class HeadBuilder:
     """What every head is built with.
 
     Args:

@@ -2,8 +2,9 @@
 
 import keras
 
+from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER
-from keras_aspp.models.segmenter import Segmenter, pick
+from keras_aspp.models.segmenter import Segmenter
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")

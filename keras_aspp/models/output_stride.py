@@ -1,6 +1,6 @@
 """with_output_stride: a trained segmenter, denser or coarser."""
 
-from keras_aspp.layers.conv import check_positive_int
+from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.rates import whole_rates
 from keras_aspp.models.segmenter import Segmenter, load_matching
 

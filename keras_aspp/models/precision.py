@@ -4,8 +4,9 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.zoo import configure
+from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models.segmenter import Segmenter, load_matching
+from keras_aspp.utils.keras_graph import sublayers
 
 
 def with_dtype(segmenter, dtype):
@@ -57,7 +58,7 @@ def in_float32(segmenter):
     # (A functional model's own policy is always the global one.)
     found = {
         layer.compute_dtype
-        for layer in segmenter._flatten_layers()
+        for layer in sublayers(segmenter)
         if layer.weights and not isinstance(layer, keras.Model)
     }
     halves = sorted(found & {"float16", "bfloat16"})

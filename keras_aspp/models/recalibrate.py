@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
+
 
 def recalibrate(model, batches):
     """Takes the statistics of batch norm anew, as means over batches.
@@ -32,7 +34,7 @@ def recalibrate(model, batches):
         Wu & Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3
         (PreciseBN).
     """
-    layers = list(model._flatten_layers())
+    layers = sublayers(model)
     norms = [
         layer
         for layer in layers

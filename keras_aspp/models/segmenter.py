@@ -12,34 +12,22 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.atrous import (
-    feature_strides,
-    first_cell,
-    stage_ends,
-    with_output_stride,
-)
-from keras_aspp.backbones.cascade import LAST
+from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
 from keras_aspp.backbones.rematerialize import rematerialize as recomputed
-from keras_aspp.backbones.zoo import (
-    configure,
-    create_backbone,
-    group_normalize,
-    preprocess_of,
-    synchronize,
-)
-from keras_aspp.finite import check_weights
+from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.labels import check_num_classes
-from keras_aspp.layers.aspp import check_atrous_rates
 from keras_aspp.layers.batch_norm import freeze_batch_norm
-from keras_aspp.layers.conv import check_positive_int
-from keras_aspp.models.archive import check_archive, refused_layer
-from keras_aspp.models.head import CLASSIFIER, Head
+from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
+from keras_aspp.models.archive import load_keras
+from keras_aspp.models.features import as_features, coarsest, end_at, shift_px
+from keras_aspp.models.head import CLASSIFIER, HeadBuilder
 from keras_aspp.models.rates import (
     OFFSETS_PX,
     atrous_rates_at,
     degenerate_rates,
 )
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.finite import check_weights
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
 BATCH_NORM = {
@@ -225,11 +213,11 @@ class Segmenter(keras.Model):
         )
         input_shape = (*sizes, channels)
         if high_level is not None:
-            backbone = _end_at(backbone, high_level, output_stride)
+            backbone = end_at(backbone, high_level, output_stride)
         backbone = self.adapt(backbone, output_stride, **head)
         if rematerialize:
             backbone = recomputed(backbone)
-        high_level_key = high_level or _coarsest(backbone)
+        high_level_key = high_level or coarsest(backbone)
         if trained_output_stride is None:
             trained_output_stride = (
                 saved.trained_output_stride if saved else output_stride
@@ -258,14 +246,14 @@ class Segmenter(keras.Model):
             [n and n * input_scale for n in input_shape[:2]],
         )
         images = keras.Input(input_shape, name="image")
-        parts = Head(
+        parts = HeadBuilder(
             num_classes=num_classes,
             output_stride=output_stride,
             high_level=high_level_key,
             atrous_rates=atrous_rates,
             dropout=dropout,
             align_corners=align_corners,
-            shift_px=_shift_px(
+            shift_px=shift_px(
                 backbone,
                 high_level_key,
                 output_stride,
@@ -449,116 +437,6 @@ def _whole_signature(kind):
         not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     return inspect.Signature(sorted(named, key=lambda p: p.kind))
-
-
-def _shift_px(backbone, high_level, output_stride, trained_output_stride):
-    """By what a cell is drawn elsewhere than the head learned it, `(y, x)`.
-
-    Upsampling draws cell i of stride s around pixel i * s + (s - 1) / 2,
-    wherever it looks.
-    """
-    if trained_output_stride == output_stride:
-        return (0, 0)
-    learned, drawn = (
-        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, high_level)]
-        for s in (trained_output_stride, output_stride)
-    )
-    return tuple(a - b for a, b in zip(learned, drawn, strict=True))
-
-
-def pick(features, key):
-    """`features[key]`, or an error that names the keys there are."""
-    if key not in features:
-        raise ValueError(
-            f"The backbone has no feature `{key}`. "
-            f"Received: features={sorted(features)}"
-        )
-    return features[key]
-
-
-def as_features(model, output_stride):
-    """A functional model as a dense extractor with dict outputs.
-
-    Args:
-        model: functional `keras.Model`.
-        output_stride: int, pixels per cell of the last feature map.
-
-    Returns:
-        `keras.Model`, images -> dict keyed by nominal stride.
-    """
-    dense = with_output_stride(model, output_stride)
-    if len(dense.inputs) != 1:
-        raise ValueError(
-            "A backbone must have one input, the picture. Received: "
-            f"{[tensor.name for tensor in dense.inputs]}"
-        )
-    if isinstance(dense.output, dict):
-        return dense
-    return keras.Model(dense.input, stage_ends(dense), name=dense.name)
-
-
-def _nominal_strides(backbone):
-    """Nominal stride of each feature, by its key."""
-    by_layer = feature_strides(backbone)
-    return {
-        key: by_layer[tensor._keras_history.operation.name]
-        for key, tensor in backbone.output.items()
-    }
-
-
-def _coarsest(backbone):
-    """`"stride_32"`, or else the key of the coarsest feature."""
-    if LAST in backbone.output:
-        return LAST
-    strides = _nominal_strides(backbone)
-    return max(strides, key=strides.get)
-
-
-def _end_at(backbone, key, output_stride):
-    """The backbone without what comes after a feature."""
-    pick(backbone.output, key)
-    strides = _nominal_strides(backbone)
-    if strides[key] < output_stride:
-        raise ValueError(
-            "`output_stride` must be at most the stride of `high_level`. "
-            f"Received: output_stride={output_stride}, high_level={key!r}"
-        )
-    kept = {
-        name: tensor
-        for name, tensor in backbone.output.items()
-        if strides[name] <= strides[key]
-    }
-    return keras.Model(backbone.input, kept, name=backbone.name)
-
-
-def load_keras(path):
-    """Any Keras model out of a `.keras` file, not compiled.
-
-    Raises:
-        ValueError: it cannot be loaded; where one layer is why, it is named.
-    """
-    layer = None
-    try:
-        check_archive(path)
-        try:
-            return keras.saving.load_model(path, compile=False)
-        except Exception:
-            layer = refused_layer(path)
-            raise
-    except Exception as error:
-        # What Keras raises here depends on which byte is wrong. Its
-        # safe_mode, the default, refuses Lambdas and what is not registered.
-        cause = error if layer is None else layer.error
-        # It quotes the configuration, and below that the cause.
-        text = str(cause).rpartition("Exception encountered: ")[2]
-        reason = (text.strip().splitlines() or [""])[0][:400]
-        named = ""
-        if layer is not None:
-            named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "
-        raise ValueError(
-            f"Not a loadable `.keras` model. File: {path} "
-            f"({named}{type(cause).__name__}: {reason})"
-        ) from error
 
 
 def load_saved(path):

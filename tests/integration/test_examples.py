@@ -13,8 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.export import export_workdir
+from keras_aspp.workdir import Workdir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -68,9 +67,8 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
 @pytest.mark.slow
 def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
     pytest.importorskip("mediapipe", reason="extra `examples`")
-    config = load_config(tiny_workdir / "config.yaml")
     output = tmp_path / "exported"
-    export_workdir(tiny_workdir, config, output, ("tflite_logits",))
+    Workdir(tiny_workdir).export(output, formats=("tflite_logits",))
     model = output / "model_logits.tflite"
     # At the model's own size, where nobody has to resize.
     pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")

@@ -18,7 +18,7 @@ ALLOWED_MB = 60
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from keras_aspp.cli.predict import predict_files
+from keras_aspp.inference.files import predict_files
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor

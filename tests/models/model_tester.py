@@ -17,8 +17,8 @@ from helpers import (
 )
 
 import keras_aspp as ka
-from keras_aspp.export.tflite import FORBIDDEN
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.litert.describe import FORBIDDEN
 from keras_aspp.preprocess import TORCHVISION
 
 SIZE = (64, 96)

@@ -13,7 +13,7 @@ from helpers import assert_close, np_resize, npy, randomize, sample
 from model_tester import KERAS, ODD, SIZE, TOY, ModelTester
 
 import keras_aspp as ka
-from keras_aspp.backbones.zoo import configure
+from keras_aspp.backbones.rebuild import configure
 from keras_aspp.losses import CrossEntropy
 from keras_aspp.models import CascadedDeepLabV3, DeepLabV3, DeepLabV3Plus
 from keras_aspp.preprocess import TORCHVISION

@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from keras_aspp.config import ModelConfig
+from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models import Segmenter, factory
 from keras_aspp.models.factory import ARCHITECTURES, arguments_of, build_model
 

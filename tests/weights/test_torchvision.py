@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from helpers import assert_close, npy, sample
 
-from keras_aspp.backbones import create_backbone
+from keras_aspp.backbones import create_backbone, torchvision
+from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.models import DeepLabV3
-from keras_aspp.weights import from_torchvision, torchvision
-from keras_aspp.weights.state_dict import read_state_dict
+from keras_aspp.weights import from_torchvision
+from keras_aspp.weights import torchvision as segmenters
 
 NAME = "weights/mobilenet_v2-b0353104.pth"
 
@@ -175,7 +176,7 @@ def test_backbones_equal_pytorch(networks, name, sizes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(torchvision._SEGMENTERS))
+@pytest.mark.parametrize("name", sorted(segmenters._SEGMENTERS))
 def test_segmenters_equal_pytorch(networks, name, tmp_path):
     network = networks.randomized(networks.SEGMENTERS[name](num_classes=6))
     path = saved(network, tmp_path / "state.pth")

@@ -1,0 +1,59 @@
+"""Apache Beam helpers: pipeline options and files."""
+
+import json
+import os
+import uuid
+
+from keras_aspp.utils.extras import require
+
+
+def pipeline_options(options):
+    """Beam's `PipelineOptions` of a list of str.
+
+    Raises:
+        ValueError: Beam is not installed.
+    """
+    require("`--beam`", "beam", "apache_beam")
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    return PipelineOptions(options)
+
+
+# Files, on whatever file system.
+
+
+def absolute_path(path):
+    """Absolute path of a local file; URLs stay as they are."""
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(path)
+
+
+def join_path(folder, name):
+    """Path of `name` in a folder of any file system that Beam supports."""
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems.join(folder, name)
+
+
+def write_file(path, content):
+    """Writes bytes under a temporary name and renames the file."""
+    from apache_beam.io.filesystems import FileSystems
+
+    # Two workers may be given the same work.
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    with FileSystems.create(temporary) as file:
+        file.write(content)
+    FileSystems.rename([temporary], [path])
+
+
+def write_json_file(content, path):
+    """Writes JSON by `write_file`."""
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json_file(path):
+    """Reads JSON from any file system that Beam supports."""
+    from apache_beam.io.filesystems import FileSystems
+
+    with FileSystems.open(path) as file:
+        return json.loads(file.read())

@@ -1,0 +1,68 @@
+"""Checks of layer arguments."""
+
+
+def check_odd(kernel_size):
+    """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
+    check_positive_int("kernel_size", kernel_size)
+    if kernel_size % 2 == 0:
+        raise ValueError(
+            "`kernel_size` must be odd, so that there is a center tap. "
+            f"Received: kernel_size={kernel_size}"
+        )
+
+
+MAX_RATE = 4096  # in feature cells
+
+
+def check_atrous_rates(atrous_rates, allow_empty=False):
+    """`atrous_rates` as a tuple, or `ValueError`."""
+    sequence = isinstance(atrous_rates, (list, tuple))
+    rates = tuple(atrous_rates) if sequence else (None,)
+    if any(type(r) is not int or r < 1 for r in rates) or not (
+        rates or allow_empty
+    ):
+        kind = "sequence" if allow_empty else "non-empty sequence"
+        raise ValueError(
+            f"`atrous_rates` must be a {kind} of ints > 0. "
+            f"Received: atrous_rates={atrous_rates}"
+        )
+    if max(rates, default=0) > MAX_RATE:
+        # Beyond every map; what pads for a rate would pad without end.
+        raise ValueError(
+            f"`atrous_rates` must be {MAX_RATE} at most. "
+            f"Received: atrous_rates={rates}"
+        )
+    return rates
+
+
+def check_dropout(dropout):
+    """`dropout`, or `ValueError` unless it is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(
+            f"`dropout` must be in [0, 1). Received: dropout={dropout}"
+        )
+    return dropout
+
+
+# Normalization: none, batch norm, frozen batch norm, cross-replica batch norm,
+# or group norm.
+NORMS = (False, True, "freeze", "sync", "group")
+
+
+def check_positive_int(name, value):
+    """Raises `ValueError` unless `value` is an int > 0."""
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"`{name}` must be an int > 0. Received: {name}={value!r}"
+        )
+    return value
+
+
+def check_batch_norm(value):
+    """Raises `ValueError` unless `value` is one of `NORMS`."""
+    if value not in NORMS:
+        raise ValueError(
+            f"`batch_norm` must be one of {NORMS}. "
+            f"Received: batch_norm={value!r}"
+        )
+    return value
