@@ -39,6 +39,8 @@ myst_heading_anchors = 3
 # the names of the reference and shows everything else as code.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
+# Longer signatures get one argument per line.
+python_maximum_signature_line_length = 80
 # Overridden methods would show Keras' docstrings, which are Markdown.
 autodoc_inherit_docstrings = False
 napoleon_custom_sections = [
@@ -49,14 +51,19 @@ napoleon_custom_sections = [
     "Source",
 ]
 
+_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)\s]+)\)")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 _EXAMPLE = re.compile(r"^Examples?:\n(?=(    )?)", re.M)
 
 
 def rewrite_markdown(app, what, name, obj, options, lines):
-    """Rewrites a docstring's links, fences and `Example:` as Sphinx's."""
-    text = _LINK.sub(r"`\1 <\2>`__", "\n".join(lines))
+    """Rewrites a docstring's Markdown and `Example:` as reStructuredText."""
+    # The default role would drop the dot of `.keras`.
+    text = _CODE.sub(
+        lambda m: m[0] if m[1][0].isalpha() else f"`{m[0]}`", "\n".join(lines)
+    )
+    text = _LINK.sub(r"`\1 <\2>`__", text)
     text = _FENCE.sub(lambda m: textwrap.indent(m[1], "    "), text)
     text = _EXAMPLE.sub(
         lambda m: ".. rubric:: Example\n\n" + ("::\n\n" if m[1] else ""), text
