@@ -43,6 +43,8 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
 # Overridden methods would show Keras' docstrings, which are Markdown.
 autodoc_inherit_docstrings = False
+# `Attributes:` may list methods, which autodoc documents as well.
+napoleon_use_ivar = True
 napoleon_custom_sections = [
     ("Call arguments", "params_style"),
     "Input shape",
@@ -52,7 +54,7 @@ napoleon_custom_sections = [
 ]
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)\s]+)\)")
+_LINK = re.compile(r"\[([^\[\]]+)\]\((https?://[^)\s]+)\)")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 _EXAMPLE = re.compile(r"^Examples?:\n(?=(    )?)", re.M)
 
@@ -71,6 +73,13 @@ def rewrite_markdown(app, what, name, obj, options, lines):
     lines[:] = text.split("\n")
 
 
+def skip_member(app, what, name, obj, skip, options):
+    """Skips methods that carry Keras' docstring, by `functools.wraps`."""
+    module = getattr(obj, "__module__", None) or ""
+    return True if module.startswith("keras.src") else None
+
+
 def setup(app):
-    """Connects the rewriting, which runs before napoleon."""
+    """Connects the hooks; the rewriting runs before napoleon."""
     app.connect("autodoc-process-docstring", rewrite_markdown, priority=100)
+    app.connect("autodoc-skip-member", skip_member)
