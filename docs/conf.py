@@ -12,6 +12,8 @@ import textwrap
 
 # TensorFlow's start-up log.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from sphinx.util import inspect
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from keras_aspp.version import __version__  # noqa: E402
@@ -41,6 +43,7 @@ default_role = "py:obj"
 autodoc_member_order = "bysource"
 # Longer signatures get one argument per line.
 python_maximum_signature_line_length = 80
+autodoc_typehints_format = "short"
 # Overridden methods would show Keras' docstrings, which are Markdown.
 autodoc_inherit_docstrings = False
 # `Attributes:` may list methods, which autodoc documents as well.
@@ -73,6 +76,14 @@ def rewrite_markdown(app, what, name, obj, options, lines):
     lines[:] = text.split("\n")
 
 
+def whole_signature(app, what, name, obj, options, signature, returns):
+    """Replaces the signature of Keras' `__new__` by that of `__init__`."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        own = inspect.signature(obj.__init__, bound_method=True)
+        return inspect.stringify_signature(own, unqualified_typehints=True), ""
+    return None
+
+
 def skip_member(app, what, name, obj, skip, options):
     """Skips methods that carry Keras' docstring, by `functools.wraps`."""
     module = getattr(obj, "__module__", None) or ""
@@ -82,4 +93,5 @@ def skip_member(app, what, name, obj, skip, options):
 def setup(app):
     """Connects the hooks; the rewriting runs before napoleon."""
     app.connect("autodoc-process-docstring", rewrite_markdown, priority=100)
+    app.connect("autodoc-process-signature", whole_signature)
     app.connect("autodoc-skip-member", skip_member)
