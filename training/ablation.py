@@ -26,7 +26,7 @@ from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
-from keras_aspp.metrics import BandIoU, ScaleRecall
+from keras_aspp.metrics import BandIoU, SizeRecall
 from keras_aspp.utils.files import write_json
 from keras_aspp.workdir import Examples
 
@@ -143,7 +143,7 @@ def break_down(config, folder):
     predictor = Predictor(folder / "model.keras")
     spec = source.spec
     band = BandIoU(spec.num_classes, spec.ignore_label, (BOUNDARY_PX,))
-    recall = ScaleRecall(SCALES_PX)
+    recall = SizeRecall(SCALES_PX)
     for image, labels, objects in examples(source, split):
         predicted = predictor.predict(image)
         band.update(labels, predicted)

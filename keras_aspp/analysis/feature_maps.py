@@ -1,5 +1,8 @@
 """Pictures of what atrous convolution does, on a picture of one's own."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -14,7 +17,7 @@ FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
 SURROUND_RATES = (2, 6, 12)
 
 
-def filter_bank():
+def filter_bank() -> keras.Model:
     """A network with filters set by hand: it needs no training.
 
     The picture is blurred and halved three times, looked at by four filters
@@ -53,7 +56,9 @@ def filter_bank():
     return keras.Model(inputs, x, name="filter_bank")
 
 
-def strided_and_dense(backbone, image):
+def strided_and_dense(
+    backbone: keras.Model, image: np.ndarray
+) -> dict[str, Any]:
     """Features of a picture at a network's own stride, and denser.
 
     Args:
@@ -115,7 +120,9 @@ def _coarsest(backbone):
     )
 
 
-def surroundings(features, rates=SURROUND_RATES):
+def surroundings(
+    features: np.ndarray, rates: Sequence[int] = SURROUND_RATES
+) -> dict[str, np.ndarray]:
     """A cell minus the mean of its eight neighbours, at several rates.
 
     What ASPP's branches can learn, set by hand: each rate answers to things
@@ -142,12 +149,12 @@ def surroundings(features, rates=SURROUND_RATES):
     return maps
 
 
-def aspp_of(model):
+def aspp_of(model: keras.Model) -> ASPP | None:
     """The `ASPP` among a model's layers, or `None`."""
     return next((x for x in model.layers if isinstance(x, ASPP)), None)
 
 
-def branches_of(model, image):
+def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
     """How strongly each branch of a model's ASPP answers to a picture.
 
     Args:

@@ -7,6 +7,7 @@ one thing. Cost, receptive field and feature sizes are read from one trace.
 
 import dataclasses
 import re
+from typing import Any
 
 import keras
 
@@ -17,6 +18,7 @@ from keras_aspp.utils.keras_graph import (
     producer,
     sublayers,
 )
+from keras_aspp.utils.types import Shape, Size
 
 # Whatever else they are made of, what these do is known by their type.
 KNOWN = (
@@ -54,19 +56,19 @@ class Step:
 
     path: str
     operation: keras.Operation
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
     opened: bool = False
     opaque: bool = False
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """Name of its class."""
         return type(self.operation).__name__
 
     @property
-    def shape(self):
+    def shape(self) -> Shape:
         """Shape of its (first) output, without the batch."""
         return tuple(self.outputs[0].shape[1:]) if self.outputs else ()
 
@@ -85,18 +87,18 @@ class Trace:
     """
 
     model: keras.Model
-    image_size: tuple
+    image_size: tuple[int, int]
     image: keras.KerasTensor
-    steps: tuple
-    outputs: tuple
+    steps: tuple[Step, ...]
+    outputs: tuple[keras.KerasTensor, ...]
 
     @property
-    def leaves(self):
+    def leaves(self) -> tuple[Step, ...]:
         """Steps that are no composite layers."""
         return tuple(step for step in self.steps if not step.opened)
 
 
-def trace(model, image_size):
+def trace(model: keras.Model, image_size: Size) -> Trace:
     """Follows one picture through a model.
 
     Args:
@@ -143,7 +145,7 @@ def trace(model, image_size):
     )
 
 
-def check_image_size(image_size):
+def check_image_size(image_size: Size) -> tuple[int, int]:
     """`image_size` as a tuple, or `ValueError`."""
     size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
@@ -190,7 +192,7 @@ def _reason(error):
     return text.split(" Received")[0].rstrip(".")
 
 
-def output_of(model):
+def output_of(model: keras.Model) -> Any:
     """What a model gives, in its structure: a tensor, list or dict."""
     # A sequential model has no call of its own to ask.
     if isinstance(model, keras.Sequential):

@@ -4,6 +4,8 @@ Both are made to the network at its own strides; making it dense multiplies
 the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 """
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_aspp.backbones.output_stride import (
@@ -16,7 +18,9 @@ from keras_aspp.utils.keras_graph import producer
 HIGH, LAST = "stride_16", "stride_32"
 
 
-def with_multi_grid(model, multi_grid, output_stride):
+def with_multi_grid(
+    model: keras.Model, multi_grid: Sequence[int], output_stride: int
+) -> keras.Model:
     """Dilates the convolutions of the last block by rates of their own.
 
     Args:
@@ -58,7 +62,9 @@ def with_multi_grid(model, multi_grid, output_stride):
     return with_output_stride(rebuild(model, changes), output_stride)
 
 
-def with_cascade(model, blocks, output_stride):
+def with_cascade(
+    model: keras.Model, blocks: int, output_stride: int
+) -> keras.Model:
     """Adds copies of the last block, each at twice the stride of the last.
 
     Args:

@@ -1,12 +1,16 @@
 """Symmetric padding of strided convolutions, as PyTorch pads."""
 
+from typing import Any
+
 import keras
 
 from keras_aspp.backbones.grids import CONVOLUTIONS, pair
 from keras_aspp.utils.keras_graph import consumers, layers_by_path, producers
 
 
-def symmetric_padding(model):
+def symmetric_padding(
+    model: keras.Model,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Lets windows pad alike at both sides, whatever the picture's size.
 
     Keras' own backbones pad by the parity of the size they are built with, or

@@ -5,26 +5,30 @@ Keras 3.15; tests/utils/test_keras_graph.py names what each function relies on.
 """
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 
-def producer(tensor):
+def producer(tensor: keras.KerasTensor) -> keras.Operation:
     """Returns the operation that computes a `KerasTensor`."""
     return tensor._keras_history.operation
 
 
-def producers(layer):
+def producers(layer: Any) -> list[keras.Operation]:
     """Returns the operations that feed the first call of a layer."""
     return [producer(x) for x in layer._inbound_nodes[0].input_tensors]
 
 
-def consumers(layer):
+def consumers(layer: Any) -> list[keras.Operation]:
     """Returns the operations that read a layer's output, one for each call."""
     return [node.operation for node in layer._outbound_nodes]
 
 
-def sublayers(layer, include_self=True):
+def sublayers(
+    layer: Any, include_self: bool = True
+) -> list[keras.layers.Layer]:
     """Returns a layer and all layers nested in it, at any depth.
 
     Args:
@@ -36,7 +40,9 @@ def sublayers(layer, include_self=True):
     return list(layer._flatten_layers(include_self=include_self))
 
 
-def layers_by_path(model):
+def layers_by_path(
+    model: keras.Model,
+) -> Iterator[tuple[str, keras.layers.Layer]]:
     """Yields `(path, layer)` of every layer, also of nested models."""
     for layer in model.layers:
         if not is_functional(layer):
@@ -46,14 +52,14 @@ def layers_by_path(model):
             yield f"{layer.name}/{path}", inner
 
 
-def is_functional(model):
+def is_functional(model: Any) -> bool:
     """Returns True if a model has a graph of layers."""
     return isinstance(model, keras.Model) and hasattr(
         graph_of(model), "_nodes_by_depth"
     )
 
 
-def check_functional(model):
+def check_functional(model: Any) -> None:
     """Raises `TypeError` unless a model has a graph of layers."""
     if not is_functional(model):
         raise TypeError(
@@ -63,7 +69,7 @@ def check_functional(model):
         )
 
 
-def nodes_of(model):
+def nodes_of(model: keras.Model) -> list[Any]:
     """Returns the calls of layers in a graph, in the order of computation.
 
     Args:
@@ -77,13 +83,13 @@ def nodes_of(model):
     ]
 
 
-def graph_of(model):
+def graph_of(model: keras.Model) -> keras.Model:
     """Returns the functional model within a Sequential one, or the model."""
     return getattr(model, "_functional", None) or model
 
 
 @contextlib.contextmanager
-def calls_forgotten(model):
+def calls_forgotten(model: keras.Model) -> Iterator[None]:
     """Forgets the symbolic calls of a model's layers that are made within.
 
     Each symbolic call appends a node to the lists of its layers; without this,
