@@ -80,7 +80,8 @@ def whole_signature(app, what, name, obj, options, signature, returns):
     """Replaces the signature of Keras' `__new__` by that of `__init__`."""
     if what == "class" and signature == "(*args, **kwargs)":
         own = inspect.signature(obj.__init__, bound_method=True)
-        return inspect.stringify_signature(own, unqualified_typehints=True), ""
+        text = inspect.stringify_signature(own, unqualified_typehints=True)
+        return text.removesuffix(" -> None"), ""
     return None
 
 
