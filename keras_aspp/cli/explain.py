@@ -79,7 +79,7 @@ def explain(image, model_path=None):
         return _by_hand(image)
     from keras_aspp.inference.artefacts import resolve
 
-    path = resolve(model_path)
+    path = resolve(model_path, keras_only=True)
     if path.suffix != ".keras":
         raise ValueError(
             "Feature maps are drawn of Keras models only, whose layers are "

@@ -159,7 +159,7 @@ class DataConfig:
     crop_size: tuple[int, int] = (320, 320)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.validation_split is None:
             object.__setattr__(self, "validation_split", HELD_OUT)
         if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
@@ -214,7 +214,7 @@ class LossConfig:
     tversky_alpha: float = 0.3
     tversky_beta: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights = {
             name: getattr(self, name)
             for name in ("cross_entropy", "dice", "tversky", "lovasz")
@@ -299,7 +299,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     checkpoint_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
         if len(given) != 1:
             raise ValueError(
@@ -342,7 +342,7 @@ class TrainConfig:
                 f"Received: recalibrate_steps={self.recalibrate_steps}"
             )
 
-    def duration(self, num_examples):
+    def duration(self, num_examples: int) -> tuple[int, int]:
         """`(epochs, steps per epoch)` for a training split of that size.
 
         With `total_steps` and `total_examples` an epoch is what lies between

@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 
+from keras_aspp.utils.types import PathLike
+
 TIMEOUT_SECONDS = 60
 _TRIAL = """
 import os, sys
@@ -54,7 +56,7 @@ prepared(side)[0].invoke()
 """
 
 
-def check_runs(path):
+def check_runs(path: PathLike) -> None:
     """Loads a `.tflite` and runs it once, elsewhere.
 
     A file of any size says 1x1, of which a model may be left no feature cell:

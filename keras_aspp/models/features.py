@@ -15,6 +15,7 @@ from keras_aspp.backbones.output_stride import (
 from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.keras_graph import producer
 
 
 def choose_backbone(
@@ -174,7 +175,7 @@ def _nominal_strides(backbone):
     """Nominal stride of each feature, by its key."""
     by_layer = feature_strides(backbone)
     return {
-        key: by_layer[tensor._keras_history.operation.name]
+        key: by_layer[producer(tensor).name]
         for key, tensor in backbone.output.items()
     }
 

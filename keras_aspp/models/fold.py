@@ -6,15 +6,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_aspp.backbones.keras_graph import (
+from keras_aspp.backbones.rebuild import copy_weights, rebuild
+from keras_aspp.layers import AtrousConv2D
+from keras_aspp.utils.keras_graph import (
     check_functional,
     graph_of,
     is_functional,
     layers_by_path,
     nodes_of,
+    producer,
+    sublayers,
 )
-from keras_aspp.backbones.rebuild import copy_weights, rebuild
-from keras_aspp.layers import AtrousConv2D
 
 # Layers that can absorb batch norm, and their kernel with the output channels.
 _KERNELS = {
@@ -96,7 +98,7 @@ def _pairs(model, prefix=""):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
         (tensor,) = node.input_tensors
-        before = tensor._keras_history.operation
+        before = producer(tensor)
         if (
             isinstance(before, tuple(_KERNELS))
             and before.activation is keras.activations.linear
@@ -118,9 +120,7 @@ def _has_batch_norm(layer):
 def _blocks(layer):
     """Every `AtrousConv2D` in a layer, in the order of construction."""
     return [
-        block
-        for block in layer._flatten_layers()
-        if isinstance(block, AtrousConv2D)
+        block for block in sublayers(layer) if isinstance(block, AtrousConv2D)
     ]
 
 

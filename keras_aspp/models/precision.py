@@ -7,6 +7,7 @@ import keras
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import load_matching
+from keras_aspp.utils.keras_graph import sublayers
 
 
 def with_dtype(
@@ -56,7 +57,7 @@ def compute_dtypes(model: keras.Model) -> set[str]:
     """
     return {
         layer.compute_dtype
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
         if layer.weights and not isinstance(layer, keras.Model)
     }
 

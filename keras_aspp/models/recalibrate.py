@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
+
 
 def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
     """Replaces the statistics of batch norm by means over batches.
@@ -35,7 +37,7 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         Wu & Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3
         (PreciseBN).
     """
-    layers = list(model._flatten_layers())
+    layers = sublayers(model)
     norms = [
         layer
         for layer in layers

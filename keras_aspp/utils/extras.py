@@ -3,7 +3,7 @@
 import importlib
 
 
-def require(what, extra, *modules):
+def require(what: str, extra: str, *modules: str) -> None:
     """Imports packages of an extra.
 
     Args:

@@ -5,10 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from keras_aspp.utils.types import PathLike
 
 
-def sha256(path):
+def sha256(path: PathLike) -> str:
     """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
@@ -20,7 +24,7 @@ def sha256(path):
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def files_of(path):
+def files_of(path: Path) -> list[Path]:
     """Returns the file itself, or all files below a folder, sorted."""
     if path.is_file():
         return [path]
@@ -31,12 +35,12 @@ def files_of(path):
 _TEMPORARY = (".*.tmp", ".*.tmp.*")
 
 
-def write_json(path, content):
+def write_json(path: PathLike, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_text(path, text):
+def write_text(path: PathLike, text: str) -> None:
     """Writes a text under a temporary name and renames it.
 
     Raises:
@@ -54,7 +58,7 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path, durable=True):
+def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
     """Gives a name to write a file under, which is `path` afterwards.
 
     Where writing fails, the earlier file is as it was.
@@ -79,7 +83,7 @@ def replacing(path, durable=True):
         temporary.unlink(missing_ok=True)
 
 
-def commit(temporary, path):
+def commit(temporary: PathLike, path: PathLike) -> None:
     """Renames a file, or a folder of files, that is written.
 
     The contents are on the disk before the name is, and the name when this
@@ -94,7 +98,7 @@ def commit(temporary, path):
     _sync(path.parent)
 
 
-def remove_folder(path):
+def remove_folder(path: PathLike) -> None:
     """Removes a folder; killed within, it leaves none that looks whole."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.old.tmp")
@@ -103,7 +107,7 @@ def remove_folder(path):
     shutil.rmtree(temporary)
 
 
-def remove_temporaries(*folders):
+def remove_temporaries(*folders: PathLike) -> None:
     """Removes what killed writers left behind."""
     for folder in map(Path, folders):
         for pattern in _TEMPORARY:

@@ -3,10 +3,12 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 
 @contextlib.contextmanager
-def stop_signals(handler):
+def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
 
     Outside the main thread, where Python cannot set handlers, they go where
@@ -27,6 +29,6 @@ def stop_signals(handler):
             signal.signal(number, old)
 
 
-def interrupt(number, frame):
+def interrupt(number: int, frame: Any) -> NoReturn:
     """A handler that ends the run where it is."""
     raise KeyboardInterrupt("Interrupted. Go on with --resume.")

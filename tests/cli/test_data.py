@@ -194,7 +194,7 @@ def test_counter_on_a_terminal_only(folder, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     main(["data", "check", str(folder)])
-    assert "3/3 pictures\n" in capsys.readouterr().err
+    assert "3/3 images\n" in capsys.readouterr().err
 
 
 def test_many_sizes_are_cut_short(folder, capsys):

@@ -140,7 +140,9 @@ class TestDeepLabV3(ModelTester):
     def test_weights_of_another_architecture(self, build, tmp_path):
         path = tmp_path / "other.keras"
         build(architecture=DeepLabV3Plus, aspp_filters=8).save(path)
-        with pytest.raises(ValueError, match="other.keras.*another model"):
+        with pytest.raises(
+            ValueError, match="other.keras.*another architecture"
+        ):
             build(weights=path)
 
     def test_weights_of_another_backbone(self, saved, build):
@@ -152,9 +154,9 @@ class TestDeepLabV3(ModelTester):
         for strides in (4, 8):
             x = keras.layers.Conv2D(24, 1, strides=strides)(x)
         other = keras.Model(inputs, x)
-        with pytest.raises(ValueError, match="another model"):
+        with pytest.raises(ValueError, match="another architecture"):
             build(backbone=other, output_stride=32, weights=path)
-        with pytest.raises(ValueError, match="another model.*aspp"):
+        with pytest.raises(ValueError, match="another architecture.*aspp"):
             build(aspp_filters=12, weights=path)
 
     def test_weights_that_are_none(self, build, tmp_path):
