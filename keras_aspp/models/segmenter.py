@@ -36,7 +36,7 @@ from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.finite import check_weights
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
-BATCH_NORM = {
+BATCH_NORM: dict[str, bool | str] = {
     "train": True,
     "freeze": "freeze",
     "sync": "sync",
