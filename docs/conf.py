@@ -34,7 +34,7 @@ exclude_patterns = [".*", "build", "docs/pictures", "runs"]
 html_theme = "furo"
 html_title = f"keras_aspp {version}"
 
-# Links to headings, such as `backbones.md#what-can-be-converted`.
+# Links to headings, such as `backbones.md#supported-layers`.
 myst_heading_anchors = 3
 
 # Docstrings put code between single backticks, as Keras' do. This role links

@@ -32,8 +32,8 @@ def load_matching(
     wrong += [name for name in theirs if name not in ours]
     if wrong:
         raise ValueError(
-            f"The weights of {str(path)!r} belong to another model; build it "
-            "with the architecture and the arguments of the file. "
+            f"The weights of {str(path)!r} belong to another architecture or "
+            "other arguments; build the model with those of the file. "
             f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"
         )
     for name, weight in ours.items():
