@@ -9,18 +9,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+# XLA's own passes run as ever; LLVM's optimizations would take most of the
+# time of compiling what runs a few times.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import pytest
 
 pytest.register_assert_rewrite("helpers", "model_tester")
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "time_share"]
 # Needs PyTorch, which looking for doctests in it would import.
 collect_ignore = ["weights/torch_networks.py"]
 
-# A million objects of TensorFlow that no collection need look at again.
+# Half a million objects of TensorFlow need no collection, and graphs make
+# millions more: the default thresholds cost a sixth of the CPU time.
 gc.freeze()
+gc.set_threshold(50_000, 10, 10)
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Or each process would train and export its own.

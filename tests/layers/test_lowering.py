@@ -385,6 +385,15 @@ def test_extend_edge(rows, columns):
     np.testing.assert_array_equal(npy(dynamic), expected)
 
 
+@tensorflow_only
+@pytest.mark.parametrize("rows, columns", [(0, 1), (1, 0), (1, 1)])
+def test_extend_edge_of_a_dynamic_size_in_an_export(rows, columns):
+    more = (tf.constant(rows), tf.constant(columns))
+    actual = run("export", lowering.extend_edge, tf.constant(X), *more)
+    expected = np.pad(X, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
+    np.testing.assert_array_equal(npy(actual), expected)
+
+
 def np_pool(x, reduce, size, rate, pads):
     """Dilated pooling at stride 1; what is beyond the map does not count."""
     p = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=np.nan)

@@ -100,26 +100,6 @@ class ModelTester:
             assert logits.shape == (1, *size, 5)
             assert np.isfinite(logits).all()
 
-    @pytest.mark.slow  # compiling it takes 5 s
-    def test_one_xla_step_lowers_the_loss(self, build):
-        model = build(dropout=0.0)
-        rng = np.random.default_rng(0)
-        labels = rng.integers(0, 5, (2, *SIZE)).astype("int32")
-        x = sample((2, *SIZE, 3))
-        loss = keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, ignore_class=255
-        )
-        eager = float(loss(labels, model(x, training=True)))
-        model.compile(
-            keras.optimizers.SGD(0.01),
-            loss,
-            jit_compile=True,
-        )
-        # Each step reports the loss of before it.
-        before, after = (model.train_on_batch(x, labels) for _ in range(2))
-        assert before == pytest.approx(eager, rel=1e-4)
-        assert after < before
-
     @pytest.mark.slow  # XLA, SavedModel and TFLite
     def test_export_ladder(self, build, tmp_path):
         model = build(output_stride=8)
