@@ -28,42 +28,53 @@ gc.freeze()
 gc.set_threshold(50_000, 10, 10)
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Or each process would train and export its own.
-OF_THE_TINY_RUN = {
+# They begin first, so that no process is left with a long file at the end.
+LONG_FILES = [
     f"tests/{name}.py"
     for name in (
-        "cli/test_demo",
-        "cli/test_explain",
-        "cli/test_inspect",
-        "cli/test_main",
-        "engine/test_run",
+        "models/test_deeplab_v3",
         "export/test_exporter",
+        "cli/test_main",
+        "losses/test_losses",
+        "backbones/test_atrous",
         "inference/test_predictor",
-        "integration/test_examples",
-        "integration/test_quickstart",
+        "models/test_precision_matrix",
+        "engine/test_resume_matrix",
+        "backbones/test_families",
+        "integration/test_kill",
+        "integration/test_two_processes",
+        "integration/test_jax",
+        "integration/test_ablation",
+        "weights/test_torchvision",
+        "backbones/test_zoo",
+        "backbones/test_preprocess_of",
+        "models/test_published",
+        "models/test_deeplab_v3_plus",
+        "layers/test_lowering",
+        "hostile/test_hostile_models",
+        "inference/test_channels",
     )
-}
+]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
 def pytest_collection_modifyitems(items):
     for item in items:
-        # Each example of a model builds a real backbone.
-        if isinstance(item, pytest.DoctestItem) and item.path.match("models/*"):
+        # Each of their examples builds a real backbone.
+        if isinstance(item, pytest.DoctestItem) and (
+            item.path.match("models/*") or item.path.match("backbones/*")
+        ):
             item.add_marker(pytest.mark.slow)
+    rank = {file: i for i, file in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
 def pytest_xdist_make_scheduler(config, log):
-    from xdist.scheduler import LoadScopeScheduling
+    """File by file, so that what a module shares is built once."""
+    from xdist.scheduler import LoadFileScheduling
 
-    class ByRun(LoadScopeScheduling):
-        """File by file; files that need the tiny run in one process."""
-
-        def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "tiny_run" if file in OF_THE_TINY_RUN else file
-
-    return ByRun(config, log)
+    config.option.loadscopereorder = False  # by the number of tests
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -93,4 +93,4 @@ class TimeShare:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(TimeShare(config), "time_share")
+    config.pluginmanager.register(TimeShare(config))

@@ -53,11 +53,13 @@ class ModelTester:
     decoder_stride = None
     dense = ({}, "classifier")
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def build(self, toy_backbone):
+        toy = toy_backbone(padding=1, features=True)  # copied by each model
+
         def build(num_classes=5, kind=self.kind, **kwargs):
             kwargs = {
-                "backbone": toy_backbone(padding=1, features=True),
+                "backbone": toy,
                 **(self.head if kind is self.kind else {}),
                 **kwargs,
             }
@@ -65,12 +67,13 @@ class ModelTester:
 
         return build
 
-    @pytest.fixture
-    def saved(self, build, tmp_path):
-        """A model on the toy backbone and the file it was saved to."""
+    @pytest.fixture(scope="class")
+    def saved(self, build, tmp_path_factory):
+        """A model and its file, for tests that change neither."""
         model = build()
-        model.save(tmp_path / "model.keras")
-        return model, tmp_path / "model.keras"
+        path = tmp_path_factory.mktemp("saved") / "model.keras"
+        model.save(path)
+        return model, path
 
     @pytest.mark.parametrize("size, output_stride", [(SIZE, 16), (ODD, 8)])
     def test_logits_are_scores_upsampled_by_the_stride_and_cropped(
@@ -201,8 +204,8 @@ class ModelTester:
         )
         np.testing.assert_array_equal(np.load(files[2]), npy(model(x)))
 
-    def test_parameter_count(self, build):
-        model = build()
+    def test_parameter_count(self, saved):
+        model, _ = saved
         assert model.count_params() == self.parameters
         assert model.num_classes == 5
         assert model.input.shape == (None, None, None, 3)
