@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LONG_FILES = [
     f"tests/{name}.py"
     for name in (
+        "cli/test_demo",  # waits for the tiny run, which it builds
         "models/test_deeplab_v3",
         "export/test_exporter",
         "cli/test_main",

@@ -293,12 +293,14 @@ def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["FlexErf", "SPACE_TO_BATCH_ND"])
-def test_forbidden_operator_leaves_nothing(model, tmp_path, monkeypatch, name):
+def test_forbidden_operator_leaves_nothing(
+    model, exported, tmp_path, monkeypatch, name
+):
     found = {"CONV_2D": 3, name: 1}
     monkeypatch.setattr(tflite, "operators", lambda path: found)
-    # No conversion: what is written is not read.
+    content = (exported[0] / "model_float32.tflite").read_bytes()
     monkeypatch.setattr(
-        tflite, "convert", lambda *_: {"tflite_float32": b"no model"}
+        tflite, "convert", lambda *_: {"tflite_float32": content}
     )
     with pytest.raises(ValueError, match=f"Received: {name} in model_float32"):
         export(model, tmp_path / "out")
