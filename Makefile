@@ -3,6 +3,10 @@
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (four minutes on two cores)
 # make mutants a sample of one-token mutants, each against its mirrored tests
+# make docs    the documentation; begins at build/docs/docs/index.html
+# make lint    ruff's checks of code and format
+# make dev     installs what contributors need: ruff, pre-commit, Sphinx
+# make help    this text
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +14,7 @@ RUN := runs/multiscale_shapes
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: train test test-slow mutants benchmark lint clean
+.PHONY: train test test-slow mutants benchmark dev lint docs help clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -42,10 +46,25 @@ $(VENV)/peers: $(VENV)/installed
 	touch $@
 
 benchmark: $(VENV)/peers
-	$(BIN)/python -m training.benchmark
+	$(BIN)/python -m benchmarks
 
-lint:
-	ruff check . && ruff format --check .
+$(VENV)/dev: $(VENV)/installed
+	@echo "Installing ruff, pre-commit and Sphinx ..."
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+dev: $(VENV)/dev
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Any warning, such as a broken link, is an error.
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "Documentation: build/docs/docs/index.html"
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

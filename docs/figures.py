@@ -2,8 +2,8 @@
 
 python docs/figures.py
 
-Pictures are scenes that the package draws itself, and china.jpg. What a
-trained network sees is shown with saved_models/camvid_mobilenet_v2.
+Images are scenes that the package draws itself, and china.jpg. Figures of a
+trained network use saved_models/camvid_mobilenet_v2.
 """
 
 import pathlib
@@ -15,25 +15,27 @@ from PIL import Image
 
 from keras_aspp.analysis import (
     effective_receptive_field,
-    figures,
-    pictures,
+    feature_maps,
     receptive_fields,
 )
 from keras_aspp.data.datasets.multiscale_shapes import draw_scene
+from keras_aspp.plots import explain, model_report
+from keras_aspp.plots.figure import COLORS, new_figure
+from keras_aspp.plots.figure import save as save_figure
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 MODEL = ROOT / "saved_models" / "camvid_mobilenet_v2" / "model.keras"
-MOST_BYTES = 280_000  # of one picture in a repository
+MOST_BYTES = 280_000  # of one figure
 SCENE = 12
 OUTPUT_STRIDE = 16
 RATES = (1, 2, 3)  # those of configs/multiscale_shapes.yaml
-CELL = (4, 4)  # row and column of the cell that is being labelled
+CELL = (4, 4)  # row and column of the labeled cell
 
 
 def save(figure, name):
-    """Writes the PNG, small enough for a repository."""
-    path = figures.save(figure, PICTURES, name, formats=("png",), dpi=90)
+    """Writes the PNG, in at most about `MOST_BYTES`."""
+    path = save_figure(figure, PICTURES, name, formats=("png",), dpi=90)
     if path.stat().st_size > MOST_BYTES:
         # 256 colors, a third of the bytes.
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
@@ -41,23 +43,23 @@ def save(figure, name):
 
 
 def scene():
-    """A drawn picture, uint8 `[H, W, 3]`."""
+    """Draws a scene, uint8 `[H, W, 3]`."""
     return draw_scene(np.random.default_rng([0, SCENE]))["image"]
 
 
 def china():
-    """A photograph, uint8 `[H, W, 3]`."""
+    """Reads a photograph, uint8 `[H, W, 3]`."""
     return np.asarray(Image.open(PICTURES / "china.jpg").convert("RGB"))
 
 
 def taps(rate):
-    """Cells that a 3x3 convolution of a rate looks at from `CELL`."""
+    """Returns the cells that a 3x3 convolution of a rate reads at `CELL`."""
     steps = (-rate, 0, rate)
     return [(CELL[0] + dy, CELL[1] + dx) for dy in steps for dx in steps]
 
 
 def panel(axes, image, cells, title, color):
-    """The picture, dimmed but where the branch looks."""
+    """Draws the image, dimmed except for the cells that a branch reads."""
     seen = np.full(image.shape[:2], 0.3)
     s = OUTPUT_STRIDE
     for row, column in cells:
@@ -80,7 +82,7 @@ def panel(axes, image, cells, title, color):
 
 
 def aspp():
-    """What each branch of ASPP looks at."""
+    """Draws the cells that each branch of ASPP reads."""
     image = scene()
     panels = [([CELL], "1x1: the cell itself", "white")]
     for rate, color in zip(
@@ -90,7 +92,7 @@ def aspp():
         panels.append(
             (taps(rate), f"3x3, rate {rate}: {reach} px apart", color)
         )
-    figure, axes = figures.new_figure(13, 3.1, columns=5)
+    figure, axes = new_figure(13, 3.1, columns=5)
     for ax, (where, title, color) in zip(axes[0, :4], panels, strict=True):
         panel(ax, image, where, title, color)
     axes[0, 4].imshow(image)
@@ -100,10 +102,10 @@ def aspp():
 
 
 def pooling():
-    """A picture at the strides of a backbone."""
+    """Draws an image at the strides of a backbone."""
     image = scene().astype("float32")
     strides = (1, 4, 8, 16, 32)
-    figure, axes = figures.new_figure(13, 3.3, columns=len(strides))
+    figure, axes = new_figure(13, 3.3, columns=len(strides))
     for ax, stride in zip(axes[0], strides, strict=True):
         pooled = keras.ops.average_pool(image[None], stride)
         pooled = np.asarray(pooled)[0].round().astype("uint8")
@@ -122,10 +124,10 @@ def pooling():
 
 
 def holes():
-    """Kernels of three rates on a grid of cells."""
+    """Draws kernels of three rates on a grid of cells."""
     rates, cells = (1, 2, 4), 11
-    figure, axes = figures.new_figure(9, 3.6, columns=3)
-    for ax, rate, color in zip(axes[0], rates, figures.COLORS, strict=False):
+    figure, axes = new_figure(9, 3.6, columns=3)
+    for ax, rate, color in zip(axes[0], rates, COLORS, strict=False):
         middle = cells // 2
         for row, column in np.ndindex(cells, cells):
             tap = {row - middle, column - middle} <= {-rate, 0, rate}
@@ -151,7 +153,7 @@ def holes():
 
 
 def equality():
-    """A strided and an atrous computation of one signal."""
+    """Plots a strided and an atrous computation of one signal."""
     rng = np.random.default_rng(3)
     signal = np.cumsum(rng.normal(0, 1, 65)) / 3
     first, second = np.array([1, 2, 1]) / 4, np.array([-1, 2, -1])
@@ -162,11 +164,11 @@ def equality():
     spread[::4] = second  # the same three weights, three holes between
     dense = np.convolve(np.convolve(signal, first, "same"), spread, "same")
     np.testing.assert_allclose(dense[::4], strided, atol=1e-12)
-    figure, axes = figures.new_figure(10, 3.4)
+    figure, axes = new_figure(10, 3.4)
     ax = axes[0, 0]
     ax.plot(
         dense,
-        color=figures.COLORS[0],
+        color=COLORS[0],
         linewidth=1.5,
         marker=".",
         label="atrous: no stride, then rate 4 (65 cells)",
@@ -174,7 +176,7 @@ def equality():
     ax.plot(
         np.arange(0, 65, 4),
         strided,
-        color=figures.COLORS[3],
+        color=COLORS[3],
         linestyle="none",
         marker="o",
         markersize=9,
@@ -194,41 +196,43 @@ def equality():
 
 
 def dense(model):
-    """Strided and dense features of a photograph, as a network has them."""
+    """Draws strided and dense features of a photograph in a network."""
     image = china()
-    found = pictures.strided_and_dense(
+    found = feature_maps.strided_and_dense(
         model.backbone, np.asarray(model.preprocess(image))
     )
-    channels = pictures.channels_to_show(found["dense"])
-    return pictures.dense_figure(image, found, channels)
+    channels = explain.channels_to_show(found["dense"])
+    return explain.dense_figure(image, found, channels)
 
 
 def dense_by_hand():
-    """The same with filters whose meaning is known."""
+    """Draws the same with filters set by hand."""
     image = china()
-    found = pictures.strided_and_dense(
-        pictures.filter_bank(), image.astype("float32") / 255
+    found = feature_maps.strided_and_dense(
+        feature_maps.filter_bank(), image.astype("float32") / 255
     )
-    return pictures.dense_figure(image, found, (1, 2, 3), pictures.FILTERS[1:])
+    return explain.dense_figure(
+        image, found, (1, 2, 3), feature_maps.FILTERS[1:]
+    )
 
 
 def branches(model):
-    """What the branches of a trained ASPP answer to."""
+    """Draws the responses of the branches of a trained ASPP."""
     image = china()
-    maps = pictures.branches_of(model, np.asarray(model.preprocess(image)))
-    return pictures.branches_figure(
+    maps = feature_maps.branches_of(model, np.asarray(model.preprocess(image)))
+    return explain.branches_figure(
         image, maps, "How strongly each branch of ASPP answers"
     )
 
 
 def sizes():
-    """Center minus surround at three rates, set by hand."""
+    """Draws center minus surround at three rates, set by hand."""
     image = china()
-    found = pictures.strided_and_dense(
-        pictures.filter_bank(), image.astype("float32") / 255
+    found = feature_maps.strided_and_dense(
+        feature_maps.filter_bank(), image.astype("float32") / 255
     )
-    maps = pictures.surroundings(found["dense"][..., 0])
-    return pictures.branches_figure(
+    maps = feature_maps.surroundings(found["dense"][..., 0])
+    return explain.branches_figure(
         image,
         {f"{rate}: {8 * int(rate[5:])} px": m for rate, m in maps.items()},
         "A cell minus its eight neighbours: each rate answers to things of "
@@ -237,7 +241,7 @@ def sizes():
 
 
 def effective(model):
-    """Theoretical and effective fields of a trained backbone."""
+    """Draws theoretical and effective fields of a trained backbone."""
     size, keys = (513, 513), ("stride_8", "stride_16", "stride_32")
     backbone = model.backbone
     noise = np.random.default_rng(0).normal(size=(6, *size, 3))
@@ -251,7 +255,7 @@ def effective(model):
     }
     for key in keys:
         print(f"  {key}: {fields[key].side()} of {sizes[key][0]} px")
-    return figures.effective_figure(
+    return model_report.effective_figure(
         fields,
         sizes,
         "Pixels that move the central cell; white: 95 %, blue: theoretical",
@@ -265,16 +269,17 @@ def main():
     save(pooling(), "pooling")
     save(holes(), "holes")
     save(equality(), "equality")
-    save(pictures.kernel_figure(china(), (6, 12, 18), 16), "kernel")
+    save(explain.kernel_figure(china(), (6, 12, 18), 16), "kernel")
     save(dense_by_hand(), "dense_by_hand")
     save(dense(model), "dense")
     save(sizes(), "sizes")
     save(branches(model), "branches")
     save(
-        figures.valid_taps_curves((65, 65), (6, 12, 18), most=80), "valid_taps"
+        model_report.valid_taps_curves((65, 65), (6, 12, 18), most=80),
+        "valid_taps",
     )
     stacks = [(rates, 3) for rates in ((2, 2, 2), (1, 2, 3), (1, 2, 5))]
-    save(figures.gridding_figure(stacks), "gridding")
+    save(model_report.gridding_figure(stacks), "gridding")
     save(effective(model), "effective")
 
 

@@ -16,7 +16,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 import keras  # noqa: E402
 
 import keras_aspp as ka  # noqa: E402
-from keras_aspp.config import DataConfig  # noqa: E402
+from keras_aspp.config.schema import DataConfig  # noqa: E402
 from keras_aspp.data.pipeline import training_dataset  # noqa: E402
 from keras_aspp.data.sources import open_source  # noqa: E402
 

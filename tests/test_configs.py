@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from keras_aspp.cli.configuration import (
+from keras_aspp.config.load import (
     config_names,
     config_path,
     dump_config,

@@ -1,6 +1,7 @@
 """The conventions of the design, each by one test."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -13,30 +14,26 @@ from helpers import npy, sample
 import keras_aspp as ka
 
 PACKAGE = pathlib.Path(ka.__file__).parent
-# What a part may import of the package, itself aside.
-ALLOWED = {
-    "layers": set(),
-    "labels": set(),
-    "label_tensors": set(),
-    "losses": {"label_tensors"},
-    "metrics": {"labels", "label_tensors"},
-    "weights/tflite": {"backbones", "finite", "models", "preprocess", "trial"},
-    "weights/keras_hub": {"finite", "models", "preprocess"},
-    "weights/state_dict": {"finite", "textfile"},
-    "weights/torchvision": {"backbones", "models", "weights"},
-    "preprocess": {"layers"},
-    "version": set(),
-    "backbones": {"finite", "layers", "preprocess", "weights"},
-    "models": {"layers", "backbones", "finite", "labels", "preprocess"},
-    "analysis": {"layers", "backbones", "files", "textfile"},
-    "textfile": set(),
-    "trial": set(),
-    "files": set(),
-    "finite": set(),
-    "native_log": set(),
-    "progress": set(),
-    "extras": set(),
-}
+# The parts from the ground up: each imports only rungs below its own, which
+# also rules out circles between parts. Those of one rung do not know each
+# other.
+LADDER = (
+    ("version",),
+    ("utils",),
+    ("litert", "labels", "label_tensors"),
+    ("layers", "losses", "metrics"),
+    ("preprocess",),
+    ("data",),
+    ("config",),
+    ("backbones",),
+    ("models",),
+    ("analysis", "weights"),
+    ("plots",),
+    ("inference",),
+    ("engine", "export"),
+    ("workdir",),
+    ("cli",),
+)
 BACKEND_FREE = (
     "layers",
     "backbones",
@@ -76,25 +73,87 @@ def test_convention_backend_free_parts_import_no_tensorflow(part):
     assert list(sources(part))
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_convention_imports_point_one_way(part):
-    files = list(sources(part))
-    assert files
-    for path in files:
-        used = {
-            name.split(".")[1]
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def internal_imports():
+    """Module -> modules of the package that it imports, lazy imports too."""
+    paths = {module_of(path): path for path in sources()}
+    return {
+        module: {
+            name
             for name in imported(path)
-            if name.startswith("keras_aspp.")
+            if name in paths and name != "keras_aspp"
         }
-        assert used <= ALLOWED[part] | {part}, path
+        - {module}
+        for module, path in paths.items()
+    }
 
 
-def test_convention_nothing_imports_cli_or_training():
+def test_convention_imports_point_down_the_ladder():
+    rung = {part: i for i, parts in enumerate(LADDER) for part in parts}
+    upward = [
+        f"{module} imports {name}"
+        for module, names in internal_imports().items()
+        for name in names
+        if module != "keras_aspp"
+        and module.split(".")[1] != name.split(".")[1]
+        and rung[module.split(".")[1]] <= rung[name.split(".")[1]]
+    ]
+    assert not upward
+    assert {path.stem for path in PACKAGE.iterdir()} >= set(rung)
+
+
+def test_convention_imports_run_in_no_circle():
+    graph = {
+        # A package's __init__ re-exports its own modules.
+        module: {n for n in names if not module.startswith(f"{n}.")}
+        for module, names in internal_imports().items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_convention_only_the_command_line_imports_its_parts_lazily():
+    """Its `--help` must not wait for TensorFlow; all others import on top."""
     for path in sources():
-        if path.parent.name == "cli":
+        if path.parent.name == "cli" or path.name == "__init__.py":
             continue
+        tree = ast.parse(path.read_text("utf-8"))
+        lazy = {
+            node.module
+            for function in ast.walk(tree)
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for node in ast.walk(function)
+            if isinstance(node, ast.ImportFrom)
+            and node.module.startswith("keras_aspp")
+        }
+        assert not lazy, f"{path}: {lazy}"
+
+
+def test_convention_one_module_reads_the_private_graph_of_keras():
+    private = {
+        "_flatten_layers",
+        "_functional",
+        "_inbound_nodes",
+        "_keras_history",
+        "_nodes_by_depth",
+        "_outbound_nodes",
+    }
+    readers = {
+        module_of(path)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in private
+    }
+    assert readers == {"keras_aspp.utils.keras_graph"}
+
+
+def test_convention_nothing_imports_the_application():
+    for path in sources():
         for name in imported(path):
-            assert not name.startswith(("keras_aspp.cli", "training")), path
+            assert not name.startswith(("training", "benchmarks")), path
 
 
 def test_convention_import_is_as_light_as_keras():

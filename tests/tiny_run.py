@@ -11,8 +11,8 @@ import pytest
 from conftest import make_toy_backbone
 from PIL import Image
 
-from keras_aspp.cli.configuration import dump_config
-from keras_aspp.config import (
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import (
     Config,
     DataConfig,
     ExportConfig,
@@ -142,11 +142,9 @@ def tiny_export(tmp_path_factory, tiny_workdir):
     """The exported folder of that run; tests must not write to it."""
 
     def build(folder):
-        from keras_aspp.cli.configuration import load_config
-        from keras_aspp.cli.export import export_workdir
+        from keras_aspp.workdir import Workdir
 
-        config = load_config(tiny_workdir / "config.yaml")
-        export_workdir(tiny_workdir, config, folder)
+        Workdir(tiny_workdir).export(folder)
 
     return once(tmp_path_factory, "tiny", build)
 

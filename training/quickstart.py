@@ -10,17 +10,15 @@ import sys
 import time
 from pathlib import Path
 
-from keras_aspp.cli.configuration import (
-    config_path,
-    dump_config,
-    load_config,
-    print_table,
-)
-from keras_aspp.cli.evaluate import open_data, show_progress
-from keras_aspp.cli.export import Examples, export_workdir, print_artefacts
 from keras_aspp.cli.main import guarded
-from keras_aspp.cli.predict import predict_files
-from keras_aspp.cli.train import print_files, print_metrics
+from keras_aspp.cli.output import (
+    print_artefacts,
+    print_files,
+    print_metrics,
+    print_table,
+    show_progress,
+)
+from keras_aspp.config.load import config_path, load_config
 
 IMAGES = 3
 
@@ -45,7 +43,7 @@ def run(arguments):
     workdir = flags.workdir
     output = flags.output or workdir / "exported"
     metrics = _train(config, workdir)
-    _export(config, workdir, output)
+    _export(workdir, output)
     _predict(workdir, output / "model_float32.tflite")
     minutes = (time.perf_counter() - start) / 60
     print(
@@ -68,7 +66,6 @@ def _train(config, workdir):
     metrics = train(
         config,
         workdir,
-        on_begin=lambda: dump_config(config, workdir / "config.yaml"),
         progress=show_progress,
     )
     print_metrics(metrics)
@@ -77,11 +74,13 @@ def _train(config, workdir):
     return metrics
 
 
-def _export(config, workdir, output):
+def _export(workdir, output):
     print(
         f"\nStep 2 of 3: export to {output}, each file compared with the model"
     )
-    manifest = export_workdir(workdir, config, output, overwrite=True)
+    from keras_aspp.workdir import Workdir
+
+    manifest = Workdir(workdir).export(output, overwrite=True)
     print_artefacts(manifest, output)
 
 
@@ -89,17 +88,19 @@ def _predict(workdir, model):
     from PIL import Image
 
     from keras_aspp.inference import Predictor
+    from keras_aspp.inference.files import predict_files
+    from keras_aspp.workdir import Workdir
 
     folder = workdir / "predictions"
     print(f"\nStep 3 of 3: predict {IMAGES} images with {model}")
     folder.mkdir(exist_ok=True)
-    source, data = open_data(None, workdir)
-    examples = Examples(source, data.test_split or data.validation_split)
+    run = Workdir(workdir)
+    examples = run.examples(run.held_out_split)
     paths = []
     for i, image in enumerate(examples.first(IMAGES)):
         paths.append(folder / f"image_{i}.png")
         Image.fromarray(image).save(paths[-1])
-    rows, _ = predict_files(Predictor(model), paths, folder)
+    rows, _ = predict_files(Predictor(model), paths, folder, show_progress)
     print()
     print_table([("image", "overlay", "largest classes"), *rows])
 

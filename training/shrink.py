@@ -12,11 +12,11 @@ from PIL import Image
 
 from keras_aspp.cli.main import guarded
 from keras_aspp.data.decode import open_image, read_image
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.data.resize import resize_image
 
 
 def run(arguments):
-    """Resizes pictures (antialiased) and masks (nearest)."""
+    """Resizes images (antialiased) and masks (nearest)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("output", type=Path)

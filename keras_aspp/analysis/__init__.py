@@ -6,10 +6,7 @@ from keras_aspp.analysis.effective import (
     effective_receptive_field,
 )
 from keras_aspp.analysis.gridding import Gridding, gridding
-from keras_aspp.analysis.receptive_field import (
-    ReceptiveField,
-    receptive_fields,
-)
+from keras_aspp.analysis.receptive_field import ReceptiveField, receptive_fields
 from keras_aspp.analysis.taps import ValidTaps, valid_taps
 from keras_aspp.analysis.trace import Step, Trace, trace
 

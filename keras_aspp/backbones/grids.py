@@ -3,32 +3,39 @@
 Along one axis, let a map of the original network have n cells, and the dense
 map computed instead N. The one thing that every rewrite keeps true:
 
-    the original cells are *all* dense cells `first`, `first + rate`, ...
+    the original cells are *all* dense cells `origin`, `origin + rate`, ...
 
-so n = ceil((N - first) / rate). What lies beyond the original map then lies
+so n = ceil((N - origin) / rate). What lies beyond the original map then lies
 beyond the dense one, and zero padding, scaled by `rate`, stays what it was.
 docs/decisions/0004 derives from it how each kind of layer is rewritten.
 """
 
 import collections
 import dataclasses
+from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
-from keras_aspp.layers import strided
+from keras_aspp.backbones.probes import growth, leaves_cells_alone
+from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.utils.keras_graph import (
+    graph_of,
+    is_functional,
+    nodes_of,
+    sublayers,
+)
+from keras_aspp.utils.types import Pads, Size
 
 # Keras' layers and the subclasses of ours that take their place.
 OURS = {
-    keras.layers.Conv2D: strided.Conv2D,
-    keras.layers.DepthwiseConv2D: strided.DepthwiseConv2D,
-    keras.layers.SeparableConv2D: strided.SeparableConv2D,
-    keras.layers.MaxPooling2D: strided.MaxPooling2D,
-    keras.layers.AveragePooling2D: strided.AveragePooling2D,
-    keras.layers.ZeroPadding2D: strided.ZeroPadding2D,
-    keras.layers.Cropping2D: strided.Cropping2D,
+    keras.layers.Conv2D: rewritable.Conv2D,
+    keras.layers.DepthwiseConv2D: rewritable.DepthwiseConv2D,
+    keras.layers.SeparableConv2D: rewritable.SeparableConv2D,
+    keras.layers.MaxPooling2D: rewritable.MaxPooling2D,
+    keras.layers.AveragePooling2D: rewritable.AveragePooling2D,
+    keras.layers.ZeroPadding2D: rewritable.ZeroPadding2D,
+    keras.layers.Cropping2D: rewritable.Cropping2D,
     keras.layers.BatchNormalization: BatchNormalization,
 }
 CONVOLUTIONS = (
@@ -41,8 +48,8 @@ WINDOWS = (
     keras.layers.MaxPooling2D,
     keras.layers.AveragePooling2D,
 )
-_FRAMES = (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
-_GLOBAL = (
+_PADS_AND_CROPS = (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
+_POOLED = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalMaxPooling2D,
 )
@@ -59,7 +66,7 @@ _CELLWISE = (
 )
 # Layers that look at a neighbourhood or move cells in another way: they cannot
 # be passed by once the map is denser than they were built for.
-_REFUSED = (
+_NOT_CONVERTIBLE = (
     keras.layers.Conv2DTranspose,
     keras.layers.UpSampling2D,
     keras.layers.CenterCrop,
@@ -73,14 +80,24 @@ class Grid:
 
     stride: int  # pixels per cell in the original network
     rate: int = 1  # cells per original cell: more where strides were traded
-    first: tuple = (0, 0)  # dense cell of the first original one, but for
-    phases: tuple = ()  # what the sizes of `same` layers' maps add to it
-    size: tuple = (((), 0), ((), 0))  # equal where sizes must be equal
-    everywhere: bool = False  # pooled to one cell, which has no place
+    origin: tuple[int, int] = (
+        0,
+        0,
+    )  # dense cell of the first original one, but for
+    phases: tuple[
+        Any, ...
+    ] = ()  # what the sizes of `same` layers' maps add to it
+    size: tuple[Any, Any] = (
+        ((), 0),
+        ((), 0),
+    )  # equal where sizes must be equal
+    is_pooled: bool = False  # pooled to one cell, which has no place
     # Layers that moved the first cell, and could be kept from it.
-    moved: frozenset = dataclasses.field(default=frozenset(), compare=False)
+    shifted_by: frozenset[str] = dataclasses.field(
+        default=frozenset(), compare=False
+    )
 
-    def grown(self, cells):
+    def padded(self, cells: Size) -> "Grid":
         """The grid of a map with `cells` more rows and columns."""
         size = tuple(
             (base, more + n)
@@ -88,10 +105,10 @@ class Grid:
         )
         return dataclasses.replace(self, size=size)
 
-    def strode(self, stride, shift):
+    def after_stride(self, stride: int, shift: Size) -> "Grid":
         """The grid of a map of ceil((size + shift) / stride) cells."""
         if stride == 1:
-            return self.grown(shift)
+            return self.padded(shift)
         size = tuple(
             ((was, n, stride), 0)
             for was, n in zip(self.size, shift, strict=True)
@@ -99,12 +116,12 @@ class Grid:
         return dataclasses.replace(self, stride=self.stride * stride, size=size)
 
 
-def pair(value):
+def pair(value: int | Size) -> tuple[int, int]:
     """An int, or two of them, as two."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def restored(layer):
+def restored(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration values that undo an earlier rewrite."""
     original = dict(getattr(layer, "original", {}))
     if not original:
@@ -133,11 +150,19 @@ class Walk:
             their first cells in different places.
     """
 
-    def __init__(self, model, output_stride, anchored=frozenset()):
-        self.output_stride = output_stride
-        self.anchored = anchored
-        self.grids, self.changes = {}, {}
-        self.trims, self.resized, self.conflicts = set(), set(), set()
+    def __init__(
+        self,
+        model: keras.Model,
+        output_stride: int,
+        anchored: frozenset[str] = frozenset(),
+    ) -> None:
+        self.output_stride: int = output_stride
+        self.anchored: frozenset[str] = anchored
+        self.grids: dict[str, Grid] = {}
+        self.changes: dict[str, dict[str, Any]] = {}
+        self.trims: set[str] = set()
+        self.resized: set[str] = set()
+        self.conflicts: set[str] = set()
         self._padded = {}  # a ZeroPadding2D's tensor -> path, layer, grid
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
@@ -174,27 +199,27 @@ class Walk:
     def _visit(self, node, grids, prefix):
         """Grids of a node's outputs, from those of its inputs."""
         layer, path = node.operation, prefix + node.operation.name
-        if isinstance(layer, strided.Trim):
+        if isinstance(layer, rewritable.Trim):
             return grids
         if isinstance(layer, keras.Model) and is_functional(layer):
             if any(grid.rate > 1 for grid in grids):
                 self.resized.add(path)
             return self._walk(layer, grids, f"{path}/")
         grid = self._join(path, grids)
-        if isinstance(layer, _GLOBAL):
-            grid = dataclasses.replace(grid, everywhere=True)
+        if isinstance(layer, _POOLED):
+            grid = dataclasses.replace(grid, is_pooled=True)
         elif isinstance(layer, WINDOWS):
-            grid = self._slide(layer, path, node, grid)
-        elif isinstance(layer, _FRAMES):
+            grid = self._visit_window(layer, path, node, grid)
+        elif isinstance(layer, _PADS_AND_CROPS):
             self._padded[id(node.output_tensors[0])] = path, layer, grid
-            grid = self._frame(layer, path, grid)
+            grid = self._visit_pad_or_crop(layer, path, grid)
         else:
-            grid = self._pass(layer, path, node, grid)
+            grid = self._visit_other(layer, path, node, grid)
         return [grid] * len(node.output_tensors)
 
     def _join(self, path, grids):
         """The grid of maps that are taken together."""
-        placed = [g for g in grids if not g.everywhere]
+        placed = [g for g in grids if not g.is_pooled]
         # A tensor pooled to one cell keeps the stride of what it was.
         stride = max(g.stride for g in placed or grids)
         placed = [g for g in placed or grids if g.stride == stride]
@@ -205,9 +230,9 @@ class Walk:
                 "and cannot be made dense."
             )
         if any(
-            (g.first, g.phases) != (grid.first, grid.phases) for g in placed
+            (g.origin, g.phases) != (grid.origin, grid.phases) for g in placed
         ):
-            moved = [g.moved for g in placed]
+            moved = [g.shifted_by for g in placed]
             everyone = frozenset.union(*moved)
             common = frozenset.intersection(*moved)
             self.conflicts |= (everyone - common) or everyone
@@ -223,7 +248,7 @@ class Walk:
                 "different strides and cannot be made dense."
             )
 
-    def _frame(self, layer, path, grid):
+    def _visit_pad_or_crop(self, layer, path, grid):
         """ZeroPadding2D and Cropping2D: as many original cells, or fewer."""
         change = restored(layer)
         key = "padding" if hasattr(layer, "padding") else "cropping"
@@ -234,12 +259,12 @@ class Walk:
             change = {key: scaled, "original": {key: cells}}
         if path not in self._absorbed:
             self._change(path, change)
-        return grid.grown([sign * grid.rate * sum(side) for side in cells])
+        return grid.padded([sign * grid.rate * sum(side) for side in cells])
 
-    def _slide(self, layer, path, node, grid):
+    def _visit_window(self, layer, path, node, grid):
         """Convolutions and pooling."""
         change = restored(layer)
-        if grid.everywhere:
+        if grid.is_pooled:
             self._change(path, change)
             return grid
         window = _Window.of(layer, path, {**layer.get_config(), **change})
@@ -248,7 +273,7 @@ class Walk:
             traded = stride
         if traded == 1 and (grid.rate == 1 or not any(window.reach)):
             self._change(path, change)
-            return grid.strode(stride, window.shift)
+            return grid.after_stride(stride, window.shift)
         if type(layer) not in OURS and not hasattr(layer, "original"):
             raise ValueError(
                 f"Layer `{path}` cannot be made dense to output stride "
@@ -258,7 +283,7 @@ class Walk:
         if window.pads is None:
             after, change = self._dense_same(path, window, grid, traded)
         else:
-            window, grid = self._absorb(layer, node, window, grid)
+            window, grid = self._absorb_padding(layer, node, window, grid)
             after, change = self._dense_valid(path, window, grid, traded)
         rate = grid.rate if any(window.reach) else 1
         change = {
@@ -277,29 +302,31 @@ class Walk:
     def _dense_same(self, path, window, grid, traded):
         """A `same` layer, whose padding depends on the size of its map."""
         rate = grid.rate
-        wanders = any(
+        padding_depends_on_size = any(
             reach // 2 != max(reach + 1 - rest, 0) // 2
             for reach in window.reach
             for rest in range(1, traded + 1)  # of the size by the stride
         )
-        if wanders and path in self.anchored:
-            return grid, {"padding": "same", "anchor": grid.first}
-        if wanders:
-            phase = (rate, traded, window.reach, grid.first, grid.size)
+        if padding_depends_on_size and path in self.anchored:
+            return grid, {"padding": "same", "anchor": grid.origin}
+        if padding_depends_on_size:
+            phase = (rate, traded, window.reach, grid.origin, grid.size)
             grid = dataclasses.replace(
                 grid,
                 phases=(*grid.phases, phase),
-                moved=grid.moved | {path},
+                shifted_by=grid.shifted_by | {path},
             )
-        halves = [(n // 2 * rate, (n - n // 2) * rate) for n in window.reach]
-        return grid, _padding(halves, window.reach, rate)
+        half_padding = [
+            (n // 2 * rate, (n - n // 2) * rate) for n in window.reach
+        ]
+        return grid, _padding(half_padding, window.reach, rate)
 
     def _dense_valid(self, path, window, grid, traded):
         """A layer whose padding is known; it keeps its map's size if it can."""
         rate = grid.rate
-        lost = [-n for n in window.shift]
-        keeps = all(0 <= n < traded for n in lost)
-        move = lost if keeps and path not in self.anchored else (0, 0)
+        shrinkage = [-n for n in window.shift]
+        keeps_size = all(0 <= n < traded for n in shrinkage)
+        move = shrinkage if keeps_size and path not in self.anchored else (0, 0)
         pads = [
             ((before + n) * rate, after * rate)
             for (before, after), n in zip(window.pads, move, strict=True)
@@ -308,15 +335,15 @@ class Walk:
             sum(p) - n * rate for p, n in zip(pads, window.reach, strict=True)
         ]
         after = dataclasses.replace(
-            grid.grown(grown),
-            first=tuple(
-                at + n * rate for at, n in zip(grid.first, move, strict=True)
+            grid.padded(grown),
+            origin=tuple(
+                at + n * rate for at, n in zip(grid.origin, move, strict=True)
             ),
-            moved=grid.moved | ({path} if any(move) else frozenset()),
+            shifted_by=grid.shifted_by | ({path} if any(move) else frozenset()),
         )
         return after, _padding(pads, window.reach, rate)
 
-    def _absorb(self, layer, node, window, grid):
+    def _absorb_padding(self, layer, node, window, grid):
         """Takes over the zeros of a ZeroPadding2D before a convolution."""
         tensor = node.input_tensors[0]
         path, source, before = self._padded.get(id(tensor), (None,) * 3)
@@ -338,16 +365,16 @@ class Walk:
         }
         return dataclasses.replace(window, pads=padding), before
 
-    def _pass(self, layer, path, node, grid):
+    def _visit_other(self, layer, path, node, grid):
         """What is neither: it must leave cells where they are."""
         _check_hidden(layer, path, grid)
-        if grid.everywhere or isinstance(layer, _CELLWISE):
+        if grid.is_pooled or isinstance(layer, _CELLWISE):
             return grid
-        growth = _growth(node)
-        if growth == 0:
-            return dataclasses.replace(grid, everywhere=True)
-        if growth == 1 and not isinstance(layer, _REFUSED):
-            if grid.rate > 1 and not _leaves_cells_alone(layer, node):
+        more = growth(node)
+        if more == 0:
+            return dataclasses.replace(grid, is_pooled=True)
+        if more == 1 and not isinstance(layer, _NOT_CONVERTIBLE):
+            if grid.rate > 1 and not leaves_cells_alone(layer, node):
                 raise ValueError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
                     "and cannot be dilated; make it of Keras' 2D "
@@ -355,7 +382,7 @@ class Walk:
                     f"original network is {grid.stride}."
                 )
             return grid
-        stride = grid.stride / growth if growth else grid.stride
+        stride = grid.stride / more if more else grid.stride
         if grid.rate > 1 or stride > self.output_stride:
             raise ValueError(
                 f"Layer `{path}` ({type(layer).__name__}) moves cells and "
@@ -372,10 +399,12 @@ class _Window:
     """What matters of a window that slides. Pairs are (rows, columns)."""
 
     stride: int
-    dilation: tuple
-    reach: tuple  # cells from the first to the last one that it covers
-    pads: tuple | None  # ((top, bottom), (left, right)), or None for `same`
-    original: dict  # as a dense layer remembers it
+    dilation: tuple[int, int]
+    reach: tuple[
+        int, int
+    ]  # cells from the first to the last one that it covers
+    pads: Pads | None  # ((top, bottom), (left, right)), or None for `same`
+    original: dict[str, Any]  # as a dense layer remembers it
 
     @property
     def shift(self):
@@ -444,8 +473,8 @@ def _check_hidden(layer, path, grid):
     """Refuses a layer that keeps windows of its own."""
     if not isinstance(layer, keras.layers.Layer):
         return
-    for hidden in layer._flatten_layers(include_self=False):
-        if isinstance(hidden, _REFUSED) or (
+    for hidden in sublayers(layer, include_self=False):
+        if isinstance(hidden, _NOT_CONVERTIBLE) or (
             isinstance(hidden, WINDOWS)
             and (
                 pair(hidden.strides) != (1, 1)
@@ -457,129 +486,3 @@ def _check_hidden(layer, path, grid):
                 f"{type(hidden).__name__} that a rewrite cannot reach; "
                 "compose the model of functional parts instead."
             )
-
-
-def _growth(node):
-    """Output size by input size of a layer that says nothing about it.
-
-    Returns:
-        float: 1 where cells stay, 0.5 for a stride of 2; 0 for one cell or
-        none at all; `None` for anything else.
-    """
-
-    def size_at(n):
-        def sized(t):
-            if not _is_map(t):
-                return t
-            return keras.KerasTensor((1, n, n, t.shape[-1]), t.dtype)
-
-        output = _called(node, node.operation.compute_output_spec, sized)
-        return tuple(output.shape)
-
-    try:
-        small, large = size_at(96), size_at(192)
-    except Exception:
-        # A layer that is made for one size refuses others in its own way.
-        return None
-    if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
-        return 0
-    if len(small) != 4 or any(
-        2 * a != b or a != small[1]
-        for a, b in zip(small[1:3], large[1:3], strict=True)
-    ):
-        return None
-    return small[1] / 96
-
-
-def _leaves_cells_alone(layer, node):
-    """Whether each cell of the output depends on one cell of the input.
-
-    It is tried: one cell of random maps is changed, and no other one of the
-    output may follow. Group normalization is let by; like the mean of
-    squeeze-and-excite, its statistics are those of the whole map.
-    """
-    if isinstance(layer, keras.layers.GroupNormalization):
-        return True
-    # No axis equals another, and no symmetry maps the cell to itself.
-    height, width, cell = 7, 9, (0, 2, 3)
-
-    def output_at(change):
-        rng = np.random.default_rng(0)  # the same numbers each time
-
-        def filled(t):
-            if not _is_map(t):
-                x = rng.normal(size=[n or 1 for n in t.shape])
-            else:
-                x = rng.normal(size=(1, height, width, t.shape[-1]))
-                x[cell] += change
-            return ops.convert_to_tensor(x, t.dtype)
-
-        output = _called(node, node.operation, filled)
-        return np.array(ops.convert_to_numpy(output), "float64")
-
-    try:
-        # 10 is more than any other number, so that a maximum moves.
-        before, after = output_at(0), output_at(10)
-    except Exception:
-        # It wants other sizes, and so cannot be made dense anyway.
-        return False
-    if before.shape[1:3] != (height, width):
-        return False
-    after[cell] = before[cell]
-    return np.allclose(before, after, rtol=1e-4, atol=1e-5)
-
-
-def _called(node, function, replace):
-    """What `function` makes of a node's arguments, its tensors replaced."""
-    args, kwargs = keras.tree.map_structure(
-        lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
-        (node.arguments.args, node.arguments.kwargs),
-    )
-    return keras.tree.flatten(function(*args, **kwargs))[0]
-
-
-def _is_map(t):
-    """Whether a tensor has cells: not so a pooled one, (B, 1, 1, C)."""
-    return len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)
-
-
-def layers_by_path(model):
-    """`(path, layer)` of every layer, those of nested models too."""
-    for layer in model.layers:
-        if not is_functional(layer):
-            yield layer.name, layer
-            continue
-        for path, inner in layers_by_path(layer):
-            yield f"{layer.name}/{path}", inner
-
-
-def is_functional(model):
-    """Whether a model knows its graph."""
-    return isinstance(model, keras.Model) and hasattr(
-        graph_of(model), "_nodes_by_depth"
-    )
-
-
-def check_functional(model):
-    """Raises `TypeError` where a model does not know its graph."""
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional Keras model, built from "
-            f"`keras.Input`. Received: model={model!r} of type "
-            f"{type(model).__name__}"
-        )
-
-
-def nodes_of(model):
-    """Calls of layers in a graph, in the order of computation."""
-    by_depth = graph_of(model)._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-    ]
-
-
-def graph_of(model):
-    """The functional model within a Sequential one, or the model itself."""
-    return getattr(model, "_functional", None) or model

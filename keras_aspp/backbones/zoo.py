@@ -1,31 +1,21 @@
 """create_backbone: names -> dense feature extractors."""
 
-import dataclasses
-import difflib
 import fnmatch
 import itertools
 import os
-import re
 import warnings
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from keras_aspp.backbones.atrous import (
-    rebuild,
-    stage_ends,
-    with_output_stride,
-)
-from keras_aspp.backbones.grids import (
-    CONVOLUTIONS,
-    graph_of,
-    is_functional,
-    layers_by_path,
-    nodes_of,
-    pair,
-)
-from keras_aspp.finite import check_weights
-from keras_aspp.layers.group_norm import GroupNormalization
+from keras_aspp.backbones import torchvision
+from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
+from keras_aspp.backbones.grids import pair
+from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
+from keras_aspp.backbones.padding import symmetric_padding
+from keras_aspp.backbones.rebuild import configuration_of, rebuild
+from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
@@ -34,60 +24,19 @@ from keras_aspp.preprocess import (
     TORCHVISION,
     Preprocess,
 )
+from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
+from keras_aspp.utils.types import PathLike, Shape
 
-
-@dataclasses.dataclass(frozen=True)
-class _Family:
-    """What the zoo knows of one family of `keras.applications`."""
-
-    builder: str  # name of the function in `keras.applications`
-    preprocess: Preprocess  # of Keras' own weights
-    # Layers whose outputs are features. Where none has the stride, the last
-    # layer of that stride is taken.
-    features: str = "$^"
-    output: bool = True  # whether the model's own output is a feature
-    multipliers: tuple = ()  # widths that have published weights
-    arguments: dict = dataclasses.field(default_factory=dict)
-    default_size: int | None = None  # of a graph that depends on the size
-    torchvision_epsilon: float | None = None  # None: no importer yet
-    # First layers of the network without scaling, and of torchvision's, as
-    # `_described` names them; `*` is any text. Families of -1..1 need none,
-    # since that is the default.
-    stem: str = ""
-    torchvision_stem: str = ""
-
-
-# Pictures are preprocessed by `Preprocess`, so that it stands in one place.
-_BARE = {"include_preprocessing": False}
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
 _BY_128 = Preprocess(value_range=(-1.0, 255 / 128 - 1))
 _MOBILENET_V3 = "*conv*:conv3/2x16v *:bn0.001 *expanded_conv*:dw3/1*"
-_FAMILIES = {
-    "mobilenet": _Family(
-        "MobileNet", KERAS_TF, multipliers=("0.25", "0.5", "0.75")
-    ),
-    "mobilenet_v2": _Family(
-        "MobileNetV2",
-        KERAS_TF,
-        # Narrow ends of blocks, not the expanded maps of the next block.
-        features=r"(_add|_project_BN)$",
-        output=False,
-        multipliers=("0.35", "0.5", "0.75", "1.3", "1.4"),
-        torchvision_epsilon=1e-5,
-        torchvision_stem="*Conv1*:conv3/2x*v *:bn1e-05",
-    ),
-    "xception": _Family("Xception", KERAS_TF),
-    "inception_v3": _Family("InceptionV3", KERAS_TF, features=r"^mixed\d+$"),
-    "inception_resnet_v2": _Family(
-        "InceptionResNetV2", KERAS_TF, features=r"^(mixed_|block\d+_\d+_ac$)"
-    ),
-}
 for _depth in (16, 19):
-    _FAMILIES[f"vgg{_depth}"] = _Family(
+    FAMILIES[f"vgg{_depth}"] = Family(
         f"VGG{_depth}", KERAS_CAFFE, stem="*block1_conv1*:conv3/1x64b"
     )
 for _depth in (50, 101, 152):
-    _FAMILIES[f"resnet{_depth}"] = _Family(
+    FAMILIES[f"resnet{_depth}"] = Family(
         f"ResNet{_depth}",
         KERAS_CAFFE,
         features=r"_out$",
@@ -96,27 +45,27 @@ for _depth in (50, 101, 152):
         stem="*:conv7/2x64bv *:bn1.001e-05",
         torchvision_stem="*conv1_conv*:conv7/2x64v *:bn1e-05",
     )
-    _FAMILIES[f"resnet{_depth}_v2"] = _Family(
+    FAMILIES[f"resnet{_depth}_v2"] = Family(
         f"ResNet{_depth}V2", KERAS_TF, features=r"_preact_relu$"
     )
 for _depth in (121, 169, 201):
-    _FAMILIES[f"densenet{_depth}"] = _Family(
+    FAMILIES[f"densenet{_depth}"] = Family(
         f"DenseNet{_depth}", TORCHVISION, stem="*:conv7/2x64v *:bn1.001e-05"
     )
 for _size in ("small", "large"):
-    _FAMILIES[f"mobilenet_v3_{_size}"] = _Family(
+    FAMILIES[f"mobilenet_v3_{_size}"] = Family(
         f"MobileNetV3{_size.title()}",
         KERAS_TF,
         features=r"^expanded_conv.*(_add|_project_bn)$",
         multipliers=("0.75",),
-        arguments=_BARE,
+        arguments=BARE,
         torchvision_epsilon=1e-3 if _size == "large" else None,
         # Padded symmetrically: with torchvision's weights, or with none.
         stem=_MOBILENET_V3 if _size == "large" else "",
         torchvision_stem=_MOBILENET_V3 if _size == "large" else "",
     )
 for _size in range(8):
-    _FAMILIES[f"efficientnet_b{_size}"] = _Family(
+    FAMILIES[f"efficientnet_b{_size}"] = Family(
         f"EfficientNetB{_size}",
         TORCHVISION,
         features=r"^block.*(_add|_project_bn)$",
@@ -124,24 +73,24 @@ for _size in range(8):
         stem="*stem_conv*:conv3/2x* *:bn* *block1a_dwconv*:dw3/1*",
     )
 for _size in ("b0", "b1", "b2", "b3", "s", "m", "l"):
-    _FAMILIES[f"efficientnet_v2_{_size}"] = _Family(
+    FAMILIES[f"efficientnet_v2_{_size}"] = Family(
         f"EfficientNetV2{_size.upper()}",
         TORCHVISION if _size.startswith("b") else _BY_128,
         features=r"^block.*(_add|_project_bn|_project_activation)$",
         output=False,
-        arguments=_BARE,
+        arguments=BARE,
         stem="*stem_conv*:conv3/2x* *:bn* *block1a_project_conv*:conv3/1x"
         + ("16*" if _size.startswith("b") else "[23]*"),
     )
 for _size in ("tiny", "small", "base", "large", "xlarge"):
-    _FAMILIES[f"convnext_{_size}"] = _Family(
+    FAMILIES[f"convnext_{_size}"] = Family(
         f"ConvNeXt{_size.title().replace('Xl', 'XL')}",
         TORCHVISION,
-        arguments=_BARE,
+        arguments=BARE,
         stem="*stem_conv*:conv4/4x*bv *:ln1e-06",
     )
 for _size, _default in (("mobile", 224), ("large", 331)):
-    _FAMILIES[f"nasnet_{_size}"] = _Family(
+    FAMILIES[f"nasnet_{_size}"] = Family(
         f"NASNet{_size.title()}",
         KERAS_TF,
         features=r"(_concat_|^stem_bn1$)",
@@ -149,29 +98,15 @@ for _size, _default in (("mobile", 224), ("large", 331)):
     )
 
 
-def list_backbones():
-    """Names that `create_backbone` knows.
-
-    The MobileNets take any width multiplier, `mobilenet_v2_0.25` too; listed
-    are those with published weights.
-    """
-    widths = [
-        f"{name}_{multiplier}"
-        for name, family in _FAMILIES.items()
-        for multiplier in family.multipliers
-    ]
-    return sorted([*_FAMILIES, *widths])
-
-
 def create_backbone(
-    name,
-    output_stride=16,
-    weights="imagenet",
-    input_shape=(None, None, 3),
-    batch_norm_epsilon=None,
-    batch_norm_momentum=None,
-    dtype=None,
-):
+    name: str,
+    output_stride: int = 16,
+    weights: PathLike | Mapping[str, np.ndarray] | None = "imagenet",
+    input_shape: Shape = (None, None, 3),
+    batch_norm_epsilon: float | None = None,
+    batch_norm_momentum: float | None = None,
+    dtype: str | keras.DTypePolicy | None = None,
+) -> keras.Model:
     """A feature extractor out of `keras.applications`, made dense.
 
     Args:
@@ -201,7 +136,7 @@ def create_backbone(
         ValueError: unknown name or weights, weights that do not fit.
         FileNotFoundError: the weights file does not exist.
     """
-    family, multiplier = _parse(name)
+    family, multiplier = parse_name(name)
     height, width, channels = input_shape
     if weights is not None and channels != 3:
         raise ValueError(
@@ -222,7 +157,7 @@ def create_backbone(
             f"Received: weights={str(weights)!r}, which does not exist"
         )
     if torch and family.torchvision_epsilon is None:
-        known = [n for n, f in _FAMILIES.items() if f.torchvision_epsilon]
+        known = [n for n, f in FAMILIES.items() if f.torchvision_epsilon]
         raise ValueError(
             f"No importer for torchvision weights of {name}; there is one for "
             f"{', '.join(known)}. Received: name={name!r}"
@@ -241,12 +176,12 @@ def create_backbone(
         batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
     features = stage_ends(model, family.features, family.output)
     model = keras.Model(model.input, features, name=name.replace(".", "_"))
-    changes = _configuration(
+    changes = configuration_of(
         model, batch_norm_epsilon, batch_norm_momentum, dtype
     )
     padding_before = {}
     if torch or weights is None:
-        padding, padding_before = _symmetric_padding(model)
+        padding, padding_before = symmetric_padding(model)
         for path, change in padding.items():
             changes[path] |= change
     model = rebuild(model, changes, padding_before)
@@ -259,9 +194,6 @@ def create_backbone(
 
 def _with_torchvision(model, name, weights):
     """Keras' model, or what torchvision's differs from it, with its weights."""
-    from keras_aspp.weights import torchvision
-    from keras_aspp.weights.state_dict import read_state_dict
-
     source = weights
     if isinstance(weights, dict):
         source = "a state dict"
@@ -276,25 +208,6 @@ def _with_torchvision(model, name, weights):
     model = rebuild(model, changes, carry=lambda layer, copy: None)
     torchvision.fill_resnet(model, weights, source)
     return model
-
-
-def _parse(name):
-    match = re.fullmatch(r"(.+)_(\d+(?:\.\d+)?)", str(name))
-    base, multiplier = match.groups() if match else (name, "1")
-    if match and not (
-        base in _FAMILIES
-        and _FAMILIES[base].multipliers
-        and float(multiplier) > 0
-    ):
-        base, multiplier = name, "1"
-    if base not in _FAMILIES:
-        near = difflib.get_close_matches(str(name), list_backbones(), 3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"Unknown backbone.{hint} Known: {', '.join(list_backbones())}. "
-            f"Received: name={name!r}"
-        )
-    return _FAMILIES[base], float(multiplier)
 
 
 def _load(name, family, multiplier, weights, input_shape):
@@ -375,7 +288,7 @@ _DESCRIBED = {
 }
 
 
-def preprocess_of(model):
+def preprocess_of(model: keras.Model) -> Preprocess:
     """Infers the preprocessing of a backbone that is given as a model.
 
     Models of `create_backbone` bring it. A model that changes pixels before
@@ -400,7 +313,7 @@ def preprocess_of(model):
         itertools.islice(filter(None, map(_described, _operations(model))), 3)
     )
     found = {}
-    for name, family in _FAMILIES.items():
+    for name, family in FAMILIES.items():
         if _begins_with(layers, family.stem):
             found.setdefault(family.preprocess, f"{name} of Keras")
         if _begins_with(layers, family.torchvision_stem):
@@ -498,125 +411,6 @@ def _seen_by_first_layer(model, images):
         elif isinstance(node.operation, tuple(_DESCRIBED)):
             return value(node.input_tensors[0]), True
     return value(graph.outputs[0]), False
-
-
-def configure(
-    model, batch_norm_epsilon=None, batch_norm_momentum=None, dtype=None
-):
-    """A copy with other batch-norm arguments or another dtype policy.
-
-    `None` keeps what is. The weights are the same.
-    """
-    return rebuild(
-        model,
-        _configuration(model, batch_norm_epsilon, batch_norm_momentum, dtype),
-    )
-
-
-def synchronize(model):
-    """A copy whose batch norm takes its statistics from all devices."""
-    norms = [path for path, layer in layers_by_path(model) if _is_norm(layer)]
-    return rebuild(model, dict.fromkeys(norms, {"synchronized": True}))
-
-
-def group_normalize(model):
-    """The model with group norm where it has batch norm; it shares layers.
-
-    It is for fresh weights: those of a trained network rely on their norm.
-    """
-
-    def change(layer):
-        if not _is_norm(layer):
-            return layer
-        return GroupNormalization(
-            epsilon=layer.epsilon, dtype=layer.dtype_policy, name=layer.name
-        )
-
-    def call(layer, *args, **kwargs):
-        if isinstance(layer, GroupNormalization):
-            kwargs = {}  # the mask that batch norm takes
-        return layer(*args, **kwargs)
-
-    return keras.models.clone_model(
-        model,
-        input_tensors=model.input,
-        clone_function=change,
-        call_function=call,
-    )
-
-
-def _is_norm(layer):
-    return isinstance(layer, keras.layers.BatchNormalization)
-
-
-def _configuration(model, batch_norm_epsilon, batch_norm_momentum, dtype):
-    """dict: path of every layer -> configuration values to replace."""
-    norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
-    norm = {key: value for key, value in norm.items() if value is not None}
-    changes = {}
-    for path, layer in layers_by_path(model):
-        changes[path] = dict(norm) if _is_norm(layer) else {}
-        if dtype is not None:
-            changes[path]["dtype"] = dtype
-    return changes
-
-
-def _symmetric_padding(model):
-    """Lets windows pad alike at both sides, whatever the picture's size.
-
-    Keras' own backbones pad by the parity of the size they are built with, or
-    not at all. Here a map has ceil(picture / stride) cells, and cell i lies
-    at pixel i * stride.
-
-    Returns:
-        `(changes, padding_before)`, as `rebuild` takes them.
-    """
-    changes, padding_before = {}, {}
-    for path, layer in layers_by_path(model):
-        if isinstance(layer, keras.layers.ZeroPadding2D):
-            kernel = _kernel_behind(layer)
-            if kernel:
-                changes[path] = {"padding": (kernel - 1) // 2}
-            continue
-        kernel, strided = _kernel(layer), _stride(layer) > 1
-        if not kernel or kernel == 1 or _zeros_before(layer):
-            continue
-        half = (kernel - 1) // 2
-        if kernel % 2 == 0 or not strided:
-            # The window of the last cell may reach beyond the map.
-            after = {"padding": "same"}
-            if isinstance(layer, CONVOLUTIONS) and strided:
-                after = {"padding": "valid"}
-                padding_before[path] = ((0, kernel - 1), (0, kernel - 1))
-            changes[path] = after
-        elif isinstance(layer, CONVOLUTIONS):
-            padding_before[path] = half
-            changes[path] = {"padding": "valid"}
-        else:
-            pads = ((half, half), (half, half))
-            changes[path] = {"padding": "valid", "pads": pads}
-    return changes, padding_before
-
-
-def _kernel(layer):
-    """Height of a convolution's kernel or a pool, or `None`."""
-    size = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
-    return size and size[0]
-
-
-def _stride(layer):
-    return pair(getattr(layer, "strides", 1))[0]
-
-
-def _kernel_behind(layer):
-    """Kernel size of the window that a ZeroPadding2D pads for, or `None`."""
-    (node,) = layer._outbound_nodes[:1]
-    return _kernel(node.operation)
-
-
-def _zeros_before(layer):
-    source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
-    return isinstance(source, keras.layers.ZeroPadding2D)
 
 
 def _fix_size(model, input_shape):

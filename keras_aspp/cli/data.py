@@ -6,14 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.cli.configuration import (
-    config_names,
-    config_path,
-    load_config,
-    print_table,
-)
 from keras_aspp.cli.main import Parser, add_beam, beam_options
-from keras_aspp.textfile import printable
+from keras_aspp.cli.output import print_table, show_progress
+from keras_aspp.config.load import config_names, config_path, load_config
+from keras_aspp.utils.text import printable
 
 SIZES_SHOWN = 3
 
@@ -120,7 +116,7 @@ def _check(flags):
         print()
     _print_report(report)
     if flags.json:
-        from keras_aspp.files import write_json
+        from keras_aspp.utils.files import write_json
 
         write_json(flags.json, _report_dict(source.root, report))
         print(f"\nreport  {flags.json}")
@@ -168,8 +164,6 @@ def _convert(flags, options):
 
 def _counted(pairs):
     """Goes through `pairs` with a counter on a terminal."""
-    from keras_aspp.cli.evaluate import show_progress
-
     for done, pair in enumerate(pairs, start=1):
         yield pair
         show_progress(done, len(pairs))
@@ -255,7 +249,7 @@ def _number(share):
 
 def _preview(flags):
     from keras_aspp.data.sources import open_source
-    from keras_aspp.engine.pictures import caption, draw_sheet
+    from keras_aspp.plots.labels import caption, draw_sheet
 
     config = _data_config(flags.data)
     source = open_source(config)
@@ -274,7 +268,7 @@ def _preview(flags):
 
 
 def _data_config(name):
-    from keras_aspp.config import DataConfig
+    from keras_aspp.config.schema import DataConfig
 
     if os.path.isdir(name):
         return DataConfig(root=name)

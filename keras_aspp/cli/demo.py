@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
-from keras_aspp.textfile import read_manifest
+from keras_aspp.utils.text import read_manifest
 
 # A connection is closed after `IDLE_SECONDS` without a byte, and after
 # `MAX_SECONDS` whatever it does.

@@ -1,13 +1,9 @@
 """keras-aspp evaluate."""
 
-import dataclasses
-import os
-import sys
 from pathlib import Path
 
-from keras_aspp.cli.configuration import config_path, load_config
 from keras_aspp.cli.main import Parser, add_beam, beam_options
-from keras_aspp.cli.train import print_metrics
+from keras_aspp.cli.output import print_metrics, show_progress
 
 
 def run(arguments):
@@ -76,6 +72,8 @@ def run(arguments):
     options = beam_options(parser, flags)
     if options is not None:
         _check_beam(parser, flags)
+    from keras_aspp.workdir import open_data
+
     print_writer(flags.model)
     source, data = open_data(flags.data, flags.model)
     split = flags.split or data.validation_split
@@ -94,8 +92,8 @@ def run(arguments):
         print(f"\nmetrics  {flags.json}")
         return 0
     from keras_aspp.engine.evaluate import evaluate
-    from keras_aspp.files import write_json
     from keras_aspp.inference import Predictor
+    from keras_aspp.utils.files import write_json
 
     metrics = evaluate(
         Predictor(**model),
@@ -163,44 +161,3 @@ def _check_beam(parser, flags):
             )
     if flags.json is None:
         parser.error("--beam needs --json, a file that every worker can reach")
-
-
-def open_data(name, model):
-    """The source that a command line names, and its `DataConfig`.
-
-    Args:
-        name: folder, NAME of a configuration, or `None` for what the workdir
-            `model` was trained on.
-        model: path of the model.
-
-    Returns:
-        `(source, DataConfig)`.
-    """
-    from keras_aspp.config import DataConfig
-    from keras_aspp.data.sources import open_source
-
-    if name is None:
-        path = Path(model) / "config.yaml"
-        if not path.is_file():
-            raise ValueError(
-                "--data must be given for a model that is no workdir. "
-                f"Received: --model {model}"
-            )
-        data = load_config(path).data
-    elif os.path.isdir(name):
-        data = DataConfig(root=name)
-        known = Path(model) / "config.yaml"
-        if known.is_file():
-            data = dataclasses.replace(
-                load_config(known).data, root=name, tfds=None
-            )
-    else:
-        data = load_config(config_path(name)).data
-    return open_source(data), data
-
-
-def show_progress(done, total):
-    """A counter on a terminal; silent elsewhere."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{done}/{total} pictures", end=end, file=sys.stderr)

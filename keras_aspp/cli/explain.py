@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.cli.configuration import print_table
-from keras_aspp.cli.inspect import find_model
 from keras_aspp.cli.main import Parser
+from keras_aspp.cli.output import print_table
 
 LONGEST_SIDE = 640
 RATES = (6, 12, 18)
@@ -32,7 +31,7 @@ def run(arguments):
     flags = parser.parse_args(arguments)
     image = read_picture(flags.image)
     figures, said = explain(image, flags.model)
-    from keras_aspp.analysis.figures import save
+    from keras_aspp.plots.figure import save
 
     os.makedirs(flags.output, exist_ok=True)
     written = [
@@ -52,7 +51,7 @@ def read_picture(path):
         FileNotFoundError, ValueError: there is none.
     """
     from keras_aspp.data.decode import read_image
-    from keras_aspp.inference.predictor import resize_image
+    from keras_aspp.data.resize import resize_image
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"No such picture. File: {path}")
@@ -76,39 +75,43 @@ def explain(image, model_path=None):
         `(figures, said)`: dict of name -> matplotlib `Figure`, and sentences
         to print.
     """
-    from keras_aspp.analysis import pictures
-
     if model_path is None:
-        return _by_hand(image, pictures)
-    path = find_model(model_path)
+        return _by_hand(image)
+    from keras_aspp.inference.artefacts import resolve
+
+    path = resolve(model_path, keras_only=True)
     if path.suffix != ".keras":
         raise ValueError(
             "Feature maps are drawn of Keras models only, whose layers are "
             f"known. Received: --model {path}"
         )
-    from keras_aspp.models.segmenter import check_rgb, load_keras
+    from keras_aspp.models.archive import load_keras
+    from keras_aspp.models.segmenter import check_rgb
 
     model = load_keras(path)
     check_rgb(model, "`keras-aspp explain`")
-    return _by_model(image, model, pictures)
+    return _by_model(image, model)
 
 
-def _by_hand(image, pictures):
-    found = pictures.strided_and_dense(
-        pictures.filter_bank(), image.astype("float32") / 255
+def _by_hand(image):
+    from keras_aspp.analysis import feature_maps
+    from keras_aspp.plots import explain as plots
+
+    found = feature_maps.strided_and_dense(
+        feature_maps.filter_bank(), image.astype("float32") / 255
     )
     stride = found["strides"][1]
-    maps = pictures.surroundings(found["dense"][..., 0])
+    maps = feature_maps.surroundings(found["dense"][..., 0])
     maps = {
         f"{name}: {int(name.split()[1]) * stride} px": values
         for name, values in maps.items()
     }
     figures = {
-        "kernel": pictures.kernel_figure(image, RATES, STRIDE),
-        "dense": pictures.dense_figure(
-            image, found, range(1, 4), pictures.FILTERS[1:]
+        "kernel": plots.kernel_figure(image, RATES, STRIDE),
+        "dense": plots.dense_figure(
+            image, found, range(1, 4), feature_maps.FILTERS[1:]
         ),
-        "branches": pictures.branches_figure(
+        "branches": plots.branches_figure(
             image,
             maps,
             "A cell minus its eight neighbours: each rate answers to things "
@@ -118,29 +121,31 @@ def _by_hand(image, pictures):
     return figures, _sentences(image, found)
 
 
-def _by_model(image, model, pictures):
+def _by_model(image, model):
     import keras
 
+    from keras_aspp.analysis import feature_maps
+    from keras_aspp.plots import explain as plots
     from keras_aspp.preprocess import Preprocess
 
-    aspp = pictures.aspp_of(model)
+    aspp = feature_maps.aspp_of(model)
     backbone = getattr(model, "backbone", None) or (
         keras.Model(model.input, aspp.input) if aspp else model
     )
     preprocess = getattr(model, "preprocess", None) or Preprocess()
     inputs = np.asarray(preprocess(image), "float32")
-    found = pictures.strided_and_dense(backbone, inputs)
+    found = feature_maps.strided_and_dense(backbone, inputs)
     rates = getattr(aspp or model, "atrous_rates", RATES)
     stride = getattr(model, "output_stride", STRIDE)
-    channels = pictures.channels_to_show(found["dense"])
+    channels = plots.channels_to_show(found["dense"])
     figures = {
-        "kernel": pictures.kernel_figure(image, rates, stride),
-        "dense": pictures.dense_figure(image, found, channels),
+        "kernel": plots.kernel_figure(image, rates, stride),
+        "dense": plots.dense_figure(image, found, channels),
     }
     said = _sentences(image, found)
-    maps = pictures.branches_of(model, inputs)
+    maps = feature_maps.branches_of(model, inputs)
     if maps:
-        figures["branches"] = pictures.branches_figure(
+        figures["branches"] = plots.branches_figure(
             image, maps, "How strongly each branch of ASPP answers"
         )
     else:

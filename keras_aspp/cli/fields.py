@@ -5,7 +5,7 @@ import textwrap
 import types
 import typing
 
-from keras_aspp.config import Config
+from keras_aspp.config.schema import Config
 
 WIDTH = 79
 _NAMES = {str: "text", bool: "true or false", type(None): "null"}

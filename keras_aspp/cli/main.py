@@ -7,10 +7,8 @@ import sys
 import warnings
 
 from keras_aspp.cli.startup import prompt_interrupts, start_program
-from keras_aspp.textfile import printable
+from keras_aspp.utils.errors import is_user_error, one_line
 
-# Longer ones repeat a value that is itself at fault.
-MAX_MESSAGE = 1500
 COMMANDS = {
     "train": "train a segmenter as a configuration says",
     "evaluate": "count a model's right and wrong pixels on a data set",
@@ -97,7 +95,7 @@ def guarded(run, arguments):
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_fault_of_input(error):
+        if not is_user_error(error):
             raise
         print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -114,39 +112,6 @@ def _warnings_of_one_line():
         yield
     finally:
         warnings.formatwarning = before
-
-
-def is_fault_of_input(error):
-    """Whether an error tells of the input, and is no fault of ours."""
-    if isinstance(error, (ValueError, TypeError, OSError, MemoryError)):
-        return True
-    import tensorflow as tf
-
-    return isinstance(error, tf.errors.OpError)
-
-
-def one_line(error):
-    """The message of an error, as one line of printable characters."""
-    message = printable(_message(error))
-    if len(message) > MAX_MESSAGE:
-        message = f"{message[: MAX_MESSAGE - 200]} [...] {message[-200:]}"
-    return message
-
-
-def _message(error):
-    """The message of an error, without a traceback.
-
-    A host function's error reaches us through TensorFlow with a traceback in
-    front; its last `...Error: message` line is the one to show.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        kind, _, message = line.partition(": ")
-        if kind in ("ValueError", "FileNotFoundError", "OSError") and message:
-            return message
-        if "Error: ValueError: " in line:
-            return line.split("ValueError: ", 1)[1]
-    return " ".join(lines[:3]) or type(error).__name__
 
 
 if __name__ == "__main__":

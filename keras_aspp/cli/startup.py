@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from keras_aspp.native_log import filtered_stderr
+from keras_aspp.utils.native_log import filtered_stderr
 
 
 def start_program():

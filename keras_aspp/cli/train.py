@@ -3,22 +3,23 @@
 import argparse
 import difflib
 import os
-import shlex
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 
-from keras_aspp.cli.configuration import (
-    config_path,
-    config_text,
-    dump_config,
-    load_config,
-    print_table,
-)
 from keras_aspp.cli.fields import describe, paths
 from keras_aspp.cli.main import Parser
-from keras_aspp.textfile import printable
+from keras_aspp.cli.output import (
+    print_files,
+    print_metrics,
+    print_table,
+    show_progress,
+)
+from keras_aspp.config.load import (
+    config_path,
+    config_text,
+    load_config,
+)
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
 ORIGINS = {
@@ -69,7 +70,6 @@ def run(arguments):
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
     _check_download(config.model)
-    from keras_aspp.cli.evaluate import show_progress
     from keras_aspp.engine.run import range_test, train
 
     workdir = flags.workdir
@@ -82,7 +82,6 @@ def run(arguments):
         config,
         workdir,
         flags.resume,
-        on_begin=lambda: dump_config(config, workdir / "config.yaml"),
         progress=show_progress,
     )
     if metrics is None:
@@ -92,19 +91,6 @@ def run(arguments):
     print()
     print_files(workdir)
     return 0
-
-
-def print_files(workdir):
-    """Prints what a run wrote, and how to see its curves."""
-    logs = workdir / "logs"
-    print_table(
-        [
-            ("model", workdir / "model.keras"),
-            ("metrics", workdir / "metrics.json"),
-            ("history", logs / "history.csv"),
-            ("curves", f"tensorboard --logdir {shlex.quote(str(logs))}"),
-        ]
-    )
 
 
 class _Help(argparse.Action):
@@ -186,26 +172,3 @@ def _unreachable(url):
     thread.start()
     thread.join(NETWORK_SECONDS)
     return reasons[0]
-
-
-def print_metrics(metrics):
-    """Prints the contents of `metrics.json` as a table, then its advice."""
-    print(f"\n{metrics['num_images']} images of split {metrics['split']}")
-    rows = [("class", "IoU")]
-    for name, iou in metrics["per_class_iou"].items():
-        rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
-    numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy")
-    more = ("boundary_iou", "calibration_error")
-    for name in (*numbers, *(n for n in more if metrics.get(n) is not None)):
-        value = metrics[name]
-        rows.append((name, "none" if value is None else f"{value:.4f}"))
-    for width, value in metrics.get("band_mean_iou", {}).items():
-        shown = "none" if value is None else f"{value:.4f}"
-        rows.append((f"mean_iou within {width} px", shown))
-    for size, value in metrics.get("recall_by_size_px", {}).items():
-        count = metrics["objects_by_size_px"][size]
-        shown = "none" if value is None else f"{value:.4f}"
-        rows.append((f"recall, {count} objects of {size} px", shown))
-    print_table(rows)
-    for line in metrics.get("advice", []):
-        print(f"\nAdvice: {printable(line)}.")

@@ -5,22 +5,27 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from keras_aspp.data import decode
+from keras_aspp.data.beam_io import pipeline_options
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.utils.types import PathLike
 
 _VERSION = "1.0.0"
 
 
 def convert_folder(
-    source,
-    output,
-    num_shards=None,
-    beam_options=None,
-    progress=lambda items: items,
-):
+    source: FolderSource,
+    output: PathLike,
+    num_shards: int | None = None,
+    beam_options: Sequence[str] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> dict[str, tuple[int, int]]:
     """Writes every picture and mask of a folder data set into tfrecord files.
 
     Upright JPEG and PNG images are stored as they are in their files, others
@@ -70,8 +75,6 @@ def convert_folder(
     name, version = _name_and_version(output)
     config = {"num_shards": num_shards}
     if beam_options is not None:
-        from keras_aspp.engine.beam import pipeline_options
-
         config["beam_options"] = pipeline_options(beam_options)
     work = output.with_name(f".{output.name}.tmp")
     # What a killed run left.

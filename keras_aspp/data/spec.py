@@ -2,10 +2,13 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from keras_aspp import textfile
-from keras_aspp.files import write_json
 from keras_aspp.labels import BACKGROUND
+from keras_aspp.utils.files import write_json
+from keras_aspp.utils.text import is_line, look, read_json
+from keras_aspp.utils.types import PathLike
 
 _KEYS = (
     "class_names",
@@ -43,16 +46,16 @@ class DatasetSpec:
         ValueError: a value is not as above.
     """
 
-    class_names: tuple
+    class_names: tuple[str, ...]
     ignore_label: int = 255
-    colormap: tuple | None = None
-    label_map: dict | None = None
+    colormap: tuple[tuple[int, int, int], ...] | None = None
+    label_map: dict[int, int | str] | None = None
     name: str = ""
     license: str = ""
-    ignore_colors: tuple = ()
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
     mask_orientation: str = "own"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = self.class_names
         # A lone string would become one class per letter.
         if isinstance(names, (list, tuple)):
@@ -61,7 +64,7 @@ class DatasetSpec:
             not isinstance(names, (list, tuple))
             or not names
             or not all(isinstance(name, str) for name in names)
-            or not all(textfile.is_line(name) for name in names)
+            or not all(is_line(name) for name in names)
             or len(set(names)) != len(names)
         ):
             raise ValueError(
@@ -90,7 +93,7 @@ class DatasetSpec:
             )
         for key in ("name", "license"):
             value = getattr(self, key)
-            if not isinstance(value, str) or not textfile.is_line(value):
+            if not isinstance(value, str) or not is_line(value):
                 raise ValueError(
                     f"`{key}` must be a line of text. Received: {key}={value!r}"
                 )
@@ -159,11 +162,13 @@ class DatasetSpec:
         return {int(stored): label for stored, label in label_map.items()}
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
     @classmethod
-    def from_file(cls, path, notes=None):
+    def from_file(
+        cls, path: PathLike, notes: list[str] | None = None
+    ) -> "DatasetSpec":
         """Reads a `dataset.json`.
 
         Args:
@@ -175,7 +180,7 @@ class DatasetSpec:
             ValueError: no valid JSON, an unknown key, or a value at fault.
         """
         repeated = []
-        content = textfile.read_json(path, repeated)
+        content = read_json(path, repeated)
         if not isinstance(content, dict) or "class_names" not in content:
             raise ValueError(
                 f"`class_names` is missing. File: {path}. Known keys: "
@@ -201,7 +206,7 @@ class DatasetSpec:
             notes += _notes(spec, content, repeated, path)
         return spec
 
-    def to_file(self, path):
+    def to_file(self, path: PathLike) -> None:
         """Writes a `dataset.json` that `from_file` reads."""
         content = {
             k: v for k, v in dataclasses.asdict(self).items() if v or v == 0
@@ -211,7 +216,7 @@ class DatasetSpec:
         content.pop("mask_orientation", None)
         write_json(path, content)
 
-    def colors(self):
+    def colors(self) -> tuple[tuple[int, int, int], ...]:
         """One RGB colour per class: the colormap, or well-told-apart ones."""
         if self.colormap is not None:
             return self.colormap
@@ -228,7 +233,7 @@ def _notes(spec, content, repeated, path):
             f"`label_map` has {' and '.join(map(repr, keys))} for {number}, "
             f"the last counts. File: {path}"
         )
-    for names in grouped(spec.class_names, textfile.look).values():
+    for names in grouped(spec.class_names, look).values():
         notes.append(
             f"class names that look alike: {', '.join(map(repr, names))}. "
             f"File: {path}"
@@ -236,7 +241,9 @@ def _notes(spec, content, repeated, path):
     return notes
 
 
-def grouped(items, key):
+def grouped(
+    items: Iterable[Any], key: Callable[[Any], Any]
+) -> dict[Any, list[Any]]:
     """Dict of the lists of two items and more that have the same key."""
     groups = {}
     for item in items:

@@ -12,42 +12,30 @@ Beam is imported where it is used; it is an extra.
 import functools
 import hashlib
 import io
-import json
 import operator
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from keras_aspp.data.decode import read_image
-from keras_aspp.engine.evaluate import check_classes, metrics_dict
-from keras_aspp.engine.pictures import (
-    color_labels,
-    index_picture,
-    overlay,
-    spec_of,
+from keras_aspp.data.beam_io import (
+    absolute_path,
+    join_path,
+    pipeline_options,
+    read_json_file,
+    write_file,
+    write_json_file,
 )
-from keras_aspp.extras import need
+from keras_aspp.data.decode import read_image
+from keras_aspp.engine.evaluate import metrics_dict, resolve_num_classes
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
-from keras_aspp.textfile import printable
+from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
+from keras_aspp.utils.text import printable
 
 PREDICTIONS = "predictions.json"
 _WILDCARDS = "*?["
-
-
-def pipeline_options(options):
-    """Beam's `PipelineOptions` of a list of str.
-
-    Raises:
-        ValueError: Beam is not installed.
-    """
-    need("`--beam`", "beam", "apache_beam")
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    return PipelineOptions(options)
 
 
 def evaluate_with_beam(model, source, split, path, options=()):
@@ -72,7 +60,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
 
     total, spec = source.size(split), source.spec
     _counted_by(model, spec)
-    path = _absolute(path)
+    path = absolute_path(path)
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
@@ -82,9 +70,9 @@ def evaluate_with_beam(model, source, split, path, options=()):
             | "count" >> beam.Map(_count, spec)
             | "sum" >> beam.CombineGlobally(_total)
             | "numbers" >> beam.Map(_metrics, spec, split)
-            | "write" >> beam.Map(_write_json, path)
+            | "write" >> beam.Map(write_json_file, path)
         )
-    found = _read_json(path)
+    found = read_json_file(path)
     if found["num_images"] != total:
         raise ValueError(
             f"Split `{split}` has {total} pictures, but {found['num_images']} "
@@ -114,7 +102,7 @@ def predict_with_beam(model, images, output, options=()):
     options = pipeline_options(options)
     import apache_beam as beam
 
-    output = _absolute(output)
+    output = absolute_path(output)
     spec = spec_of(Predictor(**model))
     with beam.Pipeline(options=options) as pipeline:
         read = (
@@ -133,9 +121,10 @@ def predict_with_beam(model, images, output, options=()):
             | beam.Flatten()
             | "sum" >> beam.CombineGlobally(_total)
             | "report" >> beam.Map(_report)
-            | "write" >> beam.Map(_write_json, _join(output, PREDICTIONS))
+            | "write"
+            >> beam.Map(write_json_file, join_path(output, PREDICTIONS))
         )
-    found = _read_json(_join(output, PREDICTIONS))
+    found = read_json_file(join_path(output, PREDICTIONS))
     return found["num_images"], found["failed"]
 
 
@@ -172,7 +161,7 @@ def _inference(load, reported=()):
 def _counted_by(model, spec):
     """A worker's `Predictor`, which answers with classes of the spec only."""
     predictor = Predictor(**model)
-    check_classes(predictor, spec)
+    resolve_num_classes(predictor, spec)
     return predictor
 
 
@@ -230,11 +219,13 @@ def _files(images):
     from apache_beam.io import fileio
 
     plain = [
-        _absolute(i)
+        absolute_path(i)
         for i in images
         if os.path.exists(i) or not set(_WILDCARDS) & set(i)
     ]
-    patterns = [_absolute(i) for i in images if _absolute(i) not in plain]
+    patterns = [
+        absolute_path(i) for i in images if absolute_path(i) not in plain
+    ]
 
     class Files(beam.PTransform):
         def expand(self, pipeline):
@@ -282,51 +273,16 @@ def _save(element, spec, output):
     if isinstance(labels, str):
         return 0, [f"{labels} Picture: {printable(name)}"]
     for part, picture in (
-        ("labels", index_picture(labels, spec)),
+        ("labels", index_image(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),
         ("overlay", Image.fromarray(overlay(image, labels, spec))),
     ):
         content = io.BytesIO()
         picture.save(content, format="PNG")
-        _write(_join(output, f"{name}_{part}.png"), content.getvalue())
+        write_file(join_path(output, f"{name}_{part}.png"), content.getvalue())
     return 1, []
 
 
 def _report(total):
     count, messages = total
     return {"num_images": count, "failed": sorted(messages)}
-
-
-# Files, on whatever file system.
-
-
-def _absolute(path):
-    path = os.fspath(path)
-    return path if "://" in path else os.path.abspath(path)
-
-
-def _join(folder, name):
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems.join(folder, name)
-
-
-def _write(path, content):
-    from apache_beam.io.filesystems import FileSystems
-
-    # Two workers may be given the same work.
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with FileSystems.create(temporary) as file:
-        file.write(content)
-    FileSystems.rename([temporary], [path])
-
-
-def _write_json(content, path):
-    _write(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _read_json(path):
-    from apache_beam.io.filesystems import FileSystems
-
-    with FileSystems.open(path) as file:
-        return json.loads(file.read())

@@ -11,12 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_aspp.config import Config
-from keras_aspp.engine.logs import write_history
-from keras_aspp.engine.signals import interrupt
-from keras_aspp.engine.states import States
-from keras_aspp.files import remove_temporaries, replacing
-from keras_aspp.models import Segmenter, with_dtype
+from keras_aspp.config.schema import Config
+from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.engine.tensorboard import write_history
+from keras_aspp.models.saving import save_model
+from keras_aspp.utils.files import remove_temporaries
+from keras_aspp.utils.signals import interrupt
 
 # What a resumed run may have otherwise: it is read before or after training,
 # or says when to end and what to keep. `data.root` is where the same data is.
@@ -78,7 +78,7 @@ class Checkpoints(keras.callbacks.Callback):
     def move(self, workdir):
         """Writes to another folder from now on."""
         self.workdir = Path(workdir)
-        self.states = States(
+        self.states = CheckpointStore(
             self.workdir / "checkpoints", self.config.train.keep_checkpoints
         )
 
@@ -304,7 +304,7 @@ def changes(workdir, config):
     Raises:
         ValueError: one is of a field that cannot change within a run.
     """
-    before = States(Path(workdir) / "checkpoints", 1).newest_json()
+    before = CheckpointStore(Path(workdir) / "checkpoints", 1).newest_json()
     if before is None:
         return []
     # A field that its version did not have had its default there.
@@ -349,22 +349,6 @@ def _is_whole(path):
             return file.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def save_model(model, path):
-    """Writes a `.keras` without optimizer state, then renames it."""
-    # Precision and compilation belong to the run, not to the model.
-    # (A functional model's own policy is always the global one.)
-    if isinstance(model, Segmenter) and model.arguments()["dtype"] != "float32":
-        model = with_dtype(model, "float32")
-    optimizer = getattr(model, "optimizer", None)
-    compiled = model.compiled
-    try:
-        model.optimizer, model.compiled = None, False
-        with replacing(path) as temporary:
-            model.save(temporary)
-    finally:
-        model.optimizer, model.compiled = optimizer, compiled
 
 
 def _variables(model):

@@ -4,18 +4,18 @@ import heapq
 import math
 from pathlib import Path
 
-from keras_aspp.analysis.figures import save
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
-from keras_aspp.engine.figures import confusion_figure, reliability_figure
-from keras_aspp.engine.pictures import caption, draw_sheet
 from keras_aspp.metrics import (
     BandIoU,
     BoundaryIoU,
     Calibration,
     ConfusionMatrix,
-    ScaleRecall,
+    SizeRecall,
 )
 from keras_aspp.metrics.objects import regions
+from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
+from keras_aspp.plots.figure import save
+from keras_aspp.plots.labels import caption, draw_sheet
 
 # Pictures on the sheet of the worst.
 NUM_WORST = 8
@@ -56,7 +56,7 @@ def evaluate(
             the model has no scores.
     """
     spec = source.spec
-    check_classes(predictor, spec)
+    resolve_num_classes(predictor, spec)
     if calibration and not predictor.has_scores:
         raise ValueError(
             "Only a .keras model has scores (and model_logits.tflite), which "
@@ -72,7 +72,7 @@ def evaluate(
     rims = ()
     if boundaries:
         rims = BoundaryIoU(*counted), BandIoU(*counted)
-    confidence, recall = Calibration(ignore), ScaleRecall()
+    confidence, recall = Calibration(ignore), SizeRecall()
     worst = _Worst(spec, NUM_WORST if figures else 0)
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
@@ -167,7 +167,7 @@ class _Worst:
         draw_sheet(path, title, cells, self.spec)
 
 
-def check_classes(predictor, spec):
+def resolve_num_classes(predictor, spec):
     """Raises `ValueError` where model and data set differ in their classes.
 
     A file that does not say how many it has must answer with the data set's.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.files import write_json
+from keras_aspp.utils.files import write_json
 
 FINGERPRINT_FILE = "fingerprint.json"
 # Fields of a specification that training does not read.

@@ -5,7 +5,6 @@ import math
 import keras
 import numpy as np
 
-from keras_aspp.analysis.figures import new_figure
 from keras_aspp.engine.compile import compile_model
 
 LOWEST, HIGHEST = 1e-5, 3.0
@@ -66,26 +65,3 @@ def steepest(rates, losses):
         return None
     slopes = np.gradient(losses[: least + 1], np.log(rates[: least + 1]))
     return float(rates[int(np.argmin(slopes))])
-
-
-def range_test_figure(rates, losses, suggested):
-    """The curve of a range test, as a matplotlib `Figure`."""
-    figure, axes = new_figure(6.4, 4)
-    axes = axes[0, 0]
-    axes.plot(rates, losses, color="#118ab2", linewidth=2)
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss, smoothed")
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    if suggested is not None:
-        axes.axvline(suggested, color="#ef476f", linewidth=1.5)
-        axes.annotate(
-            f"falls fastest: {suggested:.2g}",
-            (suggested, max(losses)),
-            xytext=(6, -4),
-            textcoords="offset points",
-            va="top",
-            color="#ef476f",
-        )
-    return figure

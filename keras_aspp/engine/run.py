@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_aspp.analysis.figures import save
+from keras_aspp.config.load import dump_config
 from keras_aspp.data.augment import padding_note
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.pipeline import (
@@ -22,15 +22,10 @@ from keras_aspp.engine.advice import (
     advise_on_length,
     zero_classes,
 )
-from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
-from keras_aspp.engine.compile import Compilations, compile_model
-from keras_aspp.engine.distributed import (
-    check_supported,
-    make_strategy,
-    training_batches,
-    validation_batches,
-    worker,
-)
+from keras_aspp.engine.checkpoint import Checkpoints, changes
+from keras_aspp.engine.cluster import check_supported, make_strategy, worker
+from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.distributed import training_batches, validation_batches
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.fingerprint import (
     FINGERPRINT_FILE,
@@ -38,38 +33,43 @@ from keras_aspp.engine.fingerprint import (
     fingerprint,
     write_fingerprint,
 )
-from keras_aspp.engine.logs import TensorBoard, cut_events
 from keras_aspp.engine.loss import resolve_class_weights
-from keras_aspp.engine.lr_finder import find_learning_rate, range_test_figure
+from keras_aspp.engine.lr_finder import find_learning_rate
+from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.owner import Owner
-from keras_aspp.engine.pictures import ValidationPictures
 from keras_aspp.engine.progress import Progress
-from keras_aspp.engine.signals import interrupt, stop_signals
-from keras_aspp.engine.watch import Watch
-from keras_aspp.files import commit, write_json
+from keras_aspp.engine.tensorboard import (
+    Compilations,
+    TensorBoard,
+    ValidationPictures,
+    cut_events,
+)
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
 from keras_aspp.models.rates import degenerate_rates
 from keras_aspp.models.recalibrate import recalibrate
+from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
-from keras_aspp.textfile import printable
+from keras_aspp.plots.evaluation import range_test_figure
+from keras_aspp.plots.figure import save
+from keras_aspp.utils.files import commit, write_json
+from keras_aspp.utils.signals import interrupt, stop_signals
+from keras_aspp.utils.text import printable
 
 # XLA compiles once per picture size; with more, graph mode is sooner done.
 MAX_XLA_SIZES = 4
 
 
-def train(config, workdir, resume=False, on_begin=None, progress=None):
+def train(config, workdir, resume=False, progress=None):
     """Trains, keeps the best model and evaluates it.
 
-    A signal to end (Ctrl-C, SIGTERM) saves a checkpoint first.
+    Writes the configuration to config.yaml. A signal to end (Ctrl-C, SIGTERM)
+    saves a checkpoint first.
 
     Args:
         config: `Config`.
         workdir: folder of the run; made if need be.
         resume: bool. Go on from the newest checkpoint.
-        on_begin: function without arguments, or `None`: called on the chief
-            when configuration, data and checkpoint are found good and the
-            workdir is there.
         progress: function of the last evaluation's progress, see `evaluate`.
 
     Returns:
@@ -91,10 +91,10 @@ def train(config, workdir, resume=False, on_begin=None, progress=None):
         # Only the chief writes, so the other machines need no ownership.
         Owner(workdir) if chief else contextlib.nullcontext() as owner,
     ):
-        return _train(config, workdir, resume, on_begin, progress, owner)
+        return _train(config, workdir, resume, progress, owner)
 
 
-def _train(config, workdir, resume, on_begin, progress, owner):
+def _train(config, workdir, resume, progress, owner):
     if not resume and (workdir / "checkpoints").exists():
         raise FileExistsError(
             "The workdir holds a run; go on with it by --resume, or choose "
@@ -125,8 +125,8 @@ def _train(config, workdir, resume, on_begin, progress, owner):
         print(f"Changed since the checkpoint: {change}")
     _print_beginning(run, checkpoints, resume, xla)
     if chief:
-        if on_begin:
-            on_begin()
+        # Not before: a refused run leaves the configuration of the last one.
+        dump_config(config, workdir / "config.yaml")
         if not known:
             write_fingerprint(workdir, found)
     else:
@@ -205,7 +205,7 @@ def _fit(run, checkpoints, xla, chief):
         print(f"Validation in graph mode: {len(sizes)} picture sizes.")
         _test_in_graph_mode(model)
     images, labels = next(iter(validation.take(1)))
-    watch = Watch(
+    watch = TrainingMonitor(
         run.spec, run.pictures_of_batch, run.steps, done, checkpoints.steps
     )
     averages = checkpoints.averages

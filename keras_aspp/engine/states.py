@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.files import commit, remove_folder
+from keras_aspp.utils.files import commit, remove_folder
 
 _FILES = ("state.json", "variables.npz")
 _SUMS = "SHA256SUMS"
 
 
-class States:
+class CheckpointStore:
     """The newest states of a run, each a folder that is whole or not there.
 
     A folder holds `variables.npz`, `state.json` and `SHA256SUMS`, which

@@ -10,34 +10,10 @@ Equalization and Bias Correction", section 4.1; here with the values that
 occur instead of weights, for kernels have a scale per channel.
 """
 
-import collections
-
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-_CONV, _DEPTHWISE = "CONV_2D", "DEPTHWISE_CONV_2D"
-# What a factor on a channel passes through, as long as it is not negative.
-_PASS = (
-    "PAD",
-    "RESIZE_BILINEAR",
-    "MEAN",
-    "BROADCAST_TO",
-    "MAX_POOL_2D",
-    "AVERAGE_POOL_2D",
-    "RELU",
-    "RELU6",
-)
-_ADD = "ADD"
-_NAMES = {
-    number: name
-    for name, number in vars(schema.BuiltinOperator).items()
-    if isinstance(number, int)
-}
-_NONE, _RELU, _RELU6 = (
-    getattr(schema.ActivationFunctionType, name)
-    for name in ("NONE", "RELU", "RELU6")
-)
+from keras_aspp.litert.graph import CONV, Graph, packed
+
 _LIMIT = 64.0
 
 
@@ -52,14 +28,14 @@ def equalize(content, pictures):
     Returns:
         bytes of a `.tflite` that computes the same on them, but for rounding.
     """
-    graph = _Graph(content)
+    graph = Graph(content)
     reach = _largest_values(content, pictures)
     factors = {}
     for maps in graph.maps_that_share_channels(reach):
         readers = [op for op in graph.convolutions if op.inputs[0] in maps]
         factor = _factor(
             np.maximum.reduce([reach[m] for m in maps]),
-            [graph.array(op.inputs[1]) for op in readers if op.name == _CONV],
+            [graph.array(op.inputs[1]) for op in readers if op.name == CONV],
             any(m in graph.clipped_at_6 for m in maps),
         )
         factors |= dict.fromkeys(maps, factor)
@@ -71,17 +47,10 @@ def equalize(content, pictures):
             bias = bias * factor
             # TFLite has filters first, and channels last where depthwise.
             by_filter = factor[:, None, None, None]
-            kernel = kernel * (by_filter if op.name == _CONV else factor)
+            kernel = kernel * (by_filter if op.name == CONV else factor)
         graph.assign(op.inputs[1], kernel)
         graph.assign(op.inputs[2], bias)
     return packed(graph.model)
-
-
-def packed(model):
-    """Bytes of a `schema.ModelT`."""
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def _factor(reach, kernels, clipped_at_6):
@@ -141,104 +110,3 @@ def _largest_values(content, pictures):
                 largest = np.abs(values).max((0, 1, 2))
                 found[tensor] = np.maximum(found.get(tensor, 0.0), largest)
     return found
-
-
-class _Operator:
-    """Name, tensors and fused activation of an operator."""
-
-    def __init__(self, operator, codes):
-        self.name = codes[operator.opcodeIndex]
-        self.inputs = [int(i) for i in operator.inputs]
-        self.output = int(operator.outputs[0])
-        self.activation = getattr(
-            operator.builtinOptions, "fusedActivationFunction", _NONE
-        )
-        if self.name == "RELU6":
-            self.activation = _RELU6
-
-
-class _Graph:
-    """The graph of a float `.tflite`, its maps named by tensor."""
-
-    def __init__(self, content):
-        self.model = schema.ModelT.InitFromPackedBuf(content)
-        (self.graph,) = self.model.subgraphs
-        codes = [
-            _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            for code in self.model.operatorCodes
-        ]
-        self.operators = [_Operator(o, codes) for o in self.graph.operators]
-        self.uses = collections.Counter(
-            tensor for o in self.operators for tensor in o.inputs
-        )
-        self.convolutions = [o for o in self.operators if self._is_plain(o)]
-        self.clipped_at_6 = {
-            o.output for o in self.operators if o.activation == _RELU6
-        }
-
-    def array(self, tensor):
-        """float64 values of a constant."""
-        found = self.graph.tensors[tensor]
-        data = np.asarray(self.model.buffers[found.buffer].data, "uint8")
-        return data.view("float32").reshape(found.shape).astype("float64")
-
-    def assign(self, tensor, values):
-        """New values of a constant, in a buffer of its own."""
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.astype("float32").tobytes(), "uint8")
-        self.model.buffers.append(buffer)
-        self.graph.tensors[tensor].buffer = len(self.model.buffers) - 1
-
-    def maps_that_share_channels(self, known):
-        """Lists of maps whose channels can take a factor, one for all.
-
-        Args:
-            known: maps of which values are known.
-        """
-        groups = {m: {m} for m in known}
-        fixed = {*self.graph.inputs, *self.graph.outputs}
-        plain = {id(o) for o in self.convolutions}
-        for o in self.operators:
-            maps = [m for m in (*o.inputs, o.output) if m in known]
-            if o.activation not in (_NONE, _RELU, _RELU6):
-                fixed.add(o.output)
-            if id(o) in plain:
-                continue
-            # Inputs of the graph are not among the known.
-            if not self._passes(o, maps):
-                fixed.update(maps)
-                continue
-            joined = set().union(*(groups[m] for m in maps))
-            groups |= dict.fromkeys(joined, joined)
-        distinct = {id(group): group for group in groups.values()}
-        return [sorted(g) for g in distinct.values() if not g & fixed]
-
-    def _passes(self, operator, maps):
-        channels = {self.graph.tensors[m].shape[-1] for m in maps}
-        wanted = {_ADD: 3}.get(operator.name, 2)
-        return (
-            operator.name in (*_PASS, _ADD)
-            and len(maps) == wanted
-            and len(channels) == 1
-        )
-
-    def _is_plain(self, operator):
-        """Whether it is a convolution whose channels can be told apart."""
-        if operator.name not in (_CONV, _DEPTHWISE):
-            return False
-        source, kernel, *bias = operator.inputs
-        return (
-            len(bias) == 1
-            and all(
-                self.uses[t] == 1 and self._is_float(t) for t in (kernel, *bias)
-            )
-            and self.graph.tensors[kernel].shape[-1]
-            == self.graph.tensors[source].shape[-1]
-        )
-
-    def _is_float(self, tensor):
-        found = self.graph.tensors[tensor]
-        return (
-            found.type == schema.TensorType.FLOAT32
-            and self.model.buffers[found.buffer].data is not None
-        )

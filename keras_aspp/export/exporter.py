@@ -11,40 +11,25 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.engine.checkpoint import save_model
-from keras_aspp.engine.signals import stop_signals
+from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
-from keras_aspp.export import onnx, serving, tflite, verify
+from keras_aspp.export.formats import DEFAULT_FORMATS, FILE_NAMES, FORMATS
 from keras_aspp.export.image_size import choose_image_size
+from keras_aspp.export.measure import evaluate_artefacts, measure_artefacts
 from keras_aspp.export.metadata import with_metadata
-from keras_aspp.export.preview import write_preview
 from keras_aspp.export.saved_model import write_saved_model
-from keras_aspp.files import write_json, write_text
-from keras_aspp.finite import check_weights
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.predictor import resize_image
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
+from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import check_rgb
-from keras_aspp.progress import timed
-
-_NAMES = {
-    "keras": "model.keras",
-    "saved_model": "saved_model",
-    "tflite_float32": "model_float32.tflite",
-    "tflite_float16": "model_float16.tflite",
-    "tflite_dynamic_range": "model_dynamic_range.tflite",
-    "tflite_int8": "model_int8.tflite",
-    "tflite_any_size": "model_any_size.tflite",
-    "tflite_logits": "model_logits.tflite",
-    "onnx": "model.onnx",
-}
-FORMATS = tuple(_NAMES)[1:]
-# What is made where nothing else is asked for; integers want pictures.
-DEFAULT_FORMATS = FORMATS[:3]
+from keras_aspp.plots.preview import write_preview
+from keras_aspp.utils.files import write_json, write_text
+from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.progress import timed
+from keras_aspp.utils.signals import stop_signals
 
 
 def export_model(
@@ -163,8 +148,8 @@ def export_model(
                 )
         os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
-        reference = Predictor(work / _NAMES["keras"])
-        measured = _measure_all(
+        reference = Predictor(work / FILE_NAMES["keras"])
+        measured = measure_artefacts(
             artefacts,
             reference,
             model,
@@ -189,7 +174,9 @@ def export_model(
             "artefacts": measured,
         }
         if evaluation_data is not None:
-            _evaluate(work, content, reference, evaluation_data, spec, progress)
+            evaluate_artefacts(
+                work, content, reference, evaluation_data, spec, progress
+            )
             for entry in content["artefacts"]:
                 verify.check_loss(entry, max_int8_loss)
         write_text(work / "labels.txt", "\n".join(spec.class_names) + "\n")
@@ -197,8 +184,8 @@ def export_model(
         write_preview(
             work / "preview.png", shown, reference.predict(shown), spec
         )
-        about = {**dict.fromkeys(manifests.ABOUT, ""), **(about or {})}
-        write_text(work / "README.md", manifests.card(content, about))
+        about = {**dict.fromkeys(card.ABOUT, ""), **(about or {})}
+        write_text(work / "README.md", card.card(content, about))
         write_json(work / "manifest.json", content)
         _replace(work, directory)
     return content
@@ -283,16 +270,16 @@ def _write_artefacts(
     def writing(path):
         return timed(progress, f"{path.name}: converting")
 
-    written = [("keras", work / _NAMES["keras"])]
+    written = [("keras", work / FILE_NAMES["keras"])]
     save_model(model, written[0][1])
     model = fold_batch_norm(model)
     if "saved_model" in formats:
-        written.append(("saved_model", work / _NAMES["saved_model"]))
+        written.append(("saved_model", work / FILE_NAMES["saved_model"]))
         with writing(written[1][1]):
             write_saved_model(model, written[1][1])
     wanted = [f for f in formats if f.startswith("tflite")]
     for size in sizes:
-        paths = {kind: _of_size(kind, work, size, sizes) for kind in _NAMES}
+        paths = {kind: _of_size(kind, work, size, sizes) for kind in FILE_NAMES}
         if "onnx" in formats:
             written.append(("onnx", paths["onnx"]))
             with writing(paths["onnx"]):
@@ -313,104 +300,10 @@ def _write_artefacts(
 
 
 def _of_size(kind, work, size, sizes):
-    path = work / _NAMES[kind]
+    path = work / FILE_NAMES[kind]
     if size == sizes[0]:
         return path
     return path.with_stem(f"{path.stem}_{size[0]}x{size[1]}")
-
-
-def _coarse_labels(model):
-    """Function that labels a picture as a file of coarse labels should."""
-    model = fold_batch_norm(model)
-    label = tf.function(lambda images: serving.segment_coarsely(model, images))
-    return lambda image: label(image[None])[0].numpy()
-
-
-def _measure_all(
-    artefacts, reference, model, images, evaluated, coarse_labels, progress
-):
-    """The manifest's entries, compared with Keras but not evaluated."""
-    coarse = _coarse_labels(model) if coarse_labels else None
-    least = None
-    if None in model.input.shape[1:3]:
-        least = serving.smallest_side(model)
-    entries = []
-    for kind, path in artefacts:
-        with timed(progress, f"{path.name}: comparing with the model"):
-            entries.append(
-                _measure(
-                    path, kind, reference, images, least, evaluated, coarse
-                )
-            )
-    return entries
-
-
-def _measure(path, kind, reference, images, least, evaluated, coarse):
-    predictor = Predictor(path)
-    entry = manifests.describe(path, kind, predictor)
-    entry["output"]["range"] = [0, reference.num_classes - 1]
-    entry["operators"] = entry["gpu_compatible"] = None
-    if path.suffix == ".onnx":
-        entry["operators"] = onnx.operators(path)
-    if path.suffix == ".tflite":
-        entry["gpu_compatible"] = (
-            predictor.image_size is not None and tflite.gpu_compatible(path)
-        )
-        entry["operators"] = tflite.operators(path)
-        tflite.check_operators(entry["operators"], path)
-    size = predictor.image_size
-    if size is not None:
-        images = [resize_image(image, size) for image in images]
-    shown = images
-    if size is None and least is not None:
-        shown = [
-            part for image in images for part in verify.sizes_of(image, least)
-        ]
-    label = reference.predict
-    if coarse is not None and size is not None and kind != "tflite_logits":
-        label = coarse
-    value = verify.agreement(path, label, shown)
-    verify.check_agreement(value, kind, path.name, evaluated)
-    entry["mean_iou"] = entry["keras_mean_iou"] = None
-    entry["loss_points"] = None
-    entry["agreement_with_keras"] = value
-    entry["max_abs_logit_difference"] = None
-    if kind == "tflite_logits":
-        entry["output"] |= {
-            "name": "logits",
-            "shape": [*entry["output"]["shape"], reference.num_classes],
-            "dtype": "float32",
-            "range": None,
-        }
-        entry["max_abs_logit_difference"] = verify.logit_difference(
-            predictor, reference, images
-        )
-    entry["latency_ms"] = verify.latency_ms(predictor, images[0])
-    return entry
-
-
-def _evaluate(work, content, reference, examples, spec, progress):
-    """Mean IoU of every artefact, and of Keras under the same protocol."""
-    of_keras = {}
-    for entry in content["artefacts"]:
-        predictor = Predictor(work / entry["path"])
-        size = predictor.image_size
-        if size not in of_keras:
-            shown = f" at {size[0]}x{size[1]}" if size else ""
-            with timed(progress, f"{_NAMES['keras']}: mean IoU{shown}"):
-                of_keras[size] = verify.mean_iou(
-                    lambda image, size=size: reference.predict_at(image, size),
-                    examples,
-                    spec,
-                )
-        found = of_keras[size]
-        if entry["format"] != "keras":
-            with timed(progress, f"{entry['path']}: mean IoU"):
-                found = verify.mean_iou(predictor.predict, examples, spec)
-        entry["mean_iou"] = round(found, 6)
-        entry["keras_mean_iou"] = round(of_keras[size], 6)
-        # Adding 0 takes the sign from nothing.
-        entry["loss_points"] = round(100 * (of_keras[size] - found), 2) + 0.0
 
 
 def _interrupt(number, frame):

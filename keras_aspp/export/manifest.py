@@ -1,26 +1,17 @@
-"""manifest.json and the model card: what is in an exported folder."""
+"""Entries of `manifest.json`."""
 
-import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
 
+from keras_aspp.utils.files import files_of, sha256
+from keras_aspp.version import __version__
+
 _PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
-# What a card can tell beside what is measured.
-ABOUT = (
-    "dataset",
-    "trained_on",
-    "license",
-    "evaluated_on",
-    "command",
-    "preview",
-)
 
 
 def versions():
     """Versions of what made the artefacts."""
-    from keras_aspp.version import __version__
-
     found = {"keras_aspp": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         found[name] = metadata.version(name)
@@ -44,7 +35,7 @@ def describe(path, kind, predictor):
     return {
         "path": path.name,
         "format": kind,
-        "bytes": sum(f.stat().st_size for f in _files(path)),
+        "bytes": sum(f.stat().st_size for f in files_of(path)),
         "sha256": sha256(path),
         "input": {
             "name": "image",
@@ -61,169 +52,3 @@ def describe(path, kind, predictor):
             else None,
         },
     }
-
-
-def latency(entry):
-    """An artefact's latency as text: median (least to most), milliseconds."""
-    ms = entry["latency_ms"]
-    return f"{ms['median']:.0f} ({ms['min']:.0f} to {ms['max']:.0f})"
-
-
-def sha256(path):
-    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
-    path = Path(path)
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    lines = [
-        f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
-        for file in _files(path)
-    ]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-
-
-def _files(path):
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.rglob("*") if p.is_file())
-
-
-def card(manifest, about):
-    """The model card, Markdown.
-
-    Args:
-        manifest: dict, the contents of `manifest.json`.
-        about: dict of str: `dataset`, `trained_on`, `license`,
-            `evaluated_on`, `command`, `preview`; empty where unknown.
-    """
-    classes = ", ".join(manifest["class_names"])
-    parts = [
-        f"---\n{_front_matter(manifest, about)}---\n\n# {manifest['name']}\n\n"
-        "![A picture and what the model sees in it](preview.png)",
-        about["preview"],
-        f"Labels every pixel with one of {manifest['num_classes']} classes: "
-        f"{classes}. Output stride {manifest['output_stride']}.",
-    ]
-    if about["trained_on"]:
-        parts.append(f"Trained on {about['trained_on']}.")
-    if about["license"]:
-        parts.append(f"License: {about['license']}.")
-    evaluated = about["evaluated_on"] or "not evaluated"
-    parts += [
-        f"## Artefacts\n\n{artefact_table(manifest)}",
-        f"Mean IoU: {evaluated}; points lost: against Keras on images of the "
-        f"artefact's size.{_size_cost(manifest)}{_calibration(manifest)} "
-        f"Times: {manifest['machine']}, {manifest['date']}, to be "
-        "compared within this table only. Larger artefacts may be left out of "
-        "version control.",
-        "Made by\n\n```\n" + about["command"] + "\n```"
-        if about["command"]
-        else "",
-        "## Use\n\n```python\nimport keras_aspp as ka\n\n"
-        f'labels = ka.Predictor("{manifest["name"]}").predict("picture.jpg")'
-        "\n```\n\nInputs are RGB pixels 0..255 as uint8; normalization is "
-        "inside. The SavedModel's `serve_bytes` takes JPEG or PNG bytes and "
-        "does not read EXIF: turn rotated photographs first.",
-        "## Limits\n\nThe model knows the kind of pictures it was trained on "
-        "and labels everything, also what it has never seen. A TFLite file "
-        "has one size (but model_any_size.tflite); other pictures are resized "
-        "to it. Load SavedModels "
-        "only from those you trust: they are programs.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def artefact_table(manifest):
-    """The artefacts as a Markdown table, a row for each.
-
-    Manifests written before Keras was evaluated at each artefact's size lack
-    that column.
-    """
-    artefacts = manifest["artefacts"]
-    columns = {
-        "artefact": [f"`{a['path']}`" for a in artefacts],
-        "size": [f"{a['bytes'] / 1e6:.2f} MB" for a in artefacts],
-        "labels equal to Keras'": [
-            f"{a['agreement_with_keras']:.4%}" for a in artefacts
-        ],
-        "mean IoU": [_number(a["mean_iou"]) for a in artefacts],
-        "Keras at its size": [
-            _number(a["keras_mean_iou"])
-            for a in artefacts
-            if "keras_mean_iou" in a
-        ],
-        "points lost": [_number(a["loss_points"], 2) for a in artefacts],
-        "one picture": [f"{latency(a)} ms" for a in artefacts],
-    }
-    columns = {name: cells for name, cells in columns.items() if cells}
-    rows = [columns, *zip(*columns.values(), strict=True)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
-
-
-def size_costs(manifest):
-    """Points of mean IoU that Keras loses at the sizes of the artefacts.
-
-    Returns:
-        dict, `(height, width)` -> points (hundredths) below its mean IoU at
-        each image's own size; empty where it was not evaluated.
-    """
-    first, *artefacts = manifest["artefacts"]
-    costs = {}
-    for entry in artefacts:
-        size = tuple(entry["input"]["shape"][1:3])
-        at_size = entry.get("keras_mean_iou")
-        if at_size is not None and "height" not in size:
-            costs[size] = round(100 * (first["mean_iou"] - at_size), 2) + 0.0
-    return costs
-
-
-def _size_cost(manifest):
-    return "".join(
-        f" Resizing images to {height}x{width} alone changes Keras' mean IoU "
-        f"by {0.0 - points:+.2f} points."
-        for (height, width), points in size_costs(manifest).items()
-    )
-
-
-def _front_matter(manifest, about):
-    """What the Hugging Face Hub reads of a card, YAML."""
-    import yaml
-
-    content = {
-        "library_name": "keras",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["image-segmentation", "tflite", "keras-aspp"],
-    }
-    if about["license"]:
-        content = {"license": about["license"], **content}
-    score = manifest["artefacts"][0]["mean_iou"]
-    if about["dataset"] and score is not None:
-        result = {
-            "task": {"type": "image-segmentation"},
-            "dataset": {"type": about["dataset"], "name": about["dataset"]},
-            "metrics": [
-                {
-                    "type": "mean_iou",
-                    "value": score,
-                    "name": f"mean IoU, {about['evaluated_on']}",
-                }
-            ],
-        }
-        content["metrics"] = ["mean_iou"]
-        content["model-index"] = [
-            {"name": manifest["name"], "results": [result]}
-        ]
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _calibration(manifest):
-    count = manifest["calibration_images"]
-    if not count:
-        return ""
-    return (
-        f" Integer ranges: of {count} pictures spread over the training split."
-    )
-
-
-def _number(value, digits=4):
-    return "" if value is None else f"{value:.{digits}f}"

@@ -11,7 +11,7 @@ import zipfile
 
 import flatbuffers
 
-from keras_aspp.export.equalize import packed
+from keras_aspp.litert.graph import packed
 
 LABELS = "labels.txt"
 _IDENTIFIER = b"M001"

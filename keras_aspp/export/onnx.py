@@ -5,14 +5,14 @@ import logging
 
 import tensorflow as tf
 
-from keras_aspp.export import serving
-from keras_aspp.extras import need
+from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.utils.extras import require
 
 
 def check_installed():
     """Raises `ValueError`, with the fix, where the extra is not there."""
-    need("The format onnx", "onnx", "tf2onnx", "onnxruntime")
+    require("The format onnx", "onnx", "tf2onnx", "onnxruntime")
 
 
 def write_onnx(model, path, image_size, coarse_labels=False):

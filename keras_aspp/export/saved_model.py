@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_aspp.export import serving
+from keras_aspp.inference import serving
 
 
 def write_saved_model(model, path):

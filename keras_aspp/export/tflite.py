@@ -1,25 +1,21 @@
 """TFLite: raw pixels in, class ids out, builtin operators only."""
 
 import contextlib
-import io
 import os
 import re
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
-from keras_aspp.inference.predictor import resize_image
 from keras_aspp.layers.lowering import export_form
-from keras_aspp.native_log import filtered_stderr
+from keras_aspp.utils.native_log import filtered_stderr
 
 # Pictures that tell how large channels get.
 _EQUALIZED_ON = 16
-# Kernels that a phone lacks, or that cut a dilated convolution in three.
-FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
 def convert(
@@ -125,49 +121,3 @@ def _examples(images, image_size):
     # All values that a pixel can have, so that the input's scale is 1.
     for value in (0.0, 255.0):
         yield [np.full((1, *image_size, 3), value, "float32")]
-
-
-def operators(path):
-    """Names of the operators of a `.tflite`, with their counts.
-
-    Args:
-        path: file.
-
-    Returns:
-        dict: name -> count, sorted by name.
-    """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(
-        model_path=str(path), experimental_op_resolver_type=plain
-    )
-    counts = {}
-    for operator in interpreter._get_ops_details():
-        name = operator["op_name"]
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items()))
-
-
-def gpu_compatible(path):
-    """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
-
-    The GPU delegate takes no graph whose sizes are open.
-    """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        tf.lite.experimental.Analyzer.analyze(
-            model_path=str(path), gpu_compatibility=True
-        )
-    return "looks compatible with GPU delegate" in said.getvalue()
-
-
-def check_operators(found, path):
-    """Raises `ValueError` where an operator is forbidden."""
-    bad = sorted(n for n in found if n.startswith(FORBIDDEN))
-    if bad:
-        raise ValueError(
-            "A TFLite file must hold builtin operators only, and whole "
-            f"dilated convolutions. Received: {', '.join(bad)} in "
-            f"{Path(path).name}"
-        )

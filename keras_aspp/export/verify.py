@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.inference.predictor import Predictor, resize_image
+from keras_aspp.data.resize import resize_image
+from keras_aspp.inference.predictor import Predictor
 from keras_aspp.metrics import ConfusionMatrix
 
 PROTOCOL = (

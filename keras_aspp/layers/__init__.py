@@ -1,13 +1,12 @@
 """Layers that run on every Keras backend (`keras.ops` only)."""
 
 from keras_aspp.layers.aspp import ASPP
-from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
-from keras_aspp.layers.group_norm import GroupNormalization
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
-from keras_aspp.layers.strided import (
+from keras_aspp.layers.rewritable import (
     AveragePooling2D,
     Conv2D,
     Cropping2D,

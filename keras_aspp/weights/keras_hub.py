@@ -3,13 +3,16 @@
 import keras
 import numpy as np
 
-from keras_aspp.finite import check_weights
+from keras_aspp.models import DeepLabV3Plus
+from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.types import PathLike
 
 # Nominal strides of their pyramid's levels.
 _STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
 
-def from_keras_hub(segmenter):
+def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
     """A DeepLabV3+ of keras-hub as a Keras model of ours.
 
     keras-hub itself reads its presets, so it must be installed for this
@@ -35,8 +38,6 @@ def from_keras_hub(segmenter):
         model = ka.weights.from_keras_hub("deeplab_v3_plus_resnet50_pascalvoc")
         finer = ka.models.with_output_stride(model, 16)
     """
-    from keras_aspp.models import DeepLabV3Plus
-
     segmenter = _load(segmenter)
     theirs = getattr(segmenter, "backbone", None)
     if (
@@ -133,8 +134,6 @@ def _fill(block, conv, norm):
 
 def _preprocess(preprocessor):
     """`Preprocess` of an image converter: scale and offset by channel."""
-    from keras_aspp.preprocess import Preprocess
-
     converter = getattr(preprocessor, "image_converter", None)
     scale = getattr(converter, "scale", None)
     offset = getattr(converter, "offset", None)

@@ -3,8 +3,12 @@
 import keras
 import numpy as np
 
-from keras_aspp.finite import check_weights
-from keras_aspp.trial import try_out
+from keras_aspp.backbones import create_backbone
+from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.models import DeepLabV3
+from keras_aspp.preprocess import KERAS_TF
+from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.types import PathLike
 
 # What the converter did to it is undone by one transposition for both.
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
@@ -16,7 +20,7 @@ _TOLERANCE = 1e-3
 _AGREEMENT = 0.5
 
 
-def from_tflite(path):
+def from_tflite(path: PathLike) -> DeepLabV3:
     """A public mobile DeepLabV3 `.tflite` as a Keras model of ours.
 
     Read are files of the TensorFlow model zoo's MobileNetV2 DeepLabV3 without
@@ -44,10 +48,6 @@ def from_tflite(path):
         model = ka.weights.from_tflite("deeplabv3_257_mv_gpu.tflite")
         logits = model(model.preprocess(images))
     """
-    from keras_aspp.backbones import create_backbone
-    from keras_aspp.models import DeepLabV3
-    from keras_aspp.preprocess import KERAS_TF
-
     interpreter, layers = _read(path)
     backbone = _names_of_backbone()
     missing = [name for name in (*backbone, *_HEAD) if name not in layers]
@@ -118,7 +118,7 @@ def _read(path):
 
     with open(path, "rb") as file:
         content = file.read()
-    try_out(path)
+    check_runs(path)
     try:
         interpreter = Interpreter(
             model_content=content,

@@ -8,8 +8,9 @@ import pytest
 from helpers import randomize
 
 import keras_aspp as ka
-from keras_aspp.analysis import cost, figures, receptive_fields
+from keras_aspp.analysis import cost, receptive_fields
 from keras_aspp.analysis.report import report
+from keras_aspp.plots import figure, model_report
 
 SIZE = (129, 97)
 
@@ -160,7 +161,7 @@ def test_unequal_rates_and_kernels_do_not_stop_it():
 
 def test_figures_of_what_users_built(tmp_path):
     model = own_network()
-    drawn = figures.of_report(model, report(model, (45, 33)))
+    drawn = model_report.of_report(model, report(model, (45, 33)))
     assert set(drawn) == {
         "receptive_fields",
         "effective_fields",
@@ -168,7 +169,7 @@ def test_figures_of_what_users_built(tmp_path):
         "gridding",
         "cost",
     }
-    path = figures.save(drawn["gridding"], tmp_path, "name")
+    path = figure.save(drawn["gridding"], tmp_path, "name")
     assert path == tmp_path / "name.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "name.svg").read_bytes()
@@ -188,7 +189,7 @@ def test_a_classifier_has_fewer_figures():
     found = report(model, (33, 37))
     assert [row["name"] for row in found["stages"]] == ["stride 1"]
     assert found["layers"][-1]["receptive_field"] is None
-    assert set(figures.of_report(model, found)) == {
+    assert set(model_report.of_report(model, found)) == {
         "receptive_fields",
         "effective_fields",
         "cost",
@@ -204,7 +205,7 @@ def test_figures_say_what_the_table_says():
     found = report(model, (64, 64))
     row = found["gridding"][0]
     assert row["kernel_sizes"] == [5, 5, 3]
-    drawn = figures.of_report(model, found)
+    drawn = model_report.of_report(model, found)
     title = drawn["gridding"].axes[0].get_title()
     size, share = row["field_cells"], row["unseen_share"]
     assert "kernels 5, 5, 3" in title
@@ -220,11 +221,11 @@ def test_a_dilated_kernel_that_is_not_square_has_no_curve():
     model = keras.Model(inputs, x)
     found = report(model, (64, 64))
     assert found["atrous"]
-    assert "valid_taps" not in figures.of_report(model, found)
+    assert "valid_taps" not in model_report.of_report(model, found)
 
 
 def test_curves_of_valid_taps_are_the_counts():
-    figure = figures.valid_taps_curves((65, 65), most=70)
+    figure = model_report.valid_taps_curves((65, 65), most=70)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     nine = lines["9 valid taps"].get_ydata()
     np.testing.assert_allclose(nine[:2], [63**2 / 65**2, 61**2 / 65**2])

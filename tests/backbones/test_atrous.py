@@ -7,11 +7,7 @@ from equality import assert_dense
 from helpers import assert_close, npy, randomize, sample
 from keras import ops
 
-from keras_aspp.backbones import (
-    feature_strides,
-    stage_ends,
-    with_output_stride,
-)
+from keras_aspp.backbones import feature_strides, stage_ends, with_output_stride
 from keras_aspp.layers import Conv2D, DepthwiseConv2D
 
 SYMMETRIC = 1

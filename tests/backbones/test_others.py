@@ -9,6 +9,7 @@ from equality import assert_dense
 from helpers import npy, randomize, sample
 
 from keras_aspp.backbones import stage_ends, with_output_stride
+from keras_aspp.litert import describe
 
 BARE = {"include_rescaling": False, "input_shape": (None, None, 3)}
 STAGES = {
@@ -115,7 +116,7 @@ def test_a_users_own_in_tflite(tmp_path):
 
     from keras_aspp.export import tflite
     from keras_aspp.layers.lowering import export_form
-    from keras_aspp.native_log import filtered_stderr
+    from keras_aspp.utils.native_log import filtered_stderr
 
     dense = with_output_stride(users_own(), 8)
     x = sample((1, 64, 96, 4))
@@ -131,7 +132,7 @@ def test_a_users_own_in_tflite(tmp_path):
         content = tflite._convert_one(str(tmp_path), "tflite_float32")
     path = tmp_path / "own.tflite"
     path.write_bytes(content)
-    tflite.check_operators(tflite.operators(path), path)
+    describe.check_operators(describe.operators(path), path)
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(str(path)).get_signature_runner("serving_default")

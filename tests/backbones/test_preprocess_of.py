@@ -217,8 +217,8 @@ def test_torchvision_weights_are_recognized():
 
 @pytest.mark.slow
 def test_torchvision_resnets_are_recognized():
-    from keras_aspp.backbones.atrous import rebuild
-    from keras_aspp.weights.torchvision import resnet_changes
+    from keras_aspp.backbones.rebuild import rebuild
+    from keras_aspp.backbones.torchvision import resnet_changes
 
     model = build("ResNet50")
     changes = resnet_changes(model)

@@ -8,12 +8,14 @@ from helpers import assert_close, compute_dtypes, npy, randomize, sample
 from keras_aspp import preprocess
 from keras_aspp.backbones import (
     create_backbone,
+    families,
     feature_strides,
     list_backbones,
+    padding,
     with_output_stride,
     zoo,
 )
-from keras_aspp.backbones.atrous import rebuild
+from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.layers import MaxPooling2D, ZeroPadding2D
 
 KEYS = ["stride_2", "stride_4", "stride_8", "stride_16", "stride_32"]
@@ -60,7 +62,7 @@ def test_list_backbones():
     assert {"mobilenet_v2", "mobilenet_v2_0.35", "resnet50"} <= set(names)
     assert {"vgg16", "efficientnet_v2_s", "convnext_xlarge"} <= set(names)
     # All of keras.applications that is a network, and each builds.
-    builders = {family.builder for family in zoo._FAMILIES.values()}
+    builders = {family.builder for family in families.FAMILIES.values()}
     assert builders == {
         name for name in dir(keras.applications) if name[0].isupper()
     }
@@ -205,7 +207,7 @@ def test_preprocess_is_that_of_keras(name, module):
     image = np.random.default_rng(0).uniform(0, 255, (1, 5, 7, 3))
     image = image.astype("float32")
     theirs = getattr(keras.applications, module).preprocess_input(image.copy())
-    ours = zoo._FAMILIES[name].preprocess(image)
+    ours = families.FAMILIES[name].preprocess(image)
     np.testing.assert_allclose(npy(ours), npy(theirs), atol=1e-4)
 
 
@@ -251,7 +253,7 @@ def test_scaling_is_taken_out_of_the_graph():
     ],
 )
 def test_preprocess_is_that_within_the_model(name):
-    family = zoo._FAMILIES[name]
+    family = families.FAMILIES[name]
     model = getattr(keras.applications, family.builder)(
         weights=None, include_top=False
     )
@@ -295,7 +297,7 @@ def test_symmetric_padding(kind):
     model = keras.Sequential(
         [inputs, keras.Model(inputs, x, name="inner"), keras.layers.ReLU()]
     )
-    model = randomize(rebuild(model, *zoo._symmetric_padding(model)))
+    model = randomize(rebuild(model, *padding.symmetric_padding(model)))
     stride = max(feature_strides(model).values())
     dense = with_output_stride(model, 1)
     for height, width in ((24, 33), (23, 31), (25, 26), (22, 28)):
@@ -314,7 +316,7 @@ def test_symmetric_padding_of_a_pool_counts_for_nothing():
     inputs = keras.Input((None, None, 3))
     x = keras.layers.MaxPooling2D(3, 2, "same", name="pool")(inputs)
     model = keras.Model(inputs, x)
-    model = rebuild(model, *zoo._symmetric_padding(model))
+    model = rebuild(model, *padding.symmetric_padding(model))
     assert type(model.get_layer("pool")) is MaxPooling2D
     x = -1 - np.abs(sample((1, 8, 6, 3)))
     assert npy(model(x)).max() < -1

@@ -9,10 +9,10 @@ from tiny_run import write_folder
 
 from keras_aspp.cli import data as command
 from keras_aspp.cli.main import main
-from keras_aspp.config import DataConfig
+from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.sources import open_source
-from keras_aspp.engine import pictures
 from keras_aspp.engine.run import _check_data
+from keras_aspp.plots import labels as plots
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_counter_on_a_terminal_only(folder, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     main(["data", "check", str(folder)])
-    assert "3/3 pictures\n" in capsys.readouterr().err
+    assert "3/3 images\n" in capsys.readouterr().err
 
 
 def test_many_sizes_are_cut_short(folder, capsys):
@@ -229,7 +229,7 @@ def test_preview_of_a_folder(folder, tmp_path, capsys):
 def test_preview_shows_the_examples_asked_for(folder, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        pictures, "draw_sheet", lambda *arguments: drawn.append(arguments)
+        plots, "draw_sheet", lambda *arguments: drawn.append(arguments)
     )
     output = ["--output", str(tmp_path / "x.png")]
     root = ["data", "preview", str(folder)]
@@ -257,7 +257,7 @@ def test_preview_of_training_crops(folder, tmp_path, monkeypatch):
     )
     drawn = []
     monkeypatch.setattr(
-        pictures, "draw_sheet", lambda *arguments: drawn.append(arguments)
+        plots, "draw_sheet", lambda *arguments: drawn.append(arguments)
     )
     arguments = [str(config), "--augmented", "--output", "x.png"]
     assert main(["data", "preview", *arguments]) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from keras_aspp.cli.fields import describe, paths
 from keras_aspp.cli.main import main
-from keras_aspp.config import Config, LossConfig, TrainConfig
+from keras_aspp.config.schema import Config, LossConfig, TrainConfig
 from keras_aspp.data.augment import AugmentConfig
 
 

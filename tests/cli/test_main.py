@@ -15,10 +15,11 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 from PIL import Image
 from tiny_run import write_folder
 
-from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.export import print_artefacts
-from keras_aspp.cli.main import COMMANDS, main, one_line
+from keras_aspp.cli.main import COMMANDS, main
+from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
+from keras_aspp.config.load import load_config
+from keras_aspp.utils.errors import one_line
 from keras_aspp.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +174,7 @@ print(os.environ["TF_CPP_MIN_LOG_LEVEL"], len(sys.meta_path) - before)
 def test_what_is_no_log_line_passes_the_filter_even_before_a_crash():
     code = """
 import os
-from keras_aspp.native_log import filtered_stderr
+from keras_aspp.utils.native_log import filtered_stderr
 with filtered_stderr("3"):
     os.write(2, b"I0000 00:00:1795906265.516554  1 port.cc:1] oneDNN\\n")
     os.write(2, b"WARNING: All log messages before absl::Init...\\n")
@@ -549,7 +550,7 @@ def test_export_takes_the_median_size_and_says_why(
         raise ValueError("far enough")
 
     taken = {}
-    monkeypatch.setattr("keras_aspp.export.export_model", export_model)
+    monkeypatch.setattr("keras_aspp.workdir.export_model", export_model)
     arguments = ["export", "--model", str(tiny_workdir)]
     arguments += ["--output", str(tmp_path / "out")]
     assert main([*arguments, "--export.image_size", "null"]) == 1

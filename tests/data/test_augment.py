@@ -6,12 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import np_resize
 
-from keras_aspp.data.augment import (
-    FILL,
-    Augment,
-    AugmentConfig,
-    padding_note,
-)
+from keras_aspp.data.augment import FILL, Augment, AugmentConfig, padding_note
 
 IGNORE = 11  # not 255, so that a constant would show
 RNG = np.random.default_rng(3)

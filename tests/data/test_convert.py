@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
-from keras_aspp.config import DataConfig
+from keras_aspp.config.schema import DataConfig
 from keras_aspp.data import convert, pipeline
 from keras_aspp.data import tfds as tfds_source
 from keras_aspp.data.augment import AugmentConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_aspp.config import DataConfig
+from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.tfds import TfdsSource

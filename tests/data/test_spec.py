@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.textfile import printable
+from keras_aspp.utils.text import printable
 
 NAMES = ["sky", "road", "car"]
 

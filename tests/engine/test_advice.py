@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tiny_run import replace
 
-from keras_aspp.cli.train import print_metrics
-from keras_aspp.config import Config
+from keras_aspp.cli.output import print_metrics
+from keras_aspp.config.schema import Config
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.advice import advise_on_classes, advise_on_length
 from keras_aspp.engine.evaluate import metrics_dict
-from keras_aspp.engine.figures import confusion_figure
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.plots.evaluation import confusion_figure
 
 NAMES = ("ground", "found", "rare", "unseen", "foreign", "common", "nowhere")
 

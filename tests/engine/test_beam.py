@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_run import CLASS_NAMES, toy_segmenter, write_folder
 
 from keras_aspp.cli.main import main
+from keras_aspp.data import beam_io
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.tfds import TfdsSource
@@ -164,7 +165,7 @@ def test_a_record_that_is_listed_twice_counts_once(
             pipeline
             | records
             | beam.combiners.Count.Globally()
-            | beam.Map(engine._write_json, str(path))
+            | beam.Map(beam_io.write_json_file, str(path))
         )
     assert json.loads(path.read_text()) == len(SIZES)
 

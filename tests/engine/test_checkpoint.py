@@ -15,15 +15,16 @@ import tensorflow as tf
 from helpers import npy, sample
 from tiny_run import replace
 
-from keras_aspp.cli.configuration import dump_config
 from keras_aspp.cli.main import main
-from keras_aspp.config import Config, TrainConfig
-from keras_aspp.engine.checkpoint import Checkpoints, changes, save_model
-from keras_aspp.engine.logs import cut_events, write_history
-from keras_aspp.engine.signals import interrupt, stop_signals
-from keras_aspp.engine.states import States
-from keras_aspp.files import remove_temporaries, write_json
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import Config, TrainConfig
+from keras_aspp.engine.checkpoint import Checkpoints, changes
+from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.engine.tensorboard import cut_events, write_history
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.models.saving import save_model
+from keras_aspp.utils.files import remove_temporaries, write_json
+from keras_aspp.utils.signals import interrupt, stop_signals
 
 STEPS = 4
 
@@ -97,7 +98,7 @@ def rows(workdir):
 @pytest.fixture
 def states(tmp_path):
     """Two states; the arrays hold their epoch."""
-    states = States(tmp_path / "checkpoints", 2)
+    states = CheckpointStore(tmp_path / "checkpoints", 2)
     for epoch in (1, 2):
         save(states, epoch)
     return states
@@ -178,7 +179,7 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 
 
 def test_no_state_is_none_and_all_damaged_is_an_error(tmp_path, states):
-    assert States(tmp_path / "nothing", 2).newest() is None
+    assert CheckpointStore(tmp_path / "nothing", 2).newest() is None
     for path in states.paths():
         shutil.rmtree(path)
         path.mkdir()

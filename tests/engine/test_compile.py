@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import npy, randomize
 
-from keras_aspp.config import TrainConfig
+from keras_aspp.config.schema import TrainConfig
 from keras_aspp.engine.compile import (
     WarmupPolynomial,
     build_optimizer,

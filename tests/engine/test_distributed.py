@@ -9,17 +9,16 @@ import tensorflow as tf
 from helpers import npy, sample
 
 from keras_aspp import losses
-from keras_aspp.config import TrainConfig
-from keras_aspp.engine.compile import Compilations, resolve_jit
+from keras_aspp.config.schema import TrainConfig
+from keras_aspp.engine.cluster import check_supported, make_strategy, worker
+from keras_aspp.engine.compile import resolve_jit
 from keras_aspp.engine.distributed import (
-    check_supported,
-    make_strategy,
     prepare,
     share,
     training_batches,
     validation_batches,
-    worker,
 )
+from keras_aspp.engine.tensorboard import Compilations
 
 SLURM = {
     "SLURM_PROCID": "2",
@@ -188,7 +187,7 @@ def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
                 return next(known, x)
 
             loss = make()
-            loss.devices, loss.everywhere = 2, everywhere
+            loss.num_replicas, loss.all_reduce_sum = 2, everywhere
             total += float(npy(loss(*half)))
         if len(sums) == len(asked[0]):
             break

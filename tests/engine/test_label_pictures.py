@@ -6,8 +6,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.engine.pictures import (
-    ValidationPictures,
+from keras_aspp.engine.tensorboard import ValidationPictures
+from keras_aspp.plots.labels import (
     _cell,
     _legend,
     caption,
@@ -15,7 +15,7 @@ from keras_aspp.engine.pictures import (
     overlay,
     unpainted_classes,
 )
-from keras_aspp.export.preview import write_preview
+from keras_aspp.plots.preview import write_preview
 
 RNG = np.random.default_rng(3)
 

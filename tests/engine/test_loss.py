@@ -9,7 +9,7 @@ import tensorflow as tf
 from tiny_run import replace, tiny_config
 
 from keras_aspp import losses
-from keras_aspp.config import LossConfig
+from keras_aspp.config.schema import LossConfig
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.loss import build_loss, resolve_class_weights
 from keras_aspp.engine.run import train

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers import npy, sample
 from tiny_run import replace
 
-from keras_aspp.config import Config
+from keras_aspp.config.schema import Config
 from keras_aspp.engine.checkpoint import Checkpoints, _variables
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.models import DeepLabV3

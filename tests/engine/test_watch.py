@@ -9,12 +9,12 @@ import tensorflow as tf
 from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
-from keras_aspp.config import Config
+from keras_aspp.config.schema import Config
 from keras_aspp.data.pipeline import pictures_of_batch
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
+from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.run import train
-from keras_aspp.engine.watch import Watch
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.models import DeepLabV3
 
@@ -22,7 +22,9 @@ SPEC = DatasetSpec(CLASS_NAMES)
 
 
 def watch(steps=200, **kwargs):
-    return Watch(SPEC, lambda step: [f"of {step}.png"], steps, **kwargs)
+    return TrainingMonitor(
+        SPEC, lambda step: [f"of {step}.png"], steps, **kwargs
+    )
 
 
 def said(capsys):
@@ -99,7 +101,7 @@ def test_a_batch_without_valid_pixels_is_said_once(capsys):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, total_epochs=3)
-    real = Watch.on_train_batch_end
+    real = TrainingMonitor.on_train_batch_end
 
     def poisoned(self, batch, logs=None):
         # Steps of 2 pictures out of 3: the second epoch's last is step 3.
@@ -108,7 +110,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
         real(self, batch, logs)
 
     patched = pytest.MonkeyPatch()
-    patched.setattr(Watch, "on_train_batch_end", poisoned)
+    patched.setattr(TrainingMonitor, "on_train_batch_end", poisoned)
     with pytest.raises(ValueError, match="not finite at step 3") as raised:
         train(config, tmp_path / "run")
     patched.undo()

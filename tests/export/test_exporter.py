@@ -22,13 +22,15 @@ from helpers import randomize
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.export import exporter, tflite, verify
+from keras_aspp.export import exporter, formats, tflite, verify
+from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
-from keras_aspp.export.manifest import artefact_table, sha256, size_costs
 from keras_aspp.export.metadata import with_metadata
-from keras_aspp.native_log import filtered_stderr
-from keras_aspp.progress import timed
-from keras_aspp.trial import try_out
+from keras_aspp.litert import describe
+from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.utils.files import sha256
+from keras_aspp.utils.native_log import filtered_stderr
+from keras_aspp.utils.progress import timed
 
 
 def pictures(count=2, size=(64, 96)):
@@ -88,10 +90,10 @@ def test_card_is_of_the_manifest(tiny_export, tiny_folder):
     assert score["value"] == manifest["artefacts"][0]["mean_iou"]
 
 
-def test_table_of_the_readme_is_that_of_the_saved_model():
+def test_table_of_the_results_is_that_of_the_saved_model():
     folder = ROOT / "saved_models" / "camvid_mobilenet_v2"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert artefact_table(manifest) in (ROOT / "README.md").read_text()
+    assert artefact_table(manifest) in (ROOT / "docs/results.md").read_text()
 
 
 def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
@@ -240,7 +242,7 @@ def test_dilated_convolutions_stay_whole(exported):
     assert manifest["artefacts"][0]["gpu_compatible"] is None
     assert manifest["artefacts"][1]["gpu_compatible"] is True
     found = manifest["artefacts"][1]["operators"]
-    assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
+    assert not any(name.startswith(describe.FORBIDDEN) for name in found)
     assert found["CONV_2D"] > 5
     # One of them normalizes the pixels.
     assert found["DEPTHWISE_CONV_2D"] == 3
@@ -297,7 +299,7 @@ def test_forbidden_operator_leaves_nothing(
     model, exported, tmp_path, monkeypatch, name
 ):
     found = {"CONV_2D": 3, name: 1}
-    monkeypatch.setattr(tflite, "operators", lambda path: found)
+    monkeypatch.setattr(describe, "operators", lambda path: found)
     content = (exported[0] / "model_float32.tflite").read_bytes()
     monkeypatch.setattr(
         tflite, "convert", lambda *_: {"tflite_float32": content}
@@ -361,7 +363,7 @@ def test_wrong_arguments(model, tmp_path, changes, message):
 
 
 def test_formats_are_the_contract():
-    assert exporter.FORMATS == (
+    assert formats.FORMATS == (
         "saved_model",
         "tflite_float32",
         "tflite_float16",
@@ -494,8 +496,8 @@ def test_metadata_is_the_same_each_time(tiny_export):
 def test_any_size_is_right_at_odd_sizes(model, tmp_path):
     export(model, tmp_path / "out", formats=("tflite_any_size",))
     path = tmp_path / "out" / "model_any_size.tflite"
-    found = tflite.operators(path)
-    assert not any(name.startswith(tflite.FORBIDDEN) for name in found)
+    found = describe.operators(path)
+    assert not any(name.startswith(describe.FORBIDDEN) for name in found)
     predictor = ka.Predictor(path)
     assert predictor.image_size is None
     for size in ((64, 96), (97, 51), (33, 130), (97, 51), (10, 40), (1, 1)):
@@ -536,7 +538,7 @@ def test_a_file_of_any_size_is_tried_where_cells_are_left(tmp_path, least):
     assert interpreter.get_input_details()[0]["shape"].tolist() == [1, 1, 1, 3]
     with pytest.raises(RuntimeError, match="failed to prepare"):
         interpreter.allocate_tensors()
-    try_out(path)
+    check_runs(path)
 
 
 def valid_backbone():

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from test_hostile_models import pickled_tensors, safetensors, torch_zip
 from tiny_run import toy_segmenter
 
-from keras_aspp import trial
-from keras_aspp.analysis.artefact import describe_tflite
-from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.main import one_line
+from keras_aspp.backbones.state_dict import read_state_dict
+from keras_aspp.config.load import load_config
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.litert import sandbox
+from keras_aspp.litert.describe import describe_tflite
 from keras_aspp.models.segmenter import load_saved
-from keras_aspp.weights.state_dict import read_state_dict
+from keras_aspp.utils.errors import one_line
 
 TFLITE = ROOT / "saved_models/multiscale_shapes/model_float16.tflite"
 CONFIG = ROOT / "keras_aspp/configs/multiscale_shapes.yaml"
@@ -193,7 +193,7 @@ def test_two_thousand_files(tmp_path, capsys):
 
     def try_and_describe(file):
         describe_tflite(file)
-        trial.try_out(file)
+        sandbox.check_runs(file)
 
     def pickled():
         """A pickle in an archive whose sums are right."""

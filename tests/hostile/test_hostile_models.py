@@ -21,16 +21,16 @@ from conftest import ROOT
 from test_hostile_texts import said_by
 from tiny_run import toy_segmenter
 
-from keras_aspp import trial
 from keras_aspp.backbones import create_backbone
+from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.cli.main import main
 from keras_aspp.export import export_model
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
 from keras_aspp.inference import predictor as predictors
+from keras_aspp.litert import sandbox
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.models.segmenter import load_saved
-from keras_aspp.weights.state_dict import read_state_dict
 
 TFLITE = ROOT / "saved_models/multiscale_shapes/model_float16.tflite"
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
@@ -642,8 +642,8 @@ def test_a_tflite_that_brings_the_interpreter_down(
     code, message, tmp_path, capsys, picture, monkeypatch
 ):
     """Played: the files that do so are LiteRT's to mend."""
-    monkeypatch.setattr(trial, "_TRIAL", code)
-    monkeypatch.setattr(trial, "TIMEOUT_SECONDS", 3)
+    monkeypatch.setattr(sandbox, "_TRIAL", code)
+    monkeypatch.setattr(sandbox, "TIMEOUT_SECONDS", 3)
     path = shutil.copy(TFLITE, tmp_path / "mine.tflite")
     arguments = [
         "predict",
@@ -664,7 +664,7 @@ def test_a_trial_imports_nothing_from_the_working_directory(
     for name in ("ai_edge_litert", "numpy"):
         (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    trial.try_out(shutil.copy(TFLITE, tmp_path / "mine.tflite"))
+    sandbox.check_runs(shutil.copy(TFLITE, tmp_path / "mine.tflite"))
 
 
 def saved_model(path, **signatures):

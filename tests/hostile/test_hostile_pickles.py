@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_aspp.weights.state_dict import read_state_dict
+from keras_aspp.backbones.state_dict import read_state_dict
 
 NUMBERS = np.arange(6, dtype="<f4")
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000tQ"

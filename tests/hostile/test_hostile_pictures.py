@@ -307,7 +307,7 @@ def test_what_a_saved_model_decodes():
     """`serve_bytes`: capped by the header, JPEG and PNG alone."""
     import tensorflow as tf
 
-    from keras_aspp.export.serving import decode_bytes
+    from keras_aspp.inference.serving import decode_bytes
 
     served = tf.function(
         decode_bytes, input_signature=[tf.TensorSpec([], tf.string)]

@@ -9,10 +9,11 @@ import corpus
 import pytest
 from conftest import ROOT
 
-from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.main import MAX_MESSAGE, main, one_line
+from keras_aspp.cli.main import main
+from keras_aspp.config.load import load_config
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.textfile import printable
+from keras_aspp.utils.errors import MAX_MESSAGE, one_line
+from keras_aspp.utils.text import printable
 
 EXPORT = ROOT / "saved_models/multiscale_shapes"
 SPECS = corpus.specs()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_aspp as ka
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.data.resize import resize_image
 from keras_aspp.inference.sliding_window import SlidingWindow, spans, weights
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.models import DeepLabV3Plus

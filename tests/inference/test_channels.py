@@ -6,8 +6,8 @@ import pytest
 from tiny_run import tiny_config, write_folder
 
 import keras_aspp as ka
-from keras_aspp.cli.configuration import dump_config
 from keras_aspp.cli.main import main
+from keras_aspp.config.load import dump_config
 
 
 def build(toy_backbone, channels, **kwargs):

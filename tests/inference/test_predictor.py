@@ -11,7 +11,7 @@ from helpers import assert_close
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.inference.predictor import resize_image
+from keras_aspp.data.resize import resize_image
 
 
 def picture(height=70, width=85, seed=0):

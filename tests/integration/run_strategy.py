@@ -13,9 +13,9 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_run import replace, tiny_config  # noqa: E402
 
-from keras_aspp.config import LossConfig  # noqa: E402
-from keras_aspp.engine import run, watch  # noqa: E402
-from keras_aspp.engine.distributed import worker  # noqa: E402
+from keras_aspp.config.schema import LossConfig  # noqa: E402
+from keras_aspp.engine import monitor, run  # noqa: E402
+from keras_aspp.engine.cluster import worker  # noqa: E402
 
 # Not Lovász: of pixels that are equally wrong, rounding decides its slopes.
 LOSSES = LossConfig(
@@ -42,12 +42,12 @@ def train(strategy, root, workdir, resume=False):
         if chief:
             np.save(Path(workdir) / "validation.npy", matrix)
 
-    before = watch.Watch._check_collapse
-    watch.Watch._check_collapse = keep
+    before = monitor.TrainingMonitor._check_collapse
+    monitor.TrainingMonitor._check_collapse = keep
     try:
         return run.train(config, workdir, resume)
     finally:
-        watch.Watch._check_collapse = before
+        monitor.TrainingMonitor._check_collapse = before
 
 
 if __name__ == "__main__":

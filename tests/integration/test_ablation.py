@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from tiny_run import replace, tiny_config, write_folder
 
-from keras_aspp.cli.configuration import dump_config
 from keras_aspp.cli.main import guarded
+from keras_aspp.config.load import dump_config
 from training import ablation, shrink
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from training import benchmark
-from training.workloads import COMPARISONS
+from benchmarks import run
+from benchmarks.workloads import COMPARISONS
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from training.workloads import COMPARISONS
 )
 def test_wrong_usage(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        benchmark.run([*arguments, "--output", str(tmp_path)])
+        run.run([*arguments, "--output", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
@@ -29,7 +29,7 @@ def test_targets_name_sides_that_there_are():
 
 
 def test_the_list(capsys):
-    assert benchmark.run(["--list"]) == 0
+    assert run.run(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(COMPARISONS)
 
@@ -38,7 +38,7 @@ def test_the_list(capsys):
 def test_sides_take_turns(tmp_path, capsys):
     name, rounds = "form_resize_xla", 3
     arguments = [name, "--rounds", str(rounds), "--output", str(tmp_path)]
-    assert benchmark.run(arguments) == 0
+    assert run.run(arguments) == 0
     assert "ours / Keras, seconds: " in capsys.readouterr().out
     (file,) = tmp_path.iterdir()
     result = json.loads(file.read_text())
@@ -61,4 +61,4 @@ def test_sides_take_turns(tmp_path, capsys):
 def test_a_side_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_ASPP_SHARED", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"evaluate: evaluate failed: .*nowh"):
-        benchmark.compare("evaluate", 1)
+        run.compare("evaluate", 1)

@@ -13,8 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.cli.configuration import load_config
-from keras_aspp.cli.export import export_workdir
+from keras_aspp.workdir import Workdir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,8 +23,8 @@ def picture(tmp_path):
     rng = np.random.default_rng(3)
     small = rng.integers(0, 256, (9, 12, 3)).astype("uint8")
     image = Image.fromarray(small).resize((120, 90), Image.Resampling.BICUBIC)
-    image.save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    image.save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.mark.slow
@@ -68,9 +67,8 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
 @pytest.mark.slow
 def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
     pytest.importorskip("mediapipe", reason="extra `examples`")
-    config = load_config(tiny_workdir / "config.yaml")
     output = tmp_path / "exported"
-    export_workdir(tiny_workdir, config, output, ("tflite_logits",))
+    Workdir(tiny_workdir).export(output, formats=("tflite_logits",))
     model = output / "model_logits.tflite"
     # At the model's own size, where nobody has to resize.
     pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
@@ -115,9 +113,9 @@ def test_serving(tiny_export, picture, tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        if "classes seen" in block:
+        if "predicted classes" in block:
             expected = np.unique(ka.Predictor(tiny_export).predict(picture))
-            assert f"classes seen: {expected}" in done.stdout
+            assert f"predicted classes: {expected}" in done.stdout
     request = json.loads((tmp_path / "request.json").read_text())
     loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
     signature = loaded.signatures[request["signature_name"]]

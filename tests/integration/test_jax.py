@@ -13,7 +13,7 @@ from helpers import npy
 from tiny_run import CLASS_NAMES, write_folder
 
 import keras_aspp as ka
-from keras_aspp.config import DataConfig
+from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.evaluate import evaluate

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from tiny_run import replace, tiny_config, write_folder
 
-from keras_aspp.cli.configuration import dump_config
+from keras_aspp.config.load import dump_config
 from keras_aspp.models import DeepLabV3
 
 SEED = 20261125
@@ -136,14 +136,14 @@ def child(words, log, connection):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from keras_aspp.cli.main import main
-    from keras_aspp.engine.watch import Watch
+    from keras_aspp.engine.monitor import TrainingMonitor
 
     torn(np, "savez", 0)
     torn(Path, "write_text", 0)
     torn(keras.Model, "save", 1)
     for name in ("fsync", "replace", "unlink"):
         before(os, name)
-    before(Watch, "on_train_batch_end")
+    before(TrainingMonitor, "on_train_batch_end")
     os._exit(main(words))
 
 
@@ -156,7 +156,7 @@ class Runs:
         self.context.set_forkserver_preload(
             [
                 "jsonargparse",
-                "keras_aspp.cli.configuration",
+                "keras_aspp.config.load",
                 "keras_aspp.engine.run",
                 "matplotlib.figure",
                 "pytest",

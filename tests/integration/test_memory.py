@@ -20,7 +20,7 @@ PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from keras_aspp.cli.predict import predict_files
+from keras_aspp.inference.files import predict_files
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor

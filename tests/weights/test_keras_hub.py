@@ -8,7 +8,7 @@ import pytest
 from helpers import npy, randomize, sample
 
 import keras_aspp as ka
-from training.peers import keras_hub_encoder
+from benchmarks.peers import keras_hub_encoder
 
 pytestmark = pytest.mark.slow  # a ResNet-50 of theirs and one of ours
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")

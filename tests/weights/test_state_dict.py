@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from keras_aspp.weights.state_dict import read_state_dict
+from keras_aspp.backbones.state_dict import read_state_dict
 
 NAME = "weights/mobilenet_v2-b0353104.pth"
 

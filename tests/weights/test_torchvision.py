@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from helpers import assert_close, npy, sample
 
-from keras_aspp.backbones import create_backbone
+from keras_aspp.backbones import create_backbone, torchvision
+from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.models import DeepLabV3
-from keras_aspp.weights import from_torchvision, torchvision
-from keras_aspp.weights.state_dict import read_state_dict
+from keras_aspp.weights import from_torchvision
+from keras_aspp.weights import torchvision as segmenters
 
 NAME = "weights/mobilenet_v2-b0353104.pth"
 
@@ -206,7 +207,7 @@ def test_segmenter_on_mobilenet_equals_pytorch(networks, tmp_path):
 
 def test_segmenters_are_of_the_published_backbones_and_strides():
     """The deeper ResNet takes the path of the other one, which is run."""
-    assert torchvision._SEGMENTERS == {
+    assert segmenters._SEGMENTERS == {
         "deeplabv3_resnet50": ("resnet50", 8),
         "deeplabv3_resnet101": ("resnet101", 8),
         "deeplabv3_mobilenet_v3_large": ("mobilenet_v3_large", 16),
@@ -217,7 +218,9 @@ def test_segmenters_are_of_the_published_backbones_and_strides():
 def test_fine_tuning_on_other_classes(resnet_segmenter, tmp_path):
     _, _, voc = resnet_segmenter
     voc.save(tmp_path / "voc.keras")
-    with pytest.warns(UserWarning, match="but for the classifier: 2 tensors"):
+    with pytest.warns(
+        UserWarning, match="except for the classifier: 2 tensors"
+    ):
         mine = DeepLabV3(
             3,
             "resnet50",

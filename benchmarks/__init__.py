@@ -1,0 +1,1 @@
+"""Speed of keras_aspp beside keras-hub, keras-cv and PyTorch."""

@@ -1,0 +1,187 @@
+"""Pictures of what atrous convolution does, on a picture of one's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_aspp.analysis.receptive_field import receptive_fields
+from keras_aspp.backbones import with_output_stride
+from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.layers import ASPP
+from keras_aspp.utils.keras_graph import producer
+
+DENSE_STRIDE = 8
+FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
+SURROUND_RATES = (2, 6, 12)
+
+
+def filter_bank() -> keras.Model:
+    """A network with filters set by hand: it needs no training.
+
+    The picture is blurred and halved three times, looked at by four filters
+    (`FILTERS`) with stride 2, and halved once more. RGB in [0, 1] goes in,
+    one map of stride 32 comes out.
+
+    Returns:
+        `keras.Model`.
+    """
+    luminance = np.array([0.299, 0.587, 0.114]).reshape(1, 1, 3, 1)
+    binomial = (np.outer([1, 2, 1], [1, 2, 1]) / 16).reshape(3, 3, 1, 1)
+    identity = np.zeros((3, 3))
+    identity[1, 1] = 1
+    slope = np.outer([-1, 0, 1], [1, 2, 1]) / 4
+    ring = (np.ones((3, 3)) - identity) / 8
+    filters = np.stack([identity, slope, slope.T, identity - ring], -1)
+    inputs = keras.Input((None, None, 3), name="picture")
+    grey = keras.layers.Conv2D(1, 1, name="grey")
+    x = grey(inputs)
+    # The padding is then as bright as a picture of average brightness.
+    grey.set_weights([luminance, np.array([-0.5])])
+    for i in range(1, 6):
+        x = keras.layers.ZeroPadding2D(1, name=f"pad_{i}")(x)
+        if i == 4:
+            layer = keras.layers.Conv2D(
+                4, 3, strides=2, use_bias=False, name="filters"
+            )
+            kernel = filters[:, :, None, :]
+        else:
+            layer = keras.layers.DepthwiseConv2D(
+                3, strides=2, use_bias=False, name=f"halve_{i}"
+            )
+            kernel = binomial.repeat(x.shape[-1], axis=2)
+        x = layer(x)
+        layer.set_weights([kernel])
+    return keras.Model(inputs, x, name="filter_bank")
+
+
+def strided_and_dense(
+    backbone: keras.Model, image: np.ndarray
+) -> dict[str, Any]:
+    """Features of a picture at a network's own stride, and denser.
+
+    Args:
+        backbone: functional `keras.Model`; of dict outputs the coarsest
+            is taken.
+        image: float array `(height, width, channels)`, as it takes it.
+
+    Returns:
+        dict: `strided` and `dense`, float arrays `(h, w, channels)`;
+        `strides`, their pixels per cell; `difference`, the largest between
+        the strided map and the dense one subsampled, in standard deviations
+        of the strided one.
+
+    Raises:
+        TypeError, ValueError: the backbone cannot be made dense, or the
+            picture is smaller than one cell.
+    """
+    own = max(feature_strides(backbone).values())
+    if min(image.shape[:2]) < own:
+        raise ValueError(
+            f"The picture is smaller than one cell of {own} pixels. "
+            f"Received: {image.shape[0]}x{image.shape[1]}"
+        )
+    fine = min(DENSE_STRIDE, max(own // 4, 1))
+    maps, centers = [], []
+    for stride in (own, fine):
+        model = with_output_stride(backbone, stride)
+        key = _coarsest(backbone)
+        if key is not None:
+            model = keras.Model(model.input, model.output[key])
+        features = model(image[None], training=False)
+        maps.append(keras.ops.convert_to_numpy(features)[0])
+        centers.append(receptive_fields(model, image.shape[:2])[-1].center)
+    strided, dense = maps
+    # Cell (0, 0) of the two may look at different pixels: by the padding.
+    start = [round((a - b) / fine) for a, b in zip(*centers, strict=True)]
+    step = own // fine
+    picked = dense[start[0] :: step, start[1] :: step]
+    shape = [
+        min(a, b) for a, b in zip(picked.shape, strided.shape, strict=True)
+    ]
+    a, b = (m[: shape[0], : shape[1]] for m in (picked, strided))
+    return {
+        "strided": strided,
+        "dense": dense,
+        "strides": (own, fine),
+        "difference": float(np.abs(a - b).max() / strided.std()),
+    }
+
+
+def _coarsest(backbone):
+    """Key of the output of the largest stride, or `None` without keys."""
+    if not isinstance(backbone.output, dict):
+        return None
+    strides = feature_strides(backbone)
+    return max(
+        backbone.output,
+        key=lambda key: strides[producer(backbone.output[key]).name],
+    )
+
+
+def surroundings(
+    features: np.ndarray, rates: Sequence[int] = SURROUND_RATES
+) -> dict[str, np.ndarray]:
+    """A cell minus the mean of its eight neighbours, at several rates.
+
+    What ASPP's branches can learn, set by hand: each rate answers to things
+    of its own size.
+
+    Args:
+        features: float array `(h, w)`.
+        rates: ints > 0, in cells.
+
+    Returns:
+        dict: title -> float array `(h, w)`.
+    """
+    kernel = -np.ones((3, 3, 1, 1), "float32") / 8
+    kernel[1, 1] = 1
+    maps = {}
+    for rate in rates:
+        found = keras.ops.conv(
+            features[None, ..., None].astype("float32"),
+            kernel,
+            padding="same",
+            dilation_rate=rate,
+        )
+        maps[f"rate {rate}"] = keras.ops.convert_to_numpy(found)[0, ..., 0]
+    return maps
+
+
+def aspp_of(model: keras.Model) -> ASPP | None:
+    """The `ASPP` among a model's layers, or `None`."""
+    return next((x for x in model.layers if isinstance(x, ASPP)), None)
+
+
+def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
+    """How strongly each branch of a model's ASPP answers to a picture.
+
+    Args:
+        model: functional `keras.Model` with an `ASPP` among its layers.
+        image: float array `(height, width, channels)`, as it takes it.
+
+    Returns:
+        dict: title -> float array `(h, w)`, root mean square over channels;
+        empty where the model has no ASPP.
+    """
+    aspp = aspp_of(model)
+    if aspp is None:
+        return {}
+    features = keras.Model(model.input, aspp.input)(image[None], training=False)
+    rates = iter(aspp.atrous_rates)
+    maps = {}
+    for branch in aspp.branches:
+        title = branch.name.replace("_", " ")
+        if title == "point":
+            title = "1x1"
+        elif title.startswith("atrous"):
+            title = f"rate {next(rates)}"
+        maps[title] = _strength(branch(features, training=False))
+    maps["together"] = _strength(aspp(features, training=False))
+    return maps
+
+
+def _strength(features):
+    values = keras.ops.convert_to_numpy(features)[0].astype("float32")
+    return np.sqrt((values**2).mean(axis=-1))

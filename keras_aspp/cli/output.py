@@ -1,0 +1,103 @@
+"""Tables and progress that several commands print."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from keras_aspp.utils.text import printable
+
+
+def print_table(rows):
+    """Prints rows of cells in aligned columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def show_progress(done, total):
+    """A counter on a terminal; silent elsewhere."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done}/{total} images", end=end, file=sys.stderr)
+
+
+# Of mean IoU, in hundredths: what a resized input costs and is told.
+NOTABLE_POINTS = 0.5
+
+
+def print_artefacts(manifest, output):
+    """Prints the artefacts of a manifest as a table."""
+    from keras_aspp.export import card
+
+    head = ("artefact", "MB", "agreement", "mean IoU", "Keras at its size")
+    rows = [(*head, "points lost", "ms")]
+    for entry in manifest["artefacts"]:
+        iou = entry["mean_iou"]
+        rows.append(
+            (
+                Path(output) / entry["path"],
+                f"{entry['bytes'] / 1e6:.2f}",
+                f"{entry['agreement_with_keras']:.4%}",
+                "" if iou is None else f"{iou:.4f}",
+                "" if iou is None else f"{entry['keras_mean_iou']:.4f}",
+                "" if iou is None else f"{entry['loss_points']:.2f}",
+                card.latency(entry),
+            )
+        )
+    print()
+    print_table(rows)
+    for size, points in card.size_costs(manifest).items():
+        if points >= NOTABLE_POINTS:
+            print(
+                f"Resizing images to {size[0]}x{size[1]}, not the conversion, "
+                f"costs {points:.2f} points against their own sizes "
+                "(--export.image_size chooses another)"
+            )
+    print_table(
+        [
+            (name, Path(output) / file)
+            for name, file in (
+                ("manifest", "manifest.json"),
+                ("card", "README.md"),
+                ("preview", "preview.png"),
+            )
+        ]
+    )
+
+
+def print_files(workdir):
+    """Prints what a run wrote, and how to see its curves."""
+    logs = workdir / "logs"
+    print_table(
+        [
+            ("model", workdir / "model.keras"),
+            ("metrics", workdir / "metrics.json"),
+            ("history", logs / "history.csv"),
+            ("curves", f"tensorboard --logdir {shlex.quote(str(logs))}"),
+        ]
+    )
+
+
+def print_metrics(metrics):
+    """Prints the contents of `metrics.json` as a table, then its advice."""
+    print(f"\n{metrics['num_images']} images of split {metrics['split']}")
+    rows = [("class", "IoU")]
+    for name, iou in metrics["per_class_iou"].items():
+        rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
+    numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy")
+    more = ("boundary_iou", "calibration_error")
+    for name in (*numbers, *(n for n in more if metrics.get(n) is not None)):
+        value = metrics[name]
+        rows.append((name, "none" if value is None else f"{value:.4f}"))
+    for width, value in metrics.get("band_mean_iou", {}).items():
+        shown = "none" if value is None else f"{value:.4f}"
+        rows.append((f"mean_iou within {width} px", shown))
+    for size, value in metrics.get("recall_by_size_px", {}).items():
+        count = metrics["objects_by_size_px"][size]
+        shown = "none" if value is None else f"{value:.4f}"
+        rows.append((f"recall, {count} objects of {size} px", shown))
+    print_table(rows)
+    for line in metrics.get("advice", []):
+        print(f"\nAdvice: {printable(line)}.")

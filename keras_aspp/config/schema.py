@@ -1,0 +1,429 @@
+"""Configuration: frozen dataclasses, read from YAML and the command line."""
+
+import dataclasses
+from typing import Any, Literal
+
+from keras_aspp.data.augment import AugmentConfig
+from keras_aspp.data.folder import HELD_OUT
+
+
+def _head_field(default: Any, *architectures: str) -> Any:
+    """A field of the heads of some architectures only.
+
+    `models.factory.build_model` passes it to these architectures; for the
+    others it must keep its default.
+    """
+    return dataclasses.field(
+        default=default, metadata={"architectures": architectures}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Model settings.
+
+    Args:
+        architecture: segmenter to build. A field below that the architecture
+            does not have must keep its default.
+        backbone: name of a backbone, such as `mobilenet_v2` or `resnet50`;
+            docs/backbones.md lists them.
+        backbone_weights: `imagenet` or `torchvision` (downloaded), a weights
+            file, or `null` to start from scratch. Environment variables in a
+            path are expanded.
+        weights: saved segmenter to fine-tune, a `.keras` file or a folder
+            that holds one, or `null`. Its backbone is used, and its
+            classifier if the number of classes is equal.
+        output_stride: input pixels per feature cell at the ASPP: 8, 16 or 32.
+        high_level: feature that the head reads, e.g. `stride_16`, after which
+            the backbone ends, or `null` for `stride_32`.
+        input_scale: factor by which images are upsampled before the backbone;
+            2 finds smaller objects at four times the cost.
+        atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
+            feature cells, or `auto` for the published ones at this output
+            stride; `[]` for DeepLabV3's mobile head.
+        aspp_filters: output channels of the ASPP.
+        separable: use depthwise separable 3x3 convolutions in the head.
+        image_pooling: add the image-level branch to the ASPP.
+        dropout: dropout rate before the classifier, in [0, 1).
+        batch_norm: `train` updates batch norm; `freeze` keeps the statistics
+            of the weights; `sync` computes statistics over all devices of a
+            strategy; `group` uses group norm in the head, and in a backbone
+            from scratch, where a loaded backbone is frozen.
+        batch_norm_momentum: momentum of the moving statistics, in [0, 1);
+            short runs need a smaller one.
+        decoder_filters: channels of DeepLabV3+'s decoder.
+        projection_filters: channels of the 1x1 convolution on DeepLabV3+'s
+            low-level feature.
+        decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
+            decoder.
+        decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
+        refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
+            and its classifier, or `null` for none.
+        multi_grid: DeepLabV3's rates within the last block, or `null`.
+        blocks: copies of the last block in the cascaded DeepLabV3.
+        pyramid: DeepLabV2's set of rates for `atrous_rates: auto`.
+        fc_filters: channels of DeepLabV2's fc6 and fc7, or `null` to leave
+            them out.
+        growth_filters: channels that each rate of DenseASPP adds.
+        bottleneck_filters: channels before each rate of DenseASPP.
+        gate_filters: channels of LR-ASPP's gate.
+    """
+
+    architecture: Literal[
+        "deeplab_v2",
+        "deeplab_v3",
+        "deeplab_v3_cascaded",
+        "deeplab_v3_plus",
+        "dense_aspp",
+        "lr_aspp",
+    ] = "deeplab_v3_plus"
+    backbone: str = "mobilenet_v2"
+    backbone_weights: str | None = "imagenet"
+    weights: str | None = None
+    output_stride: int = 16
+    high_level: str | None = None
+    input_scale: int = 1
+    atrous_rates: Literal["auto"] | list[int] = "auto"
+    aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
+    separable: bool = _head_field(
+        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"
+    )
+    image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
+    dropout: float = 0.1
+    batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
+    batch_norm_momentum: float = 0.99
+    decoder_filters: int = _head_field(256, "deeplab_v3_plus")
+    projection_filters: int = _head_field(48, "deeplab_v3_plus")
+    decoder_kernel_sizes: tuple[int, ...] = _head_field(
+        (3, 3), "deeplab_v3_plus"
+    )
+    decoder_stride: int = _head_field(4, "deeplab_v3_plus")
+    refine_filters: int | None = _head_field(None, "deeplab_v3")
+    multi_grid: list[int] | None = _head_field(
+        None, "deeplab_v3", "deeplab_v3_cascaded"
+    )
+    blocks: int = _head_field(3, "deeplab_v3_cascaded")
+    pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = _head_field(
+        "aspp_l", "deeplab_v2"
+    )
+    fc_filters: int | None = _head_field(None, "deeplab_v2")
+    growth_filters: int = _head_field(64, "dense_aspp")
+    bottleneck_filters: int = _head_field(256, "dense_aspp")
+    gate_filters: int = _head_field(128, "lr_aspp")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Data set settings: where images and masks are, and how they are read.
+
+    Args:
+        root: folder of a folder data set, or `null`. Environment variables
+            are expanded. Give exactly one of `root` and `tfds`.
+        tfds: name of a TFDS data set, or `null`.
+        data_dir: TFDS data directory, or `null` for TFDS' default,
+            `~/tensorflow_datasets`.
+        image_key: TFDS feature that holds the image.
+        mask_key: TFDS feature that holds the mask.
+        class_names: name of each class, for TFDS and for a folder without
+            `dataset.json`.
+        ignore_label: label value that is ignored by losses and metrics.
+        label_map: stored value -> class or `ignore`, applied before labels
+            are checked, or `null`.
+        license: license of the data, for the model card.
+        train_split: name of the split to train on.
+        validation_split: name of the split that selects the best model;
+            `null` holds out images of `train_split`, where the data is a
+            folder.
+        test_split: name of the split for the final metrics, or `null` to use
+            the validation split.
+        validation_fraction: share of the images that is held out for
+            validation, in (0, 1), for a folder without split folders, or with
+            `validation_split: null`.
+        crop_size: `[height, width]` of training crops, multiples of 32.
+        augment: random changes of training images.
+    """
+
+    root: str | None = None
+    tfds: str | None = None
+    data_dir: str | None = None
+    image_key: str = "image"
+    mask_key: str = "segmentation_mask"
+    class_names: list[str] | None = None
+    ignore_label: int = 255
+    label_map: dict[int, int | str] | None = None
+    license: str = ""
+    train_split: str = "train"
+    validation_split: str | None = "val"
+    test_split: str | None = None
+    validation_fraction: float = 0.1
+    crop_size: tuple[int, int] = (320, 320)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.validation_split is None:
+            object.__setattr__(self, "validation_split", HELD_OUT)
+        if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
+            raise ValueError(
+                "`crop_size` must be two multiples of 32. "
+                f"Received: crop_size={self.crop_size}"
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                "`validation_fraction` must be in (0, 1). Received: "
+                f"validation_fraction={self.validation_fraction}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Loss settings; the losses are weighted and summed.
+
+    Args:
+        cross_entropy: weight of the cross entropy, >= 0.
+        dice: weight of the Dice loss, >= 0; helps classes of few pixels.
+        tversky: weight of the Tversky loss, >= 0.
+        lovasz: weight of the Lovász-softmax loss, >= 0.
+        class_weights: weights of the classes in the cross entropy: one float
+            for each class, or `median_frequency` or `effective_number`,
+            computed from the training split, or `null` for equal weights.
+        focal_gamma: exponent of the focal loss, in the cross entropy; 2 is
+            usual, 0 turns it off.
+        label_smoothing: label smoothing of the cross entropy, in [0, 1).
+        hard_share: share of the pixels that the cross entropy counts, those
+            of the highest loss, in (0, 1].
+        boundary_weight: weight of pixels near a label boundary in the cross
+            entropy.
+        boundary_px: distance from a label boundary, in pixels, within which
+            `boundary_weight` applies.
+        tversky_alpha: weight of false positives in the Tversky loss.
+        tversky_beta: weight of false negatives in the Tversky loss.
+    """
+
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    tversky: float = 0.0
+    lovasz: float = 0.0
+    class_weights: (
+        Literal["median_frequency", "effective_number"] | list[float] | None
+    ) = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    hard_share: float = 1.0
+    boundary_weight: float = 1.0
+    boundary_px: int = 2
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+
+    def __post_init__(self) -> None:
+        weights = {
+            name: getattr(self, name)
+            for name in ("cross_entropy", "dice", "tversky", "lovasz")
+        }
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(
+                "Weights of losses must be >= 0, and one of them > 0. "
+                f"Received: {weights}"
+            )
+
+
+# Fields of TrainConfig of which exactly one is given.
+DURATIONS = ("total_epochs", "total_steps", "total_examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimization settings.
+
+    Args:
+        total_epochs: passes over the training split. Give exactly one of
+            `total_epochs`, `total_steps` and `total_examples`.
+        total_steps: training steps.
+        total_examples: training images, counted each time they are used.
+        batch_size: images per step, over all devices.
+        accumulate_steps: steps whose gradients are averaged for one update.
+        optimizer: `sgd` (momentum 0.9) or `adamw`.
+        loss: weights and options of the losses.
+        learning_rate: peak learning rate, > 0.
+        schedule_power: power of the polynomial decay to 0.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: decoupled weight decay per update, relative to the
+            learning rate; not applied to batch norm and biases.
+        backbone_learning_rate_factor: learning rate of the backbone relative
+            to that of the head; other values than 1 need `optimizer: sgd`.
+        ema_momentum: momentum of an exponential moving average of the
+            weights, in (0, 1), which is validated and kept instead of them,
+            or `null`.
+        recalibrate_steps: batches from which the batch-norm statistics of the
+            best model are estimated again at the end; they are kept if
+            validation is no worse.
+        lr_finder: try a range of learning rates and plot the loss instead of
+            training.
+        jit_compile: compile steps with XLA: `auto` (on a GPU only), `true` or
+            `false`.
+        precision: Keras dtype policy.
+        rematerialize: recompute the activations of the backbone in the
+            backward pass, which saves memory and costs time.
+        strategy: devices that share each batch: `none`, one; `mirrored`, all
+            of this machine; `multi_worker`, all of several machines.
+        seed: seed of weights, batches and augmentation.
+        early_stopping_epochs: epochs without a better validation mean IoU
+            after which the run ends, or `null`.
+        validate_every_epochs: epochs between two validations.
+        keep_checkpoints: number of newest checkpoints to keep.
+        checkpoint_steps: steps between two checkpoints within an epoch, or
+            `null` to save at the end of epochs only.
+    """
+
+    total_epochs: int | None = None
+    total_steps: int | None = None
+    total_examples: int | None = None
+    batch_size: int = 8
+    accumulate_steps: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    learning_rate: float = 0.03
+    schedule_power: float = 0.9
+    warmup_steps: int = 0
+    weight_decay: float = 1e-4
+    backbone_learning_rate_factor: float = 1.0
+    ema_momentum: float | None = None
+    recalibrate_steps: int = 0
+    lr_finder: bool = False
+    jit_compile: Literal["auto"] | bool = "auto"
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    rematerialize: bool = False
+    strategy: Literal["none", "mirrored", "multi_worker"] = "none"
+    seed: int = 0
+    early_stopping_epochs: int | None = None
+    validate_every_epochs: int = 1
+    keep_checkpoints: int = 2
+    checkpoint_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
+        if len(given) != 1:
+            raise ValueError(
+                f"Exactly one of {', '.join(DURATIONS)} must be given. "
+                f"Received: {given or 'none of them'}"
+            )
+        counts = (
+            *given,
+            "batch_size",
+            "accumulate_steps",
+            "validate_every_epochs",
+            "keep_checkpoints",
+            *(
+                ["checkpoint_steps"]
+                if self.checkpoint_steps is not None
+                else []
+            ),
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be > 0. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+        for name in ("learning_rate", "backbone_learning_rate_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` must be > 0. "
+                    f"Received: {name}={getattr(self, name)}"
+                )
+
+        if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
+            raise ValueError(
+                "`ema_momentum` must be in (0, 1), or none. "
+                f"Received: ema_momentum={self.ema_momentum}"
+            )
+        if self.recalibrate_steps < 0:
+            raise ValueError(
+                "`recalibrate_steps` must be >= 0. "
+                f"Received: recalibrate_steps={self.recalibrate_steps}"
+            )
+
+    def duration(self, num_examples: int) -> tuple[int, int]:
+        """`(epochs, steps per epoch)` for a training split of that size.
+
+        With `total_steps` and `total_examples` an epoch is what lies between
+        two checkpoints: a pass over the split, or a fiftieth of the run where
+        the split is small.
+        """
+        per_epoch = -(-num_examples // self.batch_size)
+        if self.total_epochs is not None:
+            return self.total_epochs, per_epoch
+        steps = self.total_steps
+        if steps is None:
+            steps = -(-self.total_examples // self.batch_size)
+        epochs = min(-(-steps // per_epoch), 50)
+        return epochs, -(-steps // epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Export settings.
+
+    Args:
+        image_size: `[height, width]` of the TFLite files' input. `null` takes
+            the median of the evaluated images, at most 1024, in multiples of
+            32.
+        formats: artefacts to write; `tflite_logits` is for MediaPipe,
+            `tflite_any_size` has an input that the interpreter resizes.
+        calibration_images: number of training images that calibrate
+            `tflite_int8`.
+        max_int8_loss: largest loss of `tflite_int8`, in points of mean IoU;
+            export fails above it.
+        more_image_sizes: further input sizes of the TFLite files, which get
+            the suffix `_HxW`.
+        coarse_labels: take the argmax before upsampling instead of after it;
+            faster, for fractions of a point of mean IoU.
+        verify_images: number of images on which artefacts are compared with
+            the Keras model.
+        preview_image: image file for `preview.png`, or `null` for one of the
+            data set.
+        preview_note: note on the preview image in the model card, such as its
+            author and license.
+    """
+
+    image_size: tuple[int, int] | None = None
+    formats: tuple[
+        Literal[
+            "saved_model",
+            "tflite_float32",
+            "tflite_float16",
+            "tflite_dynamic_range",
+            "tflite_int8",
+            "tflite_any_size",
+            "tflite_logits",
+            "onnx",
+        ],
+        ...,
+    ] = ("saved_model", "tflite_float32", "tflite_float16")
+    calibration_images: int = 64
+    max_int8_loss: float = 1.0
+    more_image_sizes: list[tuple[int, int]] = dataclasses.field(
+        default_factory=list
+    )
+    coarse_labels: bool = False
+    verify_images: int = 8
+    preview_image: str | None = None
+    preview_note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Configuration of a run.
+
+    Args:
+        model: the model.
+        data: the data set.
+        train: the optimization.
+        export: the exported artefacts.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(
+        default_factory=lambda: TrainConfig(total_epochs=30)
+    )
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

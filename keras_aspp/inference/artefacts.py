@@ -1,0 +1,87 @@
+"""Finds the model that a path holds, and its description."""
+
+from pathlib import Path
+
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.files import sha256
+from keras_aspp.utils.text import read_manifest
+from keras_aspp.utils.types import PathLike
+
+# Files that represent a folder without a SavedModel, the most exact first.
+_CANDIDATES = (
+    "model.keras",
+    "model_any_size.tflite",
+    "model_float32.tflite",
+    "model_float16.tflite",
+    "model_dynamic_range.tflite",
+    "model_int8.tflite",
+    "model.onnx",
+    "model_logits.tflite",
+)
+
+
+def resolve(path: PathLike, keras_only: bool = False) -> Path:
+    """Returns the file or SavedModel folder that a path stands for.
+
+    Every command and `Predictor` open the same artefact of one path: of a
+    workdir its `model.keras`, of an exported folder its SavedModel.
+
+    Args:
+        path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel, a workdir or
+            an exported folder.
+        keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
+
+    Returns:
+        `pathlib.Path`.
+
+    Raises:
+        FileNotFoundError: the path holds no model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if keras_only and (path / "model.keras").is_file():
+            return path / "model.keras"
+        if (path / "saved_model.pb").exists():
+            return path
+        if (path / "saved_model" / "saved_model.pb").exists():
+            return path / "saved_model"
+        for name in _CANDIDATES:
+            if (path / name).is_file():
+                return path / name
+    elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
+        return path
+    raise FileNotFoundError(
+        "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
+        "workdir or "
+        f"an exported folder. Received: {str(path)!r}"
+        + ("" if path.exists() else ", which does not exist")
+    )
+
+
+def find_spec(path: Path) -> DatasetSpec | None:
+    """The spec beside an artefact: a manifest's, or a workdir's."""
+    manifest = path.parent / "manifest.json"
+    if manifest.is_file():
+        content = read_manifest(manifest)
+        _check_hash(path, content)
+        try:
+            return DatasetSpec(
+                content["class_names"],
+                content.get("ignore_label", 255),
+                content.get("colormap"),
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}. File: {manifest}") from None
+    described = path.parent / "dataset.json"
+    return DatasetSpec.from_file(described) if described.is_file() else None
+
+
+def _check_hash(path, manifest):
+    """Raises where an artefact is not the one that its manifest describes."""
+    for entry in manifest["artefacts"]:
+        if entry["path"] == path.name and entry["sha256"] != sha256(path):
+            raise ValueError(
+                "The artefact is not the one that manifest.json beside it was "
+                "written for; export again, or take it out of this folder. "
+                f"Received: {path}"
+            )

@@ -1,0 +1,90 @@
+"""Segments image files and writes masks and overlays."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_aspp.data.decode import read_image
+from keras_aspp.inference.predictor import Predictor
+from keras_aspp.plots.labels import (
+    color_labels,
+    index_image,
+    overlay,
+    spec_of,
+)
+from keras_aspp.utils.errors import is_user_error, one_line
+from keras_aspp.utils.files import replacing
+from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[PathLike],
+    output: PathLike,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[str, Path, str]], list[str]]:
+    """Segments files one by one; a bad one does not stop the others.
+
+    Args:
+        predictor: `Predictor`.
+        images: paths.
+        output: folder to write to; made if need be.
+        progress: function of `(done, total)`, or `None`.
+
+    Returns:
+        `(rows, messages)`: name, overlay and largest classes of each picture
+        done; one line for each that failed.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    spec = spec_of(predictor)
+    rows, messages, taken = [], [], set()
+    for done, name in enumerate(images, start=1):
+        try:
+            image = read_image(name, exif=True)
+            stem = _unused(Path(name).stem, taken)
+            labels = predictor.predict(image)
+            _save(index_image(labels, spec), output / f"{stem}_labels.png")
+            _save(color_labels(labels, spec), output / f"{stem}_color.png")
+            path = output / f"{stem}_overlay.png"
+            _save(overlay(image, labels, spec), path)
+            rows.append((Path(name).name, path, _largest(labels, spec)))
+        except Exception as error:
+            if not is_user_error(error):
+                raise
+            message, shown = one_line(error), printable(name)
+            if shown not in message:  # it speaks of the model
+                message = f"{message} Picture: {shown}"
+            messages.append(message)
+        if progress is not None:
+            progress(done, len(images))
+    return rows, messages
+
+
+def _unused(stem, taken):
+    # Pictures of one name out of two folders must not overwrite each other.
+    unique, n = stem, 1
+    while unique in taken:
+        n += 1
+        unique = f"{stem}_{n}"
+    taken.add(unique)
+    return unique
+
+
+def _largest(labels, spec):
+    values, counts = np.unique(labels, return_counts=True)
+    order = counts.argsort()[::-1][:3]
+    return ", ".join(
+        f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
+        for i in order
+    )
+
+
+def _save(picture, path):
+    if not isinstance(picture, Image.Image):
+        picture = Image.fromarray(picture)
+    with replacing(path, durable=False) as temporary:
+        picture.save(temporary, format="PNG")

@@ -1,0 +1,166 @@
+"""What is served: Preprocess + model + argmax, as TensorFlow functions."""
+
+import itertools
+
+import keras
+import tensorflow as tf
+
+from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+from keras_aspp.utils.types import Tensor
+
+# 4096 x 4096; the network takes some 30 GB to see them.
+MAX_SERVED_PIXELS = 2**24
+
+
+def smallest_side(model: keras.Model) -> int:
+    """Returns the least height and width of an image that a model segments.
+
+    A convolution that pads too little leaves nothing of a few pixels. Some
+    kernels of TensorFlow raise then, and others compute on: oneDNN's, which
+    processors with AVX512 use. So it is found from shapes.
+
+    Args:
+        model: functional `keras.Model`, images -> scores.
+
+    Returns:
+        int > 0, in pixels: the side of the smallest square image of which
+        every feature map has a cell. 1 for a model of fixed size.
+    """
+    if None not in model.input.shape[1:3]:
+        return 1
+    # What layers read. A nested model's own input belongs to another graph.
+    read = {
+        id(tensor): tensor
+        for layer in model.layers
+        if not isinstance(layer, (keras.Model, keras.layers.InputLayer))
+        for tensor in keras.tree.flatten(layer.input)
+    }
+    maps = keras.Model(model.input, list(read.values()))
+    channels = model.input.shape[-1]
+
+    def has_cells(side):
+        try:
+            shapes = maps.compute_output_shape((1, side, side, channels))
+        except ValueError:  # Keras' own, of a convolution that finds no cell
+            return False
+        return all(0 not in shape for shape in shapes)
+
+    return next(side for side in itertools.count(1) if has_cells(side))
+
+
+def segment(model: keras.Model, image: Tensor) -> Tensor:
+    """Labels of pictures as they come.
+
+    Args:
+        model: `Segmenter`.
+        image: tensor `[B, H, W, 3]`, values 0..255, any dtype.
+
+    Returns:
+        int32 `[B, H, W]`.
+    """
+    return tf.argmax(
+        score(model, image), axis=-1, output_type=tf.int32, name="labels"
+    )
+
+
+def segment_coarsely(model: keras.Model, image: Tensor) -> Tensor:
+    """Labels of the scores as they are, before they are resized.
+
+    Each pixel takes the label of the nearest score: much less to compute, and
+    outlines in steps of the scores' stride.
+
+    Args:
+        model: functional `keras.Model` that ends in a segmenter's resize, with
+            its `preprocess`.
+        image: tensor `[B, H, W, 3]` of known size, values 0..255, any dtype.
+
+    Returns:
+        int32 `[B, H, W]`.
+    """
+    resize = model.get_layer("logits")
+    before = keras.Model(model.input, resize.input[0])
+    scores = before(model.preprocess(image), training=False)
+    rows, columns = resize.nearest_cells(scores.shape[1:3], image.shape[1:3])
+    labels = tf.argmax(scores, axis=-1, output_type=tf.int32)
+    labels = tf.gather(labels, rows, axis=1)
+    return tf.gather(labels, columns, axis=2, name="labels")
+
+
+def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:
+    """Returns images as they are; running the graph fails for too small ones.
+
+    Args:
+        model: functional `keras.Model`, images -> scores.
+        image: tensor `[B, H, W, 3]`.
+    """
+    least = smallest_side(model)
+    if least == 1:
+        return image
+    height, width = tf.unstack(tf.shape(image)[1:3])
+    message = (
+        f"images must have at least {least}x{least} pixels; resize them first"
+    )
+    large = tf.debugging.Assert(
+        tf.minimum(height, width) >= least, [message, height, width]
+    )
+    with tf.control_dependencies([large]):
+        return tf.identity(image)
+
+
+def score(model: keras.Model, image: Tensor) -> Tensor:
+    """float32 logits `[B, H, W, K]` of pictures as they come."""
+    # `training=False` by name: a Keras export has normalized with batch
+    # statistics when a layer upstream set the context otherwise.
+    return model(model.preprocess(image), training=False)
+
+
+def decode_bytes(image_bytes: Tensor) -> Tensor:
+    """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
+
+    EXIF is not read. Servers receive bytes from strangers, so the graph checks
+    an image before it decodes it: at most `MAX_SERVED_PIXELS` by its header
+    and, in a JPEG, at most `MAX_SCANS` scans. Otherwise it fails with an
+    `InvalidArgumentError`.
+    """
+    is_jpeg = tf.strings.substr(image_bytes, 0, 3) == b"\xff\xd8\xff"
+    is_png = tf.strings.substr(image_bytes, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    # TensorFlow's PNG decoder takes other formats too.
+    known = tf.debugging.Assert(
+        is_jpeg | is_png, ["image_bytes must be those of a JPEG or PNG."]
+    )
+    with tf.control_dependencies([known]):
+        size = tf.cond(
+            is_jpeg,
+            lambda: tf.io.extract_jpeg_shape(image_bytes)[:2],
+            lambda: tf.io.decode_raw(
+                tf.strings.substr(image_bytes, 16, 8),
+                tf.int32,
+                little_endian=False,
+            ),
+        )
+        scans = tf.cond(is_jpeg, lambda: _count_scans(image_bytes), lambda: 0)
+    small = tf.debugging.Assert(
+        tf.reduce_prod(tf.cast(size, tf.int64)) <= MAX_SERVED_PIXELS,
+        [f"Images must have at most {MAX_SERVED_PIXELS} pixels."],
+    )
+    few_scans = tf.debugging.Assert(
+        scans <= MAX_SCANS,
+        [f"A JPEG must have at most {MAX_SCANS} scans. Received:", scans],
+    )
+    with tf.control_dependencies([small, few_scans]):
+        image = tf.cond(
+            is_jpeg,
+            lambda: tf.io.decode_jpeg(
+                image_bytes, channels=3, dct_method="INTEGER_ACCURATE"
+            ),
+            lambda: tf.io.decode_png(image_bytes, channels=3),
+        )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _count_scans(image_bytes):
+    """Number of scans in a JPEG, counted as `data.decode` does."""
+    # `split` is the one operator of TensorFlow's that finds arbitrary bytes;
+    # regular expressions take UTF-8 only.
+    pieces = [tf.strings.split(image_bytes, start) for start in SCAN_STARTS]
+    return tf.add_n([tf.size(parts) - 1 for parts in pieces])

@@ -1,0 +1,1 @@
+"""LiteRT files: graph, description, trial in a subprocess."""

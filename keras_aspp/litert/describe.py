@@ -1,0 +1,269 @@
+"""Description of `.tflite` files and SavedModels: tensors, operators, cost."""
+
+import contextlib
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+
+from keras_aspp.utils.text import read_manifest
+from keras_aspp.utils.types import PathLike
+
+
+def describe_tflite(path: PathLike) -> dict[str, Any]:
+    """Operators, tensors and multiply-adds of a `.tflite`.
+
+    Args:
+        path: file.
+
+    Returns:
+        dict that JSON can hold. `madds` as in `cost`, `None` where the file
+        leaves a size open; `weights_bytes` as stored; `largest_activations`
+        the five largest results of operators; `atrous` the dilated
+        convolutions with their maps.
+
+    Raises:
+        ValueError: it is no TFLite file.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    content = Path(path).read_bytes()
+    try:
+        # A damaged file would be read past its end by the bare schema.
+        Interpreter(model_content=content)
+        described = _describe(content)
+    except Exception as error:
+        # What is raised depends on which byte is wrong.
+        raise ValueError(
+            f"Not a loadable .tflite. Received: {path} "
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        ) from error
+    return {
+        "format": "tflite",
+        "path": str(path),
+        **described,
+        "manifest": _manifest(path),
+    }
+
+
+def _describe(content):
+    model = schema.ModelT.InitFromPackedBuf(content)
+    graph = model.subgraphs[0]
+    names = {
+        value: name
+        for name, value in vars(schema.BuiltinOperator).items()
+        if not name.startswith("_")
+    }
+    operators = [
+        (names[_code(model.operatorCodes[op.opcodeIndex])], op)
+        for op in graph.operators
+    ]
+    # What is dequantized is a weight.
+    results = {
+        i for n, op in operators for i in op.outputs if n != "DEQUANTIZE"
+    }
+    tensors = graph.tensors
+    largest = sorted(results, key=lambda i: -_bytes(tensors[i], schema))[:5]
+    is_open = any(
+        -1
+        in (tensor.shapeSignature if tensor.shapeSignature is not None else [])
+        for tensor in tensors
+    )
+    return {
+        "bytes": len(content),
+        "weights_bytes": sum(
+            len(b.data) for b in model.buffers if b.data is not None
+        ),
+        "inputs": [_tensor(tensors[i], schema) for i in graph.inputs],
+        "outputs": [_tensor(tensors[i], schema) for i in graph.outputs],
+        "operators": dict(sorted(Counter(n for n, _ in operators).items())),
+        "madds": None
+        if is_open
+        else sum(_madds(name, op, tensors) for name, op in operators),
+        "largest_activations": [_tensor(tensors[i], schema) for i in largest],
+        "atrous": _rates(operators, tensors),
+    }
+
+
+def describe_saved_model(path: PathLike) -> dict[str, Any]:
+    """Signatures, parameters and bytes of a SavedModel.
+
+    Args:
+        path: folder.
+
+    Returns:
+        dict that JSON can hold.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    path = Path(path)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise ValueError(
+            f"Not a loadable SavedModel. Received: {path} "
+            f"({type(error).__name__})"
+        ) from error
+    signatures = {
+        name: {
+            "inputs": _specs(function.structured_input_signature[1]),
+            "outputs": _specs(function.structured_outputs),
+        }
+        for name, function in loaded.signatures.items()
+    }
+    variables = {
+        v.ref(): v for f in loaded.signatures.values() for v in f.variables
+    }
+    return {
+        "format": "saved_model",
+        "path": str(path),
+        "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        "parameters": sum(math.prod(v.shape) for v in variables.values()),
+        "signatures": signatures,
+        "manifest": _manifest(path),
+    }
+
+
+def _code(code):
+    # Codes from 127 on do not fit into the field of the first format.
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
+
+
+def _shape(tensor):
+    signature = tensor.shapeSignature
+    shape = tensor.shape if signature is None else signature
+    return [] if shape is None else [int(n) for n in shape]
+
+
+def _type_name(tensor, schema):
+    names = {v: k for k, v in vars(schema.TensorType).items()}
+    return names[tensor.type].lower()
+
+
+def _bytes(tensor, schema):
+    bits = "".join(filter(str.isdigit, _type_name(tensor, schema))) or "8"
+    shape = [] if tensor.shape is None else tensor.shape
+    return math.prod(map(int, shape)) * int(bits) // 8
+
+
+def _tensor(tensor, schema):
+    name = tensor.name.decode() if tensor.name else ""
+    return {
+        "name": name,
+        "shape": _shape(tensor),
+        "dtype": _type_name(tensor, schema),
+        "bytes": _bytes(tensor, schema),
+    }
+
+
+def _madds(name, operator, tensors):
+    if name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        return 0
+    kernel = math.prod(map(int, tensors[operator.inputs[1]].shape))
+    output = tensors[operator.outputs[0]].shape
+    return kernel * math.prod(map(int, output[1:-1]))
+
+
+def _rates(operators, tensors):
+    found = Counter()
+    for name, op in operators:
+        rate = getattr(op.builtinOptions, "dilationHFactor", 1)
+        if rate > 1:
+            height, width = tensors[op.inputs[0]].shape[1:3]
+            kernel = tensors[op.inputs[1]].shape[1:3]
+            found[
+                name, tuple(kernel.tolist()), rate, int(height), int(width)
+            ] += 1
+    return [
+        {
+            "operator": name,
+            "layers": count,
+            "kernel_size": list(kernel),
+            "rate": rate,
+            "map": cells,
+        }
+        for (name, kernel, rate, *cells), count in found.items()
+    ]
+
+
+def _specs(structure):
+    return {
+        name: {
+            "shape": None if s.shape.rank is None else s.shape.as_list(),
+            "dtype": np.dtype(s.dtype.as_numpy_dtype).name
+            if s.dtype.name != "string"
+            else "string",
+        }
+        for name, s in structure.items()
+    }
+
+
+def _manifest(path):
+    """What the manifest beside an artefact says of it, or `None`."""
+    file = Path(path).parent / "manifest.json"
+    if not file.is_file():
+        return None
+    content = read_manifest(file)
+    own = [a for a in content["artefacts"] if a["path"] == Path(path).name]
+    keys = ("mean_iou", "agreement_with_keras", "latency_ms")
+    return {
+        **{k: content.get(k) for k in ("name", "num_classes", "output_stride")},
+        **{k: own[0].get(k) for k in keys if own},
+    }
+
+
+# Kernels that a phone lacks, or that cut a dilated convolution in three.
+FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
+
+
+def operators(path: PathLike) -> dict[str, int]:
+    """Names of the operators of a `.tflite`, with their counts.
+
+    Args:
+        path: file.
+
+    Returns:
+        dict: name -> count, sorted by name.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(
+        model_path=str(path), experimental_op_resolver_type=plain
+    )
+    counts = {}
+    for operator in interpreter._get_ops_details():
+        name = operator["op_name"]
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def gpu_compatible(path: PathLike) -> bool:
+    """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
+
+    The GPU delegate takes no graph whose sizes are open.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        tf.lite.experimental.Analyzer.analyze(
+            model_path=str(path), gpu_compatibility=True
+        )
+    return "looks compatible with GPU delegate" in said.getvalue()
+
+
+def check_operators(found: Mapping[str, int], path: PathLike) -> None:
+    """Raises `ValueError` where an operator is forbidden."""
+    bad = sorted(n for n in found if n.startswith(FORBIDDEN))
+    if bad:
+        raise ValueError(
+            "A TFLite file must hold builtin operators only, and whole "
+            f"dilated convolutions. Received: {', '.join(bad)} in "
+            f"{Path(path).name}"
+        )

@@ -1,0 +1,213 @@
+"""Label maps as images: color maps, overlays, sheets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.files import replacing
+from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
+
+CELL_PX = 480  # of a picture in a sheet, its longer side
+MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
+LEGEND_CLASSES = 32  # with more, the legend names only those that occur
+
+
+def spec_of(predictor: Any) -> DatasetSpec:
+    """What a model was trained on, or else as many classes without names."""
+    count = predictor.num_classes or 255
+    return predictor.spec or DatasetSpec([f"class_{i}" for i in range(count)])
+
+
+def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
+    """Labels `[..., H, W]` -> uint8 `[..., H, W, 3]`; ignored is black."""
+    table = np.zeros((256, 3), "uint8")
+    table[: spec.num_classes] = spec.colors()
+    table[spec.ignore_label] = 0
+    return table[np.asarray(labels)]
+
+
+def index_image(labels: np.ndarray, spec: DatasetSpec) -> Image.Image:
+    """Labels `[H, W]` -> a PIL picture of them, their colours its palette."""
+    indexed = Image.fromarray(np.asarray(labels).astype("uint8"))
+    indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
+    return indexed
+
+
+def unpainted_classes(spec: DatasetSpec) -> list[int]:
+    """Returns the classes that an overlay leaves unpainted, a list of ints.
+
+    The class named "background", underscores aside. Without such a name it is
+    the black class, if there is one: black would hide the image, and by the
+    palette of PASCAL VOC it stands for "none of the others".
+    """
+    named = [
+        i
+        for i, name in enumerate(spec.class_names)
+        if name.strip("_ ").casefold() == "background"
+    ]
+    black = [i for i, color in enumerate(spec.colors()) if not any(color)]
+    return named or black
+
+
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    spec: DatasetSpec,
+    opacity: float = 0.55,
+) -> np.ndarray:
+    """Paints labels over an image, but not the background or ignored pixels.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        labels: int `[H, W]`.
+        spec: `DatasetSpec`.
+        opacity: float in [0, 1], of the paint. Defaults to 0.55.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    bare = np.isin(labels, [*unpainted_classes(spec), spec.ignore_label])
+    colors = color_labels(labels, spec).astype("float32")
+    blend = (1 - opacity) * image.astype("float32") + opacity * colors
+    return np.where(bare[..., None], image, np.round(blend)).astype("uint8")
+
+
+def legend_name(class_id: int, spec: DatasetSpec) -> str:
+    """Name of a class in the legend of overlays."""
+    name = spec.class_names[class_id]
+    bare = class_id in unpainted_classes(spec)
+    return f"{name} (not painted)" if bare else name
+
+
+def draw_sheet(
+    output: PathLike,
+    title: str,
+    examples: Sequence[tuple[Any, ...]],
+    spec: DatasetSpec,
+) -> None:
+    """Writes pictures beside their labels as one PNG, atomically.
+
+    Args:
+        output: path of the PNG.
+        title: str.
+        examples: list of `(caption, uint8 [H, W, 3], *label maps)`, each map
+            int `[H, W]`; all have as many.
+        spec: `DatasetSpec`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [_cell(image, maps, spec) for _, image, *maps in examples]
+    columns = min(3 if len(examples[0]) == 3 else 2, len(cells))
+    rows = -(-len(cells) // columns)
+    shape = np.median([cell.shape[:2] for cell in cells], axis=0)
+    width = 4.6 * columns  # inches
+    row_height = 4.6 * min(shape[0] / shape[1], MAX_RATIO) + 0.25
+    handles = _legend(examples, spec)
+    legend_rows = -(-len(handles) // max(1, int(width / 1.5)))
+    legend_height = 0.24 * legend_rows + 0.3
+    height = row_height * rows + legend_height + 0.45
+    # No pyplot: it would keep the figure, and may want a display.
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=0.01,
+        right=0.99,
+        top=1 - 0.65 / height,
+        bottom=legend_height / height,
+        wspace=0.03,
+        hspace=0.25 / (row_height - 0.25),
+    )
+    for i, (cell, (text, *_)) in enumerate(zip(cells, examples, strict=True)):
+        axes = figure.add_subplot(grid[i])
+        axes.imshow(cell, interpolation="lanczos")
+        axes.axis("off")
+        axes.set_title(text, fontsize=8, color="0.3", pad=3, parse_math=False)
+    figure.suptitle(
+        title, fontsize=12, y=1 - 0.12 / height, va="top", parse_math=False
+    )
+    legend = figure.legend(
+        handles=handles,
+        loc="lower center",
+        ncols=-(-len(handles) // legend_rows),
+        fontsize=9,
+        frameon=False,
+        handlelength=1.4,
+        handleheight=1.1,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def caption(name: str, labels: np.ndarray) -> str:
+    """A picture's name, shortened, and its size."""
+    name = printable(Path(name.split(", ")[-1]).name)
+    short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
+    return f"{short}  {labels.shape[0]}x{labels.shape[1]}"
+
+
+def _cell(image, maps, spec):
+    """Picture and overlays side by side."""
+    from PIL import Image
+
+    scale = min(1, CELL_PX / max(image.shape))
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    gap = np.full((size[1], max(2, size[0] // 60), 3), 255, "uint8")
+    parts = []
+    for part in (image, *(hatched(image, labels, spec) for labels in maps)):
+        small = Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)
+        parts += [np.asarray(small), gap]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def hatched(
+    image: np.ndarray, labels: np.ndarray, spec: DatasetSpec
+) -> np.ndarray:
+    """The overlay of labels; ignored pixels are hatched."""
+    over = overlay(image, labels, spec)
+    y, x = np.indices(labels.shape)
+    stripe_px = max(2, max(labels.shape) // 80)
+    stripes = ((x + y) // stripe_px % 2)[..., None]
+    hatched = np.where(stripes, 235, 150).astype("uint8")
+    return np.where((labels == spec.ignore_label)[..., None], hatched, over)
+
+
+def _legend(examples, spec):
+    from matplotlib.patches import Patch
+
+    seen = set()
+    for _, _, *maps in examples:
+        seen.update(np.unique(np.stack(maps)).tolist())
+    shown = range(spec.num_classes)
+    if spec.num_classes > LEGEND_CLASSES:
+        shown = sorted(seen - {spec.ignore_label})
+    colors = np.array(spec.colors()) / 255
+    bare = unpainted_classes(spec)
+    handles = [
+        Patch(
+            facecolor="none" if i in bare else colors[i],
+            edgecolor="0.5",
+            label=legend_name(i, spec),
+        )
+        for i in shown
+    ]
+    if spec.ignore_label in seen:
+        handles.append(
+            Patch(
+                facecolor="0.92",
+                edgecolor="0.55",
+                hatch="////",
+                label="ignored",
+            )
+        )
+    return handles

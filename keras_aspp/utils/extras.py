@@ -1,0 +1,24 @@
+"""Packages that only some commands need."""
+
+import importlib
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Imports packages of an extra.
+
+    Args:
+        what: what needs them, for the message.
+        extra: str, of `pip install 'keras-aspp[...]'`.
+        modules: names of modules.
+
+    Raises:
+        ValueError: one is not installed.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"{what} needs a package that is not installed: "
+                f"pip install 'keras-aspp[{extra}]'. Received: {error}"
+            ) from None

@@ -1,0 +1,34 @@
+"""Signals that end a run."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
+
+    Outside the main thread, where Python cannot set handlers, they go where
+    they went.
+
+    Args:
+        handler: function of `(number, frame)`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def interrupt(number: int, frame: Any) -> NoReturn:
+    """A handler that ends the run where it is."""
+    raise KeyboardInterrupt("Interrupted. Go on with --resume.")

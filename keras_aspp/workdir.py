@@ -1,0 +1,231 @@
+"""Working directories of training runs: configuration, data, model, export."""
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_aspp.config.load import config_path, load_config
+from keras_aspp.config.schema import Config, DataConfig, ExportConfig
+from keras_aspp.data.decode import read_image
+from keras_aspp.data.sources import Source, open_source
+from keras_aspp.export import export_model
+from keras_aspp.export.image_size import choose_image_size
+from keras_aspp.models.segmenter import Segmenter, load_saved
+from keras_aspp.utils.progress import print_progress, timed
+from keras_aspp.utils.types import PathLike
+
+CONFIG = "config.yaml"
+
+
+class Workdir:
+    """Folder of a training run.
+
+    Args:
+        path: folder that `keras-aspp train` wrote.
+
+    Attributes:
+        path: `pathlib.Path`.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.yaml.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path: Path = Path(path)
+        if not (self.path / CONFIG).is_file():
+            raise FileNotFoundError(
+                "--model must be a workdir, which holds config.yaml and "
+                f"model.keras. Received: {str(path)!r}"
+            )
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """`Config` of the run."""
+        return self.config_with(())
+
+    def config_with(self, overrides: Sequence[str]) -> Config:
+        """`Config` of the run with `--section.field value` pairs applied."""
+        return load_config(self.path / CONFIG, overrides)
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """Data source that the run was trained on."""
+        return open_source(self.config.data)
+
+    @property
+    def held_out_split(self) -> str:
+        """Test split, or the validation split where there is none."""
+        data = self.config.data
+        return data.test_split or data.validation_split
+
+    def examples(self, split: str) -> "Examples":
+        """`Examples` of a split."""
+        return Examples(self.source, split)
+
+    def model(self) -> Segmenter:
+        """Loads the best model of the run.
+
+        Returns:
+            `Segmenter`.
+        """
+        return load_saved(self.path)
+
+    def export(
+        self,
+        output: PathLike,
+        settings: ExportConfig | None = None,
+        formats: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Exports the best model; prints its phases.
+
+        Args:
+            output: folder to make.
+            settings: `ExportConfig`; the run's own if `None`.
+            formats: sequence of str instead of the settings', or `None`.
+            overwrite: bool. Replace `output` if it exists.
+
+        Returns:
+            dict, the contents of `manifest.json`.
+        """
+        settings = settings or self.config.export
+        formats = tuple(formats or settings.formats)
+        with timed(print_progress, "model.keras: loading"):
+            model = self.model()
+        data, spec = self.config.data, self.source.spec
+        split = self.held_out_split
+        examples = self.examples(split)
+        with timed(print_progress, f"images of {split}: reading"):
+            verify_images, sizes = examples.survey(settings.verify_images)
+        image_size = settings.image_size or _choose_size(model, sizes)
+        calibration = None
+        if "tflite_int8" in formats:
+            with timed(
+                print_progress, f"images of {data.train_split}: reading"
+            ):
+                calibration = self.examples(data.train_split).first(
+                    settings.calibration_images
+                )
+        preview = settings.preview_image
+        name = data.tfds or Path(data.root).name
+        return export_model(
+            model,
+            output,
+            image_size=image_size,
+            class_names=spec.class_names,
+            verify_images=verify_images,
+            calibration_images=calibration,
+            evaluation_data=examples,
+            formats=formats,
+            max_int8_loss=settings.max_int8_loss,
+            more_image_sizes=settings.more_image_sizes,
+            coarse_labels=settings.coarse_labels,
+            overwrite=overwrite,
+            ignore_label=spec.ignore_label,
+            colormap=spec.colormap,
+            preview_image=None if preview is None else read_image(preview),
+            about={
+                "dataset": name,
+                "trained_on": f"{name} (split {data.train_split})",
+                "license": data.license or spec.license,
+                "evaluated_on": f"{self.source.size(split)} images of {name}, "
+                f"split {split}",
+                "command": "keras-aspp export --model WORKDIR "
+                f"--output {Path(output).name} "
+                f'--export.image_size "{list(image_size)}" '
+                f"--formats {' '.join(formats)}",
+                "preview": settings.preview_note,
+            },
+            progress=print_progress,
+        )
+
+
+def _choose_size(model, sizes):
+    """Chooses the files' image size and prints why."""
+    size, reason = choose_image_size(sizes, model.input.shape[1:3])
+    print(
+        f"Files of one size take images of {size[0]}x{size[1]}: {reason} "
+        "(--export.image_size chooses another)"
+    )
+    return size
+
+
+class Examples:
+    """Decoded examples of a split; can be iterated repeatedly.
+
+    Args:
+        source: `FolderSource` or `TfdsSource`.
+        split: str.
+    """
+
+    def __init__(self, source: Source, split: str) -> None:
+        self.source: Source = source
+        self.split: str = split
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        records = self.source.records(self.split)
+        for record in records.as_numpy_iterator():
+            yield self.source.decode(*record)
+
+    def first(self, count: int) -> list[np.ndarray]:
+        """Images of `count` examples spread over the split."""
+        return self.survey(count)[0]
+
+    def survey(
+        self, count: int
+    ) -> tuple[list[np.ndarray], dict[tuple[int, int], int]]:
+        """Images of `count` examples spread over the split, and all sizes.
+
+        Returns:
+            `(list, dict)`; the dict maps `(height, width)` to a count.
+        """
+        total = self.source.size(self.split)
+        wanted = {i * total // count for i in range(min(count, total))}
+        images, sizes = [], collections.Counter()
+        for i, (image, _) in enumerate(self):
+            sizes[image.shape[:2]] += 1
+            if i in wanted:
+                images.append(image)
+        return images, sizes
+
+
+def open_data(
+    name: PathLike | None, model: PathLike
+) -> tuple[Source, DataConfig]:
+    """Opens the data that a command line names.
+
+    Args:
+        name: folder, NAME of a configuration, or `None` for the data that the
+            workdir `model` was trained on.
+        model: path of the model.
+
+    Returns:
+        `(source, DataConfig)`.
+
+    Raises:
+        ValueError: `name` is `None` and `model` is no workdir.
+    """
+    is_workdir = (Path(model) / CONFIG).is_file()
+    if name is None:
+        if not is_workdir:
+            raise ValueError(
+                "--data must be given for a model that is no workdir. "
+                f"Received: --model {model}"
+            )
+        workdir = Workdir(model)
+        return workdir.source, workdir.config.data
+    if os.path.isdir(name):
+        data = DataConfig(root=name)
+        if is_workdir:
+            data = dataclasses.replace(
+                Workdir(model).config.data, root=name, tfds=None
+            )
+    else:
+        data = load_config(config_path(name)).data
+    return open_source(data), data
