@@ -42,12 +42,10 @@ def test_a_long_file_fails_a_whole_run_and_no_selection(tmp_path):
     (tmp_path / "setup.cfg").write_text(
         "[tool:pytest]\ntestpaths = .\nmarkers =\n    slow: takes long\n"
     )
-    for workers in ((), ("-n", "2")):
-        done = run_fast_tests(tmp_path, "-m", "not slow", *workers)
-        assert done.returncode == 1
-        assert "12 passed" in done.stdout
-        assert "test_3.py takes 0 of " in done.stdout
-    for selection in (["test_3.py"], ["-k", "test_3"]):
-        done = run_fast_tests(tmp_path, "-m", "not slow", *selection)
-        assert done.returncode == 0
-        assert "takes" not in done.stdout
+    done = run_fast_tests(tmp_path, "-m", "not slow", "-n", "2")
+    assert done.returncode == 1
+    assert "12 passed" in done.stdout
+    assert "test_3.py takes 0 of " in done.stdout
+    done = run_fast_tests(tmp_path, "-m", "not slow", "-k", "test_3")
+    assert done.returncode == 0
+    assert "takes" not in done.stdout
