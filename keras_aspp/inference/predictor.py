@@ -31,6 +31,8 @@ class Predictor:
     since each uses all cores. After a fork only a `.tflite` goes on: open any
     other model in the worker process, or start workers by "spawn".
 
+    Arguments other than `path` need a `.keras` model; exported files are fixed.
+
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
             workdir (its `model.keras`) or an exported folder (its SavedModel,
@@ -43,9 +45,6 @@ class Predictor:
             this height and width, in pixels, and blended; or `None`.
         overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
-
-        All but `path` are for a `.keras` model only: what is exported is
-        fixed.
 
     Attributes:
         spec: `DatasetSpec` of what it was trained on, or `None`.
