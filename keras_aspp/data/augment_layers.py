@@ -145,7 +145,7 @@ def _check_arguments(name, arguments):
                 f"Received: {key}={value}"
             )
         if key == "kernel_size" and any(n % 2 != 1 for n in numbers):
-            # An even kernel moves the image by half a pixel, not the mask.
+            # An even kernel is off center: it moves the image, not the mask.
             raise ValueError(
                 f"`layers.{name}.{key}` must be odd. Received: {key}={value}"
             )
