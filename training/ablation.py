@@ -1,4 +1,4 @@
-"""What each part of a DeepLab is worth: the same training, parts taken away.
+"""Ablation of DeepLab: the same training with parts removed.
 
     KERAS_ASPP_SHARED=../shared python -m training.ablation \
         --config ablation_shapes --workdir runs/ablation_shapes
@@ -36,7 +36,7 @@ SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
 
 def variants(model):
-    """What is compared: name -> (what it is, `ModelConfig`).
+    """Returns the variants: name -> `(description, ModelConfig)`.
 
     Args:
         model: `ModelConfig` of the whole DeepLabV3; its rates are the
@@ -156,7 +156,7 @@ def break_down(config, folder):
 
 
 def examples(source, split):
-    """`(picture, labels, objects)`; what is known of them, or `None`."""
+    """Yields `(image, labels, objects)`; objects may be `None`."""
     if source.spec.class_names != CLASS_NAMES:
         for image, labels in Examples(source, split):
             yield image, labels, None

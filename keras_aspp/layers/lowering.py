@@ -17,6 +17,7 @@ On the JAX backend everything takes the XLA form.
 """
 
 import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,9 @@ from keras import ops
 from keras_aspp.layers.depthwise_taps import depthwise_taps
 from keras_aspp.utils.types import Pads, Size, Tensor
 
-_exporting = False
+# A context variable, so that an export in one thread does not change the form
+# that another thread traces.
+_exporting = contextvars.ContextVar("exporting", default=False)
 
 
 @contextlib.contextmanager
@@ -39,19 +42,18 @@ def export_form() -> Iterator[None]:
     For inference only: the gradient of a dilated depthwise convolution
     is silently wrong in this form on the CPU (TensorFlow 2.21).
     """
-    global _exporting
-    before, _exporting = _exporting, True
+    token = _exporting.set(True)
     try:
         yield
     finally:
-        _exporting = before
+        _exporting.reset(token)
 
 
 def form() -> Literal["graph", "xla", "export"]:
     """Returns the form to use here: `"graph"`, `"xla"` or `"export"`."""
     if keras.backend.backend() != "tensorflow":
         return "xla"
-    if _exporting:
+    if _exporting.get():
         return "export"
     return "xla" if _in_xla_context() else "graph"
 
