@@ -7,6 +7,8 @@ padding too; bias, batch norm, activations, pooling, sums and resizing are
 not. Memory is that of one picture, every layer writing a tensor of its own.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 

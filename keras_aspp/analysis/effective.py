@@ -1,5 +1,7 @@
 """Effective receptive field: the pixels that matter, by their gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import keras

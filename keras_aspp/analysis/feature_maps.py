@@ -1,5 +1,7 @@
 """Pictures of what atrous convolution does, on a picture of one's own."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Gridding: what a stack of dilated convolutions never looks at."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import itertools

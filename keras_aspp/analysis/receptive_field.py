@@ -9,6 +9,8 @@ Reference: [Araujo et al., 2019](https://distill.pub/2019/computing-receptive-
 fields). Differs from it in: upsampling, and branches of unequal centers.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """report: everything that can be said of a model at one picture size."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras

@@ -1,5 +1,7 @@
 """Valid taps: how much of a dilated kernel still falls on the map."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np

@@ -5,6 +5,8 @@ composite layers are opened until only layers and operations are left that do
 one thing. Cost, receptive field and feature sizes are read from one trace.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from typing import Any

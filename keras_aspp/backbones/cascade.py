@@ -4,6 +4,8 @@ Both are made to the network at its own strides; making it dense multiplies
 the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import keras

@@ -10,6 +10,8 @@ beyond the dense one, and zero padding, scaled by `rate`, stays what it was.
 docs/decisions/0004 derives from it how each kind of layer is rewritten.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 from typing import Any
@@ -97,7 +99,7 @@ class Grid:
         default=frozenset(), compare=False
     )
 
-    def padded(self, cells: Size) -> "Grid":
+    def padded(self, cells: Size) -> Grid:
         """The grid of a map with `cells` more rows and columns."""
         size = tuple(
             (base, more + n)
@@ -105,7 +107,7 @@ class Grid:
         )
         return dataclasses.replace(self, size=size)
 
-    def after_stride(self, stride: int, shift: Size) -> "Grid":
+    def after_stride(self, stride: int, shift: Size) -> Grid:
         """The grid of a map of ceil((size + shift) / stride) cells."""
         if stride == 1:
             return self.padded(shift)

@@ -1,5 +1,7 @@
 """with_output_stride: trades strides for dilation in a functional model."""
 
+from __future__ import annotations
+
 import re
 
 import keras

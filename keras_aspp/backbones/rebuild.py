@@ -1,5 +1,7 @@
 """Rebuilds functional models layer by layer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 

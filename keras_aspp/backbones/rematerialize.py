@@ -1,5 +1,7 @@
 """rematerialize: trades a second forward pass for memory in training."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools
@@ -16,7 +18,7 @@ from keras_aspp.utils.types import Tensor
 SHORTEST, LONGEST = 8, 16
 
 
-def rematerialize(model: keras.Model) -> "Rematerialized":
+def rematerialize(model: keras.Model) -> Rematerialized:
     """The same model, keeping few activations for the gradient.
 
     The graph is cut into parts where a single tensor goes on, at the ends of

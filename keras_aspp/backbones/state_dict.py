@@ -4,6 +4,8 @@ Only tensors are admitted: the unpickler knows `OrderedDict`, torch's storages
 and its tensor rebuilders, and nothing else, so a file cannot run code.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import os

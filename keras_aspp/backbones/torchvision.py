@@ -1,5 +1,7 @@
 """Backbones of torchvision, from their published state dicts."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping

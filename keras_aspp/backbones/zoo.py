@@ -1,5 +1,7 @@
 """create_backbone: names -> dense feature extractors."""
 
+from __future__ import annotations
+
 import fnmatch
 import itertools
 import os

@@ -1,5 +1,7 @@
 """Apache Beam helpers: pipeline options and files."""
 
+from __future__ import annotations
+
 import json
 import os
 import uuid

@@ -1,5 +1,7 @@
 """A folder data set -> sharded records, in TFDS' format."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os

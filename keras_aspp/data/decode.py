@@ -1,5 +1,7 @@
 """Pictures and masks on the host: decoding, label maps, checks."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import os

@@ -1,5 +1,7 @@
 """The folder data set: images/<split>/NAME.jpg, masks/<split>/NAME.png."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import hashlib

@@ -1,5 +1,7 @@
 """tf.data: from a source's records to batches."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 from keras_aspp.data.augment import Augment, AugmentConfig

@@ -1,5 +1,7 @@
 """Resizing of images."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image
 

@@ -1,5 +1,7 @@
 """DatasetSpec: what the numbers in a mask mean."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
@@ -168,7 +170,7 @@ class DatasetSpec:
     @classmethod
     def from_file(
         cls, path: PathLike, notes: list[str] | None = None
-    ) -> "DatasetSpec":
+    ) -> DatasetSpec:
         """Reads a `dataset.json`.
 
         Args:

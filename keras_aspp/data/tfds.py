@@ -1,5 +1,7 @@
 """TensorFlow Datasets that have a picture and a mask."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import io

@@ -1,5 +1,7 @@
 """Finds the model that a path holds, and its description."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec

@@ -1,5 +1,7 @@
 """Segments image files and writes masks and overlays."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

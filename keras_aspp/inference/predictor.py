@@ -1,5 +1,7 @@
 """Predictor: the same answer from `.keras`, SavedModel, `.tflite`, `.onnx`."""
 
+from __future__ import annotations
+
 import math
 import os
 import re

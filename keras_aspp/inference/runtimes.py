@@ -1,5 +1,7 @@
 """Runtimes of saved models: Keras, SavedModel, LiteRT, ONNX Runtime."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable

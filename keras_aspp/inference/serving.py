@@ -1,5 +1,7 @@
 """What is served: Preprocess + model + argmax, as TensorFlow functions."""
 
+from __future__ import annotations
+
 import itertools
 
 import keras

@@ -4,6 +4,8 @@ Defines padding, rate, dtype and batch-norm policy for all other layers.
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras

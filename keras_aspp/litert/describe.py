@@ -1,5 +1,7 @@
 """Description of `.tflite` files and SavedModels: tensors, operators, cost."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import math

@@ -1,5 +1,7 @@
 """Reader and editor of `.tflite` graphs."""
 
+from __future__ import annotations
+
 import collections
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -5,6 +5,8 @@ with a few bytes changed, one in some hundreds brings the process down, or
 keeps it for ever.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import subprocess

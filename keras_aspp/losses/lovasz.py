@@ -1,5 +1,7 @@
 """LovaszSoftmax: the convex surrogate of mean IoU."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import keras

@@ -1,5 +1,7 @@
 """Label maps as images: color maps, overlays, sheets."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Files that are whole or not there, after a power cut too."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json

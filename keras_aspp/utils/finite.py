@@ -1,5 +1,7 @@
 """Weights that are not finite: a model of them predicts class 0 everywhere."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

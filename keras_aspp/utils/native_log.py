@@ -1,5 +1,7 @@
 """Filters what native libraries write to the process's stderr."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Progress of an export: its phases and the time each took."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Callable, Iterator

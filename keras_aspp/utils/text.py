@@ -1,5 +1,7 @@
 """Text from anywhere: small files, JSON, and names that are shown."""
 
+from __future__ import annotations
+
 import json
 import os
 import stat

@@ -1,5 +1,7 @@
 """keras-hub's DeepLabV3+, as a model of ours."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 

@@ -1,5 +1,7 @@
 """Public TFLite DeepLabs, back as Keras models."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 

@@ -1,5 +1,7 @@
 """torchvision's networks and segmenters, from their published state dicts."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Literal
 
