@@ -211,7 +211,7 @@ def open_data(
         `(source, DataConfig)`.
 
     Raises:
-        ValueError: `name` is `None` and `model` is no workdir.
+        ValueError: `name` is `None` and `model` is not a workdir.
     """
     is_workdir = (Path(model) / CONFIG).is_file()
     if name is None:

@@ -12,7 +12,7 @@ from keras_aspp.utils.types import Size
 
 @dataclasses.dataclass(frozen=True)
 class ValidTaps:
-    """How many taps of a dilated kernel are on the map, cell by cell.
+    """Number of valid taps of a dilated kernel over the cells of a map.
 
     Attributes:
         rate: int, in cells.
@@ -32,7 +32,7 @@ class ValidTaps:
 
     @property
     def degenerate(self) -> bool:
-        """Whether only the center tap is valid, at every cell."""
+        """True if only the center tap is valid at every cell."""
         return set(self.shares) == {1} and self.kernel_size > 1
 
 

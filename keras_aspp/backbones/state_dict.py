@@ -49,7 +49,7 @@ _STORAGES = {
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors of a `.pth`, in either of torch's formats, or `.safetensors`.
+    """Reads the tensors of a `.pth`, in torch's formats, or `.safetensors`.
 
     Reading takes at most six times the memory of the file, and 200 MB.
 

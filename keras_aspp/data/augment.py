@@ -1,9 +1,9 @@
-"""Augmentation of one picture and its mask, stateless.
+"""Augmentation of one image and its mask, stateless.
 
-Scale, flip and crop are one sampling of the picture as it was decoded, and
-all changes of colour one linear map: what a crop does not keep costs nothing.
+Scale, flip and crop are one sampling of the image as it was decoded, and
+all changes of color one linear map: what a crop does not keep costs nothing.
 Keras' and keras-cv's layers make several passes over floats, fill masks with
-the picture's value, which is a class, and draw from a state, which a resumed
+the image's value, which is a class, and draw from a state, which a resumed
 run would not repeat (tests/data/test_augment.py shows which layer does what).
 Blur is that of keras-cv's layer (`augment_image`).
 """
@@ -17,12 +17,12 @@ import numpy as np
 
 from keras_aspp.utils.types import Size, Tensor
 
-# Outside the picture: mid-grey, which is about zero after preprocessing.
+# Fill outside the image: mid-gray, about zero after preprocessing.
 FILL = 128
-# Crops of so many times the area that images fill are noted.
+# Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
-# RGB to luma and the two axes of colour (NTSC).
+# RGB to luma and the two axes of color (NTSC).
 _YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
     "float32",
@@ -76,7 +76,7 @@ def padding_note(
     crop_size: Size,
     scale: Sequence[float],
 ) -> str | None:
-    """Notes that crops are mostly padding.
+    """Returns a note if crops are mostly padding.
 
     Args:
         sizes: dict, `(height, width)` -> how many images have it.
@@ -107,12 +107,12 @@ def padding_note(
 
 
 class Augment:
-    """`(image, labels, seed)` -> a random crop of them.
+    """Random crop and recoloring of an image and its labels.
 
     Args:
         config: `AugmentConfig`.
         crop_size: `(height, width)` of the result, in pixels.
-        ignore_label: int, label of what lies outside the picture.
+        ignore_label: int, label of what lies outside the image.
 
     Call arguments:
         image: uint8 `[H, W, 3]`.
@@ -146,7 +146,7 @@ class Augment:
         draw = tf.random.stateless_uniform((8,), seed)
         image, labels = self._crop(image, labels, draw[:4])
         if self.config.blur:
-            # A stream of its own: switched on, it changes no other draw.
+            # A separate random stream keeps the other draws unchanged.
             own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
             image = self._blur(image, tf.random.stateless_uniform((), own_seed))
         return self._recolor(image, draw[4:] * 2 - 1), labels
@@ -178,10 +178,10 @@ class Augment:
         size = tf.cast(tf.shape(labels), "float32")
         crop = tf.constant(self.crop_size, "float32")
         room = size * scale - crop
-        # A picture smaller than the crop is centred in it.
+        # An image smaller than the crop is centered in it.
         offset = tf.where(room > 0, draw[1:3] * room, room / 2)
-        # Half-pixel centres: output pixel i shows (i + 0.5 + o) / s - 0.5; a
-        # rim of one pixel lets the fill begin where the picture ends.
+        # Half-pixel centers: output pixel i shows (i + 0.5 + o) / s - 0.5; a
+        # rim of one pixel lets the fill begin where the image ends.
         first, last = (
             ((i + 0.5 + offset) / scale + 0.5) / (size + 1)
             for i in (0.0, crop - 1)
@@ -225,7 +225,7 @@ class Augment:
             [1.0, 0.0, 0.0, 0.0, along, -across, 0.0, across, along]
         )
         colors = np.linalg.inv(_YIQ) @ tf.reshape(turn, (3, 3)) @ _YIQ
-        # Contrast is about the mean, which brightness has moved before.
+        # Contrast scales about the mean after the brightness shift.
         mean = tf.reduce_mean(image, axis=(0, 1))
         moved = mean * (1 - stretch) + shift
         image = tf.tensordot(image, stretch * tf.transpose(colors), 1)
