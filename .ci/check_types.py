@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main():
+    """Runs pyright and compares its count."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--at-least", type=float, required=True, metavar="PERCENT"
