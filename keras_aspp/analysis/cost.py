@@ -4,8 +4,10 @@ Conventions. One multiply-add (MAdd) is one multiplication and the addition
 that follows: half of what counts as floating-point operations. Convolutions
 and dense layers are counted, with every tap of a kernel, those over the
 padding too; bias, batch norm, activations, pooling, sums and resizing are
-not. Memory is that of one picture, every layer writing a tensor of its own.
+not. Memory is that of one image, every layer writing a tensor of its own.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
@@ -18,7 +20,7 @@ from keras_aspp.utils.types import Shape, Size
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """Cost of one call of a layer, for one picture.
+    """Cost of one call of a layer, for one image.
 
     Attributes:
         path: names of the layers it lies in, and its own.
@@ -39,7 +41,7 @@ class LayerCost:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of a model, for one picture.
+    """Cost of a model, for one image.
 
     Attributes:
         image_size: `(height, width)` in pixels.
@@ -67,7 +69,7 @@ def cost(model: keras.Model, image_size: Size) -> Cost:
     """Parameters, multiply-adds and activation memory of a model.
 
     Args:
-        model: `keras.Model` of one picture; see `trace`.
+        model: `keras.Model` of one image; see `trace`.
         image_size: `(height, width)`, ints > 0, in pixels.
 
     Returns:
@@ -87,7 +89,7 @@ def cost(model: keras.Model, image_size: Size) -> Cost:
 
 
 def cost_of(traced: Trace) -> Cost:
-    """`cost` of a model that was followed already.
+    """Computes `cost` from a `Trace`.
 
     Args:
         traced: `Trace`.
@@ -127,7 +129,7 @@ def _uncounted(step):
 
 
 def multiply_adds(step: Step) -> int:
-    """Multiply-adds of one step, int."""
+    """Computes the multiply-adds of one step."""
     layer = step.operation
     if isinstance(layer, keras.layers.Conv2DTranspose):
         return _positions(step.inputs[0]) * _size(layer.kernel)
@@ -178,7 +180,7 @@ def _size(weight):
 
 
 def tensor_bytes(tensor: keras.KerasTensor) -> int:
-    """Size of a symbolic tensor for one picture, in bytes."""
+    """Computes the size of a symbolic tensor for one image, in bytes."""
     bits = "".join(filter(str.isdigit, tensor.dtype)) or "8"
     return _cells(tensor.shape[1:]) * int(bits) // 8
 

@@ -66,11 +66,11 @@ def resolve_class_weights(config, source, split):
     if config.class_weights == "median_frequency":
         counts = count_classes(source, split)
         weights = losses.median_frequency_weights(
-            counts.pixels, counts.pixels_of_pictures
+            counts.pixels, counts.pixels_of_images
         )
     elif config.class_weights == "effective_number":
         counts = count_classes(source, split)
-        weights = losses.effective_number_weights(counts.pictures)
+        weights = losses.effective_number_weights(counts.images)
     else:
         weights = config.class_weights
     if weights is None:

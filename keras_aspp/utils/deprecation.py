@@ -1,5 +1,7 @@
 """Old names that keep working for one release."""
 
+from __future__ import annotations
+
 import functools
 import warnings
 from collections.abc import Callable

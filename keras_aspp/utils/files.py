@@ -1,4 +1,6 @@
-"""Files that are whole or not there, after a power cut too."""
+"""Atomic, durable file writes."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -13,7 +15,7 @@ from keras_aspp.utils.types import PathLike
 
 
 def sha256(path: PathLike) -> str:
-    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
+    """Hashes a file, or a folder by its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -31,7 +33,7 @@ def files_of(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file())
 
 
-# What unfinished files are called: hidden, and removed at the next start.
+# Names of unfinished files: hidden, and removed at the next start.
 _TEMPORARY = (".*.tmp", ".*.tmp.*")
 
 
@@ -44,8 +46,8 @@ def write_text(path: PathLike, text: str) -> None:
     """Writes a text under a temporary name and renames it.
 
     Raises:
-        OSError: it cannot be written, for want of room say; the earlier file
-            is as it was.
+        OSError: the file cannot be written, for example on a full disk; the
+            earlier file is unchanged.
     """
     try:
         with replacing(path) as temporary:
@@ -59,14 +61,14 @@ def write_text(path: PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
-    """Gives a name to write a file under, which is `path` afterwards.
+    """Yields a temporary path that replaces `path` at the end.
 
-    Where writing fails, the earlier file is as it was.
+    If writing fails, the earlier file is unchanged.
 
     Args:
-        path: of the file.
-        durable: bool. Whether it is to outlast a power cut, which takes a
-            wait for the disk.
+        path: path of the file.
+        durable: bool. If True, waits for the disk, so that the file survives
+            a power cut.
 
     Yields:
         `Path` in the same folder, of the same suffix.
@@ -84,10 +86,10 @@ def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
 
 
 def commit(temporary: PathLike, path: PathLike) -> None:
-    """Renames a file, or a folder of files, that is written.
+    """Moves a written file, or folder of files, to its final path.
 
-    The contents are on the disk before the name is, and the name when this
-    returns. An earlier file gives way, an earlier folder must be empty.
+    Contents are flushed to the disk before the rename, and the rename before
+    the return. An earlier file is replaced, an earlier folder must be empty.
     """
     temporary, path = Path(temporary), Path(path)
     if temporary.is_dir():
@@ -99,7 +101,7 @@ def commit(temporary: PathLike, path: PathLike) -> None:
 
 
 def remove_folder(path: PathLike) -> None:
-    """Removes a folder; killed within, it leaves none that looks whole."""
+    """Removes a folder, by a rename first, so that a kill leaves no part."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.old.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +110,7 @@ def remove_folder(path: PathLike) -> None:
 
 
 def remove_temporaries(*folders: PathLike) -> None:
-    """Removes what killed writers left behind."""
+    """Removes temporary files of killed writers."""
     for folder in map(Path, folders):
         for pattern in _TEMPORARY:
             for path in folder.glob(pattern):

@@ -1,4 +1,6 @@
-"""Signals that end a run."""
+"""Signals that stop a run."""
+
+from __future__ import annotations
 
 import contextlib
 import signal
@@ -9,10 +11,9 @@ from typing import Any, NoReturn
 
 @contextlib.contextmanager
 def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
+    """Context in which `handler` handles SIGINT (Ctrl-C) and SIGTERM.
 
-    Outside the main thread, where Python cannot set handlers, they go where
-    they went.
+    Outside the main thread Python cannot set handlers; nothing changes.
 
     Args:
         handler: function of `(number, frame)`.
@@ -30,5 +31,5 @@ def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 
 def interrupt(number: int, frame: Any) -> NoReturn:
-    """A handler that ends the run where it is."""
+    """Signal handler that stops the run immediately."""
     raise KeyboardInterrupt("Interrupted. Go on with --resume.")

@@ -1,5 +1,7 @@
 """keras-hub's DeepLabV3+, as a model of ours."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 
@@ -32,7 +34,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: it is no DeepLabV3+ of keras-hub, or cannot be read.
+        ValueError: it is not a DeepLabV3+ of keras-hub, or cannot be read.
 
     Example:
         model = ka.weights.from_keras_hub("deeplab_v3_plus_resnet50_pascalvoc")

@@ -1,7 +1,7 @@
-"""Multiscale shapes: a drawn data set that only context can solve.
+"""Multiscale shapes: a generated data set that requires context.
 
 Figures of one kind come at more than ten sizes, and figures and background
-wear textures of one and the same family. A pixel's colour and texture thus say
+wear textures of one and the same family. A pixel's color and texture thus say
 nothing about its class: inside a large figure, only features that reach its
 outline do. Nothing is downloaded; every example is drawn from the seeds
 `(split, index)` alone, so that it does not depend on how many there are.
@@ -30,9 +30,9 @@ IMAGE_SIZE_PX = 128
 SIZES_PX = (9.0, 96.0)  # diameter of the enclosing circle, log-uniform
 MAX_FIGURES = 5
 MIN_VISIBLE = 0.4  # of each figure's own area, border and occlusion together
-MAX_CUT = 0.2  # of the diameter, beyond each border of the picture
+MAX_CUT = 0.2  # of the diameter, beyond each border of the image
 MIN_CONTRAST = 50.0  # RGB distance; see draw_textures
-NOISE = 4.0  # standard deviation of the sensor noise, in grey levels
+NOISE = 4.0  # standard deviation of the sensor noise, in gray levels
 
 _SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 _SUPERSAMPLE = 3
@@ -57,26 +57,26 @@ def _wave(x, period):
 
 
 def _soft_step(distance_px):
-    """0 below, 1 above, one pixel wide: an anti-aliased edge."""
+    """Returns an anti-aliased edge: 0 below, 1 above, one pixel wide."""
     return np.clip(distance_px + 0.5, 0, 1)
 
 
-# The patterns: the share of the second colour, (128, 128) in [0, 1].
+# The patterns: the share of the second color, (128, 128) in [0, 1].
 
 
 def _flat(rng):
-    """The first colour everywhere."""
+    """The first color everywhere."""
     return np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.float32)
 
 
 def _gradient(rng):
-    """From one colour to the other over the picture, in any direction."""
+    """From one color to the other over the image, in any direction."""
     x, _ = _rotated_grid(rng)
     return (x - x.min()) / (x.max() - x.min())
 
 
 def _stripes(rng):
-    """Parallel stripes; both colours equally wide."""
+    """Parallel stripes; both colors equally wide."""
     x, _ = _rotated_grid(rng)
     return _soft_step(_wave(x, rng.uniform(4, 12)))
 
@@ -169,7 +169,7 @@ _OUTLINES = {
 
 
 def draw_texture(rng: np.random.Generator) -> np.ndarray:
-    """Draws a texture that covers the picture: a pattern of two colours.
+    """Draws a texture that covers the image: a pattern of two colors.
 
     Args:
         rng: `np.random.Generator`.
@@ -183,12 +183,12 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Draws textures that can be told apart wherever they meet.
+    """Draws textures that contrast wherever they meet.
 
-    In every block of 4 x 4 pixels the mean colours of any two of them are at
+    In every block of 4 x 4 pixels the mean colors of any two of them are at
     least `MIN_CONTRAST` apart. They come back shuffled: the first of them was
     free and the last fitted to the others, and the order decides which one is
-    the background, so without it the colour would tell figures from it.
+    the background, so without it the color would tell figures from it.
 
     Args:
         rng: `np.random.Generator`.
@@ -246,7 +246,7 @@ def draw_outline(
 
 
 def _place(rng, coverage, size_px):
-    """Puts a figure at a random place, at most cut a little by the border."""
+    """Places a figure at random, cut slightly by the border at most."""
     side, cut = len(coverage), int(MAX_CUT * size_px)
     low, high = -1 - cut, IMAGE_SIZE_PX - side + 1 + cut
     top, left = rng.integers(low, high, 2, endpoint=True) + _MARGIN_PX
@@ -256,7 +256,7 @@ def _place(rng, coverage, size_px):
 
 
 def _lay_out(rng, count):
-    """Draws outlines over one another, with enough of each left visible.
+    """Draws overlapping outlines, each sufficiently visible.
 
     A figure that hides too much, or too much of which is cut off, is moved,
     and at last dropped. Its kind and size stay, so that these do not depend
@@ -289,7 +289,7 @@ def _lay_out(rng, count):
 
 
 def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws one picture with its masks.
+    """Draws one image with its masks.
 
     Args:
         rng: `np.random.Generator`. All randomness comes from it.
