@@ -1,11 +1,9 @@
 """Augmentation of one image and its mask, stateless.
 
-Scale, flip and crop are one sampling of the image as it was decoded, and
-all changes of color one linear map: what a crop does not keep costs nothing.
-Keras' and keras-cv's layers make several passes over floats, fill masks with
-the image's value, which is a class, and draw from a state, which a resumed
-run would not repeat (tests/data/test_augment.py shows which layer does what).
-Blur is that of keras-cv's layer (`augment_image`).
+Scale, flip and crop are one sampling of the image as it was decoded, and all
+changes of color one linear map: pixels outside the crop cost nothing. Blur, and
+whatever else `AugmentConfig.layers` lists, are keras-cv's layers
+(`augment_layers`).
 """
 
 import dataclasses
@@ -15,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from keras_aspp.data.augment_layers import (
+    FILL,
+    AugmentLayer,
+    blur_arguments,
+    check_layers,
+)
 from keras_aspp.utils.types import Size, Tensor
 
-# Fill outside the image: mid-gray, about zero after preprocessing.
-FILL = 128
 # Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
@@ -44,6 +46,10 @@ class AugmentConfig:
             [0, 0.5].
         blur: largest standard deviation of a Gaussian blur, in pixels of the
             crop, in [0, 10]; 0 turns it off.
+        layers: layers of keras-cv, applied in this order to crops: name ->
+            their arguments, and `probability`, the share of crops that they
+            change, 1 by default, e.g. `{RandomHue: {factor: 0.1}}`, or `null`.
+            docs/data.md lists them.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -53,6 +59,7 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.02
     blur: float = 0.0
+    layers: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -69,6 +76,7 @@ class AugmentConfig:
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )
+        check_layers(self.layers or {})
 
 
 def padding_note(
@@ -112,7 +120,7 @@ class Augment:
     Args:
         config: `AugmentConfig`.
         crop_size: `(height, width)` of the result, in pixels.
-        ignore_label: int, label of what lies outside the image.
+        ignore_label: int, label of pixels outside the image.
 
     Call arguments:
         image: uint8 `[H, W, 3]`.
@@ -129,14 +137,18 @@ class Augment:
         self.config: AugmentConfig = config
         self.ignore_label: int = ignore_label
         self.crop_size: tuple[int, ...] = tuple(crop_size)
-        # Reaches three standard deviations to either side.
-        self.blur_radius_px: int = math.ceil(3 * config.blur)
-        if config.blur:
-            import keras_cv
-
-            self.blur: Any = keras_cv.layers.RandomGaussianBlur(
-                2 * self.blur_radius_px + 1, factor=config.blur
-            )
+        blur = config.blur and (
+            "RandomGaussianBlur",
+            blur_arguments(config.blur),
+        )
+        # Each has a stream of random numbers of its own: switched on, it
+        # changes no other draw.
+        chosen = enumerate([blur, *(config.layers or {}).items()], 1)
+        self.layers: dict[int, AugmentLayer] = {
+            stream: AugmentLayer(*layer, self.crop_size, ignore_label)
+            for stream, layer in chosen
+            if layer
+        }
 
     def __call__(
         self, image: Tensor, labels: Tensor, seed: Tensor
@@ -145,29 +157,10 @@ class Augment:
 
         draw = tf.random.stateless_uniform((8,), seed)
         image, labels = self._crop(image, labels, draw[:4])
-        if self.config.blur:
-            # A separate random stream keeps the other draws unchanged.
-            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-            image = self._blur(image, tf.random.stateless_uniform((), own_seed))
+        for stream, layer in self.layers.items():
+            own_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+            image, labels = layer(image, labels, own_seed)
         return self._recolor(image, draw[4:] * 2 - 1), labels
-
-    def _blur(self, image, draw):
-        """`draw`: a number in [0, 1)."""
-        import keras
-        import tensorflow as tf
-
-        radius = self.blur_radius_px
-        sigma = tf.maximum(draw * self.config.blur, keras.config.epsilon())
-        kernel = self.blur.get_kernel(sigma, 2 * radius + 1)
-        transformation = (
-            tf.reshape(kernel, (-1, 1, 1, 1)),
-            tf.reshape(kernel, (1, -1, 1, 1)),
-        )
-        # keras-cv pads with zeros, which would darken the rim.
-        pad = [[radius, radius], [radius, radius], [0, 0]]
-        image = tf.pad(image, pad, "SYMMETRIC")
-        image = self.blur.augment_image(image, transformation=transformation)
-        return image[radius:-radius, radius:-radius]
 
     def _crop(self, image, labels, draw):
         """`draw`: four numbers in [0, 1): scale, row, column, flip."""

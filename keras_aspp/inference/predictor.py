@@ -33,6 +33,8 @@ class Predictor:
     each uses all cores. After a fork only a `.tflite` works: open any other
     model in the worker process, or start workers by "spawn".
 
+    Arguments other than `path` need a `.keras` model; exported files are fixed.
+
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
             workdir (its `model.keras`) or an exported folder (its SavedModel,
@@ -45,8 +47,6 @@ class Predictor:
             this height and width, in pixels, and blended; or `None`.
         overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
-
-        All arguments but `path` need a `.keras` model.
 
     Attributes:
         spec: `DatasetSpec` of the training data, or `None`.

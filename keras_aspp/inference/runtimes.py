@@ -192,7 +192,8 @@ class LiteRTRuntime(Runtime):
             raise ValueError(
                 "A .tflite of ours takes uint8 [1, height, width, 3] and "
                 "answers [1, height, width], or that with scores of classes. "
-                f"Received: {path} with {self._input_details['dtype'].__name__} "
+                f"Received: {path} with "
+                f"{self._input_details['dtype'].__name__} "
                 f"{given.tolist()} and {shape.tolist()}"
             )
         if len(shape) == 4:

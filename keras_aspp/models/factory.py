@@ -10,7 +10,7 @@ from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models.segmenter import Segmenter, check_rgb
 
 # Every architecture that `keras_aspp.models` exports, by its name.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, type[Segmenter]] = {
     exported.architecture: exported
     for exported in map(vars(models).get, models.__all__)
     if isinstance(exported, type) and exported is not Segmenter

@@ -140,7 +140,9 @@ class TestDeepLabV3(ModelTester):
     def test_weights_of_another_architecture(self, build, tmp_path):
         path = tmp_path / "other.keras"
         build(architecture=DeepLabV3Plus, aspp_filters=8).save(path)
-        with pytest.raises(ValueError, match="other.keras.*another architecture"):
+        with pytest.raises(
+            ValueError, match="other.keras.*another architecture"
+        ):
             build(weights=path)
 
     def test_weights_of_another_backbone(self, saved, build):
