@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import keras
 
 from keras_aspp.analysis.trace import Step, Trace, trace
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
 
 
@@ -24,7 +26,7 @@ class LayerCost:
 
     Attributes:
         path: names of the layers it lies in, and its own.
-        kind: its class.
+        layer_type: name of its class.
         shape: of its output, without the batch.
         parameters: int, those that no layer before it shares.
         madds: int, multiply-adds.
@@ -32,11 +34,12 @@ class LayerCost:
     """
 
     path: str
-    kind: str
+    layer_type: str
     shape: Shape
     parameters: int
     madds: int
     activation_bytes: int
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ def cost_of(traced: Trace) -> Cost:
         layers.append(
             LayerCost(
                 step.path,
-                step.kind,
+                step.layer_type,
                 step.shape,
                 sum(math.prod(w.shape) for w in own),
                 0 if step.opened else multiply_adds(step),
@@ -144,7 +147,7 @@ def multiply_adds(step: Step) -> int:
         return _cells(step.outputs[0].shape[1:]) * math.prod(inner)
     if isinstance(layer, _WITH_KERNEL):
         return _positions(step.outputs[0]) * _size(layer.kernel)
-    if step.kind in ("Conv", "DepthwiseConv"):  # of keras.ops
+    if step.layer_type in ("Conv", "DepthwiseConv"):  # of keras.ops
         return _positions(step.outputs[0]) * _size(step.arguments[1])
     return 0
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 from keras_aspp.analysis.trace import Trace, trace
 from keras_aspp.layers import BilinearResize, rewritable
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
 
 # Our layers, which may pad otherwise than their `padding` says.
@@ -90,7 +91,7 @@ class ReceptiveField:
 
     Attributes:
         path: names of the layers it lies in, and its own.
-        kind: its class.
+        layer_type: name of its class.
         shape: of its output, without the batch.
         kernel_size: `(height, width)`, or `None` for a layer without.
         dilation: `(height, width)` in cells of its input, or `None`.
@@ -104,13 +105,15 @@ class ReceptiveField:
     """
 
     path: str
-    kind: str
+    layer_type: str
     shape: Shape
     kernel_size: tuple[int, int] | None
     dilation: tuple[int, int] | None
     axes: tuple[Axis, Axis] | None
     is_global: bool
     assumed: bool
+
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
 
     @property
     def stride(self) -> tuple[Any, Any] | None:
@@ -199,7 +202,7 @@ def _row(step, seen):
         dilation = kernel and _pair(getattr(layer, "dilation_rate", 1))
     return ReceptiveField(
         step.path,
-        step.kind,
+        step.layer_type,
         step.shape,
         kernel,
         dilation,
@@ -294,8 +297,8 @@ def _windows(step):
         return None
     sizes = zip(step.inputs[0].shape[1:3], step.shape[:2], strict=True)
     rule = next(
-        (rule for kinds, rule in _RULES if isinstance(layer, kinds)),
-        _OPERATIONS.get(step.kind),
+        (rule for types, rule in _RULES if isinstance(layer, types)),
+        _OPERATIONS.get(step.layer_type),
     )
     if rule is None:
         return None

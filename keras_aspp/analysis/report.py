@@ -134,7 +134,7 @@ class _Maps:
         inside = f"{self.backbone.path}/" if self.backbone else ""
         for step in self.traced.leaves:
             stride = self._stride(step.outputs[0])
-            padding = step.kind in ("ZeroPadding2D", "Pad")
+            padding = step.layer_type in ("ZeroPadding2D", "Pad")
             if (
                 stride >= coarsest
                 and step.path.startswith(inside)
@@ -167,7 +167,7 @@ def _map_row(name, field, tensor):
     return {
         "name": name,
         "layer": field.path,
-        "kind": field.kind,
+        "kind": field.layer_type,
         "shape": list(tensor.shape[1:]),
         **_reach(field),
     }
@@ -339,7 +339,7 @@ def _layers(fields, costs):
         rows.append(
             {
                 "name": field.path,
-                "kind": field.kind,
+                "kind": field.layer_type,
                 "shape": list(field.shape),
                 "kernel_size": field.kernel_size and list(field.kernel_size),
                 "dilation": field.dilation and list(field.dilation),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from keras_aspp.layers import BilinearResize
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.keras_graph import (
     calls_forgotten,
     nodes_of,
@@ -64,8 +65,10 @@ class Step:
     opaque: bool = False
     arguments: tuple[Any, ...] = ()
 
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
+
     @property
-    def kind(self) -> str:
+    def layer_type(self) -> str:
         """Name of its class."""
         return type(self.operation).__name__
 
@@ -122,7 +125,7 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
     >>> inputs = keras.Input((None, None, 3))
     >>> outputs = keras.layers.Conv2D(4, 3, strides=2)(inputs)
     >>> found = trace(keras.Model(inputs, outputs), (9, 7))
-    >>> [(step.kind, step.shape) for step in found.steps]
+    >>> [(step.layer_type, step.shape) for step in found.steps]
     [('InputLayer', (9, 7, 3)), ('Conv2D', (4, 3, 4))]
     """
     image = _symbolic_image(model, check_image_size(image_size))
@@ -281,7 +284,7 @@ class _Tracer:
 def _name(operation):
     if isinstance(operation, keras.layers.Layer):
         return operation.name
-    # Operations are numbered through the process; their kind says enough.
+    # Operations are numbered through the process; their type identifies them.
     return type(operation).__name__.lower()
 
 

@@ -21,7 +21,7 @@ from keras_aspp.data.augment_layers import (
 )
 from keras_aspp.utils.types import Size, Tensor
 
-# Crops of so many times the area that images fill are noted.
+# Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
 # RGB to luma and the two axes of color (NTSC).

@@ -161,8 +161,8 @@ def _example(pair, spec):
     labels = decode.read_mask(
         mask, spec, pixels.shape[:2], image_orientation=orientation
     )
-    kind = Path(image).suffix.lower()
-    if orientation != 1 or kind in decode.FORMATS_BY_SUFFIX:
+    suffix = Path(image).suffix.lower()
+    if orientation != 1 or suffix in decode.FORMATS_BY_SUFFIX:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         content = file.getvalue()

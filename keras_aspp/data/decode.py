@@ -175,12 +175,12 @@ def _check_webp_size(source):
         return
     if len(head) < 30:
         raise ValueError("truncated")
-    kind = head[12:16]
-    if kind == b"VP8X":
+    chunk = head[12:16]
+    if chunk == b"VP8X":
         width, height = (
             1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27)
         )
-    elif kind == b"VP8L":
+    elif chunk == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
@@ -344,9 +344,9 @@ def _orientation_tag(exif):
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
         for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
-            if tag == _ORIENTATION_TAG and kind in _TAG_TYPES:
-                form = f"{order}{_TAG_TYPES[kind]}"
+            tag, tag_type = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == _ORIENTATION_TAG and tag_type in _TAG_TYPES:
+                form = f"{order}{_TAG_TYPES[tag_type]}"
                 return struct.unpack_from(form, exif, at + 8)[0]
     except struct.error:
         pass  # truncated: not a reason to refuse the pixels

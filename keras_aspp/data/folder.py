@@ -296,13 +296,13 @@ def _skipped_notes(folder, files):
     others = [path for path in files if path.parent == folder]
     if others:
         counts = collections.Counter(path.suffix.lower() for path in others)
-        kinds = ", ".join(
+        counts = ", ".join(
             f"{count} {suffix or 'without suffix'}"
             for suffix, count in counts.most_common(5)
         )
         read = ".png" if folder.parent.name == "masks" else _suffixes()
         yield (
-            f"{len(others)} files of {folder} are not used ({kinds}), since "
+            f"{len(others)} files of {folder} are not used ({counts}), since "
             f"their suffix is none of {read}, first {others[0]}"
         )
 

@@ -146,7 +146,10 @@ def _tflite_weights(path):
     """`(name, array)` of the floats and scales of a `.tflite`, unread."""
     from ai_edge_litert import schema_py_generated as schema
 
-    kinds = {schema.TensorType.FLOAT32: "<f4", schema.TensorType.FLOAT16: "<f2"}
+    dtypes = {
+        schema.TensorType.FLOAT32: "<f4",
+        schema.TensorType.FLOAT16: "<f2",
+    }
     model = schema.Model.GetRootAs(Path(path).read_bytes())
     for i in range(model.SubgraphsLength()):
         graph = model.Subgraphs(i)
@@ -154,8 +157,8 @@ def _tflite_weights(path):
             tensor = graph.Tensors(j)
             name = tensor.Name().decode("utf-8", "replace")
             buffer = model.Buffers(tensor.Buffer())
-            if tensor.Type() in kinds and buffer.DataLength():
-                array = buffer.DataAsNumpy().view(kinds[tensor.Type()])
+            if tensor.Type() in dtypes and buffer.DataLength():
+                array = buffer.DataAsNumpy().view(dtypes[tensor.Type()])
                 # A single -inf pads max pooling.
                 if array.size > 1:
                     yield name, array
@@ -189,7 +192,8 @@ class LiteRTRuntime(Runtime):
             raise ValueError(
                 "A .tflite of ours takes uint8 [1, height, width, 3] and "
                 "answers [1, height, width], or that with scores of classes. "
-                f"Received: {path} with {self._input['dtype'].__name__} "
+                f"Received: {path} with "
+                f"{self._input_details['dtype'].__name__} "
                 f"{given.tolist()} and {shape.tolist()}"
             )
         if len(shape) == 4:

@@ -93,8 +93,8 @@ def dense_figure(
     figure, axes = new_figure(
         3.1 * count, 6.2 * height / width + 1.3, rows=2, columns=count
     )
-    for row, kind in enumerate(("strided", "dense")):
-        stride, maps = found["strides"][row], found[kind]
+    for row, name in enumerate(("strided", "dense")):
+        stride, maps = found["strides"][row], found[name]
         ax = axes[row, 0]
         ax.imshow(image)
         lines = {"color": "w", "linewidth": 0.6, "alpha": 0.8}
@@ -103,7 +103,7 @@ def dense_figure(
         for x in range(0, width, stride):
             ax.axvline(x, **lines)
         ax.set_title(
-            f"{kind}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
+            f"{name}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
             fontsize=10,
         )
         ax.set_axis_off()

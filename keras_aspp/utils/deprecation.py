@@ -59,7 +59,7 @@ def renamed_arguments(
     return decorate
 
 
-def renamed_attribute(old: str, new: str) -> Any:
+def renamed_attribute(old: str, new: str) -> property:
     """Returns a property that forwards an old attribute name to the new one."""
 
     def read(self: Any) -> Any:

@@ -122,9 +122,11 @@ def _features(encoder):
     return keras.Model(encoder.input, levels, name=encoder.name)
 
 
-def _name_of(model, kind):
+def _name_of(model, layer_type):
     (name,) = (
-        layer.name for layer in model.layers if type(layer).__name__ == kind
+        layer.name
+        for layer in model.layers
+        if type(layer).__name__ == layer_type
     )
     return name
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_aspp.utils.deprecation import renamed_arguments
+
 CLASS_NAMES = (
     "background",
     "circle",
@@ -210,8 +212,9 @@ def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return [textures[i] for i in rng.permutation(count)]
 
 
+@renamed_arguments(kind="class_name")
 def draw_outline(
-    kind: str,
+    class_name: str,
     size_px: float,
     angle: float = 0.0,
     shift: Sequence[float] = (0.0, 0.0),
@@ -219,7 +222,7 @@ def draw_outline(
     """Draws the coverage of one figure, in a square that just holds it.
 
     Args:
-        kind: str. One of `CLASS_NAMES`, but not "background".
+        class_name: str. One of `CLASS_NAMES`, but not "background".
         size_px: float > 0. Diameter of the enclosing circle.
         angle: float, in radians. Defaults to 0.
         shift: two floats in [-0.5, 0.5], in pixels: y, x. Defaults to none.
@@ -229,19 +232,19 @@ def draw_outline(
         share of each pixel that the figure covers.
 
     Raises:
-        ValueError: `kind` is not a figure.
+        ValueError: `class_name` is not a figure.
     """
-    if kind not in _OUTLINES:
+    if class_name not in _OUTLINES:
         raise ValueError(
-            f"`kind` must be one of {', '.join(CLASS_NAMES[1:])}. "
-            f"Received: kind={kind!r}"
+            f"`class_name` must be one of {', '.join(CLASS_NAMES[1:])}. "
+            f"Received: class_name={class_name!r}"
         )
     side = int(np.ceil(size_px)) + 2
     grid = (np.arange(side * _SUPERSAMPLE) + 0.5) / _SUPERSAMPLE - side / 2
     y, x = ((grid - z) * 2 / size_px for z in shift)
     x, y = x.astype(np.float32)[None, :], y.astype(np.float32)[:, None]
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    inside = _OUTLINES[kind](cos * x + sin * y, cos * y - sin * x)
+    inside = _OUTLINES[class_name](cos * x + sin * y, cos * y - sin * x)
     return _block_mean(inside.astype(np.float32), _SUPERSAMPLE)
 
 
@@ -259,7 +262,7 @@ def _lay_out(rng, count):
     """Draws overlapping outlines, each sufficiently visible.
 
     A figure that hides too much, or too much of which is cut off, is moved,
-    and at last dropped. Its kind and size stay, so that these do not depend
+    and at last dropped. Its class and size stay, so that these do not depend
     on the crowd.
 
     Returns:
@@ -268,10 +271,10 @@ def _lay_out(rng, count):
     instances = np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.uint8)
     alphas, objects, areas_px, visible_px = [], [], [], []
     for _ in range(count):
-        kind = int(rng.integers(1, len(CLASS_NAMES)))
+        class_id = int(rng.integers(1, len(CLASS_NAMES)))
         size_px = float(np.exp(rng.uniform(*np.log(SIZES_PX))))
         angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2)
-        coverage = draw_outline(CLASS_NAMES[kind], size_px, angle, shift)
+        coverage = draw_outline(CLASS_NAMES[class_id], size_px, angle, shift)
         areas = [*areas_px, np.count_nonzero(coverage >= 0.5)]
         number = len(areas)
         for _ in range(_PLACEMENTS):
@@ -281,7 +284,7 @@ def _lay_out(rng, count):
             if np.all(visible >= MIN_VISIBLE * np.array(areas)):
                 instances, areas_px, visible_px = painted, areas, visible
                 alphas.append(alpha)
-                objects.append({"kind": kind, "size_px": size_px})
+                objects.append({"kind": class_id, "size_px": size_px})
                 break
     for figure, visible in zip(objects, visible_px, strict=True):
         figure["visible_px"] = int(visible)
@@ -307,10 +310,10 @@ def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
         image = image + alpha * (texture - image)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image = np.clip(np.rint(image + NOISE * noise), 0, 255)
-    kinds = np.array([0, *(figure["kind"] for figure in objects)], np.uint8)
+    class_ids = np.array([0, *(figure["kind"] for figure in objects)], np.uint8)
     return {
         "image": np.moveaxis(image, 0, -1).astype(np.uint8, order="C"),
-        "segmentation_mask": kinds[instances][..., None],
+        "segmentation_mask": class_ids[instances][..., None],
         "instances": instances[..., None],
         "objects": objects,
     }
