@@ -1,13 +1,9 @@
 """export_model: one folder with every artefact, each verified."""
 
 import collections
-import contextlib
 import datetime
 import os
 import platform
-import shutil
-import signal
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +22,11 @@ from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import check_rgb
 from keras_aspp.plots.preview import write_preview
-from keras_aspp.utils.files import write_json, write_text
+from keras_aspp.utils.files import (
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.progress import timed
 from keras_aspp.utils.signals import stop_signals
@@ -134,8 +134,7 @@ def export_model(
             "`image_size` and `more_image_sizes` must all differ. "
             f"Received: {sizes}"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _work_folder(directory) as work:
+    with stop_signals(_interrupt), replacing_folder(directory) as work:
         artefacts = _write_artefacts(
             model, work, sizes, formats, calibration, coarse_labels, progress
         )
@@ -146,7 +145,6 @@ def export_model(
                         path.read_bytes(), directory.name, spec.class_names
                     )
                 )
-        os.chmod(work, 0o755)
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
         measured = measure_artefacts(
@@ -187,7 +185,6 @@ def export_model(
         about = {**dict.fromkeys(card.ABOUT, ""), **(about or {})}
         write_text(work / "README.md", card.card(content, about))
         write_json(work / "manifest.json", content)
-        _replace(work, directory)
     return content
 
 
@@ -307,44 +304,5 @@ def _of_size(kind, work, size, sizes):
 
 
 def _interrupt(number, frame):
-    """Ends an export, so that its temporary folder is removed."""
+    """Handler that ends an export, which removes its temporary folder."""
     raise KeyboardInterrupt("Interrupted. Nothing was exported.")
-
-
-@contextlib.contextmanager
-def _work_folder(directory):
-    """Yields a temporary folder beside `directory`; signals remove it too."""
-    work = None
-    with stop_signals(_interrupt):
-        try:
-            prefix = f".{directory.name}."
-            work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
-            yield work
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
-
-
-def _replace(work, directory):
-    """Moves `work` to `directory`, replacing an earlier export.
-
-    SIGINT and SIGTERM wait until the folder has its name. Where the new
-    folder cannot be moved, the earlier export returns to its name.
-    """
-    received = []
-    with stop_signals(lambda number, frame: received.append(number)):
-        old = None
-        if directory.exists():
-            old = Path(tempfile.mkdtemp(dir=directory.parent)) / "old"
-            os.replace(directory, old)
-        try:
-            os.replace(work, directory)
-        except BaseException:
-            if old is not None:
-                os.replace(old, directory)
-                old.parent.rmdir()
-            raise
-        if old is not None:
-            shutil.rmtree(old.parent)
-    if received:
-        signal.raise_signal(received[0])

@@ -1,4 +1,4 @@
-"""Signals that end a run."""
+"""Handlers of the signals that end a run."""
 
 import contextlib
 import signal
@@ -7,10 +7,9 @@ import threading
 
 @contextlib.contextmanager
 def stop_signals(handler):
-    """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
+    """Sends SIGINT (Ctrl-C) and SIGTERM to a handler.
 
-    Outside the main thread, where Python cannot set handlers, they go where
-    they went.
+    Outside the main thread, where Python cannot set handlers, nothing changes.
 
     Args:
         handler: function of `(number, frame)`.
@@ -27,6 +26,18 @@ def stop_signals(handler):
             signal.signal(number, old)
 
 
+@contextlib.contextmanager
+def delayed_signals():
+    """Delays SIGINT and SIGTERM until the end of the block."""
+    received = []
+    try:
+        with stop_signals(lambda number, frame: received.append(number)):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
+
+
 def interrupt(number, frame):
-    """A handler that ends the run where it is."""
+    """Handler that ends the run at once."""
     raise KeyboardInterrupt("Interrupted. Go on with --resume.")
