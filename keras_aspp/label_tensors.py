@@ -6,6 +6,8 @@ Shape legend: B batch, H x W pixels, K `num_classes`.
 import keras
 from keras import ops
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def split_labels(labels, num_classes, ignore_label):
     """Separates class ids from ignored pixels and from values of no class.
@@ -67,7 +69,7 @@ def pixel_weights(sample_weight, pixels):
             for n, m in zip(weights.shape, wanted, strict=True)
         )
     ):
-        raise ValueError(
+        raise InputError(
             "`sample_weight` must hold one weight for each image, (B,), or "
             "for each pixel, (B, H, W). Weights of classes are an argument "
             "of the losses, `class_weights`; Keras' `class_weight` is not "

@@ -13,6 +13,7 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.models.segmenter import load_saved
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.progress import print_progress, timed
 
 CONFIG = "config.yaml"
@@ -34,7 +35,7 @@ class Workdir:
     def __init__(self, path):
         self.path = Path(path)
         if not (self.path / CONFIG).is_file():
-            raise FileNotFoundError(
+            raise InputNotFoundError(
                 "--model must be a workdir, which holds config.yaml and "
                 f"model.keras. Received: {str(path)!r}"
             )
@@ -204,7 +205,7 @@ def open_data(name, model):
     is_workdir = (Path(model) / CONFIG).is_file()
     if name is None:
         if not is_workdir:
-            raise ValueError(
+            raise InputError(
                 "--data must be given for a model that is no workdir. "
                 f"Received: --model {model}"
             )

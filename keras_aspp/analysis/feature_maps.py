@@ -7,6 +7,7 @@ from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
 from keras_aspp.layers import ASPP
+from keras_aspp.utils.exceptions import InputError
 
 DENSE_STRIDE = 8
 FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
@@ -72,7 +73,7 @@ def strided_and_dense(backbone, image):
     """
     own = max(feature_strides(backbone).values())
     if min(image.shape[:2]) < own:
-        raise ValueError(
+        raise InputError(
             f"The picture is smaller than one cell of {own} pixels. "
             f"Received: {image.shape[0]}x{image.shape[1]}"
         )

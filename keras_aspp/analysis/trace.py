@@ -12,6 +12,7 @@ import re
 import keras
 
 from keras_aspp.layers import BilinearResize
+from keras_aspp.utils.exceptions import InputError, InputTypeError
 
 # Whatever else they are made of, what these do is known by their type.
 KNOWN = (
@@ -122,13 +123,13 @@ def trace(model, image_size):
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"The model cannot take a picture of this size: "
                 f"{_reason(error)}. Received: image_size={tuple(image_size)}"
             ) from error
     for step in tracer.steps:
         if any(0 in tensor.shape for tensor in step.outputs):
-            raise ValueError(
+            raise InputError(
                 f"The picture is smaller than one cell of layer {step.path}. "
                 f"Received: image_size={tuple(image_size)}"
             )
@@ -142,7 +143,7 @@ def check_image_size(image_size):
     """`image_size` as a tuple, or `ValueError`."""
     size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise ValueError(
+        raise InputError(
             "`image_size` must be (height, width), two ints > 0. "
             f"Received: image_size={image_size!r}"
         )
@@ -153,21 +154,21 @@ def _picture(model, image_size):
     """A symbolic picture that the model takes."""
     inputs = getattr(model, "inputs", None)
     if not isinstance(model, keras.Model) or not inputs:
-        raise TypeError(
+        raise InputTypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"
         )
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise ValueError(
+        raise InputError(
             "`model` must have one input (batch, height, width, channels). "
             f"Received: inputs={shapes}"
         )
     shape = inputs[0].shape
     for own, asked in zip(shape[1:3], image_size, strict=True):
         if own not in (None, asked):
-            raise ValueError(
+            raise InputError(
                 f"The model is built for pictures of {shape[1]}x{shape[2]}. "
                 f"Received: image_size={image_size}"
             )

@@ -5,6 +5,7 @@ import difflib
 import re
 
 from keras_aspp.preprocess import KERAS_TF, Preprocess
+from keras_aspp.utils.exceptions import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def parse_name(name):
     if base not in FAMILIES:
         near = difflib.get_close_matches(str(name), list_backbones(), 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
+        raise InputError(
             f"Unknown backbone.{hint} Known: {', '.join(list_backbones())}. "
             f"Received: name={name!r}"
         )

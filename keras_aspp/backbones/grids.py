@@ -19,6 +19,7 @@ from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.utils.exceptions import InputError
 
 # Keras' layers and the subclasses of ours that take their place.
 OURS = {
@@ -200,7 +201,7 @@ class Walk:
         placed = [g for g in placed or grids if g.stride == stride]
         grid = placed[0]
         if len({g.rate for g in placed}) > 1:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` joins feature maps of different density "
                 "and cannot be made dense."
             )
@@ -218,7 +219,7 @@ class Walk:
 
     def _change(self, path, change):
         if self.changes.setdefault(path, change) != change:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` is shared between feature maps of "
                 "different strides and cannot be made dense."
             )
@@ -250,7 +251,7 @@ class Walk:
             self._change(path, change)
             return grid.strode(stride, window.shift)
         if type(layer) not in OURS and not hasattr(layer, "original"):
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` cannot be made dense to output stride "
                 f"{self.output_stride}: only Keras' own layers can. "
                 f"Received: a layer of type {type(layer).__name__}"
@@ -348,7 +349,7 @@ class Walk:
             return dataclasses.replace(grid, everywhere=True)
         if more == 1 and not isinstance(layer, _REFUSED):
             if grid.rate > 1 and not leaves_cells_alone(layer, node):
-                raise ValueError(
+                raise InputError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
                     "and cannot be dilated; make it of Keras' 2D "
                     "convolutions and pooling layers. Its stride in the "
@@ -357,7 +358,7 @@ class Walk:
             return grid
         stride = grid.stride / more if more else grid.stride
         if grid.rate > 1 or stride > self.output_stride:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` ({type(layer).__name__}) moves cells and "
                 f"cannot be made dense to output stride {self.output_stride}. "
                 f"Its stride in the original network is {grid.stride}."
@@ -390,12 +391,12 @@ class _Window:
     def of(cls, layer, path, config):
         strides = pair(config["strides"])
         if len(set(strides)) > 1:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` has unequal strides. "
                 f"Received: strides={strides}"
             )
         if config.get("data_format") == "channels_first":
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` must have channels last. "
                 "Received: data_format='channels_first'"
             )
@@ -452,7 +453,7 @@ def _check_hidden(layer, path, grid):
                 or (grid.rate > 1 and any(_reach(hidden.get_config())))
             )
         ):
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` ({type(layer).__name__}) holds a "
                 f"{type(hidden).__name__} that a rewrite cannot reach; "
                 "compose the model of functional parts instead."

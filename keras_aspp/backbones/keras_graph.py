@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_aspp.utils.exceptions import InputTypeError
+
 
 def layers_by_path(model):
     """`(path, layer)` of every layer, those of nested models too."""
@@ -23,7 +25,7 @@ def is_functional(model):
 def check_functional(model):
     """Raises `TypeError` where a model does not know its graph."""
     if not is_functional(model):
-        raise TypeError(
+        raise InputTypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"

@@ -7,6 +7,7 @@ import keras
 from keras_aspp.backbones.grids import Walk
 from keras_aspp.backbones.keras_graph import check_functional, graph_of
 from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.exceptions import InputError
 
 _UNLIMITED = 2**30
 
@@ -49,14 +50,14 @@ def with_output_stride(model, output_stride):
         or output_stride < 1
         or output_stride & (output_stride - 1)
     ):
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
     strides = {g.stride for g in Walk(model, _UNLIMITED).grids.values()}
     own = max(strides)
     if output_stride > own:
-        raise ValueError(
+        raise InputError(
             f"`output_stride` must be at most the model's own stride {own}; "
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
@@ -65,7 +66,7 @@ def with_output_stride(model, output_stride):
     coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
         strides = sorted(strides - {1})
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be one that the model passes; it has the "
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"

@@ -10,6 +10,7 @@ from keras_aspp.backbones.keras_graph import (
 )
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import GroupNormalization
+from keras_aspp.utils.exceptions import InputError
 
 
 def copy_weights(layer, copy):
@@ -69,7 +70,7 @@ def rebuild(
                 {**layer.get_config(), **changes.get(layer.name, {})}
             )
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{layer.name}` ({kind.__name__}) cannot be copied: it "
                 "does not come back from its own configuration. (A Lambda of "
                 "a Python function does not; a registered function, or a "

@@ -9,6 +9,7 @@ import numpy as np
 from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
 from keras_aspp.config.load import config_names, config_path, load_config
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import printable
 
 SIZES_SHOWN = 3
@@ -98,7 +99,7 @@ def _check(flags):
     config = dataclasses.replace(config, **_split_flags(flags))
     source = open_source(config)
     if not isinstance(source, FolderSource):
-        raise ValueError(
+        raise InputError(
             "`data check` reads folders with images/ and masks/; records are "
             "checked when they are written. "
             f"Received: {config.tfds or config.root}"
@@ -275,7 +276,7 @@ def _data_config(name):
     try:
         path = config_path(name)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "Neither a folder nor a configuration. Received: "
             f"{name!r}; configurations: {', '.join(config_names())}"
         ) from None

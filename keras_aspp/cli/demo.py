@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
+from keras_aspp.utils.exceptions import InputNotFoundError, UnavailableError
 from keras_aspp.utils.text import read_manifest
 
 # A connection is closed after `IDLE_SECONDS` without a byte, and after
@@ -78,7 +79,7 @@ def check_export(folder):
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
     ):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {str(folder)!r}"
         )
@@ -107,7 +108,9 @@ def modules():
     )
     npm = shutil.which("npm")
     if npm is None:
-        raise OSError(f"{advice}; npm is not installed (it is part of Node.js)")
+        raise UnavailableError(
+            f"{advice}; npm is not installed (it is part of Node.js)"
+        )
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     work.mkdir(parents=True)
     try:
@@ -124,7 +127,7 @@ def modules():
             # npm before 10 shouts.
             words = re.findall(r"^npm (?:error|ERR!) (.+)", done.stderr, re.M)
             words = words[:2] or done.stderr.split()[:20]
-            raise OSError(f"{advice}; npm said: {' '.join(words)}")
+            raise UnavailableError(f"{advice}; npm said: {' '.join(words)}")
         try:
             os.replace(work, folder)
         except OSError:
@@ -153,7 +156,7 @@ def make_server(model, node_modules, port):
     try:
         return _Server(("127.0.0.1", port), handler)
     except OSError as error:
-        raise OSError(
+        raise UnavailableError(
             f"Port {port} cannot be had ({error.strerror}); try another --port"
         ) from error
 

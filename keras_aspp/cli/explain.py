@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_aspp.cli.main import Parser
 from keras_aspp.cli.output import print_table
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 
 LONGEST_SIDE = 640
 RATES = (6, 12, 18)
@@ -54,7 +55,7 @@ def read_picture(path):
     from keras_aspp.data.resize import resize_image
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"No such picture. File: {path}")
+        raise InputNotFoundError(f"No such picture. File: {path}")
     image = read_image(path, exif=True)
     scale = LONGEST_SIDE / max(image.shape[:2])
     if scale >= 1:
@@ -81,7 +82,7 @@ def explain(image, model_path=None):
 
     path = resolve(model_path)
     if path.suffix != ".keras":
-        raise ValueError(
+        raise InputError(
             "Feature maps are drawn of Keras models only, whose layers are "
             f"known. Received: --model {path}"
         )

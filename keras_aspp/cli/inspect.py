@@ -9,6 +9,7 @@ from keras_aspp.cli.inspect_output import print_artefact, print_report
 from keras_aspp.cli.main import Parser
 from keras_aspp.cli.output import print_table
 from keras_aspp.config.load import config_path, load_config
+from keras_aspp.utils.exceptions import InputError
 
 IMAGE_SIZE = (512, 512)
 
@@ -50,7 +51,7 @@ def run(arguments):
     if overrides and not flags.config:
         parser.error(f"unexpected {overrides[0]!r}")
     if flags.figures is not None and flags.figures.is_file():
-        raise ValueError(
+        raise InputError(
             "--figures must be a folder. "
             f"Received: {str(flags.figures)!r}, a file"
         )
@@ -61,7 +62,7 @@ def run(arguments):
         print_report(found, flags.layers)
     written = []
     if flags.figures is not None and model is None:
-        raise ValueError(
+        raise InputError(
             "Figures are drawn of Keras models only, whose layers are known. "
             f"Received: --model {flags.model}"
         )
@@ -103,7 +104,7 @@ def _examine(flags, overrides):
         size = flags.image_size or _own_size(model) or IMAGE_SIZE
         return {**report(model, tuple(size)), "note": None}, model
     if flags.image_size:
-        raise ValueError(
+        raise InputError(
             "An artefact has the size it was exported for, so --image-size "
             f"needs a Keras model. Received: --model {path}"
         )

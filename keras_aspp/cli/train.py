@@ -20,6 +20,7 @@ from keras_aspp.config.load import (
     config_text,
     load_config,
 )
+from keras_aspp.utils.exceptions import UnreachableError
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
 ORIGINS = {
@@ -127,7 +128,7 @@ def _check_download(model):
         return
     reason = _unreachable(origin)
     if reason:
-        raise ConnectionError(
+        raise UnreachableError(
             f"The {model.backbone_weights} weights of {model.backbone} cannot "
             f"be downloaded from {origin} ({reason}). Without a network, start "
             "from a saved model (--model.weights FOLDER, such as "

@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
+
 # Outside the picture: mid-grey, which is about zero after preprocessing.
 FILL = 128
 # Crops of so many times the area that images fill are noted.
@@ -53,7 +55,7 @@ class AugmentConfig:
     def __post_init__(self):
         low, high = self.scale
         if not 0 < low <= high:
-            raise ValueError(
+            raise InputError(
                 "`scale` must be (low, high) with 0 < low <= high. "
                 f"Received: scale={self.scale}"
             )
@@ -61,7 +63,7 @@ class AugmentConfig:
         for name, limit in {**limits, "hue": 0.5, "blur": 10}.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )

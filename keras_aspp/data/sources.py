@@ -5,6 +5,7 @@ import os
 from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource, is_converted
+from keras_aspp.utils.exceptions import InputError
 
 
 def open_source(config):
@@ -21,7 +22,7 @@ def open_source(config):
         FileNotFoundError: the folder does not exist.
     """
     if (config.root is None) == (config.tfds is None):
-        raise ValueError(
+        raise InputError(
             "Exactly one of `data.root` (a folder) and `data.tfds` (a name) "
             f"must be given. Received: root={config.root!r}, "
             f"tfds={config.tfds!r}"
@@ -58,7 +59,7 @@ def open_source(config):
 def _agreeing(source, spec):
     """The source, unless its dataset.json names another number of classes."""
     if spec is not None and spec.num_classes != source.spec.num_classes:
-        raise ValueError(
+        raise InputError(
             "`data.class_names` must name as many classes as the data set's "
             "dataset.json, which is used; leave it out. Received: "
             f"class_names={list(spec.class_names)}, dataset.json: "
@@ -72,7 +73,7 @@ def _check_described(config, root):
     if config.class_names or os.path.exists(f"{root}/dataset.json"):
         return
     if config.label_map is not None or config.ignore_label != 255:
-        raise ValueError(
+        raise InputError(
             "`data.label_map` and `data.ignore_label` need "
             "`data.class_names`, or a dataset.json in the folder. Received: "
             f"label_map={config.label_map}, ignore_label={config.ignore_label}"
@@ -83,7 +84,7 @@ def _check_named(config):
     """Raises if images are to be held out of records, which have slices."""
     if config.validation_split == HELD_OUT:
         name = config.train_split
-        raise ValueError(
+        raise InputError(
             "`data.validation_split null` holds out images of a folder; of "
             f"records, name two slices, e.g. --data.train_split {name}[:90%] "
             f"--data.validation_split {name}[90%:]. Received: "

@@ -32,6 +32,7 @@ from keras_aspp.engine.evaluate import metrics_dict, resolve_num_classes
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
+from keras_aspp.utils.exceptions import InputError, UserError
 from keras_aspp.utils.text import printable
 
 PREDICTIONS = "predictions.json"
@@ -74,7 +75,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
         )
     found = read_json_file(path)
     if found["num_images"] != total:
-        raise ValueError(
+        raise InputError(
             f"Split `{split}` has {total} pictures, but {found['num_images']} "
             f"were counted; did the data change meanwhile? File: {path}"
         )
@@ -112,7 +113,7 @@ def predict_with_beam(model, images, output, options=()):
         )
         done = (
             read.good
-            | "predict" >> _inference(lambda: Predictor(**model), ValueError)
+            | "predict" >> _inference(lambda: Predictor(**model), UserError)
             | "save" >> beam.Map(_save, spec, output)
         )
         failed = read.failed | "message" >> beam.Map(lambda m: (0, [m]))
@@ -264,7 +265,7 @@ def _read(element):
     try:
         with FileSystems.open(path) as file:
             yield name, read_image(file.read(), name=path, exif=True)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         yield TaggedOutput("failed", str(error))
 
 

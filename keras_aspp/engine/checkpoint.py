@@ -15,6 +15,7 @@ from keras_aspp.config.schema import Config
 from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.engine.tensorboard import write_history
 from keras_aspp.models.saving import save_model
+from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.files import remove_temporaries
 from keras_aspp.utils.signals import interrupt
 
@@ -103,19 +104,19 @@ class Checkpoints(keras.callbacks.Callback):
             for value, variable in zip(values, variables, strict=True)
         ) and not any(name.isdigit() for name in arrays)
         if not fits:
-            raise ValueError(
+            raise InputError(
                 "The checkpoint is of another model or optimizer than "
                 f"the configuration describes. Received: {path}"
             )
         if state["pictures"] != self.pictures:
-            raise ValueError(
+            raise InputError(
                 "The data has changed since the checkpoint; give the run what "
                 "it had, or train anew in another workdir. Pictures then: "
                 f"{state['pictures']}, now: {self.pictures}"
             )
         best = self.workdir / "model.keras"
         if state["best_epoch"] and not _is_whole(best):
-            raise ValueError(
+            raise InputError(
                 "The best model of the run is lost or damaged; restore it, or "
                 f"train anew in another workdir. Received: {best}"
             )
@@ -253,7 +254,7 @@ class Checkpoints(keras.callbacks.Callback):
         }
         if not all(np.isfinite(array).all() for array in arrays.values()):
             # Not one more checkpoint: it would be the newest.
-            raise ValueError(
+            raise InputError(
                 f"The weights are not finite after {self.progress()}; the "
                 "last checkpoint is from before. A smaller "
                 "train.learning_rate or a longer train.warmup_steps helps."
@@ -283,7 +284,7 @@ class Checkpoints(keras.callbacks.Callback):
             yield
         except OSError as error:
             self.remove_temporaries()
-            raise OSError(
+            raise UnavailableError(
                 f"The checkpoint after {self.progress()} cannot be written: "
                 f"{error.strerror or error}; the ones before it are whole. Go "
                 "on with --resume once that is mended. "
@@ -320,7 +321,7 @@ def changes(workdir, config):
         if not name.startswith(CHANGEABLE)
     ]
     if refused:
-        raise ValueError(
+        raise InputError(
             "A resumed run must be the run it was; undo the change, or train "
             "anew in another workdir (model.weights takes its model.keras). "
             f"Received: {', '.join(refused)}"

@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from keras_aspp.engine.distributed import FIRST_PORT, PORTS
+from keras_aspp.utils.exceptions import InputError
 
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
 
@@ -34,7 +35,7 @@ def make_strategy(name):
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     names = [device.name for device in tf.config.list_logical_devices(kind)]
     if len(names) < 2:
-        raise ValueError(
+        raise InputError(
             "train.strategy=mirrored needs at least two devices; leave it at "
             f"none. Received: {', '.join(names)}"
         )
@@ -68,7 +69,7 @@ def worker(name):
         known = [(k, i) for k in kinds for i in range(len(addresses[k]))]
         return known.index((kind, index)), len(known)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             "TF_CONFIG must describe a cluster of workers and a task in it, "
             'as {"cluster": {"worker": ["host:port", ...]}, "task": '
             f'{{"type": "worker", "index": 0}}}}. Received: TF_CONFIG={text}'
@@ -87,7 +88,7 @@ def _slurm_cluster():
 
     missing = [name for name in SLURM if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise InputError(
             "train.strategy=multi_worker needs TF_CONFIG, or to be started "
             f"by Slurm's srun; see docs/scaling.md. Missing: TF_CONFIG, "
             f"{', '.join(missing)}"
@@ -95,7 +96,7 @@ def _slurm_cluster():
     rank, count, hosts = (os.environ[name] for name in SLURM)
     hosts = slurm_cluster_resolver.expand_hostlist(hosts)
     if len(hosts) != int(count):
-        raise ValueError(
+        raise InputError(
             "One task a machine takes all its devices: srun "
             f"--ntasks-per-node=1. Received: {count} tasks on {len(hosts)} "
             "machines"
@@ -120,26 +121,26 @@ def check_supported(config, strategy):
     if config.strategy == "none":
         return
     if config.accumulate_steps > 1:
-        raise ValueError(
+        raise InputError(
             "Keras cannot accumulate gradients under a strategy, where devices "
             "would meet inside a condition; give train.batch_size the whole "
             f"batch. Received: accumulate_steps={config.accumulate_steps}"
         )
     if config.precision == "mixed_float16":
-        raise ValueError(
+        raise InputError(
             "Under a strategy Keras looks for overflow in the gradients of "
             "the first device only, and that of another spoils the weights; "
             "train.precision=mixed_bfloat16 cannot overflow so. Received: "
             "precision=mixed_float16"
         )
     if config.lr_finder:
-        raise ValueError(
+        raise InputError(
             "train.lr_finder tries rates on one device; leave train.strategy "
             f"at none for it. Received: strategy={config.strategy}"
         )
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
-        raise ValueError(
+        raise InputError(
             "`train.batch_size` is that of all devices together and must be "
             f"a multiple of their number. Received: batch_size="
             f"{config.batch_size}, {replicas} devices"

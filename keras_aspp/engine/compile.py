@@ -7,6 +7,7 @@ from keras import ops
 from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.utils.exceptions import InputError
 
 # Variables that weight decay would only make smaller, not simpler.
 NOT_DECAYED = ("bias", "gamma", "beta")
@@ -94,7 +95,7 @@ def resolve_jit(jit_compile, distributed=False):
         ValueError: XLA is asked for under a strategy.
     """
     if distributed and jit_compile is True:
-        raise ValueError(
+        raise InputError(
             "XLA cannot compile a step that devices of tf.distribute do "
             "together; leave `train.jit_compile` at auto, or train on JAX "
             "(docs/scaling.md). Received: train.jit_compile=true"

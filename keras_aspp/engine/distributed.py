@@ -8,6 +8,7 @@ data know nothing of it, or no more than an attribute.
 import tensorflow as tf
 
 from keras_aspp.losses import SegmentationLoss, WeightedSum
+from keras_aspp.utils.exceptions import InputError, InputTypeError
 
 # Of the workers that Slurm starts; jobs that share a machine differ in it.
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -91,7 +92,7 @@ def share(loss, strategy):
             share(part, strategy)
         return loss
     if not isinstance(loss, SegmentationLoss):
-        raise TypeError(
+        raise InputTypeError(
             "Only losses of keras_aspp.losses can be normalized over all "
             "devices; CrossEntropy() is Keras' own. Received: a "
             f"{type(loss).__name__}"
@@ -134,12 +135,12 @@ def prepare(model):
     ):
         return model
     if model.jit_compile:
-        raise ValueError(
+        raise InputError(
             "XLA cannot compile a step that devices do together: "
             "compile(jit_compile=False). Received: jit_compile=True"
         )
     if model.steps_per_execution > 1:
-        raise ValueError(
+        raise InputError(
             "`steps_per_execution` does not go with a strategy: Keras loses "
             "the devices' results in its loop. Received: "
             f"steps_per_execution={model.steps_per_execution}"

@@ -16,6 +16,7 @@ from keras_aspp.metrics.objects import regions
 from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
+from keras_aspp.utils.exceptions import InputError
 
 # Pictures on the sheet of the worst.
 NUM_WORST = 8
@@ -58,7 +59,7 @@ def evaluate(
     spec = source.spec
     resolve_num_classes(predictor, spec)
     if calibration and not predictor.has_scores:
-        raise ValueError(
+        raise InputError(
             "Only a .keras model has scores (and model_logits.tflite), which "
             "calibration needs. "
             f"Received: {predictor.path}"
@@ -175,7 +176,7 @@ def resolve_num_classes(predictor, spec):
     if predictor.num_classes is None:
         predictor.num_classes = spec.num_classes
     if predictor.num_classes != spec.num_classes:
-        raise ValueError(
+        raise InputError(
             f"The model has {predictor.num_classes} classes, the data set "
             f"{spec.num_classes}. Received: {predictor.path}"
         )

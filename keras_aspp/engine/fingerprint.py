@@ -9,6 +9,7 @@ from pathlib import Path
 
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 
 FINGERPRINT_FILE = "fingerprint.json"
@@ -70,12 +71,12 @@ def check_fingerprint(workdir, found):
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             "The fingerprint of the run's data is damaged; if the data is what "
             f"it was, remove the file. Received: {path} ({error})"
         ) from None
     if changes:
-        raise ValueError(
+        raise InputError(
             "The data has changed since the run began; restore it, or train "
             "anew in another workdir (model.weights takes its model.keras). "
             f"Changed: {'; '.join(changes)}"

@@ -4,6 +4,7 @@ import keras
 
 from keras_aspp import losses
 from keras_aspp.data.statistics import count_classes
+from keras_aspp.utils.exceptions import InputError
 
 
 def build_loss(config, ignore_label, class_weights=None, shared=False):
@@ -76,7 +77,7 @@ def resolve_class_weights(config, source, split):
     if weights is None:
         return None
     if len(weights) != source.spec.num_classes:
-        raise ValueError(
+        raise InputError(
             "`class_weights` must hold one weight for each class. Received: "
             f"{len(weights)} weights, classes={list(source.spec.class_names)}"
         )

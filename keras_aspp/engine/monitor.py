@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.utils.exceptions import InputError
+
 # A class that gets this share of all pixels, and more than is labelled so,
 # has swallowed the others.
 COLLAPSED = 0.995
@@ -58,7 +60,7 @@ class TrainingMonitor(keras.callbacks.Callback):
             if self.epoch == self.first_epoch:
                 step += self.first_step
             files = ", ".join(self.files_of(step))
-            raise ValueError(
+            raise InputError(
                 f"The loss is not finite at step {step}, in epoch "
                 f"{self.epoch + 1}; the last checkpoint and the best model "
                 "are from before. A smaller train.learning_rate or a longer "

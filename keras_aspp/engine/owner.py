@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from keras_aspp.utils.exceptions import OutputExistsError
+
 OWNER_FILE = ".owner.json"
 # The owner touches its file at this interval. Where its process cannot be
 # checked, it counts as dead STALE_SECONDS after the last touch.
@@ -80,7 +82,7 @@ class Owner:
         """
         text = _read(self.path)
         if text != self.text and (text or not self._create(self.path)):
-            raise FileExistsError(
+            raise OutputExistsError(
                 "Another run has taken over the workdir, so this one ends "
                 f"without a further write. Received: workdir={self._shown()}, "
                 f"{_who(text)}"
@@ -92,7 +94,7 @@ class Owner:
             if text is None or age is None:
                 continue  # just removed
             if not is_dead(text, age):
-                raise FileExistsError(
+                raise OutputExistsError(
                     "A run that is still going owns the workdir; wait for it, "
                     f"end it, or choose another workdir.{self._hint(text, age)}"
                     f" Received: workdir={self._shown()}, {_who(text)}"

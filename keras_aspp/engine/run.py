@@ -52,6 +52,7 @@ from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.plots.evaluation import range_test_figure
 from keras_aspp.plots.figure import save
+from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import commit, write_json
 from keras_aspp.utils.signals import interrupt, stop_signals
 from keras_aspp.utils.text import printable
@@ -96,7 +97,7 @@ def train(config, workdir, resume=False, progress=None):
 
 def _train(config, workdir, resume, progress, owner):
     if not resume and (workdir / "checkpoints").exists():
-        raise FileExistsError(
+        raise OutputExistsError(
             "The workdir holds a run; go on with it by --resume, or choose "
             f"another. Received: workdir={str(workdir)!r}"
         )
@@ -457,7 +458,7 @@ def _check_splits(source, config):
     report = check_folder(source, splits)
     if report.problems:
         more = len(report.problems) - 1
-        raise ValueError(
+        raise InputError(
             report.problems[0]
             + (f" And {more} more; see `keras-aspp data check`" if more else "")
         )

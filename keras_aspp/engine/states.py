@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import commit, remove_folder
 
 _FILES = ("state.json", "variables.npz")
@@ -87,7 +88,7 @@ class CheckpointStore:
             except (OSError, ValueError) as error:
                 print(f"Skipped a damaged checkpoint: {path} ({error})")
         if self.paths():
-            raise ValueError(
+            raise InputError(
                 "None of the checkpoints can be read; train anew in another "
                 f"workdir. Received: {self.folder}"
             )
@@ -102,7 +103,7 @@ def _read(path):
 
 def _checked_json(path):
     if (path / _SUMS).read_text() != _sums(path):
-        raise ValueError("not what its SHA256SUMS says")
+        raise InputError("not what its SHA256SUMS says")
     return json.loads((path / "state.json").read_text())
 
 

@@ -22,6 +22,7 @@ from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import check_rgb
 from keras_aspp.plots.preview import write_preview
+from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import (
     replacing_folder,
     write_json,
@@ -130,7 +131,7 @@ def export_model(
         ),
     ]
     if len(set(sizes)) < len(sizes):
-        raise ValueError(
+        raise InputError(
             "`image_size` and `more_image_sizes` must all differ. "
             f"Received: {sizes}"
         )
@@ -190,26 +191,26 @@ def export_model(
 
 def _check(model, directory, spec, verify_images, formats, overwrite):
     if directory.exists() and not overwrite:
-        raise FileExistsError(
+        raise OutputExistsError(
             "The folder exists; pass overwrite (--overwrite) to replace it. "
             f"Received: directory={str(directory)!r}"
         )
     check_rgb(model, "An export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
-        raise ValueError(
+        raise InputError(
             f"`class_names` must name the model's {model.num_classes} "
             f"classes. Received: {spec.num_classes} names"
         )
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"`formats` must be among {FORMATS}. Received: {unknown}"
         )
     if "onnx" in formats:
         onnx.check_installed()
     if len(verify_images) == 0:
-        raise ValueError(
+        raise InputError(
             "`verify_images` must hold at least one picture. Received: none"
         )
     _check_pictures("verify_images", verify_images)
@@ -218,12 +219,12 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
 def _check_calibration(images, formats):
     wanted = "tflite_int8" in formats
     if wanted and not images:
-        raise ValueError(
+        raise InputError(
             "`calibration_images` must hold pictures of the training split "
             "for tflite_int8. Received: none"
         )
     if images and not wanted:
-        raise ValueError(
+        raise InputError(
             "`calibration_images` are for tflite_int8, which is not among the "
             f"formats. Received: {len(images)} pictures, "
             f"formats={tuple(formats)}"
@@ -235,7 +236,7 @@ def _check_pictures(name, images):
     for image in images:
         image = np.asarray(image)
         if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
-            raise ValueError(
+            raise InputError(
                 f"`{name}` must be uint8 arrays (height, width, 3). "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
@@ -244,13 +245,13 @@ def _check_pictures(name, images):
 def _check_size(name, image_size, model):
     size = tuple(image_size)
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise ValueError(
+        raise InputError(
             f"`{name}` must hold (height, width), ints > 0. "
             f"Received: {name}={image_size}"
         )
     fixed = model.input.shape[1:3]
     if any(own not in (None, n) for own, n in zip(fixed, size, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"`{name}` must be the size of the model's `input_shape`, "
             f"{tuple(fixed)}; for other sizes, build the model with "
             "input_shape=(None, None, 3) and load the weights into it. "

@@ -12,6 +12,7 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.native_log import filtered_stderr
 
 # Pictures that tell how large channels get.
@@ -95,7 +96,7 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         # The converter raises its own unexported type.
         message = str(error)
         lacking = sorted(set(re.findall(r"'(tf\.\w+)' op is", message)))
-        raise ValueError(
+        raise InputError(
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error

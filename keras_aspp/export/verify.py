@@ -19,6 +19,7 @@ import numpy as np
 from keras_aspp.data.resize import resize_image
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.utils.exceptions import InputError
 
 PROTOCOL = (
     "agreement_with_keras: share of equal labels over the verify pictures; "
@@ -94,7 +95,7 @@ def _labels_alone(path, images):
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise ValueError(
+            raise InputError(
                 f"{path.name} does not run without keras_aspp: {reason}"
             )
         with np.load(labels) as arrays:
@@ -123,7 +124,7 @@ def check_agreement(value, kind, name, evaluated):
     """Raises `ValueError` where an artefact agrees too little."""
     least = MIN_AGREEMENT.get(kind, 0.0 if evaluated else _8_BITS.get(kind))
     if not value >= least:
-        raise ValueError(
+        raise InputError(
             f"{name} must agree with Keras on at least {least:.1%} of pixels. "
             f"Received: {value:.3%}"
         )
@@ -163,7 +164,7 @@ def check_loss(entry, max_int8_loss):
     """Raises `ValueError` where an artefact of 8 bits has lost too much."""
     lost = entry["loss_points"]
     if entry["format"] in _8_BITS and not lost <= max_int8_loss:
-        raise ValueError(
+        raise InputError(
             f"{entry['path']} may lose {max_int8_loss} points of mean IoU "
             f"against Keras. Received: {lost:.2f} (more calibration pictures "
             "help; --export.max_int8_loss accepts more)"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.text import read_manifest
 
@@ -46,7 +47,7 @@ def resolve(path):
                 return path / name
     elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
         return path
-    raise FileNotFoundError(
+    raise InputNotFoundError(
         "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
         "workdir or "
         f"an exported folder. Received: {str(path)!r}"
@@ -67,7 +68,7 @@ def find_spec(path):
                 content.get("colormap"),
             )
         except ValueError as error:
-            raise ValueError(f"{error}. File: {manifest}") from None
+            raise InputError(f"{error}. File: {manifest}") from None
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
 
@@ -76,7 +77,7 @@ def _check_hash(path, manifest):
     """Raises where an artefact is not the one that its manifest describes."""
     for entry in manifest["artefacts"]:
         if entry["path"] == path.name and entry["sha256"] != sha256(path):
-            raise ValueError(
+            raise InputError(
                 "The artefact is not the one that manifest.json beside it was "
                 "written for; export again, or take it out of this folder. "
                 f"Received: {path}"

@@ -8,6 +8,8 @@ import itertools
 import keras
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
+
 
 class SlidingWindow:
     """An engine that predicts an image in overlapping windows.
@@ -35,12 +37,12 @@ class SlidingWindow:
 
     def __init__(self, engine, window, overlap=0.25):
         if type(window) is not int or window < 1:
-            raise ValueError(
+            raise InputError(
                 f"`window` must be an int > 0. Received: window={window!r}"
             )
         check_overlap(overlap)
         if window < engine.smallest_side:
-            raise ValueError(
+            raise InputError(
                 f"`window` must be at least {engine.smallest_side}, the side "
                 "of the smallest image that the model segments. "
                 f"Received: window={window}"
@@ -84,7 +86,7 @@ class SlidingWindow:
 def check_overlap(overlap):
     """Raises `ValueError` for what is no share of a window."""
     if isinstance(overlap, bool) or not 0 <= overlap < 1:
-        raise ValueError(
+        raise InputError(
             f"`overlap` must be in [0, 1). Received: overlap={overlap}"
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.inference.sliding_window import logarithm, probabilities
+from keras_aspp.utils.exceptions import InputError
 
 
 class MultiScale:
@@ -36,7 +37,7 @@ class MultiScale:
     def __init__(self, engine, scales=(1.0,), flip=False):
         scales = tuple(scales)
         if not scales or not all(0 < scale <= 8 for scale in scales):
-            raise ValueError(
+            raise InputError(
                 "`scales` must be floats > 0, 8 at most. "
                 f"Received: scales={scales}"
             )

@@ -11,6 +11,7 @@ from keras_aspp.layers import lowering
 from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
+from keras_aspp.utils.exceptions import InputError
 
 FUSIONS = ("concat", "sum")
 
@@ -79,7 +80,7 @@ class ASPP(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if fusion not in FUSIONS:
-            raise ValueError(
+            raise InputError(
                 f"`fusion` must be one of {FUSIONS}. "
                 f"Received: fusion={fusion!r}"
             )

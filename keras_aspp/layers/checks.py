@@ -1,11 +1,13 @@
 """Checks of layer arguments."""
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def check_odd(kernel_size):
     """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
     check_positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
-        raise ValueError(
+        raise InputError(
             "`kernel_size` must be odd, so that there is a center tap. "
             f"Received: kernel_size={kernel_size}"
         )
@@ -22,13 +24,13 @@ def check_atrous_rates(atrous_rates, allow_empty=False):
         rates or allow_empty
     ):
         kind = "sequence" if allow_empty else "non-empty sequence"
-        raise ValueError(
+        raise InputError(
             f"`atrous_rates` must be a {kind} of ints > 0. "
             f"Received: atrous_rates={atrous_rates}"
         )
     if max(rates, default=0) > MAX_RATE:
         # Beyond every map; what pads for a rate would pad without end.
-        raise ValueError(
+        raise InputError(
             f"`atrous_rates` must be {MAX_RATE} at most. "
             f"Received: atrous_rates={rates}"
         )
@@ -38,7 +40,7 @@ def check_atrous_rates(atrous_rates, allow_empty=False):
 def check_dropout(dropout):
     """`dropout`, or `ValueError` unless it is in [0, 1)."""
     if not 0 <= dropout < 1:
-        raise ValueError(
+        raise InputError(
             f"`dropout` must be in [0, 1). Received: dropout={dropout}"
         )
     return dropout
@@ -52,7 +54,7 @@ NORMS = (False, True, "freeze", "sync", "group")
 def check_positive_int(name, value):
     """Raises `ValueError` unless `value` is an int > 0."""
     if type(value) is not int or value < 1:
-        raise ValueError(
+        raise InputError(
             f"`{name}` must be an int > 0. Received: {name}={value!r}"
         )
     return value
@@ -61,7 +63,7 @@ def check_positive_int(name, value):
 def check_batch_norm(value):
     """Raises `ValueError` unless `value` is one of `NORMS`."""
     if value not in NORMS:
-        raise ValueError(
+        raise InputError(
             f"`batch_norm` must be one of {NORMS}. "
             f"Received: batch_norm={value!r}"
         )

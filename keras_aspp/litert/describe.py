@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
 
 
@@ -36,7 +37,7 @@ def describe_tflite(path):
         described = _describe(content)
     except Exception as error:
         # What is raised depends on which byte is wrong.
-        raise ValueError(
+        raise InputError(
             f"Not a loadable .tflite. Received: {path} "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
         ) from error
@@ -107,7 +108,7 @@ def describe_saved_model(path):
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"Not a loadable SavedModel. Received: {path} "
             f"({type(error).__name__})"
         ) from error
@@ -262,7 +263,7 @@ def check_operators(found, path):
     """Raises `ValueError` where an operator is forbidden."""
     bad = sorted(n for n in found if n.startswith(FORBIDDEN))
     if bad:
-        raise ValueError(
+        raise InputError(
             "A TFLite file must hold builtin operators only, and whole "
             f"dilated convolutions. Received: {', '.join(bad)} in "
             f"{Path(path).name}"

@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 
+from keras_aspp.utils.exceptions import InputError
+
 TIMEOUT_SECONDS = 60
 _TRIAL = """
 import os, sys
@@ -73,7 +75,7 @@ def _run(path, *version):
     """Once for each version of a file; what fails is tried again."""
     reason = _fault(path)
     if reason:
-        raise ValueError(f"Not a loadable .tflite. Received: {path} ({reason})")
+        raise InputError(f"Not a loadable .tflite. Received: {path} ({reason})")
 
 
 def _fault(path):

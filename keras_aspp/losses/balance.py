@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def median_frequency_weights(pixels, pixels_of_pictures):
     """Weights by pixels: rare classes weigh more, the median one 1.
@@ -28,7 +30,7 @@ def median_frequency_weights(pixels, pixels_of_pictures):
     """
     pixels, of_pictures = _counts(pixels), _counts(pixels_of_pictures)
     if len(pixels) != len(of_pictures) or (pixels > of_pictures).any():
-        raise ValueError(
+        raise InputError(
             "`pixels_of_pictures` must hold one count for each class, and no "
             f"less than `pixels`. Received: pixels={pixels.tolist()}, "
             f"pixels_of_pictures={of_pictures.tolist()}"
@@ -66,7 +68,7 @@ def effective_number_weights(samples, beta=0.999):
         Differs from it in: nothing.
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"`beta` must be in [0, 1). Received: beta={beta}")
+        raise InputError(f"`beta` must be in [0, 1). Received: beta={beta}")
     samples = _counts(samples)
     seen = samples > 0
     weights = np.zeros(len(samples))
@@ -81,7 +83,7 @@ def _counts(numbers):
         or not (np.isfinite(numbers).all() and numbers.min(initial=0) >= 0)
         or not numbers.any()
     ):
-        raise ValueError(
+        raise InputError(
             "Counts must be ints >= 0, one for each class, and not all 0. "
             f"Received: {numbers.tolist()}"
         )

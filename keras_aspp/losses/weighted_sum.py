@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
+from keras_aspp.utils.exceptions import InputError
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -29,7 +30,7 @@ class WeightedSum(keras.losses.Loss):
     def __init__(self, losses, weights, name="weighted_sum"):
         super().__init__(name=name, reduction=None, dtype="float32")
         if not losses or len(losses) != len(weights):
-            raise ValueError(
+            raise InputError(
                 "`losses` must hold at least one loss, and `weights` as many "
                 f"numbers. Received: {len(losses)} losses, weights={weights}"
             )

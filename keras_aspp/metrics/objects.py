@@ -6,6 +6,7 @@ Shape legend: H x W pixels.
 import numpy as np
 
 from keras_aspp.labels import check_values
+from keras_aspp.utils.exceptions import InputError
 
 # Edges of the bins for regions, by the side of a square as large; 32 and 96
 # are COCO's.
@@ -50,14 +51,14 @@ class ScaleRecall:
         predicted, instances = np.asarray(predicted), np.asarray(instances)
         count = len(kinds)
         if predicted.shape != instances.shape:
-            raise ValueError(
+            raise InputError(
                 "`predicted` and `instances` must have one shape. Received: "
                 f"shapes {predicted.shape} and {instances.shape}"
             )
         if len(sizes_px) != count or not (
             0 <= instances.min(initial=0) <= instances.max(initial=0) <= count
         ):
-            raise ValueError(
+            raise InputError(
                 "`kinds` and `sizes_px` must describe each instance. Received: "
                 f"{count} kinds, {len(sizes_px)} sizes, instances "
                 f"{instances.min()}..{instances.max()}"

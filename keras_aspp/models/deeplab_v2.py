@@ -6,6 +6,7 @@ from keras_aspp.layers.checks import check_atrous_rates
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER
 from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.utils.exceptions import InputError
 
 PYRAMIDS = ("large_fov", "aspp_s", "aspp_l")
 
@@ -46,7 +47,7 @@ class DeepLabV2(Segmenter):
         self, num_classes, *args, pyramid="aspp_l", fc_filters=None, **kwargs
     ):
         if pyramid not in PYRAMIDS:
-            raise ValueError(
+            raise InputError(
                 f"`pyramid` must be one of {PYRAMIDS}. "
                 f"Received: pyramid={pyramid!r}"
             )

@@ -5,6 +5,7 @@ import keras
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.models.features import pick
 from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.utils.exceptions import InputError
 
 # What the decoder adds, from coarse to fine, and the suffix of its layers.
 LEVELS = {4: (("stride_4", 4, ""),)}
@@ -64,12 +65,12 @@ class DeepLabV3Plus(Segmenter):
     ):
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         if not decoder_kernel_sizes:
-            raise ValueError(
+            raise InputError(
                 "`decoder_kernel_sizes` must not be empty. "
                 f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
             )
         if decoder_stride not in LEVELS:
-            raise ValueError(
+            raise InputError(
                 "`decoder_stride` must be 4 or 2. "
                 f"Received: decoder_stride={decoder_stride!r}"
             )

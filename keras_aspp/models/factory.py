@@ -6,6 +6,7 @@ import os
 
 from keras_aspp import models
 from keras_aspp.models.segmenter import check_rgb
+from keras_aspp.utils.exceptions import InputError
 
 ARCHITECTURES = {
     kind.architecture: kind
@@ -44,7 +45,7 @@ def build_model(config, num_classes, dtype=None, rematerialize=False):
         if field.name in known:
             arguments[field.name] = value
         elif field.name != "architecture" and value != field.default:
-            raise ValueError(
+            raise InputError(
                 f"`{config.architecture}` has no `{field.name}`. "
                 f"Received: model.{field.name}={value!r}"
             )

@@ -9,6 +9,7 @@ from keras_aspp.backbones.output_stride import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.utils.exceptions import InputError
 
 
 def shift_px(backbone, high_level, output_stride, trained_output_stride):
@@ -29,7 +30,7 @@ def shift_px(backbone, high_level, output_stride, trained_output_stride):
 def pick(features, key):
     """`features[key]`, or an error that names the keys there are."""
     if key not in features:
-        raise ValueError(
+        raise InputError(
             f"The backbone has no feature `{key}`. "
             f"Received: features={sorted(features)}"
         )
@@ -48,7 +49,7 @@ def as_features(model, output_stride):
     """
     dense = with_output_stride(model, output_stride)
     if len(dense.inputs) != 1:
-        raise ValueError(
+        raise InputError(
             "A backbone must have one input, the picture. Received: "
             f"{[tensor.name for tensor in dense.inputs]}"
         )
@@ -79,7 +80,7 @@ def end_at(backbone, key, output_stride):
     pick(backbone.output, key)
     strides = _nominal_strides(backbone)
     if strides[key] < output_stride:
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be at most the stride of `high_level`. "
             f"Received: output_stride={output_stride}, high_level={key!r}"
         )

@@ -6,6 +6,7 @@ import keras
 
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models.segmenter import Segmenter, load_matching
+from keras_aspp.utils.exceptions import InputTypeError
 
 
 def with_dtype(segmenter, dtype):
@@ -28,7 +29,7 @@ def with_dtype(segmenter, dtype):
     'float32'
     """
     if not isinstance(segmenter, Segmenter):
-        raise TypeError(
+        raise InputTypeError(
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )

@@ -4,6 +4,8 @@ Offsets are in pixels of the picture, so a rate is an offset divided by the
 output stride and reaches equally far at every density.
 """
 
+from keras_aspp.utils.exceptions import InputError
+
 OFFSETS_PX = {
     "deeplab_v2_large_fov": (96,),
     "deeplab_v2_aspp_s": (16, 32, 64, 96),
@@ -56,7 +58,7 @@ def whole_rates(offsets, output_stride):
             for n in range(10)
             if not any(offset % 2**n for offset in offsets)
         ]
-        raise ValueError(
+        raise InputError(
             f"Atrous rates that reach {tuple(offsets)} px are whole numbers "
             f"at output strides {works}; elsewhere pass `atrous_rates`. "
             f"Received: output_stride={output_stride}"

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def recalibrate(model, batches):
     """Takes the statistics of batch norm anew, as means over batches.
@@ -57,7 +59,7 @@ def recalibrate(model, batches):
         for layer, name, value in before:
             setattr(layer, name, value)
     if not done:
-        raise ValueError(
+        raise InputError(
             "Statistics need at least one batch. Received: no batches"
         )
     return len(norms)

@@ -27,6 +27,7 @@ from keras_aspp.models.rates import (
     degenerate_rates,
 )
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
@@ -165,7 +166,7 @@ class Segmenter(keras.Model):
             dtype or keras.config.dtype_policy().name
         )
         if batch_norm not in BATCH_NORM:
-            raise ValueError(
+            raise InputError(
                 f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
                 f"Received: batch_norm={batch_norm!r}"
             )
@@ -267,7 +268,7 @@ class Segmenter(keras.Model):
         seen = parts.magnify(images, input_scale)
         scores, stride = self.decode(backbone(seen), parts, **head)
         if stride % input_scale:
-            raise ValueError(
+            raise InputError(
                 f"`input_scale` must divide the {stride} pixels between two "
                 f"scores. Received: input_scale={input_scale}"
             )
@@ -369,7 +370,7 @@ class Segmenter(keras.Model):
             return atrous_rates_at(name, output_stride)
         atrous_rates = check_atrous_rates(atrous_rates, allow_empty=True)
         if atrous_rates and not OFFSETS_PX[name]:
-            raise ValueError(
+            raise InputError(
                 f"The head of {name} has no atrous branches; leave "
                 "`atrous_rates` at 'auto'. "
                 f"Received: atrous_rates={atrous_rates}"
@@ -407,7 +408,7 @@ class Segmenter(keras.Model):
         if config.keys() & {"weights", "backbone_weights"} or not isinstance(
             config["backbone"], dict
         ):
-            raise ValueError(
+            raise InputError(
                 "A saved segmenter holds its backbone and weights, not where "
                 f"they come from. Received: backbone={config['backbone']!r}"
             )
@@ -449,13 +450,13 @@ def load_saved(path):
     """
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "A saved model must be a `.keras` file or a folder with "
             f"model.keras. Received: {str(path)!r}, which does not exist"
         )
     model = load_keras(file)
     if not isinstance(model, Segmenter):
-        raise ValueError(
+        raise InputError(
             "The file holds no segmenter of keras_aspp. "
             f"Received: {str(file)!r} with a {type(model).__name__}"
         )
@@ -465,7 +466,7 @@ def load_saved(path):
 
 def _same_backbone(saved, name):
     if saved.backbone.name != name.replace(".", "_"):
-        raise ValueError(
+        raise InputError(
             f"`weights` were trained with backbone {saved.backbone.name}. "
             f"Received: backbone={name!r}"
         )
@@ -492,7 +493,7 @@ def load_matching(model, saved, path):
     wrong = [name for name in left if not name.startswith(CLASSIFIER)]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"The weights of {str(path)!r} are those of another model. "
             f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"
         )
@@ -525,7 +526,7 @@ def _refuse_class_weight(method, args, kwargs):
     """Raises if a call of Keras' method gives weights of classes."""
     given = inspect.signature(method).bind_partial(*args, **kwargs).arguments
     if given.get("class_weight") is not None:
-        raise ValueError(
+        raise InputError(
             "`class_weight` weighs whole examples by their one class, which "
             "label maps do not have. Give the loss weights of classes, e.g. "
             "CrossEntropy(class_weights=[1.0, 2.0]), or weigh pixels by "
@@ -536,7 +537,7 @@ def _refuse_class_weight(method, args, kwargs):
 def _check_input_scale(input_scale, align_corners):
     check_positive_int("input_scale", input_scale)
     if input_scale > 1 and align_corners:
-        raise ValueError(
+        raise InputError(
             "`input_scale` goes with half-pixel centres only. Received: "
             f"input_scale={input_scale}, align_corners={align_corners}"
         )
@@ -551,7 +552,7 @@ def check_rgb(model, user):
     """
     channels = model.input.shape[-1]
     if channels != 3:
-        raise ValueError(
+        raise InputError(
             f"{user} needs a model of three input channels (RGB). Train and "
             "call other models in Python; docs/backbones.md shows how. "
             f"Received: a model of {channels} input channels"
@@ -561,7 +562,7 @@ def check_rgb(model, user):
 def _check_channels(input_shape, channels):
     # 3 is the default, so it does not contradict.
     if input_shape[2] not in (3, channels):
-        raise ValueError(
+        raise InputError(
             "`input_shape` must have as many channels as the backbone, "
             f"{channels}. Received: input_shape={tuple(input_shape)}"
         )
@@ -570,7 +571,7 @@ def _check_channels(input_shape, channels):
 def _check_one_cell(input_shape, output_stride):
     sizes = [n for n in input_shape[:2] if n is not None]
     if min(sizes, default=output_stride) < output_stride:
-        raise ValueError(
+        raise InputError(
             "Pictures must be at least one cell, `output_stride` pixels, high "
             f"and wide. Received: input_shape={tuple(input_shape)}, "
             f"output_stride={output_stride}"

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.signals import delayed_signals
 
 try:
@@ -64,7 +65,7 @@ def write_text(path, text):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OSError(
+        raise UnavailableError(
             f"A file cannot be written: {error.strerror or error}. "
             f"Received: {path}"
         ) from error
@@ -174,7 +175,9 @@ def exchange(first, second):
     number = ctypes.get_errno()
     if number in _NO_EXCHANGE:
         return False
-    raise OSError(number, os.strerror(number), str(first), None, str(second))
+    raise UnavailableError(
+        number, os.strerror(number), str(first), None, str(second)
+    )
 
 
 def _replace_in_two_steps(work, path):

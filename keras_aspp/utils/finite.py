@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
+
 _SHOWN = 5
 
 
@@ -25,7 +27,7 @@ def check_finite(tensors, source):
     named = ", ".join(broken[:_SHOWN])
     if len(broken) > _SHOWN:
         named += f" and {len(broken) - _SHOWN} more"
-    raise ValueError(
+    raise InputError(
         "Weights must be finite; take an earlier checkpoint, or train again "
         f"with a smaller learning rate. Received: {source} with NaN or "
         f"infinity in {len(broken)} of {count} tensors: {named}"

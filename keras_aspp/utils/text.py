@@ -5,6 +5,8 @@ import os
 import stat
 import unicodedata
 
+from keras_aspp.utils.exceptions import InputError
+
 # Specs and manifests hold a few kB.
 MAX_BYTES = 2**20
 # Control characters, halves of a surrogate pair, breaks of lines, paragraphs.
@@ -21,16 +23,16 @@ def read_text(path, max_bytes=MAX_BYTES):
         ValueError: no regular file, longer than `max_bytes`, or not UTF-8.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"Not a regular file. File: {path}")
+        raise InputError(f"Not a regular file. File: {path}")
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"Longer than {max_bytes} bytes. File: {path}")
+        raise InputError(f"Longer than {max_bytes} bytes. File: {path}")
     try:
         # Some editors on Windows put a byte-order mark in front.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Not UTF-8 text. File: {path} ({error})") from None
+        raise InputError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
 def read_json(path, repeated=None):
@@ -58,7 +60,7 @@ def read_json(path, repeated=None):
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         # ValueError too for a number of thousands of digits.
-        raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
+        raise InputError(f"Not valid JSON. File: {path} ({error})") from None
 
 
 def read_manifest(path):
@@ -81,7 +83,7 @@ def read_manifest(path):
         )
     )
     if not good:
-        raise ValueError(
+        raise InputError(
             "A manifest must hold `class_names` and `artefacts`, each with "
             f"`path` and `sha256`. File: {path}"
         )

@@ -9,6 +9,7 @@ from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.backbones.torchvision import TorchState, download
 from keras_aspp.models import DeepLabV3
+from keras_aspp.utils.exceptions import InputError
 
 # Backbone and output stride of the segmenters.
 _SEGMENTERS = {
@@ -41,7 +42,7 @@ def from_torchvision(architecture, path=None):
         logits = model(model.preprocess(images))
     """
     if architecture not in _SEGMENTERS:
-        raise ValueError(
+        raise InputError(
             f"`architecture` must be one of {', '.join(_SEGMENTERS)}. "
             f"Received: architecture={architecture!r}"
         )
@@ -51,7 +52,7 @@ def from_torchvision(architecture, path=None):
     for tensor, array in state.items():
         part, _, rest = tensor.partition(".")
         if part not in parts:
-            raise ValueError(
+            raise InputError(
                 f"Not the state dict of a {architecture}. Received: tensor "
                 f"{tensor} in {str(path)!r}"
             )

@@ -13,6 +13,8 @@ outline do. Nothing is downloaded; every example is drawn from the seeds
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_aspp.utils.exceptions import InputError
+
 CLASS_NAMES = (
     "background",
     "circle",
@@ -224,7 +226,7 @@ def draw_outline(kind, size_px, angle=0.0, shift=(0.0, 0.0)):
         ValueError: `kind` is not a figure.
     """
     if kind not in _OUTLINES:
-        raise ValueError(
+        raise InputError(
             f"`kind` must be one of {', '.join(CLASS_NAMES[1:])}. "
             f"Received: kind={kind!r}"
         )
