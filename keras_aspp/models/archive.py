@@ -9,7 +9,7 @@ import zipfile
 import h5py
 import keras
 
-from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.exceptions import InputError, UserError
 
 # Keras stores its entries as they are; packed again, they shrink by half.
 _MAX_EXPANSION = 100
@@ -176,7 +176,9 @@ def load_keras(path):
         named = ""
         if layer is not None:
             named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "
+        if not isinstance(cause, UserError):
+            named += f"{type(cause).__name__}: "
         raise InputError(
             f"Not a loadable `.keras` model. File: {path} "
-            f"({named}{type(cause).__name__}: {reason})"
+            f"({named}{reason})"
         ) from error

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -194,7 +195,7 @@ def test_counter_on_a_terminal_only(folder, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     main(["data", "check", str(folder)])
-    assert "3/3 pictures\n" in capsys.readouterr().err
+    assert "3/3 images\n" in capsys.readouterr().err
 
 
 def test_many_sizes_are_cut_short(folder, capsys):
@@ -300,7 +301,7 @@ def test_failed_preview_leaves_nothing_behind(folder, tmp_path, monkeypatch):
 
     def full_disk(self, path, **kwargs):
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
     sheet = tmp_path / "out" / "sheet.png"

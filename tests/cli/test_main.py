@@ -19,6 +19,7 @@ from keras_aspp.cli.main import COMMANDS, main
 from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -604,7 +605,7 @@ def test_export_takes_the_median_size_and_says_why(
 ):
     def export_model(model, directory, **arguments):
         taken.update(arguments)
-        raise ValueError("far enough")
+        raise InputError("far enough")
 
     taken = {}
     monkeypatch.setattr("keras_aspp.workdir.export_model", export_model)
