@@ -13,6 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import keras
 import pytest
 
+from keras_aspp.cli.log import printed_messages
+
 pytest.register_assert_rewrite("helpers", "model_tester")
 
 pytest_plugins = ["tiny_run"]
@@ -142,3 +144,10 @@ def make_toy_backbone(
     x = unit(x, conv(24, 3, "block4_inner", padding="same"), "block4_inner")
     outputs["stride_32"] = x
     return keras.Model(inputs, outputs if features else x, name="toy")
+
+
+@pytest.fixture(autouse=True)
+def messages_are_printed():
+    """Prints what the package logs, as the command line does."""
+    with printed_messages():
+        yield

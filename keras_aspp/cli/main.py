@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 
+from keras_aspp.cli.log import printed_messages
 from keras_aspp.cli.startup import prompt_interrupts, start_program
 from keras_aspp.utils.errors import is_user_error, one_line
 
@@ -125,7 +126,7 @@ def guarded(run, arguments):
     if debug:
         _show_frames_of_keras()
     try:
-        with _warnings_of_one_line():
+        with printed_messages(), _warnings_of_one_line():
             return run([a for a in arguments if a != "--debug"]) or 0
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)

@@ -179,6 +179,5 @@ def load_keras(path):
         if not isinstance(cause, UserError):
             named += f"{type(cause).__name__}: "
         raise InputError(
-            f"Not a loadable `.keras` model. File: {path} "
-            f"({named}{reason})"
+            f"Not a loadable `.keras` model. File: {path} ({named}{reason})"
         ) from error
