@@ -2,6 +2,10 @@
 #              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (six to ten minutes on two cores)
+# make docs    the documentation; begins at build/docs/docs/index.html
+# make lint    ruff's checks of code and format
+# make dev     installs what contributors need: ruff, pre-commit, Sphinx
+# make help    this text
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +13,7 @@ RUN := runs/multiscale_shapes
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: train test test-slow benchmark lint clean
+.PHONY: train test test-slow benchmark dev lint docs help clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -39,8 +43,23 @@ $(VENV)/peers: $(VENV)/installed
 benchmark: $(VENV)/peers
 	$(BIN)/python -m benchmarks
 
-lint:
-	ruff check . && ruff format --check .
+$(VENV)/dev: $(VENV)/installed
+	@echo "Installing ruff, pre-commit and Sphinx ..."
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+dev: $(VENV)/dev
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Any warning, such as a broken link, is an error.
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "Documentation: build/docs/docs/index.html"
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,4 +1,4 @@
-"""What ours is measured against, built with the peers' public tools.
+"""Peers in the benchmark, built with their public tools.
 
 Each function imports its package when it is called: they are the extra
 `peers`, and nothing else here needs them.
@@ -68,7 +68,7 @@ def keras_cv_crops(files, crop_px):
     """keras-cv's layers for the recipe of our `AugmentConfig`, in tf.data.
 
     Args:
-        files: `(pictures, masks)`, lists of paths.
+        files: `(images, masks)`, lists of paths.
         crop_px: int, height and width of the crops.
 
     Returns:
@@ -79,7 +79,7 @@ def keras_cv_crops(files, crop_px):
 
     layers = keras_cv.layers
     recipe = [
-        # Keeps a quarter to all of the picture: scales 1 to 2; it has none
+        # Keeps a quarter to all of the image: scales 1 to 2; it has none
         # that pads, so none below 1.
         layers.RandomCropAndResize(
             target_size=(crop_px, crop_px),
@@ -93,8 +93,8 @@ def keras_cv_crops(files, crop_px):
         layers.RandomHue(0.02, value_range=(0, 255)),
     ]
 
-    def load(picture, mask):
-        image = tf.io.decode_jpeg(tf.io.read_file(picture), channels=3)
+    def load(image, mask):
+        image = tf.io.decode_jpeg(tf.io.read_file(image), channels=3)
         labels = tf.io.decode_png(tf.io.read_file(mask), channels=1)
         return {
             "images": tf.cast(image, "float32"),

@@ -1,4 +1,4 @@
-"""Ours beside what else there is: the same work, in one run, alternating.
+"""Benchmark: keras_aspp and its peers do the same work in one run, alternately.
 
     python -m benchmarks                        # everything
     python -m benchmarks train_step aspp_33     # some of it
@@ -9,7 +9,7 @@
 
 Each side is a process of its own, so that its peak memory is its own. After a
 first step apart (compiling) and one of warm-up, the sides take turns, one step
-at a time, so that what else the machine does meets them all. Peers come with
+at a time, so that other load on the machine affects all sides. Peers come with
 `pip install -e '.[peers]'`; KERAS_ASPP_SHARED says where CamVid lies.
 Results are written to benchmarks/results/, one file for each comparison.
 """
@@ -175,7 +175,7 @@ def measured(target, found):
 
 
 def circumstances():
-    """Where and when it was measured, and with what."""
+    """Date, machine and versions of a measurement."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -281,7 +281,7 @@ class _Side:
 
 
 def serve(make):
-    """What a side's process does: one step for each line that it is sent."""
+    """Runs a side's process: one step for each line on its input."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed
 
@@ -298,7 +298,7 @@ def serve(make):
         {
             "build_seconds": built - begun,
             "first_step_seconds": first,
-            "pictures": work.pictures,
+            "pictures": work.images,
             "madds": work.madds,
         }
     )
@@ -377,7 +377,7 @@ def report(result):
         if "gflop_per_second" in side:
             line += f"  {side['gflop_per_second']:.0f} GFLOP/s"
         if "pictures_per_second" in side:
-            line += f"  {side['pictures_per_second']:.1f} pictures/s"
+            line += f"  {side['pictures_per_second']:.1f} images/s"
         print(line)
     for target in result["targets"]:
         verdict = "met" if target["met"] else "missed"

@@ -1,4 +1,4 @@
-"""What `benchmarks.run` compares: pieces of work, each by several sides.
+"""Comparisons of `benchmarks.run`: work that several sides do.
 
 A side is a function that builds what it needs and returns a `Work`; it runs
 in a process of its own.
@@ -23,13 +23,13 @@ class Work:
 
     Attributes:
         step: callable without arguments that returns when all is computed.
-        pictures: int, how many a step handles.
+        images: int, how many a step handles.
         madds: int, multiply-adds of its convolutions and matrix products, 0
             where they are not counted.
     """
 
     step: object
-    pictures: int = 0
+    images: int = 0
     madds: int = 0
 
 
@@ -78,16 +78,16 @@ def train_step(make, size_px=512, batch=2, classes=21, jit_compile=False):
         ),
         jit_compile=jit_compile,
     )
-    pictures, labels = examples(batch, size_px, classes)
+    images, labels = examples(batch, size_px, classes)
     return Work(
-        lambda: model.train_on_batch(pictures, labels),
+        lambda: model.train_on_batch(images, labels),
         batch,
         3 * batch * madds(model, size_px),
     )
 
 
 def largest_batch(make, size_px, most=2**11):
-    """`train_step` under XLA with as many pictures as fit, a power of two."""
+    """`train_step` under XLA with as many images as fit, a power of two."""
     work, batch = train_step(make, size_px, 1, jit_compile=True), 2
     while batch <= most:
         try:
@@ -103,26 +103,26 @@ def largest_batch(make, size_px, most=2**11):
 
 
 def inference(make, size_px=512, batch=2, jit_compile=False):
-    """Pictures to labels."""
+    """Inference: images to labels."""
     import keras
     import tensorflow as tf
 
     model = make()
-    pictures = tf.constant(examples(batch, size_px)[0])
+    images = tf.constant(examples(batch, size_px)[0])
 
     @tf.function(jit_compile=jit_compile)
-    def labels(pictures):
-        scores = model(pictures, training=False)
+    def labels(images):
+        scores = model(images, training=False)
         return tf.argmax(scores, -1, output_type=tf.int32)
 
     count = batch * madds(model, size_px)
     return Work(
-        lambda: keras.ops.convert_to_numpy(labels(pictures)), batch, count
+        lambda: keras.ops.convert_to_numpy(labels(images)), batch, count
     )
 
 
 def public_tflite(threads, answer=None):
-    """Twenty pictures of 257x257 by the public mobile DeepLabV3.
+    """Twenty images of 257x257 by the public mobile DeepLabV3.
 
     Args:
         threads: int > 0, of the interpreter.
@@ -151,7 +151,7 @@ def public_tflite(threads, answer=None):
 
 
 def phone(config, kind):
-    """Twenty pictures of 384x384 by what a configuration would export.
+    """Twenty images of 384x384 by what a configuration would export.
 
     Args:
         config: name of a configuration, whose weights are fresh.
@@ -186,8 +186,8 @@ def _tflite(content, size_px, threads):
     interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
     (door,) = interpreter.get_input_details()
-    pictures = np.zeros((1, size_px, size_px, 3), door["dtype"])
-    interpreter.set_tensor(door["index"], pictures)
+    images = np.zeros((1, size_px, size_px, 3), door["dtype"])
+    interpreter.set_tensor(door["index"], images)
 
     def step():
         for _ in range(20):
@@ -207,17 +207,17 @@ def torch_train_step(size_px, batch=2, classes=21, device="cpu"):
     model = torch_segmenter().to(device, memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
     loss = torch.nn.CrossEntropyLoss(ignore_index=255)
-    pictures, labels = (
+    images, labels = (
         torch.from_numpy(a).to(device)
         for a in examples(batch, size_px, classes)
     )
-    pictures, labels = pictures.permute(0, 3, 1, 2), labels.long()
+    images, labels = images.permute(0, 3, 1, 2), labels.long()
     forward = model if device == "cpu" else torch.compile(model)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, device != "cpu"):
-            value = loss(forward(pictures), labels)
+            value = loss(forward(images), labels)
         value.backward()
         optimizer.step()
         value.item()
@@ -295,8 +295,8 @@ def matrix_products(dtype):
     return Work(lambda: float(ops.matmul(a, a)[0, 0]), 0, side**3)
 
 
-def training_pipeline(cached, pictures=200):
-    """Our augmented crops of CamVid's JPEG pictures."""
+def training_pipeline(cached, images=200):
+    """Our augmented crops of CamVid's JPEG images."""
     from keras_aspp.data import pipeline
     from keras_aspp.data.augment import AugmentConfig
     from keras_aspp.preprocess import Preprocess
@@ -311,10 +311,10 @@ def training_pipeline(cached, pictures=200):
         8,
         Preprocess(),
     )
-    return _drain(batches, pictures)
+    return _drain(batches, images)
 
 
-def keras_cv_pipeline(pictures=200):
+def keras_cv_pipeline(images=200):
     """The same recipe with keras-cv's layers."""
     from benchmarks.peers import keras_cv_crops
 
@@ -323,21 +323,21 @@ def keras_cv_pipeline(pictures=200):
         [str(path) for path in sorted((root / kind / "train").iterdir())]
         for kind in ("images", "masks")
     ]
-    return _drain(keras_cv_crops(files, 321).batch(8).prefetch(2), pictures)
+    return _drain(keras_cv_crops(files, 321).batch(8).prefetch(2), images)
 
 
-def _drain(batches, pictures):
+def _drain(batches, images):
     batches = iter(batches.as_numpy_iterator())
 
     def step():
-        for _ in itertools.islice(batches, pictures // 8):
+        for _ in itertools.islice(batches, images // 8):
             pass
 
-    return Work(step, pictures)
+    return Work(step, images)
 
 
 def folder_evaluation(whole):
-    """CamVid's validation pictures through a small model.
+    """CamVid's validation images through a small model.
 
     Args:
         whole: bool. `evaluate` to `metrics.json`; or else its parts alone:
@@ -361,9 +361,9 @@ def folder_evaluation(whole):
         import numpy as np
 
         records = source.records("val").as_numpy_iterator()
-        pictures = np.stack([source.decode(*record)[0] for record in records])
-        for i in range(0, len(pictures), 8):
-            predictor.predict_batch(pictures[i : i + 8])
+        images = np.stack([source.decode(*record)[0] for record in records])
+        for i in range(0, len(images), 8):
+            predictor.predict_batch(images[i : i + 8])
 
     return Work(command if whole else parts, source.size("val"))
 
@@ -436,17 +436,17 @@ def camvid():
 
 
 def examples(batch, size_px, classes=21):
-    """float32 pictures and int32 labels, drawn once."""
+    """float32 images and int32 labels, drawn once."""
     import numpy as np
 
     draw = np.random.default_rng(0)
-    pictures = draw.normal(size=(batch, size_px, size_px, 3))
+    images = draw.normal(size=(batch, size_px, size_px, 3))
     labels = draw.integers(0, classes, (batch, size_px, size_px))
-    return pictures.astype("float32"), labels.astype("int32")
+    return images.astype("float32"), labels.astype("int32")
 
 
 def madds(model, size_px):
-    """Multiply-adds of one picture, of anybody's functional model."""
+    """Multiply-adds of one image, of anybody's functional model."""
     from keras_aspp.analysis import cost
 
     return cost(model, (size_px, size_px)).madds
@@ -518,7 +518,7 @@ def _whole_models():
     yield (
         "inference",
         Comparison(
-            f"pictures to labels, {network}, batch 2",
+            f"images to labels, {network}, batch 2",
             {
                 "ours": part(inference, part(ours, fold=True)),
                 "ours in bfloat16": part(
@@ -553,7 +553,7 @@ def _comparisons():
             f"tflite_257_threads_{threads}",
             Comparison(
                 "public mobile DeepLabV3, 257x257, float32 in LiteRT, "
-                f"{threads} thread{'s' if threads > 1 else ''}, 20 pictures",
+                f"{threads} thread{'s' if threads > 1 else ''}, 20 images",
                 {
                     "ours, logits": part(public_tflite, threads, "logits"),
                     "ours, labels": part(
@@ -573,7 +573,7 @@ def _comparisons():
         "phone_384",
         Comparison(
             "what the configurations for folders export, 21 classes, 384x384, "
-            "LiteRT, 2 threads, 20 pictures",
+            "LiteRT, 2 threads, 20 images",
             {
                 f"{config}, {kind}": part(phone, config, f"tflite_{kind}")
                 for config in ("folder", "folder_mobile")
@@ -629,22 +629,22 @@ def _comparisons():
     yield (
         "input_pipeline",
         Comparison(
-            "CamVid's JPEG 480x360 to augmented 321x321 crops, 200 pictures",
+            "CamVid's JPEG 480x360 to augmented 321x321 crops, 200 images",
             {
                 "ours": part(training_pipeline, False),
-                "ours, pictures cached": part(training_pipeline, True),
+                "ours, images cached": part(training_pipeline, True),
                 "keras-cv": keras_cv_pipeline,
             },
             (
                 Target("ours", "keras-cv", 1 / 3),
-                Target("ours, pictures cached", "keras-cv", 1 / 3),
+                Target("ours, images cached", "keras-cv", 1 / 3),
             ),
         ),
     )
     yield (
         "evaluate",
         Comparison(
-            "101 pictures of CamVid to metrics.json",
+            "101 images of CamVid to metrics.json",
             {
                 "evaluate": part(folder_evaluation, True),
                 "decoding + model": part(folder_evaluation, False),
@@ -714,7 +714,7 @@ def _on_a_gpu():
 
 
 def _rates_on_a_gpu():
-    """What a rate costs, in the form we take and in the others."""
+    """Cost of a dilation rate, in the form we use and in the alternatives."""
     part = functools.partial
     bf16 = {"padding": "same", "dtype": "mixed_bfloat16"}
 
@@ -759,7 +759,7 @@ def _rates_on_a_gpu():
 
 
 def _forms():
-    """What each form of `layers.lowering` is worth, on a layer alone."""
+    """Speed of each form of `layers.lowering` is worth, on a layer alone."""
     part = functools.partial
 
     def layer(package, name, *args, **kwargs):
@@ -846,7 +846,7 @@ def _forms():
 
 
 def _growth():
-    """How cost grows, of our DeepLabV3+ MobileNetV2; one side for each size."""
+    """Growth of cost for our DeepLabV3+ MobileNetV2; one side for each size."""
 
     def side(size_px=256, batch=2, classes=21, **arguments):
         make = functools.partial(
@@ -860,7 +860,7 @@ def _growth():
 
     network = "train step, our DeepLabV3+ MobileNetV2"
     for name, what, sides in (
-        ("size", "picture", {f"{n} px": side(n) for n in (128, 256, 384, 512)}),
+        ("size", "image", {f"{n} px": side(n) for n in (128, 256, 384, 512)}),
         ("batch", "batch", {f"{n}": side(batch=n) for n in (1, 2, 4, 8)}),
         (
             "batch_rematerialized",

@@ -2,8 +2,8 @@
 
     python docs/backbones.py [NAME...]
 
-Without names, every backbone but those that differ in width only (about ten
-minutes on two cores). Rows of other names stay.
+Without names, all backbones except those that differ in width only (about ten
+minutes on two cores). Rows of other names are kept.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ STRIDES = (32, 16, 8)
 
 
 def row(name):
-    """One row: parameters, MAdds, channels of the features."""
+    """Returns one row: parameters, MAdds, channels of the features."""
     model = create_backbone(name, STRIDES[0], weights=None)
     madds = []
     for stride in STRIDES:

@@ -1,4 +1,4 @@
-"""Measures what docs/data.md states: pictures per second, and memory.
+"""Measures the numbers of docs/data.md: images per second, and memory.
 
 python -m docs.data speed --count 2000
 python -m docs.data evaluate --count 20000   # or predict
@@ -21,8 +21,8 @@ from keras_aspp.data.tfds import TfdsSource
 from keras_aspp.inference import files
 
 
-def write_pictures(root, count, size, distinct=50):
-    """A folder data set of `count` files, `distinct` of them different."""
+def write_images(root, count, size, distinct=50):
+    """Writes a folder data set of `count` files, `distinct` of them unique."""
     rng = np.random.default_rng(0)
     height, width = size
     contents = []
@@ -43,7 +43,7 @@ def write_pictures(root, count, size, distinct=50):
 
 
 def forget_cached_pages(root):
-    """Drops files from the page cache, so that reading them is reading."""
+    """Drops files from the page cache, so that they are read from the disk."""
     for path in root.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -51,17 +51,17 @@ def forget_cached_pages(root):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def pictures_per_second(dataset, count):
-    """How fast a data set of `count` pictures goes by."""
+def images_per_second(dataset, count):
+    """Returns the images per second of one pass over a data set."""
     start = time.perf_counter()
     seen = sum(1 for _ in dataset)
     if seen != count:
-        raise ValueError(f"{count} pictures expected. Received: {seen}")
+        raise ValueError(f"{count} images expected. Received: {seen}")
     return count / (time.perf_counter() - start)
 
 
 def speed(count, size):
-    """Prints a row per way of reading; every file is read from the disk."""
+    """Prints the speed of each way to read; files come from the disk."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -69,28 +69,28 @@ def speed(count, size):
     from keras_aspp.data.augment import AugmentConfig
 
     tfds.disable_progress_bar()
-    # As with a data set that does not fit into memory.
+    # As for a data set that does not fit into memory.
     pipeline.CACHE_BYTES = 0
     with tempfile.TemporaryDirectory() as work:
-        root = write_pictures(Path(work) / "set", count, size)
+        root = write_images(Path(work) / "set", count, size)
         source = FolderSource(root)
         start = time.perf_counter()
         output = Path(work) / "records"
         convert_folder(source, output, num_shards=8)
         seconds = time.perf_counter() - start
-        print(f"convert             {count / seconds:8.0f} pictures/s")
+        print(f"convert             {count / seconds:8.0f} images/s")
         shards = sorted(output.glob("*.tfrecord*"))
         megabytes = sum(path.stat().st_size for path in shards) / 1e6
-        print(f"{count} pictures, {megabytes:.0f} MB in {len(shards)} shards")
+        print(f"{count} images, {megabytes:.0f} MB in {len(shards)} shards")
 
         def report(name, folder, make):
             rate = 0
-            for _ in range(3):  # The best of three: others use the machine.
+            for _ in range(3):  # The best of three, since other work may run.
                 dataset = make()
                 forget_cached_pages(folder)
-                rate = max(rate, pictures_per_second(dataset, count))
+                rate = max(rate, images_per_second(dataset, count))
             print(
-                f"{name:22}{rate:8.0f} pictures/s "
+                f"{name:22}{rate:8.0f} images/s "
                 f"{rate / count * megabytes:8.0f} MB/s"
             )
 
@@ -112,7 +112,7 @@ def speed(count, size):
             ("records, in order", lambda: records.records("val").enumerate()),
             ("records, shuffled", lambda: records.shuffled("val", 1)),
         ):
-            # A hundred at a time to Python; decoding needs no such step.
+            # In batches of a hundred, since each call into Python costs time.
             report(
                 name,
                 output,
@@ -157,20 +157,20 @@ def speed(count, size):
 
 
 def resident_mb():
-    """What this process holds in memory."""
+    """Returns the resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def memory(count, size, what):
-    """Prints what the process holds after each tenth of the pictures."""
+    """Prints the resident memory after each tenth of the images."""
     import keras_aspp as ka
     from keras_aspp.cli import predict
     from keras_aspp.engine.evaluate import evaluate
 
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        root = write_pictures(work / "set", count, size)
+        root = write_images(work / "set", count, size)
         ka.models.LRASPP(3, "mobilenet_v3_small", backbone_weights=None).save(
             work / "model.keras"
         )
@@ -194,7 +194,7 @@ def memory(count, size, what):
 
 
 def main():
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("speed", "evaluate", "predict"))
     parser.add_argument("--count", type=int, default=2000)

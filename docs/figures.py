@@ -2,8 +2,8 @@
 
 python docs/figures.py
 
-Pictures are scenes that the package draws itself, and china.jpg. What a
-trained network sees is shown with saved_models/camvid_mobilenet_v2.
+Images are scenes that the package draws itself, and china.jpg. Figures of a
+trained network use saved_models/camvid_mobilenet_v2.
 """
 
 import pathlib
@@ -26,15 +26,15 @@ from keras_aspp.plots.figure import save as save_figure
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 MODEL = ROOT / "saved_models" / "camvid_mobilenet_v2" / "model.keras"
-MOST_BYTES = 280_000  # of one picture in a repository
+MOST_BYTES = 280_000  # of one figure
 SCENE = 12
 OUTPUT_STRIDE = 16
 RATES = (1, 2, 3)  # those of configs/multiscale_shapes.yaml
-CELL = (4, 4)  # row and column of the cell that is being labelled
+CELL = (4, 4)  # row and column of the labeled cell
 
 
 def save(figure, name):
-    """Writes the PNG, small enough for a repository."""
+    """Writes the PNG, in at most about `MOST_BYTES`."""
     path = save_figure(figure, PICTURES, name, formats=("png",), dpi=90)
     if path.stat().st_size > MOST_BYTES:
         # 256 colors, a third of the bytes.
@@ -43,23 +43,23 @@ def save(figure, name):
 
 
 def scene():
-    """A drawn picture, uint8 `[H, W, 3]`."""
+    """Draws a scene, uint8 `[H, W, 3]`."""
     return draw_scene(np.random.default_rng([0, SCENE]))["image"]
 
 
 def china():
-    """A photograph, uint8 `[H, W, 3]`."""
+    """Reads a photograph, uint8 `[H, W, 3]`."""
     return np.asarray(Image.open(PICTURES / "china.jpg").convert("RGB"))
 
 
 def taps(rate):
-    """Cells that a 3x3 convolution of a rate looks at from `CELL`."""
+    """Returns the cells that a 3x3 convolution of a rate reads at `CELL`."""
     steps = (-rate, 0, rate)
     return [(CELL[0] + dy, CELL[1] + dx) for dy in steps for dx in steps]
 
 
 def panel(axes, image, cells, title, color):
-    """The picture, dimmed but where the branch looks."""
+    """Draws the image, dimmed except for the cells that a branch reads."""
     seen = np.full(image.shape[:2], 0.3)
     s = OUTPUT_STRIDE
     for row, column in cells:
@@ -82,7 +82,7 @@ def panel(axes, image, cells, title, color):
 
 
 def aspp():
-    """What each branch of ASPP looks at."""
+    """Draws the cells that each branch of ASPP reads."""
     image = scene()
     panels = [([CELL], "1x1: the cell itself", "white")]
     for rate, color in zip(
@@ -102,7 +102,7 @@ def aspp():
 
 
 def pooling():
-    """A picture at the strides of a backbone."""
+    """Draws an image at the strides of a backbone."""
     image = scene().astype("float32")
     strides = (1, 4, 8, 16, 32)
     figure, axes = new_figure(13, 3.3, columns=len(strides))
@@ -124,7 +124,7 @@ def pooling():
 
 
 def holes():
-    """Kernels of three rates on a grid of cells."""
+    """Draws kernels of three rates on a grid of cells."""
     rates, cells = (1, 2, 4), 11
     figure, axes = new_figure(9, 3.6, columns=3)
     for ax, rate, color in zip(axes[0], rates, COLORS, strict=False):
@@ -153,7 +153,7 @@ def holes():
 
 
 def equality():
-    """A strided and an atrous computation of one signal."""
+    """Plots a strided and an atrous computation of one signal."""
     rng = np.random.default_rng(3)
     signal = np.cumsum(rng.normal(0, 1, 65)) / 3
     first, second = np.array([1, 2, 1]) / 4, np.array([-1, 2, -1])
@@ -196,7 +196,7 @@ def equality():
 
 
 def dense(model):
-    """Strided and dense features of a photograph, as a network has them."""
+    """Draws strided and dense features of a photograph in a network."""
     image = china()
     found = feature_maps.strided_and_dense(
         model.backbone, np.asarray(model.preprocess(image))
@@ -206,7 +206,7 @@ def dense(model):
 
 
 def dense_by_hand():
-    """The same with filters whose meaning is known."""
+    """Draws the same with filters set by hand."""
     image = china()
     found = feature_maps.strided_and_dense(
         feature_maps.filter_bank(), image.astype("float32") / 255
@@ -217,7 +217,7 @@ def dense_by_hand():
 
 
 def branches(model):
-    """What the branches of a trained ASPP answer to."""
+    """Draws the responses of the branches of a trained ASPP."""
     image = china()
     maps = feature_maps.branches_of(model, np.asarray(model.preprocess(image)))
     return explain.branches_figure(
@@ -226,7 +226,7 @@ def branches(model):
 
 
 def sizes():
-    """Center minus surround at three rates, set by hand."""
+    """Draws center minus surround at three rates, set by hand."""
     image = china()
     found = feature_maps.strided_and_dense(
         feature_maps.filter_bank(), image.astype("float32") / 255
@@ -241,7 +241,7 @@ def sizes():
 
 
 def effective(model):
-    """Theoretical and effective fields of a trained backbone."""
+    """Draws theoretical and effective fields of a trained backbone."""
     size, keys = (513, 513), ("stride_8", "stride_16", "stride_32")
     backbone = model.backbone
     noise = np.random.default_rng(0).normal(size=(6, *size, 3))

@@ -24,13 +24,13 @@ OURS, OTHER = "#0f7fa8", "#9aa5ad"
 
 
 def load():
-    """dict: name of a comparison -> its result, of every file there is."""
+    """Reads all results: dict of name of the comparison -> result."""
     found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
     return {result["comparison"]: result for result in found}
 
 
 def seconds(side):
-    """Median and range, for people."""
+    """Formats median and range."""
     low, high = min(side["seconds"]), max(side["seconds"])
     digits = 2 if high >= 0.1 else 4
     return (
@@ -40,12 +40,12 @@ def seconds(side):
 
 
 def gib(side):
-    """Peak memory, for people."""
+    """Formats peak memory."""
     return f"{side['peak_bytes'] / 2**30:.2f} GiB"
 
 
 def targets(results, names):
-    """The table of targets, as lines."""
+    """Yields the lines of a table of targets."""
     yield "| work | side | takes | beside | takes | ratio | target | |"
     yield "|---|---|---|---|---|---|---|---|"
     for name in names:
@@ -61,7 +61,7 @@ def targets(results, names):
 
 
 def sides(results, names):
-    """What each side takes where none has a target, as lines."""
+    """Yields the lines of a table of times without targets."""
     yield "| work | side | takes |"
     yield "|---|---|---|"
     for name in names:
@@ -70,7 +70,7 @@ def sides(results, names):
 
 
 def rates(results, names):
-    """Arithmetic per second, and its share of the ceiling."""
+    """Yields the lines of the table of arithmetic per second."""
     yield "| work | side | GFLOP | GFLOP/s | of the ceiling | first step |"
     yield "|---|---|---|---|---|---|"
     ceiling = {
@@ -94,7 +94,7 @@ def rates(results, names):
 
 
 def growth(results, names):
-    """How time and memory grow beside the arithmetic."""
+    """Yields the lines of the table of growth."""
     yield "| grows | to | takes | peak memory | arithmetic | time | ratio |"
     yield "|---|---|---|---|---|---|---|"
     for name in names:
@@ -117,7 +117,7 @@ def save(figure, name, dpi):
 
 
 def draw_ratios(results, names):
-    """Bars: what ours takes of what the other takes, and the target."""
+    """Draws ratios of ours to the others as bars, with the targets."""
     bars = []
     for name in names:
         for t in results[name]["targets"]:
@@ -141,7 +141,7 @@ def draw_ratios(results, names):
 
 
 def draw_growth(results, names):
-    """Time and memory against what grows, beside the arithmetic."""
+    """Plots time and memory against the quantity that grows."""
     figure = Figure(figsize=(3 * len(names), 4.6), layout="constrained")
     grid = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
@@ -177,7 +177,7 @@ def draw_growth(results, names):
 
 
 def main():
-    """Fills the page."""
+    """Writes the tables and figures."""
     results = load()
     compared = [
         n

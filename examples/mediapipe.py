@@ -1,8 +1,8 @@
-r"""Segments a picture with MediaPipe's ImageSegmenter.
+r"""Segments an image with MediaPipe's ImageSegmenter.
 
     pip install mediapipe
     python examples/mediapipe.py \
-        saved_models/mine/model_logits.tflite picture.jpg --output labels.png
+        saved_models/mine/model_logits.tflite image.jpg --output labels.png
 
 The same file goes into an Android, iOS or web app with MediaPipe Tasks: it
 holds scores, which MediaPipe turns into classes, the names of the classes, and
@@ -23,12 +23,12 @@ from mediapipe.tasks.python import BaseOptions, vision
 from PIL import Image, ImageOps
 
 
-def segment(model, picture):
-    """Labels of a picture, at its own size, and the names of the classes.
+def segment(model, image):
+    """Returns the label map of an image, at its own size, and class names.
 
     Args:
         model: path of a `model_logits.tflite`.
-        picture: uint8 array (height, width, 3), RGB.
+        image: uint8 array (height, width, 3), RGB.
 
     Returns:
         `(uint8 array (height, width), list of str)`.
@@ -39,23 +39,24 @@ def segment(model, picture):
         output_confidence_masks=False,
     )
     with vision.ImageSegmenter.create_from_options(options) as segmenter:
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=picture)
-        mask = segmenter.segment(image).category_mask.numpy_view()
+        data = mp.Image(image_format=mp.ImageFormat.SRGB, data=image)
+        mask = segmenter.segment(data).category_mask.numpy_view()
         return np.squeeze(mask).copy(), list(segmenter.labels)
 
 
 def main(arguments=None):
-    """Prints what is in a picture, and saves its labels."""
+    """Prints the share of each class in an image and saves the label map."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="model_logits.tflite")
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--output", type=Path, help="labels as a grey PNG")
     flags = parser.parse_args(arguments)
-    picture = ImageOps.exif_transpose(Image.open(flags.picture))
-    picture = np.array(picture.convert("RGB"))
-    labels, names = segment(flags.model, picture)
-    for kind in np.unique(labels):
-        print(f"{names[kind]:20} {np.mean(labels == kind):6.1%}")
+    image = ImageOps.exif_transpose(Image.open(flags.image))
+    image = np.array(image.convert("RGB"))
+    labels, names = segment(flags.model, image)
+    for class_id in np.unique(labels):
+        share = np.mean(labels == class_id)
+        print(f"{names[class_id]:20} {share:6.1%}")
     if flags.output:
         Image.fromarray(labels).save(flags.output)
 

@@ -1,12 +1,13 @@
 """Atrous convolution and Atrous Spatial Pyramid Pooling for Keras.
 
-Importing it registers every layer, model, loss and metric with Keras, so it is
-all that loading a `.keras` file needs.
+Importing this package registers every layer, model, loss and metric with
+Keras, so that `keras.saving.load_model` loads their `.keras` files.
 """
 
 import importlib
 import pathlib
 import sys
+from typing import Any
 
 from keras_aspp.version import __version__
 
@@ -26,8 +27,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    # Attributes that `import keras_aspp` does not load.
+def __getattr__(name: str) -> Any:
+    # Attributes that `import keras_aspp` loads on first use.
     if name == "Predictor":
         return importlib.import_module("keras_aspp.inference").Predictor
     if name == "Preprocess":
@@ -43,9 +44,9 @@ def _is_program():
     return pathlib.Path(arguments[0]).stem == "keras-aspp"
 
 
-# Python imports a package before the modules in it, so the console script
-# would wait seconds for TensorFlow before it could print its version. Its
-# commands import what they use.
+# Python imports a package before its modules, so the console script would
+# load TensorFlow for seconds before it prints its version. Its commands import
+# what they need.
 if not _is_program():
     from keras_aspp import backbones, layers, losses, metrics, models, weights
     from keras_aspp.preprocess import Preprocess

@@ -1,4 +1,4 @@
-"""Label maps and weights of pixels as tensors, for losses and metrics.
+"""Label maps and pixel weights as tensors, for losses and metrics.
 
 Shape legend: B batch, H x W pixels, K `num_classes`.
 """
@@ -7,13 +7,16 @@ import keras
 from keras import ops
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 
-def split_labels(labels, num_classes, ignore_label):
-    """Separates class ids from ignored pixels and from values of no class.
+def split_labels(
+    labels: Tensor, num_classes: int, ignore_label: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Separates class ids from ignored pixels and from invalid values.
 
-    A graph cannot raise, and under XLA an index out of range reads or drops
-    anything. So no such value may reach a gather; callers report `known`.
+    A graph cannot raise, and under XLA an index out of range is undefined. So
+    invalid values never reach a gather; callers report them by `known`.
 
     Args:
         labels: int, bool or float tensor of any shape.
@@ -22,12 +25,12 @@ def split_labels(labels, num_classes, ignore_label):
 
     Returns:
         `(class_ids, valid, known)`, tensors of the same shape: int32 in
-        `0..num_classes-1`, 0 where there is no class; bool, `False` where
-        ignored; bool, `True` for a class id. 0.5 and NaN are no class ids.
+        `0..num_classes-1`, 0 for ignored and invalid pixels; bool, `False`
+        where ignored; bool, `True` for a class id. 0.5 and NaN are invalid.
     """
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if "float" not in dtype:
-        # Comparing in uint8 would wrap constants such as -1 and 300.
+        # In uint8, comparisons would wrap constants such as -1 and 300.
         wide = dtype in ("int64", "uint32", "uint64")
         labels = ops.cast(labels, "int64" if wide else "int32")
     valid = labels != ignore_label
@@ -38,20 +41,20 @@ def split_labels(labels, num_classes, ignore_label):
     return ops.cast(class_ids, "int32"), valid, known
 
 
-def pixel_weights(sample_weight, pixels):
-    """Spreads Keras' `sample_weight` over the pixels of a batch.
+def pixel_weights(sample_weight: Tensor, pixels: Tensor) -> Tensor:
+    """Broadcasts Keras' `sample_weight` to the pixels of a batch.
 
     Args:
-        sample_weight: tensor of shape `()`, `(B,)` or `(B, 1)`: weights of
-            images; or of the shape of `pixels`, with a further axis of 1 or
-            without: weights of pixels. Axes of 1 broadcast.
-        pixels: tensor, usually (B, H, W), whose shape is wanted.
+        sample_weight: tensor. Weights of images have shape `()`, `(B,)` or
+            `(B, 1)`; weights of pixels that of `pixels`, with or without a
+            last axis of 1. Axes of 1 broadcast.
+        pixels: tensor of the shape of the result, usually (B, H, W).
 
     Returns:
         float32 tensor of the shape of `pixels`; NaN for weights below 0.
 
     Raises:
-        ValueError: another shape.
+        ValueError: the shape is none of these.
     """
     weights = ops.cast(ops.convert_to_tensor(sample_weight), "float32")
     given, wanted = tuple(weights.shape), tuple(pixels.shape)

@@ -1,18 +1,20 @@
-"""Checks of classes and label maps on the host.
+"""Checks of class counts and label maps on the host.
 
 Shape legend: H x W pixels.
 """
 
 import numbers
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_aspp.utils.exceptions import InputError
 
-BACKGROUND = "background is a class, so one kind of object makes two"
+BACKGROUND = "background is a class, so one object class makes two"
 
 
-def check_num_classes(num_classes):
+def check_num_classes(num_classes: Any) -> int:
     """Returns `num_classes` as an int, or raises `ValueError` below 2."""
     if (
         isinstance(num_classes, bool)
@@ -26,8 +28,10 @@ def check_num_classes(num_classes):
     return int(num_classes)
 
 
-def check_pair(labels, predicted, num_classes, ignore_label):
-    """Checks a label map and its prediction, on the host.
+def check_pair(
+    labels: ArrayLike, predicted: ArrayLike, num_classes: int, ignore_label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks a label map and its prediction.
 
     Args:
         labels: int array `(H, W)`, `0..num_classes-1` or `ignore_label`.
@@ -36,10 +40,10 @@ def check_pair(labels, predicted, num_classes, ignore_label):
         ignore_label: int.
 
     Returns:
-        Both as int64 arrays; predictions are `ignore_label` where labels are.
+        Both as int64 arrays; ignored pixels are `ignore_label` in both.
 
     Raises:
-        ValueError: other shapes or values, with the number of pixels.
+        ValueError: shapes differ, or values are invalid.
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if labels.ndim != 2 or labels.shape != predicted.shape:
@@ -53,13 +57,15 @@ def check_pair(labels, predicted, num_classes, ignore_label):
     return labels.astype("int64"), predicted.astype("int64")
 
 
-def check_values(name, labels, num_classes, ignore_label):
+def check_values(
+    name: str, labels: np.ndarray, num_classes: int | None, ignore_label: int
+) -> None:
     """Raises `ValueError` for values that are neither class nor ignored.
 
     Args:
-        name: str, of the argument.
+        name: str, name of the argument for the message.
         labels: array of any shape.
-        num_classes: int, or `None` where any int >= 0 is a class id.
+        num_classes: int, or `None` if any int >= 0 is a class id.
         ignore_label: int.
     """
     known = (labels >= 0) & (labels == np.floor(labels))

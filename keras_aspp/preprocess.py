@@ -1,7 +1,8 @@
-"""Preprocess: what a model expects its picture to look like."""
+"""Preprocess: conversion of pixels to the input of a model."""
 
 import dataclasses
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_aspp.layers.lowering import scale_and_shift
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -16,33 +18,34 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 @keras.saving.register_keras_serializable(package="keras_aspp")
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Turns pixels in 0..255 into the numbers that a model was trained on.
+    """Converts pixels in 0..255 to the value range a model was trained on.
 
     `(value_range[0] + pixel / 255 * (value_range[1] - value_range[0]) - mean)
     / std`, per channel, in the channel order of the model.
 
     Args:
-        value_range: two floats; where 0 and 255 go first. Defaults to
-            (-1.0, 1.0).
+        value_range: two floats, values of 0 and 255 before `mean` and `std`.
+            Defaults to (-1.0, 1.0).
         mean: float or one float per channel, in the model's channel order.
-        std: float > 0 or one per channel.
-        channel_order: `"rgb"` or `"bgr"`: the order the model sees. Pictures
-            at the door are RGB.
+            Defaults to 0.0.
+        std: float > 0 or one per channel. Defaults to 1.0.
+        channel_order: `"rgb"` or `"bgr"`, channel order of the model. Input
+            images are RGB. Defaults to `"rgb"`.
 
     Raises:
-        ValueError: `std` not > 0, or `channel_order` unknown.
+        ValueError: `std` is not > 0, or `channel_order` is unknown.
 
     Example:
     >>> Preprocess()([[[0, 255, 51]]])
     <tf.Tensor: shape=(1, 1, 3), dtype=float32, numpy=array([[[-1. ,  1. , ...
     """
 
-    value_range: tuple = (-1.0, 1.0)
-    mean: float | tuple = 0.0
-    std: float | tuple = 1.0
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
     channel_order: str = "rgb"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # From JSON, tuples come back as lists.
         for name in ("value_range", "mean", "std"):
             value = getattr(self, name)
@@ -64,9 +67,9 @@ class Preprocess:
                 f"Received: channel_order={self.channel_order!r}"
             )
 
-    def __call__(self, image):
-        """`image` (..., H, W, C), 0..255, as float32 of the same shape."""
-        # In tf.data a picture is TensorFlow's, whatever Keras computes by.
+    def __call__(self, image: Tensor) -> Tensor:
+        """Converts an image `(..., H, W, C)` in 0..255 to float32."""
+        # In tf.data an image is a TensorFlow tensor on every backend.
         if getattr(image, "dtype", None) != "float32":
             image = ops.cast(image, "float32")
         if self.channel_order == "bgr":
@@ -81,11 +84,11 @@ class Preprocess:
             for row in ((high - low) / 255 / std, (low - mean) / std)
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Preprocess":
         return cls(**config)
 
 
@@ -93,9 +96,9 @@ def _is_finite(number):
     return isinstance(number, (int, float, np.number)) and math.isfinite(number)
 
 
-# Pixels as they are, for a network that begins by scaling them.
+# Unchanged pixels, for networks that scale their input themselves.
 RAW = Preprocess(value_range=(0.0, 255.0))
-# The conventions that published weights were trained with.
+# Conventions of published weights.
 KERAS_TF = Preprocess()
 KERAS_CAFFE = Preprocess(
     value_range=(0.0, 255.0),

@@ -4,17 +4,22 @@ import collections
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from keras_aspp.config.load import config_path, load_config
-from keras_aspp.config.schema import DataConfig
+from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
-from keras_aspp.data.sources import open_source
+from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.image_size import choose_image_size
-from keras_aspp.models.segmenter import load_saved
+from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.progress import print_progress, timed
+from keras_aspp.utils.types import PathLike
 
 CONFIG = "config.yaml"
 
@@ -32,8 +37,8 @@ class Workdir:
         FileNotFoundError: the folder holds no config.yaml.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path: PathLike) -> None:
+        self.path: Path = Path(path)
         if not (self.path / CONFIG).is_file():
             raise InputNotFoundError(
                 "--model must be a workdir, which holds config.yaml and "
@@ -41,30 +46,30 @@ class Workdir:
             )
 
     @functools.cached_property
-    def config(self):
+    def config(self) -> Config:
         """`Config` of the run."""
         return self.config_with(())
 
-    def config_with(self, overrides):
+    def config_with(self, overrides: Sequence[str]) -> Config:
         """`Config` of the run with `--section.field value` pairs applied."""
         return load_config(self.path / CONFIG, overrides)
 
     @functools.cached_property
-    def source(self):
+    def source(self) -> Source:
         """Data source that the run was trained on."""
         return open_source(self.config.data)
 
     @property
-    def held_out_split(self):
+    def held_out_split(self) -> str:
         """Test split, or the validation split where there is none."""
         data = self.config.data
         return data.test_split or data.validation_split
 
-    def examples(self, split):
+    def examples(self, split: str) -> "Examples":
         """`Examples` of a split."""
         return Examples(self.source, split)
 
-    def model(self):
+    def model(self) -> Segmenter:
         """Loads the best model of the run.
 
         Returns:
@@ -74,11 +79,11 @@ class Workdir:
 
     def export(
         self,
-        output,
-        settings=None,
-        formats=None,
-        overwrite=False,
-    ):
+        output: PathLike,
+        settings: ExportConfig | None = None,
+        formats: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
         """Exports the best model; prints its phases.
 
         Args:
@@ -160,19 +165,22 @@ class Examples:
         split: str.
     """
 
-    def __init__(self, source, split):
-        self.source, self.split = source, split
+    def __init__(self, source: Source, split: str) -> None:
+        self.source: Source = source
+        self.split: str = split
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         records = self.source.records(self.split)
         for record in records.as_numpy_iterator():
             yield self.source.decode(*record)
 
-    def first(self, count):
+    def first(self, count: int) -> list[np.ndarray]:
         """Images of `count` examples spread over the split."""
         return self.survey(count)[0]
 
-    def survey(self, count):
+    def survey(
+        self, count: int
+    ) -> tuple[list[np.ndarray], dict[tuple[int, int], int]]:
         """Images of `count` examples spread over the split, and all sizes.
 
         Returns:
@@ -188,7 +196,9 @@ class Examples:
         return images, sizes
 
 
-def open_data(name, model):
+def open_data(
+    name: PathLike | None, model: PathLike
+) -> tuple[Source, DataConfig]:
     """Opens the data that a command line names.
 
     Args:

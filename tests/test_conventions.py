@@ -132,6 +132,24 @@ def test_convention_only_the_command_line_imports_its_parts_lazily():
         assert not lazy, f"{path}: {lazy}"
 
 
+def test_convention_one_module_reads_the_private_graph_of_keras():
+    private = {
+        "_flatten_layers",
+        "_functional",
+        "_inbound_nodes",
+        "_keras_history",
+        "_nodes_by_depth",
+        "_outbound_nodes",
+    }
+    readers = {
+        module_of(path)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in private
+    }
+    assert readers == {"keras_aspp.utils.keras_graph"}
+
+
 def test_convention_nothing_imports_the_application():
     for path in sources():
         for name in imported(path):

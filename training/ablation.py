@@ -1,4 +1,4 @@
-"""What each part of a DeepLab is worth: the same training, parts taken away.
+"""Ablation of DeepLab: the same training with parts removed.
 
     KERAS_ASPP_SHARED=../shared python -m training.ablation \
         --config ablation_shapes --workdir runs/ablation_shapes
@@ -26,7 +26,7 @@ from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
-from keras_aspp.metrics import BandIoU, ScaleRecall
+from keras_aspp.metrics import BandIoU, SizeRecall
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.workdir import Examples
@@ -37,7 +37,7 @@ SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
 
 def variants(model):
-    """What is compared: name -> (what it is, `ModelConfig`).
+    """Returns the variants: name -> `(description, ModelConfig)`.
 
     Args:
         model: `ModelConfig` of the whole DeepLabV3; its rates are the
@@ -144,7 +144,7 @@ def break_down(config, folder):
     predictor = Predictor(folder / "model.keras")
     spec = source.spec
     band = BandIoU(spec.num_classes, spec.ignore_label, (BOUNDARY_PX,))
-    recall = ScaleRecall(SCALES_PX)
+    recall = SizeRecall(SCALES_PX)
     for image, labels, objects in examples(source, split):
         predicted = predictor.predict(image)
         band.update(labels, predicted)
@@ -157,7 +157,7 @@ def break_down(config, folder):
 
 
 def examples(source, split):
-    """`(picture, labels, objects)`; what is known of them, or `None`."""
+    """Yields `(image, labels, objects)`; objects may be `None`."""
     if source.spec.class_names != CLASS_NAMES:
         for image, labels in Examples(source, split):
             yield image, labels, None

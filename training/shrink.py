@@ -21,7 +21,7 @@ from keras_aspp.utils.exceptions import (
 
 
 def run(arguments):
-    """Resizes pictures (antialiased) and masks (nearest)."""
+    """Resizes images (antialiased) and masks (nearest)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("output", type=Path)

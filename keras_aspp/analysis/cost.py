@@ -12,7 +12,8 @@ import math
 
 import keras
 
-from keras_aspp.analysis.trace import trace
+from keras_aspp.analysis.trace import Step, Trace, trace
+from keras_aspp.utils.types import Shape, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LayerCost:
 
     path: str
     kind: str
-    shape: tuple
+    shape: Shape
     parameters: int
     madds: int
     activation_bytes: int
@@ -53,16 +54,16 @@ class Cost:
         layers: tuple of `LayerCost`, in the order of computation.
     """
 
-    image_size: tuple
+    image_size: tuple[int, int]
     parameters: int
     madds: int
     activation_bytes: int
     peak_activation_bytes: int
-    uncounted: tuple
-    layers: tuple
+    uncounted: tuple[str, ...]
+    layers: tuple[LayerCost, ...]
 
 
-def cost(model, image_size):
+def cost(model: keras.Model, image_size: Size) -> Cost:
     """Parameters, multiply-adds and activation memory of a model.
 
     Args:
@@ -85,7 +86,7 @@ def cost(model, image_size):
     return cost_of(trace(model, image_size))
 
 
-def cost_of(traced):
+def cost_of(traced: Trace) -> Cost:
     """`cost` of a model that was followed already.
 
     Args:
@@ -125,7 +126,7 @@ def _uncounted(step):
     return step.path if step.opaque or is_open else None
 
 
-def multiply_adds(step):
+def multiply_adds(step: Step) -> int:
     """Multiply-adds of one step, int."""
     layer = step.operation
     if isinstance(layer, keras.layers.Conv2DTranspose):
@@ -176,7 +177,7 @@ def _size(weight):
     return math.prod(weight.shape)
 
 
-def tensor_bytes(tensor):
+def tensor_bytes(tensor: keras.KerasTensor) -> int:
     """Size of a symbolic tensor for one picture, in bytes."""
     bits = "".join(filter(str.isdigit, tensor.dtype)) or "8"
     return _cells(tensor.shape[1:]) * int(bits) // 8

@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_aspp.analysis.trace import output_of
 from keras_aspp.utils.exceptions import InputError
@@ -19,10 +20,10 @@ class EffectiveField:
     """
 
     map: np.ndarray
-    cell: tuple
+    cell: tuple[int, int]
 
     @property
-    def center(self):
+    def center(self) -> tuple[float, float]:
         """`(y, x)`, center of gravity in pixels."""
         return tuple(
             float(np.arange(n) @ share)
@@ -30,7 +31,7 @@ class EffectiveField:
         )
 
     @property
-    def std(self):
+    def std(self) -> tuple[float, float]:
         """`(y, x)`, standard deviation in pixels."""
         pairs = zip(self.center, self._margins, strict=True)
         return tuple(
@@ -38,7 +39,7 @@ class EffectiveField:
             for at, share in pairs
         )
 
-    def side(self, share=0.95):
+    def side(self, share: float = 0.95) -> int:
         """Side of the square that holds a share of the whole.
 
         Args:
@@ -65,7 +66,9 @@ class EffectiveField:
         return self.map.sum(axis=1), self.map.sum(axis=0)
 
 
-def effective_receptive_field(model, images, layer=None):
+def effective_receptive_field(
+    model: keras.Model, images: ArrayLike, layer: str | None = None
+) -> EffectiveField:
     """Gradient of the central cell with respect to the pixels.
 
     The theoretical field says which pixels can matter; most of its rim hardly

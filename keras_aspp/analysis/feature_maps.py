@@ -1,5 +1,8 @@
 """Pictures of what atrous convolution does, on a picture of one's own."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -8,13 +11,14 @@ from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
 from keras_aspp.layers import ASPP
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import producer
 
 DENSE_STRIDE = 8
 FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
 SURROUND_RATES = (2, 6, 12)
 
 
-def filter_bank():
+def filter_bank() -> keras.Model:
     """A network with filters set by hand: it needs no training.
 
     The picture is blurred and halved three times, looked at by four filters
@@ -53,7 +57,9 @@ def filter_bank():
     return keras.Model(inputs, x, name="filter_bank")
 
 
-def strided_and_dense(backbone, image):
+def strided_and_dense(
+    backbone: keras.Model, image: np.ndarray
+) -> dict[str, Any]:
     """Features of a picture at a network's own stride, and denser.
 
     Args:
@@ -111,13 +117,13 @@ def _coarsest(backbone):
     strides = feature_strides(backbone)
     return max(
         backbone.output,
-        key=lambda key: strides[
-            backbone.output[key]._keras_history.operation.name
-        ],
+        key=lambda key: strides[producer(backbone.output[key]).name],
     )
 
 
-def surroundings(features, rates=SURROUND_RATES):
+def surroundings(
+    features: np.ndarray, rates: Sequence[int] = SURROUND_RATES
+) -> dict[str, np.ndarray]:
     """A cell minus the mean of its eight neighbours, at several rates.
 
     What ASPP's branches can learn, set by hand: each rate answers to things
@@ -144,12 +150,12 @@ def surroundings(features, rates=SURROUND_RATES):
     return maps
 
 
-def aspp_of(model):
+def aspp_of(model: keras.Model) -> ASPP | None:
     """The `ASPP` among a model's layers, or `None`."""
     return next((x for x in model.layers if isinstance(x, ASPP)), None)
 
 
-def branches_of(model, image):
+def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
     """How strongly each branch of a model's ASPP answers to a picture.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,33 +26,35 @@ class Gridding:
             where these leave nothing out.
     """
 
-    rates: tuple
-    kernel_sizes: tuple
+    rates: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
     paths: np.ndarray
-    suggestion: tuple
+    suggestion: tuple[int, ...]
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Side of the receptive field, in cells."""
         return len(self.paths)
 
     @property
-    def unseen(self):
+    def unseen(self) -> int:
         """Cells of the receptive field that are never seen, int."""
         return self.size**2 - int((self.paths > 0).sum()) ** 2
 
     @property
-    def unseen_share(self):
+    def unseen_share(self) -> float:
         """The same as a share of the field, in [0, 1)."""
         return self.unseen / self.size**2
 
     @property
-    def common_divisor(self):
+    def common_divisor(self) -> int:
         """Greatest common divisor of the rates; above 1 there is a grid."""
         return math.gcd(*self.rates)
 
 
-def gridding(rates, kernel_size=3):
+def gridding(
+    rates: Sequence[int], kernel_size: int | Sequence[int] = 3
+) -> Gridding:
     """Finds the cells that a stack of dilated convolutions never sees.
 
     Args:
@@ -127,7 +130,7 @@ def _unbroken(pairs, owed):
     return tuple(sorted(found))
 
 
-def rates_text(rates):
+def rates_text(rates: Sequence[int]) -> str:
     """Rates in words, long rows of equal ones together: `7 x 1, 2, 2`."""
     words = []
     for rate, same in itertools.groupby(rates):

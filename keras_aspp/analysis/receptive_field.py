@@ -12,12 +12,14 @@ fields). Differs from it in: upsampling, and branches of unequal centers.
 import dataclasses
 import math
 from fractions import Fraction
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_aspp.analysis.trace import trace
+from keras_aspp.analysis.trace import Trace, trace
 from keras_aspp.layers import BilinearResize, rewritable
+from keras_aspp.utils.types import Shape, Size
 
 # Our layers, which may pad otherwise than their `padding` says.
 _PADDED = (
@@ -46,16 +48,16 @@ class Axis:
     high: np.ndarray
 
     @property
-    def period(self):
+    def period(self) -> int:
         """Cells after which the pattern repeats."""
         return len(self.low)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Pixels that a cell sees; the most where cells differ."""
         return int((self.high - self.low).max()) + 1
 
-    def pixels(self, cells):
+    def pixels(self, cells: int | np.ndarray) -> tuple[Any, Any]:
         """First and last pixel that cells see, the picture being endless.
 
         Args:
@@ -101,25 +103,25 @@ class ReceptiveField:
 
     path: str
     kind: str
-    shape: tuple
-    kernel_size: tuple | None
-    dilation: tuple | None
-    axes: tuple | None
+    shape: Shape
+    kernel_size: tuple[int, int] | None
+    dilation: tuple[int, int] | None
+    axes: tuple[Axis, Axis] | None
     is_global: bool
     assumed: bool
 
     @property
-    def stride(self):
+    def stride(self) -> tuple[Any, Any] | None:
         """`(height, width)`, pixels from cell to cell, or `None`."""
         return self.axes and tuple(_number(a.stride) for a in self.axes)
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int] | None:
         """`(height, width)` in pixels, or `None`."""
         return self.axes and tuple(axis.size for axis in self.axes)
 
     @property
-    def center(self):
+    def center(self) -> tuple[Any, Any] | None:
         """`(y, x)` of the middle of what cell (0, 0) sees, in pixels.
 
         With symmetric padding that is pixel (0, 0). Where cells differ, the
@@ -128,7 +130,9 @@ class ReceptiveField:
         return self.axes and tuple(_center(axis) for axis in self.axes)
 
 
-def receptive_fields(model, image_size):
+def receptive_fields(
+    model: keras.Model, image_size: Size
+) -> list[ReceptiveField]:
     """Stride, dilation and theoretical receptive field of every layer.
 
     Args:
@@ -153,7 +157,7 @@ def receptive_fields(model, image_size):
     return receptive_fields_of(trace(model, image_size))
 
 
-def receptive_fields_of(traced):
+def receptive_fields_of(traced: Trace) -> list[ReceptiveField]:
     """`receptive_fields` of a model that was followed already.
 
     Args:
@@ -171,7 +175,7 @@ def receptive_fields_of(traced):
     return rows
 
 
-def as_text(field):
+def as_text(field: ReceptiveField) -> str:
     """Size of a receptive field in words, e.g. `"427x427"`."""
     if field.size is None:
         return "global"
@@ -181,7 +185,7 @@ def as_text(field):
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    axes: tuple | None
+    axes: tuple[Axis, Axis] | None
     is_global: bool = False
     assumed: bool = False
 

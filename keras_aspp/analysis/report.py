@@ -1,18 +1,21 @@
 """report: everything that can be said of a model at one picture size."""
 
+from typing import Any
+
 import keras
 
 from keras_aspp.analysis.cost import cost_of
 from keras_aspp.analysis.gridding import gridding
 from keras_aspp.analysis.receptive_field import receptive_fields_of
 from keras_aspp.analysis.taps import valid_taps
-from keras_aspp.analysis.trace import output_of, trace
+from keras_aspp.analysis.trace import Trace, output_of, trace
+from keras_aspp.utils.types import Size
 
 # A flat model of more layers is summed up by stride, not layer by layer.
 MANY_LAYERS = 40
 
 
-def report(model, image_size):
+def report(model: keras.Model, image_size: Size) -> dict[str, Any]:
     """What a model costs, sees and misses, as plain values.
 
     Args:
@@ -32,7 +35,7 @@ def report(model, image_size):
     return report_of(trace(model, image_size))
 
 
-def report_of(traced):
+def report_of(traced: Trace) -> dict[str, Any]:
     """`report` of a model that was followed already.
 
     Args:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_aspp.layers.checks import check_odd, check_positive_int
+from keras_aspp.utils.types import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +23,18 @@ class ValidTaps:
     """
 
     rate: int
-    size: tuple
+    size: tuple[int, int]
     kernel_size: int
-    shares: dict
+    shares: dict[int, float]
     mean: float
 
     @property
-    def degenerate(self):
+    def degenerate(self) -> bool:
         """Whether only the center tap is valid, at every cell."""
         return set(self.shares) == {1} and self.kernel_size > 1
 
 
-def valid_taps(rate, size, kernel_size=3):
+def valid_taps(rate: int, size: int | Size, kernel_size: int = 3) -> ValidTaps:
     """Counts the taps of a dilated kernel that fall on the map.
 
     The others fall into the zero padding and multiply nothing.

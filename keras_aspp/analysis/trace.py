@@ -5,14 +5,21 @@ composite layers are opened until only layers and operations are left that do
 one thing. Cost, receptive field and feature sizes are read from one trace.
 """
 
-import contextlib
 import dataclasses
 import re
+from typing import Any
 
 import keras
 
 from keras_aspp.layers import BilinearResize
 from keras_aspp.utils.exceptions import InputError, InputTypeError
+from keras_aspp.utils.keras_graph import (
+    calls_forgotten,
+    nodes_of,
+    producer,
+    sublayers,
+)
+from keras_aspp.utils.types import Shape, Size
 
 # Whatever else they are made of, what these do is known by their type.
 KNOWN = (
@@ -50,19 +57,19 @@ class Step:
 
     path: str
     operation: keras.Operation
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
     opened: bool = False
     opaque: bool = False
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """Name of its class."""
         return type(self.operation).__name__
 
     @property
-    def shape(self):
+    def shape(self) -> Shape:
         """Shape of its (first) output, without the batch."""
         return tuple(self.outputs[0].shape[1:]) if self.outputs else ()
 
@@ -81,18 +88,18 @@ class Trace:
     """
 
     model: keras.Model
-    image_size: tuple
+    image_size: tuple[int, int]
     image: keras.KerasTensor
-    steps: tuple
-    outputs: tuple
+    steps: tuple[Step, ...]
+    outputs: tuple[keras.KerasTensor, ...]
 
     @property
-    def leaves(self):
+    def leaves(self) -> tuple[Step, ...]:
         """Steps that are no composite layers."""
         return tuple(step for step in self.steps if not step.opened)
 
 
-def trace(model, image_size):
+def trace(model: keras.Model, image_size: Size) -> Trace:
     """Follows one picture through a model.
 
     Args:
@@ -119,7 +126,7 @@ def trace(model, image_size):
     """
     image = _picture(model, check_image_size(image_size))
     tracer = _Tracer()
-    with _leaving_no_nodes(model):
+    with calls_forgotten(model):
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:
@@ -133,13 +140,13 @@ def trace(model, image_size):
                 f"The picture is smaller than one cell of layer {step.path}. "
                 f"Received: image_size={tuple(image_size)}"
             )
-    source = Step(image.name, image._keras_history.operation, (), (image,))
+    source = Step(image.name, producer(image), (), (image,))
     return Trace(
         model, tuple(image_size), image, (source, *tracer.steps), outputs
     )
 
 
-def check_image_size(image_size):
+def check_image_size(image_size: Size) -> tuple[int, int]:
     """`image_size` as a tuple, or `ValueError`."""
     size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
@@ -186,7 +193,7 @@ def _reason(error):
     return text.split(" Received")[0].rstrip(".")
 
 
-def output_of(model):
+def output_of(model: keras.Model) -> Any:
     """What a model gives, in its structure: a tensor, list or dict."""
     # A sequential model has no call of its own to ask.
     if isinstance(model, keras.Sequential):
@@ -218,13 +225,9 @@ class _Tracer:
         made = [t for t in outputs if all(t is not i for i in inputs)]
         if made:
             # Function finds the calls between inputs and outputs.
-            by_depth = keras.Function(inputs, made)._nodes_by_depth
-            for depth in sorted(by_depth, reverse=True):
-                for node in by_depth[depth]:
-                    if all(
-                        t is not i for t in node.output_tensors for i in inputs
-                    ):
-                        self._visit(node, path)
+            for node in nodes_of(keras.Function(inputs, made)):
+                if all(t is not i for t in node.output_tensors for i in inputs):
+                    self._visit(node, path)
         return tuple(self._resolve(outputs))
 
     def _visit(self, node, path):
@@ -286,22 +289,6 @@ def _is_composite(operation):
         operation, KNOWN
     ):
         return False
-    has_parts = any(True for _ in operation._flatten_layers(include_self=False))
+    has_parts = bool(sublayers(operation, include_self=False))
     foreign = not type(operation).__module__.startswith("keras.")
     return has_parts or foreign or isinstance(operation, keras.layers.Lambda)
-
-
-@contextlib.contextmanager
-def _leaving_no_nodes(model):
-    """A symbolic call appends to the layers' lists of calls; cut it off."""
-    lists = [
-        nodes
-        for layer in model._flatten_layers()
-        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
-    ]
-    lengths = [len(nodes) for nodes in lists]
-    try:
-        yield
-    finally:
-        for nodes, length in zip(lists, lengths, strict=True):
-            del nodes[length:]

@@ -4,6 +4,8 @@ Both are made to the network at its own strides; making it dense multiplies
 the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 """
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_aspp.backbones.output_stride import (
@@ -12,11 +14,14 @@ from keras_aspp.backbones.output_stride import (
 )
 from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import producer
 
 HIGH, LAST = "stride_16", "stride_32"
 
 
-def with_multi_grid(model, multi_grid, output_stride):
+def with_multi_grid(
+    model: keras.Model, multi_grid: Sequence[int], output_stride: int
+) -> keras.Model:
     """Dilates the convolutions of the last block by rates of their own.
 
     Args:
@@ -58,7 +63,9 @@ def with_multi_grid(model, multi_grid, output_stride):
     return with_output_stride(rebuild(model, changes), output_stride)
 
 
-def with_cascade(model, blocks, output_stride):
+def with_cascade(
+    model: keras.Model, blocks: int, output_stride: int
+) -> keras.Model:
     """Adds copies of the last block, each at twice the stride of the last.
 
     Args:
@@ -124,7 +131,7 @@ def _copy(block, x, prefix):
     keras.models.clone_model(
         block, input_tensors=x, clone_function=clone, call_function=call
     )
-    last = block.output._keras_history.operation.name
+    last = producer(block.output).name
     layers = {prefix + layer.name: layer for layer in block.layers}
     return outputs[prefix + last], {
         name: layer for name, layer in layers.items() if name in outputs
@@ -147,7 +154,7 @@ def _dilated(layer, rate):
     if _own(layer, "padding") == "same":
         return {layer.name: change}
     # ResNetV2 pads one cell and convolves `valid`, which is `same`.
-    source = layer.input._keras_history.operation
+    source = producer(layer.input)
     half = tuple(((k - 1) // 2,) * 2 for k in layer.kernel_size)
     padding = isinstance(source, keras.layers.ZeroPadding2D) and tuple(
         map(tuple, _own(source, "padding"))
@@ -174,5 +181,5 @@ def _last_convolutions(model):
         for layer in model.layers
         if isinstance(layer, kinds)
         and max(layer.kernel_size) > 1
-        and strides[layer.input._keras_history.operation.name] == 32
+        and strides[producer(layer.input).name] == 32
     ]

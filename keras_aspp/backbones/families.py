@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from typing import Any
 
 from keras_aspp.preprocess import KERAS_TF, Preprocess
 from keras_aspp.utils.exceptions import InputError
@@ -18,8 +19,8 @@ class Family:
     # layer of that stride is taken.
     features: str = "$^"
     output: bool = True  # whether the model's own output is a feature
-    multipliers: tuple = ()  # widths that have published weights
-    arguments: dict = dataclasses.field(default_factory=dict)
+    multipliers: tuple[str, ...] = ()  # widths that have published weights
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     default_size: int | None = None  # of a graph that depends on the size
     torchvision_epsilon: float | None = None  # None: no importer yet
     # First layers of the network without scaling, and of torchvision's, as
@@ -53,7 +54,7 @@ FAMILIES = {
 }
 
 
-def list_backbones():
+def list_backbones() -> list[str]:
     """Names that `create_backbone` knows.
 
     The MobileNets take any width multiplier, `mobilenet_v2_0.25` too; listed
@@ -67,7 +68,7 @@ def list_backbones():
     return sorted([*FAMILIES, *widths])
 
 
-def parse_name(name):
+def parse_name(name: str) -> tuple[Family, float]:
     """Splits a backbone's name into its family and width multiplier."""
     match = re.fullmatch(r"(.+)_(\d+(?:\.\d+)?)", str(name))
     base, multiplier = match.groups() if match else (name, "1")

@@ -3,23 +3,30 @@
 Along one axis, let a map of the original network have n cells, and the dense
 map computed instead N. The one thing that every rewrite keeps true:
 
-    the original cells are *all* dense cells `first`, `first + rate`, ...
+    the original cells are *all* dense cells `origin`, `origin + rate`, ...
 
-so n = ceil((N - first) / rate). What lies beyond the original map then lies
+so n = ceil((N - origin) / rate). What lies beyond the original map then lies
 beyond the dense one, and zero padding, scaled by `rate`, stays what it was.
 docs/decisions/0004 derives from it how each kind of layer is rewritten.
 """
 
 import collections
 import dataclasses
+from typing import Any
 
 import keras
 
-from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import (
+    graph_of,
+    is_functional,
+    nodes_of,
+    sublayers,
+)
+from keras_aspp.utils.types import Pads, Size
 
 # Keras' layers and the subclasses of ours that take their place.
 OURS = {
@@ -42,8 +49,8 @@ WINDOWS = (
     keras.layers.MaxPooling2D,
     keras.layers.AveragePooling2D,
 )
-_FRAMES = (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
-_GLOBAL = (
+_PADS_AND_CROPS = (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
+_POOLED = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalMaxPooling2D,
 )
@@ -60,7 +67,7 @@ _CELLWISE = (
 )
 # Layers that look at a neighbourhood or move cells in another way: they cannot
 # be passed by once the map is denser than they were built for.
-_REFUSED = (
+_NOT_CONVERTIBLE = (
     keras.layers.Conv2DTranspose,
     keras.layers.UpSampling2D,
     keras.layers.CenterCrop,
@@ -74,14 +81,24 @@ class Grid:
 
     stride: int  # pixels per cell in the original network
     rate: int = 1  # cells per original cell: more where strides were traded
-    first: tuple = (0, 0)  # dense cell of the first original one, but for
-    phases: tuple = ()  # what the sizes of `same` layers' maps add to it
-    size: tuple = (((), 0), ((), 0))  # equal where sizes must be equal
-    everywhere: bool = False  # pooled to one cell, which has no place
+    origin: tuple[int, int] = (
+        0,
+        0,
+    )  # dense cell of the first original one, but for
+    phases: tuple[
+        Any, ...
+    ] = ()  # what the sizes of `same` layers' maps add to it
+    size: tuple[Any, Any] = (
+        ((), 0),
+        ((), 0),
+    )  # equal where sizes must be equal
+    is_pooled: bool = False  # pooled to one cell, which has no place
     # Layers that moved the first cell, and could be kept from it.
-    moved: frozenset = dataclasses.field(default=frozenset(), compare=False)
+    shifted_by: frozenset[str] = dataclasses.field(
+        default=frozenset(), compare=False
+    )
 
-    def grown(self, cells):
+    def padded(self, cells: Size) -> "Grid":
         """The grid of a map with `cells` more rows and columns."""
         size = tuple(
             (base, more + n)
@@ -89,10 +106,10 @@ class Grid:
         )
         return dataclasses.replace(self, size=size)
 
-    def strode(self, stride, shift):
+    def after_stride(self, stride: int, shift: Size) -> "Grid":
         """The grid of a map of ceil((size + shift) / stride) cells."""
         if stride == 1:
-            return self.grown(shift)
+            return self.padded(shift)
         size = tuple(
             ((was, n, stride), 0)
             for was, n in zip(self.size, shift, strict=True)
@@ -100,12 +117,12 @@ class Grid:
         return dataclasses.replace(self, stride=self.stride * stride, size=size)
 
 
-def pair(value):
+def pair(value: int | Size) -> tuple[int, int]:
     """An int, or two of them, as two."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def restored(layer):
+def restored(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration values that undo an earlier rewrite."""
     original = dict(getattr(layer, "original", {}))
     if not original:
@@ -134,11 +151,19 @@ class Walk:
             their first cells in different places.
     """
 
-    def __init__(self, model, output_stride, anchored=frozenset()):
-        self.output_stride = output_stride
-        self.anchored = anchored
-        self.grids, self.changes = {}, {}
-        self.trims, self.resized, self.conflicts = set(), set(), set()
+    def __init__(
+        self,
+        model: keras.Model,
+        output_stride: int,
+        anchored: frozenset[str] = frozenset(),
+    ) -> None:
+        self.output_stride: int = output_stride
+        self.anchored: frozenset[str] = anchored
+        self.grids: dict[str, Grid] = {}
+        self.changes: dict[str, dict[str, Any]] = {}
+        self.trims: set[str] = set()
+        self.resized: set[str] = set()
+        self.conflicts: set[str] = set()
         self._padded = {}  # a ZeroPadding2D's tensor -> path, layer, grid
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
@@ -182,20 +207,20 @@ class Walk:
                 self.resized.add(path)
             return self._walk(layer, grids, f"{path}/")
         grid = self._join(path, grids)
-        if isinstance(layer, _GLOBAL):
-            grid = dataclasses.replace(grid, everywhere=True)
+        if isinstance(layer, _POOLED):
+            grid = dataclasses.replace(grid, is_pooled=True)
         elif isinstance(layer, WINDOWS):
-            grid = self._slide(layer, path, node, grid)
-        elif isinstance(layer, _FRAMES):
+            grid = self._visit_window(layer, path, node, grid)
+        elif isinstance(layer, _PADS_AND_CROPS):
             self._padded[id(node.output_tensors[0])] = path, layer, grid
-            grid = self._frame(layer, path, grid)
+            grid = self._visit_pad_or_crop(layer, path, grid)
         else:
-            grid = self._pass(layer, path, node, grid)
+            grid = self._visit_other(layer, path, node, grid)
         return [grid] * len(node.output_tensors)
 
     def _join(self, path, grids):
         """The grid of maps that are taken together."""
-        placed = [g for g in grids if not g.everywhere]
+        placed = [g for g in grids if not g.is_pooled]
         # A tensor pooled to one cell keeps the stride of what it was.
         stride = max(g.stride for g in placed or grids)
         placed = [g for g in placed or grids if g.stride == stride]
@@ -206,9 +231,9 @@ class Walk:
                 "and cannot be made dense."
             )
         if any(
-            (g.first, g.phases) != (grid.first, grid.phases) for g in placed
+            (g.origin, g.phases) != (grid.origin, grid.phases) for g in placed
         ):
-            moved = [g.moved for g in placed]
+            moved = [g.shifted_by for g in placed]
             everyone = frozenset.union(*moved)
             common = frozenset.intersection(*moved)
             self.conflicts |= (everyone - common) or everyone
@@ -224,7 +249,7 @@ class Walk:
                 "different strides and cannot be made dense."
             )
 
-    def _frame(self, layer, path, grid):
+    def _visit_pad_or_crop(self, layer, path, grid):
         """ZeroPadding2D and Cropping2D: as many original cells, or fewer."""
         change = restored(layer)
         key = "padding" if hasattr(layer, "padding") else "cropping"
@@ -235,12 +260,12 @@ class Walk:
             change = {key: scaled, "original": {key: cells}}
         if path not in self._absorbed:
             self._change(path, change)
-        return grid.grown([sign * grid.rate * sum(side) for side in cells])
+        return grid.padded([sign * grid.rate * sum(side) for side in cells])
 
-    def _slide(self, layer, path, node, grid):
+    def _visit_window(self, layer, path, node, grid):
         """Convolutions and pooling."""
         change = restored(layer)
-        if grid.everywhere:
+        if grid.is_pooled:
             self._change(path, change)
             return grid
         window = _Window.of(layer, path, {**layer.get_config(), **change})
@@ -249,7 +274,7 @@ class Walk:
             traded = stride
         if traded == 1 and (grid.rate == 1 or not any(window.reach)):
             self._change(path, change)
-            return grid.strode(stride, window.shift)
+            return grid.after_stride(stride, window.shift)
         if type(layer) not in OURS and not hasattr(layer, "original"):
             raise InputError(
                 f"Layer `{path}` cannot be made dense to output stride "
@@ -259,7 +284,7 @@ class Walk:
         if window.pads is None:
             after, change = self._dense_same(path, window, grid, traded)
         else:
-            window, grid = self._absorb(layer, node, window, grid)
+            window, grid = self._absorb_padding(layer, node, window, grid)
             after, change = self._dense_valid(path, window, grid, traded)
         rate = grid.rate if any(window.reach) else 1
         change = {
@@ -278,29 +303,31 @@ class Walk:
     def _dense_same(self, path, window, grid, traded):
         """A `same` layer, whose padding depends on the size of its map."""
         rate = grid.rate
-        wanders = any(
+        padding_depends_on_size = any(
             reach // 2 != max(reach + 1 - rest, 0) // 2
             for reach in window.reach
             for rest in range(1, traded + 1)  # of the size by the stride
         )
-        if wanders and path in self.anchored:
-            return grid, {"padding": "same", "anchor": grid.first}
-        if wanders:
-            phase = (rate, traded, window.reach, grid.first, grid.size)
+        if padding_depends_on_size and path in self.anchored:
+            return grid, {"padding": "same", "anchor": grid.origin}
+        if padding_depends_on_size:
+            phase = (rate, traded, window.reach, grid.origin, grid.size)
             grid = dataclasses.replace(
                 grid,
                 phases=(*grid.phases, phase),
-                moved=grid.moved | {path},
+                shifted_by=grid.shifted_by | {path},
             )
-        halves = [(n // 2 * rate, (n - n // 2) * rate) for n in window.reach]
-        return grid, _padding(halves, window.reach, rate)
+        half_padding = [
+            (n // 2 * rate, (n - n // 2) * rate) for n in window.reach
+        ]
+        return grid, _padding(half_padding, window.reach, rate)
 
     def _dense_valid(self, path, window, grid, traded):
         """A layer whose padding is known; it keeps its map's size if it can."""
         rate = grid.rate
-        lost = [-n for n in window.shift]
-        keeps = all(0 <= n < traded for n in lost)
-        move = lost if keeps and path not in self.anchored else (0, 0)
+        shrinkage = [-n for n in window.shift]
+        keeps_size = all(0 <= n < traded for n in shrinkage)
+        move = shrinkage if keeps_size and path not in self.anchored else (0, 0)
         pads = [
             ((before + n) * rate, after * rate)
             for (before, after), n in zip(window.pads, move, strict=True)
@@ -309,15 +336,15 @@ class Walk:
             sum(p) - n * rate for p, n in zip(pads, window.reach, strict=True)
         ]
         after = dataclasses.replace(
-            grid.grown(grown),
-            first=tuple(
-                at + n * rate for at, n in zip(grid.first, move, strict=True)
+            grid.padded(grown),
+            origin=tuple(
+                at + n * rate for at, n in zip(grid.origin, move, strict=True)
             ),
-            moved=grid.moved | ({path} if any(move) else frozenset()),
+            shifted_by=grid.shifted_by | ({path} if any(move) else frozenset()),
         )
         return after, _padding(pads, window.reach, rate)
 
-    def _absorb(self, layer, node, window, grid):
+    def _absorb_padding(self, layer, node, window, grid):
         """Takes over the zeros of a ZeroPadding2D before a convolution."""
         tensor = node.input_tensors[0]
         path, source, before = self._padded.get(id(tensor), (None,) * 3)
@@ -339,15 +366,15 @@ class Walk:
         }
         return dataclasses.replace(window, pads=padding), before
 
-    def _pass(self, layer, path, node, grid):
+    def _visit_other(self, layer, path, node, grid):
         """What is neither: it must leave cells where they are."""
         _check_hidden(layer, path, grid)
-        if grid.everywhere or isinstance(layer, _CELLWISE):
+        if grid.is_pooled or isinstance(layer, _CELLWISE):
             return grid
         more = growth(node)
         if more == 0:
-            return dataclasses.replace(grid, everywhere=True)
-        if more == 1 and not isinstance(layer, _REFUSED):
+            return dataclasses.replace(grid, is_pooled=True)
+        if more == 1 and not isinstance(layer, _NOT_CONVERTIBLE):
             if grid.rate > 1 and not leaves_cells_alone(layer, node):
                 raise InputError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
@@ -373,10 +400,12 @@ class _Window:
     """What matters of a window that slides. Pairs are (rows, columns)."""
 
     stride: int
-    dilation: tuple
-    reach: tuple  # cells from the first to the last one that it covers
-    pads: tuple | None  # ((top, bottom), (left, right)), or None for `same`
-    original: dict  # as a dense layer remembers it
+    dilation: tuple[int, int]
+    reach: tuple[
+        int, int
+    ]  # cells from the first to the last one that it covers
+    pads: Pads | None  # ((top, bottom), (left, right)), or None for `same`
+    original: dict[str, Any]  # as a dense layer remembers it
 
     @property
     def shift(self):
@@ -445,8 +474,8 @@ def _check_hidden(layer, path, grid):
     """Refuses a layer that keeps windows of its own."""
     if not isinstance(layer, keras.layers.Layer):
         return
-    for hidden in layer._flatten_layers(include_self=False):
-        if isinstance(hidden, _REFUSED) or (
+    for hidden in sublayers(layer, include_self=False):
+        if isinstance(hidden, _NOT_CONVERTIBLE) or (
             isinstance(hidden, WINDOWS)
             and (
                 pair(hidden.strides) != (1, 1)

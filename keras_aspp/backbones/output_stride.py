@@ -5,14 +5,15 @@ import re
 import keras
 
 from keras_aspp.backbones.grids import Walk
-from keras_aspp.backbones.keras_graph import check_functional, graph_of
 from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
+from keras_aspp.utils.types import Tensor
 
 _UNLIMITED = 2**30
 
 
-def with_output_stride(model, output_stride):
+def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     """The same network with the same weights, computed more densely.
 
     From the layer on that would pass `output_stride`, strides become 1 and
@@ -91,7 +92,9 @@ def _walk(model, output_stride):
     return walk
 
 
-def first_cell(model, output_stride, key):
+def first_cell(
+    model: keras.Model, output_stride: int, key: str
+) -> tuple[int, int]:
     """Where the first cell of the original network lies in a dense map.
 
     Args:
@@ -103,11 +106,11 @@ def first_cell(model, output_stride, key):
         `(row, column)`: (0, 0) where padding is symmetric. Where it depends
         on the picture's size, that of a size which every stride divides.
     """
-    operation = model.output[key]._keras_history.operation
-    return _walk(model, output_stride).grids[operation.name].first
+    operation = producer(model.output[key])
+    return _walk(model, output_stride).grids[operation.name].origin
 
 
-def feature_strides(model):
+def feature_strides(model: keras.Model) -> dict[str, int]:
     """Nominal stride of each layer's output, before any rewrite.
 
     Args:
@@ -123,7 +126,9 @@ def feature_strides(model):
     }
 
 
-def stage_ends(model, preferred="$^", output=True):
+def stage_ends(
+    model: keras.Model, preferred: str = "$^", output: bool = True
+) -> dict[str, Tensor]:
     """The tensor that ends each nominal stride.
 
     Args:

@@ -1,12 +1,16 @@
 """Symmetric padding of strided convolutions, as PyTorch pads."""
 
+from typing import Any
+
 import keras
 
 from keras_aspp.backbones.grids import CONVOLUTIONS, pair
-from keras_aspp.backbones.keras_graph import layers_by_path
+from keras_aspp.utils.keras_graph import consumers, layers_by_path, producers
 
 
-def symmetric_padding(model):
+def symmetric_padding(
+    model: keras.Model,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Lets windows pad alike at both sides, whatever the picture's size.
 
     Keras' own backbones pad by the parity of the size they are built with, or
@@ -55,10 +59,9 @@ def _stride(layer):
 
 def _kernel_behind(layer):
     """Kernel size of the window that a ZeroPadding2D pads for, or `None`."""
-    (node,) = layer._outbound_nodes[:1]
-    return _kernel(node.operation)
+    return _kernel(consumers(layer)[0])
 
 
 def _zeros_before(layer):
-    source = layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
+    source = producers(layer)[0]
     return isinstance(source, keras.layers.ZeroPadding2D)

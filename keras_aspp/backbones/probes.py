@@ -1,11 +1,13 @@
 """Probes that run a layer to find out what it does to cells."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 
-def growth(node):
+def growth(node: Any) -> float | None:
     """Output size by input size of a layer that says nothing about it.
 
     Returns:
@@ -37,7 +39,7 @@ def growth(node):
     return small[1] / 96
 
 
-def leaves_cells_alone(layer, node):
+def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
     """Whether each cell of the output depends on one cell of the input.
 
     It is tried: one cell of random maps is changed, and no other one of the

@@ -1,19 +1,22 @@
 """Rebuilds functional models layer by layer."""
 
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
 import keras
 
 from keras_aspp.backbones.grids import OURS
-from keras_aspp.backbones.keras_graph import (
+from keras_aspp.layers import rewritable
+from keras_aspp.layers.batch_norm import GroupNormalization
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
     layers_by_path,
 )
-from keras_aspp.layers import rewritable
-from keras_aspp.layers.batch_norm import GroupNormalization
-from keras_aspp.utils.exceptions import InputError
 
 
-def copy_weights(layer, copy):
+def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     """Gives a layer's weights to its copy."""
     # Variable to variable: neither a third copy nor a way by NumPy.
     for to, value in zip(copy.weights, layer.weights, strict=True):
@@ -21,15 +24,17 @@ def copy_weights(layer, copy):
 
 
 def rebuild(
-    model,
-    changes,
-    padding_before=None,
-    leave_out=(),
-    trims=(),
-    carry=copy_weights,
-    resized=(),
-    any_size=False,
-):
+    model: keras.Model,
+    changes: Mapping[str, dict[str, Any]],
+    padding_before: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
+    trims: Collection[str] = (),
+    carry: Callable[
+        [keras.layers.Layer, keras.layers.Layer], None
+    ] = copy_weights,
+    resized: Collection[str] = (),
+    any_size: bool = False,
+) -> keras.Model:
     """A copy of a functional model with some layers configured differently.
 
     A layer in a nested model goes by its path, `outer/inner`.
@@ -153,8 +158,11 @@ def _is_map(tensor):
 
 
 def configure(
-    model, batch_norm_epsilon=None, batch_norm_momentum=None, dtype=None
-):
+    model: keras.Model,
+    batch_norm_epsilon: float | None = None,
+    batch_norm_momentum: float | None = None,
+    dtype: str | keras.DTypePolicy | None = None,
+) -> keras.Model:
     """A copy with other batch-norm arguments or another dtype policy.
 
     `None` keeps what is. The weights are the same.
@@ -165,13 +173,13 @@ def configure(
     )
 
 
-def synchronize(model):
+def synchronize(model: keras.Model) -> keras.Model:
     """A copy whose batch norm takes its statistics from all devices."""
     norms = [path for path, layer in layers_by_path(model) if _is_norm(layer)]
     return rebuild(model, dict.fromkeys(norms, {"synchronized": True}))
 
 
-def group_normalize(model):
+def group_normalize(model: keras.Model) -> keras.Model:
     """The model with group norm where it has batch norm; it shares layers.
 
     It is for fresh weights: those of a trained network rely on their norm.
@@ -201,7 +209,12 @@ def _is_norm(layer):
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def configuration_of(model, batch_norm_epsilon, batch_norm_momentum, dtype):
+def configuration_of(
+    model: keras.Model,
+    batch_norm_epsilon: float | None,
+    batch_norm_momentum: float | None,
+    dtype: str | keras.DTypePolicy | None,
+) -> dict[str, dict[str, Any]]:
     """dict: path of every layer -> configuration values to replace."""
     norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
     norm = {key: value for key, value in norm.items() if value is not None}

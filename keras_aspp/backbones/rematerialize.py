@@ -3,17 +3,20 @@
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
-from keras_aspp.backbones.keras_graph import check_functional, nodes_of
 from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.utils.keras_graph import check_functional, nodes_of, sublayers
+from keras_aspp.utils.types import Tensor
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
 SHORTEST, LONGEST = 8, 16
 
 
-def rematerialize(model):
+def rematerialize(model: keras.Model) -> "Rematerialized":
     """The same model, keeping few activations for the gradient.
 
     The graph is cut into parts where a single tensor goes on, at the ends of
@@ -53,7 +56,12 @@ def rematerialize(model):
 class Rematerialized(keras.Model):
     """A functional model that keeps few activations; see `rematerialize`."""
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         if not training:
             return super().call(inputs, training=training, mask=mask)
         if keras.backend.backend() != "tensorflow":
@@ -83,11 +91,11 @@ class Part:
         made: list of tensors that are used after it.
     """
 
-    nodes: list
-    needed: list
-    made: list
+    nodes: list[Any]
+    needed: list[int]
+    made: list[int]
 
-    def run(self, inputs):
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Tensors `made` from tensors `needed`."""
         if any(map(_draws, self.nodes)):
             # A second draw would be another one.
@@ -113,7 +121,7 @@ class Part:
         return tuple(values[name] for name in self.made)
 
 
-def parts_of(model):
+def parts_of(model: keras.Model) -> list[Part]:
     """The graph of a model, cut at the narrow places.
 
     Args:
@@ -189,7 +197,7 @@ def _draws(node):
 
 def _layers(node):
     """The layer of a node and those within it; an operation has none."""
-    return getattr(node.operation, "_flatten_layers", list)()
+    return sublayers(node.operation)
 
 
 @contextlib.contextmanager

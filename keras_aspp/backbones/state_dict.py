@@ -17,6 +17,7 @@ import numpy as np
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 # A pickle of 600 tensors is 100 kB; the costliest opcodes make 100 times as
@@ -46,7 +47,7 @@ _STORAGES = {
 }
 
 
-def read_state_dict(path):
+def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
     """Tensors of a `.pth`, in either of torch's formats, or `.safetensors`.
 
     Reading takes at most six times the memory of the file, and 200 MB.

@@ -2,10 +2,14 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_aspp.utils.exceptions import InputError, UnavailableError
+from keras_aspp.utils.types import PathLike
 
 _URL = "https://download.pytorch.org/models/"
 # The end of a file's name is the start of its SHA-256.
@@ -24,7 +28,7 @@ FILES = {
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def download(name):
+def download(name: str) -> str:
     """Path of a published file, downloaded once and checked.
 
     Args:
@@ -53,7 +57,7 @@ def download(name):
     return path
 
 
-def resnet_changes(model):
+def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
     """How torchvision's ResNet differs from Keras': path -> configuration.
 
     A stage strides in the 3x3 convolution of its first block, not in the 1x1
@@ -70,7 +74,9 @@ def resnet_changes(model):
     return changes
 
 
-def fill_resnet(model, arrays, source):
+def fill_resnet(
+    model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
+) -> None:
     """Puts torchvision's ResNet into one with `resnet_changes`.
 
     Args:
@@ -88,7 +94,9 @@ def fill_resnet(model, arrays, source):
     state.check_empty(but="fc.")
 
 
-def fill_mobilenet(model, arrays, source):
+def fill_mobilenet(
+    model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
+) -> None:
     """Puts torchvision's MobileNetV2 or V3 into Keras'.
 
     Arguments and errors as `fill_resnet`.
@@ -120,16 +128,18 @@ class TorchState:
         source: what messages call it.
     """
 
-    def __init__(self, arrays, source):
-        self.arrays = {
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], source: PathLike
+    ) -> None:
+        self.arrays: dict[str, np.ndarray] = {
             name: array
             for name, array in arrays.items()
             if not name.endswith("num_batches_tracked")
         }
-        self.source = str(source)
-        self.left = dict.fromkeys(self.arrays)
+        self.source: str = str(source)
+        self.left: dict[str, None] = dict.fromkeys(self.arrays)
 
-    def fill(self, layer, name):
+    def fill(self, layer: keras.layers.Layer, name: str) -> None:
         """Gives a layer the tensors `name.weight` and so on."""
         for weight, suffix in zip(layer.weights, _NORM, strict=False):
             array = self._take(f"{name}.{suffix}")
@@ -144,7 +154,7 @@ class TorchState:
                 )
             weight.assign(array)
 
-    def check_empty(self, but="\0"):
+    def check_empty(self, but: str = "\0") -> None:
         """Raises where a tensor was not used, those of `but` excepted."""
         left = [name for name in self.left if not name.startswith(but)]
         if left:

@@ -4,6 +4,7 @@ import fnmatch
 import itertools
 import os
 import warnings
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 from keras_aspp.backbones import torchvision
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
-from keras_aspp.backbones.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
 from keras_aspp.backbones.rebuild import configuration_of, rebuild
@@ -26,6 +26,8 @@ from keras_aspp.preprocess import (
 )
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
+from keras_aspp.utils.types import PathLike, Shape
 
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
 _BY_128 = Preprocess(value_range=(-1.0, 255 / 128 - 1))
@@ -98,14 +100,14 @@ for _size, _default in (("mobile", 224), ("large", 331)):
 
 
 def create_backbone(
-    name,
-    output_stride=16,
-    weights="imagenet",
-    input_shape=(None, None, 3),
-    batch_norm_epsilon=None,
-    batch_norm_momentum=None,
-    dtype=None,
-):
+    name: str,
+    output_stride: int = 16,
+    weights: PathLike | Mapping[str, np.ndarray] | None = "imagenet",
+    input_shape: Shape = (None, None, 3),
+    batch_norm_epsilon: float | None = None,
+    batch_norm_momentum: float | None = None,
+    dtype: str | keras.DTypePolicy | None = None,
+) -> keras.Model:
     """A feature extractor out of `keras.applications`, made dense.
 
     Args:
@@ -287,7 +289,7 @@ _DESCRIBED = {
 }
 
 
-def preprocess_of(model):
+def preprocess_of(model: keras.Model) -> Preprocess:
     """Infers the preprocessing of a backbone that is given as a model.
 
     Models of `create_backbone` bring it. A model that changes pixels before

@@ -80,10 +80,7 @@ def explain(image, model_path=None):
         return _by_hand(image)
     from keras_aspp.inference.artefacts import resolve
 
-    # Of an exported folder, the artefact whose layers can be read.
-    path = Path(model_path, "model.keras")
-    if not path.is_file():
-        path = resolve(model_path)
+    path = resolve(model_path, keras_only=True)
     if path.suffix != ".keras":
         raise InputError(
             "Feature maps are drawn of Keras models only, whose layers are "

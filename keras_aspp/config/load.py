@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 import typing
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from keras_aspp.config.schema import DURATIONS, Config
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import write_text
 from keras_aspp.utils.text import read_text
+from keras_aspp.utils.types import PathLike
 
 # A configuration is sections of fields, some of which are lists or mappings.
 # YAML is slow to read: a second for a hundred kB.
@@ -45,7 +47,7 @@ _MAX_LENGTH = 1000  # of a list, and of a text
 _MAX_STEP_PX = 2**28
 
 
-def config_path(name):
+def config_path(name: PathLike) -> Path:
     """The file of a configuration.
 
     Args:
@@ -65,7 +67,7 @@ def config_path(name):
     )
 
 
-def config_names():
+def config_names() -> list[str]:
     """Names of the package's configurations."""
     folder = resources.files("keras_aspp") / "configs"
     return sorted(
@@ -79,7 +81,7 @@ class ConfigurationError(InputError):
     """A configuration that does not parse, in one line."""
 
 
-def load_config(path, overrides=()):
+def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
     """A `Config` from a file and `--section.field value` pairs.
 
     Args:
@@ -132,14 +134,14 @@ def _make_parser():
     return parser
 
 
-def config_text(config):
+def config_text(config: Config) -> str:
     """A configuration as YAML that `load_config` reads."""
     import yaml
 
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
-def dump_config(config, path):
+def dump_config(config: Config, path: PathLike) -> None:
     """Writes `config_text` under a temporary name and renames it."""
     write_text(path, config_text(config))
 

@@ -1,11 +1,22 @@
 """Configuration: frozen dataclasses, read from YAML and the command line."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
 from keras_aspp.utils.exceptions import InputError
+
+
+def _head_field(default: Any, *architectures: str) -> Any:
+    """A field of the heads of some architectures only.
+
+    `models.factory.build_model` passes it to these architectures; for the
+    others it must keep its default.
+    """
+    return dataclasses.field(
+        default=default, metadata={"architectures": architectures}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +85,32 @@ class ModelConfig:
     high_level: str | None = None
     input_scale: int = 1
     atrous_rates: Literal["auto"] | list[int] = "auto"
-    aspp_filters: int = 256
-    separable: bool = True
-    image_pooling: bool = True
+    aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
+    separable: bool = _head_field(
+        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"
+    )
+    image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
     batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
     batch_norm_momentum: float = 0.99
-    decoder_filters: int = 256
-    projection_filters: int = 48
-    decoder_kernel_sizes: tuple[int, ...] = (3, 3)
-    decoder_stride: int = 4
-    refine_filters: int | None = None
-    multi_grid: list[int] | None = None
-    blocks: int = 3
-    pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l"
-    fc_filters: int | None = None
-    growth_filters: int = 64
-    bottleneck_filters: int = 256
-    gate_filters: int = 128
+    decoder_filters: int = _head_field(256, "deeplab_v3_plus")
+    projection_filters: int = _head_field(48, "deeplab_v3_plus")
+    decoder_kernel_sizes: tuple[int, ...] = _head_field(
+        (3, 3), "deeplab_v3_plus"
+    )
+    decoder_stride: int = _head_field(4, "deeplab_v3_plus")
+    refine_filters: int | None = _head_field(None, "deeplab_v3")
+    multi_grid: list[int] | None = _head_field(
+        None, "deeplab_v3", "deeplab_v3_cascaded"
+    )
+    blocks: int = _head_field(3, "deeplab_v3_cascaded")
+    pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = _head_field(
+        "aspp_l", "deeplab_v2"
+    )
+    fc_filters: int | None = _head_field(None, "deeplab_v2")
+    growth_filters: int = _head_field(64, "dense_aspp")
+    bottleneck_filters: int = _head_field(256, "dense_aspp")
+    gate_filters: int = _head_field(128, "lr_aspp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +160,7 @@ class DataConfig:
     crop_size: tuple[int, int] = (320, 320)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.validation_split is None:
             object.__setattr__(self, "validation_split", HELD_OUT)
         if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
@@ -196,7 +215,7 @@ class LossConfig:
     tversky_alpha: float = 0.3
     tversky_beta: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights = {
             name: getattr(self, name)
             for name in ("cross_entropy", "dice", "tversky", "lovasz")
@@ -281,7 +300,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     checkpoint_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
         if len(given) != 1:
             raise InputError(
@@ -324,7 +343,7 @@ class TrainConfig:
                 f"Received: recalibrate_steps={self.recalibrate_steps}"
             )
 
-    def duration(self, num_examples):
+    def duration(self, num_examples: int) -> tuple[int, int]:
         """`(epochs, steps per epoch)` for a training split of that size.
 
         With `total_steps` and `total_examples` an epoch is what lies between

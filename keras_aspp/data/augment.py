@@ -10,10 +10,13 @@ Blur is that of keras-cv's layer (`augment_image`).
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Size, Tensor
 
 # Outside the picture: mid-grey, which is about zero after preprocessing.
 FILL = 128
@@ -52,7 +55,7 @@ class AugmentConfig:
     hue: float = 0.02
     blur: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise InputError(
@@ -69,7 +72,11 @@ class AugmentConfig:
                 )
 
 
-def padding_note(sizes, crop_size, scale):
+def padding_note(
+    sizes: Mapping[tuple[int, int], int],
+    crop_size: Size,
+    scale: Sequence[float],
+) -> str | None:
     """Notes that crops are mostly padding.
 
     Args:
@@ -117,19 +124,24 @@ class Augment:
         `(float32 [h, w, 3] in 0..255, int32 [h, w])`.
     """
 
-    def __init__(self, config, crop_size, ignore_label):
-        self.config, self.ignore_label = config, ignore_label
-        self.crop_size = tuple(crop_size)
+    def __init__(
+        self, config: AugmentConfig, crop_size: Size, ignore_label: int
+    ) -> None:
+        self.config: AugmentConfig = config
+        self.ignore_label: int = ignore_label
+        self.crop_size: tuple[int, ...] = tuple(crop_size)
         # Reaches three standard deviations to either side.
-        self.blur_radius_px = math.ceil(3 * config.blur)
+        self.blur_radius_px: int = math.ceil(3 * config.blur)
         if config.blur:
             import keras_cv
 
-            self.blur = keras_cv.layers.RandomGaussianBlur(
+            self.blur: Any = keras_cv.layers.RandomGaussianBlur(
                 2 * self.blur_radius_px + 1, factor=config.blur
             )
 
-    def __call__(self, image, labels, seed):
+    def __call__(
+        self, image: Tensor, labels: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((8,), seed)

@@ -3,11 +3,14 @@
 import json
 import os
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from keras_aspp.utils.extras import require
+from keras_aspp.utils.types import PathLike
 
 
-def pipeline_options(options):
+def pipeline_options(options: Sequence[str]) -> Any:
     """Beam's `PipelineOptions` of a list of str.
 
     Raises:
@@ -22,20 +25,20 @@ def pipeline_options(options):
 # Files, on whatever file system.
 
 
-def absolute_path(path):
+def absolute_path(path: PathLike) -> str:
     """Absolute path of a local file; URLs stay as they are."""
     path = os.fspath(path)
     return path if "://" in path else os.path.abspath(path)
 
 
-def join_path(folder, name):
+def join_path(folder: str, name: str) -> str:
     """Path of `name` in a folder of any file system that Beam supports."""
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems.join(folder, name)
 
 
-def write_file(path, content):
+def write_file(path: str, content: bytes) -> None:
     """Writes bytes under a temporary name and renames the file."""
     from apache_beam.io.filesystems import FileSystems
 
@@ -46,12 +49,12 @@ def write_file(path, content):
     FileSystems.rename([temporary], [path])
 
 
-def write_json_file(content, path):
+def write_json_file(content: Any, path: str) -> None:
     """Writes JSON by `write_file`."""
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_json_file(path):
+def read_json_file(path: str) -> Any:
     """Reads JSON from any file system that Beam supports."""
     from apache_beam.io.filesystems import FileSystems
 

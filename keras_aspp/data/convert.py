@@ -5,28 +5,32 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from keras_aspp.data import decode
 from keras_aspp.data.beam_io import pipeline_options
+from keras_aspp.data.folder import FolderSource
 from keras_aspp.utils.exceptions import (
     InputError,
     OutputExistsError,
     UnavailableError,
 )
+from keras_aspp.utils.types import PathLike
 
 _VERSION = "1.0.0"
 
 
 def convert_folder(
-    source,
-    output,
-    num_shards=None,
-    beam_options=None,
-    progress=lambda items: items,
-):
+    source: FolderSource,
+    output: PathLike,
+    num_shards: int | None = None,
+    beam_options: Sequence[str] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> dict[str, tuple[int, int]]:
     """Writes every picture and mask of a folder data set into tfrecord files.
 
     Upright JPEG and PNG images are stored as they are in their files, others

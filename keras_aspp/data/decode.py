@@ -12,8 +12,10 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike, Size
 
 MAX_PIXELS = 100_000_000
 # A progressive JPEG repeats all its pixels with every scan, each a few bytes
@@ -53,7 +55,9 @@ _STRETCHED_BY = {"L;2": 85, "L;4": 17}
 _FILTERS = threading.Lock()
 
 
-def open_image(source, name=None):
+def open_image(
+    source: PathLike | bytes, name: PathLike | None = None
+) -> Image.Image:
     """Opens an image without decoding it.
 
     JPEG and PNG are told by their content; BMP and WebP must also have their
@@ -116,7 +120,7 @@ def open_image(source, name=None):
     return image
 
 
-def check_image_bytes(data):
+def check_image_bytes(data: bytes) -> tuple[int, int]:
     """Bounds what it takes to decode an image, without decoding it.
 
     For servers that hand the bytes of a client to a decoder without such
@@ -220,7 +224,9 @@ def _count_scans(file):
     return found
 
 
-def read_image(source, name=None, exif=True):
+def read_image(
+    source: PathLike | bytes, name: PathLike | None = None, exif: bool = True
+) -> np.ndarray:
     """An image as uint8 `[H, W, 3]`, RGB.
 
     Args:
@@ -234,7 +240,9 @@ def read_image(source, name=None, exif=True):
     return _read(source, name, exif)[0]
 
 
-def read_oriented(source, name=None):
+def read_oriented(
+    source: PathLike | bytes, name: PathLike | None = None
+) -> tuple[np.ndarray, int]:
     """An upright image, and how it was stored.
 
     Args:
@@ -251,7 +259,13 @@ def read_oriented(source, name=None):
     return _read(source, name, True)
 
 
-def read_pair(image, mask, spec, image_name=None, mask_name=None):
+def read_pair(
+    image: PathLike | bytes,
+    mask: PathLike | bytes,
+    spec: DatasetSpec,
+    image_name: PathLike | None = None,
+    mask_name: PathLike | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """An image and the labels of its pixels, both upright.
 
     Args:
@@ -353,7 +367,13 @@ def _upright(values, orientation):
     return np.ascontiguousarray(values)
 
 
-def read_mask(source, spec, size=None, name=None, image_orientation=1):
+def read_mask(
+    source: PathLike | bytes,
+    spec: DatasetSpec,
+    size: Size | None = None,
+    name: PathLike | None = None,
+    image_orientation: int = 1,
+) -> np.ndarray:
     """A mask as uint8 `[H, W]` of classes and `ignore_label`.
 
     8-bit gray PNGs hold indices. Palette PNGs do too, unless the spec has a
@@ -376,7 +396,9 @@ def read_mask(source, spec, size=None, name=None, image_orientation=1):
     return to_labels(stored.values, spec, size, path)
 
 
-def to_labels(stored, spec, size, path):
+def to_labels(
+    stored: np.ndarray, spec: DatasetSpec, size: Size | None, path: PathLike
+) -> np.ndarray:
     """The numbers in a mask -> uint8 `[H, W]` of classes and `ignore_label`.
 
     Args:
@@ -415,7 +437,7 @@ def _turn_back(spec):
     )
 
 
-def label_table(spec):
+def label_table(spec: DatasetSpec) -> np.ndarray:
     """int16 `(256,)`: stored value -> label, -1 where there is none."""
     table = np.full(256, -1, "int16")
     table[: spec.num_classes] = np.arange(spec.num_classes)
@@ -446,7 +468,12 @@ class StoredMask:
     orientation: int = 1
 
 
-def read_stored(source, spec, name=None, image_orientation=1):
+def read_stored(
+    source: PathLike | bytes,
+    spec: DatasetSpec,
+    name: PathLike | None = None,
+    image_orientation: int = 1,
+) -> StoredMask:
     """Reads a mask as far as the label map.
 
     Args:

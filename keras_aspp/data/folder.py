@@ -4,7 +4,9 @@ import collections
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec, grouped
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import look
+from keras_aspp.utils.types import Dataset, PathLike
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", *decode.FORMATS_BY_SUFFIX)
 # What file managers leave behind, beside hidden files.
@@ -56,15 +59,16 @@ class FolderSource:
 
     def __init__(
         self,
-        root,
-        spec=None,
-        validation_fraction=0.1,
-        train_split="train",
-        validation_split="val",
-    ):
-        self.root = Path(root)
-        self.train_split, self.validation_split = train_split, validation_split
-        self.validation_fraction = validation_fraction
+        root: PathLike,
+        spec: DatasetSpec | None = None,
+        validation_fraction: float = 0.1,
+        train_split: str = "train",
+        validation_split: str = "val",
+    ) -> None:
+        self.root: Path = Path(root)
+        self.train_split: str = train_split
+        self.validation_split: str = validation_split
+        self.validation_fraction: float = validation_fraction
         for part in ("images", "masks"):
             if not (self.root / part).is_dir():
                 raise InputNotFoundError(
@@ -79,7 +83,11 @@ class FolderSource:
                 if path.is_dir() and not _is_junk(path)
             }
         )
-        self.pairs, self.unpaired, self.skipped, self.notes = {}, {}, {}, []
+        self.pairs: dict[str, list[tuple[Path, Path]]] = {}
+        self.unpaired: dict[str, list[str]] = {}
+        self.skipped: dict[str, list[str]] = {}
+        self.notes: list[str] = []
+        self.spec: DatasetSpec
         for split in folders:
             self.pairs[split] = self._find(split)
         if folders:
@@ -104,7 +112,7 @@ class FolderSource:
             )
         file = self.root / "dataset.json"
         described = os.path.lexists(file)
-        self.guessed = spec is None and not described
+        self.guessed: bool = spec is None and not described
         if described:
             self.spec = DatasetSpec.from_file(file, self.notes)
         else:
@@ -192,7 +200,7 @@ class FolderSource:
                 top = max(top, int(stored[stored < 255].max(initial=0)))
         return DatasetSpec([f"class_{i}" for i in range(max(top, 1) + 1)])
 
-    def require(self, split):
+    def require(self, split: str) -> None:
         """Raises `ValueError` unless the split has pictures."""
         if not self.pairs.get(split):
             known = {k: len(v) for k, v in self.pairs.items()}
@@ -213,12 +221,12 @@ class FolderSource:
                 f"root={str(self.root)!r} with splits {known}{first}"
             )
 
-    def size(self, split):
+    def size(self, split: str) -> int:
         """Number of pictures of a split."""
         self.require(split)
         return len(self.pairs[split])
 
-    def records(self, split):
+    def records(self, split: str) -> Dataset:
         """`tf.data.Dataset` of cheap records: `(image path, mask path)`."""
         import tensorflow as tf
 
@@ -230,11 +238,13 @@ class FolderSource:
         )
         return tf.data.Dataset.from_tensor_slices((images, masks))
 
-    def name_of(self, record):
+    def name_of(self, record: Sequence[Any]) -> str:
         """What to call a record: the picture's path."""
         return os.fsdecode(record[0])
 
-    def decode(self, image, mask):
+    def decode(
+        self, image: PathLike | bytes, mask: PathLike | bytes
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         image, mask = os.fsdecode(image), os.fsdecode(mask)
         pixels, labels = decode.read_pair(image, mask, self.spec)
@@ -321,14 +331,18 @@ class FolderReport:
     """
 
     spec: DatasetSpec
-    problems: list
-    notes: list
-    num_images: dict
-    class_pixels: dict
-    sizes: dict
+    problems: list[str]
+    notes: list[str]
+    num_images: dict[str, int]
+    class_pixels: dict[str, np.ndarray]
+    sizes: dict[tuple[int, int], int]
 
 
-def check_folder(source, splits=None, progress=lambda items: items):
+def check_folder(
+    source: FolderSource,
+    splits: Sequence[str] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
+) -> FolderReport:
     """Reads every picture and mask and lists all that is wrong.
 
     Args:

@@ -1,6 +1,11 @@
 """tf.data: from a source's records to batches."""
 
-from keras_aspp.data.augment import Augment
+from collections.abc import Iterable
+
+from keras_aspp.data.augment import Augment, AugmentConfig
+from keras_aspp.data.sources import Source
+from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.types import Dataset, Size
 
 # Decoded pictures up to this much are kept in memory.
 CACHE_BYTES = 2 * 2**30
@@ -10,16 +15,16 @@ PICTURES_GROUPED = 256
 
 
 def training_dataset(
-    source,
-    split,
-    augment,
-    crop_size,
-    batch_size,
-    preprocess,
-    seed=0,
-    first_example=0,
-    shard=(0, 1),
-):
+    source: Source,
+    split: str,
+    augment: AugmentConfig,
+    crop_size: Size,
+    batch_size: int,
+    preprocess: Preprocess,
+    seed: int = 0,
+    first_example: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Dataset:
     """Endless batches of random crops; the same run gives the same batches.
 
     Every epoch is its own shuffle, seeded by (seed, epoch), and every example
@@ -66,7 +71,13 @@ def training_dataset(
     )
 
 
-def pictures_of_batch(source, split, batch_size, seed, step):
+def pictures_of_batch(
+    source: Source,
+    split: str,
+    batch_size: int,
+    seed: int,
+    step: int,
+) -> list[str]:
     """Names of the pictures in a batch of `training_dataset`.
 
     Args:
@@ -86,7 +97,7 @@ def pictures_of_batch(source, split, batch_size, seed, step):
     ]
 
 
-def names_of(source, split, numbers):
+def names_of(source: Source, split: str, numbers: Iterable[int]) -> list[str]:
     """Names of a split's records, by their numbers."""
     records = source.records(split).as_numpy_iterator()
     names = {
@@ -97,7 +108,12 @@ def names_of(source, split, numbers):
     return [names[i] for i in numbers]
 
 
-def evaluation_dataset(source, split, batch_size, numbered=False):
+def evaluation_dataset(
+    source: Source,
+    split: str,
+    batch_size: int,
+    numbered: bool = False,
+) -> Dataset:
     """Every picture once, at its own size, in batches of one size.
 
     A short batch is filled with pictures of zeros whose labels are all

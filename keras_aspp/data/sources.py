@@ -1,14 +1,17 @@
 """open_source: a DataConfig -> the source it names."""
 
 import os
+from typing import Any, TypeAlias
 
 from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource, is_converted
 from keras_aspp.utils.exceptions import InputError
 
+Source: TypeAlias = FolderSource | TfdsSource
 
-def open_source(config):
+
+def open_source(config: Any) -> Source:
     """Opens the data set that a `DataConfig` names.
 
     Args:

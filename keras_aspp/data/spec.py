@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from keras_aspp.labels import BACKGROUND
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.utils.text import is_line, look, read_json
+from keras_aspp.utils.types import PathLike
 
 _KEYS = (
     "class_names",
@@ -44,16 +47,16 @@ class DatasetSpec:
         ValueError: a value is not as above.
     """
 
-    class_names: tuple
+    class_names: tuple[str, ...]
     ignore_label: int = 255
-    colormap: tuple | None = None
-    label_map: dict | None = None
+    colormap: tuple[tuple[int, int, int], ...] | None = None
+    label_map: dict[int, int | str] | None = None
     name: str = ""
     license: str = ""
-    ignore_colors: tuple = ()
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
     mask_orientation: str = "own"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = self.class_names
         # A lone string would become one class per letter.
         if isinstance(names, (list, tuple)):
@@ -160,11 +163,13 @@ class DatasetSpec:
         return {int(stored): label for stored, label in label_map.items()}
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
     @classmethod
-    def from_file(cls, path, notes=None):
+    def from_file(
+        cls, path: PathLike, notes: list[str] | None = None
+    ) -> "DatasetSpec":
         """Reads a `dataset.json`.
 
         Args:
@@ -202,7 +207,7 @@ class DatasetSpec:
             notes += _notes(spec, content, repeated, path)
         return spec
 
-    def to_file(self, path):
+    def to_file(self, path: PathLike) -> None:
         """Writes a `dataset.json` that `from_file` reads."""
         content = {
             k: v for k, v in dataclasses.asdict(self).items() if v or v == 0
@@ -212,7 +217,7 @@ class DatasetSpec:
         content.pop("mask_orientation", None)
         write_json(path, content)
 
-    def colors(self):
+    def colors(self) -> tuple[tuple[int, int, int], ...]:
         """One RGB colour per class: the colormap, or well-told-apart ones."""
         if self.colormap is not None:
             return self.colormap
@@ -237,7 +242,9 @@ def _notes(spec, content, repeated, path):
     return notes
 
 
-def grouped(items, key):
+def grouped(
+    items: Iterable[Any], key: Callable[[Any], Any]
+) -> dict[Any, list[Any]]:
     """Dict of the lists of two items and more that have the same key."""
     groups = {}
     for item in items:

@@ -5,6 +5,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_aspp.data.sources import Source
+
 # Images whose sizes stand for those of a split that is not read beforehand.
 SIZES_SAMPLED = 32
 
@@ -24,7 +26,9 @@ class ClassCounts:
     pixels_of_pictures: np.ndarray
 
 
-def sizes_of(source, split, count=SIZES_SAMPLED):
+def sizes_of(
+    source: Source, split: str, count: int = SIZES_SAMPLED
+) -> dict[tuple[int, int], int]:
     """Sizes of the first images of a split.
 
     Args:
@@ -41,7 +45,7 @@ def sizes_of(source, split, count=SIZES_SAMPLED):
     )
 
 
-def count_classes(source, split):
+def count_classes(source: Source, split: str) -> ClassCounts:
     """Counts the classes of a split, every mask once.
 
     Args:

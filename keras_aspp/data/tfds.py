@@ -6,11 +6,16 @@ import io
 import math
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Dataset, PathLike, Tensor
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
 _DRAWN = ("multiscale_shapes",)  # generated on this machine, not downloaded
@@ -40,23 +45,25 @@ class TfdsSource:
 
     def __init__(
         self,
-        name,
-        spec=None,
-        image_key="image",
-        mask_key="segmentation_mask",
-        data_dir=None,
-    ):
+        name: str,
+        spec: DatasetSpec | None = None,
+        image_key: str = "image",
+        mask_key: str = "segmentation_mask",
+        data_dir: PathLike | None = None,
+    ) -> None:
         import tensorflow_datasets as tfds
 
         name = os.fspath(name)
-        self.name, self.image_key, self.mask_key = name, image_key, mask_key
+        self.name: str = name
+        self.image_key: str = image_key
+        self.mask_key: str = mask_key
         module = name.split("/")[0].split(":")[0]
         if module in _OURS:
             # Importing a builder is what registers it with TFDS.
             importlib.import_module(f"keras_aspp.data.datasets.{module}")
         try:
             if is_converted(name):
-                self.builder = tfds.builder_from_directory(name)
+                self.builder: Any = tfds.builder_from_directory(name)
             else:
                 self.builder = tfds.builder(name, data_dir=data_dir or None)
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -65,7 +72,7 @@ class TfdsSource:
                 f"Received: name={name!r} ({_first_line(error)})"
             ) from None
         self._records_of_file()
-        self.spec = self._own_spec() or spec
+        self.spec: DatasetSpec = self._own_spec() or spec
         if self.spec is None:
             raise InputError(
                 "`data.class_names` must be given for a TFDS data set without "
@@ -122,7 +129,7 @@ class TfdsSource:
         path = self.builder.data_path / "dataset.json"
         return DatasetSpec.from_file(path) if path.exists() else None
 
-    def size(self, split):
+    def size(self, split: str) -> int:
         """Number of pictures of a split, TFDS' slices included."""
         try:
             count = self.builder.info.splits[split].num_examples
@@ -137,12 +144,12 @@ class TfdsSource:
             )
         return count
 
-    def records(self, split):
+    def records(self, split: str) -> Dataset:
         """`tf.data.Dataset` of `(image bytes, mask bytes, what to call it)`."""
         files = self._files(split)
         return files.flat_map(self._read(split)).map(lambda _, record: record)
 
-    def shuffled(self, split, seed):
+    def shuffled(self, split: str, seed: int | Tensor) -> Dataset:
         """`(number, record)` of a split in an order that the seed gives.
 
         The shards come in any order, records from several of them in turn, and
@@ -171,7 +178,7 @@ class TfdsSource:
             .shuffle(SHUFFLE_RECORDS, seed=seed, reshuffle_each_iteration=False)
         )
 
-    def shards(self, split):
+    def shards(self, split: str) -> list[tuple[Any, ...]]:
         """List of `(path, skip, take, number of the first record)`."""
         self.size(split)
         found, number = [], 0
@@ -181,7 +188,7 @@ class TfdsSource:
             number += file.take
         return found
 
-    def read_shard(self, shard, split):
+    def read_shard(self, shard: tuple[Any, ...], split: str) -> Iterator[Any]:
         """Yields the records of one of `shards`."""
         for _, record in self._read(split)(*shard).as_numpy_iterator():
             yield record
@@ -217,11 +224,13 @@ class TfdsSource:
 
         return read
 
-    def name_of(self, record):
+    def name_of(self, record: Sequence[Any]) -> str:
         """What to call a record: data set, split and number."""
         return os.fsdecode(record[2])
 
-    def decode(self, image, mask, where=b"a record"):
+    def decode(
+        self, image: bytes, mask: bytes, where: bytes = b"a record"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
         where = os.fsdecode(where)
         pixels, labels = decode.read_pair(
@@ -287,7 +296,7 @@ def _read_array_records(path, skip, take):
 _READERS = {"tfrecord": _tfrecords, "array_record": _array_records}
 
 
-def is_converted(folder):
+def is_converted(folder: PathLike) -> bool:
     """Whether a folder holds records that TFDS can read."""
     return os.path.isfile(os.path.join(folder, "dataset_info.json"))
 

@@ -97,8 +97,8 @@ def share(loss, strategy):
             "devices; CrossEntropy() is Keras' own. Received: a "
             f"{type(loss).__name__}"
         )
-    loss.devices = strategy.num_replicas_in_sync
-    loss.everywhere = _sum_over_devices
+    loss.num_replicas = strategy.num_replicas_in_sync
+    loss.all_reduce_sum = _sum_over_devices
     return loss
 
 

@@ -10,7 +10,7 @@ from keras_aspp.metrics import (
     BoundaryIoU,
     Calibration,
     ConfusionMatrix,
-    ScaleRecall,
+    SizeRecall,
 )
 from keras_aspp.metrics.objects import regions
 from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
@@ -73,7 +73,7 @@ def evaluate(
     rims = ()
     if boundaries:
         rims = BoundaryIoU(*counted), BandIoU(*counted)
-    confidence, recall = Calibration(ignore), ScaleRecall()
+    confidence, recall = Calibration(ignore), SizeRecall()
     worst = _Worst(spec, NUM_WORST if figures else 0)
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(

@@ -6,6 +6,8 @@ import time
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
+
 # Of the model, without and with XLA. Measured on a core of an AMD EPYC:
 # MobileNetV2, MobileNetV3 and ResNet-50 (172 to 212 layers) take 0.06 to 0.08 s
 # a layer to trace and optimize, and 0.16 to 0.32 s where XLA compiles them.
@@ -43,7 +45,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if not self._compiled and self._rate_begin is None:
-            layers = sum(1 for _ in self.model._flatten_layers())
+            layers = len(sublayers(self.model))
             seconds = layers * SECONDS_PER_LAYER[bool(self.model.jit_compile)]
             self._show(
                 f"Compiling the first step (about {duration(seconds)}) ...",

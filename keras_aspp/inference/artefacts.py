@@ -6,6 +6,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.text import read_manifest
+from keras_aspp.utils.types import PathLike
 
 # Files that represent a folder without a SavedModel, the most exact first.
 _CANDIDATES = (
@@ -20,7 +21,7 @@ _CANDIDATES = (
 )
 
 
-def resolve(path):
+def resolve(path: PathLike, keras_only: bool = False) -> Path:
     """Returns the file or SavedModel folder that a path stands for.
 
     Every command and `Predictor` open the same artefact of one path: of a
@@ -29,6 +30,7 @@ def resolve(path):
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel, a workdir or
             an exported folder.
+        keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
 
     Returns:
         `pathlib.Path`.
@@ -38,6 +40,8 @@ def resolve(path):
     """
     path = Path(path)
     if path.is_dir():
+        if keras_only and (path / "model.keras").is_file():
+            return path / "model.keras"
         if (path / "saved_model.pb").exists():
             return path
         if (path / "saved_model" / "saved_model.pb").exists():
@@ -55,7 +59,7 @@ def resolve(path):
     )
 
 
-def find_spec(path):
+def find_spec(path: Path) -> DatasetSpec | None:
     """The spec beside an artefact: a manifest's, or a workdir's."""
     manifest = path.parent / "manifest.json"
     if manifest.is_file():

@@ -1,11 +1,13 @@
 """Segments image files and writes masks and overlays."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from keras_aspp.data.decode import read_image
+from keras_aspp.inference.predictor import Predictor
 from keras_aspp.plots.labels import (
     color_labels,
     index_image,
@@ -15,9 +17,15 @@ from keras_aspp.plots.labels import (
 from keras_aspp.utils.errors import is_user_error, one_line
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
 
 
-def predict_files(predictor, images, output, progress=None):
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[PathLike],
+    output: PathLike,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; a bad one does not stop the others.
 
     Args:

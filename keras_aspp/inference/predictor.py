@@ -3,12 +3,15 @@
 import math
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.resize import resize_image
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference.artefacts import find_spec, resolve
 from keras_aspp.inference.runtimes import (
     KerasRuntime,
@@ -19,6 +22,7 @@ from keras_aspp.inference.runtimes import (
 from keras_aspp.inference.sliding_window import SlidingWindow
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike, Size
 
 
 class Predictor:
@@ -27,6 +31,8 @@ class Predictor:
     Threads may share a predictor; calls of a `.tflite` wait for each other,
     since each uses all cores. After a fork only a `.tflite` goes on: open any
     other model in the worker process, or start workers by "spawn".
+
+    Arguments other than `path` need a `.keras` model; exported files are fixed.
 
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
@@ -40,9 +46,6 @@ class Predictor:
             this height and width, in pixels, and blended; or `None`.
         overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
-
-        All but `path` are for a `.keras` model only: what is exported is
-        fixed.
 
     Attributes:
         spec: `DatasetSpec` of what it was trained on, or `None`.
@@ -64,15 +67,15 @@ class Predictor:
 
     def __init__(
         self,
-        path,
-        output_stride=None,
-        scales=(1.0,),
-        flip=False,
-        window=None,
-        overlap=0.25,
-    ):
-        self.path = resolve(path)
-        self.spec = find_spec(self.path)
+        path: PathLike,
+        output_stride: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: int | None = None,
+        overlap: float = 0.25,
+    ) -> None:
+        self.path: Path = resolve(path)
+        self.spec: DatasetSpec | None = find_spec(self.path)
         several = tuple(scales) != (1.0,) or flip
         if self.path.suffix == ".keras":
             engine = KerasRuntime(self.path, output_stride)
@@ -100,17 +103,19 @@ class Predictor:
         else:
             self._engine = SavedModelRuntime(self.path)
         self._pid = os.getpid()
-        self.image_size = self._engine.image_size
-        self.has_scores = hasattr(self._engine, "scores")
+        self.image_size: tuple[int, int] | None = self._engine.image_size
+        self.has_scores: bool = hasattr(self._engine, "scores")
         described = self.spec.num_classes if self.spec else None
-        self.num_classes = self._engine.num_classes or described
+        self.num_classes: int | None = self._engine.num_classes or described
         if described not in (None, self.num_classes):
             raise InputError(
                 f"The model has {self.num_classes} classes, the file beside "
                 f"it describes {described}. Received: {self.path}"
             )
 
-    def predict(self, image, return_scores=False):
+    def predict(
+        self, image: np.ndarray | PathLike, return_scores: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Labels of one picture, at its own size.
 
         Args:
@@ -145,7 +150,7 @@ class Predictor:
             return np.argmax(scores, -1).astype("int32"), scores
         return self.predict_batch(image[None])[0]
 
-    def score_batch(self, images):
+    def score_batch(self, images: np.ndarray) -> np.ndarray:
         """float32 `[B, H, W, K]` logits of uint8 `[B, H, W, 3]` pictures.
 
         Of an average, the logarithm of the mean probability. From `.keras`,
@@ -162,7 +167,7 @@ class Predictor:
             )
         return self._in_memory(self._engine.scores, images)
 
-    def predict_batch(self, images):
+    def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures.
 
         Raises:
@@ -175,7 +180,7 @@ class Predictor:
             [self.predict_at(image, self.image_size) for image in images]
         )
 
-    def predict_at(self, image, size):
+    def predict_at(self, image: np.ndarray, size: Size | None) -> np.ndarray:
         """int32 `[H, W]` labels of a picture that is seen at another size.
 
         It is resized (antialiased), and its labels back (nearest), as with an

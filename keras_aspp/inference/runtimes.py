@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,13 @@ _BYTES_PER_PIXEL = 2000
 class Runtime:
     """Base class: what `Predictor` needs to know of a loaded model."""
 
-    image_size = None
-    num_classes = None
-    smallest_side = 1  # of an image, in pixels
-    output_stride = 1  # pixels by which an image may move with its labels
-    survives_fork = False
+    image_size: tuple[int, int] | None = None
+    num_classes: int | None = None
+    smallest_side: int = 1  # of an image, in pixels
+    output_stride: int = 1  # pixels by which an image may move with its labels
+    survives_fork: bool = False
 
-    def bytes_needed(self, count, height, width):
+    def bytes_needed(self, count: int, height: int, width: int) -> int:
         """What it takes to see pictures at once, about."""
         return count * height * width * _BYTES_PER_PIXEL
 
@@ -39,14 +40,14 @@ class Runtime:
 class KerasRuntime(Runtime):
     """A `.keras` model of any image size, with scores."""
 
-    def __init__(self, path, output_stride):
+    def __init__(self, path: Path, output_stride: int | None) -> None:
         model = in_float32(load_saved(path))
         check_rgb(model, "`Predictor`")
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
-        self.num_classes = model.num_classes
-        self.smallest_side = serving.smallest_side(model)
-        self.output_stride = model.output_stride
+        self.num_classes: int | None = model.num_classes
+        self.smallest_side: int = serving.smallest_side(model)
+        self.output_stride: int = model.output_stride
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of pictures of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
@@ -58,17 +59,17 @@ class KerasRuntime(Runtime):
             lambda images: serving.score(model, images), pictures
         )
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         return self._labels(images).numpy()
 
-    def scores(self, images):
+    def scores(self, images: np.ndarray) -> np.ndarray:
         return self._scores(images).numpy()
 
 
 class SavedModelRuntime(Runtime):
     """A SavedModel with our `serving_default` signature."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         try:
             self._loaded = tf.saved_model.load(str(path))
         except Exception as error:
@@ -93,14 +94,14 @@ class SavedModelRuntime(Runtime):
             str(path),
         )
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         return self._serve(image=tf.constant(images))["labels"].numpy()
 
 
 class ONNXRuntime(Runtime):
     """An `.onnx` file in ONNX Runtime; one image size."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         require("An .onnx file", "onnx", "onnxruntime")
         import onnxruntime
 
@@ -116,9 +117,10 @@ class ONNXRuntime(Runtime):
                 f"Not a loadable .onnx of ours. Received: {path} "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        self._door, self.image_size = door.name, tuple(size)
+        self._door = door.name
+        self.image_size: tuple[int, int] | None = tuple(size)
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [
                 self._session.run(None, {self._door: image[None]})[0]
@@ -164,9 +166,9 @@ def _tflite_weights(path):
 class LiteRTRuntime(Runtime):
     """A `.tflite` file in the LiteRT interpreter."""
 
-    survives_fork = True
+    survives_fork: bool = True
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         check_runs(path)
         check_finite(_tflite_weights(path), str(path))
         self._path = path
@@ -187,13 +189,13 @@ class LiteRTRuntime(Runtime):
                 f"{given.tolist()} and {shape.tolist()}"
             )
         if len(shape) == 4:
-            self.num_classes = int(shape[3])
-            self.scores = self._answers
+            self.num_classes: int | None = int(shape[3])
+            self.scores: Callable[[np.ndarray], np.ndarray] = self._answers
         self.image_size = tuple(int(n) for n in given[1:3])
         if -1 in self._input["shape_signature"]:
             self.image_size = None
 
-    def reopen(self):
+    def reopen(self) -> None:
         """Makes an interpreter of this process."""
         from ai_edge_litert.interpreter import Interpreter
 
@@ -211,7 +213,7 @@ class LiteRTRuntime(Runtime):
         with filtered_once("XNNPACK"):
             self._interpreter.allocate_tensors()
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         found = self._answers(images)
         return found if found.ndim == 3 else found.argmax(-1)
 

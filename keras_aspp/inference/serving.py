@@ -6,12 +6,13 @@ import keras
 import tensorflow as tf
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096; the network takes some 30 GB to see them.
 MAX_SERVED_PIXELS = 2**24
 
 
-def smallest_side(model):
+def smallest_side(model: keras.Model) -> int:
     """Returns the least height and width of an image that a model segments.
 
     A convolution that pads too little leaves nothing of a few pixels. Some
@@ -47,7 +48,7 @@ def smallest_side(model):
     return next(side for side in itertools.count(1) if has_cells(side))
 
 
-def segment(model, image):
+def segment(model: keras.Model, image: Tensor) -> Tensor:
     """Labels of pictures as they come.
 
     Args:
@@ -62,7 +63,7 @@ def segment(model, image):
     )
 
 
-def segment_coarsely(model, image):
+def segment_coarsely(model: keras.Model, image: Tensor) -> Tensor:
     """Labels of the scores as they are, before they are resized.
 
     Each pixel takes the label of the nearest score: much less to compute, and
@@ -85,7 +86,7 @@ def segment_coarsely(model, image):
     return tf.gather(labels, columns, axis=2, name="labels")
 
 
-def with_size_checked(model, image):
+def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:
     """Returns images as they are; running the graph fails for too small ones.
 
     Args:
@@ -106,14 +107,14 @@ def with_size_checked(model, image):
         return tf.identity(image)
 
 
-def score(model, image):
+def score(model: keras.Model, image: Tensor) -> Tensor:
     """float32 logits `[B, H, W, K]` of pictures as they come."""
     # `training=False` by name: a Keras export has normalized with batch
     # statistics when a layer upstream set the context otherwise.
     return model(model.preprocess(image), training=False)
 
 
-def decode_bytes(image_bytes):
+def decode_bytes(image_bytes: Tensor) -> Tensor:
     """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
 
     EXIF is not read. Servers receive bytes from strangers, so the graph checks

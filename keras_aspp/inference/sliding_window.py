@@ -4,11 +4,14 @@ Shape legend: B batch, H x W pixels, K classes.
 """
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 
 class SlidingWindow:
@@ -32,10 +35,10 @@ class SlidingWindow:
         ValueError: an argument is not as above.
     """
 
-    image_size = None
-    survives_fork = False
+    image_size: tuple[int, int] | None = None
+    survives_fork: bool = False
 
-    def __init__(self, engine, window, overlap=0.25):
+    def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
         if type(window) is not int or window < 1:
             raise InputError(
                 f"`window` must be an int > 0. Received: window={window!r}"
@@ -47,20 +50,22 @@ class SlidingWindow:
                 "of the smallest image that the model segments. "
                 f"Received: window={window}"
             )
-        self.engine, self.window, self.overlap = engine, window, overlap
-        self.num_classes = engine.num_classes
-        self.smallest_side = engine.smallest_side
+        self.engine: Any = engine
+        self.window: int = window
+        self.overlap: float = overlap
+        self.num_classes: int = engine.num_classes
+        self.smallest_side: int = engine.smallest_side
         stride = engine.output_stride
         on_grid = window - stride >= engine.smallest_side
-        self.align = stride if on_grid else 1
+        self.align: int = stride if on_grid else 1
 
-    def bytes_needed(self, count, height, width):
+    def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Of the largest window; sum, window and logarithm of the scores."""
         window = (min(n, self.window) for n in (height, width))
         scores = count * height * width * (12 * self.num_classes + 8)
         return self.engine.bytes_needed(count, *window) + scores
 
-    def scores(self, images):
+    def scores(self, images: np.ndarray) -> np.ndarray:
         """Logits; of several windows, the logarithm of the weighted mean."""
         axes = [
             spans(n, self.window, self.overlap, self.align)
@@ -78,12 +83,12 @@ class SlidingWindow:
             mean[:, row, column] += found * weight
         return logarithm(mean, 1)
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         """Labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
 
 
-def check_overlap(overlap):
+def check_overlap(overlap: float) -> None:
     """Raises `ValueError` for what is no share of a window."""
     if isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise InputError(
@@ -91,7 +96,9 @@ def check_overlap(overlap):
         )
 
 
-def spans(size, window, overlap, align=1):
+def spans(
+    size: int, window: int, overlap: float, align: int = 1
+) -> list[slice]:
     """Slices of one axis, the last up to its end.
 
     Args:
@@ -118,7 +125,7 @@ def spans(size, window, overlap, align=1):
     return [slice(start, min(start + window, size)) for start in starts]
 
 
-def weights(slices):
+def weights(slices: Sequence[slice]) -> list[np.ndarray]:
     """Weights of overlapping slices, which sum to one at every pixel.
 
     From each edge they rise as half a cosine, over as many pixels as the first
@@ -147,12 +154,12 @@ def weights(slices):
     ]
 
 
-def probabilities(scores):
+def probabilities(scores: Tensor) -> np.ndarray:
     """Softmax over classes, float32."""
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
 
 
-def logarithm(total, count):
+def logarithm(total: np.ndarray, count: float) -> np.ndarray:
     """Logarithm of a mean of probabilities; `total` is overwritten."""
     total /= count
     np.maximum(total, 1e-30, out=total)

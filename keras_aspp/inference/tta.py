@@ -4,6 +4,8 @@ Shape legend: B batch, H x W pixels, K classes.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,29 +34,33 @@ class MultiScale:
         nothing.
     """
 
-    image_size = None
+    image_size: tuple[int, int] | None = None
 
-    def __init__(self, engine, scales=(1.0,), flip=False):
+    def __init__(
+        self, engine: Any, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> None:
         scales = tuple(scales)
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise InputError(
                 "`scales` must be floats > 0, 8 at most. "
                 f"Received: scales={scales}"
             )
-        self.engine, self.scales, self.flip = engine, scales, bool(flip)
-        self.num_classes = engine.num_classes
+        self.engine: Any = engine
+        self.scales: tuple[float, ...] = scales
+        self.flip: bool = bool(flip)
+        self.num_classes: int = engine.num_classes
         least = engine.smallest_side / min(1.0, *scales)
-        self.smallest_side = math.ceil(least)
-        self.survives_fork = False
+        self.smallest_side: int = math.ceil(least)
+        self.survives_fork: bool = False
 
-    def bytes_needed(self, count, height, width):
+    def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Of the largest scale, and of the sum at the picture's own size."""
         largest = max(1.0, *self.scales)
         seen = (round(n * largest) for n in (height, width))
         scores = 12 * count * height * width * self.num_classes
         return self.engine.bytes_needed(count, *seen) + scores
 
-    def scores(self, images):
+    def scores(self, images: np.ndarray) -> np.ndarray:
         """Logarithm of the mean probability."""
         size = images.shape[1:3]
         total, count = 0, 0
@@ -72,7 +78,7 @@ class MultiScale:
                 total, count = total + seen, count + 1
         return logarithm(total, count)
 
-    def labels(self, images):
+    def labels(self, images: np.ndarray) -> np.ndarray:
         """Labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
 

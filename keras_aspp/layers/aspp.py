@@ -4,6 +4,9 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
 R number of rates.
 """
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import keras
 from keras import ops
 
@@ -12,13 +15,14 @@ from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
 
 FUSIONS = ("concat", "sum")
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ASPP(keras.layers.Layer):
-    """Looks at a feature map at several rates and at the whole, in parallel.
+    """Atrous Spatial Pyramid Pooling: parallel branches of different rates.
 
     Branches: 1x1 convolution; one 3x3 convolution per rate; image-level
     pooling. Fusion `"concat"`: the branches are concatenated in this order,
@@ -29,7 +33,7 @@ class ASPP(keras.layers.Layer):
         filters: int > 0. Channels of every branch and of the result. Defaults
             to 256.
         atrous_rates: sequence of ints > 0, in feature cells; any number of
-            them, and none at all beside image pooling, as on phones. Defaults
+            them, or an empty one beside image pooling, as in LR-ASPP. Defaults
             to (6, 12, 18), which is for output stride 16.
         fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
             to `"concat"`.
@@ -66,18 +70,18 @@ class ASPP(keras.layers.Layer):
 
     def __init__(
         self,
-        filters=256,
-        atrous_rates=(6, 12, 18),
-        fusion="concat",
-        separable=False,
-        image_pooling=True,
-        dropout=0.1,
-        activation="relu",
-        batch_norm=True,
-        batch_norm_momentum=0.99,
-        batch_norm_epsilon=1e-3,
-        **kwargs,
-    ):
+        filters: int = 256,
+        atrous_rates: Sequence[int] = (6, 12, 18),
+        fusion: Literal["concat", "sum"] = "concat",
+        separable: bool = False,
+        image_pooling: bool = True,
+        dropout: float = 0.1,
+        activation: Activation = "relu",
+        batch_norm: BatchNorm = True,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if fusion not in FUSIONS:
             raise InputError(
@@ -125,14 +129,14 @@ class ASPP(keras.layers.Layer):
             dropout, dtype=self.dtype_policy, name="dropout"
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         for branch in self.branches:
             branch.build(input_shape)
         if self.projection is not None:
             channels = self.filters * len(self.branches)
             self.projection.build((*input_shape[:-1], channels))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self._pooling_is_a_bias():
             return self._project_apart(inputs)
         outputs = [
@@ -146,7 +150,7 @@ class ASPP(keras.layers.Layer):
         return self.drop(fused, training=training)  # (B, h, w, F)
 
     def _pooling_is_a_bias(self):
-        """Whether the pooled branch, one cell, is projected as one cell."""
+        """Returns True if the pooled branch is projected as one cell."""
         return (
             lowering.form() == "export"
             and self.image_pooling
@@ -155,7 +159,11 @@ class ASPP(keras.layers.Layer):
         )
 
     def _project_apart(self, inputs):
-        """The block for inference: what is the same everywhere is added."""
+        """Computes the block with the pooled branch added as a bias.
+
+        The pooled branch has one value for all cells, so its share of the
+        projection is one cell too. The converter then emits no broadcast.
+        """
         *branches, pooling = self.branches
         maps = ops.concatenate([branch(inputs) for branch in branches], axis=-1)
         kernel, bias = self.projection.conv.kernel, self.projection.conv.bias
@@ -167,10 +175,10 @@ class ASPP(keras.layers.Layer):
         )
         return self.projection.activation(fused + (pooled + bias))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "filters": self.filters,

@@ -1,66 +1,138 @@
-"""BatchNormalization: Keras' layer, by the kernel that is fastest.
+"""Keras' normalization layers, with a fused kernel and a lasting freeze.
 
 Shape legend: B batch, h x w feature cells, C channels.
 """
 
 import math
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.types import (
+    Constraint,
+    Initializer,
+    Regularizer,
+    Shape,
+    Tensor,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that trains through `lowering`.
 
-    Weights and results are those of Keras' layer. Maps it
-    normalizes in training by one kernel, where there is one: half of the
-    time, and one tensor kept for the gradient instead of several. Inference
-    is Keras' to the last bit; `fold_batch_norm` is the way to make it fast.
+    Weights and results equal those of Keras' layer. In training, feature maps
+    are normalized by one fused kernel where the backend has one. That halves
+    the time and keeps one tensor for the gradient instead of several.
+    Inference is bitwise that of Keras; `fold_batch_norm` makes it fast.
 
     Args:
-        *args: those of Keras' layer.
+        axis: see `keras.layers.BatchNormalization`, as all arguments but
+            `frozen`.
+        momentum: float in [0, 1). Defaults to 0.99.
+        epsilon: float > 0. Defaults to 1e-3.
+        center: bool. Defaults to `True`.
+        scale: bool. Defaults to `True`.
+        beta_initializer: Keras initializer.
+        gamma_initializer: Keras initializer.
+        moving_mean_initializer: Keras initializer.
+        moving_variance_initializer: Keras initializer.
+        beta_regularizer: Keras regularizer or `None`.
+        gamma_regularizer: Keras regularizer or `None`.
+        beta_constraint: Keras constraint or `None`.
+        gamma_constraint: Keras constraint or `None`.
+        renorm: bool. Defaults to `False`.
+        renorm_clipping: dict or `None`.
+        renorm_momentum: float. Defaults to 0.99.
+        synchronized: bool. Defaults to `False`.
         frozen: bool. Training uses the moving statistics and changes neither
             them nor scale and offset, whatever `trainable` is set to. Keras'
             `model.trainable = True` sets `trainable` of every layer within;
             it does not change `frozen`. Set `layer.frozen = False` to train
             the layer again. Defaults to `False`.
-        **kwargs: those of Keras' layer (`momentum`, `epsilon`, `name`, ...).
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
     """
 
     _frozen = False
 
-    def __init__(self, *args, frozen=False, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Initializer = "zeros",
+        gamma_initializer: Initializer = "ones",
+        moving_mean_initializer: Initializer = "zeros",
+        moving_variance_initializer: Initializer = "ones",
+        beta_regularizer: Regularizer = None,
+        gamma_regularizer: Regularizer = None,
+        beta_constraint: Constraint = None,
+        gamma_constraint: Constraint = None,
+        renorm: bool = False,
+        renorm_clipping: dict[str, float] | None = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool = False,
+        *,
+        frozen: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            renorm=renorm,
+            renorm_clipping=renorm_clipping,
+            renorm_momentum=renorm_momentum,
+            synchronized=synchronized,
+            **kwargs,
+        )
         if frozen:
             self.frozen = True
 
     @property
-    def frozen(self):
-        """bool: whether the layer stays as it is, whatever `trainable`."""
+    def frozen(self) -> bool:
+        """True if training never updates the layer, whatever `trainable`."""
         return self._frozen
 
     @frozen.setter
-    def frozen(self, value):
+    def frozen(self, value: bool) -> None:
         self._frozen = bool(value)
         self.trainable = not value
 
     @property
-    def trainable(self):
+    def trainable(self) -> bool:
         return super().trainable
 
     @trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: bool) -> None:
         # Keras calls this setter for every layer of a model whose `trainable`
         # is set.
         keras.layers.BatchNormalization.trainable.fset(
             self, value and not self._frozen
         )
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         plain = (
             not (training and self.trainable)
             or mask is not None
@@ -86,27 +158,27 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
         return outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "frozen": self.frozen}
 
 
-def freeze_batch_norm(model):
+def freeze_batch_norm(model: keras.Model) -> None:
     """Freezes batch norm in a model, in place, whatever `trainable` is set to.
 
-    Keras' own layers, which a layer of the user's may contain, become
-    `BatchNormalization` of ours. Other subclasses of Keras' layer have only
-    `trainable` for it, which a warning says.
+    Layers of Keras' own class, nested ones included, become
+    `keras_aspp.layers.BatchNormalization`. Other subclasses of Keras' layer
+    only get `trainable = False`; a warning names them.
 
     Args:
         model: `keras.Model`.
     """
     loose = []
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
         if type(layer) is keras.layers.BatchNormalization:
-            # It has the state of ours, and a layer that contains it may hold
-            # other references to it, so it is not replaced by a copy.
+            # The class is changed in place, because a layer that contains this
+            # one may hold further references to it.
             layer.__class__ = BatchNormalization
         if isinstance(layer, BatchNormalization):
             layer.frozen = True
@@ -127,13 +199,23 @@ def freeze_batch_norm(model):
 class GroupNormalization(keras.layers.GroupNormalization):
     """`keras.layers.GroupNormalization` that chooses its groups when built.
 
-    It normalizes a picture by itself: the size of the batch means nothing to
-    it, and it keeps no statistics.
+    Normalizes each image by its own statistics, so the result is independent
+    of the batch size, and the layer keeps no moving statistics.
 
     Args:
-        groups: int > 0, at most so many; used is the largest divisor of the
-            channels that also divides it. Defaults to 32.
-        **kwargs: those of Keras' layer (`epsilon`, `name`, `dtype`, ...).
+        groups: int > 0, upper limit; the number used is the greatest common
+            divisor of it and the number of channels. Defaults to 32.
+        axis: see `keras.layers.GroupNormalization`, as the arguments below.
+        epsilon: float > 0. Defaults to 1e-3.
+        center: bool. Defaults to `True`.
+        scale: bool. Defaults to `True`.
+        beta_initializer: Keras initializer.
+        gamma_initializer: Keras initializer.
+        beta_regularizer: Keras regularizer or `None`.
+        gamma_regularizer: Keras regularizer or `None`.
+        beta_constraint: Keras constraint or `None`.
+        gamma_constraint: Keras constraint or `None`.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Input shape:
         `(batch_size, height, width, channels)`, float.
@@ -151,9 +233,36 @@ class GroupNormalization(keras.layers.GroupNormalization):
         fewer groups where 32 do not divide the channels.
     """
 
-    def __init__(self, groups=32, **kwargs):
-        super().__init__(groups=groups, **kwargs)
+    def __init__(
+        self,
+        groups: int = 32,
+        axis: int = -1,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Initializer = "zeros",
+        gamma_initializer: Initializer = "ones",
+        beta_regularizer: Regularizer = None,
+        gamma_regularizer: Regularizer = None,
+        beta_constraint: Constraint = None,
+        gamma_constraint: Constraint = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            groups=groups,
+            axis=axis,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            **kwargs,
+        )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.groups = math.gcd(self.groups, input_shape[self.axis])
         super().build(input_shape)

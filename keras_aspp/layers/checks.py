@@ -1,9 +1,12 @@
 """Checks of layer arguments."""
 
+from collections.abc import Sequence
+
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import BatchNorm
 
 
-def check_odd(kernel_size):
+def check_odd(kernel_size: int) -> None:
     """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
     check_positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
@@ -16,20 +19,22 @@ def check_odd(kernel_size):
 MAX_RATE = 4096  # in feature cells
 
 
-def check_atrous_rates(atrous_rates, allow_empty=False):
-    """`atrous_rates` as a tuple, or `ValueError`."""
+def check_atrous_rates(
+    atrous_rates: Sequence[int], allow_empty: bool = False
+) -> tuple[int, ...]:
+    """Returns `atrous_rates` as a tuple, or raises `ValueError`."""
     sequence = isinstance(atrous_rates, (list, tuple))
     rates = tuple(atrous_rates) if sequence else (None,)
     if any(type(r) is not int or r < 1 for r in rates) or not (
         rates or allow_empty
     ):
-        kind = "sequence" if allow_empty else "non-empty sequence"
+        wanted = "sequence" if allow_empty else "non-empty sequence"
         raise InputError(
-            f"`atrous_rates` must be a {kind} of ints > 0. "
+            f"`atrous_rates` must be a {wanted} of ints > 0. "
             f"Received: atrous_rates={atrous_rates}"
         )
     if max(rates, default=0) > MAX_RATE:
-        # Beyond every map; what pads for a rate would pad without end.
+        # Larger than any feature map; its padding would exhaust memory.
         raise InputError(
             f"`atrous_rates` must be {MAX_RATE} at most. "
             f"Received: atrous_rates={rates}"
@@ -37,8 +42,8 @@ def check_atrous_rates(atrous_rates, allow_empty=False):
     return rates
 
 
-def check_dropout(dropout):
-    """`dropout`, or `ValueError` unless it is in [0, 1)."""
+def check_dropout(dropout: float) -> float:
+    """Returns `dropout`, or raises `ValueError` outside [0, 1)."""
     if not 0 <= dropout < 1:
         raise InputError(
             f"`dropout` must be in [0, 1). Received: dropout={dropout}"
@@ -51,8 +56,8 @@ def check_dropout(dropout):
 NORMS = (False, True, "freeze", "sync", "group")
 
 
-def check_positive_int(name, value):
-    """Raises `ValueError` unless `value` is an int > 0."""
+def check_positive_int(name: str, value: int) -> int:
+    """Returns `value`, or raises `ValueError` unless it is an int > 0."""
     if type(value) is not int or value < 1:
         raise InputError(
             f"`{name}` must be an int > 0. Received: {name}={value!r}"
@@ -60,8 +65,8 @@ def check_positive_int(name, value):
     return value
 
 
-def check_batch_norm(value):
-    """Raises `ValueError` unless `value` is one of `NORMS`."""
+def check_batch_norm(value: BatchNorm) -> BatchNorm:
+    """Returns `value`, or raises `ValueError` unless it is in `NORMS`."""
     if value not in NORMS:
         raise InputError(
             f"`batch_norm` must be one of {NORMS}. "

@@ -1,8 +1,10 @@
 """AtrousConv2D: convolution, batch norm, activation.
 
-The one place for padding, rate, dtype and batch-norm policy.
+Defines padding, rate, dtype and batch-norm policy for all other layers.
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
+
+from typing import Any
 
 import keras
 
@@ -10,6 +12,13 @@ from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.checks import check_batch_norm, check_positive_int
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Initializer,
+    Shape,
+    Tensor,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -19,7 +28,7 @@ class AtrousConv2D(keras.layers.Layer):
     Ordinary: k x k convolution -> batch norm -> activation.
     Separable: k x k depthwise -> batch norm -> activation -> 1x1 convolution
     -> batch norm -> activation. The rate applies to the k x k part. Padding is
-    `"same"` and the stride is 1: the map keeps its size at every rate.
+    `"same"` and the stride is 1: the output has the size of the input.
 
     Args:
         filters: int > 0. Output channels.
@@ -29,11 +38,11 @@ class AtrousConv2D(keras.layers.Layer):
         separable: bool. Defaults to `False`.
         activation: Keras activation or its name, or `None`. Defaults to
             `"relu"`.
-        batch_norm: `True`; `False`: the convolution has a bias instead;
-            `"freeze"`: training uses the moving statistics and changes no
-            weight of batch norm; `"sync"`: statistics of the batch on all
-            devices of a `tf.distribute` strategy; `"group"`:
-            `GroupNormalization` in its place. Defaults to `True`.
+        batch_norm: `True`: batch norm; `False`: a bias instead; `"freeze"`:
+            training uses the moving statistics and updates no weight of
+            batch norm; `"sync"`: batch statistics over all replicas of a
+            `tf.distribute` strategy; `"group"`: `GroupNormalization`
+            instead. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         kernel_initializer: Keras initializer. Defaults to `"he_normal"`.
@@ -62,23 +71,24 @@ class AtrousConv2D(keras.layers.Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size=3,
-        atrous_rate=1,
-        separable=False,
-        activation="relu",
-        batch_norm=True,
-        batch_norm_momentum=0.99,
-        batch_norm_epsilon=1e-3,
-        kernel_initializer="he_normal",
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: int = 3,
+        atrous_rate: int = 1,
+        separable: bool = False,
+        activation: Activation = "relu",
+        batch_norm: BatchNorm = True,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        kernel_initializer: Initializer = "he_normal",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = check_positive_int("filters", filters)
         self.kernel_size = check_positive_int("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise InputError(
-                "`kernel_size` must be odd, so that the map keeps its place. "
+                "`kernel_size` must be odd, so that the output stays centered "
+                "on the input. "
                 f"Received: kernel_size={kernel_size}"
             )
         self.atrous_rate = check_positive_int("atrous_rate", atrous_rate)
@@ -129,7 +139,7 @@ class AtrousConv2D(keras.layers.Layer):
             name=name,
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         if self.separable:
             self.depthwise.build(input_shape)
             if self.depthwise_norm is not None:
@@ -138,7 +148,7 @@ class AtrousConv2D(keras.layers.Layer):
         if self.norm is not None:
             self.norm.build(self.compute_output_shape(input_shape))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = inputs
         if self.separable:
             x = self.depthwise(x)
@@ -151,10 +161,10 @@ class AtrousConv2D(keras.layers.Layer):
             x = norm(x, training=training)
         return self.activation(x)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "filters": self.filters,

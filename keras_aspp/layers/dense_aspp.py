@@ -4,21 +4,24 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
 R number of rates.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class DenseASPP(keras.layers.Layer):
-    """Atrous convolutions in a row, each seeing all that came before it.
+    """Densely connected atrous convolutions of rising rates.
 
     For each rate: the input and the outputs so far are concatenated, narrowed
-    by a 1x1 convolution, and seen by a 3x3 convolution of that rate. The
-    result is the input and all outputs, concatenated in this order, then
-    dropped out.
+    by a 1x1 convolution, and passed to a 3x3 convolution of that rate. The
+    input and all outputs are concatenated in this order, then dropped out.
 
     Args:
         filters: int > 0. Channels that each rate adds. Defaults to 64.
@@ -60,17 +63,17 @@ class DenseASPP(keras.layers.Layer):
 
     def __init__(
         self,
-        filters=64,
-        bottleneck_filters=256,
-        atrous_rates=(3, 6, 12, 18, 24),
-        separable=False,
-        dropout=0.1,
-        activation="relu",
-        batch_norm=True,
-        batch_norm_momentum=0.99,
-        batch_norm_epsilon=1e-3,
-        **kwargs,
-    ):
+        filters: int = 64,
+        bottleneck_filters: int = 256,
+        atrous_rates: Sequence[int] = (3, 6, 12, 18, 24),
+        separable: bool = False,
+        dropout: float = 0.1,
+        activation: Activation = "relu",
+        batch_norm: BatchNorm = True,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.bottleneck_filters = bottleneck_filters
@@ -111,7 +114,7 @@ class DenseASPP(keras.layers.Layer):
             dropout, dtype=self.dtype_policy, name="dropout"
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         *outer, channels = input_shape
         for bottleneck, atrous in zip(
             self.bottlenecks, self.atrous, strict=True
@@ -120,20 +123,20 @@ class DenseASPP(keras.layers.Layer):
             atrous.build((*outer, self.bottleneck_filters))
             channels += self.filters
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = inputs
         for bottleneck, atrous in zip(
             self.bottlenecks, self.atrous, strict=True
         ):
-            seen = atrous(bottleneck(x, training=training), training=training)
-            x = ops.concatenate([x, seen], axis=-1)
+            output = atrous(bottleneck(x, training=training), training=training)
+            x = ops.concatenate([x, output], axis=-1)
         return self.drop(x, training=training)  # (B, h, w, C + RF)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         added = self.filters * len(self.atrous_rates)
         return (*input_shape[:-1], input_shape[-1] + added)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "filters": self.filters,

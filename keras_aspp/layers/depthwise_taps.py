@@ -1,17 +1,28 @@
-"""Depthwise convolution as shifted multiply-adds, the form that XLA fuses.
+"""Depthwise convolution as shifted multiply-adds, which XLA fuses.
 
 XLA's own depthwise convolution takes 5 to 12 times as long on a CPU as this
 sum of shifted maps, forward and gradient (docs/performance.md).
 Shape legend: B batch, H x W cells, h x w cells of the result, C channels.
 """
 
+from typing import Literal
+
 from keras import ops
 
+from keras_aspp.utils.types import Size, Tensor
 
-def depthwise_taps(x, kernel, strides, padding, atrous_rate):
-    """Depthwise convolution; arguments and result as `convolve_depthwise`.
 
-    Strided, a map is several interleaved ones, and a tap reads one of them.
+def depthwise_taps(
+    x: Tensor,
+    kernel: Tensor,
+    strides: Size,
+    padding: Literal["same", "valid"],
+    atrous_rate: Size,
+) -> Tensor:
+    """Computes a depthwise convolution as a sum of shifted maps.
+
+    With strides, the input is split into interleaved maps (phases); each tap
+    reads one of them.
 
     Args:
         x: float tensor (B, H, W, C); H and W are ints where it is strided.
@@ -45,8 +56,8 @@ def depthwise_taps(x, kernel, strides, padding, atrous_rate):
         for j, (column_phase, left) in enumerate(columns.taps)
     ]
 
-    # Derived from the forward pass, the gradient would be a chain of padded
-    # sums; here it is made of taps too.
+    # Automatic differentiation would give a chain of padded sums; this
+    # gradient is a sum of taps, which XLA fuses as well.
     @ops.custom_gradient
     def convolved(maps, kernel):
         def as_floats(tensor):
@@ -63,7 +74,7 @@ def depthwise_taps(x, kernel, strides, padding, atrous_rate):
             around = ops.pad(
                 upstream, ((0, 0), (high, high), (wide, wide), (0, 0))
             )
-            # Strides beyond the kernel leave maps that no tap reads.
+            # With strides beyond the kernel, some maps are read by no tap.
             nothing = ops.zeros_like(maps[0], dtype="float32")
             of_maps, of_kernel = [nothing] * maps.shape[0], []
             for i, j, phase, top, left in taps:
@@ -89,17 +100,16 @@ def depthwise_taps(x, kernel, strides, padding, atrous_rate):
 
 
 class _Axis:
-    """Where the taps of one axis lie.
+    """Positions of the taps along one axis.
 
     Attributes:
         stride: int.
-        cells: of the result.
-        reach: int, by how far a tap is shifted at most, in cells of an
-            interleaved map.
-        length: of the padded map, whole interleaved maps.
-        pads: `(before, after)` of the map.
-        taps: list of `(phase, shift)`: which interleaved map a tap reads, and
-            from which cell on.
+        cells: int, size of the result.
+        reach: int, largest shift of a tap, in cells of an interleaved map.
+        length: int, size of the padded map, a multiple of `stride`.
+        pads: `(before, after)`, padding of the input.
+        taps: list of `(phase, shift)`: the interleaved map that a tap reads
+            and the first cell it reads.
     """
 
     def __init__(self, size, kernel, stride, rate, padding):
@@ -122,11 +132,11 @@ class _Axis:
 
 
 def _interleaved(x, rows, columns):
-    """The maps that `x` is made of, (phases, B, cells + reach, ..., C)."""
+    """Splits `x` into interleaved maps, (phases, B, cells + reach, ..., C)."""
     x = ops.pad(x, ((0, 0), rows.pads, columns.pads, (0, 0)))
     if rows.stride == columns.stride == 1:
         return x[None]
-    # What no window reaches is cut off.
+    # Cells that no window reaches are cut off.
     x = x[:, : rows.length, : columns.length]
     size, channels = [], x.shape[-1]
     for axis in (rows, columns):

@@ -3,15 +3,18 @@
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ImagePooling(keras.layers.Layer):
-    """Averages a feature map over space and spreads the result back over it.
+    """Averages a feature map over space and broadcasts the result over it.
 
     mean over h x w -> 1x1 convolution -> batch norm -> ReLU -> broadcast to
     h x w. A bilinear resize of a 1x1 map *is* a broadcast, so no resize op is
@@ -19,10 +22,10 @@ class ImagePooling(keras.layers.Layer):
 
     Args:
         filters: int > 0. Output channels. Defaults to 256.
-        activation: activation of the branch. Defaults to `"relu"`.
+        activation: Keras activation or its name. Defaults to `"relu"`.
         batch_norm: see `AtrousConv2D`. Defaults to `True`. In training, its
-            statistics come from one value per picture: batches of one learn
-            nothing here, except with `"group"`.
+            statistics come from one value per image, so a batch of one image
+            trains nothing here, except with `"group"`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
@@ -48,13 +51,13 @@ class ImagePooling(keras.layers.Layer):
 
     def __init__(
         self,
-        filters=256,
-        activation="relu",
-        batch_norm=True,
-        batch_norm_momentum=0.99,
-        batch_norm_epsilon=1e-3,
-        **kwargs,
-    ):
+        filters: int = 256,
+        activation: Activation = "relu",
+        batch_norm: BatchNorm = True,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.conv = AtrousConv2D(
             filters,
@@ -67,24 +70,24 @@ class ImagePooling(keras.layers.Layer):
             name="conv",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.conv.build((input_shape[0], 1, 1, input_shape[-1]))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         pooled = self.pool(inputs, training)
         shape = ops.shape(inputs)
         return ops.broadcast_to(pooled, (*shape[:3], pooled.shape[-1]))
 
-    def pool(self, inputs, training=None):
-        """The branch before it is spread, (B, 1, 1, F)."""
+    def pool(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Computes the branch before the broadcast, (B, 1, 1, F)."""
         # float16 sums of a large map overflow, so the mean is in float32.
         mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
         return self.conv(ops.cast(mean, self.compute_dtype), training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.conv.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         conv = self.conv.get_config()
         names = (
             "filters",

@@ -1,9 +1,14 @@
-"""Fans of kernels that Keras counts as those of an ordinary convolution."""
+"""Initializers with the fans of depthwise kernels."""
 
 import keras
 
+from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.types import Initializer
 
-def with_depthwise_fans(initializer, groups=None):
+
+def with_depthwise_fans(
+    initializer: Initializer, groups: int | None = None
+) -> keras.initializers.Initializer:
     """Returns an initializer that counts the fans of a depthwise kernel.
 
     One output of a depthwise convolution sums over the k x k window of one
@@ -15,7 +20,7 @@ def with_depthwise_fans(initializer, groups=None):
     Args:
         initializer: Keras initializer or its name. Only `VarianceScaling` and
             its subclasses (`"he_normal"`, `"glorot_uniform"`, ...) depend on
-            fans; any other is returned as it is.
+            fans; any other is returned unchanged.
         groups: int, or `None` for the kernel `(k, k, channels, multiplier)` of
             a depthwise layer. With an int, the kernel `(k, k, 1, channels)` of
             a `Conv2D` with as many groups as channels.
@@ -35,15 +40,15 @@ def with_depthwise_fans(initializer, groups=None):
     return type(initializer).from_config(initializer.get_config() | axes)
 
 
-def correct_depthwise_kernels(model):
-    """Draws the depthwise kernels of a fresh network with their own fans.
+def correct_depthwise_kernels(model: keras.Model) -> None:
+    """Redraws the depthwise kernels of an untrained network.
 
     Args:
-        model: `keras.Model` that was built and not trained: new values are
-            assigned to its depthwise kernels, separable and grouped ones
-            included.
+        model: built, untrained `keras.Model`. Its depthwise kernels, those of
+            separable and grouped convolutions included, are assigned values
+            drawn with the fans of `with_depthwise_fans`.
     """
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             kernel, groups = layer.kernel, None
             initializer = layer.depthwise_initializer
@@ -59,7 +64,7 @@ def correct_depthwise_kernels(model):
         kernel.assign(draw(kernel.shape, dtype=kernel.dtype))
 
 
-def is_depthwise(layer):
+def is_depthwise(layer: keras.layers.Layer) -> bool:
     """Returns True for a `Conv2D` with one group for each channel."""
     return (
         isinstance(layer, keras.layers.Conv2D)

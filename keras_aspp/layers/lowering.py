@@ -1,8 +1,8 @@
-"""Which form an operation takes: graph, XLA or export.
+"""Forms of each operation: graph, XLA or export.
 
-The same mathematics has one form that TensorFlow's kernels run fast, one that
-XLA can fuse, and one that the TFLite converter keeps as a single builtin
-operator. This module alone decides; no layer knows.
+Each operation has one form that TensorFlow's kernels run fast, one that XLA
+can fuse, and one that the TFLite converter keeps as a single builtin operator.
+Only this module chooses among them; layers call it.
 
 | operation | graph | XLA | export (TFLite) |
 |---|---|---|---|
@@ -17,47 +17,58 @@ On the JAX backend everything takes the XLA form.
 """
 
 import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_aspp.layers.depthwise_taps import depthwise_taps
+from keras_aspp.utils.types import Pads, Size, Tensor
 
-_exporting = False
+# A context variable, so that an export in one thread does not change the form
+# that another thread traces.
+_exporting = contextvars.ContextVar("exporting", default=False)
 
 
 @contextlib.contextmanager
-def export_form():
-    """Within it, traced functions use the forms that TFLite keeps whole.
+def export_form() -> Iterator[None]:
+    """Context in which traced functions use the export forms.
 
-    They are for inference: the gradient of a dilated depthwise convolution
+    For inference only: the gradient of a dilated depthwise convolution
     is silently wrong in this form on the CPU (TensorFlow 2.21).
     """
-    global _exporting
-    before, _exporting = _exporting, True
+    token = _exporting.set(True)
     try:
         yield
     finally:
-        _exporting = before
+        _exporting.reset(token)
 
 
-def form():
-    """The form to use here: `"graph"`, `"xla"` or `"export"`."""
+def form() -> Literal["graph", "xla", "export"]:
+    """Returns the form to use here: `"graph"`, `"xla"` or `"export"`."""
     if keras.backend.backend() != "tensorflow":
         return "xla"
-    if _exporting:
+    if _exporting.get():
         return "export"
     return "xla" if _in_xla_context() else "graph"
 
 
-def convolve(x, kernel, strides, padding, atrous_rate):
-    """2D convolution, `x` (B, H, W, C), `kernel` (kh, kw, C, F).
+def convolve(
+    x: Tensor,
+    kernel: Tensor,
+    strides: Size,
+    padding: Literal["same", "valid"],
+    atrous_rate: Size,
+) -> Tensor:
+    """Computes a 2D convolution, `kernel` (kh, kw, C, F).
 
     Args:
-        x: float tensor, channels last.
+        x: float tensor (B, H, W, C).
         kernel: float tensor of the same dtype.
         strides: `(height, width)`, ints > 0.
         padding: `"same"` or `"valid"`.
@@ -67,12 +78,12 @@ def convolve(x, kernel, strides, padding, atrous_rate):
         float tensor (B, h, w, F).
     """
     if x.shape[-1] == kernel.shape[-1] > kernel.shape[-2] == 1:
-        # As many groups as channels, ConvNeXt's way of a depthwise one.
+        # One group for each channel: a depthwise convolution in ConvNeXt.
         kernel = ops.transpose(kernel, (0, 1, 3, 2))
         return convolve_depthwise(x, kernel, strides, padding, atrous_rate)
     plain = (
         keras.backend.backend() != "tensorflow"
-        or x.shape[-1] != kernel.shape[-2]  # groups: Keras knows the detour
+        or x.shape[-1] != kernel.shape[-2]  # groups, which Keras handles
         or (
             max(atrous_rate) > 1
             and form() == "graph"
@@ -99,8 +110,14 @@ def convolve(x, kernel, strides, padding, atrous_rate):
     )
 
 
-def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
-    """Depthwise 2D convolution, `kernel` (kh, kw, C, multiplier).
+def convolve_depthwise(
+    x: Tensor,
+    kernel: Tensor,
+    strides: Size,
+    padding: Literal["same", "valid"],
+    atrous_rate: Size,
+) -> Tensor:
+    """Computes a depthwise convolution, `kernel` (kh, kw, C, multiplier).
 
     Arguments and result as `convolve`, F = C * multiplier.
     """
@@ -129,13 +146,15 @@ def convolve_depthwise(x, kernel, strides, padding, atrous_rate):
     )
 
 
-def has_fused_batch_norm(x):
-    """Whether `normalize` takes a tensor: a map, in graph form."""
+def has_fused_batch_norm(x: Tensor) -> bool:
+    """Returns True if `normalize` accepts `x`: a map, in graph form."""
     return form() == "graph" and len(x.shape) == 4
 
 
-def normalize(x, scale, offset, epsilon):
-    """Batch norm of a map by its own statistics, in one pass.
+def normalize(
+    x: Tensor, scale: Tensor, offset: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalizes a map by its own batch statistics in one fused kernel.
 
     Args:
         x: float tensor (B, h, w, C).
@@ -144,8 +163,8 @@ def normalize(x, scale, offset, epsilon):
         epsilon: float > 0.
 
     Returns:
-        `(tensor, mean, variance)`: like `x`, and float32 (C,) each, the
-        variance that of the population, as Keras keeps it.
+        `(tensor, mean, variance)`: like `x`; float32 (C,); float32 (C,), the
+        population variance, which Keras' moving variance averages.
     """
     import tensorflow as tf
 
@@ -158,13 +177,13 @@ def normalize(x, scale, offset, epsilon):
         epsilon=epsilon,
         is_training=True,
     )
-    # The op's own variance is that of a sample, greater by n / (n - 1).
+    # The op returns the sample variance, larger by n / (n - 1).
     n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), "float32")
     return result.y, result.batch_mean, result.batch_variance * ((n - 1) / n)
 
 
-def scale_and_shift(x, scale, shift):
-    """`x * scale + shift`, per channel.
+def scale_and_shift(x: Tensor, scale: np.ndarray, shift: np.ndarray) -> Tensor:
+    """Computes `x * scale + shift`, per channel.
 
     Args:
         x: float tensor (..., C); (B, H, W, C) in export.
@@ -172,7 +191,7 @@ def scale_and_shift(x, scale, shift):
         shift: array (C,).
     """
     if form() == "export":
-        # One operator with a scale per channel: in integers it rounds once.
+        # One operator with a scale per channel, so that int8 rounds only once.
         kernel = ops.convert_to_tensor(scale[None, None, :, None])
         x = convolve_depthwise(x, kernel, (1, 1), "valid", (1, 1))
     else:
@@ -180,21 +199,28 @@ def scale_and_shift(x, scale, shift):
     return x + shift
 
 
-def pool_max(x, size, strides, padding, atrous_rate, pads=None):
-    """Largest value of each window.
+def pool_max(
+    x: Tensor,
+    size: Size,
+    strides: Size,
+    padding: Literal["same", "valid"],
+    atrous_rate: Size,
+    pads: Pads | None = None,
+) -> Tensor:
+    """Computes the largest value of each window.
 
-    With holes it is the maximum of shifted slices, first over rows, then over
-    columns: a few plain operators, where `tf.nn.pool` would wrap its window
-    in SpaceToBatch and BatchToSpace.
+    Dilated, it is the maximum of shifted slices, first over rows, then over
+    columns. `tf.nn.pool` would wrap its window in SpaceToBatch and
+    BatchToSpace.
 
     Args:
         x: float tensor, channels last.
         size: `(height, width)` of the window, ints > 0.
-        strides: `(height, width)`, ints > 0; 1 where there are holes.
-        padding: `"same"` or `"valid"`; cells beyond the map never count.
+        strides: `(height, width)`, ints > 0; 1 where dilated.
+        padding: `"same"` or `"valid"`; cells outside the map are excluded.
         atrous_rate: `(height, width)`, ints > 0.
-        pads: `((top, bottom), (left, right))` with `"valid"`, cells beyond
-            the map that windows may reach into, or `None`.
+        pads: `((top, bottom), (left, right))` with `"valid"`, cells outside
+            the map that windows may cover, or `None`.
 
     Returns:
         float tensor (B, h, w, C).
@@ -211,8 +237,15 @@ def pool_max(x, size, strides, padding, atrous_rate, pads=None):
     )
 
 
-def pool_average(x, size, strides, padding, atrous_rate, pads=None):
-    """Mean of each window, over the cells that are on the map.
+def pool_average(
+    x: Tensor,
+    size: Size,
+    strides: Size,
+    padding: Literal["same", "valid"],
+    atrous_rate: Size,
+    pads: Pads | None = None,
+) -> Tensor:
+    """Computes the mean of each window over its cells inside the map.
 
     Arguments and result as `pool_max`.
     """
@@ -236,11 +269,11 @@ def pool_average(x, size, strides, padding, atrous_rate, pads=None):
     return mean(pad(x, pads)) / counted
 
 
-def pad(x, pads, value=0.0):
-    """`x` (B, H, W, C) with `pads` cells of `value` around it.
+def pad(x: Tensor, pads: Pads | None, value: float = 0.0) -> Tensor:
+    """Pads `x` with `pads` cells of `value`.
 
     Args:
-        x: float tensor.
+        x: float tensor (B, H, W, C).
         pads: `((top, bottom), (left, right))`, ints or scalar tensors, or
             `None`.
         value: float.
@@ -258,8 +291,15 @@ def pad(x, pads, value=0.0):
     return tf.pad(x, [[0, 0], *pads, [0, 0]], constant_values=value)
 
 
-def original_padding(size, window, strides, dilation, atrous_rate, first):
-    """Padding of a dense map that a strided `same` layer would have given.
+def original_padding(
+    size: Sequence[Any],
+    window: Size,
+    strides: Size,
+    dilation: Size,
+    atrous_rate: Size,
+    first: Size,
+) -> tuple[tuple[Any, Any], ...]:
+    """Computes the padding of a strided `same` layer on a dense map.
 
     Args:
         size: `(height, width)` of the dense map, ints or scalar tensors.
@@ -287,15 +327,21 @@ def original_padding(size, window, strides, dilation, atrous_rate, first):
     return tuple(pads)
 
 
-def smallest(numbers):
-    """The least of ints or scalar tensors."""
+def smallest(numbers: Sequence[Any]) -> Any:
+    """Returns the smallest of ints or scalar tensors."""
     if all(isinstance(n, int) for n in numbers):
         return min(numbers)
     return functools.reduce(ops.minimum, numbers)
 
 
-def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
-    """The first `size` rows and columns of `x` resized bilinearly to `grid`.
+def resize_bilinear(
+    x: Tensor,
+    size: Sequence[Any],
+    grid: Sequence[Any],
+    align_corners: bool = False,
+    shift: Sequence[float] = (0, 0),
+) -> Tensor:
+    """Resizes `x` bilinearly to `grid` and crops it to `size`.
 
     Sampling is at half-pixel centres: output pixel i of n lies at
     `(i + 0.5) * in / n - 0.5`, clamped to the map; with `align_corners` at
@@ -304,11 +350,10 @@ def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
     Args:
         x: float tensor (B, h, w, C).
         size: `(height, width)` of the result, ints or scalar tensors.
-        grid: `(height, width)` of the whole resized map, at least `size`.
-        align_corners: bool. The convention.
-        shift: `(down, right)`, by how many pixels of the result it is moved;
-            whole numbers, or any multiples of 0.5 of a map that keeps its
-            size.
+        grid: `(height, width)` of the resized map before the crop.
+        align_corners: bool. The sampling rule, see above.
+        shift: `(down, right)`, offset in pixels of the result: whole numbers,
+            or multiples of 0.5 where the map keeps its size.
 
     Returns:
         float32 tensor (B, *size, C).
@@ -342,17 +387,28 @@ def resize_bilinear(x, size, grid, align_corners=False, shift=(0, 0)):
     if static and tuple(size) == tuple(grid):
         return y
     if form() == "export" and not static:
-        # The converter forgets the channels of a slice of unknown size.
+        # The converter loses the channels of a slice of unknown size.
         for axis in (1, 2):
             y = ops.take(y, tf.range(size[axis - 1]), axis)
         return y
     return y[:, : size[0], : size[1], :]
 
 
-def sampled_at(n_in, n_grid, n_out, align_corners=False, shift=0):
-    """Where on a row of `n_in` cells each of `n_out` pixels is sampled.
+def sampled_at(
+    n_in: int,
+    n_grid: int,
+    n_out: int,
+    align_corners: bool = False,
+    shift: float = 0,
+) -> np.ndarray:
+    """Computes the sampling positions of `resize_bilinear` along one axis.
 
-    See `resize_bilinear`, whose rule this is, for one axis.
+    Args:
+        n_in: int, cells of the input.
+        n_grid: int, pixels of the resized map before the crop.
+        n_out: int, pixels of the result.
+        align_corners: bool. The sampling rule.
+        shift: float, offset in pixels of the result.
 
     Returns:
         float64 (n_out,), in [0, n_in - 1].
@@ -365,7 +421,7 @@ def sampled_at(n_in, n_grid, n_out, align_corners=False, shift=0):
     return np.clip(position, 0, n_in - 1)
 
 
-def extend_edge(x, rows, columns):
+def extend_edge(x: Tensor, rows: Any, columns: Any) -> Tensor:
     """Repeats the last row and column, 0 or 1 times each.
 
     Args:
@@ -392,11 +448,11 @@ def extend_edge(x, rows, columns):
 
 
 def _pads_of(size, padding, atrous_rate, pads):
-    """`same` padding of a window with holes; `None` leaves it to the op."""
+    """Returns the `same` padding of a dilated window, `None` if the op pads."""
     if padding == "valid" or max(atrous_rate) == 1:
         return pads or (((0, 0), (0, 0)) if max(atrous_rate) > 1 else None)
-    # Before the map, whole windows of holes: cells of one original map stay
-    # among themselves.
+    # Padding before the map is a multiple of the rate, so that a window only
+    # covers cells of one original map.
     return tuple(
         ((k - 1) // 2 * r, (k - 1 - (k - 1) // 2) * r)
         for k, r in zip(size, atrous_rate, strict=True)
@@ -416,7 +472,7 @@ def _over_windows(reduce, x, size, atrous_rate):
 
 
 def _moved(y, axis, size, grid, shift):
-    """The first `size` rows (columns) after a move; edges are repeated."""
+    """Shifts a map, repeats its edges and crops it to `size` along an axis."""
     whole = math.floor(shift)
     position = ops.arange(size) - whole
     moved = ops.take(y, ops.clip(position, 0, grid - 1), axis)
@@ -428,14 +484,14 @@ def _moved(y, axis, size, grid, shift):
 
 
 def _interpolation_matrix(n_in, n_grid, n_out, align_corners, shift):
-    """float32 `(n_out, n_in)`; row i holds the weights of output pixel i."""
+    """Returns float32 `(n_out, n_in)`, the weights of each output pixel."""
     position = sampled_at(n_in, n_grid, n_out, align_corners, shift)
     distance = np.abs(position[:, None] - np.arange(n_in)[None, :])
     return np.maximum(0, 1 - distance).astype("float32")
 
 
 def _in_xla_context():
-    """Whether the TensorFlow graph being traced will be compiled by XLA."""
+    """Returns True if XLA compiles the TensorFlow graph being traced."""
     import tensorflow as tf
     from tensorflow.python.ops import control_flow_util
 
@@ -460,15 +516,15 @@ def _on_cpu():
 
 @functools.cache
 def _conv2d_has_dilated_gradient(dtype):
-    """Whether `tf.nn.conv2d(dilations=)` can be differentiated here.
+    """Returns True if `tf.nn.conv2d(dilations=)` has a gradient here.
 
     On a CPU only oneDNN has the gradient, on some processors in float32
-    alone; the probe asks for it once per dtype.
+    only, so each dtype is probed once.
     """
     import tensorflow as tf
 
-    # A tape records nothing within init_scope, so the op that a tape would
-    # run is run itself.
+    # A tape records nothing within init_scope, so the gradient op is run
+    # directly.
     with tf.init_scope():
         try:
             tf.raw_ops.Conv2DBackpropInput(

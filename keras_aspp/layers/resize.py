@@ -1,9 +1,11 @@
-"""BilinearResize, the one interpolation convention.
+"""BilinearResize: the interpolation that all models use.
 
 Shape legend: B batch, h x w cells, C channels, H x W pixels.
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from keras import ops
 
 from keras_aspp.layers import lowering
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Shape, Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -18,29 +21,29 @@ class BilinearResize(keras.layers.Layer):
     """Resizes a map bilinearly, in float32.
 
     With `scale`, a map is upsampled by that integer and cropped to the height
-    and width of `reference`. So cell i lies at the same pixels at every
-    picture size; a plain resize to the picture's size would drift. With
-    `size`, it is resized to that size.
+    and width of `reference`. Cell i then covers the same pixels at every
+    image size; a plain resize to the image size would drift. With `size`, the
+    map is resized to that size.
 
     Args:
         size: `(height, width)`, ints > 0, in pixels; or `None`.
         scale: int > 0, pixels per cell; or `None`. Exactly one of the two is
             given.
-        align_corners: bool. If `False`, samples at half-pixel centres
+        align_corners: bool. If `False`, samples at half-pixel centers
             (`[0, 1, 2, 3]` to width 8 gives `0 .25 .75 1.25 ...`). If `True`,
-            the corners of map and result coincide, as in DeepLab's published
-            weights; with `scale` and `reference` that is exact at sizes
-            `k * scale + 1` and warns once elsewhere. Defaults to `False`.
-        shift: `(down, right)`, floats: with `scale`, by how many pixels of
-            the result the map is moved, its edges repeated. Multiples of 0.5
-            with `scale=1`, else whole numbers. Defaults to (0, 0).
+            the corners of map and result coincide, as DeepLab's published
+            weights expect; with `scale` and `reference` that is exact at sizes
+            `k * scale + 1`, other sizes warn once. Defaults to `False`.
+        shift: `(down, right)`, floats, in pixels of the result: offset of the
+            map, its edges repeated; takes `scale`. Multiples of 0.5 with
+            `scale=1`, else whole numbers. Defaults to (0, 0).
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Call arguments:
         inputs: float tensor (B, h, w, C).
-        reference: tensor (B, H, W, anything) or `None`. Its height and width
-            are those of the result; at most one cell may be missing
-            (`ceil(H / scale) <= h + 1`), the edge is then repeated.
+        reference: tensor (B, H, W, any) or `None`. The result has its height
+            and width. The map may be one cell short (`ceil(H / scale) <=
+            h + 1`); its edge is then repeated.
 
     Output shape:
         `(B, H, W, C)`, float32; without `reference` `(B, h * scale,
@@ -57,12 +60,12 @@ class BilinearResize(keras.layers.Layer):
 
     def __init__(
         self,
-        size=None,
-        scale=None,
-        align_corners=False,
-        shift=(0, 0),
-        **kwargs,
-    ):
+        size: Size | None = None,
+        scale: int | None = None,
+        align_corners: bool = False,
+        shift: Sequence[float] = (0, 0),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if (size is None) == (scale is None):
             raise InputError(
@@ -96,7 +99,7 @@ class BilinearResize(keras.layers.Layer):
         self.shift = tuple(shift)
         self._warned = False
 
-    def call(self, inputs, reference=None):
+    def call(self, inputs: Tensor, reference: Tensor | None = None) -> Tensor:
         height, width = ops.shape(inputs)[1:3]
         if self.size is not None:
             return lowering.resize_bilinear(
@@ -122,8 +125,8 @@ class BilinearResize(keras.layers.Layer):
         grid = [n * self.scale for n in ops.shape(x)[1:3]]
         return lowering.resize_bilinear(x, size, grid, shift=self.shift)
 
-    def nearest_cells(self, cells, pixels):
-        """The cells nearest to the pixels of a result, row by row.
+    def nearest_cells(self, cells: Size, pixels: Size) -> list[np.ndarray]:
+        """Returns the nearest cell of each row and column of pixels.
 
         Args:
             cells: `(height, width)` of the map, ints.
@@ -141,7 +144,7 @@ class BilinearResize(keras.layers.Layer):
             at = lowering.sampled_at(
                 extended, grid, n, self.align_corners, shift
             )
-            # Of two as near the one before, as an argmax takes the first.
+            # Ties go to the lower index, as argmax does.
             nearest = np.ceil(at - 0.5).astype("int32")
             found.append(np.minimum(nearest, have - 1))
         return found
@@ -158,7 +161,9 @@ class BilinearResize(keras.layers.Layer):
                 stacklevel=3,
             )
 
-    def compute_output_shape(self, input_shape, reference_shape=None):
+    def compute_output_shape(
+        self, input_shape: Shape, reference_shape: Shape | None = None
+    ) -> Shape:
         if self.size is not None:
             size = self.size
         elif reference_shape is not None:
@@ -169,13 +174,15 @@ class BilinearResize(keras.layers.Layer):
             )
         return (input_shape[0], *size, input_shape[-1])
 
-    def compute_output_spec(self, inputs, reference=None):
+    def compute_output_spec(
+        self, inputs: Tensor, reference: Tensor | None = None
+    ) -> keras.KerasTensor:
         shape = self.compute_output_shape(
             inputs.shape, None if reference is None else reference.shape
         )
         return keras.KerasTensor(shape, dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "size": self.size,

@@ -1,36 +1,52 @@
-"""Keras' strided layers, remembering the strides they were built with.
+"""Keras' strided layers that remember their original configuration.
 
-A backbone made dense trades strides for dilation. These subclasses have the
-weights and names of Keras' layers; `original` holds the configuration that
-was traded, so that the trade can be undone or changed, also after a reload.
-They convolve and pool through `layers.lowering`.
+A dense backbone trades strides for dilation. These subclasses keep the weights
+and names of Keras' layers. `original` stores the replaced configuration
+values, so that the rewrite can be undone or changed, also after a reload.
+Convolution and pooling go through `layers.lowering`.
 """
+
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
 from keras_aspp.layers.initializers import is_depthwise, with_depthwise_fans
+from keras_aspp.utils.types import (
+    Activation,
+    Constraint,
+    Initializer,
+    Pads,
+    Regularizer,
+    Shape,
+    Size,
+    Tensor,
+)
 
 
 class RemembersOriginal:
-    """Mixin: keeps the configuration values of before a rewrite.
+    """Mixin that stores the configuration values from before a rewrite.
 
     Args:
-        original: dict or `None`. Values of this layer's configuration as they
-            stood before the first rewrite, e.g. `{"strides": [2, 2]}`.
+        original: dict or `None`. Configuration values of this layer before
+            the first rewrite, e.g. `{"strides": [2, 2]}`.
     """
 
-    def __init__(self, *args, original=None, **kwargs):
+    def __init__(
+        self, *args: Any, original: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.original = _listed(original or {})
+        self.original: dict[str, Any] = _listed(original or {})
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "original": dict(self.original)}
 
 
 def _listed(value):
-    # As JSON has it, so that a configuration is the same after a reload.
+    # Lists instead of tuples, so that `get_config()` is equal before and after
+    # saving.
     if isinstance(value, dict):
         return {key: _listed(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -39,16 +55,16 @@ def _listed(value):
 
 
 class _Window(RemembersOriginal):
-    """Mixin: a window that slides over a map, with explicit padding.
+    """Mixin for convolution and pooling with explicit padding.
 
     Args:
-        pads: `((top, bottom), (left, right))`, cells around the map that
-            count for nothing: zero for a convolution, left out by pooling.
-            They take `padding="valid"`.
-        anchor: `(row, column)` or `None`. The cell of the first sample in a
-            dense map whose original layer was `same` and strided. Such a
-            layer pads by the size of its input; given an anchor it pads as
-            the original did, and its first sample stays where it was.
+        pads: `((top, bottom), (left, right))`, cells added around the map:
+            zeros for a convolution, excluded from pooling. Takes
+            `padding="valid"`.
+        anchor: `(row, column)` or `None`. Cell of the first sample in a dense
+            map whose original layer was `same` and strided. The padding of
+            such a layer depends on the size of its input. With an anchor it
+            pads as the original did, and its first sample keeps its cell.
     """
 
     def __init__(self, *args, pads=None, anchor=None, **kwargs):
@@ -58,11 +74,11 @@ class _Window(RemembersOriginal):
 
     @property
     def window(self):
-        """Height and width of the kernel or pool, holes not counted."""
+        """Height and width of the kernel or pool, without dilation."""
         return getattr(self, "kernel_size", None) or self.pool_size
 
     def padding_of(self, inputs):
-        """`(padding, pads)` for a map, where pads may be `None`."""
+        """Returns `(padding, pads)` for a map; pads may be `None`."""
         if self.anchor is None:
             return self.padding, self.pads
         before = lowering.original_padding(
@@ -96,14 +112,58 @@ class _Window(RemembersOriginal):
 class Conv2D(_Window, keras.layers.Conv2D):
     """`keras.layers.Conv2D` that can be made dense."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Size,
+        strides: int | Size = (1, 1),
+        padding: Literal["valid", "same"] = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Size = (1, 1),
+        groups: int = 1,
+        activation: Activation = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        kernel_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        *,
+        pads: Pads | None = None,
+        anchor: Size | None = None,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            pads=pads,
+            anchor=anchor,
+            original=original,
+            **kwargs,
+        )
         if is_depthwise(self):
             self.kernel_initializer = with_depthwise_fans(
                 self.kernel_initializer, self.groups
             )
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         padding, pads = self.padding_of(inputs)
         return lowering.convolve(
             lowering.pad(inputs, pads),
@@ -115,7 +175,7 @@ class Conv2D(_Window, keras.layers.Conv2D):
 
 
 class _Depthwise(_Window):
-    """Mixin: a depthwise kernel, drawn with the fans of one."""
+    """Mixin for depthwise kernels, drawn with depthwise fans."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -128,7 +188,52 @@ class _Depthwise(_Window):
 class DepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` that can be made dense."""
 
-    def call(self, inputs):
+    def __init__(
+        self,
+        kernel_size: int | Size,
+        strides: int | Size = (1, 1),
+        padding: Literal["valid", "same"] = "valid",
+        depth_multiplier: int = 1,
+        data_format: str | None = None,
+        dilation_rate: int | Size = (1, 1),
+        activation: Activation = None,
+        use_bias: bool = True,
+        depthwise_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        depthwise_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        depthwise_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        *,
+        pads: Pads | None = None,
+        anchor: Size | None = None,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            depth_multiplier=depth_multiplier,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            activation=activation,
+            use_bias=use_bias,
+            depthwise_initializer=depthwise_initializer,
+            bias_initializer=bias_initializer,
+            depthwise_regularizer=depthwise_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            depthwise_constraint=depthwise_constraint,
+            bias_constraint=bias_constraint,
+            pads=pads,
+            anchor=anchor,
+            original=original,
+            **kwargs,
+        )
+
+    def call(self, inputs: Tensor) -> Tensor:
         padding, pads = self.padding_of(inputs)
         outputs = lowering.convolve_depthwise(
             lowering.pad(inputs, pads),
@@ -146,7 +251,60 @@ class DepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
 class SeparableConv2D(_Depthwise, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` that can be made dense."""
 
-    def call(self, inputs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Size,
+        strides: int | Size = (1, 1),
+        padding: Literal["valid", "same"] = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Size = (1, 1),
+        depth_multiplier: int = 1,
+        activation: Activation = None,
+        use_bias: bool = True,
+        depthwise_initializer: Initializer = "glorot_uniform",
+        pointwise_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        depthwise_regularizer: Regularizer = None,
+        pointwise_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        activity_regularizer: Regularizer = None,
+        depthwise_constraint: Constraint = None,
+        pointwise_constraint: Constraint = None,
+        bias_constraint: Constraint = None,
+        *,
+        pads: Pads | None = None,
+        anchor: Size | None = None,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            depth_multiplier=depth_multiplier,
+            activation=activation,
+            use_bias=use_bias,
+            depthwise_initializer=depthwise_initializer,
+            pointwise_initializer=pointwise_initializer,
+            bias_initializer=bias_initializer,
+            depthwise_regularizer=depthwise_regularizer,
+            pointwise_regularizer=pointwise_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            depthwise_constraint=depthwise_constraint,
+            pointwise_constraint=pointwise_constraint,
+            bias_constraint=bias_constraint,
+            pads=pads,
+            anchor=anchor,
+            original=original,
+            **kwargs,
+        )
+
+    def call(self, inputs: Tensor) -> Tensor:
         padding, pads = self.padding_of(inputs)
         outputs = lowering.convolve_depthwise(
             lowering.pad(inputs, pads),
@@ -164,11 +322,11 @@ class SeparableConv2D(_Depthwise, keras.layers.SeparableConv2D):
 
 
 class _Pooling(_Window):
-    """Mixin: pooling with holes.
+    """Mixin for dilated pooling.
 
     Args:
-        dilation_rate: int or two ints > 0. Cells from one to the next in the
-            window; strides must be 1 if it is not. Defaults to 1.
+        dilation_rate: int or two ints > 0. Distance between neighboring cells
+            of the window; above 1 it takes strides of 1. Defaults to 1.
     """
 
     def __init__(self, *args, dilation_rate=1, **kwargs):
@@ -210,6 +368,33 @@ class MaxPooling2D(_Pooling, keras.layers.MaxPooling2D):
 
     pool = staticmethod(lowering.pool_max)
 
+    def __init__(
+        self,
+        pool_size: int | Size = (2, 2),
+        strides: int | Size | None = None,
+        padding: Literal["valid", "same"] = "valid",
+        data_format: str | None = None,
+        name: str | None = None,
+        *,
+        dilation_rate: int | Size = 1,
+        pads: Pads | None = None,
+        anchor: Size | None = None,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            pool_size=pool_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            name=name,
+            dilation_rate=dilation_rate,
+            pads=pads,
+            anchor=anchor,
+            original=original,
+            **kwargs,
+        )
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class AveragePooling2D(_Pooling, keras.layers.AveragePooling2D):
@@ -217,12 +402,57 @@ class AveragePooling2D(_Pooling, keras.layers.AveragePooling2D):
 
     pool = staticmethod(lowering.pool_average)
 
+    def __init__(
+        self,
+        pool_size: int | Size,
+        strides: int | Size | None = None,
+        padding: Literal["valid", "same"] = "valid",
+        data_format: str | None = None,
+        name: str | None = None,
+        *,
+        dilation_rate: int | Size = 1,
+        pads: Pads | None = None,
+        anchor: Size | None = None,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            pool_size=pool_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            name=name,
+            dilation_rate=dilation_rate,
+            pads=pads,
+            anchor=anchor,
+            original=original,
+            **kwargs,
+        )
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ZeroPadding2D(RemembersOriginal, keras.layers.ZeroPadding2D):
-    """`keras.layers.ZeroPadding2D`; padding of zero is no operation."""
+    """`keras.layers.ZeroPadding2D` that can be made dense.
 
-    def call(self, inputs):
+    Padding of zero cells emits no operation.
+    """
+
+    def __init__(
+        self,
+        padding: int | Size | Pads = (1, 1),
+        data_format: str | None = None,
+        *,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            padding=padding,
+            data_format=data_format,
+            original=original,
+            **kwargs,
+        )
+
+    def call(self, inputs: Tensor) -> Tensor:
         if self.padding == ((0, 0), (0, 0)):
             return inputs
         return super().call(inputs)
@@ -232,28 +462,43 @@ class ZeroPadding2D(RemembersOriginal, keras.layers.ZeroPadding2D):
 class Cropping2D(RemembersOriginal, keras.layers.Cropping2D):
     """`keras.layers.Cropping2D` that can be made dense."""
 
+    def __init__(
+        self,
+        cropping: int | Size | Pads = ((0, 0), (0, 0)),
+        data_format: str | None = None,
+        *,
+        original: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            cropping=cropping,
+            data_format=data_format,
+            original=original,
+            **kwargs,
+        )
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class Trim(keras.layers.Layer):
-    """Cuts maps at their lower and right ends to the size of the smallest.
+    """Crops maps at the bottom and right to the size of the smallest.
 
-    Dense maps that the original network joins may differ by less than one
-    original cell there.
+    Dense maps that the original network joins may differ there by less than
+    one original cell.
 
     Input shape:
         list of `(batch_size, height, width, channels)`.
 
     Output shape:
-        the same list, height and width the smallest of all.
+        the same list, with the smallest height and width.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         shapes = [ops.shape(x) for x in inputs]
         height = lowering.smallest([shape[1] for shape in shapes])
         width = lowering.smallest([shape[2] for shape in shapes])
         return [x[:, :height, :width] for x in inputs]
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> list[Shape]:
         size = [
             None if None in n else min(n)
             for n in zip(*(shape[1:3] for shape in input_shape), strict=True)

@@ -4,16 +4,20 @@ import contextlib
 import io
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
+from keras_aspp.utils.types import PathLike
 
 
-def describe_tflite(path):
+def describe_tflite(path: PathLike) -> dict[str, Any]:
     """Operators, tensors and multiply-adds of a `.tflite`.
 
     Args:
@@ -50,8 +54,6 @@ def describe_tflite(path):
 
 
 def _describe(content):
-    from tensorflow.lite.python import schema_py_generated as schema
-
     model = schema.ModelT.InitFromPackedBuf(content)
     graph = model.subgraphs[0]
     names = {
@@ -90,7 +92,7 @@ def _describe(content):
     }
 
 
-def describe_saved_model(path):
+def describe_saved_model(path: PathLike) -> dict[str, Any]:
     """Signatures, parameters and bytes of a SavedModel.
 
     Args:
@@ -102,8 +104,6 @@ def describe_saved_model(path):
     Raises:
         ValueError: it cannot be loaded.
     """
-    import tensorflow as tf
-
     path = Path(path)
     try:
         loaded = tf.saved_model.load(str(path))
@@ -224,7 +224,7 @@ def _manifest(path):
 FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
-def operators(path):
+def operators(path: PathLike) -> dict[str, int]:
     """Names of the operators of a `.tflite`, with their counts.
 
     Args:
@@ -246,7 +246,7 @@ def operators(path):
     return dict(sorted(counts.items()))
 
 
-def gpu_compatible(path):
+def gpu_compatible(path: PathLike) -> bool:
     """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
 
     The GPU delegate takes no graph whose sizes are open.
@@ -259,7 +259,7 @@ def gpu_compatible(path):
     return "looks compatible with GPU delegate" in said.getvalue()
 
 
-def check_operators(found, path):
+def check_operators(found: Mapping[str, int], path: PathLike) -> None:
     """Raises `ValueError` where an operator is forbidden."""
     bad = sorted(n for n in found if n.startswith(FORBIDDEN))
     if bad:

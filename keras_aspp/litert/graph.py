@@ -1,6 +1,8 @@
 """Reader and editor of `.tflite` graphs."""
 
 import collections
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -30,7 +32,7 @@ _NONE, _RELU, _RELU6 = (
 )
 
 
-def packed(model):
+def packed(model: Any) -> bytes:
     """Bytes of a `schema.ModelT`."""
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -40,11 +42,11 @@ def packed(model):
 class Operator:
     """Name, tensors and fused activation of an operator."""
 
-    def __init__(self, operator, codes):
-        self.name = codes[operator.opcodeIndex]
-        self.inputs = [int(i) for i in operator.inputs]
-        self.output = int(operator.outputs[0])
-        self.activation = getattr(
+    def __init__(self, operator: Any, codes: Sequence[str]) -> None:
+        self.name: str = codes[operator.opcodeIndex]
+        self.inputs: list[int] = [int(i) for i in operator.inputs]
+        self.output: int = int(operator.outputs[0])
+        self.activation: Any = getattr(
             operator.builtinOptions, "fusedActivationFunction", _NONE
         )
         if self.name == "RELU6":
@@ -54,36 +56,43 @@ class Operator:
 class Graph:
     """The graph of a float `.tflite`, its maps named by tensor."""
 
-    def __init__(self, content):
-        self.model = schema.ModelT.InitFromPackedBuf(content)
-        (self.graph,) = self.model.subgraphs
+    def __init__(self, content: bytes) -> None:
+        self.model: Any = schema.ModelT.InitFromPackedBuf(content)
+        (graph,) = self.model.subgraphs
+        self.graph: Any = graph
         codes = [
             _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
             for code in self.model.operatorCodes
         ]
-        self.operators = [Operator(o, codes) for o in self.graph.operators]
-        self.uses = collections.Counter(
+        self.operators: list[Operator] = [
+            Operator(o, codes) for o in self.graph.operators
+        ]
+        self.uses: collections.Counter[int] = collections.Counter(
             tensor for o in self.operators for tensor in o.inputs
         )
-        self.convolutions = [o for o in self.operators if self._is_plain(o)]
-        self.clipped_at_6 = {
+        self.convolutions: list[Operator] = [
+            o for o in self.operators if self._is_plain(o)
+        ]
+        self.clipped_at_6: set[int] = {
             o.output for o in self.operators if o.activation == _RELU6
         }
 
-    def array(self, tensor):
+    def array(self, tensor: int) -> np.ndarray:
         """float64 values of a constant."""
         found = self.graph.tensors[tensor]
         data = np.asarray(self.model.buffers[found.buffer].data, "uint8")
         return data.view("float32").reshape(found.shape).astype("float64")
 
-    def assign(self, tensor, values):
+    def assign(self, tensor: int, values: np.ndarray) -> None:
         """New values of a constant, in a buffer of its own."""
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(values.astype("float32").tobytes(), "uint8")
         self.model.buffers.append(buffer)
         self.graph.tensors[tensor].buffer = len(self.model.buffers) - 1
 
-    def maps_that_share_channels(self, known):
+    def maps_that_share_channels(
+        self, known: Collection[int]
+    ) -> list[list[int]]:
         """Lists of maps whose channels can take a factor, one for all.
 
         Args:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 TIMEOUT_SECONDS = 60
 _TRIAL = """
@@ -56,7 +57,7 @@ prepared(side)[0].invoke()
 """
 
 
-def check_runs(path):
+def check_runs(path: PathLike) -> None:
     """Loads a `.tflite` and runs it once, elsewhere.
 
     A file of any size says 1x1, of which a model may be left no feature cell:

@@ -1,6 +1,6 @@
-"""Losses of label maps; all of them know ignored pixels.
+"""Losses for label maps; all of them leave out ignored pixels.
 
-Plain cross entropy is Keras':
+Plain cross entropy is available in Keras:
 `SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)`.
 """
 

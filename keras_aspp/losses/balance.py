@@ -1,24 +1,31 @@
-"""Class weights out of how often classes are seen."""
+"""Class weights from class frequencies."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from keras_aspp.utils.deprecation import renamed_arguments
 from keras_aspp.utils.exceptions import InputError
 
 
-def median_frequency_weights(pixels, pixels_of_pictures):
-    """Weights by pixels: rare classes weigh more, the median one 1.
+@renamed_arguments(pixels_of_pictures="pixels_of_images")
+def median_frequency_weights(
+    pixels: ArrayLike, pixels_of_images: ArrayLike
+) -> np.ndarray:
+    """Computes median-frequency class weights.
+
+    The class of median frequency has weight 1, rarer classes more.
 
     Args:
-        pixels: ints (K,): pixels of each class.
-        pixels_of_pictures: ints (K,): valid pixels of the pictures in which
-            the class is seen.
+        pixels: ints (K,), pixels of each class.
+        pixels_of_images: ints (K,), valid pixels of the images that contain
+            the class.
 
     Returns:
-        float array (K,); 0 for a class that is never seen.
+        float array (K,); 0 for a class that does not occur.
 
     Raises:
-        ValueError: counts are negative, no class is seen, or a class has more
-            pixels than the pictures in which it is seen.
+        ValueError: counts are negative, all are 0, or a class has more pixels
+            than the images that contain it.
 
     Example:
     >>> median_frequency_weights([80, 10, 10], [100, 100, 20])
@@ -28,36 +35,37 @@ def median_frequency_weights(pixels, pixels_of_pictures):
         [Eigen and Fergus, 2015](https://arxiv.org/abs/1411.4734), section
         6.3.2. Differs from it in: nothing.
     """
-    pixels, of_pictures = _counts(pixels), _counts(pixels_of_pictures)
-    if len(pixels) != len(of_pictures) or (pixels > of_pictures).any():
+    pixels, of_images = _counts(pixels), _counts(pixels_of_images)
+    if len(pixels) != len(of_images) or (pixels > of_images).any():
         raise InputError(
-            "`pixels_of_pictures` must hold one count for each class, and no "
-            f"less than `pixels`. Received: pixels={pixels.tolist()}, "
-            f"pixels_of_pictures={of_pictures.tolist()}"
+            "`pixels_of_images` must hold one count for each class, at least "
+            f"that of `pixels`. Received: pixels={pixels.tolist()}, "
+            f"pixels_of_images={of_images.tolist()}"
         )
     seen = pixels > 0
-    frequency = np.divide(pixels, of_pictures, where=seen, out=pixels * 0.0)
+    frequency = np.divide(pixels, of_images, where=seen, out=pixels * 0.0)
     weights = np.zeros(len(pixels))
     weights[seen] = np.median(frequency[seen]) / frequency[seen]
     return weights
 
 
-def effective_number_weights(samples, beta=0.999):
-    """Weights by the effective number of samples, of mean 1.
+def effective_number_weights(
+    samples: ArrayLike, beta: float = 0.999
+) -> np.ndarray:
+    """Computes class weights from the effective number of samples.
 
     Args:
-        samples: ints (K,): how often each class is seen, e.g. in how many
-            pictures. (Of pixels there are so many that all weigh the same.)
-        beta: float in [0, 1): near 1 weights are the inverse of `samples`, at
+        samples: ints (K,), number of samples of each class, such as images
+            that contain it. (With counts of pixels all weights would be equal.)
+        beta: float in [0, 1). Close to 1, weights are inverse to `samples`; at
             0 they are equal. Defaults to 0.999.
 
     Returns:
-        float array (K,), of mean 1 over classes that are seen; 0 for a class
-        that is never seen.
+        float array (K,), with mean 1 over classes that occur; 0 for the
+        others.
 
     Raises:
-        ValueError: counts are negative, no class is seen, or `beta` is not as
-            above.
+        ValueError: counts are negative, all are 0, or `beta` is out of range.
 
     Example:
     >>> effective_number_weights([100, 10, 0], beta=0.9).round(3)

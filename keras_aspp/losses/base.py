@@ -1,42 +1,48 @@
-"""SegmentationLoss: what every loss shares.
+"""SegmentationLoss: the base class of all losses.
 
 Shape legend: B batch, H x W pixels, K classes.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
+from keras_aspp.utils.deprecation import renamed_attribute, warn_renamed
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
+
+# Old name -> name of the methods that subclasses override.
+_RENAMED_METHODS = {"of_valid": "compute", "of_weighted": "compute_weighted"}
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """A number for a batch of logits, of which ignored pixels are no part.
+    """Base class of losses that reduce a batch over its valid pixels.
 
-    A subclass says in `of_valid` what it is. A batch without a valid pixel
-    gives 0. A label that is neither a class nor `ignore_label` makes loss and
-    gradient NaN, in eager mode, in a graph and under XLA alike.
+    Subclasses implement `compute`. The loss of a batch without a valid pixel
+    is 0. A label that is neither a class nor `ignore_label` makes loss and
+    gradient NaN, in eager mode, in a graph and under XLA.
 
-    `sample_weight`, as `fit`, `evaluate` and `train_on_batch` pass it, weighs
+    `sample_weight`, as `fit`, `evaluate` and `train_on_batch` pass it, weights
     images or pixels. Two rules hold for every loss:
 
-    - A pixel of weight 2 counts as two pixels of weight 1 would, in means and
-      in areas; a pixel of weight 0 has no influence on the loss but for the
-      next rule, and its label may be any.
+    - A pixel of weight 2 counts as two pixels of weight 1, in means and in
+      areas. A pixel of weight 0 only enters the second rule; its label is not
+      checked.
     - The loss is then multiplied by the mean weight of the valid pixels, so
-      that weights of 2 everywhere double it.
+      weights of 2 on all pixels double it.
 
-    For cross entropy this is Keras' own definition, the sum of weight times
-    loss over the number of valid pixels. For losses of regions (Dice,
-    Tversky, Lovász) no single definition is published.
+    For cross entropy this is Keras' own definition: the sum of weight times
+    loss over the number of valid pixels. For region losses (Dice, Tversky,
+    Lovász) no single definition is published.
 
     Args:
-        ignore_label: int. Pixels labelled so count for nothing. Defaults to
-            255.
-        class_weights: floats >= 0, one for each class, or `None`: what a
-            class weighs in the mean. Defaults to `None`.
+        ignore_label: int. Label of pixels to leave out. Defaults to 255.
+        class_weights: floats >= 0, weight of each class in the mean, or
+            `None` for equal weights. Defaults to `None`.
         name: str or `None`.
 
     Call arguments:
@@ -45,19 +51,33 @@ class SegmentationLoss(keras.losses.Loss):
         sample_weight: float >= 0, (B,) or (B, H, W), or `None`.
 
     Attributes:
-        devices: int, how many share a batch. What a loss returns is then the
-            device's part: the parts add up to the loss of the batch.
-        everywhere: function that sums a tensor over those devices.
+        num_replicas: int, number of replicas that share a batch. Each replica
+            returns its part; the parts add up to the loss of the batch.
+        all_reduce_sum: function that sums a tensor over those replicas.
     """
 
-    devices = 1
+    num_replicas: int = 1
+    # Old names.
+    of_valid: Any = renamed_attribute("of_valid", "compute")
+    of_weighted: Any = renamed_attribute("of_weighted", "compute_weighted")
+    mean_of_labelled: Any = renamed_attribute(
+        "mean_of_labelled", "mean_over_present_classes"
+    )
+    devices: Any = renamed_attribute("devices", "num_replicas")
+    everywhere: Any = renamed_attribute("everywhere", "all_reduce_sum")
 
     @staticmethod
-    def everywhere(x):
+    def all_reduce_sum(x: Tensor) -> Tensor:
+        """Sums a tensor over the replicas; the identity for one replica."""
         return x
 
-    def __init__(self, ignore_label=255, class_weights=None, name=None):
-        # The batch is reduced here, over its valid pixels; Keras' own mean
+    def __init__(
+        self,
+        ignore_label: int = 255,
+        class_weights: Sequence[float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        # `call` reduces the batch over its valid pixels; the mean of Keras
         # would count the ignored ones.
         super().__init__(name=name, reduction=None, dtype="float32")
         if class_weights is not None:
@@ -70,15 +90,25 @@ class SegmentationLoss(keras.losses.Loss):
                     "and not all 0. Received: "
                     f"class_weights={class_weights}"
                 )
-        self.ignore_label = ignore_label
-        self.class_weights = class_weights
+        self.ignore_label: int = ignore_label
+        self.class_weights: tuple[float, ...] | None = class_weights
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        # Keras would weigh what `call` returns, which is already a mean.
+    def __call__(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        # Keras would weight the result of `call`, which is already a mean.
         with keras.name_scope(self.name):
             return self.call(y_true, y_pred, sample_weight)
 
-    def call(self, y_true, y_pred, sample_weight=None):
+    def call(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         labels = ops.convert_to_tensor(y_true)
         logits = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         shapes = tuple(labels.shape), tuple(logits.shape)
@@ -87,7 +117,7 @@ class SegmentationLoss(keras.losses.Loss):
         if len(labels.shape) != 3 or len(logits.shape) != 4:
             raise InputError(
                 "Labels must be (B, H, W) or (B, H, W, 1) and logits "
-                "(B, H, W, K); of one-hot labels take "
+                "(B, H, W, K); convert one-hot labels by "
                 "`keras.ops.argmax(labels, -1)`. Received: "
                 f"shapes {shapes[0]} and {shapes[1]}"
             )
@@ -95,24 +125,26 @@ class SegmentationLoss(keras.losses.Loss):
             labels, logits.shape[-1], self.ignore_label
         )
         if sample_weight is None:
-            loss = self.of_valid(labels, logits, ops.cast(valid, "float32"))
+            loss = self.compute(labels, logits, ops.cast(valid, "float32"))
         else:
             weights = ops.where(valid, pixel_weights(sample_weight, labels), 0)
             pixels = ops.cast(valid, "float32")
             total, count = ops.unstack(
-                self.everywhere(ops.stack([ops.sum(weights), ops.sum(pixels)]))
+                self.all_reduce_sum(
+                    ops.stack([ops.sum(weights), ops.sum(pixels)])
+                )
             )
             mean = total / ops.maximum(count, 1.0)
-            # Of mean 1, so that constants in pixels keep their meaning.
+            # Scaled to mean 1, so that constants in pixels keep their meaning.
             relative = weights / ops.where(mean == 0, 1.0, mean)
-            loss = mean * self.of_weighted(labels, logits, relative)
+            loss = mean * self.compute_weighted(labels, logits, relative)
             valid = weights != 0
         wrong = ops.any(ops.logical_and(valid, ops.logical_not(known)))
-        # Times NaN instead of NaN: the gradient shall be NaN as well.
+        # Multiplied by NaN, not replaced, so that the gradient is NaN too.
         return loss * ops.where(wrong, float("nan"), 1.0)
 
-    def of_valid(self, labels, logits, valid):
-        """The loss.
+    def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+        """Computes the loss.
 
         Args:
             labels: int32 (B, H, W), 0 where ignored.
@@ -124,8 +156,13 @@ class SegmentationLoss(keras.losses.Loss):
         """
         raise NotImplementedError
 
-    def of_weighted(self, labels, logits, weights):
-        """The loss of weighted pixels; arguments as of `of_valid`.
+    def compute_weighted(
+        self, labels: Tensor, logits: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Computes the loss of weighted pixels.
+
+        Defaults to `compute`, which fits losses that use `valid` only as a
+        factor of each pixel.
 
         Args:
             labels: int32 (B, H, W), 0 where ignored.
@@ -134,13 +171,20 @@ class SegmentationLoss(keras.losses.Loss):
                 valid pixels.
 
         Returns:
-            float32 scalar. By default that of `of_valid`, which serves where
-            `valid` is no more than a factor of each pixel.
+            float32 scalar.
         """
-        return self.of_valid(labels, logits, weights)
+        return self.compute(labels, logits, weights)
 
-    def weights_of(self, num_classes):
-        """Class weights as a tensor (K,); ones where there are none."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Subclasses written for the old names of the methods.
+        for old, new in _RENAMED_METHODS.items():
+            if old in cls.__dict__:
+                warn_renamed(f"{cls.__name__}.{old}", new)
+                setattr(cls, new, cls.__dict__[old])
+
+    def weights_of(self, num_classes: int) -> Tensor:
+        """Returns class weights as a tensor (K,), ones by default."""
         if self.class_weights is None:
             return ops.ones(num_classes)
         if len(self.class_weights) != num_classes:
@@ -151,12 +195,22 @@ class SegmentationLoss(keras.losses.Loss):
             )
         return ops.convert_to_tensor(self.class_weights, "float32")
 
-    def mean_of_labelled(self, losses, pixels):
-        """Weighted mean of classes (K,), of those that have pixels (K,)."""
+    def mean_over_present_classes(
+        self, losses: Tensor, pixels: Tensor
+    ) -> Tensor:
+        """Computes the weighted mean over classes with pixels.
+
+        Args:
+            losses: float32 (K,).
+            pixels: (K,), number of labeled pixels of each class.
+
+        Returns:
+            float32 scalar.
+        """
         present = ops.cast(pixels > 0, "float32")
         return weighted_mean(losses, self.weights_of(losses.shape[0]) * present)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "ignore_label": self.ignore_label,
             "class_weights": self.class_weights,
@@ -164,17 +218,27 @@ class SegmentationLoss(keras.losses.Loss):
         }
 
 
-def weighted_mean(values, weights, everywhere=lambda x: x):
-    """The mean, or 0 where all weights are 0.
+def weighted_mean(
+    values: Tensor,
+    weights: Tensor,
+    all_reduce_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Computes a weighted mean, 0 if all weights are 0.
 
-    With `everywhere` it is the device's part of the mean over all devices.
+    Args:
+        values: float tensor.
+        weights: float tensor of the same shape.
+        all_reduce_sum: function that sums a tensor over replicas.
+
+    Returns:
+        Scalar, the replica's part of the mean over all replicas.
     """
-    total = everywhere(ops.sum(weights))
+    total = all_reduce_sum(ops.sum(weights))
     return ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
 
 
-def check_not_negative(**values):
-    """Raises where one of the values is negative."""
+def check_not_negative(**values: float) -> None:
+    """Raises `ValueError` if one of the values is negative."""
     for name, value in values.items():
         if not value >= 0:
             raise InputError(f"`{name}` must be >= 0. Received: {name}={value}")

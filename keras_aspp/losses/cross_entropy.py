@@ -1,4 +1,7 @@
-"""CrossEntropy, with the ways to let some pixels count more than others."""
+"""CrossEntropy, with focal, hard-pixel and boundary weighting."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,31 +12,32 @@ from keras_aspp.losses.base import (
     weighted_mean,
 )
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class CrossEntropy(SegmentationLoss):
-    """Weighted mean of the valid pixels' cross entropies.
+    """Weighted mean of the cross entropy over valid pixels.
 
-    Without further arguments it is Keras' `SparseCategoricalCrossentropy(
+    By default it equals Keras' `SparseCategoricalCrossentropy(
     from_logits=True, ignore_class=255)`.
 
     Args:
         ignore_label: see `SegmentationLoss`.
-        class_weights: see `SegmentationLoss`; a pixel weighs what its label
-            does.
+        class_weights: see `SegmentationLoss`; a pixel has the weight of its
+            label.
         focal_gamma: float >= 0. Each pixel is multiplied by
             `(1 - p) ** focal_gamma`, p the probability of its label; 2 in the
             paper. Defaults to 0.
-        label_smoothing: float in [0, 1): share of the target that is spread
+        label_smoothing: float in [0, 1), share of the target distributed
             over all classes. Defaults to 0.
-        hard_share: float in (0, 1]. Only this share of the batch's valid
-            pixels counts, those of the highest loss ("top-k", "online hard
+        hard_share: float in (0, 1]. Share of the valid pixels of a batch
+            that is kept, those of the highest loss ("top-k", "online hard
             example mining"). Defaults to 1.
-        boundary_weight: float >= 0. Pixels near another valid label weigh
-            that many times as much. Defaults to 1.
-        boundary_px: int > 0: near is within so many rows and columns.
-            Defaults to 2.
+        boundary_weight: float >= 0, factor of the weight of pixels near
+            another valid label. Defaults to 1.
+        boundary_px: int > 0, distance in rows and columns that counts as
+            near. Defaults to 2.
         name: str or `None`.
 
     Call arguments:
@@ -59,15 +63,15 @@ class CrossEntropy(SegmentationLoss):
 
     def __init__(
         self,
-        ignore_label=255,
-        class_weights=None,
-        focal_gamma=0.0,
-        label_smoothing=0.0,
-        hard_share=1.0,
-        boundary_weight=1.0,
-        boundary_px=2,
-        name="cross_entropy",
-    ):
+        ignore_label: int = 255,
+        class_weights: Sequence[float] | None = None,
+        focal_gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        hard_share: float = 1.0,
+        boundary_weight: float = 1.0,
+        boundary_px: int = 2,
+        name: str | None = "cross_entropy",
+    ) -> None:
         super().__init__(ignore_label, class_weights, name)
         if not 0 < hard_share <= 1:
             raise InputError(
@@ -93,8 +97,8 @@ class CrossEntropy(SegmentationLoss):
         self.boundary_weight = boundary_weight
         self.boundary_px = boundary_px
 
-    def of_valid(self, labels, logits, valid):
-        # Keras' op keeps to one softmax and makes no one-hot labels.
+    def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+        # This op of Keras computes one softmax and no one-hot labels.
         loss = entropy = ops.sparse_categorical_crossentropy(
             labels, logits, from_logits=True
         )
@@ -103,8 +107,8 @@ class CrossEntropy(SegmentationLoss):
             share = self.label_smoothing
             loss = (1 - share) * loss + share * spread
         if self.focal_gamma:
-            # 1 - p through expm1, and never a power of 0: its slope is
-            # infinite for gammas below 1.
+            # 1 - p through expm1 for precision, and bounded away from 0, where
+            # the slope is infinite for gammas below 1.
             miss = ops.maximum(-ops.expm1(-entropy), 1e-7)
             loss = miss**self.focal_gamma * loss
         weights = valid
@@ -116,9 +120,9 @@ class CrossEntropy(SegmentationLoss):
             weights = weights * (1 + near * (self.boundary_weight - 1))
         if self.hard_share < 1:
             weights = weights * _hardest(loss, valid, self.hard_share)
-        return weighted_mean(loss, weights, self.everywhere)
+        return weighted_mean(loss, weights, self.all_reduce_sum)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "focal_gamma": self.focal_gamma,
@@ -130,7 +134,7 @@ class CrossEntropy(SegmentationLoss):
 
 
 def _near_another(labels, valid, distance_px):
-    """1 for pixels that see another valid label in the window around them."""
+    """Returns 1 for pixels with another valid label in their window."""
     window = 2 * distance_px + 1
     labels, valid = (ops.cast(x, "float32")[..., None] for x in (labels, valid))
     nothing = -1e4  # below every label
@@ -143,8 +147,8 @@ def _near_another(labels, valid, distance_px):
 
 
 def _hardest(loss, valid, share):
-    """1 for this share of the valid pixels, those of the highest loss."""
-    # Ignored pixels sort behind all others: no loss is negative.
+    """Returns 1 for this share of the valid pixels, by highest loss."""
+    # Losses are >= 0, so ignored pixels sort last.
     loss = ops.stop_gradient(ops.where(valid > 0, loss, -1.0))
     ordered = ops.sort(ops.reshape(loss, (-1,)))[::-1]
     pixels = ops.sum(ops.cast(valid > 0, "float32"))

@@ -1,11 +1,14 @@
 """LovaszSoftmax: the convex surrogate of mean IoU."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
 from keras_aspp.losses.base import SegmentationLoss
+from keras_aspp.utils.types import Tensor
 
-# Errors, 0..1, are told apart to one part in this many.
+# Resolution of errors in 0..1.
 BINS = 4096
 
 
@@ -13,9 +16,8 @@ BINS = 4096
 class LovaszSoftmax(SegmentationLoss):
     """The Lovász extension of 1 - IoU, mean over labelled classes.
 
-    It is mostly used beside cross entropy, or after it. Instead of sorting
-    the batch's pixels once for each class, it counts them by their error: a
-    sixth of the time.
+    Mostly used together with cross entropy, or after it. A histogram of errors
+    replaces one sort per class, which takes a sixth of the time.
 
     Args:
         ignore_label: see `SegmentationLoss`.
@@ -39,31 +41,46 @@ class LovaszSoftmax(SegmentationLoss):
         of their orders, where a sort takes any one.
     """
 
-    def __init__(self, ignore_label=255, class_weights=None, name="lovasz"):
+    def __init__(
+        self,
+        ignore_label: int = 255,
+        class_weights: Sequence[float] | None = None,
+        name: str | None = "lovasz",
+    ) -> None:
         super().__init__(ignore_label, class_weights, name)
 
-    def of_weighted(self, labels, logits, weights):
-        return self.of_valid(labels, logits, weights, count_dtype="float32")
+    def compute_weighted(
+        self, labels: Tensor, logits: Tensor, weights: Tensor
+    ) -> Tensor:
+        return self.compute(labels, logits, weights, count_dtype="float32")
 
-    def of_valid(self, labels, logits, valid, count_dtype="int32"):
+    def compute(
+        self,
+        labels: Tensor,
+        logits: Tensor,
+        valid: Tensor,
+        count_dtype: str = "int32",
+    ) -> Tensor:
         num_classes = logits.shape[-1]
         wanted = ops.one_hot(labels, num_classes, dtype="float32")
         errors = ops.abs(wanted - ops.softmax(logits, axis=-1))
         own = ops.sum(errors * wanted, axis=-1)
         every = ops.broadcast_to(valid[..., None], ops.shape(errors))
-        # (K, BINS), the most wrong first; of all pixels, and of the class's.
+        # (K, BINS), largest error first; over all pixels and over the class's.
         pixels, error = _by_error(
             errors, ops.arange(num_classes), every, num_classes, count_dtype
         )
         own_pixels, own_error = _by_error(
             own, labels, valid, num_classes, count_dtype
         )
-        # The slopes are those of the whole batch, the errors one's own.
-        pixels, own_pixels = (self.everywhere(x) for x in (pixels, own_pixels))
+        # Slopes come from the whole batch, errors from this replica.
+        pixels, own_pixels = (
+            self.all_reduce_sum(x) for x in (pixels, own_pixels)
+        )
         count = ops.sum(own_pixels, axis=-1)
         slope, own_slope = _slopes(
             count[:, None] - _before(own_pixels),
-            # Sums of weights are rounded, and must not fall.
+            # Clipped, since sums of weights are rounded and must not decrease.
             count[:, None] + _before(ops.maximum(pixels - own_pixels, 0.0)),
         )
         losses = ops.sum(
@@ -71,16 +88,16 @@ class LovaszSoftmax(SegmentationLoss):
             + ops.stop_gradient(slope) * (error - own_error),
             axis=-1,
         )
-        return self.mean_of_labelled(losses, count)
+        return self.mean_over_present_classes(losses, count)
 
 
 def _by_error(errors, labels, valid, num_classes, count_dtype):
-    """Number (or weight) and summed error of pixels, by class and error."""
+    """Sums number (or weight) and error of pixels by class and error bin."""
     rank = ops.cast((1 - ops.stop_gradient(errors)) * (BINS - 1), "int32")
-    # What is no number has a place too, or it would be dropped and forgotten.
+    # NaN errors stay in range, so that they reach the loss.
     rank = ops.clip(rank, 0, BINS - 1)
     where = ops.reshape(labels * BINS + rank, (-1,))
-    # Whole numbers: float32 stops counting at 2**24.
+    # Counts are ints, since float32 cannot count beyond 2**24.
     pixels, error = (
         ops.reshape(
             ops.segment_sum(
@@ -94,18 +111,18 @@ def _by_error(errors, labels, valid, num_classes, count_dtype):
 
 
 def _before(pixels):
-    """How many there are before each bin, and after the last, (K, BINS + 1)."""
+    """Returns cumulative counts before each bin and the total, (K, BINS+1)."""
     return ops.pad(ops.cumsum(pixels, axis=-1), [[0, 0], [1, 0]])
 
 
 def _slopes(intersection, union):
-    """By how much 1 - IoU grows with a further wrong pixel, (K, BINS).
+    """Computes the increase of 1 - IoU by one more wrong pixel, (K, BINS).
 
     Returns:
-        Of a pixel of another class, and of one of the class.
+        Two tensors: for a pixel of another class, and for one of the class.
     """
     first, last = union[:, :-1], union[:, 1:]
-    # Of a class without pixels the union begins at 0; it has no loss.
+    # The union of a class without pixels starts at 0; it has no loss.
     area = ops.where(first > 0, first, 1.0) * ops.where(last > 0, last, 1.0)
     mean = (intersection[:, :-1] + intersection[:, 1:]) / 2
     return mean / area, (first + last) / 2 / area

@@ -1,11 +1,15 @@
-"""Tversky and Dice: losses of the overlap of whole classes."""
+"""Tversky and Dice: losses of the overlap of classes."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_aspp.losses.base import SegmentationLoss, check_not_negative
+from keras_aspp.utils.types import Tensor
 
-EPSILON = 1e-6  # pixels; against 0 / 0
+EPSILON = 1e-6  # pixels; avoids 0 / 0
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -14,12 +18,12 @@ class Tversky(SegmentationLoss):
 
     With probabilities p and labels y of the valid pixels, a class has the
     index `sum(p y) / (sum(p y) + alpha sum(p (1 - y)) + beta sum((1 - p) y))`.
-    The mean is over the classes that are labelled in the batch.
+    The mean is over the classes labeled in the batch.
 
     Args:
         ignore_label: see `SegmentationLoss`.
-        alpha: float >= 0, the price of false positives. Defaults to 0.3.
-        beta: float >= 0, the price of false negatives. Defaults to 0.7.
+        alpha: float >= 0, weight of false positives. Defaults to 0.3.
+        beta: float >= 0, weight of false negatives. Defaults to 0.7.
         class_weights: see `SegmentationLoss`.
         name: str or `None`.
 
@@ -37,39 +41,42 @@ class Tversky(SegmentationLoss):
 
     Reference:
         [Salehi et al., 2017](https://arxiv.org/abs/1706.05721), equation 3.
-        Differs from it in: several classes, of which only labelled ones count.
+        Differs from it in: several classes, of which only labeled ones count.
     """
 
     def __init__(
         self,
-        ignore_label=255,
-        alpha=0.3,
-        beta=0.7,
-        class_weights=None,
-        name="tversky",
-    ):
+        ignore_label: int = 255,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        class_weights: Sequence[float] | None = None,
+        name: str | None = "tversky",
+    ) -> None:
         super().__init__(ignore_label, class_weights, name)
         check_not_negative(alpha=alpha, beta=beta)
         self.alpha, self.beta = alpha, beta
 
-    def of_valid(self, labels, logits, valid):
+    def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         classes, valid = logits.shape[-1], valid[..., None]
         target = ops.one_hot(labels, classes, dtype="float32")
         given = ops.softmax(logits, axis=-1) * valid
         hit, wanted, given = (
-            self.everywhere(ops.sum(x, axis=(0, 1, 2)))
+            self.all_reduce_sum(ops.sum(x, axis=(0, 1, 2)))
             for x in (given * target, target * valid, given)
         )
-        # Rounding must not make a sum of misses negative.
+        # Clipped, since rounding could make a sum of misses negative.
         index = (hit + EPSILON) / (
             hit
             + self.alpha * ops.maximum(given - hit, 0.0)
             + self.beta * ops.maximum(wanted - hit, 0.0)
             + EPSILON
         )
-        return self.mean_of_labelled(1 - index, wanted) / self.devices
+        return (
+            self.mean_over_present_classes(1 - index, wanted)
+            / self.num_replicas
+        )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "alpha": self.alpha,
@@ -81,7 +88,7 @@ class Tversky(SegmentationLoss):
 class Dice(Tversky):
     """1 minus the classes' soft Dice coefficient over the batch.
 
-    It is `Tversky` with both prices 0.5.
+    It is `Tversky` with both weights 0.5.
 
     Args:
         ignore_label: see `SegmentationLoss`.
@@ -99,13 +106,18 @@ class Dice(Tversky):
 
     Reference:
         [Sudre et al., 2017](https://arxiv.org/abs/1707.03237), section 2.
-        Differs from it in: only labelled classes count, without the weights
-        of the generalised form (give them as `class_weights`).
+        Differs from it in: only labeled classes count, without the weights of
+        the generalized form (pass them as `class_weights`).
     """
 
-    def __init__(self, ignore_label=255, class_weights=None, name="dice"):
+    def __init__(
+        self,
+        ignore_label: int = 255,
+        class_weights: Sequence[float] | None = None,
+        name: str | None = "dice",
+    ) -> None:
         super().__init__(ignore_label, 0.5, 0.5, class_weights, name)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {k: v for k, v in config.items() if k not in ("alpha", "beta")}

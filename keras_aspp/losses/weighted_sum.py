@@ -1,24 +1,28 @@
-"""WeightedSum: several losses of one batch."""
+"""WeightedSum: a weighted sum of losses."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class WeightedSum(keras.losses.Loss):
-    """The sum of losses, each times its weight.
+    """Weighted sum of losses.
 
     Args:
-        losses: losses of labels (B, H, W) and logits (B, H, W, K); each
-            takes `sample_weight` by its own rule.
+        losses: Keras losses of labels (B, H, W) and logits (B, H, W, K); each
+            applies `sample_weight` by its own rule.
         weights: floats, one for each loss.
         name: str or `None`.
 
     Raises:
-        ValueError: no losses, or not as many weights.
+        ValueError: `losses` is empty, or `weights` has another length.
 
     Example:
     >>> from keras_aspp.losses import CrossEntropy, Dice
@@ -27,7 +31,12 @@ class WeightedSum(keras.losses.Loss):
     0.8598
     """
 
-    def __init__(self, losses, weights, name="weighted_sum"):
+    def __init__(
+        self,
+        losses: Sequence[keras.losses.Loss],
+        weights: Sequence[float],
+        name: str | None = "weighted_sum",
+    ) -> None:
         super().__init__(name=name, reduction=None, dtype="float32")
         if not losses or len(losses) != len(weights):
             raise InputError(
@@ -36,15 +45,25 @@ class WeightedSum(keras.losses.Loss):
             )
         self.losses, self.weights = list(losses), list(weights)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        # Each part weighs for itself; Keras would weigh the finished sum.
+    def __call__(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        # Each loss applies the weights itself; Keras would weight the sum.
         with keras.name_scope(self.name):
             return self.call(y_true, y_pred, sample_weight)
 
-    def call(self, y_true, y_pred, sample_weight=None):
+    def call(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         if sample_weight is not None:
-            # Weights of images, (B,), mean nothing to Keras' own losses of
-            # (B, H, W).
+            # Keras' own losses of (B, H, W) do not accept weights of images,
+            # (B,).
             pixels = ops.convert_to_tensor(y_pred)[..., 0]
             sample_weight = pixel_weights(sample_weight, pixels)
         return sum(
@@ -52,7 +71,7 @@ class WeightedSum(keras.losses.Loss):
             for loss, weight in zip(self.losses, self.weights, strict=True)
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "losses": [
                 keras.saving.serialize_keras_object(loss)
@@ -63,7 +82,7 @@ class WeightedSum(keras.losses.Loss):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "WeightedSum":
         losses = [
             keras.saving.deserialize_keras_object(loss)
             for loss in config["losses"]

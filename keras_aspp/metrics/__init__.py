@@ -1,9 +1,9 @@
-"""Metrics over a whole set."""
+"""Metrics accumulated over a whole data set."""
 
 from keras_aspp.metrics.boundary import BandIoU, BoundaryIoU
 from keras_aspp.metrics.calibration import Calibration
 from keras_aspp.metrics.confusion import ConfusionMatrix
-from keras_aspp.metrics.objects import ScaleRecall
+from keras_aspp.metrics.objects import ScaleRecall, SizeRecall
 
 __all__ = [
     "BandIoU",
@@ -11,4 +11,5 @@ __all__ = [
     "Calibration",
     "ConfusionMatrix",
     "ScaleRecall",
+    "SizeRecall",
 ]

@@ -1,9 +1,12 @@
-"""How well outlines are met: Boundary IoU, and IoU in bands around them.
+"""Accuracy at object outlines: Boundary IoU, and IoU in bands around them.
 
 Shape legend: H x W pixels, K `num_classes`.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_aspp.labels import check_num_classes, check_pair
 from keras_aspp.metrics.confusion import ConfusionMatrix
@@ -12,17 +15,17 @@ BANDS_PX = (1, 2, 4, 8, 16)
 
 
 class BoundaryIoU:
-    """IoU of the inner rims of masks, per class, over a whole set.
+    """IoU of the inner rims of masks, per class, over a whole data set.
 
-    The rim of a class is its pixels within `distance` of its outline, the
-    edge of the picture being outline too. IoU of areas hardly notices the
-    outline of a large object; this does.
+    The rim of a class consists of its pixels within `distance` of its
+    outline; the image border counts as outline. Unlike IoU of areas, it is
+    sensitive to the outlines of large objects.
 
     Args:
         num_classes: int > 1, background included.
-        ignore_label: int. Pixels labelled so belong to no class, in the
-            prediction neither. Defaults to 255.
-        distance: float > 0, as a share of the picture's diagonal. Defaults
+        ignore_label: int. Pixels of this label belong to no class, in labels
+            and prediction. Defaults to 255.
+        distance: float > 0, as a share of the image diagonal. Defaults
             to 0.02.
 
     Example:
@@ -33,19 +36,21 @@ class BoundaryIoU:
 
     Reference:
         [Cheng et al., 2021](https://arxiv.org/abs/2103.16562), equation 3,
-        summed over a set before dividing, as mean IoU is. Differs from it in:
-        nothing.
+        summed over a data set before dividing, like mean IoU. Differs from it
+        in: nothing.
     """
 
-    def __init__(self, num_classes, ignore_label=255, distance=0.02):
-        self.num_classes = check_num_classes(num_classes)
-        self.ignore_label = ignore_label
-        self.distance = distance
-        self.shared = np.zeros(num_classes, "int64")
-        self.either = np.zeros(num_classes, "int64")
+    def __init__(
+        self, num_classes: int, ignore_label: int = 255, distance: float = 0.02
+    ) -> None:
+        self.num_classes: int = check_num_classes(num_classes)
+        self.ignore_label: int = ignore_label
+        self.distance: float = distance
+        self.shared: np.ndarray = np.zeros(num_classes, "int64")
+        self.either: np.ndarray = np.zeros(num_classes, "int64")
 
-    def update(self, labels, predicted):
-        """Counts one picture.
+    def update(self, labels: ArrayLike, predicted: ArrayLike) -> None:
+        """Counts one image.
 
         Args:
             labels: int `(H, W)`, `0..K-1` or `ignore_label`.
@@ -60,82 +65,90 @@ class BoundaryIoU:
         valid = labels != self.ignore_label
         distance_px = max(round(self.distance * np.hypot(*labels.shape)), 1)
         occur = np.unique(np.stack([labels, predicted])[:, valid])
-        for kind in occur:
+        for class_id in occur:
             a, b = (
-                rim(np.asarray(mask) == kind, distance_px)
+                rim(np.asarray(mask) == class_id, distance_px)
                 for mask in (labels, predicted)
             )
-            self.shared[kind] += np.count_nonzero(a & b)
-            self.either[kind] += np.count_nonzero(a | b)
+            self.shared[class_id] += np.count_nonzero(a & b)
+            self.either[class_id] += np.count_nonzero(a | b)
 
-    def per_class(self):
-        """Float `(K,)` in [0, 1]; `nan` for a class that does not occur."""
+    def per_class(self) -> np.ndarray:
+        """Returns IoU as float `(K,)`; `nan` for classes that do not occur."""
         with np.errstate(invalid="ignore"):
             return self.shared / self.either
 
-    def mean(self):
-        """Mean over classes that occur, or `nan`."""
+    def mean(self) -> float:
+        """Returns the mean over classes that occur, or `nan`."""
         found = self.per_class()[self.either > 0]
         return float(found.mean()) if found.size else float("nan")
 
 
 class BandIoU:
-    """Mean IoU of the pixels near another label, by width of the band.
+    """Mean IoU of pixels near another label, by band width.
 
     Args:
         num_classes: int > 1, background included.
         ignore_label: int. Defaults to 255.
-        bands_px: ints > 0: near is within so many rows and columns. Defaults
-            to (1, 2, 4, 8, 16).
+        bands_px: ints > 0, band widths in rows and columns. Defaults to
+            (1, 2, 4, 8, 16).
 
     Reference:
         The "trimap" plot of [Chen et al.,
         2018](https://arxiv.org/abs/1802.02611), section 4.4. Differs from it
-        in: the edge of what is ignored is an outline too.
+        in: the edge of an ignored region is an outline too.
     """
 
-    def __init__(self, num_classes, ignore_label=255, bands_px=BANDS_PX):
-        self.num_classes = check_num_classes(num_classes)
-        self.ignore_label = ignore_label
-        self.matrices = {
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_label: int = 255,
+        bands_px: Sequence[int] = BANDS_PX,
+    ) -> None:
+        self.num_classes: int = check_num_classes(num_classes)
+        self.ignore_label: int = ignore_label
+        self.matrices: dict[int, ConfusionMatrix] = {
             width: ConfusionMatrix(num_classes, ignore_label)
             for width in bands_px
         }
 
-    def update(self, labels, predicted):
-        """Counts one picture; arguments as `BoundaryIoU.update`."""
+    def update(self, labels: ArrayLike, predicted: ArrayLike) -> None:
+        """Counts one image; arguments as in `BoundaryIoU.update`."""
         labels, predicted = check_pair(
             labels, predicted, self.num_classes, self.ignore_label
         )
-        kinds = np.unique(labels)
+        found = np.unique(labels)
         for width, matrix in self.matrices.items():
             near = np.zeros(labels.shape, bool)
-            for kind in kinds:
-                mask = labels == kind
+            for label in found:
+                mask = labels == label
                 near |= mask & _reached(~mask, width)
             matrix.update_state(
                 np.where(near, labels, self.ignore_label)[None],
                 predicted[None],
             )
 
-    def mean(self):
-        """dict: width in pixels -> mean IoU, or `nan`."""
+    def mean(self) -> dict[int, float]:
+        """Returns dict: band width in pixels -> mean IoU, or `nan`."""
         return {w: matrix.mean_iou() for w, matrix in self.matrices.items()}
 
 
-def rim(mask, distance_px):
-    """Pixels of a mask within `distance_px` rows and columns of its outside.
+def rim(mask: np.ndarray, distance_px: int) -> np.ndarray:
+    """Returns the pixels of a mask within a distance of its outside.
 
     Args:
-        mask: bool `(H, W)`; beyond the picture is outside.
-        distance_px: int > 0.
+        mask: bool `(H, W)`. Everything beyond the image counts as outside.
+        distance_px: int > 0, in rows and columns.
+
+    Returns:
+        bool `(H, W)`.
     """
     padded = np.pad(~mask, 1, constant_values=True)
     return mask & _reached(padded, distance_px)[1:-1, 1:-1]
 
 
 def _reached(mask, distance_px):
-    """Pixels that have one of the mask in the square window around them."""
+    """Returns the pixels with a mask pixel in the window around them."""
     for axis in (0, 1):
         n = mask.shape[axis]
         sums = np.cumsum(mask, axis, dtype="int32")

@@ -1,23 +1,24 @@
-"""Calibration: whether a model is as often right as it says.
+"""Calibration: confidence compared with accuracy.
 
 Shape legend: B batch, H x W pixels, K classes.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_aspp.labels import check_values
 from keras_aspp.utils.exceptions import InputError
 
 
 class Calibration:
-    """Confidence against accuracy, over a whole set.
+    """Expected calibration error over a whole data set.
 
-    A pixel's confidence is the probability of the class that it is given.
+    The confidence of a pixel is the probability of its predicted class.
 
     Args:
-        ignore_label: int. Pixels labelled so are not counted. Defaults to
+        ignore_label: int. Label of pixels that are not counted. Defaults to
             255.
-        bins: int > 0, of equal width over confidences 0..1. Defaults to 15.
+        bins: int > 0, number of bins of equal width over 0..1. Defaults to 15.
 
     Example:
     >>> metric = Calibration()
@@ -31,13 +32,13 @@ class Calibration:
         Differs from it in: nothing.
     """
 
-    def __init__(self, ignore_label=255, bins=15):
-        self.ignore_label = ignore_label
-        self.pixels = np.zeros(bins, "int64")
-        self.right = np.zeros(bins, "int64")
-        self.confidence = np.zeros(bins, "float64")
+    def __init__(self, ignore_label: int = 255, bins: int = 15) -> None:
+        self.ignore_label: int = ignore_label
+        self.pixels: np.ndarray = np.zeros(bins, "int64")
+        self.right: np.ndarray = np.zeros(bins, "int64")
+        self.confidence: np.ndarray = np.zeros(bins, "float64")
 
-    def update(self, labels, scores):
+    def update(self, labels: ArrayLike, scores: ArrayLike) -> None:
         """Counts a batch.
 
         Args:
@@ -56,7 +57,7 @@ class Calibration:
         check_values("labels", labels, scores.shape[-1], self.ignore_label)
         valid = labels != self.ignore_label
         highest = scores.max(-1)
-        # The softmax of the largest logit.
+        # Softmax of the largest logit, its exponent shifted to 0.
         total = np.exp(scores - highest[..., None]).sum(-1)
         confidence = (1 / total)[valid]
         right = (scores.argmax(-1) == labels)[valid]
@@ -66,18 +67,19 @@ class Calibration:
         self.right += np.bincount(where, right, bins).astype("int64")
         self.confidence += np.bincount(where, confidence, bins)
 
-    def error(self):
-        """Expected calibration error in [0, 1], or `nan`."""
+    def error(self) -> float:
+        """Returns the expected calibration error in [0, 1], or `nan`."""
         total = self.pixels.sum()
         if not total:
             return float("nan")
         return float(np.abs(self.right - self.confidence).sum() / total)
 
-    def histogram(self):
-        """List of dict, one for each bin, in rising confidence.
+    def histogram(self) -> list[dict[str, int | float | None]]:
+        """Returns the bins in order of rising confidence.
 
-        `pixels`: int; `confidence` and `accuracy`: means in [0, 1], `None`
-        where there are none.
+        Returns:
+            list of dict: `pixels` (int), `confidence` and `accuracy` (means
+            in [0, 1], `None` for an empty bin).
         """
         return [
             {

@@ -1,7 +1,9 @@
-"""One confusion matrix over a whole set, and every number read from it.
+"""ConfusionMatrix: pixel counts over a data set and the metrics from them.
 
 Shape legend: B batch, H x W pixels, K `num_classes`.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,20 +12,21 @@ from keras import ops
 from keras_aspp.label_tensors import pixel_weights, split_labels
 from keras_aspp.labels import check_num_classes
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ConfusionMatrix(keras.metrics.MeanIoU):
-    """Accumulates pixels by (label, prediction) over all that it sees.
+    """Accumulates pixel counts by (label, prediction).
 
-    As a metric of `model.fit` its result is the mean IoU of the classes that
-    occur; the other numbers are methods. Safe under XLA, where nothing can
-    raise: labels and predictions that are no class are counted, the result is
-    NaN from then on, and the methods raise with their number.
+    As a metric of `model.fit`, its result is the mean IoU over the classes
+    that occur; further metrics are methods. Compiles under XLA, where no
+    error can be raised: invalid labels and predictions are counted, the
+    result becomes NaN, and the methods raise an error with their number.
 
     Args:
         num_classes: int > 1, background included.
-        ignore_label: int. Pixels labelled so are not counted. Defaults to
+        ignore_label: int. Label of pixels that are not counted. Defaults to
             255.
         name: str. Defaults to `"mean_iou"`.
         dtype: Keras dtype of the result.
@@ -35,8 +38,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         y_pred: float (B, H, W, K) scores, or int labels, (B, H, W) or
             (B, H, W, 1).
         sample_weight: float >= 0, (B,) or (B, H, W), or `None`. A pixel counts
-            as often as it weighs; one of weight 0 is ignored. Keras hands
-            weights to `weighted_metrics` of `compile` only.
+            by its weight; weight 0 means ignored. Keras passes weights only
+            to the `weighted_metrics` of `compile`.
 
     Raises:
         ValueError: an argument is not as above.
@@ -51,9 +54,13 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
     """
 
     def __init__(
-        self, num_classes, ignore_label=255, name="mean_iou", dtype=None
-    ):
-        # JAX has neither int64 nor float64 unless told to.
+        self,
+        num_classes: int,
+        ignore_label: int = 255,
+        name: str = "mean_iou",
+        dtype: str | None = None,
+    ) -> None:
+        # JAX disables int64 and float64 by default.
         on_jax = keras.backend.backend() == "jax"
         if dtype is None and on_jax:
             dtype = "int32"
@@ -65,14 +72,15 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         )
         self.ignore_label = ignore_label
 
-        # Weights are fractions, and pixels must be counted in integers.
+        # A second matrix, since weights are fractions while pixels are counted
+        # exactly, in integers.
         self.weighted_cm = self.add_variable(
             name="weighted_confusion_matrix",
             shape=(self.num_classes, self.num_classes),
             initializer="zeros",
             dtype="float32" if on_jax else "float64",
         )
-        # Pixels whose label, and whose prediction alone, is no class.
+        # Pixels with an invalid label, and with only an invalid prediction.
         self.wrong = self.add_variable(
             name="pixels_of_no_class",
             shape=(2,),
@@ -80,7 +88,12 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             dtype="int32" if on_jax else "int64",
         )
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> None:
         y_true, y_pred = _as_label_maps(
             ops.convert_to_tensor(y_true),
             ops.convert_to_tensor(y_pred),
@@ -90,7 +103,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         label, counted, known = split_labels(
             y_true, self.num_classes, self.ignore_label
         )
-        # A prediction may be any class, `ignore_label` too if it is one.
+        # A prediction may be any class, `ignore_label` included if it is one.
         predicted, _, possible = split_labels(y_pred, self.num_classes, -1)
         if sample_weight is not None:
             weights = pixel_weights(sample_weight, label)
@@ -123,11 +136,11 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             )
         )
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         for variable in self.variables:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
-    def result(self):
+    def result(self) -> Tensor:
         matrix = ops.cast(self.total_cm, "float32") + ops.cast(
             self.weighted_cm, "float32"
         )
@@ -135,19 +148,19 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         union = ops.sum(matrix, 0) + ops.sum(matrix, 1) - hit
         present = ops.cast(union > 0, "float32")
         iou = hit / ops.where(union > 0, union, 1.0)
-        # 0 / 0, nan, where no pixel was counted.
+        # 0 / 0 gives NaN if no pixel was counted.
         mean = ops.sum(iou * present) / ops.sum(present)
         return ops.where(ops.any(self.wrong > 0), float("nan"), mean)
 
-    def matrix(self):
-        """Rows are labels, columns predictions; `(K, K)`.
+    def matrix(self) -> np.ndarray:
+        """Returns the confusion matrix, rows labels, columns predictions.
 
         Returns:
-            int64 array, in pixels; where weights were given float64, in sums
-            of weights.
+            int64 array `(K, K)`, in pixels; float64, in sums of weights, if
+            weights were passed.
 
         Raises:
-            ValueError: there were pixels of no class, or weights below 0.
+            ValueError: labels or predictions were invalid, or weights below 0.
             OverflowError: more pixels than JAX can count.
         """
         pixels, weights, wrong = (
@@ -174,35 +187,35 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             return pixels + weights.astype("float64")
         return pixels.astype("int64")
 
-    def per_class_iou(self):
-        """Float `(K,)` in [0, 1]; `nan` for a class that does not occur."""
+    def per_class_iou(self) -> np.ndarray:
+        """Returns IoU as float `(K,)`; `nan` for classes that do not occur."""
         matrix = self.matrix()
         hit = np.diag(matrix)
         return _ratio(hit, matrix.sum(0) + matrix.sum(1) - hit)
 
-    def mean_iou(self):
-        """Mean of `per_class_iou` over classes that occur, or `nan`."""
+    def mean_iou(self) -> float:
+        """Returns the mean IoU over classes that occur, or `nan`."""
         iou = self.per_class_iou()
         return _mean(iou[~np.isnan(iou)])
 
-    def pixel_accuracy(self):
-        """Share of counted pixels that are right, in [0, 1], or `nan`."""
+    def pixel_accuracy(self) -> float:
+        """Returns the share of pixels predicted correctly, or `nan`."""
         matrix = self.matrix()
         return float(_ratio(np.trace(matrix), matrix.sum()))
 
-    def mean_accuracy(self):
-        """Mean over labelled classes of their share that is right."""
+    def mean_accuracy(self) -> float:
+        """Returns the mean accuracy over labeled classes, or `nan`."""
         matrix = self.matrix()
         recall = _ratio(np.diag(matrix), matrix.sum(1))
         return _mean(recall[~np.isnan(recall)])
 
-    def frequency_weighted_iou(self):
-        """Mean of `per_class_iou`, weighted by the classes' pixels."""
+    def frequency_weighted_iou(self) -> float:
+        """Returns the mean IoU weighted by the pixels of each class."""
         matrix = self.matrix()
         share = _ratio(matrix.sum(1), matrix.sum())
         return float(np.sum(share * np.nan_to_num(self.per_class_iou())))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "num_classes": self.num_classes,
             "ignore_label": self.ignore_label,
@@ -212,10 +225,10 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
 
 def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
-    """Labels and predictions as label maps of one shape.
+    """Converts labels and predictions to label maps of one shape.
 
     A label map has up to three axes and scores have four, so that a width or
-    a batch of `num_classes` cannot be taken for an axis of classes.
+    a batch of size `num_classes` is never mistaken for the axis of classes.
     """
     given = [
         f"{keras.backend.standardize_dtype(x.dtype)} {tuple(x.shape)}"
@@ -253,11 +266,11 @@ def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
 
 
 def _from_one_hot(one_hot, ignore_label):
-    """Class ids; `ignore_label` for zeros, no class where several are hot."""
+    """Returns class ids, `ignore_label` for zeros, invalid if ambiguous."""
     highest = ops.max(one_hot, axis=-1, keepdims=True)
     count = ops.sum(ops.cast(one_hot == highest, "int32"), axis=-1)
     class_id = ops.cast(ops.argmax(one_hot, axis=-1), "int32")
-    # NaN equals nothing, so its count is 0.
+    # NaN is unequal to itself, so its count is 0.
     no_class = -2 if ignore_label == -1 else -1
     class_id = ops.where(count == 1, class_id, no_class)
     return ops.where(highest[..., 0] == 0, ignore_label, class_id)

@@ -1,55 +1,67 @@
-"""How well objects are found, by their size.
+"""Recall of objects by their size.
 
 Shape legend: H x W pixels.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_aspp.labels import check_values
+from keras_aspp.utils.deprecation import renamed_arguments, warn_renamed
 from keras_aspp.utils.exceptions import InputError
 
-# Edges of the bins for regions, by the side of a square as large; 32 and 96
-# are COCO's.
+# Bin edges for regions, as the side of a square of equal area. 32 and 96 are
+# those of COCO.
 SIDES_PX = (0.0, 16.0, 32.0, 96.0, np.inf)
 
 
-class ScaleRecall:
-    """Share of objects' pixels that are labelled right, by size of object.
+class SizeRecall:
+    """Share of object pixels predicted correctly, by object size.
 
     Args:
         edges_px: floats in rising order. Bins are `[edge, next edge)`; the
-            last one holds its upper edge too. Defaults to 0, 16, 32, 96 and
+            last one includes its upper edge. Defaults to 0, 16, 32, 96 and
             infinity.
 
     Example:
-    >>> recall = ScaleRecall()
+    >>> recall = SizeRecall()
     >>> labels = np.array([[0, 0, 1, 255]])
     >>> recall.update(np.array([[0, 1, 1, 1]]), *regions(labels))
     >>> recall.result()["0-16"]
     0.6666666666666666
     """
 
-    def __init__(self, edges_px=SIDES_PX):
-        self.edges_px = tuple(edges_px)
-        self.right = np.zeros(len(edges_px) - 1, "int64")
-        self.total = np.zeros(len(edges_px) - 1, "int64")
-        self.objects = np.zeros(len(edges_px) - 1, "int64")
+    def __init__(self, edges_px: Sequence[float] = SIDES_PX) -> None:
+        self.edges_px: tuple[float, ...] = tuple(edges_px)
+        self.right: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
+        self.total: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
+        self.objects: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
 
-    def update(self, predicted, instances, kinds, sizes_px):
-        """Counts the objects of one picture.
+    @renamed_arguments(kinds="class_ids")
+    def update(
+        self,
+        predicted: ArrayLike,
+        instances: ArrayLike,
+        class_ids: ArrayLike,
+        sizes_px: ArrayLike,
+    ) -> None:
+        """Counts the objects of one image.
 
         Args:
             predicted: int array `(height, width)` of labels.
-            instances: int array `(height, width)`, `i` where the object
-                `i - 1` is seen, 0 where none is.
-            kinds: label of each object.
-            sizes_px: size of each object.
+            instances: int array `(height, width)`, `i` at the pixels of
+                object `i - 1`, 0 elsewhere.
+            class_ids: ints, class of each object.
+            sizes_px: floats, size of each object.
 
         Raises:
-            ValueError: shapes differ, or an instance has no kind and size.
+            ValueError: shapes differ, or an instance has no class or size.
         """
         predicted, instances = np.asarray(predicted), np.asarray(instances)
-        count = len(kinds)
+        class_ids, sizes_px = np.asarray(class_ids), np.asarray(sizes_px)
+        count = len(class_ids)
         if predicted.shape != instances.shape:
             raise InputError(
                 "`predicted` and `instances` must have one shape. Received: "
@@ -59,13 +71,13 @@ class ScaleRecall:
             0 <= instances.min(initial=0) <= instances.max(initial=0) <= count
         ):
             raise InputError(
-                "`kinds` and `sizes_px` must describe each instance. Received: "
-                f"{count} kinds, {len(sizes_px)} sizes, instances "
-                f"{instances.min()}..{instances.max()}"
+                "`class_ids` and `sizes_px` must describe each instance. "
+                f"Received: {count} class ids, {len(sizes_px)} sizes, "
+                f"instances {instances.min()}..{instances.max()}"
             )
         bins = np.searchsorted(self.edges_px[1:-1], sizes_px, side="right")
-        # What belongs to no object is of a kind that is never predicted.
-        right = np.append(-1, kinds)[instances] == predicted
+        # Pixels outside all objects get a class that is never predicted.
+        right = np.append(-1, class_ids)[instances] == predicted
         for sums, where in (
             (self.total, slice(None)),
             (self.right, right),
@@ -74,8 +86,8 @@ class ScaleRecall:
             np.add.at(sums, bins, seen[1:])
         np.add.at(self.objects, bins, 1)
 
-    def result(self):
-        """dict: `"9-20"` and so on -> share in [0, 1], `None` without any."""
+    def result(self) -> dict[str, float | None]:
+        """Returns dict: `"9-20"`, ... -> share in [0, 1], `None` if empty."""
         return {
             name: float(right / total) if total else None
             for name, right, total in zip(
@@ -83,8 +95,8 @@ class ScaleRecall:
             )
         }
 
-    def counts(self):
-        """dict: `"9-20"` and so on -> how many objects there are."""
+    def counts(self) -> dict[str, int]:
+        """Returns dict: `"9-20"`, ... -> number of objects."""
         return dict(zip(self._names(), self.objects.tolist(), strict=True))
 
     def _names(self):
@@ -96,23 +108,33 @@ class ScaleRecall:
         ]
 
 
-def regions(labels, ignore_label=255, num_classes=None):
-    """Connected regions of one label, which is what a mask knows of objects.
+class ScaleRecall(SizeRecall):
+    """Deprecated name of `SizeRecall`."""
 
-    Two objects of a class that touch are one region; one that is partly
-    hidden may be several.
+    def __init__(self, edges_px: Sequence[float] = SIDES_PX) -> None:
+        warn_renamed("ScaleRecall", "SizeRecall")
+        super().__init__(edges_px)
+
+
+def regions(
+    labels: ArrayLike, ignore_label: int = 255, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds connected regions of one label as a substitute for objects.
+
+    Touching objects of one class form one region; a partly hidden object may
+    form several.
 
     Args:
         labels: int array `(height, width)`.
-        ignore_label: int; what is labelled so is in no region. Defaults to
+        ignore_label: int, label of pixels outside all regions. Defaults to
             255.
-        num_classes: int: labels must be below it; or `None`. Defaults to
+        num_classes: int, exclusive limit of labels, or `None`. Defaults to
             `None`.
 
     Returns:
-        `(instances, kinds, sizes_px)`, as `ScaleRecall.update` takes them.
-        Pixels that touch at a corner are connected; the size is the side of a
-        square of as many pixels.
+        `(instances, class_ids, sizes_px)`, arguments of `SizeRecall.update`.
+        Pixels that touch at a corner are connected. The size is the side of a
+        square of equal area.
 
     Raises:
         ValueError: a label is neither a class nor `ignore_label`.
@@ -122,11 +144,11 @@ def regions(labels, ignore_label=255, num_classes=None):
     labels = np.asarray(labels)
     check_values("labels", labels, num_classes, ignore_label)
     instances = np.zeros(labels.shape, "int32")
-    kinds = []
-    for kind in np.unique(labels[labels != ignore_label]):
-        mask = labels == kind
+    class_ids = []
+    for label in np.unique(labels[labels != ignore_label]):
+        mask = labels == label
         found, count = ndimage.label(mask, np.ones((3, 3)))
-        instances[mask] = found[mask] + len(kinds)
-        kinds += [int(kind)] * count
-    areas = np.bincount(instances.ravel(), minlength=len(kinds) + 1)[1:]
-    return instances, np.array(kinds, "int64"), np.sqrt(areas)
+        instances[mask] = found[mask] + len(class_ids)
+        class_ids += [int(label)] * count
+    areas = np.bincount(instances.ravel(), minlength=len(class_ids) + 1)[1:]
+    return instances, np.array(class_ids, "int64"), np.sqrt(areas)

@@ -1,10 +1,11 @@
-"""Bounds the memory that loading a `.keras` file needs."""
+"""Loads `.keras` files, after bounding the memory that this needs."""
 
 import collections
 import io
 import json
 import os
 import zipfile
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -17,25 +18,28 @@ _WEIGHTS = "model.weights.h5"
 # What `keras.Model.save` writes. Keras also reads weights of other containers
 # (`model.weights.npz`, shards), whose decoders nothing here bounds.
 _ENTRIES = ("metadata.json", "config.json", _WEIGHTS)
-# Keras nests a group per object: models within models, and their layers. HDF5
-# takes quadratic time for chains of groups.
+# Keras nests one group per object: models within models, and their layers.
+# HDF5 needs quadratic time for chains of groups.
 _MAX_DEPTH = 64
 
 
-def check_archive(path):
-    """Raises where a `.keras` holds less than it would be unpacked to.
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` for a `.keras` that unpacks to more than it stores.
 
-    Keras has such checks too, for what exceeds 4 GiB.
+    Keras has such checks too, but only above 4 GiB.
+
+    Args:
+        path: the file.
 
     Raises:
-        ValueError: not a zip archive, or truncated; an entry that Keras does
-            not write, twice the same, or that expands more than a hundredfold;
-            entries that overlap; or weights that are declared but not there,
+        ValueError: the file is not a zip archive, or truncated; an entry is
+            one that Keras does not write, duplicated, or expands more than a
+            hundredfold; entries overlap; or weights are declared but missing,
             compressed, or nested too deep.
     """
     if not zipfile.is_zipfile(path):
-        # Keras calls it not found.
-        raise InputError("no archive, or cut off")
+        # Keras would report that the file does not exist.
+        raise InputError("not a zip archive, or truncated")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         for name, count in collections.Counter(names).items():
@@ -54,7 +58,7 @@ def check_archive(path):
                     f"{entry.filename} expands from {entry.compress_size} to "
                     f"{entry.file_size} bytes"
                 )
-        # Python finds entries of the same bytes since 3.11.8 and 3.12.2.
+        # Python detects overlapping entries since 3.11.8 and 3.12.2 only.
         stored = sum(entry.compress_size for entry in archive.infolist())
         if stored > os.path.getsize(path):
             raise InputError("its entries overlap")
@@ -62,7 +66,7 @@ def check_archive(path):
 
 
 def _check_weights(file):
-    """Raises `ValueError` for HDF5 that takes more memory than its bytes."""
+    """Raises `ValueError` for HDF5 that needs more memory than its bytes."""
     with h5py.File(file, "r") as weights:
         groups = [(weights, 1)]
         while groups:
@@ -76,7 +80,7 @@ def _check_weights(file):
                     fault = "is a link"
                 else:
                     item = group[name]
-                    # A second link could make a cycle, or 2^n paths.
+                    # A second link could create a cycle, or 2^n paths.
                     linked = h5py.h5o.get_info(item.id).rc > 1
                     fault = "is linked twice" if linked else _fault(item)
                 if fault:
@@ -88,48 +92,53 @@ def _check_weights(file):
 
 
 def _fault(item):
-    """What is wrong with a data set: nothing, or a clause without subject."""
+    """Returns the fault of an HDF5 data set as a predicate, or `None`."""
     if not isinstance(item, h5py.Dataset):
         return None
-    # Chunks that were never written, and data kept elsewhere, take no room.
+    # Unwritten chunks and data in external files occupy no bytes here.
     stored = 0 if item.external else item.id.get_storage_size()
     if item.nbytes > stored:
         return f"is {item.nbytes} bytes, of which {stored} are there"
-    # One chunk may be declared larger than all its data.
+    # Filters work on chunks, which may be declared larger than all the data.
     if item.id.get_create_plist().get_nfilters():
         return "is compressed"
-    # Values of variable length may all be the same large one.
+    # Values of variable length may all refer to one large value.
     if item.dtype.hasobject:
         return "holds no numbers"
     return None
 
 
-Refused = collections.namedtuple("Refused", "name layer_type error")
+class Refused(NamedTuple):
+    """A layer that Keras cannot build, and the error."""
+
+    name: str
+    layer_type: str
+    error: Exception
 
 
-def refused_layer(path):
-    """The layer that keeps a `.keras` from loading, or `None`.
+def refused_layer(path: str | os.PathLike[str]) -> Refused | None:
+    """Finds the layer that prevents a `.keras` from loading.
 
-    Keras names the outermost model, or no layer at all. Layers are made one by
-    one here, without weights and as cautiously as in `load_model`.
+    Keras names the outermost model, or no layer at all. This builds the layers
+    one by one, without weights and with the safe mode of `load_model`.
 
     Args:
         path: a file that `check_archive` accepts.
 
     Returns:
-        `Refused(name, layer_type, error)`, or `None`: each layer can be made.
+        The innermost such layer, or `None` if every layer can be built.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
         return _refused(config["config"], ())
     except Exception:
-        # Then the configuration is at fault, of which Keras' error tells.
+        # The configuration itself is invalid; Keras' own error reports it.
         return None
 
 
 def _refused(config, layer):
-    """The first of the objects in `config`, inner ones first, that fails."""
+    """Returns the first object in `config`, inner first, that fails."""
     if isinstance(config, list):
         found = (_refused(item, layer) for item in config)
         return next(filter(None, found), None)
@@ -142,7 +151,7 @@ def _refused(config, layer):
     if is_layer:
         layer = (within["name"], config["class_name"])
     found = _refused(list(within.values()), layer)
-    # A model would make all its layers again, and their weights.
+    # A model would build all its layers again, and their weights.
     if found or not layer or "layers" in within:
         return found
     try:
@@ -152,11 +161,18 @@ def _refused(config, layer):
     return None
 
 
-def load_keras(path):
-    """Any Keras model out of a `.keras` file, not compiled.
+def load_keras(path: str | os.PathLike[str]) -> Any:
+    """Loads any Keras model from a `.keras` file, not compiled.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `keras.Model`.
 
     Raises:
-        ValueError: it cannot be loaded; where one layer is why, it is named.
+        ValueError: the file cannot be loaded; if one layer is the cause, the
+            message names it.
     """
     layer = None
     try:
@@ -167,10 +183,10 @@ def load_keras(path):
             layer = refused_layer(path)
             raise
     except Exception as error:
-        # What Keras raises here depends on which byte is wrong. Its
-        # safe_mode, the default, refuses Lambdas and what is not registered.
+        # The type of Keras' error depends on which byte is wrong. Its default
+        # safe_mode refuses Lambda layers and classes that are not registered.
         cause = error if layer is None else layer.error
-        # It quotes the configuration, and below that the cause.
+        # Keras quotes the configuration, followed by the cause.
         text = str(cause).rpartition("Exception encountered: ")[2]
         reason = (text.strip().splitlines() or [""])[0][:400]
         named = ""

@@ -1,4 +1,9 @@
-"""DeepLabV3: a dense backbone and ASPP, or ever more dilated blocks."""
+"""DeepLabV3: ASPP on a dense backbone, or a cascade of dilated blocks."""
+
+import os
+import types
+from collections.abc import Mapping
+from typing import Literal
 
 import keras
 
@@ -6,31 +11,32 @@ from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.features import pick
+from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.preprocess import Preprocess
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class DeepLabV3(Segmenter):
-    """Backbone -> ASPP -> classifier -> resize to the picture.
+    """Backbone -> ASPP -> classifier -> resize to the image.
 
-    With `atrous_rates=()` what is left is the head for phones: a 1x1
-    convolution and image pooling.
+    With `atrous_rates=()`, the ASPP is the head for phones: a 1x1 convolution
+    and image pooling.
 
     Args:
-        num_classes: int > 1, background included.
-        *args: see `Segmenter`.
+        {common_arguments}
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in the ASPP.
             Defaults to `False`.
-        image_pooling: bool. Defaults to `True`.
+        image_pooling: bool. The image-level branch of the ASPP. Defaults to
+            `True`.
         refine_filters: int > 0, or `None`: channels of a 3x3 convolution
-            between ASPP and classifier, which torchvision has (256) and the
-            paper has not. Defaults to `None`.
+            between ASPP and classifier: 256 in torchvision, none in the
+            paper. Defaults to `None`.
         multi_grid: ints > 0, one for each spatial convolution of the
             backbone's last block, which multiply its rates; (1, 2, 4) in the
-            paper, for ResNet. `None` leaves the backbone as it is. Defaults
+            paper, for ResNet. `None` keeps the rates of the backbone. Defaults
             to `None`.
-        **kwargs: see `Segmenter`.
 
     Example:
     >>> model = DeepLabV3(21, backbone_weights=None)
@@ -48,70 +54,108 @@ class DeepLabV3(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        *args,
-        aspp_filters=256,
-        separable=False,
-        image_pooling=True,
-        refine_filters=None,
-        multi_grid=None,
-        **kwargs,
-    ):
+        num_classes: int,
+        backbone: str | keras.Model = "mobilenet_v2",
+        output_stride: int = 16,
+        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        backbone_weights: str | os.PathLike[str] | None = "imagenet",
+        weights: str | os.PathLike[str] | None = None,
+        input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+        preprocess: Preprocess | None = None,
+        dropout: float = 0.1,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        align_corners: bool = False,
+        trained_output_stride: int | None = None,
+        high_level: str | None = None,
+        batch_norm: Literal["train", "freeze", "sync", "group"] = "train",
+        input_scale: int = 1,
+        rematerialize: bool = False,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        *,
+        aspp_filters: int = 256,
+        separable: bool = False,
+        image_pooling: bool = True,
+        refine_filters: int | None = None,
+        multi_grid: list[int] | tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__(
             num_classes,
-            *args,
+            backbone=backbone,
+            output_stride=output_stride,
+            atrous_rates=atrous_rates,
+            backbone_weights=backbone_weights,
+            weights=weights,
+            input_shape=input_shape,
+            preprocess=preprocess,
+            dropout=dropout,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            align_corners=align_corners,
+            trained_output_stride=trained_output_stride,
+            high_level=high_level,
+            batch_norm=batch_norm,
+            input_scale=input_scale,
+            rematerialize=rematerialize,
+            dtype=dtype,
+            name=name,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
             refine_filters=refine_filters,
             multi_grid=multi_grid,
-            **kwargs,
         )
 
-    def adapt(self, backbone, output_stride, multi_grid, **_):
-        if multi_grid is None:
-            return backbone
-        return with_multi_grid(backbone, multi_grid, output_stride)
+    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+        # Section 4.1: 6, 12, 18 at output stride 16, doubled at 8.
+        return (96, 192, 288)
 
-    def decode(
+    def modify_backbone(
         self,
-        features,
-        parts,
-        aspp_filters,
-        separable,
-        image_pooling,
-        refine_filters,
-        multi_grid,
-    ):
+        backbone: keras.Model,
+        output_stride: int,
+        head: types.SimpleNamespace,
+    ) -> keras.Model:
+        if head.multi_grid is None:
+            return backbone
+        return with_multi_grid(backbone, head.multi_grid, output_stride)
+
+    def build_head(
+        self,
+        features: Mapping[str, keras.KerasTensor],
+        builder: HeadBuilder,
+        head: types.SimpleNamespace,
+    ) -> tuple[keras.KerasTensor, int]:
         x = ASPP(
-            aspp_filters,
-            parts.atrous_rates,
-            separable=separable,
-            image_pooling=image_pooling,
-            dropout=parts.dropout,
+            head.aspp_filters,
+            builder.atrous_rates,
+            separable=head.separable,
+            image_pooling=head.image_pooling,
+            dropout=builder.dropout,
             name="aspp",
-            **parts.common,
-        )(pick(features, parts.high_level))
-        if refine_filters is not None:
-            x = parts.conv(x, refine_filters, name="refine")
-        return parts.classify(x), parts.output_stride
+            **builder.common,
+        )(pick(features, builder.high_level))
+        if head.refine_filters is not None:
+            x = builder.conv(x, head.refine_filters, name="refine")
+        return builder.classify(x), builder.output_stride
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class CascadedDeepLabV3(Segmenter):
     """Backbone -> copies of its last block -> classifier -> resize.
 
-    Each copy would halve the map once more; at `output_stride` it is dilated
-    twice as much as the one before instead.
+    A strided copy would halve the feature map; here the map keeps
+    `output_stride`, and each copy has twice the rates of the one before.
 
     Args:
-        num_classes: int > 1, background included.
-        *args: see `Segmenter`.
-        blocks: int > 0. Copies behind the last block; the paper's block5 to
+        {common_arguments}
+        blocks: int > 0. Copies after the last block; the paper's block5 to
             block7 are 3. Defaults to 3.
-        multi_grid: see `DeepLabV3`; it holds in the copies too. The paper's
-            best is (1, 2, 1). Defaults to `None`.
-        **kwargs: see `Segmenter`.
+        multi_grid: ints > 0, one for each spatial convolution of the
+            backbone's last block, which multiply its rates, in the copies too;
+            (1, 2, 1) is the paper's best. `None` keeps the rates of the
+            backbone. Defaults to `None`.
 
     Example:
     >>> model = CascadedDeepLabV3(21, backbone_weights=None, blocks=1)
@@ -120,26 +164,86 @@ class CascadedDeepLabV3(Segmenter):
 
     Reference:
         [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.2.
-        Differs from it in: dropout before the classifier, as everywhere here;
-        the copies begin with the weights of the block they copy, where these
-        fit.
+        Differs from it in: dropout before the classifier, as in all
+        architectures here; copies are initialized with the weights of the
+        block they copy, where the shapes are equal.
     """
 
     architecture = "deeplab_v3_cascaded"
 
-    def __init__(self, num_classes, *args, blocks=3, multi_grid=None, **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str | keras.Model = "mobilenet_v2",
+        output_stride: int = 16,
+        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        backbone_weights: str | os.PathLike[str] | None = "imagenet",
+        weights: str | os.PathLike[str] | None = None,
+        input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+        preprocess: Preprocess | None = None,
+        dropout: float = 0.1,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        align_corners: bool = False,
+        trained_output_stride: int | None = None,
+        high_level: str | None = None,
+        batch_norm: Literal["train", "freeze", "sync", "group"] = "train",
+        input_scale: int = 1,
+        rematerialize: bool = False,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        *,
+        blocks: int = 3,
+        multi_grid: list[int] | tuple[int, ...] | None = None,
+    ) -> None:
         check_positive_int("blocks", blocks)
         super().__init__(
-            num_classes, *args, blocks=blocks, multi_grid=multi_grid, **kwargs
+            num_classes,
+            backbone=backbone,
+            output_stride=output_stride,
+            atrous_rates=atrous_rates,
+            backbone_weights=backbone_weights,
+            weights=weights,
+            input_shape=input_shape,
+            preprocess=preprocess,
+            dropout=dropout,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            align_corners=align_corners,
+            trained_output_stride=trained_output_stride,
+            high_level=high_level,
+            batch_norm=batch_norm,
+            input_scale=input_scale,
+            rematerialize=rematerialize,
+            dtype=dtype,
+            name=name,
+            blocks=blocks,
+            multi_grid=multi_grid,
         )
 
-    def adapt(self, backbone, output_stride, blocks, multi_grid):
-        if f"stride_{32 * 2**blocks}" in backbone.output:
+    def modify_backbone(
+        self,
+        backbone: keras.Model,
+        output_stride: int,
+        head: types.SimpleNamespace,
+    ) -> keras.Model:
+        # A loaded backbone has its copies already.
+        if _last_feature(head.blocks) in backbone.output:
             return backbone
-        if multi_grid is not None:
-            backbone = with_multi_grid(backbone, multi_grid, output_stride)
-        return with_cascade(backbone, blocks, output_stride)
+        if head.multi_grid is not None:
+            backbone = with_multi_grid(backbone, head.multi_grid, output_stride)
+        return with_cascade(backbone, head.blocks, output_stride)
 
-    def decode(self, features, parts, blocks, multi_grid):
-        x = parts.drop(pick(features, f"stride_{32 * 2**blocks}"))
-        return parts.classify(x), parts.output_stride
+    def build_head(
+        self,
+        features: Mapping[str, keras.KerasTensor],
+        builder: HeadBuilder,
+        head: types.SimpleNamespace,
+    ) -> tuple[keras.KerasTensor, int]:
+        x = builder.drop(pick(features, _last_feature(head.blocks)))
+        return builder.classify(x), builder.output_stride
+
+
+def _last_feature(blocks):
+    """Key of the last copy's feature, by the stride of a strided one."""
+    return f"stride_{32 * 2**blocks}"

@@ -1,13 +1,21 @@
-"""DeepLabV3+: DeepLabV3 with a decoder that brings back outlines."""
+"""DeepLabV3+: DeepLabV3 with a decoder that restores object boundaries."""
+
+import os
+import types
+from collections.abc import Mapping
+from typing import Literal
 
 import keras
 
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.models.features import pick
+from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
 
-# What the decoder adds, from coarse to fine, and the suffix of its layers.
+# Decoder stride -> low-level features from coarse to fine: key, stride, and
+# suffix of the layers' names.
 LEVELS = {4: (("stride_4", 4, ""),)}
 LEVELS[2] = (*LEVELS[4], ("stride_2", 2, "_stride_2"))
 
@@ -16,24 +24,24 @@ LEVELS[2] = (*LEVELS[4], ("stride_2", 2, "_stride_2"))
 class DeepLabV3Plus(Segmenter):
     """Backbone -> ASPP -> decoder -> classifier -> resize.
 
-    The decoder resizes ASPP's map to the low-level feature of stride 4, puts
-    it beside a 1x1 projection of that feature, and refines both with two 3x3
-    convolutions. With `decoder_stride=2` it does so once more at stride 2.
+    The decoder resizes the ASPP's map to the low-level feature of stride 4,
+    concatenates it with a 1x1 projection of that feature, and refines both
+    with two 3x3 convolutions. `decoder_stride=2` repeats this at stride 2.
 
     Args:
-        num_classes: int > 1, background included.
-        *args: see `Segmenter`.
+        {common_arguments}
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in ASPP and
             decoder. Defaults to `False`.
-        image_pooling: bool. Defaults to `True`.
+        image_pooling: bool. The image-level branch of the ASPP. Defaults to
+            `True`.
         decoder_stride: 4 or 2, pixels per score. Defaults to 4.
-        projection_filters: int > 0. 1x1 channels on each low-level feature.
-            Defaults to 48.
-        decoder_filters: int > 0. Defaults to 256.
-        decoder_kernel_sizes: odd ints > 0, of the decoder's convolutions, one
-            after the other. Defaults to (3, 3); `(1,)` is keras-hub's.
-        **kwargs: see `Segmenter`.
+        projection_filters: int > 0. Channels of the 1x1 projection of each
+            low-level feature. Defaults to 48.
+        decoder_filters: int > 0. Channels of the decoder's convolutions.
+            Defaults to 256.
+        decoder_kernel_sizes: odd ints > 0, one for each convolution of the
+            decoder; keras-hub has `(1,)`. Defaults to (3, 3).
 
     Example:
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
@@ -52,17 +60,34 @@ class DeepLabV3Plus(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        *args,
-        aspp_filters=256,
-        separable=False,
-        image_pooling=True,
-        decoder_stride=4,
-        projection_filters=48,
-        decoder_filters=256,
-        decoder_kernel_sizes=(3, 3),
-        **kwargs,
-    ):
+        num_classes: int,
+        backbone: str | keras.Model = "mobilenet_v2",
+        output_stride: int = 16,
+        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        backbone_weights: str | os.PathLike[str] | None = "imagenet",
+        weights: str | os.PathLike[str] | None = None,
+        input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+        preprocess: Preprocess | None = None,
+        dropout: float = 0.1,
+        batch_norm_momentum: float = 0.99,
+        batch_norm_epsilon: float = 1e-3,
+        align_corners: bool = False,
+        trained_output_stride: int | None = None,
+        high_level: str | None = None,
+        batch_norm: Literal["train", "freeze", "sync", "group"] = "train",
+        input_scale: int = 1,
+        rematerialize: bool = False,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+        *,
+        aspp_filters: int = 256,
+        separable: bool = False,
+        image_pooling: bool = True,
+        decoder_stride: int = 4,
+        projection_filters: int = 48,
+        decoder_filters: int = 256,
+        decoder_kernel_sizes: list[int] | tuple[int, ...] = (3, 3),
+    ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         if not decoder_kernel_sizes:
             raise InputError(
@@ -76,7 +101,24 @@ class DeepLabV3Plus(Segmenter):
             )
         super().__init__(
             num_classes,
-            *args,
+            backbone=backbone,
+            output_stride=output_stride,
+            atrous_rates=atrous_rates,
+            backbone_weights=backbone_weights,
+            weights=weights,
+            input_shape=input_shape,
+            preprocess=preprocess,
+            dropout=dropout,
+            batch_norm_momentum=batch_norm_momentum,
+            batch_norm_epsilon=batch_norm_epsilon,
+            align_corners=align_corners,
+            trained_output_stride=trained_output_stride,
+            high_level=high_level,
+            batch_norm=batch_norm,
+            input_scale=input_scale,
+            rematerialize=rematerialize,
+            dtype=dtype,
+            name=name,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
@@ -84,37 +126,34 @@ class DeepLabV3Plus(Segmenter):
             projection_filters=projection_filters,
             decoder_filters=decoder_filters,
             decoder_kernel_sizes=decoder_kernel_sizes,
-            **kwargs,
         )
 
-    def decode(
+    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+        # Those of DeepLabV3: 6, 12, 18 at output stride 16.
+        return (96, 192, 288)
+
+    def build_head(
         self,
-        features,
-        parts,
-        aspp_filters,
-        separable,
-        image_pooling,
-        decoder_stride,
-        projection_filters,
-        decoder_filters,
-        decoder_kernel_sizes,
-    ):
-        x, stride = pick(features, parts.high_level), parts.output_stride
+        features: Mapping[str, keras.KerasTensor],
+        builder: HeadBuilder,
+        head: types.SimpleNamespace,
+    ) -> tuple[keras.KerasTensor, int]:
+        x, stride = pick(features, builder.high_level), builder.output_stride
         x = ASPP(
-            aspp_filters,
-            parts.atrous_rates,
-            separable=separable,
-            image_pooling=image_pooling,
-            dropout=parts.dropout,
+            head.aspp_filters,
+            builder.atrous_rates,
+            separable=head.separable,
+            image_pooling=head.image_pooling,
+            dropout=builder.dropout,
             name="aspp",
-            **parts.common,
+            **builder.common,
         )(x)
         high_level = True
-        for key, nominal, suffix in LEVELS[decoder_stride]:
+        for key, nominal, suffix in LEVELS[head.decoder_stride]:
             low_level = pick(features, key)
-            # Of a backbone denser than that, the low level is as dense.
+            # At an output stride below `nominal`, so is the low level.
             finer = min(nominal, stride)
-            x = parts.resize(
+            x = builder.resize(
                 x,
                 stride // finer,
                 low_level,
@@ -122,16 +161,16 @@ class DeepLabV3Plus(Segmenter):
                 high_level_to=finer if high_level else None,
             )
             high_level, stride = False, finer
-            low_level = parts.conv(
-                low_level, projection_filters, 1, name=f"low_level{suffix}"
+            low_level = builder.conv(
+                low_level, head.projection_filters, 1, name=f"low_level{suffix}"
             )
-            x = parts.concatenate([x, low_level], name=f"concat{suffix}")
-            for i, kernel_size in enumerate(decoder_kernel_sizes, start=1):
-                x = parts.conv(
+            x = builder.concatenate([x, low_level], name=f"concat{suffix}")
+            for i, kernel_size in enumerate(head.decoder_kernel_sizes, start=1):
+                x = builder.conv(
                     x,
-                    decoder_filters,
+                    head.decoder_filters,
                     kernel_size,
-                    separable=separable and kernel_size > 1,
+                    separable=head.separable and kernel_size > 1,
                     name=f"decoder_{i}{suffix}",
                 )
-        return parts.classify(x), stride
+        return builder.classify(x), stride

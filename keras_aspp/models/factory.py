@@ -1,32 +1,34 @@
-"""build_model: the only place where configuration meets models."""
+"""build_model: builds the segmenter that a configuration describes."""
 
 import dataclasses
-import inspect
 import os
 
+import keras
+
 from keras_aspp import models
-from keras_aspp.models.segmenter import check_rgb
+from keras_aspp.config.schema import ModelConfig
+from keras_aspp.models.segmenter import Segmenter, check_rgb
 from keras_aspp.utils.exceptions import InputError
 
+# Every architecture that `keras_aspp.models` exports, by its name.
 ARCHITECTURES = {
-    kind.architecture: kind
-    for kind in (
-        models.DeepLabV2,
-        models.DeepLabV3,
-        models.CascadedDeepLabV3,
-        models.DeepLabV3Plus,
-        models.DenseASPP,
-        models.LRASPP,
-    )
+    exported.architecture: exported
+    for exported in map(vars(models).get, models.__all__)
+    if isinstance(exported, type) and exported is not Segmenter
 }
 
 
-def build_model(config, num_classes, dtype=None, rematerialize=False):
-    """A segmenter as a `ModelConfig` describes it.
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    dtype: str | keras.DTypePolicy | None = None,
+    rematerialize: bool = False,
+) -> Segmenter:
+    """Builds the segmenter that a `ModelConfig` describes.
 
     Args:
         config: `ModelConfig`.
-        num_classes: int > 0.
+        num_classes: int > 1.
         dtype: Keras dtype policy, or `None` for the global one.
         rematerialize: see `Segmenter`.
 
@@ -34,38 +36,38 @@ def build_model(config, num_classes, dtype=None, rematerialize=False):
         `Segmenter`.
 
     Raises:
-        ValueError: a field that the architecture does not have is set to
-            anything but its default, or `weights` are of a model of other
+        ValueError: the architecture is unknown; a field that it does not have
+            differs from its default; or `weights` belong to a model of other
             than three input channels.
     """
-    kind = ARCHITECTURES[config.architecture]
-    known, arguments = arguments_of(kind), {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in known:
-            arguments[field.name] = value
-        elif field.name != "architecture" and value != field.default:
-            raise InputError(
-                f"`{config.architecture}` has no `{field.name}`. "
-                f"Received: model.{field.name}={value!r}"
-            )
+    if config.architecture not in ARCHITECTURES:
+        raise InputError(
+            f"`architecture` must be one of {tuple(ARCHITECTURES)}. "
+            f"Received: model.architecture={config.architecture!r}"
+        )
+    arguments = _arguments(config)
     for name in ("backbone_weights", "weights"):
         if arguments[name] is not None:
             arguments[name] = os.path.expandvars(arguments[name])
-    model = kind(
+    model = ARCHITECTURES[config.architecture](
         num_classes, dtype=dtype, rematerialize=rematerialize, **arguments
     )
     check_rgb(model, "Training by a configuration")
     return model
 
 
-def arguments_of(kind):
-    """Constructor arguments of a segmenter, those of `Segmenter` included.
-
-    Args:
-        kind: subclass of `Segmenter`.
-
-    Returns:
-        dict: name -> `inspect.Parameter`, the subclass's where both have one.
-    """
-    return dict(inspect.signature(kind.__init__).parameters)
+def _arguments(config):
+    """Returns the fields that the architecture has, by name."""
+    arguments = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        owners = field.metadata.get("architectures", (config.architecture,))
+        if config.architecture in owners:
+            arguments[field.name] = value
+        elif value != field.default:
+            raise InputError(
+                f"`{config.architecture}` has no `{field.name}`. "
+                f"Received: model.{field.name}={value!r}"
+            )
+    del arguments["architecture"]
+    return arguments

@@ -1,4 +1,7 @@
-"""Feature maps of backbones: choice, strides, alignment."""
+"""Backbones as a segmenter uses them: choice, features, alignment."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -9,26 +12,133 @@ from keras_aspp.backbones.output_stride import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
+from keras_aspp.backbones.zoo import create_backbone, preprocess_of
+from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import producer
 
 
-def shift_px(backbone, high_level, output_stride, trained_output_stride):
-    """By what a cell is drawn elsewhere than the head learned it, `(y, x)`.
+def choose_backbone(
+    backbone: str | keras.Model,
+    weights: Any,
+    saved: Any,
+    config: Mapping[str, Any],
+) -> tuple[keras.Model, Preprocess]:
+    """Returns the dense backbone of a segmenter and its preprocessing.
 
-    Upsampling draws cell i of stride s around pixel i * s + (s - 1) / 2,
-    wherever it looks.
+    Args:
+        backbone: name, or functional `keras.Model`.
+        weights: `backbone_weights` of a name.
+        saved: `Segmenter` whose weights are loaded, or `None`.
+        config: the common arguments of `Segmenter`.
+
+    Raises:
+        ValueError: the name is unknown or not that of `saved`, or the backbone
+            cannot have this output stride.
+    """
+    output_stride, preprocess = config["output_stride"], config["preprocess"]
+    changes = {
+        "batch_norm_momentum": config["batch_norm_momentum"],
+        "dtype": config["dtype"],
+    }
+    if saved is not None:
+        # The weights were trained on images preprocessed like this.
+        preprocess = preprocess or saved.preprocess
+    if not isinstance(backbone, str):
+        model, backbone = backbone, as_features(backbone, output_stride)
+        preprocess = preprocess or preprocess_of(model)
+    elif saved is not None:
+        # Padding and epsilon belong to the weights, so this is the backbone
+        # of the file and not a new one of the same name.
+        _check_name(backbone, saved.backbone)
+        backbone = as_features(saved.backbone, output_stride)
+        backbone = configure(backbone, **changes)
+    else:
+        backbone = create_backbone(
+            backbone,
+            output_stride,
+            weights,
+            (None, None, config["input_shape"][-1]),
+            **changes,
+        )
+        preprocess = preprocess or backbone.preprocess
+        if config["batch_norm"] == "group" and weights is None:
+            backbone = group_normalize(backbone)
+    if config["batch_norm"] == "sync":
+        backbone = synchronize(backbone)
+    return backbone, preprocess
+
+
+def _check_name(name, saved):
+    """Raises `ValueError` for a name other than that of a saved backbone."""
+    if saved.name != name.replace(".", "_"):
+        raise InputError(
+            f"`weights` were trained with backbone {saved.name}. "
+            f"Received: backbone={name!r}"
+        )
+
+
+def resolve_input_shape(
+    config: Mapping[str, Any], backbone: keras.Model
+) -> tuple[int | None, int | None, int]:
+    """Returns `input_shape` completed by the sizes of the backbone.
+
+    Args:
+        config: the common arguments of `Segmenter`.
+        backbone: functional model of one input.
+
+    Raises:
+        ValueError: `input_shape` and the backbone differ in channels.
+    """
+    given, input_scale = config["input_shape"], config["input_scale"]
+    *sizes, channels = backbone.input.shape[1:]
+    # 3 is the default, so it is no contradiction.
+    if given[2] not in (3, channels):
+        raise InputError(
+            "`input_shape` must have as many channels as the backbone, "
+            f"{channels}. Received: input_shape={tuple(given)}"
+        )
+    # A backbone may be built for one size.
+    own = [n and n // input_scale for n in sizes]
+    height, width = (
+        n if size is None else size
+        for n, size in zip(own, given[:2], strict=True)
+    )
+    return height, width, channels
+
+
+def shift_px(
+    backbone: keras.Model,
+    high_level: str,
+    output_stride: int,
+    trained_output_stride: int,
+) -> tuple[float, float]:
+    """Computes the shift that puts cells where the head saw them in training.
+
+    Upsampling centers cell i of stride s at pixel i * s + (s - 1) / 2, also
+    where the cell's receptive field has another center.
+
+    Args:
+        backbone: dense functional model with dict outputs.
+        high_level: key of the feature.
+        output_stride: int, pixels per cell of the feature.
+        trained_output_stride: int, that of the training.
+
+    Returns:
+        `(down, right)`, in pixels.
     """
     if trained_output_stride == output_stride:
         return (0, 0)
-    learned, drawn = (
+    (top, left), (trained_top, trained_left) = (
         [n * s + (s - 1) / 2 for n in first_cell(backbone, s, high_level)]
-        for s in (trained_output_stride, output_stride)
+        for s in (output_stride, trained_output_stride)
     )
-    return tuple(a - b for a, b in zip(learned, drawn, strict=True))
+    return trained_top - top, trained_left - left
 
 
-def pick(features, key):
-    """`features[key]`, or an error that names the keys there are."""
+def pick(features: Mapping[str, Any], key: str) -> Any:
+    """Returns a feature; the error of an unknown key lists all keys."""
     if key not in features:
         raise InputError(
             f"The backbone has no feature `{key}`. "
@@ -37,8 +147,8 @@ def pick(features, key):
     return features[key]
 
 
-def as_features(model, output_stride):
-    """A functional model as a dense extractor with dict outputs.
+def as_features(model: keras.Model, output_stride: int) -> keras.Model:
+    """Converts a functional model to a dense extractor with dict outputs.
 
     Args:
         model: functional `keras.Model`.
@@ -46,11 +156,15 @@ def as_features(model, output_stride):
 
     Returns:
         `keras.Model`, images -> dict keyed by nominal stride.
+
+    Raises:
+        ValueError: the model has several inputs, or cannot have this output
+            stride.
     """
     dense = with_output_stride(model, output_stride)
     if len(dense.inputs) != 1:
         raise InputError(
-            "A backbone must have one input, the picture. Received: "
+            "A backbone must have one input, the image. Received: "
             f"{[tensor.name for tensor in dense.inputs]}"
         )
     if isinstance(dense.output, dict):
@@ -62,21 +176,30 @@ def _nominal_strides(backbone):
     """Nominal stride of each feature, by its key."""
     by_layer = feature_strides(backbone)
     return {
-        key: by_layer[tensor._keras_history.operation.name]
+        key: by_layer[producer(tensor).name]
         for key, tensor in backbone.output.items()
     }
 
 
-def coarsest(backbone):
-    """`"stride_32"`, or else the key of the coarsest feature."""
+def coarsest(backbone: keras.Model) -> str:
+    """Returns `"stride_32"`, or else the key of the coarsest feature."""
     if LAST in backbone.output:
         return LAST
     strides = _nominal_strides(backbone)
-    return max(strides, key=strides.get)
+    return max(strides, key=strides.__getitem__)
 
 
-def end_at(backbone, key, output_stride):
-    """The backbone without what comes after a feature."""
+def end_at(backbone: keras.Model, key: str, output_stride: int) -> keras.Model:
+    """Returns the backbone without the layers after a feature.
+
+    Args:
+        backbone: dense functional model with dict outputs.
+        key: of the feature.
+        output_stride: int, pixels per cell of the last feature map.
+
+    Raises:
+        ValueError: no such feature, or it is finer than `output_stride`.
+    """
     pick(backbone.output, key)
     strides = _nominal_strides(backbone)
     if strides[key] < output_stride:

@@ -1,21 +1,24 @@
 """fold_batch_norm: a copy for inference, without batch norm."""
 
 import collections
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_aspp.backbones.keras_graph import (
+from keras_aspp.backbones.rebuild import copy_weights, rebuild
+from keras_aspp.layers import AtrousConv2D
+from keras_aspp.utils.keras_graph import (
     check_functional,
     graph_of,
     is_functional,
     layers_by_path,
     nodes_of,
+    producer,
+    sublayers,
 )
-from keras_aspp.backbones.rebuild import copy_weights, rebuild
-from keras_aspp.layers import AtrousConv2D
 
-# What batch norm can be folded into, and the kernel that gives the channels.
+# Layers that can absorb batch norm, and their kernel with the output channels.
 _KERNELS = {
     keras.layers.SeparableConv2D: "pointwise_kernel",
     keras.layers.DepthwiseConv2D: "kernel",
@@ -23,20 +26,20 @@ _KERNELS = {
 }
 
 
-def fold_batch_norm(model):
-    """The same function at inference, batch norm folded into convolutions.
+def fold_batch_norm(model: keras.Model) -> Any:
+    """Copies a model for inference, with batch norm folded into convolutions.
 
     At inference batch norm multiplies each channel by a constant and adds
-    another: the one goes into the kernel of the convolution before it, the
-    other into the bias. Batch norm behind anything else stays.
+    another. These move into kernel and bias of the convolution before it;
+    batch norm after any other layer stays. Outputs at inference are the same.
 
     Args:
         model: functional `keras.Model`, e.g. a segmenter.
 
     Returns:
         A functional `keras.Model` with the inputs and outputs of `model` and,
-        of a segmenter, its `preprocess`. It is for inference: nothing in it
-        is left that would hold training together.
+        for a segmenter, its `preprocess`. For inference only; the copy cannot
+        be trained.
 
     Raises:
         TypeError: `model` is not a functional Keras model.
@@ -68,7 +71,7 @@ def fold_batch_norm(model):
         else:
             copy_weights(layer, copy)
 
-    # A subclass of Model would be made again by its own constructor.
+    # Keras would copy a subclass of Model by its own constructor.
     plain = keras.Model(model.input, model.output, name=model.name)
     folded = rebuild(plain, changes, leave_out=set(pairs), carry=carry)
     if hasattr(model, "preprocess"):
@@ -77,7 +80,7 @@ def fold_batch_norm(model):
 
 
 def _pairs(model, prefix=""):
-    """`(batch norm, convolution)` by path: one follows only the other."""
+    """Paths of each batch norm and the convolution that only it follows."""
     nodes = nodes_of(model)
     calls = collections.Counter(id(node.operation) for node in nodes)
     uses = collections.Counter(
@@ -95,7 +98,7 @@ def _pairs(model, prefix=""):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
         (tensor,) = node.input_tensors
-        before = tensor._keras_history.operation
+        before = producer(tensor)
         if (
             isinstance(before, tuple(_KERNELS))
             and before.activation is keras.activations.linear
@@ -106,7 +109,7 @@ def _pairs(model, prefix=""):
 
 
 def _has_batch_norm(layer):
-    """Whether it is one of our layers that normalize the batch within."""
+    """Returns True for a layer of `keras_aspp.layers` with batch norm."""
     return bool(_blocks(layer)) and layer.get_config()["batch_norm"] in (
         True,
         "freeze",
@@ -115,21 +118,21 @@ def _has_batch_norm(layer):
 
 
 def _blocks(layer):
-    """Every `AtrousConv2D` in a layer, in the order it was made."""
+    """Every `AtrousConv2D` in a layer, in the order of construction."""
     return [
-        block
-        for block in layer._flatten_layers()
-        if isinstance(block, AtrousConv2D)
+        block for block in sublayers(layer) if isinstance(block, AtrousConv2D)
     ]
 
 
 def _fold(convolution, norm, copy):
-    """Fills a convolution that does its work and its batch norm's."""
+    """Fills a convolution that replaces another and its batch norm."""
     scale, shift = _scale_and_shift(norm)
     if convolution.use_bias:
         shift = shift + scale * _array(convolution.bias)
     kernel = next(
-        n for kind, n in _KERNELS.items() if isinstance(convolution, kind)
+        name
+        for layer_type, name in _KERNELS.items()
+        if isinstance(convolution, layer_type)
     )
     values = {weight.name: _array(weight) for weight in convolution.weights}
     name = getattr(convolution, kernel).name

@@ -1,6 +1,8 @@
-"""Head: makes the layers of a segmenter's head, all to one policy."""
+"""HeadBuilder: makes the layers of a segmenter's head, all to one policy."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -8,13 +10,14 @@ from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
 
-# Layers that make scores are named so; their weights depend on the classes.
+# Prefix of the layers that make scores; the shapes of their weights depend on
+# the number of classes.
 CLASSIFIER = "classifier"
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadBuilder:
-    """What every head is built with.
+    """Common arguments of every head, and its layers made from them.
 
     Args:
         num_classes: int > 0.
@@ -23,8 +26,9 @@ class HeadBuilder:
         atrous_rates: tuple of ints > 0, in feature cells.
         dropout: float in [0, 1), before the classifier.
         align_corners: bool, resize convention.
-        shift_px: `(down, right)`, by which the high-level map is to be moved,
-            since its head learned it at another output stride.
+        shift_px: `(down, right)`, pixels by which the high-level map is
+            shifted when it is resized; not zero where the head was trained at
+            another output stride.
         batch_norm: see `AtrousConv2D`.
         batch_norm_momentum: float in [0, 1).
         batch_norm_epsilon: float > 0.
@@ -34,18 +38,18 @@ class HeadBuilder:
     num_classes: int
     output_stride: int
     high_level: str
-    atrous_rates: tuple
+    atrous_rates: tuple[int, ...]
     dropout: float
     align_corners: bool
-    shift_px: tuple
+    shift_px: tuple[float, float]
     batch_norm: bool | str
     batch_norm_momentum: float
     batch_norm_epsilon: float
     dtype: keras.DTypePolicy
 
     @property
-    def common(self):
-        """Arguments that every layer with batch norm takes."""
+    def common(self) -> dict[str, Any]:
+        """Returns the arguments that every layer with batch norm takes."""
         return {
             "batch_norm": self.batch_norm,
             "batch_norm_momentum": self.batch_norm_momentum,
@@ -53,25 +57,51 @@ class HeadBuilder:
             "dtype": self.dtype,
         }
 
-    def conv(self, x, filters, kernel_size=3, **kwargs):
-        """`AtrousConv2D` on a map."""
+    def conv(
+        self,
+        x: keras.KerasTensor,
+        filters: int,
+        kernel_size: int = 3,
+        **kwargs: Any,
+    ) -> keras.KerasTensor:
+        """Applies `AtrousConv2D`; `kwargs` are further arguments of it."""
         arguments = {**self.common, **kwargs}
         return AtrousConv2D(filters, kernel_size, **arguments)(x)
 
-    def drop(self, x, name="dropout"):
-        """Dropout on a map."""
+    def drop(
+        self, x: keras.KerasTensor, name: str = "dropout"
+    ) -> keras.KerasTensor:
+        """Applies dropout."""
         return keras.layers.Dropout(self.dropout, dtype=self.dtype, name=name)(
             x
         )
 
-    def concatenate(self, maps, name="concat"):
-        """Maps of one size, beside each other."""
+    def concatenate(
+        self, maps: Sequence[keras.KerasTensor], name: str = "concat"
+    ) -> keras.KerasTensor:
+        """Concatenates the channels of maps of one size."""
         return keras.layers.Concatenate(dtype=self.dtype, name=name)(maps)
 
-    def resize(self, x, scale, reference, name, dtype=None, high_level_to=None):
-        """A map upsampled by `scale` to the height and width of another.
+    def resize(
+        self,
+        x: keras.KerasTensor,
+        scale: int,
+        reference: keras.KerasTensor,
+        name: str,
+        dtype: str | keras.DTypePolicy | None = None,
+        high_level_to: int | None = None,
+    ) -> keras.KerasTensor:
+        """Upsamples a map by `scale`, cropped to the size of another.
 
-        Of the high-level map, `high_level_to` is the stride of the result.
+        Args:
+            x: the map.
+            scale: int > 0.
+            reference: map or image of the resulting height and width.
+            name: name of the layer.
+            dtype: dtype policy of the layer, or `None` for that of the head.
+            high_level_to: pixels per cell of the result if `x` has the cells
+                of the high-level feature, which `shift_px` shifts; else
+                `None`.
         """
         shift = (0, 0)
         if high_level_to and not self.align_corners:
@@ -84,18 +114,27 @@ class HeadBuilder:
             name=name,
         )(x, reference=reference)
 
-    def magnify(self, images, scale):
-        """Pictures upsampled by a factor, those of 1 as they are."""
+    def upsample_input(
+        self, images: keras.KerasTensor, scale: int
+    ) -> keras.KerasTensor:
+        """Upsamples images by a factor; 1 returns them unchanged."""
         if scale == 1:
             return images
         return BilinearResize(scale=scale, name="magnified", dtype="float32")(
             images
         )
 
-    def classify(self, x, name=CLASSIFIER, kernel_size=1, atrous_rate=1):
-        """Scores of a map, (B, h, w, K).
+    def classify(
+        self,
+        x: keras.KerasTensor,
+        name: str = CLASSIFIER,
+        kernel_size: int = 1,
+        atrous_rate: int = 1,
+    ) -> keras.KerasTensor:
+        """Computes scores of a map, (B, h, w, K).
 
-        They are few channels, so they stay in float32 under mixed precision.
+        Scores have few channels, so they stay in float32 under mixed
+        precision.
         """
         return Conv2D(
             self.num_classes,

@@ -1,22 +1,23 @@
-"""with_output_stride: a trained segmenter, denser or coarser."""
+"""with_output_stride: a trained segmenter at another output stride."""
 
 from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.rates import whole_rates
-from keras_aspp.models.segmenter import Segmenter, load_matching
+from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.models.transfer import load_matching
 from keras_aspp.utils.exceptions import InputTypeError
 
 
-def with_output_stride(segmenter, output_stride):
-    """The same segmenter with the same weights at another output stride.
+def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
+    """Copies a segmenter, with its weights, to another output stride.
 
     The backbone's strides are traded for dilation, and the rates of the head
-    are rescaled, so that they reach as many pixels as before. Nothing is
-    loaded, and the way back gives the same logits again.
+    are rescaled to reach as many pixels as before. Weights are copied exactly,
+    so converting back restores the same logits.
 
-    A head has learned where its cells are drawn: upsampled at half-pixel
-    centres, cell i of stride s lies around pixel i * s + (s - 1) / 2. So the
-    denser map is moved to where the coarser one was drawn, from 16 to 8 by 4
-    pixels (`trained_output_stride` of the new model says so).
+    Upsampling at half-pixel centers puts cell i of stride s at pixel
+    i * s + (s - 1) / 2, and the head was trained with these positions. The
+    denser map is therefore shifted to them, from 16 to 8 by 4 pixels;
+    `trained_output_stride` of the new model is the stride of the old one.
 
     Args:
         segmenter: `Segmenter`, e.g. a trained DeepLabV3 at stride 16.
@@ -26,9 +27,9 @@ def with_output_stride(segmenter, output_stride):
         A new segmenter of the same class, not compiled.
 
     Raises:
-        TypeError: `segmenter` is no segmenter of ours.
-        ValueError: the backbone cannot have this stride, or a rate would be
-            no whole number.
+        TypeError: `segmenter` is not one of `keras_aspp.models`.
+        ValueError: the backbone cannot have this stride, or a rate would not
+            be a whole number.
 
     Example:
     >>> from keras_aspp.models import DeepLabV3

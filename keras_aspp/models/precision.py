@@ -1,16 +1,20 @@
-"""with_dtype: the same segmenter in another dtype policy."""
+"""with_dtype: copies of a segmenter in another dtype policy."""
 
 import warnings
 
 import keras
 
 from keras_aspp.backbones.rebuild import configure
-from keras_aspp.models.segmenter import Segmenter, load_matching
+from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.models.transfer import load_matching
 from keras_aspp.utils.exceptions import InputTypeError
+from keras_aspp.utils.keras_graph import sublayers
 
 
-def with_dtype(segmenter, dtype):
-    """A copy with the same weights that computes in another dtype.
+def with_dtype(
+    segmenter: Segmenter, dtype: str | keras.DTypePolicy
+) -> Segmenter:
+    """Copies a segmenter, with its weights, to another dtype policy.
 
     Args:
         segmenter: `Segmenter`, e.g. one trained in `"mixed_bfloat16"`.
@@ -20,7 +24,7 @@ def with_dtype(segmenter, dtype):
         A new segmenter of the same class, not compiled.
 
     Raises:
-        TypeError: `segmenter` is no segmenter of ours.
+        TypeError: `segmenter` is not one of `keras_aspp.models`.
 
     Example:
     >>> from keras_aspp.models import DeepLabV3
@@ -43,11 +47,27 @@ def with_dtype(segmenter, dtype):
     return copy
 
 
-def in_float32(segmenter):
-    """The segmenter, or a copy in float32 where it computes in 16 bits.
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """Returns the compute dtypes of all layers that have weights.
 
-    What serves and what is exported is float32: many operators of files, and
-    most processors, have no 16 bits. A warning says so.
+    A functional model's own policy is always the global one, so it is not
+    among them.
+
+    Args:
+        model: `keras.Model`.
+    """
+    return {
+        layer.compute_dtype
+        for layer in sublayers(model)
+        if layer.weights and not isinstance(layer, keras.Model)
+    }
+
+
+def in_float32(segmenter: Segmenter) -> Segmenter:
+    """Returns the segmenter, or a float32 copy if it computes in 16 bits.
+
+    Prediction and export need float32: many operators of exported files, and
+    most processors, do not support 16 bits. A warning reports the copy.
 
     Args:
         segmenter: `Segmenter`.
@@ -55,13 +75,7 @@ def in_float32(segmenter):
     Returns:
         `segmenter` itself, or a new one with the same weights.
     """
-    # (A functional model's own policy is always the global one.)
-    found = {
-        layer.compute_dtype
-        for layer in segmenter._flatten_layers()
-        if layer.weights and not isinstance(layer, keras.Model)
-    }
-    halves = sorted(found & {"float16", "bfloat16"})
+    halves = sorted(compute_dtypes(segmenter) & {"float16", "bfloat16"})
     if not halves:
         return segmenter
     copy = with_dtype(segmenter, "float32")

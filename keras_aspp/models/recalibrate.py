@@ -1,28 +1,32 @@
-"""recalibrate: batch-norm statistics of the weights as they are."""
+"""recalibrate: batch-norm statistics of the current weights."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import sublayers
 
 
-def recalibrate(model, batches):
-    """Takes the statistics of batch norm anew, as means over batches.
+def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
+    """Replaces the statistics of batch norm by means over batches.
 
-    The moving statistics that training leaves follow the weights at a
-    distance and remember few batches; averaged weights have none of their
-    own. Here each batch counts the same, and nothing but statistics changes:
-    dropout is off, frozen layers stay as they are.
+    Moving statistics lag behind the weights and cover only recent batches;
+    averaged weights have no statistics at all. Here all batches have equal
+    weight, and only statistics change: dropout is off, and frozen layers keep
+    theirs.
 
     Args:
         model: `keras.Model`; changed in place.
-        batches: iterable of float arrays (B, H, W, C), preprocessed as in
-            training, of pictures and sizes as in training.
+        batches: iterable of float arrays (B, H, W, C), preprocessed, cropped
+            and augmented as in training.
 
     Returns:
-        int, how many layers have new statistics.
+        int, number of layers with new statistics.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: `batches` is empty.
 
     Example:
     >>> from keras_aspp.models import DeepLabV3
@@ -34,7 +38,7 @@ def recalibrate(model, batches):
         Wu & Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3
         (PreciseBN).
     """
-    layers = list(model._flatten_layers())
+    layers = sublayers(model)
     norms = [
         layer
         for layer in layers

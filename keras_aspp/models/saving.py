@@ -1,14 +1,26 @@
-"""Saving of segmenters."""
+"""Saving of models."""
 
-from keras_aspp.models import Segmenter, with_dtype
+import os
+
+import keras
+
+from keras_aspp.models.precision import compute_dtypes, with_dtype
+from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.files import replacing
 
 
-def save_model(model, path):
-    """Writes a `.keras` without optimizer state, then renames it."""
-    # Precision and compilation belong to the run, not to the model.
-    # (A functional model's own policy is always the global one.)
-    if isinstance(model, Segmenter) and model.arguments()["dtype"] != "float32":
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Writes a `.keras` in float32 and without optimizer state, atomically.
+
+    Precision and compilation belong to the run, not to the model. A segmenter
+    that computes in another dtype, in any of its layers, is saved as a float32
+    copy; any other model keeps its dtype.
+
+    Args:
+        model: `keras.Model`.
+        path: the file.
+    """
+    if isinstance(model, Segmenter) and compute_dtypes(model) != {"float32"}:
         model = with_dtype(model, "float32")
     optimizer = getattr(model, "optimizer", None)
     compiled = model.compiled

@@ -1,8 +1,18 @@
 """Figures of evaluation and of the learning-rate range test."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.metrics import Calibration
 from keras_aspp.plots.figure import COLORS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Shares below this are not written into the matrix.
 SHOWN = 0.005
@@ -11,7 +21,7 @@ SHOWN = 0.005
 FEW, CELL, SMALL_CELL = 20, (0.5, 8), (0.3, 6)
 
 
-def confusion_figure(matrix, spec):
+def confusion_figure(matrix: np.ndarray, spec: DatasetSpec) -> Figure:
     """Where the pixels of each class go, as shares of its labeled pixels.
 
     Classes that occur neither in labels nor in predictions are left out; the
@@ -73,7 +83,7 @@ def _occurring(matrix):
     return order[occurs[order]] if occurs.any() else order
 
 
-def reliability_figure(calibration):
+def reliability_figure(calibration: Calibration) -> Figure:
     """Accuracy over confidence, and how often each confidence occurs.
 
     Args:
@@ -107,7 +117,9 @@ def reliability_figure(calibration):
     return figure
 
 
-def range_test_figure(rates, losses, suggested):
+def range_test_figure(
+    rates: Sequence[float], losses: Sequence[float], suggested: float | None
+) -> Figure:
     """The curve of a range test, as a matplotlib `Figure`."""
     figure, axes = new_figure(6.4, 4)
     axes = axes[0, 0]

@@ -1,11 +1,21 @@
 """Figures of `keras-aspp explain`."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from keras_aspp.plots.figure import COLORS, new_figure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def kernel_figure(image, rates, stride):
+
+def kernel_figure(
+    image: np.ndarray, rates: Sequence[int], stride: int
+) -> Figure:
     """Where the taps of 3x3 kernels fall on a picture.
 
     Args:
@@ -63,7 +73,12 @@ def kernel_figure(image, rates, stride):
     return figure
 
 
-def dense_figure(image, found, channels, names=None):
+def dense_figure(
+    image: np.ndarray,
+    found: dict[str, Any],
+    channels: Sequence[int],
+    names: Sequence[str] | None = None,
+) -> Figure:
     """A picture, its strided features above and its dense ones below.
 
     Args:
@@ -116,7 +131,9 @@ def dense_figure(image, found, channels, names=None):
     return figure
 
 
-def branches_figure(image, maps, title):
+def branches_figure(
+    image: np.ndarray, maps: Mapping[str, np.ndarray], title: str
+) -> Figure:
     """A picture and what each branch makes of it, each on its own scale.
 
     Args:
@@ -149,7 +166,7 @@ def branches_figure(image, maps, title):
     return figure
 
 
-def channels_to_show(features, count=3):
+def channels_to_show(features: np.ndarray, count: int = 3) -> list[int]:
     """The channels that vary most over the map, strongest first."""
     spread = features.reshape(-1, features.shape[-1]).std(axis=0)
     return np.argsort(spread)[::-1][:count].tolist()

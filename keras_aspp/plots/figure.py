@@ -1,13 +1,29 @@
 """Figures of one style, written as PNG and SVG."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from keras_aspp.utils.files import replacing
+from keras_aspp.utils.types import PathLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = ("#118ab2", "#06d6a0", "#e0a100", "#ef476f", "#7b4fb5", "#5f6b73")
 
 
-def save(figure, folder, name, formats=("png", "svg"), dpi=110):
+def save(
+    figure: Figure,
+    folder: PathLike,
+    name: str,
+    formats: Sequence[str] = ("png", "svg"),
+    dpi: int = 110,
+) -> Path:
     """Writes a figure, each file whole or not at all.
 
     Args:
@@ -34,7 +50,9 @@ def save(figure, folder, name, formats=("png", "svg"), dpi=110):
     return folder / f"{name}.{formats[0]}"
 
 
-def new_figure(width, height, rows=1, columns=1, **kwargs):
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure that belongs to nobody's window, and its axes.
 
     Returns:

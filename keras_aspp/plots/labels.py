@@ -1,6 +1,8 @@
 """Label maps as images: color maps, overlays, sheets."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -8,19 +10,20 @@ from PIL import Image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
 
 CELL_PX = 480  # of a picture in a sheet, its longer side
 MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
 LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 
 
-def spec_of(predictor):
+def spec_of(predictor: Any) -> DatasetSpec:
     """What a model was trained on, or else as many classes without names."""
     count = predictor.num_classes or 255
     return predictor.spec or DatasetSpec([f"class_{i}" for i in range(count)])
 
 
-def color_labels(labels, spec):
+def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     """Labels `[..., H, W]` -> uint8 `[..., H, W, 3]`; ignored is black."""
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
@@ -28,14 +31,14 @@ def color_labels(labels, spec):
     return table[np.asarray(labels)]
 
 
-def index_image(labels, spec):
+def index_image(labels: np.ndarray, spec: DatasetSpec) -> Image.Image:
     """Labels `[H, W]` -> a PIL picture of them, their colours its palette."""
     indexed = Image.fromarray(np.asarray(labels).astype("uint8"))
     indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
     return indexed
 
 
-def unpainted_classes(spec):
+def unpainted_classes(spec: DatasetSpec) -> list[int]:
     """Returns the classes that an overlay leaves unpainted, a list of ints.
 
     The class named "background", underscores aside. Without such a name it is
@@ -51,7 +54,12 @@ def unpainted_classes(spec):
     return named or black
 
 
-def overlay(image, labels, spec, opacity=0.55):
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    spec: DatasetSpec,
+    opacity: float = 0.55,
+) -> np.ndarray:
     """Paints labels over an image, but not the background or ignored pixels.
 
     Args:
@@ -69,14 +77,19 @@ def overlay(image, labels, spec, opacity=0.55):
     return np.where(bare[..., None], image, np.round(blend)).astype("uint8")
 
 
-def legend_name(class_id, spec):
+def legend_name(class_id: int, spec: DatasetSpec) -> str:
     """Name of a class in the legend of overlays."""
     name = spec.class_names[class_id]
     bare = class_id in unpainted_classes(spec)
     return f"{name} (not painted)" if bare else name
 
 
-def draw_sheet(output, title, examples, spec):
+def draw_sheet(
+    output: PathLike,
+    title: str,
+    examples: Sequence[tuple[Any, ...]],
+    spec: DatasetSpec,
+) -> None:
     """Writes pictures beside their labels as one PNG, atomically.
 
     Args:
@@ -136,7 +149,7 @@ def draw_sheet(output, title, examples, spec):
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def caption(name, labels):
+def caption(name: str, labels: np.ndarray) -> str:
     """A picture's name, shortened, and its size."""
     name = printable(Path(name.split(", ")[-1]).name)
     short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
@@ -157,7 +170,9 @@ def _cell(image, maps, spec):
     return np.concatenate(parts[:-1], axis=1)
 
 
-def hatched(image, labels, spec):
+def hatched(
+    image: np.ndarray, labels: np.ndarray, spec: DatasetSpec
+) -> np.ndarray:
     """The overlay of labels; ignored pixels are hatched."""
     over = overlay(image, labels, spec)
     y, x = np.indices(labels.shape)

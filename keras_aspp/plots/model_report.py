@@ -1,17 +1,30 @@
 """Figures of a model's report."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
 import numpy as np
 
-from keras_aspp.analysis.effective import effective_receptive_field
+from keras_aspp.analysis.effective import (
+    EffectiveField,
+    effective_receptive_field,
+)
 from keras_aspp.analysis.gridding import gridding, rates_text
 from keras_aspp.analysis.taps import valid_taps
 from keras_aspp.analysis.trace import output_of
 from keras_aspp.plots.figure import COLORS, new_figure
+from keras_aspp.utils.types import Size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EFFECTIVE_PICTURES = 4
 
 
-def of_report(model, report):
+def of_report(model: keras.Model, report: dict[str, Any]) -> dict[str, Figure]:
     """Every figure that a report has something to show in.
 
     Args:
@@ -38,7 +51,7 @@ def of_report(model, report):
     return figures
 
 
-def receptive_fields_figure(report):
+def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     """Fields over the picture, and how they grow from layer to layer."""
     from matplotlib.patches import Rectangle
 
@@ -93,7 +106,7 @@ def _is_3x3(row):
     return row["kernel_size"] == [3, 3]
 
 
-def valid_taps_figure(report):
+def valid_taps_figure(report: dict[str, Any]) -> Figure:
     """Figure 4 of DeepLabV3 for the map and the 3x3 rates of a model."""
     rows = [row for row in report["atrous"] if _is_3x3(row)]
     cells = rows[-1]["map"]
@@ -101,7 +114,9 @@ def valid_taps_figure(report):
     return valid_taps_curves(cells, [rate for (rate,) in rates])
 
 
-def valid_taps_curves(size, rates=(), most=None):
+def valid_taps_curves(
+    size: Size, rates: Sequence[int] = (), most: int | None = None
+) -> Figure:
     """Shares of cells with 1, 4 and 9 valid taps, against the rate.
 
     Args:
@@ -161,7 +176,9 @@ def _kernels_text(sizes):
     return f", kernels {rates_text(sizes)}"
 
 
-def gridding_figure(stacks):
+def gridding_figure(
+    stacks: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> Figure:
     """What stacks of convolutions see around a cell.
 
     Args:
@@ -192,7 +209,7 @@ def gridding_figure(stacks):
     return figure
 
 
-def cost_figure(report):
+def cost_figure(report: dict[str, Any]) -> Figure:
     """Parameters, multiply-adds and memory of a model's parts."""
     parts = [
         part
@@ -227,7 +244,9 @@ def cost_figure(report):
     return figure
 
 
-def effective_figure(fields, sizes, title):
+def effective_figure(
+    fields: Mapping[str, EffectiveField], sizes: Mapping[str, Size], title: str
+) -> Figure:
     """Effective fields beside each other, in their theoretical ones.
 
     Args:

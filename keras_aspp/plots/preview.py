@@ -3,12 +3,14 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import (
     color_labels,
     legend_name,
     overlay,
     unpainted_classes,
 )
+from keras_aspp.utils.types import PathLike
 
 _MIN_HEIGHT = 240
 _ROW = 18
@@ -17,7 +19,9 @@ _MIN_COLUMN = 130
 _SWATCH = 12
 
 
-def write_preview(path, image, labels, spec):
+def write_preview(
+    path: PathLike, image: np.ndarray, labels: np.ndarray, spec: DatasetSpec
+) -> None:
     """Writes an image, its overlay and a legend of the classes that occur.
 
     Args:

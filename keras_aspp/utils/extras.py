@@ -5,7 +5,7 @@ import importlib
 from keras_aspp.utils.exceptions import InputError
 
 
-def require(what, extra, *modules):
+def require(what: str, extra: str, *modules: str) -> None:
     """Imports packages of an extra.
 
     Args:

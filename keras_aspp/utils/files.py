@@ -10,10 +10,13 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.signals import delayed_signals
+from keras_aspp.utils.types import PathLike
 
 try:
     import fcntl
@@ -21,7 +24,7 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def sha256(path):
+def sha256(path: PathLike) -> str:
     """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
@@ -33,7 +36,7 @@ def sha256(path):
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def files_of(path):
+def files_of(path: Path) -> list[Path]:
     """Returns the file itself, or all files below a folder, sorted."""
     if path.is_file():
         return [path]
@@ -49,12 +52,12 @@ _UNFINISHED = ".unfinished"
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
-def write_json(path, content):
+def write_json(path: PathLike, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_text(path, text):
+def write_text(path: PathLike, text: str) -> None:
     """Writes a text under a temporary name and renames it.
 
     Raises:
@@ -72,7 +75,7 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def replacing(path, durable=True):
+def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name of a file that is renamed to `path` at the end.
 
     After an error, the earlier file is unchanged.
@@ -98,7 +101,7 @@ def replacing(path, durable=True):
 
 
 @contextlib.contextmanager
-def replacing_folder(path):
+def replacing_folder(path: PathLike) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` at the end.
 
     An earlier `path` and the temporary folder exchange their names in one
@@ -144,7 +147,7 @@ def replacing_folder(path):
             os.close(lock)
 
 
-def exchange(first, second):
+def exchange(first: PathLike, second: PathLike) -> bool:
     """Exchanges two names in one step.
 
     Args:
@@ -252,7 +255,7 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
-def commit(temporary, path):
+def commit(temporary: PathLike, path: PathLike) -> None:
     """Renames a written file or folder, durably.
 
     The contents are on the disk before the rename, and the name is when this
@@ -264,7 +267,7 @@ def commit(temporary, path):
     _sync(path.parent)
 
 
-def remove_folder(path):
+def remove_folder(path: PathLike) -> None:
     """Removes a folder; if killed meanwhile, none remains under its name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.old.tmp")
@@ -273,7 +276,7 @@ def remove_folder(path):
     shutil.rmtree(temporary)
 
 
-def remove_temporaries(*folders):
+def remove_temporaries(*folders: PathLike) -> None:
     """Removes temporary files that killed processes left."""
     for folder in map(Path, folders):
         for pattern in _TEMPORARY:

@@ -1,5 +1,8 @@
 """Weights that are not finite: a model of them predicts class 0 everywhere."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from keras_aspp.utils.exceptions import InputError
@@ -7,7 +10,9 @@ from keras_aspp.utils.exceptions import InputError
 _SHOWN = 5
 
 
-def check_finite(tensors, source):
+def check_finite(
+    tensors: Iterable[tuple[str, np.ndarray]], source: str
+) -> None:
     """Raises where weights hold NaN or infinity.
 
     Args:
@@ -34,7 +39,7 @@ def check_finite(tensors, source):
     )
 
 
-def check_weights(model, source):
+def check_weights(model: Any, source: str) -> None:
     """`check_finite` of a Keras model.
 
     Args:

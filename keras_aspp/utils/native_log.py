@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 # Libraries may write and then abort the process, so a process of its own
 # filters: everything but log records below the level, and the lines of LiteRT
@@ -40,7 +41,7 @@ _quiet_before = set()
 
 
 @contextlib.contextmanager
-def filtered_stderr(level="2", hold=False):
+def filtered_stderr(level: str = "2", hold: bool = False) -> Iterator[None]:
     """Sends file descriptor 2 through `_FILTER` for a while.
 
     Within another filter it does nothing.
@@ -66,7 +67,7 @@ def filtered_stderr(level="2", hold=False):
 
 
 @contextlib.contextmanager
-def filtered_once(name):
+def filtered_once(name: str) -> Iterator[None]:
     """`filtered_stderr` the first time that a process enters `name`.
 
     For messages that a library writes once per process.

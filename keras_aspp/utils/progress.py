@@ -2,9 +2,10 @@
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 
-def print_progress(phase, seconds):
+def print_progress(phase: str, seconds: float | None) -> None:
     """Prints a phase when it begins, and its time on the same line at its end.
 
     Args:
@@ -18,7 +19,9 @@ def print_progress(phase, seconds):
 
 
 @contextlib.contextmanager
-def timed(progress, phase):
+def timed(
+    progress: Callable[[str, float | None], None] | None, phase: str
+) -> Iterator[None]:
     """Reports the beginning and the end of a phase.
 
     Args:

@@ -3,10 +3,12 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 
 @contextlib.contextmanager
-def stop_signals(handler):
+def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """Sends SIGINT (Ctrl-C) and SIGTERM to a handler.
 
     Outside the main thread, where Python cannot set handlers, nothing changes.
@@ -27,7 +29,7 @@ def stop_signals(handler):
 
 
 @contextlib.contextmanager
-def delayed_signals():
+def delayed_signals() -> Iterator[None]:
     """Delays SIGINT and SIGTERM until the end of the block."""
     received = []
     try:
@@ -38,6 +40,6 @@ def delayed_signals():
             signal.raise_signal(received[0])
 
 
-def interrupt(number, frame):
+def interrupt(number: int, frame: Any) -> NoReturn:
     """Handler that ends the run at once."""
     raise KeyboardInterrupt("Interrupted. Go on with --resume.")

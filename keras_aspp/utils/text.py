@@ -4,8 +4,10 @@ import json
 import os
 import stat
 import unicodedata
+from typing import Any
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 # Specs and manifests hold a few kB.
 MAX_BYTES = 2**20
@@ -15,7 +17,7 @@ _UNSAFE_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 _BIDI_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def read_text(path, max_bytes=MAX_BYTES):
+def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
     """The text of a small file.
 
     Raises:
@@ -35,7 +37,7 @@ def read_text(path, max_bytes=MAX_BYTES):
         raise InputError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
-def read_json(path, repeated=None):
+def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
     """The contents of a small JSON file.
 
     Args:
@@ -63,7 +65,7 @@ def read_json(path, repeated=None):
         raise InputError(f"Not valid JSON. File: {path} ({error})") from None
 
 
-def read_manifest(path):
+def read_manifest(path: PathLike) -> dict[str, Any]:
     """The contents of a `manifest.json`, as far as it is relied on.
 
     Raises:
@@ -90,7 +92,7 @@ def read_manifest(path):
     return content
 
 
-def is_line(text):
+def is_line(text: str) -> bool:
     """Returns True for text that stays on its line, in its order.
 
     Joiners (Persian, emoji) and all kinds of spaces may be in it, control
@@ -103,7 +105,7 @@ def _is_unsafe(c):
     return unicodedata.category(c) in _UNSAFE_CATEGORIES or c in _BIDI_OVERRIDES
 
 
-def look(text):
+def look(text: str) -> str:
     """What names share that a reader cannot tell apart.
 
     The same for names that differ in case, in spaces and invisible characters,
@@ -118,7 +120,7 @@ def look(text):
     return " ".join("".join(shown).split())
 
 
-def printable(text):
+def printable(text: object) -> str:
     r"""Text on one line, whatever it holds.
 
     Line breaks, control characters, which a terminal would obey, and bytes

@@ -1,4 +1,4 @@
-// Segments pictures with an exported .tflite, in the browser.
+// Segments images with an exported .tflite, in the browser.
 //
 // Beside this page lie model/ (an exported folder of keras_aspp: manifest.json
 // and .tflite files) and node_modules/ (see package.json). Nothing else is
@@ -8,7 +8,7 @@ import {loadAndCompile, loadLiteRt, Tensor} from '@litertjs/core';
 
 // Of the formats that answer with classes, the best for a browser first.
 const FORMATS = ['tflite_int8', 'tflite_float16', 'tflite_float32', 'tflite_dynamic_range'];
-// A picture is drawn no larger than this.
+// An image is drawn no larger than this.
 const LONGEST_PX = 1600;
 
 const part = (id) => document.getElementById(id);
@@ -69,7 +69,7 @@ async function start() {
   }
   await loadLiteRt('node_modules/@litertjs/core/wasm/', {threads: crossOriginIsolated});
   await choose();
-  for (const id of ['picture', 'camera', 'artefact']) {
+  for (const id of ['image', 'camera', 'artefact']) {
     part(id).disabled = false;
   }
 }
@@ -83,7 +83,7 @@ async function choose() {
   model?.delete();
   model = loaded;
   [small.height, small.width] = entry.input.shape.slice(1, 3);
-  say('Choose a picture, or start the camera.');
+  say('Choose an image, or start the camera.');
 }
 
 /**
@@ -113,7 +113,7 @@ async function segment(source) {
 
 /**
  * Classes that are left unpainted: the background by its name, or without one
- * what is black, which would hide the picture.
+ * what is black, which would hide the image.
  */
 function unpainted() {
   const ids = manifest.class_names.map((_, i) => i);
@@ -122,7 +122,7 @@ function unpainted() {
   return new Set(named.length ? named : black);
 }
 
-/** Draws labels over the picture, and the legend under it. */
+/** Draws labels over the image, and the legend under it. */
 function show(labels) {
   const bare = unpainted();
   const overlay = part('overlay');
@@ -148,7 +148,7 @@ function show(labels) {
   part('legend').replaceChildren(...rows);
 }
 
-/** One picture, or one frame of the camera. */
+/** One image, or one frame of the camera. */
 async function look(source, width, height) {
   const scale = Math.min(1, LONGEST_PX / Math.max(width, height));
   const view = part('view');
@@ -165,8 +165,8 @@ async function look(source, width, height) {
   window.segmentation = {labels, width: small.width, height: small.height};
 }
 
-async function lookAtPicture() {
-  const [file] = part('picture').files;
+async function lookAtImage() {
+  const [file] = part('image').files;
   if (!file) {
     return;
   }
@@ -176,7 +176,7 @@ async function lookAtPicture() {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} is no picture that this browser can read.`);
+    throw new Error(`${file.name} is no image that this browser can read.`);
   }
   await inTurn(() => look(bitmap, bitmap.width, bitmap.height));
   bitmap.close();
@@ -216,12 +216,12 @@ async function toggleCamera() {
   }
 }
 
-part('picture').addEventListener('change', guarded(lookAtPicture));
+part('image').addEventListener('change', guarded(lookAtImage));
 part('camera').addEventListener('click', guarded(toggleCamera));
 part('artefact').addEventListener('change', guarded(async () => {
   await inTurn(choose);
   if (!stream) {
-    await lookAtPicture();
+    await lookAtImage();
   }
 }));
 part('opacity').addEventListener('input', () => {

@@ -7,12 +7,13 @@ from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.types import PathLike
 
 # Nominal strides of their pyramid's levels.
 _STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
 
-def from_keras_hub(segmenter):
+def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
     """A DeepLabV3+ of keras-hub as a Keras model of ours.
 
     keras-hub itself reads its presets, so it must be installed for this

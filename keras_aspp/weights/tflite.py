@@ -9,6 +9,7 @@ from keras_aspp.models import DeepLabV3
 from keras_aspp.preprocess import KERAS_TF
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.types import PathLike
 
 # What the converter did to it is undone by one transposition for both.
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
@@ -20,7 +21,7 @@ _TOLERANCE = 1e-3
 _AGREEMENT = 0.5
 
 
-def from_tflite(path):
+def from_tflite(path: PathLike) -> DeepLabV3:
     """A public mobile DeepLabV3 `.tflite` as a Keras model of ours.
 
     Read are files of the TensorFlow model zoo's MobileNetV2 DeepLabV3 without

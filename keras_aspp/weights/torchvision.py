@@ -1,6 +1,7 @@
 """torchvision's networks and segmenters, from their published state dicts."""
 
 import warnings
+from typing import Literal
 
 import keras
 
@@ -10,6 +11,7 @@ from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.backbones.torchvision import TorchState, download
 from keras_aspp.models import DeepLabV3
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 # Backbone and output stride of the segmenters.
 _SEGMENTERS = {
@@ -19,7 +21,14 @@ _SEGMENTERS = {
 }
 
 
-def from_torchvision(architecture, path=None):
+def from_torchvision(
+    architecture: Literal[
+        "deeplabv3_resnet50",
+        "deeplabv3_resnet101",
+        "deeplabv3_mobilenet_v3_large",
+    ],
+    path: PathLike | None = None,
+) -> DeepLabV3:
     """A DeepLabV3 of torchvision as a Keras model of ours.
 
     Args:

@@ -156,8 +156,8 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"http://127.0.0.1:{port}/")
-    page.wait_for_selector("#picture:enabled, #status.error", state="attached")
-    page.set_input_files("#picture", tmp_path / "picture.png")
+    page.wait_for_selector("#image:enabled, #status.error", state="attached")
+    page.set_input_files("#image", tmp_path / "picture.png")
     page.wait_for_selector("#legend li, #status.error")
     found = page.evaluate("() => Array.from(window.segmentation.labels)")
     chosen = page.input_value("#artefact")
@@ -187,9 +187,9 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     # As wide as a phone, and not wider.
     wide = "() => document.documentElement.scrollWidth"
     assert page.evaluate(wide) == 390
-    page.set_input_files("#picture", tmp_path / "broken.png")
+    page.set_input_files("#image", tmp_path / "broken.png")
     page.wait_for_selector("#status.error")
-    assert "broken.png is no picture" in page.inner_text("#status")
+    assert "broken.png is no image" in page.inner_text("#status")
     # The camera.
     page.click("#camera")
     page.wait_for_selector("#status:not(.error)")

@@ -138,7 +138,7 @@ def test_wrong_usage(arguments, message, capsys):
         (["--model", "empty"], "a workdir or an exported folder"),
         (
             ["--model", "broken.keras"],
-            "broken.keras (no archive, or cut off)",
+            "broken.keras (not a zip archive, or truncated)",
         ),
         (["--model", "broken.keras", "--figures", "broken.tflite"], "a file"),
         (["--model", "broken.tflite"], "Not a loadable .tflite"),

@@ -187,7 +187,7 @@ def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
                 return next(known, x)
 
             loss = make()
-            loss.devices, loss.everywhere = 2, everywhere
+            loss.num_replicas, loss.all_reduce_sum = 2, everywhere
             total += float(npy(loss(*half)))
         if len(sums) == len(asked[0]):
             break

@@ -98,7 +98,9 @@ def test_the_best_epoch_is_named_and_a_part_of_an_epoch_is_one(
         best=0.25, best_epoch=1, steps_per_epoch=4
     )
     shown = Progress(checkpoints, epochs=5)
-    shown.set_model(types.SimpleNamespace(_flatten_layers=list, jit_compile=0))
+    model = keras.Sequential()
+    model.jit_compile = False
+    shown.set_model(model)
     for epoch, steps, score in ((2, 2, 0.2), (3, 4, 0.5), (4, 4, None)):
         # As fit says, which is called for the part alone first.
         shown.set_params({"epochs": 3 if epoch == 2 else 5, "steps": steps})

@@ -88,10 +88,10 @@ def test_card_is_of_the_manifest(tiny_export, tiny_folder):
     assert score["value"] == manifest["artefacts"][0]["mean_iou"]
 
 
-def test_table_of_the_readme_is_that_of_the_saved_model():
+def test_table_of_the_results_is_that_of_the_saved_model():
     folder = ROOT / "saved_models" / "camvid_mobilenet_v2"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert artefact_table(manifest) in (ROOT / "README.md").read_text()
+    assert artefact_table(manifest) in (ROOT / "docs/results.md").read_text()
 
 
 def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):

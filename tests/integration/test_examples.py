@@ -23,8 +23,8 @@ def picture(tmp_path):
     rng = np.random.default_rng(3)
     small = rng.integers(0, 256, (9, 12, 3)).astype("uint8")
     image = Image.fromarray(small).resize((120, 90), Image.Resampling.BICUBIC)
-    image.save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    image.save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.mark.slow
@@ -113,9 +113,9 @@ def test_serving(tiny_export, picture, tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        if "classes seen" in block:
+        if "predicted classes" in block:
             expected = np.unique(ka.Predictor(tiny_export).predict(picture))
-            assert f"classes seen: {expected}" in done.stdout
+            assert f"predicted classes: {expected}" in done.stdout
     request = json.loads((tmp_path / "request.json").read_text())
     loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
     signature = loaded.signatures[request["signature_name"]]

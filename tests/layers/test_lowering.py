@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -474,3 +475,15 @@ def test_as_many_groups_as_channels():
     actual = lowering.convolve(X, kernel, (1, 1), "same", (2, 2))
     expected = np_depthwise(X, kernel.transpose(0, 1, 3, 2), 2)
     assert_close(actual, expected, TOLERANCE["float32"])
+
+
+def test_an_export_in_one_thread_leaves_other_threads_alone():
+    forms = []
+    with lowering.export_form():
+        thread = threading.Thread(target=lambda: forms.append(lowering.form()))
+        thread.start()
+        thread.join()
+        forms.append(lowering.form())
+    if keras.backend.backend() == "tensorflow":
+        assert forms == ["graph", "export"]
+    assert lowering.form() != "export"

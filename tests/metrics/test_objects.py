@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from keras_aspp.metrics import ScaleRecall
+from keras_aspp.metrics import SizeRecall
 from keras_aspp.metrics.objects import regions
 
 
-def test_scale_recall():
+def test_size_recall():
     instances = np.array([[1, 1, 2, 2, 2], [0, 3, 3, 3, 3], [4, 4, 0, 0, 0]])
     predicted = np.array([[5, 0, 6, 6, 0], [5, 7, 7, 7, 0], [6, 6, 5, 6, 7]])
-    recall = ScaleRecall((10, 20, 40, 80))
+    recall = SizeRecall((10, 20, 40, 80))
     for _ in range(2):  # counts add up over pictures
         recall.update(predicted, instances, [5, 6, 7, 5], [10, 20, 39.9, 15])
     # 10 and 15: one of four; 20 and 39.9: two of three and three of four.
     assert recall.result() == {"10-20": 1 / 4, "20-40": 5 / 7, "40-80": None}
 
 
-def test_scale_recall_holds_the_upper_edge():
-    recall = ScaleRecall((10, 20, 40))
+def test_size_recall_holds_the_upper_edge():
+    recall = SizeRecall((10, 20, 40))
     recall.update(np.array([[1, 0]]), np.array([[1, 1]]), [1], [40.0])
     assert recall.result() == {"10-20": None, "20-40": 0.5}
     assert recall.counts() == {"10-20": 0, "20-40": 1}
@@ -48,19 +48,21 @@ def flood(labels, ignore_label):
 def test_regions_equal_a_flood_fill(seed):
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 3, 255], (11, 17), p=[0.6, 0.2, 0.2])
-    instances, kinds, sizes_px = regions(labels)
+    instances, class_ids, sizes_px = regions(labels)
     expected = flood(labels, 255)
     pairs = {*zip(instances.ravel(), expected.ravel(), strict=True)}
     # The same regions, perhaps by other numbers.
-    assert len(pairs) == len(kinds) + 1 == expected.max() + 1
+    assert len(pairs) == len(class_ids) + 1 == expected.max() + 1
     assert (0, 0) in pairs
-    for i, (kind, size) in enumerate(zip(kinds, sizes_px, strict=True), 1):
-        assert (labels[instances == i] == kind).all()
+    for i, (class_id, size) in enumerate(
+        zip(class_ids, sizes_px, strict=True), 1
+    ):
+        assert (labels[instances == i] == class_id).all()
         assert size**2 == pytest.approx((instances == i).sum())
 
 
 def test_a_picture_without_objects():
-    recall = ScaleRecall()
+    recall = SizeRecall()
     labels = np.full((4, 5), 255)
     recall.update(labels, *regions(labels))
     assert set(recall.counts().values()) == {0}
@@ -76,7 +78,9 @@ def test_labels_of_no_class_are_refused():
 
 
 def test_instances_without_a_kind_are_refused():
-    with pytest.raises(ValueError, match=r"1 kinds, 1 sizes, instances 0\.\.2"):
-        ScaleRecall().update(np.array([[1, 1]]), np.array([[0, 2]]), [1], [3.0])
+    with pytest.raises(
+        ValueError, match=r"1 class ids, 1 sizes, instances 0\.\.2"
+    ):
+        SizeRecall().update(np.array([[1, 1]]), np.array([[0, 2]]), [1], [3.0])
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1, 2\)"):
-        ScaleRecall().update(np.ones(2), np.array([[0, 1]]), [1], [3.0])
+        SizeRecall().update(np.ones(2), np.array([[0, 1]]), [1], [3.0])

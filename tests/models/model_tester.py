@@ -1,5 +1,7 @@
-"""What every segmenter must do; a test class per architecture inherits it."""
+"""Tests of every segmenter; a test class per architecture inherits them."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -31,9 +33,9 @@ class ModelTester:
     """Inherit it, set the class attributes, and add what is special.
 
     Attributes:
-        kind: the `Segmenter`.
+        architecture: the `Segmenter`.
         other: another architecture.
-        parameters: of `kind(5)` on the toy backbone with `head`.
+        parameters: of `architecture(5)` on the toy backbone with `head`.
         auto: the rates that `"auto"` means at output stride 8.
         head: arguments that make the head small.
         changed: arguments of the head with values that are no defaults.
@@ -43,7 +45,7 @@ class ModelTester:
             depend on their density: an average over cells, a resize.
     """
 
-    kind = None
+    architecture = None
     other = None
     parameters = None
     auto = ()
@@ -55,13 +57,13 @@ class ModelTester:
 
     @pytest.fixture
     def build(self, toy_backbone):
-        def build(num_classes=5, kind=self.kind, **kwargs):
+        def build(num_classes=5, architecture=self.architecture, **kwargs):
             kwargs = {
                 "backbone": toy_backbone(padding=1, features=True),
-                **(self.head if kind is self.kind else {}),
+                **(self.head if architecture is self.architecture else {}),
                 **kwargs,
             }
-            return randomize(kind(num_classes, **kwargs))
+            return randomize(architecture(num_classes, **kwargs))
 
         return build
 
@@ -140,7 +142,7 @@ class ModelTester:
         arguments, name = self.dense
         model = build(output_stride=16, **arguments)
         dense = ka.models.with_output_stride(model, 8)
-        assert type(dense) is self.kind
+        assert type(dense) is self.architecture
         assert (dense.name, dense.output_stride) == (model.name, 8)
         assert dense.atrous_rates == tuple(2 * r for r in model.atrous_rates)
         x = sample((2, *ODD, 3))
@@ -153,7 +155,7 @@ class ModelTester:
 
     def test_rates_follow_the_output_stride(self, toy_backbone):
         small = {k: v for k, v in self.head.items() if k != "atrous_rates"}
-        model = self.kind(5, toy_backbone(), output_stride=8, **small)
+        model = self.architecture(5, toy_backbone(), output_stride=8, **small)
         assert model.atrous_rates == self.auto
 
     def test_save_and_load(self, build, tmp_path):
@@ -173,7 +175,7 @@ class ModelTester:
         assert not {"weights", "backbone_weights"} & set(config)
         model.save(tmp_path / "model.keras")
         copy = keras.saving.load_model(tmp_path / "model.keras")
-        assert type(copy) is self.kind
+        assert type(copy) is self.architecture
         saved = copy.get_config()
         backbones = [c.pop("backbone")["config"] for c in (config, saved)]
         assert len({len(b["layers"]) for b in backbones}) == 1
@@ -230,9 +232,9 @@ class ModelTester:
 
     def test_weights_of_another_number_of_classes(self, saved):
         model, path = saved
-        message = "tensors are left as they were: classifier"
+        message = "tensors keep their initial values: classifier"
         with pytest.warns(UserWarning, match=message) as warned:
-            copy = self.kind(
+            copy = self.architecture(
                 7, backbone=model.backbone, weights=path, **self.head
             )
         assert copy.output.shape[-1] == 7
@@ -246,6 +248,46 @@ class ModelTester:
             assert (name in left) == (own[name].shape != weight.shape)
             if name not in left:
                 np.testing.assert_array_equal(npy(own[name]), npy(weight))
+
+    def test_the_signature_is_whole(self):
+        """The common arguments in their order, then those of the head."""
+        *common, _ = inspect.signature(ka.models.Segmenter).parameters.values()
+        own = inspect.signature(self.architecture).parameters.values()
+        own, head = list(own)[: len(common)], list(own)[len(common) :]
+        names = [parameter.name for parameter in common]
+        assert [parameter.name for parameter in own] == names
+        for ours, shared in zip(own, common, strict=True):
+            assert (ours.kind, ours.annotation) == (
+                shared.kind,
+                shared.annotation,
+            )
+            if ours.name != "output_stride":
+                assert ours.default == shared.default
+        assert {parameter.kind for parameter in head} == {
+            inspect.Parameter.KEYWORD_ONLY
+        }
+        assert all(p.default is not p.empty for p in head)
+
+    def test_the_docstring_lists_every_argument_once(self):
+        text = inspect.getdoc(self.architecture)
+        section = text.partition("Args:\n")[2].partition("\n\n")[0]
+        listed = re.findall(r"^    (\w+): ", section, flags=re.MULTILINE)
+        parameters = inspect.signature(self.architecture).parameters
+        assert listed == list(parameters)
+
+    def test_every_argument_is_passed_on(self, monkeypatch):
+        names = list(inspect.signature(ka.models.Segmenter).parameters)[:-1]
+        given = {name: object() for name in names}
+        passed = {}
+        monkeypatch.setattr(
+            ka.models.Segmenter,
+            "__init__",
+            lambda self, *args, **kwargs: passed.update(
+                zip(names, args, strict=False), **kwargs
+            ),
+        )
+        self.architecture(*given.values())
+        assert passed == {**given, **self.architecture.__init__.__kwdefaults__}
 
     def test_an_argument_of_another_head(self, build):
         with pytest.raises(TypeError, match="'no_such_thing'"):

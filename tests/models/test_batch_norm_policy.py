@@ -43,7 +43,7 @@ def build_nested(backbone, batch_norm, **kwargs):
 
 
 def norms(model):
-    """How many layers of each kind normalize, and whether they learn."""
+    """Number of normalization layers by type, and whether they learn."""
     return collections.Counter(
         (type(layer).__name__.removesuffix("Normalization"), layer.trainable)
         for layer in model._flatten_layers()
@@ -146,7 +146,7 @@ def test_two_phases_of_fine_tuning_leave_frozen_batch_norm(
     assert sum(path.endswith("moving_mean") for path in inside) == 9
     x = sample((2, 64, 64, 3))
     assert recalibrate(model, [x]) == 0
-    assert {kind for kind, _ in norms(fold_batch_norm(model))} <= {
+    assert {layer_type for layer_type, _ in norms(fold_batch_norm(model))} <= {
         *("Batch", "Group")
     }
 
@@ -196,7 +196,7 @@ def test_group_of_a_fresh_backbone_leaves_no_batch_norm():
     assert model(sample((1, 64, 64, 3))).shape == (1, 64, 64, 3)
 
 
-def test_group_norm_sees_each_picture_alone(toy_backbone):
+def test_group_norm_sees_each_image_alone(toy_backbone):
     model = randomize(build(toy_backbone(padding=1), "group"))
     x = sample((2, 64, 64, 3))
     both = npy(model(x, training=True))
@@ -227,7 +227,7 @@ def test_groups_divide_the_channels(channels, groups):
 def test_group_norm_is_not_folded(toy_backbone):
     model = randomize(build(toy_backbone(padding=1), "group"))
     folded = fold_batch_norm(model)
-    assert "Group" in {kind for kind, _ in norms(folded)}
+    assert "Group" in {layer_type for layer_type, _ in norms(folded)}
     x = sample((1, 65, 50, 3))
     np.testing.assert_allclose(
         npy(folded(x)), npy(model(x)), rtol=1e-3, atol=1e-3

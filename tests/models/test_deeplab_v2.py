@@ -9,7 +9,7 @@ from keras_aspp.models import DeepLabV2
 
 
 class TestDeepLabV2(ModelTester):
-    kind = DeepLabV2
+    architecture = DeepLabV2
     parameters = TOY + 2 * (9 * 24 * 5 + 5)
     auto = (6, 12, 18, 24)
     head = {"atrous_rates": (1, 2)}

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class TestDeepLabV3Plus(ModelTester):
-    kind = DeepLabV3Plus
+    architecture = DeepLabV3Plus
     parameters = TOY + 4_256 + 64 + 896 + 608 + 45
     auto = (12, 24, 36)
     head = {

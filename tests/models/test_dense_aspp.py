@@ -9,7 +9,7 @@ from keras_aspp.models import DenseASPP
 
 
 class TestDenseASPP(ModelTester):
-    kind = DenseASPP
+    architecture = DenseASPP
     parameters = TOY + 168 + 232 + 192 + 232 + 165
     auto = (3, 6, 12, 18, 24)
     head = {

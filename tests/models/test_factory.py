@@ -1,41 +1,60 @@
 """Configuration meets models."""
 
 import dataclasses
+import inspect
 import typing
 
 import pytest
 
 from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models import Segmenter, factory
-from keras_aspp.models.factory import ARCHITECTURES, arguments_of, build_model
+from keras_aspp.models.factory import ARCHITECTURES, build_model
 
 FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
-# What no configuration sets: the data set, the precision, or code does.
+COMMON = {name: field for name, field in FIELDS.items() if not field.metadata}
+# Arguments without a field: the data set, the precision, or code sets them.
 NO_FIELDS = {
-    *("self", "args", "kwargs", "head", "num_classes", "name", "dtype"),
-    *("input_shape", "preprocess", "batch_norm_epsilon", "align_corners"),
-    *("trained_output_stride", "rematerialize"),
+    *("num_classes", "name", "dtype", "input_shape", "preprocess"),
+    *("batch_norm_epsilon", "align_corners", "trained_output_stride"),
+    "rematerialize",
 }
 
 
-def test_the_configuration_knows_every_architecture():
-    kinds = {kind.architecture for kind in all_subclasses(Segmenter)}
+def test_the_configuration_has_every_architecture():
+    classes = all_subclasses(Segmenter)
     named = typing.get_type_hints(ModelConfig)["architecture"]
-    assert set(typing.get_args(named)) == set(ARCHITECTURES) == kinds
+    assert sorted(typing.get_args(named)) == sorted(ARCHITECTURES)
+    assert {c.architecture: c for c in classes} == ARCHITECTURES
 
 
-def all_subclasses(kind):
-    ours = [k for k in kind.__subclasses__() if "keras_aspp" in k.__module__]
-    return [*ours, *(inner for k in ours for inner in all_subclasses(k))]
+def all_subclasses(base):
+    ours = [c for c in base.__subclasses__() if "keras_aspp" in c.__module__]
+    return [*ours, *(inner for c in ours for inner in all_subclasses(c))]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES.values())
-def test_every_argument_is_a_field_with_the_same_default(kind):
-    arguments = arguments_of(kind)
-    assert set(arguments) - set(FIELDS) == NO_FIELDS & set(arguments)
-    shared = arguments_of(Segmenter)
-    for name in set(arguments) - NO_FIELDS - set(shared) - {"separable"}:
-        assert arguments[name].default == FIELDS[name].default, name
+def test_every_common_argument_is_a_field():
+    *arguments, _ = inspect.signature(Segmenter).parameters
+    assert set(arguments) - NO_FIELDS == set(COMMON) - {"architecture"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_argument_of_a_head_is_a_field_with_the_same_default(name):
+    arguments = ARCHITECTURES[name].__init__.__kwdefaults__
+    fields = {
+        field.name: field.default
+        for field in FIELDS.values()
+        if name in field.metadata.get("architectures", ())
+    }
+    assert set(fields) == set(arguments)
+    # Separable convolutions are the default of configurations only.
+    for argument in set(arguments) - {"separable"}:
+        assert fields[argument] == arguments[argument], argument
+
+
+def test_an_unknown_architecture():
+    message = r"one of .*'lr_aspp'.*Received: model.architecture='deeplab_v4'"
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelConfig("deeplab_v4"), 5)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def scales(model):
 # Where batch norm stands elsewhere than behind a convolution, it stays.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind, backbone, arguments, left",
+    "architecture, backbone, arguments, left",
     [
         (models.DeepLabV3Plus, "mobilenet_v2", {"separable": True}, 0),
         (models.DeepLabV3, "resnet50", {"atrous_rates": (2, 3)}, 0),
@@ -33,8 +33,10 @@ def scales(model):
         (models.DeepLabV3, "densenet121", {}, 62),
     ],
 )
-def test_segmenter(kind, backbone, arguments, left):
-    model = randomize(kind(4, backbone, backbone_weights=None, **arguments))
+def test_segmenter(architecture, backbone, arguments, left):
+    model = randomize(
+        architecture(4, backbone, backbone_weights=None, **arguments)
+    )
     folded = models.fold_batch_norm(model)
     assert len(scales(model)) > 10
     assert len(scales(folded)) == left

@@ -1,4 +1,4 @@
-"""input_scale: the backbone sees pictures of another size."""
+"""input_scale: the backbone sees upsampled images."""
 
 import keras
 import numpy as np
@@ -15,9 +15,9 @@ from keras_aspp.models import (
 )
 
 
-def build(backbone, kind=DeepLabV3Plus, **kwargs):
-    head = {"decoder_filters": 8} if kind is DeepLabV3Plus else {}
-    return kind(
+def build(backbone, architecture=DeepLabV3Plus, **kwargs):
+    head = {"decoder_filters": 8} if architecture is DeepLabV3Plus else {}
+    return architecture(
         3,
         backbone,
         atrous_rates=(2, 4),
@@ -28,10 +28,10 @@ def build(backbone, kind=DeepLabV3Plus, **kwargs):
     )
 
 
-@pytest.mark.parametrize("kind", [DeepLabV3, DeepLabV3Plus])
-def test_equals_a_picture_upsampled_by_hand(toy_backbone, kind):
-    plain = randomize(build(toy_backbone(padding=1), kind))
-    model = build(toy_backbone(padding=1), kind, input_scale=2)
+@pytest.mark.parametrize("architecture", [DeepLabV3, DeepLabV3Plus])
+def test_equals_an_image_upsampled_by_hand(toy_backbone, architecture):
+    plain = randomize(build(toy_backbone(padding=1), architecture))
+    model = build(toy_backbone(padding=1), architecture, input_scale=2)
     model.set_weights(plain.get_weights())
     x = sample((2, 61, 50, 3))
     large = npy(plain(BilinearResize(scale=2)(x)))
@@ -71,7 +71,7 @@ def test_a_backbone_of_one_size(toy_backbone):
     [
         ({"input_scale": 3}, "must divide the 4 pixels"),
         ({"input_scale": 1.5}, "int > 0. Received: input_scale=1.5"),
-        ({"input_scale": 2, "align_corners": True}, "half-pixel centres"),
+        ({"input_scale": 2, "align_corners": True}, "half-pixel centers"),
     ],
 )
 def test_what_does_not_fit(toy_backbone, arguments, message):

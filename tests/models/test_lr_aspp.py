@@ -9,7 +9,7 @@ from keras_aspp.models import LRASPP
 
 
 class TestLRASPP(ModelTester):
-    kind = LRASPP
+    architecture = LRASPP
     parameters = TOY + 224 + 24 * 8 + 85 + 45
     head = {"gate_filters": 8}
     changed = {"gate_filters": 12}

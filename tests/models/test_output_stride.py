@@ -49,7 +49,7 @@ def test_ramps_of_every_stride_lie_on_one_line(
 
 
 @pytest.mark.parametrize(
-    ("kind", "layer", "result", "padding", "down_px"),
+    ("architecture", "layer", "result", "padding", "down_px"),
     [
         ("DeepLabV3", "logits", 1, 1, 4),
         # Keras' own padding keeps the odd cells: the even ones are new and
@@ -58,9 +58,9 @@ def test_ramps_of_every_stride_lie_on_one_line(
     ],
 )
 def test_where_a_denser_map_goes(
-    kind, layer, result, padding, down_px, toy_backbone, tmp_path
+    architecture, layer, result, padding, down_px, toy_backbone, tmp_path
 ):
-    model = getattr(ka.models, kind)(
+    model = getattr(ka.models, architecture)(
         3, toy_backbone(padding=padding), atrous_rates=(2,), aspp_filters=8
     )
     dense = ka.models.with_output_stride(model, 8)

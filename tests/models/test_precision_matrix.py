@@ -41,10 +41,10 @@ SIZE = (64, 96)
 def numbers(toy_backbone):
     """Losses of two training steps and of evaluation, and labels."""
 
-    def numbers(kind, dtype, jit_compile):
+    def numbers(architecture, dtype, jit_compile):
         backbone = toy_backbone(padding=1, features=True, dtype=dtype)
-        model = kind(
-            5, backbone, dropout=0.0, dtype=dtype, **ARCHITECTURES[kind]
+        model = architecture(
+            5, backbone, dropout=0.0, dtype=dtype, **ARCHITECTURES[architecture]
         )
         randomize(model)
         rng = np.random.default_rng(0)
@@ -66,14 +66,14 @@ def numbers(toy_backbone):
 
 
 @pytest.mark.slow  # 36 models, half of them compiled
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_same_loss_and_labels(numbers, kind):
-    expected, labels = numbers(kind, "float32", False)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_loss_and_labels(numbers, architecture):
+    expected, labels = numbers(architecture, "float32", False)
     assert len(np.unique(labels)) > 1
     for dtype, (rough, agreement) in TOLERANCES.items():
         for jit_compile in (False, True):
-            found, predicted = numbers(kind, dtype, jit_compile)
-            where = f"{kind.__name__} {dtype} XLA {jit_compile}"
+            found, predicted = numbers(architecture, dtype, jit_compile)
+            where = f"{architecture.__name__} {dtype} XLA {jit_compile}"
             worst = np.abs(found / expected - 1).max()
             share = np.mean(predicted == labels)
             print(f"{where}: loss {worst:.1e}, labels {share:.5f}")
@@ -81,10 +81,10 @@ def test_same_loss_and_labels(numbers, kind):
             assert share >= agreement, where
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_keras_may_compile_it(kind, toy_backbone):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keras_may_compile_it(architecture, toy_backbone):
     """`compile(jit_compile="auto")` finds no layer that XLA cannot take."""
-    model = kind(5, toy_backbone(), **ARCHITECTURES[kind])
+    model = architecture(5, toy_backbone(), **ARCHITECTURES[architecture])
     assert not [
         layer.name
         for layer in model._flatten_layers()

@@ -5,7 +5,7 @@ differ on purpose, what is added or left out stands beside the number.
 
 Sources:
 - torchvision: the `num_params` and `_ops` (multiply-adds in units of 1e9, a
-  520 x 520 picture, auxiliary head included) of
+  520 x 520 image, auxiliary head included) of
   `torchvision/models/segmentation/{deeplabv3,lraspp}.py`.
 - MobileNetV2: Sandler et al., 2018, table 7 (513 x 513); the model zoo of
   tensorflow/models, research/deeplab.
@@ -22,7 +22,7 @@ from keras_aspp.models import LRASPP, DeepLabV2, DeepLabV3, DeepLabV3Plus
 
 pytestmark = pytest.mark.slow  # networks of full size
 
-MAP = 33 * 33  # cells of a 513 or 520 picture at output stride 16
+MAP = 33 * 33  # cells of a 513 or 520 image at output stride 16
 
 
 def trainable(model):
@@ -188,7 +188,7 @@ def test_deeplab_v3_resnet101_of_the_paper():
 def test_decoder_of_deeplab_v3_plus_on_resnet():
     # On ResNet-101 in the paper; the decoder sees no difference to this one.
     with_decoder, without = (
-        madds(kind(21, "resnet50", 8, backbone_weights=None), 513)
-        for kind in (DeepLabV3Plus, DeepLabV3)
+        madds(architecture(21, "resnet50", 8, backbone_weights=None), 513)
+        for architecture in (DeepLabV3Plus, DeepLabV3)
     )
     assert f"{(with_decoder - without) / 1e9:.2f}" == f"{297.92 - 276.18:.2f}"

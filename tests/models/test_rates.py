@@ -1,44 +1,49 @@
-"""The one table of rates."""
+"""Atrous rates at an output stride."""
+
+from types import SimpleNamespace
 
 import pytest
 
-from keras_aspp.models.rates import (
-    OFFSETS_PX,
-    atrous_rates_at,
-    degenerate_rates,
-)
+from keras_aspp.models.factory import ARCHITECTURES
+from keras_aspp.models.rates import degenerate_rates, whole_rates
+
+
+def offsets_px(architecture, **head):
+    segmenter = ARCHITECTURES[architecture]
+    return segmenter.branch_offsets_px(None, SimpleNamespace(**head))
 
 
 @pytest.mark.parametrize(
-    "architecture, output_stride, rates",
+    "architecture, head, output_stride, rates",
     [
-        ("deeplab_v2_large_fov", 8, (12,)),
-        ("deeplab_v2_aspp_s", 8, (2, 4, 8, 12)),
-        ("deeplab_v2_aspp_l", 8, (6, 12, 18, 24)),
-        ("deeplab_v3", 8, (12, 24, 36)),
-        ("deeplab_v3", 16, (6, 12, 18)),
-        ("deeplab_v3", 32, (3, 6, 9)),
-        ("deeplab_v3_cascaded", 16, ()),
-        ("deeplab_v3_plus", 16, (6, 12, 18)),
-        ("dense_aspp", 8, (3, 6, 12, 18, 24)),
-        ("lr_aspp", 16, ()),
+        ("deeplab_v2", {"pyramid": "large_fov"}, 8, (12,)),
+        ("deeplab_v2", {"pyramid": "aspp_s"}, 8, (2, 4, 8, 12)),
+        ("deeplab_v2", {"pyramid": "aspp_l"}, 8, (6, 12, 18, 24)),
+        ("deeplab_v3", {}, 8, (12, 24, 36)),
+        ("deeplab_v3", {}, 16, (6, 12, 18)),
+        ("deeplab_v3", {}, 32, (3, 6, 9)),
+        ("deeplab_v3_cascaded", {}, 16, ()),
+        ("deeplab_v3_plus", {}, 16, (6, 12, 18)),
+        ("dense_aspp", {}, 8, (3, 6, 12, 18, 24)),
+        ("lr_aspp", {}, 16, ()),
     ],
 )
-def test_rates_of_the_papers(architecture, output_stride, rates):
-    assert atrous_rates_at(architecture, output_stride) == rates
+def test_rates_of_the_papers(architecture, head, output_stride, rates):
+    assert whole_rates(offsets_px(architecture, **head), output_stride) == rates
 
 
-def test_every_offset_is_reached_at_every_stride():
-    for architecture, offsets in OFFSETS_PX.items():
-        for output_stride in (1, 2, 4, 8):
-            rates = atrous_rates_at(architecture, output_stride)
-            assert tuple(r * output_stride for r in rates) == offsets
+@pytest.mark.parametrize("output_stride", [1, 2, 4, 8])
+def test_offsets_are_reached_at_every_stride(output_stride):
+    for architecture in ARCHITECTURES:
+        offsets = offsets_px(architecture, pyramid="aspp_s")
+        rates = whole_rates(offsets, output_stride)
+        assert tuple(r * output_stride for r in rates) == offsets
 
 
 def test_no_whole_rate():
     message = r"\[1, 2, 4, 8, 16, 32\].*Received: output_stride=64"
     with pytest.raises(ValueError, match=message):
-        atrous_rates_at("deeplab_v3", 64)
+        whole_rates((96, 192, 288), 64)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,9 @@ def test_fine_tuning_on_other_classes(networks, tmp_path):
     )
     path = saved(network, tmp_path / "state.pth")
     from_torchvision("deeplabv3_resnet50", path).save(tmp_path / "voc.keras")
-    with pytest.warns(UserWarning, match="but for the classifier: 2 tensors"):
+    with pytest.warns(
+        UserWarning, match="except for the classifier: 2 tensors"
+    ):
         mine = DeepLabV3(
             3,
             "resnet50",

@@ -10,6 +10,9 @@ outline do. Nothing is downloaded; every example is drawn from the seeds
     tfds.load("multiscale_shapes", split="train", as_supervised=True)
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -167,7 +170,7 @@ _OUTLINES = {
 }
 
 
-def draw_texture(rng):
+def draw_texture(rng: np.random.Generator) -> np.ndarray:
     """Draws a texture that covers the picture: a pattern of two colours.
 
     Args:
@@ -181,7 +184,7 @@ def draw_texture(rng):
     return first + amount.astype(np.float32) * (second - first)
 
 
-def draw_textures(rng, count):
+def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Draws textures that can be told apart wherever they meet.
 
     In every block of 4 x 4 pixels the mean colours of any two of them are at
@@ -209,7 +212,12 @@ def draw_textures(rng, count):
     return [textures[i] for i in rng.permutation(count)]
 
 
-def draw_outline(kind, size_px, angle=0.0, shift=(0.0, 0.0)):
+def draw_outline(
+    kind: str,
+    size_px: float,
+    angle: float = 0.0,
+    shift: Sequence[float] = (0.0, 0.0),
+) -> np.ndarray:
     """Draws the coverage of one figure, in a square that just holds it.
 
     Args:
@@ -282,7 +290,7 @@ def _lay_out(rng, count):
     return alphas, instances, objects
 
 
-def draw_scene(rng):
+def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
     """Draws one picture with its masks.
 
     Args:

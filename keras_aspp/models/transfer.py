@@ -1,0 +1,62 @@
+"""Transfer of weights between segmenters of one architecture."""
+
+import os
+import re
+import warnings
+
+import keras
+
+from keras_aspp.models.head import CLASSIFIER
+from keras_aspp.utils.exceptions import InputError
+
+
+def load_matching(
+    model: keras.Model, saved: keras.Model, path: str | os.PathLike[str]
+) -> None:
+    """Copies a segmenter's weights; the classifier's only where they fit.
+
+    Args:
+        model: `Segmenter` that receives the weights.
+        saved: `Segmenter` that provides them.
+        path: origin of `saved`, for messages.
+
+    Raises:
+        ValueError: the two differ in more than the classifier.
+    """
+    ours, theirs = _weights_by_name(model), _weights_by_name(saved)
+    left = [
+        name
+        for name in ours
+        if name not in theirs or theirs[name].shape != ours[name].shape
+    ]
+    wrong = [name for name in left if not name.startswith(CLASSIFIER)]
+    wrong += [name for name in theirs if name not in ours]
+    if wrong:
+        raise InputError(
+            f"The weights of {str(path)!r} belong to another architecture or "
+            "other arguments; build the model with those of the file. "
+            f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"
+        )
+    for name, weight in ours.items():
+        if name not in left:
+            weight.assign(theirs[name])
+    if left:
+        warnings.warn(
+            f"Loaded {str(path)!r} except for the classifier: {len(left)} "
+            f"tensors keep their initial values: {', '.join(left)}",
+            stacklevel=3,
+        )
+
+
+def _weights_by_name(model):
+    """Weights by names that are equal in models of one architecture."""
+    found = {}
+    for weight in model.weights:
+        name = weight.path.removeprefix(f"{model.name}/")
+        # Keras numbers unnamed weights over all models of a process, such as
+        # the LayerScale of ConvNeXt.
+        name = re.sub(r"/variable_\d+$", "/variable", name)
+        while name in found:
+            name += "+"
+        found[name] = weight
+    return found

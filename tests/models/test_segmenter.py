@@ -1,0 +1,86 @@
+"""Subclasses of Segmenter: those of a user, and from earlier versions."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, sample
+
+from keras_aspp.models import DeepLabV3, Segmenter
+from keras_aspp.models.features import pick
+
+
+@keras.saving.register_keras_serializable("test_segmenter")
+class OneConv(Segmenter):
+    """Backbone -> convolution -> classifier.
+
+    Args:
+        {common_arguments}
+        filters: int > 0.
+    """
+
+    architecture = "one_conv"
+
+    def __init__(self, num_classes, backbone, *, filters=4, **kwargs):
+        super().__init__(num_classes, backbone, filters=filters, **kwargs)
+
+    def build_head(self, features, builder, head):
+        x = pick(features, builder.high_level)
+        x = builder.conv(x, head.filters, name="conv")
+        return builder.classify(x), builder.output_stride
+
+
+def test_an_architecture_of_a_user(toy_backbone, tmp_path):
+    model = OneConv(5, toy_backbone(padding=1), filters=6)
+    assert model.get_layer("conv").filters == 6
+    assert (model.name, model.atrous_rates) == ("one_conv", ())
+    x = sample((1, 65, 50, 3))
+    model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(copy) is OneConv
+    np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+
+
+def test_common_arguments_are_documented_in_one_place():
+    ours = inspect.getdoc(OneConv).split("    filters:")[0]
+    shared = inspect.getdoc(Segmenter)
+    for doc in (ours, shared):
+        assert "\n    high_level: the feature that the head reads" in doc
+    block = ours.partition("Args:\n")[2].strip()
+    assert block in shared
+    assert "{common_arguments}" not in ours
+
+
+def test_hooks_by_their_former_names_work_with_a_warning(toy_backbone):
+    with pytest.warns(DeprecationWarning) as warned:
+
+        class Former(Segmenter):
+            architecture = "former"
+
+            def __init__(self, *args, factor=2, **kwargs):
+                super().__init__(*args, factor=factor, **kwargs)
+
+            def adapt(self, backbone, output_stride, factor):
+                backbone.seen = (output_stride, factor)
+                return backbone
+
+            def decode(self, features, parts, factor):
+                x = parts.conv(features["stride_32"], factor, name="conv")
+                return parts.classify(x), parts.output_stride
+
+    assert [str(w.message).partition(",")[0] for w in warned] == [
+        "`Former.decode` is now `build_head`",
+        "`Former.adapt` is now `modify_backbone`",
+    ]
+    assert {w.filename for w in warned} == {__file__}
+    model = Former(5, toy_backbone(), factor=3)
+    assert model.get_layer("conv").filters == 3
+    assert model.backbone.seen == (16, 3)
+    assert model(sample((1, 65, 50, 3))).shape == (1, 65, 50, 5)
+
+
+def test_compile_fit_and_train_on_batch_have_the_signatures_of_keras():
+    for name in ("compile", "fit", "train_on_batch"):
+        ours, theirs = getattr(DeepLabV3, name), getattr(keras.Model, name)
+        assert inspect.signature(ours) == inspect.signature(theirs)
