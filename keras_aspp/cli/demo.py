@@ -1,4 +1,4 @@
-"""keras-aspp demo: an exported model in the browser."""
+"""Command `keras-aspp demo`: an exported model in the browser."""
 
 import base64
 import contextlib
@@ -47,12 +47,12 @@ _SUFFIXES = {
 
 
 def run(arguments):
-    """Serves a page that segments pictures in the browser."""
+    """Serves a page that segments images in the browser."""
     parser = Parser(
         prog="keras-aspp demo",
         description="Serve, on this machine, a page that segments your "
-        "pictures and your camera in the browser with an exported model. No "
-        "picture leaves the browser. The runtime (@litertjs/core, some 40 MB) "
+        "images and your camera in the browser with an exported model. No "
+        "image leaves the browser. The runtime (@litertjs/core, some 40 MB) "
         "comes from npm on first use.",
         allow_abbrev=False,
     )
@@ -75,7 +75,7 @@ def run(arguments):
 
 
 def check_export(folder):
-    """Raises `FileNotFoundError` unless a folder has a model for the page."""
+    """Raises `FileNotFoundError` if a folder has no model for the page."""
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
     ):
@@ -86,7 +86,7 @@ def check_export(folder):
 
 
 def modules():
-    """The folder of the page's JavaScript, fetched by npm once.
+    """Returns the folder of the JavaScript runtime, downloaded once by npm.
 
     It is kept by the hash of the lock file, in `KERAS_ASPP_CACHE` or
     `~/.cache/keras_aspp`.
@@ -124,14 +124,14 @@ def modules():
             text=True,
         )
         if done.returncode:
-            # npm before 10 shouts.
+            # npm before 10 writes in capitals.
             words = re.findall(r"^npm (?:error|ERR!) (.+)", done.stderr, re.M)
             words = words[:2] or done.stderr.split()[:20]
             raise UnavailableError(f"{advice}; npm said: {' '.join(words)}")
         try:
             os.replace(work, folder)
         except OSError:
-            if not folder.is_dir():  # another process was sooner
+            if not folder.is_dir():  # another process has created it meanwhile
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -139,7 +139,7 @@ def modules():
 
 
 def make_server(model, node_modules, port):
-    """An HTTP server of the page, on this machine only; not started.
+    """Creates an HTTP server of the page, for this machine only.
 
     Args:
         model: exported folder.
@@ -235,7 +235,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile)
 
     def _parts(self):
-        """Path of the requested URL as a list; empty if malformed."""
+        """Returns the path of the URL as a list; empty if malformed."""
         try:
             path = urlsplit(self.path).path
         except ValueError:  # e.g. http://[::1/
@@ -243,7 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return (unquote(path).strip("/") or "index.html").split("/")
 
     def _file(self, parts):
-        """The requested file, or `None`."""
+        """Returns the requested file, or `None`."""
         if len(parts) == 1 and parts[0] in _FILES:
             return PAGE / parts[0]
         root = self.roots.get(parts[0]) if parts else None

@@ -1,4 +1,4 @@
-"""keras-aspp explain."""
+"""Command `keras-aspp explain`."""
 
 import os
 from pathlib import Path
@@ -16,10 +16,10 @@ EQUAL = 1e-3  # standard deviations that rounding explains
 
 
 def run(arguments):
-    """Draws what atrous convolution does to a picture."""
+    """Draws the effect of atrous convolution on an image."""
     parser = Parser(
         prog="keras-aspp explain",
-        description="Draw, on a picture of yours: what a dilated kernel sees; "
+        description="Draw, on an image of yours: what a dilated kernel sees; "
         "feature maps of the same weights, strided and atrous; ASPP's "
         "branches. Without --model, by filters set by hand.",
         allow_abbrev=False,
@@ -46,7 +46,7 @@ def run(arguments):
 
 
 def read_picture(path):
-    """A picture as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
+    """Reads an image as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
 
     Raises:
         FileNotFoundError, ValueError: there is none.
@@ -55,7 +55,7 @@ def read_picture(path):
     from keras_aspp.data.resize import resize_image
 
     if not Path(path).is_file():
-        raise InputNotFoundError(f"No such picture. File: {path}")
+        raise InputNotFoundError(f"No such image. File: {path}")
     image = read_image(path, exif=True)
     scale = LONGEST_SIDE / max(image.shape[:2])
     if scale >= 1:
@@ -66,7 +66,7 @@ def read_picture(path):
 
 
 def explain(image, model_path=None):
-    """The figures of a picture.
+    """Draws the figures of an image.
 
     Args:
         image: uint8 array `[H, W, 3]`.
@@ -166,7 +166,7 @@ def _sentences(image, found):
             "differs from the strided one by"
         )
     return [
-        f"picture {image.shape[0]}x{image.shape[1]}; features at stride {own} "
+        f"image {image.shape[0]}x{image.shape[1]}; features at stride {own} "
         f"and, with the same weights, at stride {fine}",
         f"{equal} at most {off:.1e} standard deviations",
     ]

@@ -1,4 +1,4 @@
-"""keras-aspp inspect."""
+"""Command `keras-aspp inspect`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ IMAGE_SIZE = (512, 512)
 
 
 def run(arguments):
-    """Says what a model costs, what it sees and what it misses."""
+    """Reports cost, receptive field and gridding of a model."""
     parser = Parser(
         prog="keras-aspp inspect",
         description="Feature sizes, rates, receptive fields, valid taps, "
@@ -27,7 +27,7 @@ def run(arguments):
     which.add_argument("--config", help="NAME or FILE; the model it describes")
     which.add_argument(
         "--model",
-        help="workdir, exported folder, any .keras model of one picture, "
+        help="workdir, exported folder, any .keras model of one image, "
         "SavedModel or .tflite",
     )
     parser.add_argument(
@@ -84,7 +84,7 @@ def run(arguments):
 
 
 def _examine(flags, overrides):
-    """The report, and the Keras model if there is one."""
+    """Returns the report, and the Keras model if there is one."""
     from keras_aspp.analysis.report import report
 
     if flags.config is not None:
@@ -115,7 +115,7 @@ def _examine(flags, overrides):
 
 
 def model_of(config):
-    """The segmenter of a configuration, without its weights.
+    """Builds the segmenter of a configuration, without its weights.
 
     Args:
         config: `Config`.

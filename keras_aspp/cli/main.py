@@ -1,4 +1,4 @@
-"""keras-aspp: the console script."""
+"""Console script `keras-aspp`."""
 
 import argparse
 import contextlib
@@ -16,9 +16,9 @@ COMMANDS = {
     "train": "train a segmenter as a configuration says",
     "evaluate": "count a model's right and wrong pixels on a data set",
     "export": "write SavedModel and TFLite files, checked against the model",
-    "predict": "segment pictures",
+    "predict": "segment images",
     "inspect": "what a model costs, what it sees and what it misses",
-    "explain": "draw what atrous convolution does to a picture of yours",
+    "explain": "draw the effect of atrous convolution on your image",
     "demo": "try an exported model in the browser",
     "data": "look at a data set before it is trained on, convert it",
 }
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # `guarded` reads it wherever it stands; here it is for `--help`.
+        # `guarded` reads it; here it is only for `--help`.
         self.add_argument(
             "--debug",
             action="store_true",
@@ -50,7 +50,7 @@ def add_beam(parser, what):
     parser.add_argument(
         "--beam",
         action="store_true",
-        help=f"{what} on Apache Beam, where pictures are many",
+        help=f"{what} on Apache Beam, for millions of images",
     )
     parser.add_argument(
         "--beam-options",
@@ -61,7 +61,7 @@ def add_beam(parser, what):
 
 
 def beam_options(parser, flags):
-    """Beam's options as a list, `None` where Beam was not asked for."""
+    """Returns Beam's options as a list, `None` without `--beam`."""
     if flags.beam_options is not None and not flags.beam:
         parser.error("--beam-options needs --beam")
     return (flags.beam_options or []) if flags.beam else None

@@ -12,9 +12,9 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
 
 
 def make_strategy(name):
-    """The `tf.distribute` strategy of a name.
+    """Returns the `tf.distribute` strategy of a name.
 
-    `multi_worker` must come before anything else that TensorFlow computes.
+    `multi_worker` must be created before TensorFlow computes anything.
 
     Args:
         name: `"none"`: TensorFlow's default, one device; `"mirrored"`: the
@@ -25,7 +25,7 @@ def make_strategy(name):
         `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: there is but one device, or no description of a cluster.
+        ValueError: there is only one device, or no description of a cluster.
     """
     if name == "none":
         return tf.distribute.get_strategy()
@@ -43,18 +43,18 @@ def make_strategy(name):
 
 
 def worker(name):
-    """This process's place among those of a run.
+    """Returns the index of this process among those of a run.
 
     Args:
-        name: of the strategy. With `"multi_worker"` the cluster is read from
+        name: str, the strategy. With `"multi_worker"` the cluster is read from
             `TF_CONFIG`, which Kubernetes' training operator and Ray Train
-            set, and which is made of Slurm's variables where it is absent.
+            set, or from Slurm's variables if it is absent.
 
     Returns:
         `(index, count)`; 0 is the chief, which alone writes to the workdir.
 
     Raises:
-        ValueError: there is no description of a cluster, or it is none.
+        ValueError: the description of a cluster is missing or invalid.
     """
     if name != "multi_worker":
         return 0, 1
@@ -77,10 +77,10 @@ def worker(name):
 
 
 def _slurm_cluster():
-    """`TF_CONFIG` out of the variables of a Slurm job step.
+    """Returns `TF_CONFIG` from the variables of a Slurm job step.
 
-    TensorFlow's `SlurmClusterResolver` wants GPUs, and sorts hosts by their
-    letters: n10 before n2, where Slurm's ranks follow the numbers.
+    TensorFlow's `SlurmClusterResolver` requires GPUs and sorts hosts as text:
+    n10 before n2, whereas Slurm's ranks follow the numbers.
     """
     from tensorflow.python.distribute.cluster_resolver import (
         slurm_cluster_resolver,
@@ -109,14 +109,14 @@ def _slurm_cluster():
 
 
 def check_supported(config, strategy):
-    """Raises where a `TrainConfig` asks for what no strategy does.
+    """Raises `ValueError` for settings that strategies do not support.
 
     Args:
         config: `TrainConfig`.
         strategy: `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: as above, with the reason.
+        ValueError: a setting is not supported; the message has the reason.
     """
     if config.strategy == "none":
         return

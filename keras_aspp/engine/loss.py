@@ -1,4 +1,4 @@
-"""The loss that a `LossConfig` describes."""
+"""Loss and class weights of a `LossConfig`."""
 
 import keras
 
@@ -8,14 +8,14 @@ from keras_aspp.utils.exceptions import InputError
 
 
 def build_loss(config, ignore_label, class_weights=None, shared=False):
-    """The loss that a `LossConfig` describes.
+    """Builds the loss of a `LossConfig`.
 
     Args:
         config: `LossConfig`.
-        ignore_label: int, label value that counts for nothing.
+        ignore_label: int, label of ignored pixels.
         class_weights: floats, one for each class, of the cross entropy; see
             `resolve_class_weights`.
-        shared: bool. Made of `keras_aspp.losses` alone, which can be
+        shared: bool. Use losses of `keras_aspp.losses` only, which can be
             normalized over several devices.
 
     Returns:
@@ -44,19 +44,19 @@ def build_loss(config, ignore_label, class_weights=None, shared=False):
         (tversky, config.tversky),
         (losses.LovaszSoftmax(ignore_label), config.lovasz),
     ]
-    # What weighs nothing is not computed.
+    # Losses of weight 0 are not computed.
     return losses.WeightedSum(
         *zip(*[(loss, weight) for loss, weight in parts if weight], strict=True)
     )
 
 
 def resolve_class_weights(config, source, split):
-    """Class weights as numbers.
+    """Resolves class weights to numbers.
 
     Args:
         config: `LossConfig`.
         source: `FolderSource` or `TfdsSource`.
-        split: the training split, which is counted if need be.
+        split: the training split, whose pixels are counted if needed.
 
     Returns:
         list of floats, or `None`.

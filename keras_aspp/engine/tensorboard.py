@@ -33,15 +33,15 @@ class Compilations(keras.callbacks.Callback):
         self.xla, self.log_dir = xla, log_dir
         self.traces, self._counted_model = {}, None
 
-    def on_train_begin(self, logs=None):
-        # Keras looks a step up when it traces it, which is later. The counters
+    def set_model(self, model):
+        super().set_model(model)
+        # Not in on_train_begin: fit looks the step up before it. The counters
         # stay on the model, whose traced functions outlive one fit.
-        if self._counted_model is self.model:
+        if self._counted_model is model:
             return
-        self._counted_model = self.model
+        self._counted_model = model
         for name in ("train_step", "test_step", "predict_step"):
-            step = getattr(self.model, name)
-            setattr(self.model, name, self._counted(name, step))
+            setattr(model, name, self._counted(name, getattr(model, name)))
 
     def _counted(self, name, step):
         graph = None

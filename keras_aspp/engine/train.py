@@ -35,6 +35,9 @@ def fit(run, checkpoints, xla, chief=True):
         KeyboardInterrupt: a signal came; a checkpoint is saved.
     """
     cut_events(_logs(checkpoints), checkpoints.epochs, run.steps)
+    compilations = Compilations(xla, _logs(checkpoints))
+    # Before the validation data, which may build the test function.
+    compilations.set_model(run.model)
     validation = _validation_data(run)
     monitor = TrainingMonitor(
         run.spec,
@@ -43,7 +46,9 @@ def fit(run, checkpoints, xla, chief=True):
         checkpoints.epochs,
         checkpoints.steps,
     )
-    callbacks = _callbacks(run, checkpoints, validation, monitor, xla, chief)
+    callbacks = _callbacks(
+        run, checkpoints, validation, monitor, compilations, chief
+    )
     with stop_signals(checkpoints.request_stop):
         if checkpoints.steps:
             # The rest of an epoch; Keras ends each fit with the averages as
@@ -85,7 +90,7 @@ def _fit(run, checkpoints, validation, monitor, callbacks, part=False):
     )
 
 
-def _callbacks(run, checkpoints, validation, monitor, xla, chief):
+def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
     """Callbacks in the order in which they are called."""
     logs = _logs(checkpoints)
     images, labels = next(iter(validation.take(1)))
@@ -101,7 +106,7 @@ def _callbacks(run, checkpoints, validation, monitor, xla, chief):
         *([averages] if averages else []),
         monitor,
         TensorBoard(logs),
-        Compilations(xla, logs),
+        compilations,
         checkpoints,  # the last, so that it saves the results of the others
     ]
 

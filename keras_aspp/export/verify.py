@@ -21,13 +21,13 @@ from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.utils.exceptions import InputError
 
 PROTOCOL = (
-    "agreement_with_keras: share of equal labels over the verify pictures; "
+    "agreement_with_keras: share of equal labels over the verify images; "
     "all but model.keras run in a process of their own, without keras_aspp. "
-    "Artefacts of any size see each picture at its own size, and two parts "
+    "Artefacts of any size see each image at its own size, and two parts "
     "of it of odd sizes; artefacts of a fixed size see it resized to that "
     "size (on the host, antialiased), and Keras sees the same resized "
-    "picture. mean_iou: every picture of the "
-    "evaluation split once, labels compared at the picture's own size (from "
+    "image. mean_iou: each image of the "
+    "evaluation split once, labels compared at the image's own size (from "
     "a fixed-size artefact resized back, nearest). keras_mean_iou: that of "
     "model.keras under the same protocol, on images resized to the artefact's "
     "size if it has one. loss_points: by how much mean_iou is below it, in "

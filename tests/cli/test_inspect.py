@@ -49,7 +49,7 @@ def test_a_model_of_a_user(own_model, capsys):
     model = keras.saving.load_model(own_model)
     field = receptive_fields(model, (45, 33))[-1]
     assert f"{field.size[0]}x{field.size[1]} px" in said
-    assert "own: Functional, 45x33 picture" in said
+    assert "own: Functional, 45x33 image" in said
     assert "acts as a 1x1" in said
     assert f"{cost(model, (45, 33)).parameters:,}" in said
 

@@ -578,7 +578,7 @@ def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 3
     assert "bad.jpg" in said[0]
-    assert said[2].endswith("2 of 3 pictures failed")
+    assert said[2].endswith("2 of 3 images failed")
     assert (output / "good_labels.png").exists()
 
 

@@ -330,7 +330,7 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     ("changes", "message"),
     [
         ({"class_names": ["a", "b"]}, "model's 4 classes. Received: 2 names"),
-        ({"verify_images": []}, "at least one picture"),
+        ({"verify_images": []}, "at least one image"),
         ({"formats": ("coreml",)}, r"Received: \['coreml'\]"),
         ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),
         ({"verify_images": [np.zeros((4, 4, 3))]}, "dtype=float64"),
