@@ -9,6 +9,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+# XLA's own passes run as ever; LLVM's optimizations would take most of the
+# time of compiling what runs a few times.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import pytest
@@ -17,50 +20,64 @@ from keras_aspp.cli.log import printed_messages
 
 pytest.register_assert_rewrite("helpers", "model_tester")
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "time_share"]
 # Needs PyTorch, which looking for doctests in it would import.
 collect_ignore = ["weights/torch_networks.py"]
 
-# A million objects of TensorFlow that no collection need look at again.
+# Half a million objects of TensorFlow need no collection, and graphs make
+# millions more: the default thresholds cost a sixth of the CPU time.
 gc.freeze()
+gc.set_threshold(50_000, 10, 10)
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Or each process would train and export its own.
-OF_THE_TINY_RUN = {
+# They begin first, so that no process is left with a long file at the end.
+LONG_FILES = [
     f"tests/{name}.py"
     for name in (
-        "cli/test_demo",
-        "cli/test_explain",
-        "cli/test_inspect",
-        "cli/test_main",
-        "engine/test_run",
+        "cli/test_demo",  # waits for the tiny run, which it builds
+        "models/test_deeplab_v3",
         "export/test_exporter",
+        "cli/test_main",
+        "losses/test_losses",
+        "backbones/test_atrous",
         "inference/test_predictor",
-        "integration/test_examples",
-        "integration/test_quickstart",
+        "models/test_precision_matrix",
+        "engine/test_resume_matrix",
+        "backbones/test_families",
+        "integration/test_kill",
+        "integration/test_two_processes",
+        "integration/test_jax",
+        "integration/test_ablation",
+        "weights/test_torchvision",
+        "backbones/test_zoo",
+        "backbones/test_preprocess_of",
+        "models/test_published",
+        "models/test_deeplab_v3_plus",
+        "layers/test_lowering",
+        "hostile/test_hostile_models",
+        "inference/test_channels",
     )
-}
+]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
 def pytest_collection_modifyitems(items):
     for item in items:
-        # Each example of a model builds a real backbone.
-        if isinstance(item, pytest.DoctestItem) and item.path.match("models/*"):
+        # Each of their examples builds a real backbone.
+        if isinstance(item, pytest.DoctestItem) and (
+            item.path.match("models/*") or item.path.match("backbones/*")
+        ):
             item.add_marker(pytest.mark.slow)
+    rank = {file: i for i, file in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
 
 
 def pytest_xdist_make_scheduler(config, log):
-    from xdist.scheduler import LoadScopeScheduling
+    """File by file, so that what a module shares is built once."""
+    from xdist.scheduler import LoadFileScheduling
 
-    class ByRun(LoadScopeScheduling):
-        """File by file; files that need the tiny run in one process."""
-
-        def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "tiny_run" if file in OF_THE_TINY_RUN else file
-
-    return ByRun(config, log)
+    config.option.loadscopereorder = False  # by the number of tests
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

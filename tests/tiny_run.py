@@ -1,7 +1,10 @@
-"""A tiny data set, a run on it and its export, made once a session."""
+"""A tiny data set, a run on it and its export, made once for all processes."""
 
 import dataclasses
+import fcntl
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -87,31 +90,63 @@ def tiny_config(root, **train):
     )
 
 
+def once(tmp_path_factory, name, build):
+    """A folder that the first test process builds and the others wait for.
+
+    Args:
+        tmp_path_factory: pytest's fixture.
+        name: str, of the folder.
+        build: function that fills the folder; it may make it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # common to all processes
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when it is closed
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data"))
+    """A folder data set; tests must not write to it."""
+
+    def build(folder):
+        write_folder(folder)
+        toy_segmenter(folder)
+
+    return once(tmp_path_factory, "tiny_data", build)
 
 
 @pytest.fixture(scope="session")
 def tiny_workdir(tmp_path_factory, tiny_folder):
     """A finished run; tests must not write to it."""
-    from keras_aspp.engine.run import train
 
-    workdir = tmp_path_factory.mktemp("run")
-    config = tiny_config(tiny_folder, total_epochs=3)
-    dump_config(config, workdir / "config.yaml")
-    train(config, workdir)
-    return workdir
+    def build(folder):
+        from keras_aspp.engine.run import train
+
+        folder.mkdir()
+        config = tiny_config(tiny_folder, total_epochs=3)
+        dump_config(config, folder / "config.yaml")
+        train(config, folder)
+
+    return once(tmp_path_factory, "tiny_run", build)
 
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory, tiny_workdir):
     """The exported folder of that run; tests must not write to it."""
-    from keras_aspp.workdir import Workdir
 
-    output = tmp_path_factory.mktemp("exported") / "tiny"
-    Workdir(tiny_workdir).export(output)
-    return output
+    def build(folder):
+        from keras_aspp.workdir import Workdir
+
+        Workdir(tiny_workdir).export(folder)
+
+    return once(tmp_path_factory, "tiny", build)
 
 
 def replace(config, **sections):

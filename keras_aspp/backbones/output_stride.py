@@ -45,7 +45,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     >>> dense(keras.ops.ones((1, 8, 8, 3))).shape
     TensorShape([1, 4, 4, 4])
     """
-    check_functional(model)
+    _check_image_model(model)
     if (
         type(output_stride) is not int
         or output_stride < 1
@@ -80,6 +80,18 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     if hasattr(model, "preprocess"):
         dense.preprocess = model.preprocess
     return dense
+
+
+def _check_image_model(model):
+    """Raises an error unless a model is functional and reads images."""
+    check_functional(model)
+    shapes = [tuple(x.shape) for x in graph_of(model).inputs]
+    if all(len(shape) != 4 for shape in shapes):
+        raise InputError(
+            "`model` must take an image, (batch, height, width, channels). "
+            f"Received: model={model.name!r} of input shape "
+            f"{', '.join(map(str, shapes))}"
+        )
 
 
 def _walk(model, output_stride):
@@ -119,7 +131,7 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
     Returns:
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
-    check_functional(model)
+    _check_image_model(model)
     grids = Walk(model, _UNLIMITED).grids
     return {
         path: grid.stride for path, grid in grids.items() if "/" not in path

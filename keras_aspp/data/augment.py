@@ -1,11 +1,9 @@
-"""Augmentation of one picture and its mask, stateless.
+"""Augmentation of one image and its mask, stateless.
 
-Scale, flip and crop are one sampling of the picture as it was decoded, and
-all changes of colour one linear map: what a crop does not keep costs nothing.
-Keras' and keras-cv's layers make several passes over floats, fill masks with
-the picture's value, which is a class, and draw from a state, which a resumed
-run would not repeat (tests/data/test_augment.py shows which layer does what).
-Blur is that of keras-cv's layer (`augment_image`).
+Scale, flip and crop are one sampling of the image as it was decoded, and all
+changes of color one linear map: pixels outside the crop cost nothing. Blur, and
+whatever else `AugmentConfig.layers` lists, are keras-cv's layers
+(`augment_layers`).
 """
 
 import dataclasses
@@ -15,15 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from keras_aspp.data.augment_layers import (
+    FILL,
+    AugmentLayer,
+    blur_arguments,
+    check_layers,
+)
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Size, Tensor
 
-# Outside the picture: mid-grey, which is about zero after preprocessing.
-FILL = 128
 # Crops of so many times the area that images fill are noted.
 TIMES_TOO_LARGE = 1.5
 
-# RGB to luma and the two axes of colour (NTSC).
+# RGB to luma and the two axes of color (NTSC).
 _YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
     "float32",
@@ -45,6 +47,10 @@ class AugmentConfig:
             [0, 0.5].
         blur: largest standard deviation of a Gaussian blur, in pixels of the
             crop, in [0, 10]; 0 turns it off.
+        layers: layers of keras-cv, applied in this order to crops: name ->
+            their arguments, and `probability`, the share of crops that they
+            change, 1 by default, e.g. `{RandomHue: {factor: 0.1}}`, or `null`.
+            docs/data.md lists them.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -54,6 +60,7 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.02
     blur: float = 0.0
+    layers: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -70,6 +77,7 @@ class AugmentConfig:
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )
+        check_layers(self.layers or {})
 
 
 def padding_note(
@@ -113,7 +121,7 @@ class Augment:
     Args:
         config: `AugmentConfig`.
         crop_size: `(height, width)` of the result, in pixels.
-        ignore_label: int, label of what lies outside the picture.
+        ignore_label: int, label of pixels outside the image.
 
     Call arguments:
         image: uint8 `[H, W, 3]`.
@@ -130,14 +138,18 @@ class Augment:
         self.config: AugmentConfig = config
         self.ignore_label: int = ignore_label
         self.crop_size: tuple[int, ...] = tuple(crop_size)
-        # Reaches three standard deviations to either side.
-        self.blur_radius_px: int = math.ceil(3 * config.blur)
-        if config.blur:
-            import keras_cv
-
-            self.blur: Any = keras_cv.layers.RandomGaussianBlur(
-                2 * self.blur_radius_px + 1, factor=config.blur
-            )
+        blur = config.blur and (
+            "RandomGaussianBlur",
+            blur_arguments(config.blur),
+        )
+        # Each has a stream of random numbers of its own: switched on, it
+        # changes no other draw.
+        chosen = enumerate([blur, *(config.layers or {}).items()], 1)
+        self.layers: dict[int, AugmentLayer] = {
+            stream: AugmentLayer(*layer, self.crop_size, ignore_label)
+            for stream, layer in chosen
+            if layer
+        }
 
     def __call__(
         self, image: Tensor, labels: Tensor, seed: Tensor
@@ -146,29 +158,10 @@ class Augment:
 
         draw = tf.random.stateless_uniform((8,), seed)
         image, labels = self._crop(image, labels, draw[:4])
-        if self.config.blur:
-            # A stream of its own: switched on, it changes no other draw.
-            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-            image = self._blur(image, tf.random.stateless_uniform((), own_seed))
+        for stream, layer in self.layers.items():
+            own_seed = tf.random.experimental.stateless_fold_in(seed, stream)
+            image, labels = layer(image, labels, own_seed)
         return self._recolor(image, draw[4:] * 2 - 1), labels
-
-    def _blur(self, image, draw):
-        """`draw`: a number in [0, 1)."""
-        import keras
-        import tensorflow as tf
-
-        radius = self.blur_radius_px
-        sigma = tf.maximum(draw * self.config.blur, keras.config.epsilon())
-        kernel = self.blur.get_kernel(sigma, 2 * radius + 1)
-        transformation = (
-            tf.reshape(kernel, (-1, 1, 1, 1)),
-            tf.reshape(kernel, (1, -1, 1, 1)),
-        )
-        # keras-cv pads with zeros, which would darken the rim.
-        pad = [[radius, radius], [radius, radius], [0, 0]]
-        image = tf.pad(image, pad, "SYMMETRIC")
-        image = self.blur.augment_image(image, transformation=transformation)
-        return image[radius:-radius, radius:-radius]
 
     def _crop(self, image, labels, draw):
         """`draw`: four numbers in [0, 1): scale, row, column, flip."""
@@ -179,10 +172,10 @@ class Augment:
         size = tf.cast(tf.shape(labels), "float32")
         crop = tf.constant(self.crop_size, "float32")
         room = size * scale - crop
-        # A picture smaller than the crop is centred in it.
+        # An image smaller than the crop is centered in it.
         offset = tf.where(room > 0, draw[1:3] * room, room / 2)
-        # Half-pixel centres: output pixel i shows (i + 0.5 + o) / s - 0.5; a
-        # rim of one pixel lets the fill begin where the picture ends.
+        # Half-pixel centers: output pixel i shows (i + 0.5 + o) / s - 0.5; a
+        # rim of one pixel lets the fill begin where the image ends.
         first, last = (
             ((i + 0.5 + offset) / scale + 0.5) / (size + 1)
             for i in (0.0, crop - 1)

@@ -16,7 +16,7 @@ from keras_aspp.utils.exceptions import InputError
 
 # Chen et al., 2016, section 4.1. At output stride 8: LargeFOV 12; ASPP-S 2, 4,
 # 8, 12; ASPP-L 6, 12, 18, 24.
-OFFSETS_PX = {
+OFFSETS_PX: dict[str, tuple[int, ...]] = {
     "large_fov": (96,),
     "aspp_s": (16, 32, 64, 96),
     "aspp_l": (48, 96, 144, 192),

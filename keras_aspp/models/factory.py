@@ -11,7 +11,7 @@ from keras_aspp.models.segmenter import Segmenter, check_rgb
 from keras_aspp.utils.exceptions import InputError
 
 # Every architecture that `keras_aspp.models` exports, by its name.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, type[Segmenter]] = {
     exported.architecture: exported
     for exported in map(vars(models).get, models.__all__)
     if isinstance(exported, type) and exported is not Segmenter

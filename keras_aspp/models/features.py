@@ -93,7 +93,7 @@ def resolve_input_shape(
     """
     given, input_scale = config["input_shape"], config["input_scale"]
     *sizes, channels = backbone.input.shape[1:]
-    # 3 is the default, so it is no contradiction.
+    # 3 is the default; the backbone overrides it.
     if given[2] not in (3, channels):
         raise InputError(
             "`input_shape` must have as many channels as the backbone, "

@@ -32,11 +32,12 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.rates import degenerate_rates, whole_rates
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
-BATCH_NORM = {
+BATCH_NORM: dict[str, bool | str] = {
     "train": True,
     "freeze": "freeze",
     "sync": "sync",
@@ -46,8 +47,11 @@ BATCH_NORM = {
 # In the docstring of an architecture, the place of the arguments below.
 COMMON_ARGUMENTS = "{common_arguments}"
 
-# Hooks of subclasses by their former names, which took `**head`.
-_FORMER_HOOKS = {"decode": "build_head", "adapt": "modify_backbone"}
+# Former names of the hooks, which took `**head`, and their signatures now.
+_FORMER_HOOKS = {
+    "decode": "build_head(self, features, builder, head)",
+    "adapt": "modify_backbone(self, backbone, output_stride, head)",
+}
 
 
 class _SavedCount(int):
@@ -451,18 +455,12 @@ def _accept_former_hooks(architecture):
         method = vars(architecture).get(former)
         if method is None:
             continue
-        warnings.warn(
-            f"`{architecture.__name__}.{former}` is now `{hook}`, and receives "
-            "the head's arguments as one object, `head`; the former name goes "
-            "in the next release.",
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        warn_renamed(f"{architecture.__name__}.{former}", hook, stacklevel=4)
 
         def call(self, first, second, head, method=method):
             return method(self, first, second, **vars(head))
 
-        setattr(architecture, hook, call)
+        setattr(architecture, hook.partition("(")[0], call)
 
 
 def load_saved(path: str | os.PathLike[str]) -> Segmenter:

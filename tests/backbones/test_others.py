@@ -1,6 +1,4 @@
-"""Networks that we did not write: keras-cv's, and one like a user's own."""
-
-import warnings
+"""A network that we did not write, like a user's own."""
 
 import keras
 import numpy as np
@@ -8,68 +6,8 @@ import pytest
 from equality import assert_dense
 from helpers import npy, randomize, sample
 
-from keras_aspp.backbones import stage_ends, with_output_stride
+from keras_aspp.backbones import with_output_stride
 from keras_aspp.litert import describe
-
-BARE = {"include_rescaling": False, "input_shape": (None, None, 3)}
-STAGES = {
-    "stackwise_filters": [16, 32, 48, 64],
-    "stackwise_blocks": [1, 2, 1, 2],
-    "stackwise_strides": [1, 2, 2, 2],
-}
-
-
-@pytest.fixture(scope="module")
-def backbones():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # at its import
-        import keras_cv
-    return keras_cv.models
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("ResNetBackbone", {"block_type": "block", **STAGES}),
-        # It names the blocks of a stage of one block alike, and then fails.
-        ("ResNetV2Backbone", {**STAGES, "stackwise_blocks": [2, 2, 3, 2]}),
-        ("DenseNetBackbone", {"stackwise_num_repeats": [2, 2, 2, 2]}),
-        (
-            "MobileNetV3Backbone",
-            {
-                "stackwise_expansion": [1, 4, 6, 6],
-                "stackwise_filters": [16, 24, 40, 64],
-                "stackwise_kernel_size": [3, 3, 5, 5],
-                "stackwise_stride": [2, 2, 2, 2],
-                "stackwise_se_ratio": [None] * 4,
-                "stackwise_activation": ["relu"] * 4,
-                "filters": 128,
-            },
-        ),
-    ],
-)
-def test_keras_cv(backbones, name, arguments):
-    model = randomize(getattr(backbones, name)(**arguments, **BARE))
-    dense = with_output_stride(model, 8)
-    assert list(stage_ends(dense)) == [f"stride_{2**n}" for n in range(1, 6)]
-    for size in ((128, 160), (113, 139)):
-        x = sample((1, *size, 3))
-        assert_dense(dense(x), model(x), 4)
-
-
-@pytest.mark.slow
-def test_keras_cv_of_closed_blocks(backbones):
-    model = backbones.CSPDarkNetBackbone(
-        stackwise_channels=[16, 32, 48, 64],
-        stackwise_depth=[1, 1, 2, 1],
-        use_depthwise=False,
-        **BARE,
-    )
-    with pytest.raises(
-        ValueError, match="`dark4_csp` .CrossStagePartial. holds"
-    ):
-        with_output_stride(model, 8)
 
 
 def users_own():

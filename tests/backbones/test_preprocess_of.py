@@ -20,12 +20,9 @@ APPLICATIONS = keras.applications
 # Family -> module with its `preprocess_input`.
 MODULES = {
     "VGG16": "vgg16",
-    "VGG19": "vgg19",
     "ResNet50": "resnet",
-    "ResNet101": "resnet",
     "ResNet50V2": "resnet_v2",
     "DenseNet121": "densenet",
-    "DenseNet169": "densenet",
     "MobileNet": "mobilenet",
     "MobileNetV2": "mobilenet_v2",
     "MobileNetV3Small": "mobilenet_v3",
@@ -39,14 +36,13 @@ MODULES = {
     "InceptionResNetV2": "inception_resnet_v2",
     "NASNetMobile": "nasnet",
     "ConvNeXtTiny": "convnext",
-    "ConvNeXtBase": "convnext",
 }
 SCALED_WITHIN = [
     *("MobileNetV3Small", "MobileNetV3Large", "ConvNeXtTiny"),
     *("EfficientNetV2B0", "EfficientNetV2B3", "EfficientNetV2S"),
-    *("EfficientNetV2L", "ConvNeXtBase"),
+    "EfficientNetV2L",
 ]
-FAST = ("VGG16", "ResNet50", "MobileNetV2", "ConvNeXtTiny")
+FAST = ("VGG16", "MobileNetV2", "MobileNetV3Small")
 
 
 def some_slow(names):
@@ -60,6 +56,16 @@ def build(name, **kwargs):
     return getattr(APPLICATIONS, name)(
         weights=None, include_top=False, **kwargs
     )
+
+
+@pytest.fixture
+def no_random_weights(monkeypatch):
+    """Most of the time of building a network; only its graph is read here."""
+
+    def zeros(self, shape, dtype=None, **kwargs):
+        return keras.ops.zeros(shape, dtype)
+
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,7 @@ def assert_preprocessed(model, image, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_random_weights")
 @pytest.mark.parametrize("name", some_slow(MODULES))
 def test_is_that_of_keras_applications(name, image):
     module = getattr(APPLICATIONS, MODULES[name])
@@ -85,6 +92,7 @@ def test_is_that_of_keras_applications(name, image):
     assert_preprocessed(build(name), image, expected)
 
 
+@pytest.mark.usefixtures("no_random_weights")
 @pytest.mark.parametrize("name", some_slow(SCALED_WITHIN))
 def test_without_the_scaling_that_keras_builds_in(name, image):
     expected = image

@@ -51,10 +51,10 @@ def test_they_are_built_trained_saved_and_called(
         build(toy_backbone, channels, input_shape=(None, None, 7))
 
 
-@pytest.mark.parametrize("channels", [1, 4])
 def test_what_needs_rgb_refuses_them_in_one_line(
-    channels, toy_backbone, tmp_path, capsys
+    toy_backbone, tmp_path, capsys
 ):
+    channels = 4
     model = build(toy_backbone, channels)
     path = tmp_path / "model.keras"
     model.save(path)

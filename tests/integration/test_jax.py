@@ -61,7 +61,7 @@ def test_trained_on_jax_used_on_tensorflow(tmp_path):
     printed = on_jax(
         *(ROOT / "examples" / "train_on_jax.py", folder, "--output", path),
         *("--epochs", "1", "--steps", "3", "--batch-size", "2"),
-        *("--crop", "64"),
+        *("--crop", "64", "--backbone", "mobilenet_v2_0.1"),
     )
     assert "2 devices, XLA on" in printed
     source = open_source(DataConfig(root=str(folder)))

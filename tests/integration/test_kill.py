@@ -27,9 +27,9 @@ from keras_aspp.config.load import dump_config
 from keras_aspp.models import DeepLabV3
 
 SEED = 20261125
-KILLS = 20
-EPOCHS, STEPS = 8, 3
-MOMENTS = 60  # a run is killed at one of so many, if it gets there
+KILLS = 12
+EPOCHS, STEPS = 5, 3
+MOMENTS = 40  # a run is killed at one of so many, if it gets there
 AFTER_TRAINING = (
     "replace .recalibrated.tmp.keras",
     "fsync .metrics.json.tmp.json",

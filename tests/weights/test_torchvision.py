@@ -175,28 +175,49 @@ def test_backbones_equal_pytorch(networks, name, sizes, tmp_path):
         assert_equal_to_torch(network, model, size, "stride_32")
 
 
+@pytest.fixture(scope="module")
+def resnet_segmenter(networks, tmp_path_factory):
+    """torchvision's network, its state dict, and the model made of it."""
+    network = networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
+    folder = tmp_path_factory.mktemp("resnet50")
+    path = saved(networks.randomized(network), folder / "state.pth")
+    return network, path, from_torchvision("deeplabv3_resnet50", path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(segmenters._SEGMENTERS))
-def test_segmenters_equal_pytorch(networks, name, tmp_path):
-    network = networks.randomized(networks.SEGMENTERS[name](num_classes=6))
-    path = saved(network, tmp_path / "state.pth")
-    model = from_torchvision(name, path)
+def test_segmenter_on_resnet_equals_pytorch(resnet_segmenter):
+    network, _, model = resnet_segmenter
     assert model.num_classes == 6
     for size in ((64, 96), (96, 48)):
         assert_equal_to_torch(network, model, size)
-    # It comes back from a file as it was, and goes on from there.
+
+
+@pytest.mark.slow
+def test_segmenter_on_mobilenet_equals_pytorch(networks, tmp_path):
+    name = "deeplabv3_mobilenet_v3_large"
+    network = networks.randomized(networks.SEGMENTERS[name](num_classes=6))
+    model = from_torchvision(name, saved(network, tmp_path / "state.pth"))
+    for size in ((64, 96), (96, 48)):
+        assert_equal_to_torch(network, model, size)
+    # It comes back from a file as it was.
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert_equal_to_torch(network, again, (64, 96))
 
 
+def test_segmenters_are_of_the_published_backbones_and_strides():
+    """The deeper ResNet takes the path of the other one, which is run."""
+    assert segmenters._SEGMENTERS == {
+        "deeplabv3_resnet50": ("resnet50", 8),
+        "deeplabv3_resnet101": ("resnet101", 8),
+        "deeplabv3_mobilenet_v3_large": ("mobilenet_v3_large", 16),
+    }
+
+
 @pytest.mark.slow
-def test_fine_tuning_on_other_classes(networks, tmp_path):
-    network = networks.randomized(
-        networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
-    )
-    path = saved(network, tmp_path / "state.pth")
-    from_torchvision("deeplabv3_resnet50", path).save(tmp_path / "voc.keras")
+def test_fine_tuning_on_other_classes(resnet_segmenter, tmp_path):
+    _, _, voc = resnet_segmenter
+    voc.save(tmp_path / "voc.keras")
     with pytest.warns(
         UserWarning, match="except for the classifier: 2 tensors"
     ):
@@ -216,20 +237,20 @@ def test_fine_tuning_on_other_classes(networks, tmp_path):
 
 @pytest.mark.slow
 def test_an_auxiliary_head_is_left_with_a_warning(networks, tmp_path):
-    network = networks.SEGMENTERS["deeplabv3_resnet50"](num_classes=6)
-    state = dict(network.state_dict())
+    name = "deeplabv3_mobilenet_v3_large"
+    state = dict(networks.SEGMENTERS[name](num_classes=6).state_dict())
     state["aux_classifier.0.weight"] = state["classifier.1.weight"]
     import torch
 
     torch.save(state, tmp_path / "state.pth")
     with pytest.warns(UserWarning, match="Left: 1 tensors of aux_classifier"):
-        from_torchvision("deeplabv3_resnet50", tmp_path / "state.pth")
+        from_torchvision(name, tmp_path / "state.pth")
 
 
 @pytest.mark.slow
-def test_tensors_that_do_not_fit(networks, tmp_path):
-    network = networks.BACKBONES["resnet50"]()
-    state = {k: v.numpy() for k, v in network.state_dict().items()}
+def test_tensors_that_do_not_fit(resnet_segmenter, tmp_path):
+    network, _, _ = resnet_segmenter
+    state = {k: v.numpy() for k, v in network.backbone.state_dict().items()}
     for change, message in (
         ({"more.weight": np.ones(3)}, "no place for 1 tensors, first more.w"),
         ({"bn1.bias": np.ones(3)}, "bn1.bias of 'a state dict' does not fit"),
