@@ -178,9 +178,8 @@ def exchange(first: PathLike, second: PathLike) -> bool:
     number = ctypes.get_errno()
     if number in _NO_EXCHANGE:
         return False
-    raise UnavailableError(
-        number, os.strerror(number), str(first), None, str(second)
-    )
+    # The subclass of the number, such as FileNotFoundError.
+    raise OSError(number, os.strerror(number), str(first), None, str(second))
 
 
 def _replace_in_two_steps(work, path):
