@@ -70,7 +70,7 @@ def test_json_alone_on_the_terminal(own_model, capsys):
 def test_artefacts_show_what_they_can(tiny_export, capsys, tmp_path):
     numbers = tmp_path / "numbers.json"
     assert inspect("--model", tiny_export / "model.keras") == 0
-    assert "picture" in capsys.readouterr().out
+    assert "512x512 image" in capsys.readouterr().out
     path = tiny_export / "model_float32.tflite"
     assert inspect("--model", path, "--json", numbers) == 0
     said = capsys.readouterr().out
