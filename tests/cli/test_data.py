@@ -33,7 +33,7 @@ def test_check_of_a_good_folder(folder, capsys, tmp_path):
     assert main(["data", "check", str(folder), "--json", str(report)]) == 0
     lines = lines_of(capsys)
     assert lines[-1] == "No problems."
-    assert "train  3         64x96 (2), 72x60 (1)" in lines
+    assert "train  3       64x96 (2), 72x60 (1)" in lines
     written = json.loads(report.read_text())
     assert written["problems"] == written["notes"] == []
     train = written["splits"]["train"]
