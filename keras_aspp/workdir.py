@@ -19,6 +19,7 @@ from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.models.segmenter import Segmenter, load_saved
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.progress import print_progress, timed
 from keras_aspp.utils.types import PathLike
 
@@ -41,7 +42,7 @@ class Workdir:
     def __init__(self, path: PathLike) -> None:
         self.path: Path = Path(path)
         if not (self.path / CONFIG).is_file():
-            raise FileNotFoundError(
+            raise InputNotFoundError(
                 "--model must be a workdir, which holds config.yaml and "
                 f"model.keras. Received: {str(path)!r}"
             )
@@ -216,7 +217,7 @@ def open_data(
     is_workdir = (Path(model) / CONFIG).is_file()
     if name is None:
         if not is_workdir:
-            raise ValueError(
+            raise InputError(
                 "--data must be given for a model that is no workdir. "
                 f"Received: --model {model}"
             )

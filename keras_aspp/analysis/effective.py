@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_aspp.analysis.trace import output_of
+from keras_aspp.utils.exceptions import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def effective_receptive_field(
         if gradient is not None:
             total = total + np.abs(gradient.numpy()[0]).sum(axis=-1)
     if not np.sum(total) > 0:
-        raise ValueError(
+        raise InputError(
             "The central cell depends on no pixel of these images. "
             f"Received: layer={layer!r}, {len(images)} images"
         )
@@ -135,12 +136,12 @@ def _output(model, layer):
         found = output
     else:
         known = list(output) if isinstance(output, dict) else names[-5:]
-        raise ValueError(
+        raise InputError(
             "`layer` must be a layer of the model or a key of its outputs, "
             f"such as {', '.join(known)}. Received: layer={layer!r}"
         )
     if len(getattr(found, "shape", ())) != 4:
-        raise ValueError(
+        raise InputError(
             "`layer` must have one map (batch, height, width, channels) as "
             f"its output. Received: layer={layer!r}"
         )

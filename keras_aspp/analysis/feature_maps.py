@@ -12,6 +12,7 @@ from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
 from keras_aspp.layers import ASPP
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
 
 DENSE_STRIDE = 8
@@ -80,7 +81,7 @@ def strided_and_dense(
     """
     own = max(feature_strides(backbone).values())
     if min(image.shape[:2]) < own:
-        raise ValueError(
+        raise InputError(
             f"The image is smaller than one cell of {own} pixels. "
             f"Received: {image.shape[0]}x{image.shape[1]}"
         )

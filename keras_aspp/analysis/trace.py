@@ -15,6 +15,7 @@ import keras
 
 from keras_aspp.layers import BilinearResize
 from keras_aspp.utils.deprecation import renamed_attribute
+from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.keras_graph import (
     calls_forgotten,
     nodes_of,
@@ -134,13 +135,13 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"The model cannot take an image of this size: "
                 f"{_reason(error)}. Received: image_size={tuple(image_size)}"
             ) from error
     for step in tracer.steps:
         if any(0 in tensor.shape for tensor in step.outputs):
-            raise ValueError(
+            raise InputError(
                 f"The image is smaller than one cell of layer {step.path}. "
                 f"Received: image_size={tuple(image_size)}"
             )
@@ -154,7 +155,7 @@ def check_image_size(image_size: Size) -> tuple[int, int]:
     """Returns `image_size` as a tuple, or raises `ValueError`."""
     size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise ValueError(
+        raise InputError(
             "`image_size` must be (height, width), two ints > 0. "
             f"Received: image_size={image_size!r}"
         )
@@ -165,21 +166,21 @@ def _symbolic_image(model, image_size):
     """A symbolic image that the model takes."""
     inputs = getattr(model, "inputs", None)
     if not isinstance(model, keras.Model) or not inputs:
-        raise TypeError(
+        raise InputTypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"
         )
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         shapes = [tuple(tensor.shape) for tensor in inputs]
-        raise ValueError(
+        raise InputError(
             "`model` must have one input (batch, height, width, channels). "
             f"Received: inputs={shapes}"
         )
     shape = inputs[0].shape
     for own, asked in zip(shape[1:3], image_size, strict=True):
         if own not in (None, asked):
-            raise ValueError(
+            raise InputError(
                 f"The model is built for images of {shape[1]}x{shape[2]}. "
                 f"Received: image_size={image_size}"
             )

@@ -15,6 +15,7 @@ from keras_aspp.backbones.output_stride import (
     with_output_stride,
 )
 from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
 
 HIGH, LAST = "stride_16", "stride_32"
@@ -50,7 +51,7 @@ def with_multi_grid(
     if len(rates) != len(names) or any(
         type(r) is not int or r < 1 for r in rates
     ):
-        raise ValueError(
+        raise InputError(
             "`multi_grid` must be one int > 0 for each spatial convolution of "
             f"the last block: {', '.join(names) or 'it has none'}. "
             f"Received: multi_grid={multi_grid}"
@@ -91,7 +92,7 @@ def with_cascade(
     features = dict(model.output)
     missing = {HIGH, LAST} - set(features)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"A cascade copies what lies between {HIGH} and {LAST}. "
             f"Received: features={sorted(features)}"
         )
@@ -160,7 +161,7 @@ def _dilated(layer, rate):
         map(tuple, _own(source, "padding"))
     )
     if padding != half:
-        raise ValueError(
+        raise InputError(
             f"Layer `{layer.name}` has `valid` padding and cannot take a rate "
             f"of `multi_grid`. Received: zero padding before it={padding}"
         )

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from keras_aspp.preprocess import KERAS_TF, Preprocess
+from keras_aspp.utils.exceptions import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def parse_name(name: str) -> tuple[Family, float]:
     if base not in FAMILIES:
         near = difflib.get_close_matches(str(name), list_backbones(), 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
+        raise InputError(
             f"Unknown backbone.{hint} Known: {', '.join(list_backbones())}. "
             f"Received: name={name!r}"
         )

@@ -21,6 +21,7 @@ import keras
 from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
@@ -225,7 +226,7 @@ class Walk:
         placed = [g for g in placed or grids if g.stride == stride]
         grid = placed[0]
         if len({g.rate for g in placed}) > 1:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` joins feature maps of different density "
                 "and cannot be made dense."
             )
@@ -243,7 +244,7 @@ class Walk:
 
     def _change(self, path, change):
         if self.changes.setdefault(path, change) != change:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` is shared between feature maps of "
                 "different strides and cannot be made dense."
             )
@@ -275,7 +276,7 @@ class Walk:
             self._change(path, change)
             return grid.after_stride(stride, window.shift)
         if type(layer) not in OURS and not hasattr(layer, "original"):
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` cannot be made dense to output stride "
                 f"{self.output_stride}: only Keras' own layers can. "
                 f"Received: a layer of type {type(layer).__name__}"
@@ -375,7 +376,7 @@ class Walk:
             return dataclasses.replace(grid, is_pooled=True)
         if more == 1 and not isinstance(layer, _NOT_CONVERTIBLE):
             if grid.rate > 1 and not leaves_cells_alone(layer, node):
-                raise ValueError(
+                raise InputError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
                     "and cannot be dilated; make it of Keras' 2D "
                     "convolutions and pooling layers. Its stride in the "
@@ -384,7 +385,7 @@ class Walk:
             return grid
         stride = grid.stride / more if more else grid.stride
         if grid.rate > 1 or stride > self.output_stride:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` ({type(layer).__name__}) moves cells and "
                 f"cannot be made dense to output stride {self.output_stride}. "
                 f"Its stride in the original network is {grid.stride}."
@@ -417,12 +418,12 @@ class _Window:
     def of(cls, layer, path, config):
         strides = pair(config["strides"])
         if len(set(strides)) > 1:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` has unequal strides. "
                 f"Received: strides={strides}"
             )
         if config.get("data_format") == "channels_first":
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` must have channels last. "
                 "Received: data_format='channels_first'"
             )
@@ -479,7 +480,7 @@ def _check_hidden(layer, path, grid):
                 or (grid.rate > 1 and any(_reach(hidden.get_config())))
             )
         ):
-            raise ValueError(
+            raise InputError(
                 f"Layer `{path}` ({type(layer).__name__}) holds a "
                 f"{type(hidden).__name__} that a rewrite cannot reach; "
                 "compose the model of functional parts instead."

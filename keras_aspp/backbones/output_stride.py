@@ -8,6 +8,7 @@ import keras
 
 from keras_aspp.backbones.grids import Walk
 from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
 from keras_aspp.utils.types import Tensor
 
@@ -52,14 +53,14 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
         or output_stride < 1
         or output_stride & (output_stride - 1)
     ):
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
     strides = {g.stride for g in Walk(model, _UNLIMITED).grids.values()}
     own = max(strides)
     if output_stride > own:
-        raise ValueError(
+        raise InputError(
             f"`output_stride` must be at most the model's own stride {own}; "
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
@@ -68,7 +69,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
         strides = sorted(strides - {1})
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be one that the model passes; it has the "
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
@@ -88,7 +89,7 @@ def _check_image_model(model):
     check_functional(model)
     shapes = [tuple(x.shape) for x in graph_of(model).inputs]
     if all(len(shape) != 4 for shape in shapes):
-        raise ValueError(
+        raise InputError(
             "`model` must take an image, (batch, height, width, channels). "
             f"Received: model={model.name!r} of input shape "
             f"{', '.join(map(str, shapes))}"

@@ -10,6 +10,7 @@ import keras
 from keras_aspp.backbones.grids import OURS
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import GroupNormalization
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
@@ -76,7 +77,7 @@ def rebuild(
                 {**layer.get_config(), **changes.get(layer.name, {})}
             )
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
                 "copied: `from_config(get_config())` fails. Replace a Lambda "
                 "of a Python function by a registered function or a layer."

@@ -16,6 +16,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
@@ -83,7 +84,7 @@ def _read(path):
             # What is raised depends on which byte is wrong, and may quote
             # the file at any length.
             reason = printable(str(error))[:200] or type(error).__name__
-            raise ValueError(
+            raise InputError(
                 "Not a state dict (tensors only, complete) in a format of "
                 f"torch or safetensors. Received: path={str(path)!r} ({reason})"
             ) from error
@@ -96,7 +97,7 @@ def _read_safetensors(path):
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _read_zip(archive):

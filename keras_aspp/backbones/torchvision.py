@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.types import PathLike
 
 _URL = "https://download.pytorch.org/models/"
@@ -44,14 +45,14 @@ def download(name: str) -> str:
         path = keras.utils.get_file(file, _URL + file, cache_subdir="models")
     except Exception as error:
         # Keras raises a bare Exception here.
-        raise OSError(
+        raise UnavailableError(
             f"{_URL}{file} cannot be downloaded; get it by other means and "
             f"pass its path. ({error})"
         ) from error
     with open(path, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if not found.startswith(re.search(r"-([0-9a-f]{8})\.", file)[1]):
-        raise ValueError(
+        raise InputError(
             "The file is not the published one; delete it and try again. "
             f"File: {path} (SHA-256 {found})"
         )
@@ -114,7 +115,7 @@ def fill_mobilenet(
     for layer, name in zip(layers, names, strict=False):
         state.fill(layer, name)
     if len(layers) > len(names):
-        raise ValueError(
+        raise InputError(
             f"The model has {len(layers)} layers with weights. Received: "
             f"{len(names)} in {source!r}"
         )
@@ -148,7 +149,7 @@ class TorchState:
                 deep = isinstance(layer, keras.layers.DepthwiseConv2D)
                 array = array.transpose((2, 3, 0, 1) if deep else (2, 3, 1, 0))
             if array.shape != tuple(weight.shape):
-                raise ValueError(
+                raise InputError(
                     f"Tensor {name}.{suffix} of {self.source!r} does not fit "
                     f"{weight.path}. Received: shape={array.shape}, "
                     f"needed={tuple(weight.shape)}"
@@ -159,14 +160,14 @@ class TorchState:
         """Raises `ValueError` for unused tensors, except those of `but`."""
         left = [name for name in self.left if not name.startswith(but)]
         if left:
-            raise ValueError(
+            raise InputError(
                 f"Unexpected tensors in the file: {len(left)}, for example "
                 f"{left[0]}. Received: {self.source!r}"
             )
 
     def _take(self, name):
         if name not in self.left:
-            raise ValueError(
+            raise InputError(
                 f"Missing tensor {name}. Received: {self.source!r} with "
                 f"{len(self.arrays)} tensors"
             )

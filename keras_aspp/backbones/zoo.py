@@ -26,6 +26,7 @@ from keras_aspp.preprocess import (
     TORCHVISION,
     Preprocess,
 )
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.utils.types import PathLike, Shape
@@ -141,7 +142,7 @@ def create_backbone(
     family, multiplier = parse_name(name)
     height, width, channels = input_shape
     if weights is not None and channels != 3:
-        raise ValueError(
+        raise InputError(
             "Pretrained weights need three input channels; pass "
             "weights=None (backbone_weights=None of a segmenter). Received: "
             f"input_shape={tuple(input_shape)}, weights={weights!r}"
@@ -154,13 +155,13 @@ def create_backbone(
         or weights in (None, "imagenet", "torchvision")
         or os.path.isfile(weights)
     ):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "`weights` must be 'imagenet', 'torchvision', None or a file. "
             f"Received: weights={str(weights)!r}, which does not exist"
         )
     if torch and family.torchvision_epsilon is None:
         known = [n for n, f in FAMILIES.items() if f.torchvision_epsilon]
-        raise ValueError(
+        raise InputError(
             f"No importer for torchvision weights of {name}; there is one for "
             f"{', '.join(known)}. Received: name={name!r}"
         )
@@ -222,7 +223,7 @@ def _load(name, family, multiplier, weights, input_shape):
     elif weights is None:
         size = (family.default_size, family.default_size)
     elif None in size:
-        raise ValueError(
+        raise InputError(
             f"{name} with Keras' weights pads by the size it is built for; "
             f"give both sizes. Received: input_shape={tuple(input_shape)}"
         )
@@ -241,7 +242,7 @@ def _load(name, family, multiplier, weights, input_shape):
         # Keras' own errors here name neither the backbone nor the way out.
         if weights is None:
             raise
-        raise ValueError(
+        raise InputError(
             f"Weights of {name} could not be loaded. Start from a saved "
             "segmenter (`--model.weights`), from a file of weights, or from "
             "scratch (None, `--model.backbone_weights null`). "

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from keras_aspp.config.schema import DURATIONS, Config
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import write_text
 from keras_aspp.utils.text import read_text
 from keras_aspp.utils.types import PathLike
@@ -60,7 +61,7 @@ def config_path(name: PathLike) -> Path:
         return Path(str(packaged))
     if Path(name).is_file():
         return Path(name)
-    raise FileNotFoundError(
+    raise InputNotFoundError(
         "--config must be a file or one of: "
         f"{', '.join(config_names())}. Received: {name!r}"
     )
@@ -182,11 +183,11 @@ def _parse(text, path):
         # billions of values, and deep nesting takes the parser for ever.
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError("aliases are not allowed")
+                raise InputError("aliases are not allowed")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                raise ValueError(f"nested deeper than {_MAX_DEPTH}")
+                raise InputError(f"nested deeper than {_MAX_DEPTH}")
         return yaml.safe_load(text)
     except Exception as error:
         # Values that look like dates or numbers raise errors of their own.

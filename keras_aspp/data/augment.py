@@ -19,6 +19,7 @@ from keras_aspp.data.augment_layers import (
     blur_arguments,
     check_layers,
 )
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Size, Tensor
 
 # Crops larger than the images by this factor of area are reported.
@@ -64,7 +65,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
-            raise ValueError(
+            raise InputError(
                 "`scale` must be (low, high) with 0 < low <= high. "
                 f"Received: scale={self.scale}"
             )
@@ -72,7 +73,7 @@ class AugmentConfig:
         for name, limit in {**limits, "hue": 0.5, "blur": 10}.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )

@@ -16,6 +16,11 @@ from PIL import Image
 from keras_aspp.data import decode
 from keras_aspp.data.beam_io import pipeline_options
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.utils.exceptions import (
+    InputError,
+    OutputExistsError,
+    UnavailableError,
+)
 from keras_aspp.utils.types import PathLike
 
 _VERSION = "1.0.0"
@@ -60,20 +65,20 @@ def convert_folder(
 
     output = Path(output).absolute()
     if output.exists():
-        raise FileExistsError(
+        raise OutputExistsError(
             "The folder to convert to must not exist yet. "
             f"Received: output={str(output)!r}"
         )
     pairs = {split: found for split, found in source.pairs.items() if found}
     for split, found in pairs.items():
         if num_shards is not None and not 0 < num_shards <= len(found):
-            raise ValueError(
+            raise InputError(
                 f"`num_shards` must be in 1..{len(found)}, the images of "
                 f"`{split}`. Received: num_shards={num_shards}"
             )
     for messages in source.unpaired.values():
         if messages:
-            raise ValueError(messages[0])
+            raise InputError(messages[0])
     name, version = _name_and_version(output)
     config = {"num_shards": num_shards}
     if beam_options is not None:
@@ -106,7 +111,7 @@ def convert_folder(
         if not isinstance(error.__cause__, (OSError, tf.errors.OpError)):
             raise
         reason = str(error.__cause__).rsplit("; ", 1)[-1]
-        raise OSError(
+        raise UnavailableError(
             f"Records cannot be written: {reason}. "
             f"Received: output={str(output)!r}"
         ) from error

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike, Size
 
@@ -79,7 +80,7 @@ def open_image(
             source = io.BytesIO(source)
         elif not stat.S_ISREG(os.stat(source).st_mode):
             # Reading a pipe would never end.
-            raise ValueError("no regular file")
+            raise InputError("no regular file")
         if "WEBP" in formats:
             _check_webp_size(source)
         with _FILTERS, warnings.catch_warnings():
@@ -94,26 +95,26 @@ def open_image(
         elif image.format != "PNG":
             scans = _count_scans(image.fp)
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise InputError(
             f"Images must have at most {MAX_PIXELS} pixels. File: {path} "
             f"({_reason(error)})"
         ) from None
     except Exception as error:
         # Decoders raise exceptions of many types.
-        raise ValueError(
+        raise InputError(
             f"Unreadable image. File: {path} "
             f"({_reason(error, formats)}{_instead(source, error)})"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.height}x{image.width}"
         image.close()
-        raise ValueError(
+        raise InputError(
             f"Images must have at most {MAX_PIXELS} pixels. File: {path} "
             f"({size})"
         )
     if scans > MAX_SCANS:
         image.close()
-        raise ValueError(
+        raise InputError(
             f"A JPEG must have at most {MAX_SCANS} scans. File: {path} "
             f"({scans})"
         )
@@ -144,7 +145,7 @@ def check_image_bytes(data: bytes) -> tuple[int, int]:
     (4, 6)
     """
     if not isinstance(data, bytes):
-        raise TypeError(
+        raise InputTypeError(
             "`data` must be the bytes of an image file. "
             f"Received: {type(data).__name__}"
         )
@@ -174,7 +175,7 @@ def _check_webp_size(source):
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return
     if len(head) < 30:
-        raise ValueError("truncated")
+        raise InputError("truncated")
     chunk = head[12:16]
     if chunk == b"VP8X":
         width, height = (
@@ -203,13 +204,13 @@ def _first_bytes(source):
 def _check_still(image):
     if image.n_frames > 1:
         image.close()
-        raise ValueError(f"{image.n_frames} frames; store one as PNG")
+        raise InputError(f"{image.n_frames} frames; store one as PNG")
 
 
 def _check_bmp(image):
     if image.info["compression"] not in (_BMP_RAW, _BMP_BITFIELDS):
         image.close()
-        raise ValueError("a compressed BMP; store it as PNG")
+        raise InputError("a compressed BMP; store it as PNG")
 
 
 def _count_scans(file):
@@ -294,7 +295,7 @@ def _read(source, name, exif):
             # Pillow clips gray values at 255 and keeps the high bytes of
             # colors: right only for files that use all 16 bits.
             bits = "16 bits per value, " if deep else ""
-            raise ValueError(
+            raise InputError(
                 "Images must have 8 bits per channel; scale the values to "
                 f"0..255. File: {path} ({bits}mode {image.mode})"
             )
@@ -303,7 +304,7 @@ def _read(source, name, exif):
             # PNG may have its EXIF behind the pixels.
             orientation = _orientation(image.info) if exif else 1
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 "Unreadable or truncated image. "
                 f"File: {path} ({_reason(error)})"
             ) from None
@@ -414,13 +415,13 @@ def to_labels(
         hint = ""
         if stored.shape == tuple(size)[::-1]:
             hint = f"; turned by EXIF? {_turn_back(spec)}"
-        raise ValueError(
+        raise InputError(
             f"Mask is {stored.shape[0]}x{stored.shape[1]}, its image "
             f"{size[0]}x{size[1]}{hint}. File: {path}"
         )
     table = label_table(spec)
     if (table < 0)[stored].any():
-        raise ValueError(_range_message(stored, table, spec, path))
+        raise InputError(_range_message(stored, table, spec, path))
     return table.astype("uint8")[stored]
 
 
@@ -502,7 +503,7 @@ def read_stored(
             if image.mode == "P" and spec.colormap is not None:
                 palette = _palette(image, key)
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"Unreadable or truncated mask. File: {path} ({_reason(error)})"
             ) from None
     if spec.mask_orientation == "image":
@@ -531,19 +532,19 @@ def _rgb(image):
 
 def _check_format(image, path, spec):
     if image.format != "PNG":
-        raise ValueError(
+        raise InputError(
             f"Masks must be PNG, other formats change values. File: {path} "
             f"({image.format})"
         )
     deep = _is_deep(image)
     if deep or image.mode not in (*_INDEX_MODES, *_COLOR_MODES):
         bits = "16 bits per value, " if deep else ""
-        raise ValueError(
+        raise InputError(
             "Masks must be 8-bit index or palette PNGs, or RGB with a "
             f"colormap. File: {path} ({bits}mode {image.mode})"
         )
     if image.mode in _COLOR_MODES and spec.colormap is None:
-        raise ValueError(
+        raise InputError(
             "RGB mask, but no `colormap` in dataset.json says which color is "
             f"which class. File: {path} (mode {image.mode})"
         )
@@ -600,7 +601,7 @@ def _holds_indices(values, palette, spec, path):
     if agree and (table[unknown] == spec.ignore_label).all():
         return True
     index = int(np.argmax(unknown * counts))
-    raise ValueError(
+    raise InputError(
         f"Color {_shown(palette[index])} of the palette is not in the "
         "colormap. Name it in `colormap` or `ignore_colors` in dataset.json; "
         "or, if the palette's indices are the labels, remove `colormap` there. "
@@ -618,7 +619,7 @@ def _visible(values, key, path):
         alpha = values[..., 3]
         partial = (alpha > 0) & (alpha < 255)
         if partial.any():
-            raise ValueError(
+            raise InputError(
                 "A mask's pixels must be opaque or transparent; save it "
                 "without alpha channel and without smoothed edges. "
                 f"File: {path} ({partial.sum()} pixels in between)"
@@ -661,7 +662,7 @@ def _from_colors(rgb, path, spec, num_transparent):
             )
             if num_transparent:
                 more += ", as which transparent pixels are read,"
-        raise ValueError(
+        raise InputError(
             f"Color {color}{more} is not in the colormap; {hint} "
             f"in dataset.json. File: {path} ({counts[worst]} pixels)"
         )

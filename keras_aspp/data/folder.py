@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec, grouped
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import look
 from keras_aspp.utils.types import Dataset, PathLike
 
@@ -72,7 +73,7 @@ class FolderSource:
         self.validation_fraction: float = validation_fraction
         for part in ("images", "masks"):
             if not (self.root / part).is_dir():
-                raise FileNotFoundError(
+                raise InputNotFoundError(
                     "A folder data set must hold images/ and masks/. "
                     f"Received: root={str(root)!r}, which has no {part}/"
                 )
@@ -106,7 +107,7 @@ class FolderSource:
         if not any(self.pairs.values()):
             found = [*self.unpaired.values(), *self.skipped.values()]
             first = [message for messages in found for message in messages][:1]
-            raise ValueError(
+            raise InputError(
                 f"No images ({_suffixes()}) with masks under images/ and "
                 f"masks/. Received: root={str(root)!r}"
                 + "".join(f"; {m}" for m in first)
@@ -217,7 +218,7 @@ class FolderSource:
             elif split == self.train_split:
                 hint = "; name another by `--data.train_split NAME`"
             first = "".join(f"; {m}" for m in self.skipped.get(split, [])[:1])
-            raise ValueError(
+            raise InputError(
                 f"Split `{split}` is empty or missing{hint}. Received: "
                 f"root={str(self.root)!r} with splits {known}{first}"
             )

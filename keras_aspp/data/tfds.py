@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Dataset, PathLike, Tensor
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
@@ -68,21 +69,21 @@ class TfdsSource:
             else:
                 self.builder = tfds.builder(name, data_dir=data_dir or None)
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 "Unknown TFDS data set. "
                 f"Received: name={name!r} ({_first_line(error)})"
             ) from None
         self._records_of_file()
         self.spec: DatasetSpec = self._own_spec() or spec
         if self.spec is None:
-            raise ValueError(
+            raise InputError(
                 "`data.class_names` must be given for a TFDS data set without "
                 f"a dataset.json. Received: tfds={name!r}, class_names=None"
             )
         features = self.builder.info.features
         for key in (image_key, mask_key):
             if not isinstance(dict(features).get(key), tfds.features.Image):
-                raise ValueError(
+                raise InputError(
                     f"TFDS data set {name} has no image `{key}`. "
                     f"Received: features={sorted(features)}"
                 )
@@ -92,7 +93,7 @@ class TfdsSource:
             else:
                 self.builder.download_and_prepare()
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"TFDS data set {name} could not be prepared "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
@@ -107,13 +108,13 @@ class TfdsSource:
         stored = self.builder.info.file_format
         name = "tfrecord" if stored is None else stored.value
         if name not in _READERS:
-            raise ValueError(
+            raise InputError(
                 f"TFDS data must be stored as {' or '.join(_READERS)}; `tfds "
                 "convert_format --out_file_format=tfrecord` converts it. "
                 f"Received: file_format={name!r}, name={self.name!r}"
             )
         if name == "array_record" and not find_spec("array_record"):
-            raise ValueError(
+            raise InputError(
                 "Reading array_record files needs `pip install array_record`. "
                 f"Received: file_format={name!r}, name={self.name!r}"
             )
@@ -135,12 +136,12 @@ class TfdsSource:
         try:
             count = self.builder.info.splits[split].num_examples
         except (KeyError, ValueError):
-            raise ValueError(
+            raise InputError(
                 f"Unknown split of {self.name}. Received: split={split!r}, "
                 f"known: {sorted(self.builder.info.splits)}"
             ) from None
         if count < 1:
-            raise ValueError(
+            raise InputError(
                 f"Split of {self.name} is empty. Received: split={split!r}"
             )
         return count

@@ -11,7 +11,7 @@ _PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
 
 
 def versions():
-    """Versions of what made the artefacts."""
+    """Returns the versions of the packages that made the artefacts."""
     found = {"keras_aspp": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         found[name] = metadata.version(name)
@@ -19,7 +19,7 @@ def versions():
 
 
 def describe(path, kind, predictor):
-    """The manifest's entry of one artefact, before it is measured.
+    """Returns the manifest's entry of an artefact, before measurements.
 
     Args:
         path: file or folder.

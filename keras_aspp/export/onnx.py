@@ -1,4 +1,4 @@
-"""ONNX: raw pixels in, class ids out, for onnxruntime."""
+"""ONNX export: raw pixels in, class ids out, for onnxruntime."""
 
 import collections
 import logging
@@ -11,12 +11,12 @@ from keras_aspp.utils.extras import require
 
 
 def check_installed():
-    """Raises `ValueError`, with the fix, where the extra is not there."""
+    """Raises `ValueError` if the extra `onnx` is not installed."""
     require("The format onnx", "onnx", "tf2onnx", "onnxruntime")
 
 
 def write_onnx(model, path, image_size, coarse_labels=False):
-    """Writes a segmenter at one picture size.
+    """Writes a segmenter at one image size.
 
     Args:
         model: `Segmenter`, folded.
@@ -40,7 +40,7 @@ def write_onnx(model, path, image_size, coarse_labels=False):
 
 
 def operators(path):
-    """Names of the operators of an `.onnx`, with their counts.
+    """Returns the operators of an `.onnx`, with their counts.
 
     Args:
         path: file.

@@ -1,4 +1,4 @@
-"""SavedModel: pictures of any size in, labels out."""
+"""SavedModel export: images of any size in, labels out."""
 
 import tensorflow as tf
 
@@ -29,7 +29,7 @@ def write_saved_model(model, path):
     _save(model, path, (serving_default, image), (serve_bytes, image_bytes))
 
 
-# What a TFLite file answers with.
+# Outputs of a TFLite file.
 ANSWERS = {
     "labels": serving.segment,
     "coarse_labels": serving.segment_coarsely,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
@@ -52,7 +53,7 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
                 return path / name
     elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
         return path
-    raise FileNotFoundError(
+    raise InputNotFoundError(
         "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
         "workdir or "
         f"an exported folder. Received: {str(path)!r}"
@@ -73,7 +74,7 @@ def find_spec(path: Path) -> DatasetSpec | None:
                 content.get("colormap"),
             )
         except ValueError as error:
-            raise ValueError(f"{error}. File: {manifest}") from None
+            raise InputError(f"{error}. File: {manifest}") from None
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
 
@@ -82,7 +83,7 @@ def _check_hash(path, manifest):
     """Raises if an artefact differs from the one in its manifest."""
     for entry in manifest["artefacts"]:
         if entry["path"] == path.name and entry["sha256"] != sha256(path):
-            raise ValueError(
+            raise InputError(
                 "The artefact is not the one that manifest.json beside it was "
                 "written for; export again, or take it out of this folder. "
                 f"Received: {path}"

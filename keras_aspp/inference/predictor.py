@@ -23,6 +23,7 @@ from keras_aspp.inference.runtimes import (
 )
 from keras_aspp.inference.sliding_window import SlidingWindow
 from keras_aspp.inference.tta import MultiScale
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike, Size
 
 
@@ -86,12 +87,12 @@ class Predictor:
                 engine = MultiScale(engine, scales, flip)
             self._engine = engine
         elif output_stride is not None:
-            raise ValueError(
+            raise InputError(
                 "Only a .keras model can have another output stride. "
                 f"Received: output_stride={output_stride}, {self.path}"
             )
         elif several or window is not None:
-            raise ValueError(
+            raise InputError(
                 "Only a .keras model can be averaged or predicted in windows. "
                 "Received: "
                 f"scales={tuple(scales)}, flip={flip}, window={window}, "
@@ -109,7 +110,7 @@ class Predictor:
         described = self.spec.num_classes if self.spec else None
         self.num_classes: int | None = self._engine.num_classes or described
         if described not in (None, self.num_classes):
-            raise ValueError(
+            raise InputError(
                 f"The model has {self.num_classes} classes, the file beside "
                 f"it describes {described}. Received: {self.path}"
             )
@@ -135,13 +136,13 @@ class Predictor:
             image = read_image(image, exif=True)
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
+            raise InputError(
                 "`image` must be a uint8 array (height, width, 3) or a path. "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
         if return_scores:
             if not self.has_scores:
-                raise ValueError(
+                raise InputError(
                     "Only a .keras model has scores (and model_logits.tflite, "
                     "at its own size). "
                     f"Received: return_scores=True, {self.path}"
@@ -161,7 +162,7 @@ class Predictor:
         """
         images = _check_batch(images)
         if self.image_size not in (None, images.shape[1:3]):
-            raise ValueError(
+            raise InputError(
                 f"Scores of {self.path.name} are for images of its own size, "
                 f"{self.image_size}. Received: {images.shape[1:3]}"
             )
@@ -208,7 +209,7 @@ class Predictor:
         if needed <= _memory_bytes():
             least = self._engine.smallest_side
             if min(height, width) < least:
-                raise ValueError(
+                raise InputError(
                     f"The model needs images of at least {least}x{least} "
                     "pixels, or no feature cell is left of them; resize the "
                     f"image first. Received: size {height}x{width}"
@@ -217,12 +218,12 @@ class Predictor:
                 return answer(images)
             except Exception as error:
                 # Runtimes raise exceptions of many types.
-                raise ValueError(
+                raise InputError(
                     f"The model cannot take an image of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"
                 ) from error
         if count == 1:
-            raise ValueError(
+            raise InputError(
                 f"Predicting an image of {height}x{width} needs about "
                 f"{needed / 1e9:.0f} GB, more than this machine has. Use a "
                 ".keras model with window=1024 (--window 1024)."
@@ -251,7 +252,7 @@ class Predictor:
         labels = np.asarray(answered, "int32")
         most = (self.num_classes or 256) - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= most:
-            raise ValueError(
+            raise InputError(
                 f"The model answers with labels {labels.min()} to "
                 f"{labels.max()}, not in 0..{most}. Received: {self.path}"
             )
@@ -266,7 +267,7 @@ def _check_batch(images):
         or images.dtype != np.uint8
         or not len(images)
     ):
-        raise ValueError(
+        raise InputError(
             "`images` must be a uint8 array (batch, height, width, 3) with a "
             "batch of at least 1 image. "
             f"Received: shape={images.shape}, dtype={images.dtype}"

@@ -15,6 +15,7 @@ from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import with_output_stride
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.segmenter import check_rgb, load_saved
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.native_log import filtered_once
@@ -75,13 +76,13 @@ class SavedModelRuntime(Runtime):
             self._loaded = tf.saved_model.load(str(path))
         except Exception as error:
             # TensorFlow raises exceptions of many types here.
-            raise ValueError(
+            raise InputError(
                 f"Not a loadable SavedModel. Received: {path} "
                 f"({type(error).__name__})"
             ) from error
         self._serve = self._loaded.signatures.get("serving_default")
         if self._serve is None or not _is_ours(self._serve):
-            raise ValueError(
+            raise InputError(
                 "A SavedModel of ours has the signature `serving_default`, "
                 "`image` uint8 [batch, height, width, 3] -> `labels`. "
                 f"Received: {path} with {sorted(self._loaded.signatures)}"
@@ -111,10 +112,10 @@ class ONNXRuntime(Runtime):
             (input_details,) = self._session.get_inputs()
             _, *size, channels = input_details.shape
             if channels != 3:
-                raise ValueError(f"it takes images of {channels} channels")
+                raise InputError(f"it takes images of {channels} channels")
         # Their errors have no common ancestor.
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"Not a loadable .onnx of ours. Received: {path} "
                 f"({str(error).splitlines()[0]})"
             ) from error
@@ -189,7 +190,7 @@ class LiteRTRuntime(Runtime):
             or given[[0, 3]].tolist() != [1, 3]
             or self._input_details["dtype"] is not np.uint8
         ):
-            raise ValueError(
+            raise InputError(
                 "A .tflite of ours takes uint8 [1, height, width, 3] and "
                 "answers [1, height, width], or that with scores of classes. "
                 f"Received: {path} with "
@@ -240,7 +241,7 @@ class LiteRTRuntime(Runtime):
             except RuntimeError:  # by XNNPACK, for maps without cells
                 fits = False
             if not fits:
-                raise ValueError("no feature cell is left of it")
+                raise InputError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output_details["index"])

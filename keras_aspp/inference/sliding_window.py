@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -41,12 +42,12 @@ class SlidingWindow:
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
         if type(window) is not int or window < 1:
-            raise ValueError(
+            raise InputError(
                 f"`window` must be an int > 0. Received: window={window!r}"
             )
         check_overlap(overlap)
         if window < engine.smallest_side:
-            raise ValueError(
+            raise InputError(
                 f"`window` must be at least {engine.smallest_side}, the side "
                 "of the smallest image that the model segments. "
                 f"Received: window={window}"
@@ -92,7 +93,7 @@ class SlidingWindow:
 def check_overlap(overlap: float) -> None:
     """Raises `ValueError` unless `overlap` is a share of a window."""
     if isinstance(overlap, bool) or not 0 <= overlap < 1:
-        raise ValueError(
+        raise InputError(
             f"`overlap` must be in [0, 1). Received: overlap={overlap}"
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.inference.sliding_window import logarithm, probabilities
+from keras_aspp.utils.exceptions import InputError
 
 
 class MultiScale:
@@ -42,7 +43,7 @@ class MultiScale:
     ) -> None:
         scales = tuple(scales)
         if not scales or not all(0 < scale <= 8 for scale in scales):
-            raise ValueError(
+            raise InputError(
                 "`scales` must be floats > 0, 8 at most. "
                 f"Received: scales={scales}"
             )

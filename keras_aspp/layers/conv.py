@@ -13,6 +13,7 @@ import keras
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.checks import check_batch_norm, check_positive_int
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -87,7 +88,7 @@ class AtrousConv2D(keras.layers.Layer):
         self.filters = check_positive_int("filters", filters)
         self.kernel_size = check_positive_int("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
-            raise ValueError(
+            raise InputError(
                 "`kernel_size` must be odd, so that the output stays centered "
                 "on the input. "
                 f"Received: kernel_size={kernel_size}"

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
 
@@ -42,7 +43,7 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
         described = _describe(content)
     except Exception as error:
         # What is raised depends on which byte is wrong.
-        raise ValueError(
+        raise InputError(
             f"Not a loadable .tflite. Received: {path} "
             f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
         ) from error
@@ -109,7 +110,7 @@ def describe_saved_model(path: PathLike) -> dict[str, Any]:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"Not a loadable SavedModel. Received: {path} "
             f"({type(error).__name__})"
         ) from error
@@ -264,7 +265,7 @@ def check_operators(found: Mapping[str, int], path: PathLike) -> None:
     """Raises `ValueError` if an operator is forbidden."""
     bad = sorted(n for n in found if n.startswith(FORBIDDEN))
     if bad:
-        raise ValueError(
+        raise InputError(
             "A TFLite file must hold builtin operators only, and whole "
             f"dilated convolutions. Received: {', '.join(bad)} in "
             f"{Path(path).name}"

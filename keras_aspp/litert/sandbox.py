@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
 TIMEOUT_SECONDS = 60
@@ -77,7 +78,7 @@ def _run(path, *version):
     """Checks each version of a file once; failures are not cached."""
     reason = _fault(path)
     if reason:
-        raise ValueError(f"Not a loadable .tflite. Received: {path} ({reason})")
+        raise InputError(f"Not a loadable .tflite. Received: {path} ({reason})")
 
 
 def _fault(path):

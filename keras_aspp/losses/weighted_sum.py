@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -40,7 +41,7 @@ class WeightedSum(keras.losses.Loss):
     ) -> None:
         super().__init__(name=name, reduction=None, dtype="float32")
         if not losses or len(losses) != len(weights):
-            raise ValueError(
+            raise InputError(
                 "`losses` must hold at least one loss, and `weights` as many "
                 f"numbers. Received: {len(losses)} losses, weights={weights}"
             )

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from keras_aspp.utils.exceptions import InputTypeError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,7 +48,7 @@ def renamed_arguments(
             for old in names.keys() & kwargs.keys():
                 warn_renamed(old, names[old])
                 if names[old] in kwargs:
-                    raise TypeError(
+                    raise InputTypeError(
                         f"`{old}` is the old name of `{names[old]}`; pass only "
                         f"one of them. Received: both in a call of "
                         f"`{function.__name__}`"

@@ -2,6 +2,8 @@
 
 import importlib
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def require(what: str, extra: str, *modules: str) -> None:
     """Imports packages of an extra.
@@ -18,7 +20,7 @@ def require(what: str, extra: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"{what} needs a package that is not installed: "
                 f"pip install 'keras-aspp[{extra}]'. Received: {error}"
             ) from None

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
+
 _SHOWN = 5
 
 
@@ -32,7 +34,7 @@ def check_finite(
     named = ", ".join(broken[:_SHOWN])
     if len(broken) > _SHOWN:
         named += f" and {len(broken) - _SHOWN} more"
-    raise ValueError(
+    raise InputError(
         "Weights must be finite; take an earlier checkpoint, or train again "
         f"with a smaller learning rate. Received: {source} with NaN or "
         f"infinity in {len(broken)} of {count} tensors: {named}"

@@ -12,6 +12,8 @@ from typing import Any
 
 import keras
 
+from keras_aspp.utils.exceptions import InputTypeError
+
 
 def producer(tensor: keras.KerasTensor) -> keras.Operation:
     """Returns the operation that computes a `KerasTensor`."""
@@ -64,7 +66,7 @@ def is_functional(model: Any) -> bool:
 def check_functional(model: Any) -> None:
     """Raises `TypeError` unless a model has a graph of layers."""
     if not is_functional(model):
-        raise TypeError(
+        raise InputTypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"

@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from typing import Any
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
 # Specs and manifests hold a few kB.
@@ -26,16 +27,16 @@ def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
         ValueError: no regular file, longer than `max_bytes`, or not UTF-8.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"Not a regular file. File: {path}")
+        raise InputError(f"Not a regular file. File: {path}")
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"Longer than {max_bytes} bytes. File: {path}")
+        raise InputError(f"Longer than {max_bytes} bytes. File: {path}")
     try:
         # Some editors on Windows put a byte-order mark in front.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Not UTF-8 text. File: {path} ({error})") from None
+        raise InputError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
 def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
@@ -63,7 +64,7 @@ def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         # ValueError too for a number of thousands of digits.
-        raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
+        raise InputError(f"Not valid JSON. File: {path} ({error})") from None
 
 
 def read_manifest(path: PathLike) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
         )
     )
     if not good:
-        raise ValueError(
+        raise InputError(
             "A manifest must hold `class_names` and `artefacts`, each with "
             f"`path` and `sha256`. File: {path}"
         )

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
 
@@ -46,7 +47,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
         not hasattr(segmenter, "output_conv")
         or getattr(theirs, "low_level_feature_key", None) != "P2"
     ):
-        raise ValueError(
+        raise InputError(
             "Not a DeepLabV3ImageSegmenter of keras-hub whose backbone has "
             'low_level_feature_key="P2". '
             f"Received: {type(segmenter).__name__} with low_level_feature_key="
@@ -106,7 +107,7 @@ def _load(segmenter):
         )
     except Exception as error:
         # What it raises depends on where it looked for the preset.
-        raise ValueError(
+        raise InputError(
             "keras-hub cannot read this preset. Received: "
             f"{str(segmenter)!r} ({type(error).__name__}: "
             f"{(str(error).strip().splitlines() or [''])[0]})"

@@ -9,6 +9,7 @@ from keras_aspp.backbones import create_backbone
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import DeepLabV3
 from keras_aspp.preprocess import KERAS_TF
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
 
@@ -55,14 +56,14 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     missing = [name for name in (*backbone, *_HEAD) if name not in layers]
     left = sorted(layers.keys() - {*backbone, *_HEAD})
     if missing or left:
-        raise ValueError(
+        raise InputError(
             "Not a mobile DeepLabV3 on MobileNetV2. Received: "
             f"{str(path)!r}, missing {missing[:1]}, unknown {left[:1]}"
         )
     point, pooling, projection, logits = (layers[name] for name in _HEAD)
     height = interpreter.get_input_details()[0]["shape"][1]
     if logits.cells[0] < 2:
-        raise ValueError(
+        raise InputError(
             "The output stride cannot be told from a single row of logits. "
             f"Received: {str(path)!r}, for images {height} pixels high"
         )
@@ -131,7 +132,7 @@ def _read(path):
         )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"Not a loadable TFLite file. Received: {str(path)!r} ({error})"
         ) from error
     tensors = {d["index"]: d for d in interpreter.get_tensor_details()}
@@ -142,7 +143,7 @@ def _read(path):
         _, kernel, *rest = operator["inputs"]
         name = tensors[kernel]["name"]
         if len(rest) != 1 or rest[0] < 0:
-            raise ValueError(
+            raise InputError(
                 "Every convolution of a mobile DeepLabV3 has a bias. "
                 f"Received: {str(path)!r}, {name} without one"
             )
@@ -165,7 +166,7 @@ def _real(values, tensor, path):
         return values
     quantized = tensor["quantization_parameters"]
     if not quantized["scales"].size:
-        raise ValueError(
+        raise InputError(
             "Weights must be float32, or integers with a scale. Received: "
             f"{str(path)!r}, {tensor['name']} of {values.dtype}"
         )
@@ -207,7 +208,7 @@ def _with_filters(backbone, shapes):
 def _assign(found, convolution, norm):
     needed = tuple(convolution.kernel.shape)
     if found.kernel.shape != needed:
-        raise ValueError(
+        raise InputError(
             f"A kernel does not fit `{convolution.name}`. Received: "
             f"shape={found.kernel.shape}, needed={needed}"
         )
@@ -249,7 +250,7 @@ def _compare(model, interpreter, path, quantized=False):
         if worst <= _TOLERANCE:
             return
         worst = f"a difference of {worst:.2g} standard deviations"
-    raise ValueError(
+    raise InputError(
         "The file computes something else than the DeepLabV3 that its layers "
         f"are named for. Received: {str(path)!r}, {worst}"
     )

@@ -12,6 +12,7 @@ from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.backbones.torchvision import TorchState, download
 from keras_aspp.models import DeepLabV3
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
 # Backbone and output stride of the segmenters.
@@ -52,7 +53,7 @@ def from_torchvision(
         logits = model(model.preprocess(images))
     """
     if architecture not in _SEGMENTERS:
-        raise ValueError(
+        raise InputError(
             f"`architecture` must be one of {', '.join(_SEGMENTERS)}. "
             f"Received: architecture={architecture!r}"
         )
@@ -62,7 +63,7 @@ def from_torchvision(
     for tensor, array in state.items():
         part, _, rest = tensor.partition(".")
         if part not in parts:
-            raise ValueError(
+            raise InputError(
                 f"Not the state dict of a {architecture}. Received: tensor "
                 f"{tensor} in {str(path)!r}"
             )

@@ -105,7 +105,7 @@ def test_wrong_usage(arguments, capsys):
 @pytest.mark.parametrize(
     ("name", "extra", "message"),
     [
-        ("none.png", [], "No such picture. File: none.png"),
+        ("none.png", [], "No such image. File: none.png"),
         ("text.png", [], "Unreadable image. File: text.png"),
         ("small.png", [], "smaller than one cell of 32 pixels"),
         ("picture.png", ["--model", "none"], "which does not exist"),

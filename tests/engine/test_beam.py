@@ -173,7 +173,7 @@ def test_a_record_that_is_listed_twice_counts_once(
 def test_pictures_that_went_away_are_no_result(folder, model, tmp_path):
     source = FolderSource(folder)
     source.pairs["val"] = source.pairs["val"] + source.pairs["val"][:1]
-    with pytest.raises(ValueError, match="has 6 pictures, but 5 were counted"):
+    with pytest.raises(ValueError, match="has 6 images, but 5 were counted"):
         engine.evaluate_with_beam(
             {"path": model}, source, "val", tmp_path / "numbers.json"
         )
@@ -273,7 +273,7 @@ def test_a_picture_that_the_model_cannot_take(
     assert main(["predict", *arguments]) == 1
     *_, first, last = capsys.readouterr().err.strip().splitlines()
     assert first.endswith("cannot take an image of 48x1. Image: thin")
-    assert last.endswith("1 of 2 pictures failed")
+    assert last.endswith("1 of 2 images failed")
     assert (tmp_path / "out" / "wide_labels.png").exists()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from keras_aspp.utils.deprecation import renamed_arguments
+from keras_aspp.utils.exceptions import InputError
 
 CLASS_NAMES = (
     "background",
@@ -235,7 +236,7 @@ def draw_outline(
         ValueError: `class_name` is not a figure.
     """
     if class_name not in _OUTLINES:
-        raise ValueError(
+        raise InputError(
             f"`class_name` must be one of {', '.join(CLASS_NAMES[1:])}. "
             f"Received: class_name={class_name!r}"
         )

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from keras_aspp.utils.exceptions import InputError
+
 CLASS_NAMES = (
     "background",
     "aeroplane",
@@ -97,7 +99,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
         splits = {"train": train, "val": val, "trainaug": [*train, *extra]}
         found = {split: len(names) for split, names in splits.items()}
         if found != NUM_EXAMPLES:
-            raise ValueError(
+            raise InputError(
                 f"VOC and SBD must hold {NUM_EXAMPLES} images. "
                 f"Received: {found} in {voc} and {sbd}"
             )
@@ -120,7 +122,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
                 IGNORE_LABEL,
             }
             if strange:
-                raise ValueError(
+                raise InputError(
                     f"Label value {min(strange)} is neither in "
                     f"0..{len(CLASS_NAMES) - 1} nor {IGNORE_LABEL}. "
                     f"File: {path}"
@@ -158,7 +160,7 @@ def _read_png(path):
     # TensorFlow and TFDS would give the gray values of the palette's colors.
     with path.open("rb") as file, Image.open(file) as image:
         if image.mode != "P":
-            raise ValueError(
+            raise InputError(
                 "VOC's masks are palette PNGs. "
                 f"File: {path} (mode {image.mode})"
             )
