@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 
 from benchmarks.workloads import COMPARISONS
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 
 PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
@@ -57,12 +58,12 @@ def run(arguments):
     flags = parser.parse_args(arguments)
     unknown = [name for name in flags.comparisons if name not in COMPARISONS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"COMPARISON must be of {', '.join(COMPARISONS)}. "
             f"Received: {' '.join(unknown)}"
         )
     if flags.rounds < 1:
-        raise ValueError(f"`--rounds` must be > 0. Received: {flags.rounds}")
+        raise InputError(f"`--rounds` must be > 0. Received: {flags.rounds}")
     if flags.side is not None:
         return serve(COMPARISONS[flags.comparisons[0]].sides[flags.side])
     if flags.profile is not None:
@@ -101,7 +102,7 @@ def smoke(rounds):
             report(result)
             missed += [name for t in result["targets"] if not t["met"]]
     if missed:
-        raise ValueError(
+        raise InputError(
             f"Ours must be at most as slow. Received: {', '.join(missed)}"
         )
     return 0
@@ -275,7 +276,7 @@ class _Side:
             self.process.wait()
             self.said.seek(0)
             said = self.said.read().strip().splitlines()
-            raise ValueError(f"{self.name} failed: {(said or ['?'])[-1]}")
+            raise InputError(f"{self.name} failed: {(said or ['?'])[-1]}")
         return json.loads(line)
 
 
@@ -333,7 +334,7 @@ def profile(comparisons, side):
         ValueError: not one comparison, or it has no such side.
     """
     if len(comparisons) != 1 or side not in COMPARISONS[comparisons[0]].sides:
-        raise ValueError(
+        raise InputError(
             "`--profile` needs one COMPARISON and one of its sides. Received: "
             f"{' '.join(comparisons)}, --profile {side!r}"
         )

@@ -536,6 +536,7 @@ def _whole_models():
 
 
 def _comparisons():
+    """Comparisons on a CPU, in the order of the table."""
     part = functools.partial
     yield (
         "ceiling",
@@ -548,6 +549,14 @@ def _comparisons():
         ),
     )
     yield from _whole_models()
+    yield from _in_litert()
+    yield from _parts_and_peers()
+    yield from _around_the_model()
+
+
+def _in_litert():
+    """Inference of exported files."""
+    part = functools.partial
     for threads in (1, 2):
         yield (
             f"tflite_257_threads_{threads}",
@@ -581,6 +590,11 @@ def _comparisons():
             },
         ),
     )
+
+
+def _parts_and_peers():
+    """Training of other models and of ASPP alone."""
+    part = functools.partial
     small = part(segmenter, "mobilenet_v2", 16, separable=True)
     yield (
         "xla_mobilenet",
@@ -626,6 +640,11 @@ def _comparisons():
             (Target("ours", "PyTorch", 1.0),),
         ),
     )
+
+
+def _around_the_model():
+    """Input pipeline, evaluation and import."""
+    part = functools.partial
     yield (
         "input_pipeline",
         Comparison(
@@ -758,16 +777,17 @@ def _rates_on_a_gpu():
     )
 
 
+def _layer(package, name, *args, **kwargs):
+    def make():
+        found = importlib.import_module(package)
+        return getattr(found, name)(*args, **kwargs)
+
+    return make
+
+
 def _forms():
     """Speed of each form of `layers.lowering` is worth, on a layer alone."""
     part = functools.partial
-
-    def layer(package, name, *args, **kwargs):
-        def make():
-            found = importlib.import_module(package)
-            return getattr(found, name)(*args, **kwargs)
-
-        return make
 
     ours, keras = "keras_aspp.layers", "keras.layers"
     for name, what, cells, channels, xla, sides in (
@@ -778,8 +798,8 @@ def _forms():
             256,
             False,
             (
-                layer(ours, "BatchNormalization"),
-                layer(keras, "BatchNormalization"),
+                _layer(ours, "BatchNormalization"),
+                _layer(keras, "BatchNormalization"),
             ),
         ),
         (
@@ -789,8 +809,8 @@ def _forms():
             192,
             True,
             (
-                layer(ours, "DepthwiseConv2D", 3, padding="same"),
-                layer(keras, "DepthwiseConv2D", 3, padding="same"),
+                _layer(ours, "DepthwiseConv2D", 3, padding="same"),
+                _layer(keras, "DepthwiseConv2D", 3, padding="same"),
             ),
         ),
         (
@@ -800,8 +820,8 @@ def _forms():
             144,
             True,
             (
-                layer(ours, "DepthwiseConv2D", 3, 2, padding="same"),
-                layer(keras, "DepthwiseConv2D", 3, 2, padding="same"),
+                _layer(ours, "DepthwiseConv2D", 3, 2, padding="same"),
+                _layer(keras, "DepthwiseConv2D", 3, 2, padding="same"),
             ),
         ),
         (
@@ -811,8 +831,8 @@ def _forms():
             21,
             True,
             (
-                layer(ours, "BilinearResize", scale=4),
-                layer(keras, "UpSampling2D", 4, interpolation="bilinear"),
+                _layer(ours, "BilinearResize", scale=4),
+                _layer(keras, "UpSampling2D", 4, interpolation="bilinear"),
             ),
         ),
         (
@@ -822,8 +842,10 @@ def _forms():
             256,
             False,
             (
-                layer(ours, "Conv2D", 256, 3, padding="same", dilation_rate=6),
-                layer(keras, "Conv2D", 256, 3, padding="same", dilation_rate=6),
+                _layer(ours, "Conv2D", 256, 3, padding="same", dilation_rate=6),
+                _layer(
+                    keras, "Conv2D", 256, 3, padding="same", dilation_rate=6
+                ),
             ),
         ),
     ):

@@ -3,9 +3,12 @@
 Shape legend: B batch, H x W pixels, K `num_classes`.
 """
 
+from __future__ import annotations
+
 import keras
 from keras import ops
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -71,7 +74,7 @@ def pixel_weights(sample_weight: Tensor, pixels: Tensor) -> Tensor:
             for n, m in zip(weights.shape, wanted, strict=True)
         )
     ):
-        raise ValueError(
+        raise InputError(
             "`sample_weight` must hold one weight for each image, (B,), or "
             "for each pixel, (B, H, W). Weights of classes are an argument "
             "of the losses, `class_weights`; Keras' `class_weight` is not "

@@ -3,11 +3,15 @@
 Shape legend: H x W pixels.
 """
 
+from __future__ import annotations
+
 import numbers
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from keras_aspp.utils.exceptions import InputError
 
 BACKGROUND = "background is a class, so one object class makes two"
 
@@ -19,7 +23,7 @@ def check_num_classes(num_classes: Any) -> int:
         or not isinstance(num_classes, numbers.Integral)
         or num_classes < 2
     ):
-        raise ValueError(
+        raise InputError(
             f"`num_classes` must be an int > 1; {BACKGROUND}. "
             f"Received: num_classes={num_classes!r}"
         )
@@ -45,7 +49,7 @@ def check_pair(
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if labels.ndim != 2 or labels.shape != predicted.shape:
-        raise ValueError(
+        raise InputError(
             "Labels and predictions must be (height, width). Received: "
             f"shapes {labels.shape} and {predicted.shape}"
         )
@@ -72,7 +76,7 @@ def check_values(
     wrong = labels[~known & (labels != ignore_label)]
     if wrong.size:
         classes = ">= 0" if num_classes is None else f"0..{num_classes - 1}"
-        raise ValueError(
+        raise InputError(
             f"`{name}` must be in {classes} or ignore_label={ignore_label}. "
             f"Received: {wrong.size} pixels of other values, first {wrong[0]}"
         )

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers.lowering import scale_and_shift
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 CHANNEL_ORDERS = ("rgb", "bgr")
@@ -54,14 +55,14 @@ class Preprocess:
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(_is_finite(number) for number in numbers):
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be finite floats. Received: {name}={value}"
                 )
         std = self.std if isinstance(self.std, tuple) else (self.std,)
         if any(s <= 0 for s in std):
-            raise ValueError(f"`std` must be > 0. Received: std={self.std}")
+            raise InputError(f"`std` must be > 0. Received: std={self.std}")
         if self.channel_order not in CHANNEL_ORDERS:
-            raise ValueError(
+            raise InputError(
                 f"`channel_order` must be one of {CHANNEL_ORDERS}. "
                 f"Received: channel_order={self.channel_order!r}"
             )

@@ -1,5 +1,7 @@
 """Working directories of training runs: configuration, data, model, export."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import functools
@@ -17,6 +19,7 @@ from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.models.segmenter import Segmenter, load_saved
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.progress import print_progress, timed
 from keras_aspp.utils.types import PathLike
 
@@ -39,7 +42,7 @@ class Workdir:
     def __init__(self, path: PathLike) -> None:
         self.path: Path = Path(path)
         if not (self.path / CONFIG).is_file():
-            raise FileNotFoundError(
+            raise InputNotFoundError(
                 "--model must be a workdir, which holds config.yaml and "
                 f"model.keras. Received: {str(path)!r}"
             )
@@ -64,7 +67,7 @@ class Workdir:
         data = self.config.data
         return data.test_split or data.validation_split
 
-    def examples(self, split: str) -> "Examples":
+    def examples(self, split: str) -> Examples:
         """`Examples` of a split."""
         return Examples(self.source, split)
 
@@ -209,12 +212,12 @@ def open_data(
         `(source, DataConfig)`.
 
     Raises:
-        ValueError: `name` is `None` and `model` is no workdir.
+        ValueError: `name` is `None` and `model` is not a workdir.
     """
     is_workdir = (Path(model) / CONFIG).is_file()
     if name is None:
         if not is_workdir:
-            raise ValueError(
+            raise InputError(
                 "--data must be given for a model that is no workdir. "
                 f"Received: --model {model}"
             )

@@ -16,6 +16,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import keras
 import pytest
 
+from keras_aspp.cli.log import printed_messages
+
 pytest.register_assert_rewrite("helpers", "model_tester")
 
 pytest_plugins = ["tiny_run", "time_share"]
@@ -159,3 +161,10 @@ def make_toy_backbone(
     x = unit(x, conv(24, 3, "block4_inner", padding="same"), "block4_inner")
     outputs["stride_32"] = x
     return keras.Model(inputs, outputs if features else x, name="toy")
+
+
+@pytest.fixture(autouse=True)
+def messages_are_printed():
+    """Prints what the package logs, as the command line does."""
+    with printed_messages():
+        yield

@@ -150,6 +150,18 @@ def test_convention_one_module_reads_the_private_graph_of_keras():
     assert readers == {"keras_aspp.utils.keras_graph"}
 
 
+def test_convention_no_function_is_longer_than_80_lines():
+    """Without its docstring; ruff holds complexity and statements."""
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    text = node.body[0]
+                    lines -= text.end_lineno - text.lineno + 1
+                assert lines <= 80, f"{path}: {node.name}: {lines} lines"
+
+
 def test_convention_nothing_imports_the_application():
     for path in sources():
         for name in imported(path):

@@ -27,6 +27,7 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, SizeRecall
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.workdir import Examples
 
@@ -97,7 +98,7 @@ def run(arguments):
     wanted = flags.variants or list(known)
     unknown = sorted(set(wanted) - set(known))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"--variants must be among {', '.join(known)}. Received: {unknown}"
         )
     results = {}

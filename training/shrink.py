@@ -13,6 +13,11 @@ from PIL import Image
 from keras_aspp.cli.main import guarded
 from keras_aspp.data.decode import open_image, read_image
 from keras_aspp.data.resize import resize_image
+from keras_aspp.utils.exceptions import (
+    InputError,
+    InputNotFoundError,
+    OutputExistsError,
+)
 
 
 def run(arguments):
@@ -25,15 +30,15 @@ def run(arguments):
     flags = parser.parse_args(arguments)
     size = (flags.height, flags.width)
     if min(size) < 1:
-        raise ValueError(f"Sizes must be ints > 0. Received: size={size}")
+        raise InputError(f"Sizes must be ints > 0. Received: size={size}")
     files = sorted(p for p in flags.root.glob("*/*/*") if p.is_file())
     if not files:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "ROOT must hold images/SPLIT/ and masks/SPLIT/. "
             f"Received: {str(flags.root)!r}"
         )
     if flags.output.exists():
-        raise FileExistsError(
+        raise OutputExistsError(
             f"OUTPUT must not exist. Received: {str(flags.output)!r}"
         )
     work = flags.output.with_name(f".{flags.output.name}.tmp")

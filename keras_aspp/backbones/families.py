@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 from keras_aspp.preprocess import KERAS_TF, Preprocess
+from keras_aspp.utils.exceptions import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the zoo knows of one family of `keras.applications`."""
+    """Description of one family of `keras.applications`."""
 
     builder: str  # name of the function in `keras.applications`
     preprocess: Preprocess  # of Keras' own weights
@@ -29,7 +30,7 @@ class Family:
     torchvision_stem: str = ""
 
 
-# Pictures are preprocessed by `Preprocess`, so that it stands in one place.
+# Images are preprocessed by `Preprocess`, so that it is defined once.
 BARE = {"include_preprocessing": False}
 FAMILIES = {
     "mobilenet": Family(
@@ -54,7 +55,7 @@ FAMILIES = {
 
 
 def list_backbones() -> list[str]:
-    """Names that `create_backbone` knows.
+    """Returns the names that `create_backbone` accepts.
 
     The MobileNets take any width multiplier, `mobilenet_v2_0.25` too; listed
     are those with published weights.
@@ -80,7 +81,7 @@ def parse_name(name: str) -> tuple[Family, float]:
     if base not in FAMILIES:
         near = difflib.get_close_matches(str(name), list_backbones(), 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
+        raise InputError(
             f"Unknown backbone.{hint} Known: {', '.join(list_backbones())}. "
             f"Received: name={name!r}"
         )

@@ -1,11 +1,14 @@
 """with_output_stride: trades strides for dilation in a functional model."""
 
+from __future__ import annotations
+
 import re
 
 import keras
 
 from keras_aspp.backbones.grids import Walk
 from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
 from keras_aspp.utils.types import Tensor
 
@@ -13,7 +16,7 @@ _UNLIMITED = 2**30
 
 
 def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
-    """The same network with the same weights, computed more densely.
+    """Rewrites a network to a denser output stride, with the same weights.
 
     From the layer on that would pass `output_stride`, strides become 1 and
     what comes after is dilated by the factor they removed. Subsampled, the
@@ -28,8 +31,8 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
 
     Returns:
         A new functional model with the same names, outputs and weights; a
-        Sequential one within it stays one. Which cells are the original ones
-        is told in docs/decisions/0004.
+        Sequential one within it stays one. docs/decisions/0004 defines which
+        cells are the original ones.
 
     Raises:
         TypeError: `model` is not a functional Keras model.
@@ -50,14 +53,14 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
         or output_stride < 1
         or output_stride & (output_stride - 1)
     ):
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
     strides = {g.stride for g in Walk(model, _UNLIMITED).grids.values()}
     own = max(strides)
     if output_stride > own:
-        raise ValueError(
+        raise InputError(
             f"`output_stride` must be at most the model's own stride {own}; "
             "the model is already denser. "
             f"Received: output_stride={output_stride}"
@@ -66,7 +69,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
         strides = sorted(strides - {1})
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be one that the model passes; it has the "
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
@@ -86,7 +89,7 @@ def _check_image_model(model):
     check_functional(model)
     shapes = [tuple(x.shape) for x in graph_of(model).inputs]
     if all(len(shape) != 4 for shape in shapes):
-        raise ValueError(
+        raise InputError(
             "`model` must take an image, (batch, height, width, channels). "
             f"Received: model={model.name!r} of input shape "
             f"{', '.join(map(str, shapes))}"
@@ -94,7 +97,7 @@ def _check_image_model(model):
 
 
 def _walk(model, output_stride):
-    """A `Walk` in which the maps that are joined have one first cell."""
+    """Returns a `Walk` in which joined maps have equal origins."""
     anchored = frozenset()
     walk = Walk(model, output_stride)
     while walk.conflicts - anchored:
@@ -106,7 +109,7 @@ def _walk(model, output_stride):
 def first_cell(
     model: keras.Model, output_stride: int, key: str
 ) -> tuple[int, int]:
-    """Where the first cell of the original network lies in a dense map.
+    """Returns the dense cell that holds the first cell of the original map.
 
     Args:
         model: functional `keras.Model` with dict outputs.
@@ -114,15 +117,15 @@ def first_cell(
         key: a feature, e.g. `"stride_32"`.
 
     Returns:
-        `(row, column)`: (0, 0) where padding is symmetric. Where it depends
-        on the picture's size, that of a size which every stride divides.
+        `(row, column)`: (0, 0) for symmetric padding. For padding that depends
+        on the image size, the value at sizes that all strides divide.
     """
     operation = producer(model.output[key])
     return _walk(model, output_stride).grids[operation.name].origin
 
 
 def feature_strides(model: keras.Model) -> dict[str, int]:
-    """Nominal stride of each layer's output, before any rewrite.
+    """Returns the nominal stride of each layer's output.
 
     Args:
         model: functional `keras.Model`.
@@ -140,15 +143,15 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
 def stage_ends(
     model: keras.Model, preferred: str = "$^", output: bool = True
 ) -> dict[str, Tensor]:
-    """The tensor that ends each nominal stride.
+    """Returns the last tensor of each nominal stride.
 
     Args:
         model: functional `keras.Model` of one output.
         preferred: str, a regular expression: names of layers that end a
             block. The last of a stride is taken, or where there is none the
             last layer of that stride.
-        output: bool. Whether the output of the model, whatever its name,
-            ends the last stride. Defaults to `True`.
+        output: bool. If True, the output of the model ends the last stride,
+            whatever its name. Defaults to `True`.
 
     Returns:
         dict: `"stride_2"` and so on -> feature map, in rising order.

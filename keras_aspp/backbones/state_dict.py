@@ -4,6 +4,8 @@ Only tensors are admitted: the unpickler knows `OrderedDict`, torch's storages
 and its tensor rebuilders, and nothing else, so a file cannot run code.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import os
@@ -14,6 +16,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
@@ -47,7 +50,7 @@ _STORAGES = {
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors of a `.pth`, in either of torch's formats, or `.safetensors`.
+    """Reads the tensors of a `.pth`, in torch's formats, or `.safetensors`.
 
     Reading takes at most six times the memory of the file, and 200 MB.
 
@@ -81,7 +84,7 @@ def _read(path):
             # What is raised depends on which byte is wrong, and may quote
             # the file at any length.
             reason = printable(str(error))[:200] or type(error).__name__
-            raise ValueError(
+            raise InputError(
                 "Not a state dict (tensors only, complete) in a format of "
                 f"torch or safetensors. Received: path={str(path)!r} ({reason})"
             ) from error
@@ -94,7 +97,7 @@ def _read_safetensors(path):
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _read_zip(archive):

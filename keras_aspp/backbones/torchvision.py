@@ -1,5 +1,7 @@
 """Backbones of torchvision, from their published state dicts."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping
@@ -8,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.types import PathLike
 
 _URL = "https://download.pytorch.org/models/"
@@ -23,18 +26,18 @@ FILES = {
         "deeplabv3_mobilenet_v3_large-fc3c493d.pth"
     ),
 }
-# What batch norm is called there and here.
+# Suffixes of the weights of a layer, batch norm included.
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def download(name: str) -> str:
-    """Path of a published file, downloaded once and checked.
+    """Downloads a published file once, verifies it and returns its path.
 
     Args:
         name: key of `FILES`.
 
     Raises:
-        ValueError: what came is not the file.
+        ValueError: the downloaded file is not the published one.
         OSError: it cannot be downloaded.
     """
     file = FILES[name]
@@ -42,14 +45,14 @@ def download(name: str) -> str:
         path = keras.utils.get_file(file, _URL + file, cache_subdir="models")
     except Exception as error:
         # Keras raises a bare Exception here.
-        raise OSError(
+        raise UnavailableError(
             f"{_URL}{file} cannot be downloaded; get it by other means and "
             f"pass its path. ({error})"
         ) from error
     with open(path, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if not found.startswith(re.search(r"-([0-9a-f]{8})\.", file)[1]):
-        raise ValueError(
+        raise InputError(
             "The file is not the published one; delete it and try again. "
             f"File: {path} (SHA-256 {found})"
         )
@@ -57,7 +60,7 @@ def download(name: str) -> str:
 
 
 def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
-    """How torchvision's ResNet differs from Keras': path -> configuration.
+    """Returns the configuration changes from Keras' ResNet to torchvision's.
 
     A stage strides in the 3x3 convolution of its first block, not in the 1x1
     before it ("v1.5"), and convolutions have no bias.
@@ -76,7 +79,7 @@ def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
 def fill_resnet(
     model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
 ) -> None:
-    """Puts torchvision's ResNet into one with `resnet_changes`.
+    """Loads torchvision's ResNet into a model with `resnet_changes`.
 
     Args:
         model: functional `keras.Model`, `keras.applications`' names.
@@ -96,7 +99,7 @@ def fill_resnet(
 def fill_mobilenet(
     model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
 ) -> None:
-    """Puts torchvision's MobileNetV2 or V3 into Keras'.
+    """Loads torchvision's MobileNetV2 or V3 into Keras'.
 
     Arguments and errors as `fill_resnet`.
     """
@@ -112,7 +115,7 @@ def fill_mobilenet(
     for layer, name in zip(layers, names, strict=False):
         state.fill(layer, name)
     if len(layers) > len(names):
-        raise ValueError(
+        raise InputError(
             f"The model has {len(layers)} layers with weights. Received: "
             f"{len(names)} in {source!r}"
         )
@@ -120,11 +123,11 @@ def fill_mobilenet(
 
 
 class TorchState:
-    """Tensors, each to be used once.
+    """Tensors of a state dict, each to be used once.
 
     Args:
-        arrays: dict: name -> array, as torch has it.
-        source: what messages call it.
+        arrays: dict, name of torch -> array.
+        source: name of the file for messages.
     """
 
     def __init__(
@@ -139,14 +142,14 @@ class TorchState:
         self.left: dict[str, None] = dict.fromkeys(self.arrays)
 
     def fill(self, layer: keras.layers.Layer, name: str) -> None:
-        """Gives a layer the tensors `name.weight` and so on."""
+        """Assigns the tensors `name.weight`, ... to a layer."""
         for weight, suffix in zip(layer.weights, _NORM, strict=False):
             array = self._take(f"{name}.{suffix}")
             if array.ndim == 4:
                 deep = isinstance(layer, keras.layers.DepthwiseConv2D)
                 array = array.transpose((2, 3, 0, 1) if deep else (2, 3, 1, 0))
             if array.shape != tuple(weight.shape):
-                raise ValueError(
+                raise InputError(
                     f"Tensor {name}.{suffix} of {self.source!r} does not fit "
                     f"{weight.path}. Received: shape={array.shape}, "
                     f"needed={tuple(weight.shape)}"
@@ -154,18 +157,18 @@ class TorchState:
             weight.assign(array)
 
     def check_empty(self, but: str = "\0") -> None:
-        """Raises where a tensor was not used, those of `but` excepted."""
+        """Raises `ValueError` for unused tensors, except those of `but`."""
         left = [name for name in self.left if not name.startswith(but)]
         if left:
-            raise ValueError(
-                f"The model has no place for {len(left)} tensors, first "
+            raise InputError(
+                f"Unexpected tensors in the file: {len(left)}, for example "
                 f"{left[0]}. Received: {self.source!r}"
             )
 
     def _take(self, name):
         if name not in self.left:
-            raise ValueError(
-                f"There is no tensor {name}. Received: {self.source!r} with "
+            raise InputError(
+                f"Missing tensor {name}. Received: {self.source!r} with "
                 f"{len(self.arrays)} tensors"
             )
         del self.left[name]
@@ -178,8 +181,10 @@ def _resnet_name(layer):
     if not match:
         return {"conv1_conv": "conv1", "conv1_bn": "bn1"}[layer]
     stage, block, unit = map(int, match.groups()[:3])
-    kind = match[4]
-    inner = f"{kind}{unit}" if unit else f"downsample.{int(kind == 'bn')}"
+    layer_type = match[4]
+    inner = f"downsample.{int(layer_type == 'bn')}"
+    if unit:
+        inner = f"{layer_type}{unit}"
     return f"layer{stage - 1}.{block - 1}.{inner}"
 
 

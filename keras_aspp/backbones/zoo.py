@@ -1,5 +1,7 @@
 """create_backbone: names -> dense feature extractors."""
 
+from __future__ import annotations
+
 import fnmatch
 import itertools
 import os
@@ -24,6 +26,7 @@ from keras_aspp.preprocess import (
     TORCHVISION,
     Preprocess,
 )
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
 from keras_aspp.utils.types import PathLike, Shape
@@ -107,7 +110,7 @@ def create_backbone(
     batch_norm_momentum: float | None = None,
     dtype: str | keras.DTypePolicy | None = None,
 ) -> keras.Model:
-    """A feature extractor out of `keras.applications`, made dense.
+    """Creates a dense feature extractor from `keras.applications`.
 
     Args:
         name: one of `list_backbones()`, or a MobileNet of any width,
@@ -129,8 +132,8 @@ def create_backbone(
     Returns:
         `keras.Model`, images -> dict of features keyed by nominal stride,
         `{"stride_2": .., .., "stride_32": ..}`. At output stride 16,
-        `"stride_32"` has one cell per 16 pixels. `model.preprocess` is what
-        its pictures need.
+        `"stride_32"` has one cell per 16 pixels. `model.preprocess`
+        converts its images.
 
     Raises:
         ValueError: unknown name or weights, weights that do not fit.
@@ -139,7 +142,7 @@ def create_backbone(
     family, multiplier = parse_name(name)
     height, width, channels = input_shape
     if weights is not None and channels != 3:
-        raise ValueError(
+        raise InputError(
             "Pretrained weights need three input channels; pass "
             "weights=None (backbone_weights=None of a segmenter). Received: "
             f"input_shape={tuple(input_shape)}, weights={weights!r}"
@@ -152,13 +155,13 @@ def create_backbone(
         or weights in (None, "imagenet", "torchvision")
         or os.path.isfile(weights)
     ):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "`weights` must be 'imagenet', 'torchvision', None or a file. "
             f"Received: weights={str(weights)!r}, which does not exist"
         )
     if torch and family.torchvision_epsilon is None:
         known = [n for n, f in FAMILIES.items() if f.torchvision_epsilon]
-        raise ValueError(
+        raise InputError(
             f"No importer for torchvision weights of {name}; there is one for "
             f"{', '.join(known)}. Received: name={name!r}"
         )
@@ -193,7 +196,7 @@ def create_backbone(
 
 
 def _with_torchvision(model, name, weights):
-    """Keras' model, or what torchvision's differs from it, with its weights."""
+    """Returns the model changed to torchvision's layout, with its weights."""
     source = weights
     if isinstance(weights, dict):
         source = "a state dict"
@@ -220,7 +223,7 @@ def _load(name, family, multiplier, weights, input_shape):
     elif weights is None:
         size = (family.default_size, family.default_size)
     elif None in size:
-        raise ValueError(
+        raise InputError(
             f"{name} with Keras' weights pads by the size it is built for; "
             f"give both sizes. Received: input_shape={tuple(input_shape)}"
         )
@@ -239,7 +242,7 @@ def _load(name, family, multiplier, weights, input_shape):
         # Keras' own errors here name neither the backbone nor the way out.
         if weights is None:
             raise
-        raise ValueError(
+        raise InputError(
             f"Weights of {name} could not be loaded. Start from a saved "
             "segmenter (`--model.weights`), from a file of weights, or from "
             "scratch (None, `--model.backbone_weights null`). "
@@ -249,7 +252,7 @@ def _load(name, family, multiplier, weights, input_shape):
 
 
 def _without_preprocessing(model, preprocess):
-    """Takes the first layers' scaling out of the graph, into a Preprocess.
+    """Moves the scaling of the first layers into a `Preprocess`.
 
     EfficientNet alone cannot be built without; its numbers come with its
     weights.
@@ -340,16 +343,17 @@ def _operations(model):
 def _described(layer):
     """A layer of `_DESCRIBED` in one word, e.g. `"conv1_conv:conv7/2x64bv"`.
 
-    Name, kind, kernel size, stride, filters, `b` with a bias, `v` for `valid`
-    padding, epsilon; `None` for other layers.
+    Name, layer type, kernel size, stride, filters, `b` with a bias, `v` for
+    `valid` padding, epsilon; `None` for other layers.
     """
-    kinds = (k for kind, k in _DESCRIBED.items() if isinstance(layer, kind))
-    kind = next(kinds, None)
-    if kind is None:
+    layer_type = next(
+        (word for t, word in _DESCRIBED.items() if isinstance(layer, t)), None
+    )
+    if layer_type is None:
         return None
-    # A layer made dense says what it was.
+    # A dense layer stores its original values.
     config = {**layer.get_config(), **getattr(layer, "original", {})}
-    word = f"{layer.name}:{kind}"
+    word = f"{layer.name}:{layer_type}"
     window = config.get("kernel_size", config.get("pool_size"))
     if window is not None:
         word += f"{pair(window)[0]}/{pair(config['strides'])[0]}"
@@ -388,11 +392,11 @@ def _changes_pixels(model):
 
 
 def _seen_by_first_layer(model, images):
-    """What the first layer of `_DESCRIBED` is given.
+    """Computes the input of the first layer of `_DESCRIBED`.
 
     Returns:
-        `(tensor, found)`: its input, or where there is no such layer the
-        model's output and False.
+        `(tensor, found)`: its input, or the output of the model and False
+        if no such layer exists.
     """
     graph = graph_of(model)
 

@@ -1,4 +1,4 @@
-"""keras-aspp data: look at a data set before it is trained on, convert it."""
+"""Command `keras-aspp data`: check, show or convert a data set."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ import numpy as np
 from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
 from keras_aspp.config.load import config_names, config_path, load_config
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import printable
 
 SIZES_SHOWN = 3
@@ -24,8 +25,8 @@ def run(arguments):
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
-        help="read every picture and mask, list all that is wrong",
-        description="Read every picture and mask of a folder data set; list "
+        help="read every image and mask, list all problems",
+        description="Read every image and mask of a folder data set; list "
         "all that is wrong, count classes and sizes. Exit status 1 if "
         "anything is wrong for training.",
         allow_abbrev=False,
@@ -44,8 +45,8 @@ def run(arguments):
     check.add_argument("--json", type=Path, metavar="FILE")
     preview = commands.add_parser(
         "preview",
-        help="draw a sheet of pictures with their masks",
-        description="Draw pictures beside their masks, with a legend.",
+        help="draw a sheet of images with their masks",
+        description="Draw images beside their masks, with a legend.",
         allow_abbrev=False,
     )
     preview.add_argument(
@@ -57,7 +58,7 @@ def run(arguments):
         "--output", required=True, type=Path, metavar="FILE.png"
     )
     preview.add_argument("--split", help="training split if not given")
-    preview.add_argument("--count", type=int, default=12, help="pictures")
+    preview.add_argument("--count", type=int, default=12, help="images")
     preview.add_argument(
         "--augmented",
         action="store_true",
@@ -98,7 +99,7 @@ def _check(flags):
     config = dataclasses.replace(config, **_split_flags(flags))
     source = open_source(config)
     if not isinstance(source, FolderSource):
-        raise ValueError(
+        raise InputError(
             "`data check` reads folders with images/ and masks/; records are "
             "checked when they are written. "
             f"Received: {config.tfds or config.root}"
@@ -130,7 +131,7 @@ def _check(flags):
 
 
 def _split_flags(flags):
-    """Splits that the command line names; `null` as in a configuration."""
+    """Returns the splits that the flags name; `null` means none."""
     given = {k.removeprefix("data."): v for k, v in vars(flags).items()}
     return {
         name: None if given[name] == "null" else given[name]
@@ -147,14 +148,14 @@ def _convert(flags, options):
     from keras_aspp.data.folder import FolderSource
 
     tfds.disable_progress_bar()
-    # TFDS warns that the folder it makes was not there.
+    # TFDS warns about the folder that it creates.
     logging.set_verbosity(logging.ERROR)
     written = convert_folder(
         FolderSource(flags.root), flags.output, flags.shards, options, _counted
     )
     print_table(
         [
-            ("split", "pictures", "shards"),
+            ("split", "images", "shards"),
             *((split, *numbers) for split, numbers in written.items()),
         ]
     )
@@ -163,7 +164,7 @@ def _convert(flags, options):
 
 
 def _counted(pairs):
-    """Goes through `pairs` with a counter on a terminal."""
+    """Yields `pairs` and shows a counter on a terminal."""
     for done, pair in enumerate(pairs, start=1):
         yield pair
         show_progress(done, len(pairs))
@@ -171,7 +172,7 @@ def _counted(pairs):
 
 def _print_report(report):
     splits = list(report.num_images)
-    rows = [("split", "pictures", "height x width (pictures)")]
+    rows = [("split", "images", "height x width (images)")]
     for split in splits:
         sizes = _by_frequency(report.sizes[split])
         shown = [f"{h}x{w} ({n})" for (h, w), n in sizes[:SIZES_SHOWN]]
@@ -201,7 +202,7 @@ def _by_frequency(sizes):
 
 
 def _shares(pixels):
-    """Each class' share of the labelled pixels; the ignored of all."""
+    """Prints the share of each class, and that of ignored pixels."""
     labelled, everything = pixels[:-1].sum(), pixels.sum()
     nothing = np.full(len(pixels) - 1, np.nan)
     return (
@@ -275,7 +276,7 @@ def _data_config(name):
     try:
         path = config_path(name)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "Neither a folder nor a configuration. Received: "
             f"{name!r}; configurations: {', '.join(config_names())}"
         ) from None
@@ -283,7 +284,7 @@ def _data_config(name):
 
 
 def _first_split(source, config):
-    """The training split, or in its stead the first one of a folder."""
+    """Returns the training split, or the first split of a folder."""
     filled = [s for s, pairs in getattr(source, "pairs", {}).items() if pairs]
     if not filled or config.train_split in filled:
         return config.train_split
@@ -291,7 +292,7 @@ def _first_split(source, config):
 
 
 def _examples(source, split, count):
-    """`(name, picture, labels)` of examples spread over a split."""
+    """Yields `(name, image, labels)` of examples spread over a split."""
     step = max(1, source.size(split) // count)
     records = source.records(split).shard(step, 0).take(count)
     for record in records.as_numpy_iterator():

@@ -1,4 +1,4 @@
-"""keras-aspp demo: an exported model in the browser."""
+"""Command `keras-aspp demo`: an exported model in the browser."""
 
 import base64
 import contextlib
@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
+from keras_aspp.utils.exceptions import InputNotFoundError, UnavailableError
 from keras_aspp.utils.text import read_manifest
 
 # A connection is closed after `IDLE_SECONDS` without a byte, and after
@@ -46,12 +47,12 @@ _SUFFIXES = {
 
 
 def run(arguments):
-    """Serves a page that segments pictures in the browser."""
+    """Serves a page that segments images in the browser."""
     parser = Parser(
         prog="keras-aspp demo",
         description="Serve, on this machine, a page that segments your "
-        "pictures and your camera in the browser with an exported model. No "
-        "picture leaves the browser. The runtime (@litertjs/core, some 40 MB) "
+        "images and your camera in the browser with an exported model. No "
+        "image leaves the browser. The runtime (@litertjs/core, some 40 MB) "
         "comes from npm on first use.",
         allow_abbrev=False,
     )
@@ -74,18 +75,18 @@ def run(arguments):
 
 
 def check_export(folder):
-    """Raises `FileNotFoundError` unless a folder has a model for the page."""
+    """Raises `FileNotFoundError` if a folder has no model for the page."""
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
     ):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {str(folder)!r}"
         )
 
 
 def modules():
-    """The folder of the page's JavaScript, fetched by npm once.
+    """Returns the folder of the JavaScript runtime, downloaded once by npm.
 
     It is kept by the hash of the lock file, in `KERAS_ASPP_CACHE` or
     `~/.cache/keras_aspp`.
@@ -107,7 +108,9 @@ def modules():
     )
     npm = shutil.which("npm")
     if npm is None:
-        raise OSError(f"{advice}; npm is not installed (it is part of Node.js)")
+        raise UnavailableError(
+            f"{advice}; npm is not installed (it is part of Node.js)"
+        )
     work = folder.with_name(f".{folder.name}.{os.getpid()}")
     work.mkdir(parents=True)
     try:
@@ -121,14 +124,14 @@ def modules():
             text=True,
         )
         if done.returncode:
-            # npm before 10 shouts.
+            # npm before 10 writes in capitals.
             words = re.findall(r"^npm (?:error|ERR!) (.+)", done.stderr, re.M)
             words = words[:2] or done.stderr.split()[:20]
-            raise OSError(f"{advice}; npm said: {' '.join(words)}")
+            raise UnavailableError(f"{advice}; npm said: {' '.join(words)}")
         try:
             os.replace(work, folder)
         except OSError:
-            if not folder.is_dir():  # another process was sooner
+            if not folder.is_dir():  # another process has created it meanwhile
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -136,7 +139,7 @@ def modules():
 
 
 def make_server(model, node_modules, port):
-    """An HTTP server of the page, on this machine only; not started.
+    """Creates an HTTP server of the page, for this machine only.
 
     Args:
         model: exported folder.
@@ -153,7 +156,7 @@ def make_server(model, node_modules, port):
     try:
         return _Server(("127.0.0.1", port), handler)
     except OSError as error:
-        raise OSError(
+        raise UnavailableError(
             f"Port {port} cannot be had ({error.strerror}); try another --port"
         ) from error
 
@@ -232,7 +235,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile)
 
     def _parts(self):
-        """Path of the requested URL as a list; empty if malformed."""
+        """Returns the path of the URL as a list; empty if malformed."""
         try:
             path = urlsplit(self.path).path
         except ValueError:  # e.g. http://[::1/
@@ -240,7 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return (unquote(path).strip("/") or "index.html").split("/")
 
     def _file(self, parts):
-        """The requested file, or `None`."""
+        """Returns the requested file, or `None`."""
         if len(parts) == 1 and parts[0] in _FILES:
             return PAGE / parts[0]
         root = self.roots.get(parts[0]) if parts else None

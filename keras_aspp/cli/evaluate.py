@@ -1,4 +1,4 @@
-"""keras-aspp evaluate."""
+"""Command `keras-aspp evaluate`."""
 
 from pathlib import Path
 
@@ -7,66 +7,8 @@ from keras_aspp.cli.output import print_metrics, show_progress
 
 
 def run(arguments):
-    """Counts a model's right and wrong pixels on a split of a data set."""
-    parser = Parser(
-        prog="keras-aspp evaluate",
-        description="Evaluate a model: every picture once, at its own size.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="workdir, exported folder, .keras, SavedModel or .tflite",
-    )
-    parser.add_argument(
-        "--data",
-        help="folder data set, or NAME of a configuration; the workdir's own "
-        "if not given",
-    )
-    parser.add_argument("--split", help="validation split if not given")
-    parser.add_argument(
-        "--output-stride",
-        type=int,
-        metavar="STRIDE",
-        help="compute a .keras model's features at another density; 8 is "
-        "finer than the usual 16",
-    )
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        default=(1.0,),
-        metavar="S",
-        help="average over the picture at these sizes, e.g. 0.75 1 1.25",
-    )
-    parser.add_argument(
-        "--flip", action="store_true", help="average over mirrored pictures too"
-    )
-    add_window(parser)
-    parser.add_argument(
-        "--boundaries",
-        action="store_true",
-        help="Boundary IoU, and mean IoU in bands around outlines",
-    )
-    parser.add_argument(
-        "--calibration",
-        action="store_true",
-        help="whether the model is as often right as it says",
-    )
-    parser.add_argument(
-        "--objects",
-        action="store_true",
-        help="recall by the size of objects, the connected regions of a label",
-    )
-    parser.add_argument(
-        "--figures",
-        type=Path,
-        metavar="DIR",
-        help="draw the confusion matrix, the worst pictures, and with "
-        "--calibration the confidences",
-    )
-    parser.add_argument("--json", metavar="FILE", help="file for the numbers")
-    add_beam(parser, "evaluate")
+    """Evaluates a model on a split of a data set; returns the exit status."""
+    parser = _parser()
     flags = parser.parse_args(arguments)
     windows = window_options(parser, flags)
     options = beam_options(parser, flags)
@@ -114,6 +56,71 @@ def run(arguments):
     return 0
 
 
+def _parser():
+    parser = Parser(
+        prog="keras-aspp evaluate",
+        description="Evaluate a model on each image once, at its own size.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="workdir, exported folder, .keras, SavedModel or .tflite",
+    )
+    parser.add_argument(
+        "--data",
+        help="folder data set, or NAME of a configuration; the data of the "
+        "workdir if not given",
+    )
+    parser.add_argument("--split", help="validation split if not given")
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        metavar="STRIDE",
+        help="compute the features of a .keras model at another output "
+        "stride; 8 is finer than the usual 16",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=(1.0,),
+        metavar="S",
+        help="average over the image at these scales, e.g. 0.75 1 1.25",
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="average over mirrored images too"
+    )
+    add_window(parser)
+    parser.add_argument(
+        "--boundaries",
+        action="store_true",
+        help="Boundary IoU, and mean IoU in bands around outlines",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="confidence against accuracy; needs scores",
+    )
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="recall by the size of objects, the connected regions of a label",
+    )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="draw the confusion matrix, the worst images, and with "
+        "--calibration the confidences",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the metrics to FILE"
+    )
+    add_beam(parser, "evaluate")
+    return parser
+
+
 def print_writer(path):
     """Prints a note if a run is writing to the workdir that is read."""
     from keras_aspp.engine.owner import note_of_writer
@@ -142,7 +149,7 @@ def add_window(parser):
 
 
 def window_options(parser, flags):
-    """Arguments of `Predictor` that `add_window` has read."""
+    """Returns the arguments of `Predictor` that `add_window` added."""
     if flags.window is None:
         if flags.overlap is not None:
             parser.error("--overlap needs --window")

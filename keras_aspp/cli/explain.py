@@ -1,4 +1,4 @@
-"""keras-aspp explain."""
+"""Command `keras-aspp explain`."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_aspp.cli.main import Parser
 from keras_aspp.cli.output import print_table
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 
 LONGEST_SIDE = 640
 RATES = (6, 12, 18)
@@ -15,10 +16,10 @@ EQUAL = 1e-3  # standard deviations that rounding explains
 
 
 def run(arguments):
-    """Draws what atrous convolution does to a picture."""
+    """Draws the effect of atrous convolution on an image."""
     parser = Parser(
         prog="keras-aspp explain",
-        description="Draw, on a picture of yours: what a dilated kernel sees; "
+        description="Draw, on an image of yours: what a dilated kernel sees; "
         "feature maps of the same weights, strided and atrous; ASPP's "
         "branches. Without --model, by filters set by hand.",
         allow_abbrev=False,
@@ -45,7 +46,7 @@ def run(arguments):
 
 
 def read_picture(path):
-    """A picture as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
+    """Reads an image as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
 
     Raises:
         FileNotFoundError, ValueError: there is none.
@@ -54,7 +55,7 @@ def read_picture(path):
     from keras_aspp.data.resize import resize_image
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"No such picture. File: {path}")
+        raise InputNotFoundError(f"No such image. File: {path}")
     image = read_image(path, exif=True)
     scale = LONGEST_SIDE / max(image.shape[:2])
     if scale >= 1:
@@ -65,7 +66,7 @@ def read_picture(path):
 
 
 def explain(image, model_path=None):
-    """The figures of a picture.
+    """Draws the figures of an image.
 
     Args:
         image: uint8 array `[H, W, 3]`.
@@ -81,7 +82,7 @@ def explain(image, model_path=None):
 
     path = resolve(model_path, keras_only=True)
     if path.suffix != ".keras":
-        raise ValueError(
+        raise InputError(
             "Feature maps are drawn of Keras models only, whose layers are "
             f"known. Received: --model {path}"
         )
@@ -165,7 +166,7 @@ def _sentences(image, found):
             "differs from the strided one by"
         )
     return [
-        f"picture {image.shape[0]}x{image.shape[1]}; features at stride {own} "
+        f"image {image.shape[0]}x{image.shape[1]}; features at stride {own} "
         f"and, with the same weights, at stride {fine}",
         f"{equal} at most {off:.1e} standard deviations",
     ]

@@ -1,4 +1,4 @@
-"""keras-aspp export."""
+"""Command `keras-aspp export`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from keras_aspp.cli.output import print_artefacts
 
 
 def run(arguments):
-    """Exports the best model of a workdir, each artefact verified."""
+    """Exports the best model of a workdir and verifies each artefact."""
     parser = Parser(
         prog="keras-aspp export",
         description="Export a workdir's model. Fields of the configuration's "

@@ -1,4 +1,4 @@
-"""Help on fields of the configuration, from the docstrings of their classes."""
+"""Help on configuration fields, from the docstrings of their classes."""
 
 import dataclasses
 import textwrap
@@ -40,7 +40,7 @@ def describe(path):
 
 
 def paths():
-    """Paths of all sections and fields, in the order of the configuration."""
+    """Returns paths of all sections and fields, in their order."""
 
     def below(section, prefix):
         for field in dataclasses.fields(section):
@@ -52,7 +52,7 @@ def paths():
 
 
 def _describe_field(section, field, prefix):
-    """Name, type and default of a field on one line, its text below."""
+    """Formats name, type and default of a field, its text below."""
     path = prefix + field.name
     texts = {p.arg_name: p.description for p in _docstring(section).params}
     text = " ".join(texts[field.name].split())
@@ -93,7 +93,7 @@ def _default_text(field):
 
 
 def _type_text(kind):
-    """A type in the words of YAML."""
+    """Returns a type in the words of YAML."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))

@@ -1,4 +1,4 @@
-"""keras-aspp inspect."""
+"""Command `keras-aspp inspect`."""
 
 import json
 import os
@@ -9,12 +9,13 @@ from keras_aspp.cli.inspect_output import print_artefact, print_report
 from keras_aspp.cli.main import Parser
 from keras_aspp.cli.output import print_table
 from keras_aspp.config.load import config_path, load_config
+from keras_aspp.utils.exceptions import InputError
 
 IMAGE_SIZE = (512, 512)
 
 
 def run(arguments):
-    """Says what a model costs, what it sees and what it misses."""
+    """Reports cost, receptive field and gridding of a model."""
     parser = Parser(
         prog="keras-aspp inspect",
         description="Feature sizes, rates, receptive fields, valid taps, "
@@ -26,7 +27,7 @@ def run(arguments):
     which.add_argument("--config", help="NAME or FILE; the model it describes")
     which.add_argument(
         "--model",
-        help="workdir, exported folder, any .keras model of one picture, "
+        help="workdir, exported folder, any .keras model of one image, "
         "SavedModel or .tflite",
     )
     parser.add_argument(
@@ -50,7 +51,7 @@ def run(arguments):
     if overrides and not flags.config:
         parser.error(f"unexpected {overrides[0]!r}")
     if flags.figures is not None and flags.figures.is_file():
-        raise ValueError(
+        raise InputError(
             "--figures must be a folder. "
             f"Received: {str(flags.figures)!r}, a file"
         )
@@ -61,7 +62,7 @@ def run(arguments):
         print_report(found, flags.layers)
     written = []
     if flags.figures is not None and model is None:
-        raise ValueError(
+        raise InputError(
             "Figures are drawn of Keras models only, whose layers are known. "
             f"Received: --model {flags.model}"
         )
@@ -83,7 +84,7 @@ def run(arguments):
 
 
 def _examine(flags, overrides):
-    """The report, and the Keras model if there is one."""
+    """Returns the report, and the Keras model if there is one."""
     from keras_aspp.analysis.report import report
 
     if flags.config is not None:
@@ -103,7 +104,7 @@ def _examine(flags, overrides):
         size = flags.image_size or _own_size(model) or IMAGE_SIZE
         return {**report(model, tuple(size)), "note": None}, model
     if flags.image_size:
-        raise ValueError(
+        raise InputError(
             "An artefact has the size it was exported for, so --image-size "
             f"needs a Keras model. Received: --model {path}"
         )
@@ -114,7 +115,7 @@ def _examine(flags, overrides):
 
 
 def model_of(config):
-    """The segmenter of a configuration, without its weights.
+    """Builds the segmenter of a configuration, without its weights.
 
     Args:
         config: `Config`.

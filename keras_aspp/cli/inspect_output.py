@@ -12,7 +12,7 @@ def print_report(found, layers=False):
     """
     size = _size(found["image_size"])
     on = f" on {found['backbone']}" if found["backbone"] else ""
-    print(f"{found['name']}: {found['kind']}{on}, {size} picture")
+    print(f"{found['name']}: {found['kind']}{on}, {size} image")
     if found["note"]:
         print(found["note"])
     facts = []
@@ -37,7 +37,7 @@ def print_report(found, layers=False):
         "Convolutions in a row, of branches the widest",
         _stack_rows(found["gridding"]),
     )
-    _print_section("Cost, one picture", _cost_rows(found))
+    _print_section("Cost, one image", _cost_rows(found))
     peak = found["cost"]["peak_activation_bytes"]
     print(
         f"peak memory of activations at inference {_mega(peak)} MB; one "
@@ -179,7 +179,7 @@ def _cost_rows(found):
 
 
 def print_artefact(found):
-    """Prints what an artefact shows of itself.
+    """Prints the description of an artefact.
 
     Args:
         found: dict, see `analysis.artefact`.

@@ -1,11 +1,14 @@
-"""keras-aspp: the console script."""
+"""Console script `keras-aspp`."""
 
 import argparse
 import contextlib
 import importlib
+import os
 import sys
+import traceback
 import warnings
 
+from keras_aspp.cli.log import printed_messages
 from keras_aspp.cli.startup import prompt_interrupts, start_program
 from keras_aspp.utils.errors import is_user_error, one_line
 
@@ -13,16 +16,30 @@ COMMANDS = {
     "train": "train a segmenter as a configuration says",
     "evaluate": "count a model's right and wrong pixels on a data set",
     "export": "write SavedModel and TFLite files, checked against the model",
-    "predict": "segment pictures",
+    "predict": "segment images",
     "inspect": "what a model costs, what it sees and what it misses",
-    "explain": "draw what atrous convolution does to a picture of yours",
+    "explain": "draw the effect of atrous convolution on your image",
     "demo": "try an exported model in the browser",
     "data": "look at a data set before it is trained on, convert it",
 }
 
 
+# Exit status of an internal error, as EX_SOFTWARE of sysexits.h.
+INTERNAL_ERROR = 70
+DEBUG = "KERAS_ASPP_DEBUG"
+
+
 class Parser(argparse.ArgumentParser):
-    """Wrong usage: one line and a pointer to `--help`, status 2."""
+    """Parser that reports wrong usage in one line and exits with status 2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # `guarded` reads it; here it is only for `--help`.
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of an error",
+        )
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -33,7 +50,7 @@ def add_beam(parser, what):
     parser.add_argument(
         "--beam",
         action="store_true",
-        help=f"{what} on Apache Beam, where pictures are many",
+        help=f"{what} on Apache Beam, for millions of images",
     )
     parser.add_argument(
         "--beam-options",
@@ -44,17 +61,22 @@ def add_beam(parser, what):
 
 
 def beam_options(parser, flags):
-    """Beam's options as a list, `None` where Beam was not asked for."""
+    """Returns Beam's options as a list, `None` without `--beam`."""
     if flags.beam_options is not None and not flags.beam:
         parser.error("--beam-options needs --beam")
     return (flags.beam_options or []) if flags.beam else None
 
 
 def main(arguments=None):
-    """Runs one command; returns the exit status.
+    """Runs one command.
 
-    0 done; 1 the input is at fault (one line); 2 wrong usage of the command
-    line; 130 interrupted.
+    Args:
+        arguments: list of str; those of the process if `None`.
+
+    Returns:
+        int, the exit status: 0 done; 1 an error of the input, reported in one
+        line; 2 wrong usage of the command line; 70 an error of keras_aspp
+        itself; 130 interrupted.
     """
     with prompt_interrupts():
         # Includes the imports, which take seconds.
@@ -87,18 +109,49 @@ def _run(arguments):
 
 
 def guarded(run, arguments):
-    """Calls `run(arguments)`; faults of the input become one line."""
+    """Calls `run(arguments)` and reports its errors.
+
+    An error of the user is one line. An internal error asks for a report.
+    `--debug` among the arguments, or `KERAS_ASPP_DEBUG=1` in the environment,
+    shows the whole traceback of either.
+
+    Args:
+        run: function of a list of str that returns an exit status or `None`.
+        arguments: list of str.
+
+    Returns:
+        int, the exit status; see `main`.
+    """
+    debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
+    if debug:
+        _show_frames_of_keras()
     try:
-        with _warnings_of_one_line():
-            return run(arguments) or 0
+        with printed_messages(), _warnings_of_one_line():
+            return run([a for a in arguments if a != "--debug"]) or 0
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
-        return 1
+        if debug:
+            traceback.print_exc()
+        if is_user_error(error):
+            print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
+            return 1
+        print(
+            f"keras-aspp: internal error: {type(error).__name__}: "
+            f"{one_line(error)}\nThis is a fault of keras_aspp, not of your "
+            "input; please report it with the output of --debug.",
+            file=sys.stderr,
+        )
+        return INTERNAL_ERROR
+
+
+def _show_frames_of_keras():
+    """Keeps Keras from dropping its own frames from tracebacks."""
+    start_program()
+    import keras
+
+    keras.config.disable_traceback_filtering()
 
 
 @contextlib.contextmanager

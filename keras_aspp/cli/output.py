@@ -17,13 +17,13 @@ def print_table(rows):
 
 
 def show_progress(done, total):
-    """A counter on a terminal; silent elsewhere."""
+    """Shows a counter on a terminal; silent elsewhere."""
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
         print(f"\r{done}/{total} images", end=end, file=sys.stderr)
 
 
-# Of mean IoU, in hundredths: what a resized input costs and is told.
+# Loss of mean IoU by resizing, in points, above which it is printed.
 NOTABLE_POINTS = 0.5
 
 
@@ -68,7 +68,7 @@ def print_artefacts(manifest, output):
 
 
 def print_files(workdir):
-    """Prints what a run wrote, and how to see its curves."""
+    """Prints the files of a run, and how to show its curves."""
     logs = workdir / "logs"
     print_table(
         [

@@ -1,4 +1,4 @@
-"""keras-aspp predict."""
+"""Command `keras-aspp predict`."""
 
 import sys
 
@@ -8,10 +8,10 @@ from keras_aspp.cli.output import print_table, show_progress
 
 
 def run(arguments):
-    """Segments pictures; writes index PNG, colour PNG and overlay."""
+    """Segments images; writes index PNG, color PNG and overlay."""
     parser = Parser(
         prog="keras-aspp predict",
-        description="Segment pictures, at their own size. Writes for each "
+        description="Segment images, at their own size. Writes for each "
         "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png.",
         allow_abbrev=False,
     )
@@ -37,7 +37,7 @@ def run(arguments):
     written, failed = predict_files(
         predictor, flags.images, flags.output, show_progress
     )
-    print_table([("picture", "overlay", "largest classes"), *written])
+    print_table([("image", "overlay", "largest classes"), *written])
     return _status(failed, len(flags.images))
 
 
@@ -48,15 +48,15 @@ def _predict_with_beam(model, flags, options):
         model, flags.images, flags.output, options
     )
     print_table(
-        [("pictures", count), ("written to", f"{flags.output}/{PREDICTIONS}")]
+        [("images", count), ("written to", f"{flags.output}/{PREDICTIONS}")]
     )
     return _status(failed, count + len(failed))
 
 
 def _status(failed, count):
-    """Says what failed; returns the exit status."""
+    """Prints the failures; returns the exit status."""
     if failed:
-        failed = [*failed, f"{len(failed)} of {count} pictures failed"]
+        failed = [*failed, f"{len(failed)} of {count} images failed"]
     for message in failed:
         print(f"keras-aspp: error: {message}", file=sys.stderr)
     return 1 if failed else 0

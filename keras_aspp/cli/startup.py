@@ -11,7 +11,7 @@ from keras_aspp.utils.native_log import filtered_stderr
 
 
 def start_program():
-    """Keeps TensorFlow's log off the terminal and lines in their order.
+    """Keeps TensorFlow's log off the terminal, and lines in order.
 
     `TF_CPP_MIN_LOG_LEVEL` and `GRPC_VERBOSITY` of the environment win; a level
     of 0 shows everything.
@@ -27,7 +27,7 @@ def start_program():
 
 @contextlib.contextmanager
 def prompt_interrupts():
-    """Makes Ctrl-C end imports at once, and no Ctrl-C get lost.
+    """Makes Ctrl-C end imports at once, and keeps each Ctrl-C effective.
 
     A `KeyboardInterrupt` within the import of a C extension can crash the
     process, and Python drops one that is raised in a finalizer or in a callback
@@ -80,7 +80,7 @@ class _QuietTensorFlow:
     def find_spec(self, name, path=None, target=None):
         if name != "tensorflow" or self.searching:
             return None
-        self.searching = True  # so that the others are asked
+        self.searching = True  # so that the other finders search
         try:
             spec = importlib.util.find_spec(name)
         finally:
@@ -89,7 +89,7 @@ class _QuietTensorFlow:
             execute = spec.loader.exec_module
 
             def exec_module(module):
-                # Not before: to ask for the spec is no import yet.
+                # Not before: finding the spec is not yet an import.
                 sys.meta_path.remove(self)
                 with filtered_stderr(self.level):
                     execute(module)

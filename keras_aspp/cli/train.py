@@ -1,4 +1,4 @@
-"""keras-aspp train."""
+"""Command `keras-aspp train`."""
 
 import argparse
 import difflib
@@ -20,6 +20,7 @@ from keras_aspp.config.load import (
     config_text,
     load_config,
 )
+from keras_aspp.utils.exceptions import UnreachableError
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
 ORIGINS = {
@@ -30,7 +31,7 @@ NETWORK_SECONDS = 10
 
 
 def run(arguments):
-    """Trains as a configuration says."""
+    """Trains the model of a configuration; returns the exit status."""
     parser = Parser(
         prog="keras-aspp train",
         description="Train a segmenter. Every field of the configuration is "
@@ -118,7 +119,7 @@ def _check_overrides(parser, overrides):
 
 
 def _check_download(model):
-    """Raises at once where weights have to be downloaded and cannot be.
+    """Raises at once if weights must be downloaded but cannot be.
 
     Otherwise a run would read all its data before it fails.
     """
@@ -127,7 +128,7 @@ def _check_download(model):
         return
     reason = _unreachable(origin)
     if reason:
-        raise ConnectionError(
+        raise UnreachableError(
             f"The {model.backbone_weights} weights of {model.backbone} cannot "
             f"be downloaded from {origin} ({reason}). Without a network, start "
             "from a saved model (--model.weights FOLDER, such as "
@@ -153,7 +154,7 @@ def _is_cached(model):
 
 
 def _unreachable(url):
-    """Why an origin cannot be reached; `None` if it answers."""
+    """Returns why an origin cannot be reached; `None` if it answers."""
     reasons = [f"no answer within {NETWORK_SECONDS} seconds"]
 
     def ask():

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
+from keras_aspp.utils.exceptions import InputError
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -163,12 +164,12 @@ class DataConfig:
         if self.validation_split is None:
             object.__setattr__(self, "validation_split", HELD_OUT)
         if any(type(n) is not int or n < 32 or n % 32 for n in self.crop_size):
-            raise ValueError(
+            raise InputError(
                 "`crop_size` must be two multiples of 32. "
                 f"Received: crop_size={self.crop_size}"
             )
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(
+            raise InputError(
                 "`validation_fraction` must be in (0, 1). Received: "
                 f"validation_fraction={self.validation_fraction}"
             )
@@ -220,7 +221,7 @@ class LossConfig:
             for name in ("cross_entropy", "dice", "tversky", "lovasz")
         }
         if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(
+            raise InputError(
                 "Weights of losses must be >= 0, and one of them > 0. "
                 f"Received: {weights}"
             )
@@ -255,7 +256,7 @@ class TrainConfig:
             or `null`.
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
-            validation is no worse.
+            validation does not get worse.
         lr_finder: try a range of learning rates and plot the loss instead of
             training.
         jit_compile: compile steps with XLA: `auto` (on a GPU only), `true` or
@@ -302,7 +303,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
         if len(given) != 1:
-            raise ValueError(
+            raise InputError(
                 f"Exactly one of {', '.join(DURATIONS)} must be given. "
                 f"Received: {given or 'none of them'}"
             )
@@ -320,24 +321,24 @@ class TrainConfig:
         )
         for name in counts:
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
         for name in ("learning_rate", "backbone_learning_rate_factor"):
             if not getattr(self, name) > 0:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
 
         if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
-            raise ValueError(
+            raise InputError(
                 "`ema_momentum` must be in (0, 1), or none. "
                 f"Received: ema_momentum={self.ema_momentum}"
             )
         if self.recalibrate_steps < 0:
-            raise ValueError(
+            raise InputError(
                 "`recalibrate_steps` must be >= 0. "
                 f"Received: recalibrate_steps={self.recalibrate_steps}"
             )

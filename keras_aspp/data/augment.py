@@ -19,9 +19,10 @@ from keras_aspp.data.augment_layers import (
     blur_arguments,
     check_layers,
 )
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Size, Tensor
 
-# Crops of so many times the area that images fill are noted.
+# Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
 # RGB to luma and the two axes of color (NTSC).
@@ -64,7 +65,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
-            raise ValueError(
+            raise InputError(
                 "`scale` must be (low, high) with 0 < low <= high. "
                 f"Received: scale={self.scale}"
             )
@@ -72,7 +73,7 @@ class AugmentConfig:
         for name, limit in {**limits, "hue": 0.5, "blur": 10}.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be in [0, {limit}]. "
                     f"Received: {name}={value}"
                 )
@@ -84,7 +85,7 @@ def padding_note(
     crop_size: Size,
     scale: Sequence[float],
 ) -> str | None:
-    """Notes that crops are mostly padding.
+    """Returns a note if crops are mostly padding.
 
     Args:
         sizes: dict, `(height, width)` -> how many images have it.
@@ -115,7 +116,7 @@ def padding_note(
 
 
 class Augment:
-    """`(image, labels, seed)` -> a random crop of them.
+    """Random crop and recoloring of an image and its labels.
 
     Args:
         config: `AugmentConfig`.
@@ -218,7 +219,7 @@ class Augment:
             [1.0, 0.0, 0.0, 0.0, along, -across, 0.0, across, along]
         )
         colors = np.linalg.inv(_YIQ) @ tf.reshape(turn, (3, 3)) @ _YIQ
-        # Contrast is about the mean, which brightness has moved before.
+        # Contrast scales about the mean after the brightness shift.
         mean = tf.reduce_mean(image, axis=(0, 1))
         moved = mean * (1 - stretch) + shift
         image = tf.tensordot(image, stretch * tf.transpose(colors), 1)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import Size, Tensor
 
@@ -108,7 +109,7 @@ def check_layers(layers: Mapping[str, Any]) -> None:
     """
     for name, arguments in layers.items():
         if name not in COLOR | GEOMETRIC:
-            raise ValueError(_explain_unknown(name))
+            raise InputError(_explain_unknown(name))
         _check_arguments(name, arguments)
         # Builds the layer, so that its own checks are run.
         AugmentLayer(name, arguments, (32, 32), 255)
@@ -131,7 +132,7 @@ def _explain_unknown(name):
 
 def _check_arguments(name, arguments):
     if not isinstance(arguments, dict):
-        raise ValueError(
+        raise InputError(
             f"`layers.{name}` must be a mapping of arguments, {{}} for none. "
             f"Received: {name}={arguments!r}"
         )
@@ -140,23 +141,23 @@ def _check_arguments(name, arguments):
         numbers = [n for n in items if isinstance(n, (int, float))]
         limit = _LARGEST.get(key, 255)
         if not all(abs(n) <= limit for n in numbers):
-            raise ValueError(
+            raise InputError(
                 f"`layers.{name}.{key}` must be in -{limit}..{limit}. "
                 f"Received: {key}={value}"
             )
         if key == "kernel_size" and any(n % 2 != 1 for n in numbers):
             # An even kernel is off center: it moves the image, not the mask.
-            raise ValueError(
+            raise InputError(
                 f"`layers.{name}.{key}` must be odd. Received: {key}={value}"
             )
     probability = arguments.get("probability", 1.0)
     if not isinstance(probability, (int, float)) or not 0 < probability <= 1:
-        raise ValueError(
+        raise InputError(
             f"`layers.{name}.probability` must be in (0, 1]. "
             f"Received: probability={probability!r}"
         )
     if name in FIXED and probability == 1:
-        raise ValueError(
+        raise InputError(
             f"`layers.{name}` draws nothing at random and is not applied at "
             "evaluation; give it a `probability` below 1. "
             f"Received: {name}={arguments}"
@@ -259,7 +260,7 @@ def _build(name, arguments, given, draws):
     free = accepted - {*given, "auto_vectorize"}
     unknown = sorted(set(arguments) - free)
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"`layers.{name}` has no argument `{unknown[0]}`. Valid "
             f"arguments: {', '.join(sorted({*free, 'probability'}))}. "
             f"Received: {name}={arguments}"
@@ -275,7 +276,7 @@ def _build(name, arguments, given, draws):
             layer(tf.zeros((64, 64, 3)))
     except Exception as error:
         message = " ".join(str(error).split())
-        raise ValueError(
+        raise InputError(
             f"`layers.{name}` is refused by keras-cv: {message} "
             f"Received: {name}={arguments}"
         ) from None

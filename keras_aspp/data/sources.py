@@ -1,4 +1,4 @@
-"""open_source: a DataConfig -> the source it names."""
+"""open_source: opens the data source of a `DataConfig`."""
 
 import os
 from typing import Any, TypeAlias
@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource, is_converted
+from keras_aspp.utils.exceptions import InputError
 
 Source: TypeAlias = FolderSource | TfdsSource
 
@@ -24,7 +25,7 @@ def open_source(config: Any) -> Source:
         FileNotFoundError: the folder does not exist.
     """
     if (config.root is None) == (config.tfds is None):
-        raise ValueError(
+        raise InputError(
             "Exactly one of `data.root` (a folder) and `data.tfds` (a name) "
             f"must be given. Received: root={config.root!r}, "
             f"tfds={config.tfds!r}"
@@ -59,9 +60,9 @@ def open_source(config: Any) -> Source:
 
 
 def _agreeing(source, spec):
-    """The source, unless its dataset.json names another number of classes."""
+    """Returns the source, or raises if dataset.json contradicts the names."""
     if spec is not None and spec.num_classes != source.spec.num_classes:
-        raise ValueError(
+        raise InputError(
             "`data.class_names` must name as many classes as the data set's "
             "dataset.json, which is used; leave it out. Received: "
             f"class_names={list(spec.class_names)}, dataset.json: "
@@ -71,11 +72,11 @@ def _agreeing(source, spec):
 
 
 def _check_described(config, root):
-    """Raises if a folder's label values were given and would be ignored."""
+    """Raises if `label_map` or such would be ignored for a folder."""
     if config.class_names or os.path.exists(f"{root}/dataset.json"):
         return
     if config.label_map is not None or config.ignore_label != 255:
-        raise ValueError(
+        raise InputError(
             "`data.label_map` and `data.ignore_label` need "
             "`data.class_names`, or a dataset.json in the folder. Received: "
             f"label_map={config.label_map}, ignore_label={config.ignore_label}"
@@ -83,10 +84,10 @@ def _check_described(config, root):
 
 
 def _check_named(config):
-    """Raises if images are to be held out of records, which have slices."""
+    """Raises if images are to be held out of records, which use slices."""
     if config.validation_split == HELD_OUT:
         name = config.train_split
-        raise ValueError(
+        raise InputError(
             "`data.validation_split null` holds out images of a folder; of "
             f"records, name two slices, e.g. --data.train_split {name}[:90%] "
             f"--data.validation_split {name}[90%:]. Received: "

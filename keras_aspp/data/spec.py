@@ -1,4 +1,6 @@
-"""DatasetSpec: what the numbers in a mask mean."""
+"""DatasetSpec: the meaning of the values in a mask."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
@@ -6,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras_aspp.labels import BACKGROUND
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.utils.text import is_line, look, read_json
 from keras_aspp.utils.types import PathLike
@@ -35,7 +38,7 @@ class DatasetSpec:
         label_map: dict, stored value -> class or `"ignore"`, applied before
             the range check; values that it does not name are kept. Or `None`.
         name: str, for people.
-        license: str, for people; stands in the model card.
+        license: str, for people; shown in the model card.
         ignore_colors: colors of masks that count for nothing, beside the
             colormap. Defaults to none: each color must be named.
         mask_orientation: `"own"`, masks are upright, by their own EXIF if they
@@ -57,7 +60,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         names = self.class_names
-        # A lone string would become one class per letter.
+        # A single string would become one class per letter.
         if isinstance(names, (list, tuple)):
             object.__setattr__(self, "class_names", tuple(names))
         if (
@@ -67,14 +70,14 @@ class DatasetSpec:
             or not all(is_line(name) for name in names)
             or len(set(names)) != len(names)
         ):
-            raise ValueError(
+            raise InputError(
                 "`class_names` must be a non-empty sequence of different "
                 "names, without line breaks, control characters and "
                 "overrides of the writing direction. Received: "
                 f"class_names={names!r}"
             )
         if len(names) < 2:
-            raise ValueError(
+            raise InputError(
                 "`class_names` must hold at least 2 names, e.g. "
                 f"['background', {names[0]!r}]; {BACKGROUND}. "
                 f"Received: class_names={list(names)!r}"
@@ -82,26 +85,26 @@ class DatasetSpec:
         if type(self.ignore_label) is not int or not (
             0 <= self.ignore_label <= 255
         ):
-            raise ValueError(
+            raise InputError(
                 "`ignore_label` must be an int in 0..255. "
                 f"Received: ignore_label={self.ignore_label!r}"
             )
         if self.ignore_label < self.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"`ignore_label` must not be one of the {self.num_classes} "
                 f"classes. Received: ignore_label={self.ignore_label}"
             )
         for key in ("name", "license"):
             value = getattr(self, key)
             if not isinstance(value, str) or not is_line(value):
-                raise ValueError(
+                raise InputError(
                     f"`{key}` must be a line of text. Received: {key}={value!r}"
                 )
         if self.colormap is not None:
             object.__setattr__(self, "colormap", self._checked_colormap())
         object.__setattr__(self, "ignore_colors", self._checked_ignored())
         if self.mask_orientation not in ("own", "image"):
-            raise ValueError(
+            raise InputError(
                 "`mask_orientation` must be 'own' or 'image'. Received: "
                 f"mask_orientation={self.mask_orientation!r}"
             )
@@ -111,14 +114,14 @@ class DatasetSpec:
     def _checked_colormap(self):
         colormap = _checked_colors("colormap", self.colormap)
         if len(colormap) != self.num_classes:
-            raise ValueError(
-                f"`colormap` must hold {self.num_classes} RGB colours, "
+            raise InputError(
+                f"`colormap` must hold {self.num_classes} RGB colors, "
                 f"one per class. Received: {len(colormap)} entries"
             )
         twice = [c for i, c in enumerate(colormap) if c in colormap[:i]]
         if twice:
-            raise ValueError(
-                "`colormap` must hold a colour of its own for each class. "
+            raise InputError(
+                "`colormap` must hold a color of its own for each class. "
                 f"Received: {list(twice[0])} more than once"
             )
         return colormap
@@ -128,14 +131,14 @@ class DatasetSpec:
         if not isinstance(colors, (list, tuple)) or not all(
             isinstance(color, (list, tuple)) for color in colors
         ):
-            raise ValueError(
+            raise InputError(
                 "`ignore_colors` must be a sequence of RGB colors. "
                 f"Received: ignore_colors={colors!r}"
             )
         colors = _checked_colors("ignore_colors", colors)
         taken = [c for c in colors if c in (self.colormap or colors)]
         if taken:
-            raise ValueError(
+            raise InputError(
                 "`ignore_colors` must hold colors beside those of `colormap`, "
                 f"which must be given too. Received: {list(taken[0])}"
             )
@@ -144,7 +147,7 @@ class DatasetSpec:
     def _checked_label_map(self):
         label_map = self.label_map
         if not isinstance(label_map, dict):
-            raise ValueError(
+            raise InputError(
                 "`label_map` must be a mapping of stored values. "
                 f"Received: label_map={label_map!r}"
             )
@@ -152,9 +155,9 @@ class DatasetSpec:
             good = label == "ignore" or (
                 type(label) is int and 0 <= label < self.num_classes
             )
-            # JSON has strings for keys.
+            # Keys are strings in JSON.
             if not re.fullmatch(r"-?\d{1,9}", str(stored)) or not good:
-                raise ValueError(
+                raise InputError(
                     "`label_map` must map stored ints to a class in "
                     f"0..{self.num_classes - 1} or 'ignore'. "
                     f"Received: {stored}: {label!r}"
@@ -168,7 +171,7 @@ class DatasetSpec:
     @classmethod
     def from_file(
         cls, path: PathLike, notes: list[str] | None = None
-    ) -> "DatasetSpec":
+    ) -> DatasetSpec:
         """Reads a `dataset.json`.
 
         Args:
@@ -182,13 +185,13 @@ class DatasetSpec:
         repeated = []
         content = read_json(path, repeated)
         if not isinstance(content, dict) or "class_names" not in content:
-            raise ValueError(
+            raise InputError(
                 f"`class_names` is missing. File: {path}. Known keys: "
                 f"{', '.join(_KEYS)}"
             )
         unknown = set(content) - set(_KEYS) - set(_NOTES)
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"Unknown keys {sorted(unknown)}. File: {path}. Known keys: "
                 f"{', '.join(_KEYS)}"
             )
@@ -196,9 +199,9 @@ class DatasetSpec:
         try:
             spec = cls(**{k: v for k, v in content.items() if k in wanted})
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{error}. File: {path}") from None
+            raise InputError(f"{error}. File: {path}") from None
         if content.get("num_classes", spec.num_classes) != spec.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"`num_classes` is {content['num_classes']}, but there are "
                 f"{spec.num_classes} `class_names`. File: {path}"
             )
@@ -217,7 +220,7 @@ class DatasetSpec:
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour per class: the colormap, or well-told-apart ones."""
+        """Returns one RGB color per class: the colormap, or distinct colors."""
         if self.colormap is not None:
             return self.colormap
         return tuple(_distinct_color(i) for i in range(self.num_classes))
@@ -244,7 +247,7 @@ def _notes(spec, content, repeated, path):
 def grouped(
     items: Iterable[Any], key: Callable[[Any], Any]
 ) -> dict[Any, list[Any]]:
-    """Dict of the lists of two items and more that have the same key."""
+    """Groups items by key; returns the groups of two or more."""
     groups = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -258,7 +261,7 @@ def _checked_colors(name, colors):
         colors = ()
     for color in colors:
         if len(color) != 3 or any(v not in range(256) for v in color):
-            raise ValueError(
+            raise InputError(
                 f"`{name}` must hold RGB colors in 0..255. "
                 f"Received: {list(color)}"
             )
@@ -266,7 +269,7 @@ def _checked_colors(name, colors):
 
 
 def _distinct_color(i):
-    # PASCAL VOC's rule: the bits of the class id spread over the channels.
+    # PASCAL VOC's rule: the bits of the class id distributed over channels.
     color = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

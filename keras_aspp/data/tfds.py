@@ -1,4 +1,6 @@
-"""TensorFlow Datasets that have a picture and a mask."""
+"""TensorFlow Datasets with an image and a mask."""
+
+from __future__ import annotations
 
 import contextlib
 import importlib
@@ -14,6 +16,7 @@ import numpy as np
 
 from keras_aspp.data import decode
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Dataset, PathLike, Tensor
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
@@ -25,7 +28,7 @@ SHARDS_AT_ONCE = 16
 
 
 class TfdsSource:
-    """A TFDS data set, downloaded or drawn on first use.
+    """TFDS data set, downloaded or generated on first use.
 
     Args:
         name: TFDS name, e.g. `"oxford_iiit_pet"`, or one of ours
@@ -33,7 +36,7 @@ class TfdsSource:
             `keras-aspp data convert` wrote.
         spec: `DatasetSpec`; `label_map` maps the stored ids. Or `None`: the
             `dataset.json` beside the records.
-        image_key: feature that holds the picture.
+        image_key: feature that holds the image.
         mask_key: feature that holds the mask.
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
@@ -66,22 +69,22 @@ class TfdsSource:
             else:
                 self.builder = tfds.builder(name, data_dir=data_dir or None)
         except (tfds.core.DatasetNotFoundError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 "Unknown TFDS data set. "
                 f"Received: name={name!r} ({_first_line(error)})"
             ) from None
         self._records_of_file()
         self.spec: DatasetSpec = self._own_spec() or spec
         if self.spec is None:
-            raise ValueError(
+            raise InputError(
                 "`data.class_names` must be given for a TFDS data set without "
                 f"a dataset.json. Received: tfds={name!r}, class_names=None"
             )
         features = self.builder.info.features
         for key in (image_key, mask_key):
             if not isinstance(dict(features).get(key), tfds.features.Image):
-                raise ValueError(
-                    f"TFDS data set {name} has no picture `{key}`. "
+                raise InputError(
+                    f"TFDS data set {name} has no image `{key}`. "
                     f"Received: features={sorted(features)}"
                 )
         try:
@@ -90,7 +93,7 @@ class TfdsSource:
             else:
                 self.builder.download_and_prepare()
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"TFDS data set {name} could not be prepared "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
@@ -105,13 +108,13 @@ class TfdsSource:
         stored = self.builder.info.file_format
         name = "tfrecord" if stored is None else stored.value
         if name not in _READERS:
-            raise ValueError(
+            raise InputError(
                 f"TFDS data must be stored as {' or '.join(_READERS)}; `tfds "
                 "convert_format --out_file_format=tfrecord` converts it. "
                 f"Received: file_format={name!r}, name={self.name!r}"
             )
         if name == "array_record" and not find_spec("array_record"):
-            raise ValueError(
+            raise InputError(
                 "Reading array_record files needs `pip install array_record`. "
                 f"Received: file_format={name!r}, name={self.name!r}"
             )
@@ -129,27 +132,27 @@ class TfdsSource:
         return DatasetSpec.from_file(path) if path.exists() else None
 
     def size(self, split: str) -> int:
-        """Number of pictures of a split, TFDS' slices included."""
+        """Returns the number of images of a split or slice."""
         try:
             count = self.builder.info.splits[split].num_examples
         except (KeyError, ValueError):
-            raise ValueError(
+            raise InputError(
                 f"Unknown split of {self.name}. Received: split={split!r}, "
                 f"known: {sorted(self.builder.info.splits)}"
             ) from None
         if count < 1:
-            raise ValueError(
+            raise InputError(
                 f"Split of {self.name} is empty. Received: split={split!r}"
             )
         return count
 
     def records(self, split: str) -> Dataset:
-        """`tf.data.Dataset` of `(image bytes, mask bytes, what to call it)`."""
+        """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`."""
         files = self._files(split)
         return files.flat_map(self._read(split)).map(lambda _, record: record)
 
     def shuffled(self, split: str, seed: int | Tensor) -> Dataset:
-        """`(number, record)` of a split in an order that the seed gives.
+        """Returns `(number, record)` of a split in a seeded order.
 
         The shards come in any order, records from several of them in turn, and
         these pass through a buffer: a file is read from its beginning to its
@@ -178,7 +181,7 @@ class TfdsSource:
         )
 
     def shards(self, split: str) -> list[tuple[Any, ...]]:
-        """List of `(path, skip, take, number of the first record)`."""
+        """Lists `(path, skip, take, number of the first record)`."""
         self.size(split)
         found, number = [], 0
         for file in self.builder.info.splits[split].file_instructions:
@@ -224,13 +227,13 @@ class TfdsSource:
         return read
 
     def name_of(self, record: Sequence[Any]) -> str:
-        """What to call a record: data set, split and number."""
+        """Returns the name of a record: data set, split and number."""
         return os.fsdecode(record[2])
 
     def decode(
         self, image: bytes, mask: bytes, where: bytes = b"a record"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
+        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`."""
         where = os.fsdecode(where)
         pixels, labels = decode.read_pair(
             image,
@@ -243,7 +246,7 @@ class TfdsSource:
 
 
 def _draw(builder):
-    """Prepares a generated data set; one line says what goes where.
+    """Generates a data set and prints its folder.
 
     TFDS' own output tells of a download of unknown size.
     """
@@ -296,7 +299,7 @@ _READERS = {"tfrecord": _tfrecords, "array_record": _array_records}
 
 
 def is_converted(folder: PathLike) -> bool:
-    """Whether a folder holds records that TFDS can read."""
+    """Returns True if a folder contains records that TFDS can read."""
     return os.path.isfile(os.path.join(folder, "dataset_info.json"))
 
 

@@ -1,4 +1,8 @@
-"""Advice at the end of a run, from what it scored and what it learned from."""
+"""Advice at the end of a run, from its metrics and its data."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -8,8 +12,8 @@ from keras_aspp.data.folder import RARE_OF_EQUAL, RARE_SHARE
 ZERO = 0.00005
 
 
-def zero_classes(metrics):
-    """Names of the classes of which nothing was found.
+def zero_classes(metrics: dict[str, Any]) -> list[str]:
+    """Returns the names of the classes of IoU 0.
 
     Args:
         metrics: dict, contents of `metrics.json`.
@@ -23,7 +27,7 @@ def zero_classes(metrics):
 
 
 def advise_on_classes(metrics, config, class_names, learned, scored):
-    """Why classes stayed at IoU 0.0000, and what to try.
+    """Explains classes at IoU 0.0000 and suggests remedies.
 
     Args:
         metrics: dict, contents of `metrics.json`.
@@ -33,7 +37,7 @@ def advise_on_classes(metrics, config, class_names, learned, scored):
         scored: int `(K,)`, the same of the split that was evaluated.
 
     Returns:
-        list of str, one line for each reason; empty if each class was found.
+        list of str, one line for each reason; empty if there is no such class.
     """
     lost = set(zero_classes(metrics))
     shares = learned / max(learned.sum(), 1)
@@ -62,8 +66,8 @@ def advise_on_classes(metrics, config, class_names, learned, scored):
     ]
 
 
-def advise_on_length(best_epoch, epochs):
-    """Advice where the score was still growing when the run ended.
+def advise_on_length(best_epoch: int, epochs: int) -> list[str]:
+    """Suggests a longer run if the last epoch was the best.
 
     Args:
         best_epoch: int, the epoch whose model is kept.

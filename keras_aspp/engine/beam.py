@@ -1,12 +1,11 @@
-"""evaluate and predict on Apache Beam, for pictures by the million.
+"""Evaluation and prediction on Apache Beam, for millions of images.
 
-Each worker opens the model for itself and sees pictures one at a time, so that
-labels do not depend on which pictures share a batch, which no runner promises.
-A bundle that fails is done again, and what it had given is dropped: counts are
-elements of the pipeline, never counters beside it, and files are written under
-a name of their own and renamed.
+Each worker opens the model and predicts one image at a time. Labels would
+otherwise depend on the images of a batch, which runners choose freely. Beam
+repeats a bundle that fails and drops its results. So counts are elements of
+the pipeline instead of counters, and files are written under temporary names.
 
-Beam is imported where it is used; it is an extra.
+Beam is an extra, so it is imported inside the functions.
 """
 
 import functools
@@ -32,6 +31,7 @@ from keras_aspp.engine.evaluate import metrics_dict, resolve_num_classes
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
+from keras_aspp.utils.exceptions import InputError, UserError
 from keras_aspp.utils.text import printable
 
 PREDICTIONS = "predictions.json"
@@ -39,21 +39,21 @@ _WILDCARDS = "*?["
 
 
 def evaluate_with_beam(model, source, split, path, options=()):
-    """Counts every picture of a split once; the counts are summed in int64.
+    """Evaluates each image of a split once; counts are summed in int64.
 
     Args:
-        model: dict, arguments of `Predictor`; its `path` must be there for
+        model: dict, arguments of `Predictor`; its `path` must be readable by
             every worker.
-        source: `FolderSource` or `TfdsSource`, there for every worker too.
+        source: `FolderSource` or `TfdsSource`, also readable by every worker.
         split: str.
-        path: file for the numbers, on any file system that Beam knows.
+        path: file for the metrics, on any file system that Beam supports.
         options: list of str, Beam's pipeline options.
 
     Returns:
         dict, the contents of `path`: those of `engine.evaluate.evaluate`.
 
     Raises:
-        ValueError: Beam is not installed, or as `evaluate`.
+        ValueError: Beam is not installed; or see `evaluate`.
     """
     options = pipeline_options(options)
     import apache_beam as beam
@@ -74,30 +74,30 @@ def evaluate_with_beam(model, source, split, path, options=()):
         )
     found = read_json_file(path)
     if found["num_images"] != total:
-        raise ValueError(
-            f"Split `{split}` has {total} pictures, but {found['num_images']} "
+        raise InputError(
+            f"Split `{split}` has {total} images, but {found['num_images']} "
             f"were counted; did the data change meanwhile? File: {path}"
         )
     return found
 
 
 def predict_with_beam(model, images, output, options=()):
-    """Segments pictures; a bad one does not stop the others.
+    """Segments images; an unreadable one does not stop the others.
 
     Args:
-        model: dict, arguments of `Predictor`; its `path` must be there for
+        model: dict, arguments of `Predictor`; its `path` must be readable by
             every worker.
         images: paths and patterns (`gs://bucket/*.jpg`), on any file system
-            that Beam knows.
-        output: folder to write to, on any of them too.
+            that Beam supports.
+        output: folder to write to, also on any such file system.
         options: list of str, Beam's pipeline options.
 
     Returns:
-        `(num_images, messages)`: how many were done; one line for each that
-        failed. Both stand in `output/predictions.json`.
+        `(num_images, messages)`: number of segmented images, and one line for
+        each that failed. `output/predictions.json` holds both.
 
     Raises:
-        ValueError: Beam is not installed, or no file fits a pattern.
+        ValueError: Beam is not installed, or no file matches a pattern.
     """
     options = pipeline_options(options)
     import apache_beam as beam
@@ -112,7 +112,7 @@ def predict_with_beam(model, images, output, options=()):
         )
         done = (
             read.good
-            | "predict" >> _inference(lambda: Predictor(**model), ValueError)
+            | "predict" >> _inference(lambda: Predictor(**model), UserError)
             | "save" >> beam.Map(_save, spec, output)
         )
         failed = read.failed | "message" >> beam.Map(lambda m: (0, [m]))
@@ -128,15 +128,15 @@ def predict_with_beam(model, images, output, options=()):
     return found["num_images"], found["failed"]
 
 
-# What the pipelines are made of.
+# Parts of the pipelines.
 
 
 def _inference(load, reported=()):
-    """`(key, uint8 [H, W, 3])` -> `(key, (picture, int32 [H, W]))`.
+    """Maps `(key, uint8 [H, W, 3])` to `(key, (image, int32 [H, W]))`.
 
     Args:
-        load: function that gives a worker its `Predictor`.
-        reported: kind of error whose message stands for the labels.
+        load: function that returns the `Predictor` of a worker.
+        reported: type of errors whose message replaces the labels.
     """
     from apache_beam.ml.inference import base
 
@@ -159,17 +159,17 @@ def _inference(load, reported=()):
 
 
 def _counted_by(model, spec):
-    """A worker's `Predictor`, which answers with classes of the spec only."""
+    """Returns the `Predictor` of a worker, with the classes of the spec."""
     predictor = Predictor(**model)
     resolve_num_classes(predictor, spec)
     return predictor
 
 
 def _records(source, split):
-    """The records of a source, each once."""
+    """Returns the records of a source, each once."""
     import apache_beam as beam
 
-    # Distinct lets the work spread too: it is not tied to what listed it.
+    # Distinct also spreads the work: otherwise Beam fuses it with the listing.
     if hasattr(source, "pairs"):
         source.require(split)
         return beam.Create(source.pairs[split]) | beam.Distinct()
@@ -186,7 +186,7 @@ def _decode(record, source):
 
 
 def _count(element, spec):
-    """One picture's confusion matrix, and 1."""
+    """Returns the confusion matrix of an image, and 1."""
     labels, (_, predicted) = element
     valid = labels != spec.ignore_label
     cells = labels[valid] * np.int64(spec.num_classes) + predicted[valid]
@@ -195,11 +195,11 @@ def _count(element, spec):
 
 
 def _total(elements):
-    """The sums of the first and of the second parts; `None` of nothing."""
+    """Returns the sums of the first and second parts; `None` if empty."""
     elements = [element for element in elements if element is not None]
     if not elements:
         return None
-    # Not in place: Beam may hand the same element over once more.
+    # Not in place: Beam may pass the same element again.
     return tuple(
         functools.reduce(operator.add, part)
         for part in zip(*elements, strict=True)
@@ -214,7 +214,7 @@ def _metrics(counts, spec, split):
 
 
 def _files(images):
-    """`(name, path)` of every file once; names are unique."""
+    """Returns `(name, path)` of each file once; names are unique."""
     import apache_beam as beam
     from apache_beam.io import fileio
 
@@ -247,7 +247,7 @@ def _files(images):
 
 
 def _named(element):
-    """Pictures of one name out of two folders must not overwrite each other."""
+    """Yields unique names for images of equal names in several folders."""
     stem, paths = element
     paths = sorted(set(paths))
     for path in paths:
@@ -264,21 +264,21 @@ def _read(element):
     try:
         with FileSystems.open(path) as file:
             yield name, read_image(file.read(), name=path, exif=True)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         yield TaggedOutput("failed", str(error))
 
 
 def _save(element, spec, output):
     name, (image, labels) = element
     if isinstance(labels, str):
-        return 0, [f"{labels} Picture: {printable(name)}"]
-    for part, picture in (
+        return 0, [f"{labels} Image: {printable(name)}"]
+    for part, drawn in (
         ("labels", index_image(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),
         ("overlay", Image.fromarray(overlay(image, labels, spec))),
     ):
         content = io.BytesIO()
-        picture.save(content, format="PNG")
+        drawn.save(content, format="PNG")
         write_file(join_path(output, f"{name}_{part}.png"), content.getvalue())
     return 1, []
 

@@ -3,23 +3,21 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
-import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_aspp.config.schema import Config
 from keras_aspp.engine.states import CheckpointStore
-from keras_aspp.engine.tensorboard import write_history
 from keras_aspp.models.saving import save_model
-from keras_aspp.utils.files import remove_temporaries
+from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.signals import interrupt
 
-# What a resumed run may have otherwise: it is read before or after training,
-# or says when to end and what to keep. `data.root` is where the same data is.
+# Fields that a resumed run may change: they are read before or after training,
+# or say when to end and what to keep. `data.root` is the place of the data.
 CHANGEABLE = (
     "data.root",
     "data.data_dir",
@@ -31,99 +29,74 @@ CHANGEABLE = (
     "train.checkpoint_steps",
     "export.",
 )
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Keeps the best model, the newest states and the history; stops early.
+    """Saves the best model, the newest states and the history; stops early.
 
-    After each epoch `checkpoints/epoch_N/` gets all variables and the
-    progress, `logs/history.csv` its line, and when the validation mean IoU is
-    the best so far, `model.keras` is replaced, before the state that says so
-    is written. A run that is killed at any moment goes on from the newest
-    state, does again what came after it and so comes to the same files.
+    After each epoch it saves a state of all variables and of the progress,
+    and writes `logs/history.csv`. When the validation mean IoU is the best so
+    far, it replaces `model.keras` before it saves the state that refers to it.
+    A run that is killed at any moment resumes from the newest state, repeats
+    what came after it, and ends with the same files.
 
     Args:
-        workdir: `Path` of the run.
+        store: `CheckpointStore` to write to.
         config: `Config` of the run.
-        pictures: dict, split -> how many pictures the run has of it.
-        averages: `keras.callbacks.SwapEMAWeights` of the run, or `None`: the
-            best model is that of the averaged weights.
-        steps_per_epoch: int; 0 for no states but at the end of epochs.
+        num_images: dict, split -> number of its images.
+        averages: `keras.callbacks.SwapEMAWeights` of the run, or `None`; with
+            it, the best model holds the averaged weights.
+        steps_per_epoch: int; 0 to save states at the end of epochs only.
         owner: `Owner` of the workdir, checked before each save; or `None`.
 
     Attributes:
         epochs: int, epochs done.
-        steps: int, steps of the next epoch done.
-        history: list of dict, a line for each epoch.
+        steps: int, steps done of the next epoch.
+        best: float, best validation mean IoU.
+        best_epoch: int, epoch of the best model; 0 if there is none.
+        history: list of dict, the metrics of each epoch.
     """
 
     def __init__(
         self,
-        workdir,
+        store,
         config,
-        pictures=None,
+        num_images=None,
         averages=None,
         steps_per_epoch=0,
         owner=None,
     ):
         super().__init__()
-        self.config, self.owner = config, owner
-        self.pictures, self.averages = pictures or {}, averages
+        self.store, self.config, self.owner = store, config, owner
+        self.num_images, self.averages = num_images or {}, averages
         self.steps_per_epoch = steps_per_epoch
-        self.move(workdir)
         self.best, self.best_epoch = -math.inf, 0
         self.epochs, self.steps, self.history = 0, 0, []
-        self._metrics, self._first_step, self._asked = [], 0, False
-
-    def move(self, workdir):
-        """Writes to another folder from now on."""
-        self.workdir = Path(workdir)
-        self.states = CheckpointStore(
-            self.workdir / "checkpoints", self.config.train.keep_checkpoints
-        )
+        self._metrics, self._first_step, self._requested = [], 0, False
 
     def restore(self, model):
-        """Loads the newest state that loads.
+        """Loads the newest intact state.
 
         Args:
             model: compiled model, built like the one that was saved.
 
         Raises:
-            ValueError: a state is of another model, optimizer or data; the
-                best model that it names is lost; or no state loads.
+            ValueError: the state belongs to another model, optimizer or data;
+                its best model is lost; or all states are damaged.
         """
-        found = self.states.newest()
+        found = self.store.newest()
         if found is None:
             return
         path, arrays, state = found
         variables = _variables(model)
         values = [arrays.pop(f"{i:05d}", None) for i in range(len(variables))]
-        fits = all(
-            value is not None and value.shape == tuple(variable.shape)
-            for value, variable in zip(values, variables, strict=True)
-        ) and not any(name.isdigit() for name in arrays)
-        if not fits:
-            raise ValueError(
-                "The checkpoint is of another model or optimizer than "
-                f"the configuration describes. Received: {path}"
-            )
-        if state["pictures"] != self.pictures:
-            raise ValueError(
-                "The data has changed since the checkpoint; give the run what "
-                "it had, or train anew in another workdir. Pictures then: "
-                f"{state['pictures']}, now: {self.pictures}"
-            )
-        best = self.workdir / "model.keras"
-        if state["best_epoch"] and not _is_whole(best):
-            raise ValueError(
-                "The best model of the run is lost or damaged; restore it, or "
-                f"train anew in another workdir. Received: {best}"
-            )
+        self._check_state(path, variables, values, arrays, state)
         for value, variable in zip(values, variables, strict=True):
             variable.assign(value)
         self._metrics = [arrays[name] for name in sorted(arrays)]
         if self._metrics:
-            # Keras makes their variables when it first needs them.
+            # Keras creates the variables of metrics when it first needs them.
             pixel = np.zeros((1, 1, 1), "int32")
             scores = np.zeros((1, 1, 1, model.num_classes), "float32")
             model.compute_metrics(None, pixel, scores)
@@ -131,12 +104,31 @@ class Checkpoints(keras.callbacks.Callback):
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epochs, self.steps = state["epochs"], state["steps"]
 
-    def out_of_patience(self):
-        """Whether the last epoch was validated, and is too far from the best.
+    def _check_state(self, path, variables, values, others, state):
+        fits = all(
+            value is not None and value.shape == tuple(variable.shape)
+            for value, variable in zip(values, variables, strict=True)
+        ) and not any(name.isdigit() for name in others)
+        if not fits:
+            raise InputError(
+                "The checkpoint belongs to another model or optimizer than "
+                f"the configuration describes. Received: {path}"
+            )
+        if state["pictures"] != self.num_images:
+            raise InputError(
+                "The data has changed since the checkpoint; restore it, or "
+                "train again in another workdir. Images then: "
+                f"{state['pictures']}, now: {self.num_images}"
+            )
+        if state["best_epoch"] and not self.store.has_best_model():
+            raise InputError(
+                "The best model of the run is lost or damaged; restore it, or "
+                "train again in another workdir. "
+                f"Received: {self.store.best_model}"
+            )
 
-        Returns:
-            bool.
-        """
+    def out_of_patience(self):
+        """Returns True if the last epoch ends the run by early stopping."""
         patience = self.config.train.early_stopping_epochs
         return (
             bool(patience and self.history)
@@ -144,15 +136,15 @@ class Checkpoints(keras.callbacks.Callback):
             and self.epochs - self.best_epoch >= patience
         )
 
-    def ask(self, number, frame):
-        """Handler of a signal: save and end after this step.
+    def request_stop(self, number, frame):
+        """Signal handler: saves and ends the run after this step.
 
-        The second signal ends the run where it is.
+        The second signal ends the run at once.
         """
-        if self._asked:
+        if self._requested:
             interrupt(number, frame)
-        self._asked = True
-        # Not print: the signal may have come amid one.
+        self._requested = True
+        # Not the logger: the signal may have come while it writes.
         os.write(
             2, b"\nEnding after this step or validation; again: at once.\n"
         )
@@ -171,15 +163,15 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         steps = self._first_step + batch + 1
         every = self.config.train.checkpoint_steps
-        due = self._asked or (every and steps % every == 0)
+        due = self._requested or (every and steps % every == 0)
         # The last step's state is the epoch's, after validation.
         if due and steps < self.steps_per_epoch:
             self.steps = steps
             arrays = self._arrays()
             self._check_owner()
-            with self._room():
+            with self._explain_write_errors():
                 self._save_state(arrays)
-            self.end_if_asked()
+            self.end_if_requested()
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {name: float(value) for name, value in (logs or {}).items()}
@@ -188,32 +180,34 @@ class Checkpoints(keras.callbacks.Callback):
         score = logs.get("val_mean_iou")
         arrays = self._arrays()
         self._check_owner()
-        with self._room():
+        with self._explain_write_errors():
             if score is not None and score > self.best:
                 self.best, self.best_epoch = score, self.epochs
                 self._save_best()
             self._save_state(arrays)
         self.write_history()
-        self.end_if_asked()
+        self.end_if_requested()
         if self.out_of_patience():
             patience = self.config.train.early_stopping_epochs
-            print(f"\nStopped early: no better mean IoU for {patience} epochs.")
+            _log.info(
+                "\nStopped early: no better mean IoU for %d epochs.", patience
+            )
             self.model.stop_training = True
 
-    def end_if_asked(self):
-        """Ends the run where a signal has come and a state is saved.
+    def end_if_requested(self):
+        """Ends the run if a signal came; a state is saved.
 
         Raises:
-            KeyboardInterrupt: so it is.
+            KeyboardInterrupt: a signal came.
         """
-        if self._asked:
+        if self._requested:
             raise KeyboardInterrupt(
                 f"Interrupted after {self.progress()}; it is saved. "
                 "Go on with --resume."
             )
 
     def progress(self):
-        """How far the run is, for people."""
+        """Returns the epoch and step that are done, as text."""
         if not self.steps:
             return f"epoch {self.epochs}"
         return (
@@ -222,17 +216,8 @@ class Checkpoints(keras.callbacks.Callback):
         )
 
     def write_history(self):
-        """Writes `logs/history.csv` as it is at this state."""
-        logs = self.workdir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        write_history(logs / "history.csv", self.history)
-
-    def remove_temporaries(self):
-        """Removes what a killed run left half-written."""
-        logs = self.workdir / "logs"
-        remove_temporaries(
-            self.workdir, self.states.folder, logs, *logs.glob("*/")
-        )
+        """Writes the history of this state to the store."""
+        self.store.write_history(self.history)
 
     def _check_owner(self):
         if self.owner:
@@ -241,19 +226,19 @@ class Checkpoints(keras.callbacks.Callback):
     def _save_best(self):
         if self.averages:
             self.averages.on_test_begin()
-        save_model(self.model, self.workdir / "model.keras")
+        save_model(self.model, self.store.best_model)
         if self.averages:
             self.averages.on_test_end()
 
     def _arrays(self):
-        """All that a state holds; raises where it is not finite."""
+        """Returns the arrays of a state; raises if weights are not finite."""
         arrays = {
             f"{i:05d}": keras.ops.convert_to_numpy(variable)
             for i, variable in enumerate(_variables(self.model))
         }
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            # Not one more checkpoint: it would be the newest.
-            raise ValueError(
+            # A state saved now would be the newest, from which runs resume.
+            raise InputError(
                 f"The weights are not finite after {self.progress()}; the "
                 "last checkpoint is from before. A smaller "
                 "train.learning_rate or a longer train.warmup_steps helps."
@@ -271,43 +256,44 @@ class Checkpoints(keras.callbacks.Callback):
             "best": self.best if math.isfinite(self.best) else None,
             "best_epoch": self.best_epoch,
             "history": self.history,
-            "pictures": self.pictures,
+            # The key of earlier versions, whose runs can be resumed.
+            "pictures": self.num_images,
             "config": _flat(self.config),
         }
-        self.states.save(self.epochs, self.steps, arrays, state)
+        self.store.save(self.epochs, self.steps, arrays, state)
 
     @contextlib.contextmanager
-    def _room(self):
-        """Says in one line that something cannot be written."""
+    def _explain_write_errors(self):
+        """Turns a failed write into a one-line error."""
         try:
             yield
         except OSError as error:
-            self.remove_temporaries()
-            raise OSError(
+            self.store.remove_temporaries()
+            raise UnavailableError(
                 f"The checkpoint after {self.progress()} cannot be written: "
-                f"{error.strerror or error}; the ones before it are whole. Go "
-                "on with --resume once that is mended. "
-                f"Received: workdir={str(self.workdir)!r}"
+                f"{error.strerror or error}; the earlier ones are intact. Go "
+                "on with --resume once the cause is removed. "
+                f"Received: workdir={str(self.store.workdir)!r}"
             ) from error
 
 
 def changes(workdir, config):
-    """What a configuration has otherwise than the run that it resumes.
+    """Compares a configuration with that of the run that it resumes.
 
     Args:
-        workdir: of the run.
+        workdir: folder of the run.
         config: `Config`.
 
     Returns:
-        list of str, `field: old -> new`.
+        list of str, `field: old -> new` of each changed field.
 
     Raises:
-        ValueError: one is of a field that cannot change within a run.
+        ValueError: a field that cannot change within a run has changed.
     """
-    before = CheckpointStore(Path(workdir) / "checkpoints", 1).newest_json()
+    before = CheckpointStore(workdir, 1).newest_json()
     if before is None:
         return []
-    # A field that its version did not have had its default there.
+    # Fields that an earlier version lacked had their defaults.
     old = {**_flat(Config()), **before["config"]}
     changed = {
         name: f"{name}: {old[name]} -> {value}"
@@ -320,16 +306,17 @@ def changes(workdir, config):
         if not name.startswith(CHANGEABLE)
     ]
     if refused:
-        raise ValueError(
-            "A resumed run must be the run it was; undo the change, or train "
-            "anew in another workdir (model.weights takes its model.keras). "
+        raise InputError(
+            "A resumed run must keep its configuration; undo the change, or "
+            "train again in another workdir (model.weights takes its "
+            "model.keras). "
             f"Received: {', '.join(refused)}"
         )
     return list(changed.values())
 
 
 def _flat(config):
-    """`section.field` -> value, as JSON gives it back."""
+    """Returns `section.field` -> value, as JSON reads it back."""
 
     def pairs(part, prefix):
         for field in dataclasses.fields(part):
@@ -340,15 +327,6 @@ def _flat(config):
                 yield name, value
 
     return json.loads(json.dumps(dict(pairs(config, ""))))
-
-
-def _is_whole(path):
-    """Whether a zip file, as `.keras` is, passes its checksums."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _variables(model):

@@ -6,14 +6,15 @@ import os
 import tensorflow as tf
 
 from keras_aspp.engine.distributed import FIRST_PORT, PORTS
+from keras_aspp.utils.exceptions import InputError
 
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
 
 
 def make_strategy(name):
-    """The `tf.distribute` strategy of a name.
+    """Returns the `tf.distribute` strategy of a name.
 
-    `multi_worker` must come before anything else that TensorFlow computes.
+    `multi_worker` must be created before TensorFlow computes anything.
 
     Args:
         name: `"none"`: TensorFlow's default, one device; `"mirrored"`: the
@@ -24,7 +25,7 @@ def make_strategy(name):
         `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: there is but one device, or no description of a cluster.
+        ValueError: there is only one device, or no description of a cluster.
     """
     if name == "none":
         return tf.distribute.get_strategy()
@@ -34,7 +35,7 @@ def make_strategy(name):
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     names = [device.name for device in tf.config.list_logical_devices(kind)]
     if len(names) < 2:
-        raise ValueError(
+        raise InputError(
             "train.strategy=mirrored needs at least two devices; leave it at "
             f"none. Received: {', '.join(names)}"
         )
@@ -42,18 +43,18 @@ def make_strategy(name):
 
 
 def worker(name):
-    """This process's place among those of a run.
+    """Returns the index of this process among those of a run.
 
     Args:
-        name: of the strategy. With `"multi_worker"` the cluster is read from
+        name: str, the strategy. With `"multi_worker"` the cluster is read from
             `TF_CONFIG`, which Kubernetes' training operator and Ray Train
-            set, and which is made of Slurm's variables where it is absent.
+            set, or from Slurm's variables if it is absent.
 
     Returns:
         `(index, count)`; 0 is the chief, which alone writes to the workdir.
 
     Raises:
-        ValueError: there is no description of a cluster, or it is none.
+        ValueError: the description of a cluster is missing or invalid.
     """
     if name != "multi_worker":
         return 0, 1
@@ -68,7 +69,7 @@ def worker(name):
         known = [(k, i) for k in kinds for i in range(len(addresses[k]))]
         return known.index((kind, index)), len(known)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             "TF_CONFIG must describe a cluster of workers and a task in it, "
             'as {"cluster": {"worker": ["host:port", ...]}, "task": '
             f'{{"type": "worker", "index": 0}}}}. Received: TF_CONFIG={text}'
@@ -76,10 +77,10 @@ def worker(name):
 
 
 def _slurm_cluster():
-    """`TF_CONFIG` out of the variables of a Slurm job step.
+    """Returns `TF_CONFIG` from the variables of a Slurm job step.
 
-    TensorFlow's `SlurmClusterResolver` wants GPUs, and sorts hosts by their
-    letters: n10 before n2, where Slurm's ranks follow the numbers.
+    TensorFlow's `SlurmClusterResolver` requires GPUs and sorts hosts as text:
+    n10 before n2, whereas Slurm's ranks follow the numbers.
     """
     from tensorflow.python.distribute.cluster_resolver import (
         slurm_cluster_resolver,
@@ -87,7 +88,7 @@ def _slurm_cluster():
 
     missing = [name for name in SLURM if name not in os.environ]
     if missing:
-        raise ValueError(
+        raise InputError(
             "train.strategy=multi_worker needs TF_CONFIG, or to be started "
             f"by Slurm's srun; see docs/scaling.md. Missing: TF_CONFIG, "
             f"{', '.join(missing)}"
@@ -95,7 +96,7 @@ def _slurm_cluster():
     rank, count, hosts = (os.environ[name] for name in SLURM)
     hosts = slurm_cluster_resolver.expand_hostlist(hosts)
     if len(hosts) != int(count):
-        raise ValueError(
+        raise InputError(
             "One task a machine takes all its devices: srun "
             f"--ntasks-per-node=1. Received: {count} tasks on {len(hosts)} "
             "machines"
@@ -108,38 +109,38 @@ def _slurm_cluster():
 
 
 def check_supported(config, strategy):
-    """Raises where a `TrainConfig` asks for what no strategy does.
+    """Raises `ValueError` for settings that strategies do not support.
 
     Args:
         config: `TrainConfig`.
         strategy: `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: as above, with the reason.
+        ValueError: a setting is not supported; the message has the reason.
     """
     if config.strategy == "none":
         return
     if config.accumulate_steps > 1:
-        raise ValueError(
+        raise InputError(
             "Keras cannot accumulate gradients under a strategy, where devices "
             "would meet inside a condition; give train.batch_size the whole "
             f"batch. Received: accumulate_steps={config.accumulate_steps}"
         )
     if config.precision == "mixed_float16":
-        raise ValueError(
+        raise InputError(
             "Under a strategy Keras looks for overflow in the gradients of "
             "the first device only, and that of another spoils the weights; "
             "train.precision=mixed_bfloat16 cannot overflow so. Received: "
             "precision=mixed_float16"
         )
     if config.lr_finder:
-        raise ValueError(
+        raise InputError(
             "train.lr_finder tries rates on one device; leave train.strategy "
             f"at none for it. Received: strategy={config.strategy}"
         )
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % replicas:
-        raise ValueError(
+        raise InputError(
             "`train.batch_size` is that of all devices together and must be "
             f"a multiple of their number. Received: batch_size="
             f"{config.batch_size}, {replicas} devices"

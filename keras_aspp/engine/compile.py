@@ -1,4 +1,4 @@
-"""compile_model: optimizer, schedule, loss, metric, XLA."""
+"""Compilation of a segmenter: optimizer, schedule, loss, metric, XLA."""
 
 import keras
 import tensorflow as tf
@@ -7,8 +7,9 @@ from keras import ops
 from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.utils.exceptions import InputError
 
-# Variables that weight decay would only make smaller, not simpler.
+# Weight decay of these would scale outputs without regularizing the model.
 NOT_DECAYED = ("bias", "gamma", "beta")
 
 
@@ -51,10 +52,10 @@ class WarmupPolynomial(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _AveragePerUpdate:
-    """Mixin: the average of weights advances by updates.
+    """Mixin that averages weights once for each update.
 
-    Keras advances it by batches, also by those that only accumulate: under
-    accumulation the average then covers fewer updates than its momentum says.
+    Keras averages once for each batch, also for those that only accumulate
+    gradients; the average then covers fewer updates than its momentum implies.
     """
 
     def _update_model_variables_moving_average(self, trainable_variables):
@@ -81,20 +82,20 @@ class AdamW(_AveragePerUpdate, keras.optimizers.AdamW):
 
 
 def resolve_jit(jit_compile, distributed=False):
-    """Whether XLA compiles the steps, and why.
+    """Decides whether XLA compiles the steps.
 
     Args:
         jit_compile: `"auto"`, `True` or `False`.
         distributed: bool. Under a strategy of `tf.distribute`.
 
     Returns:
-        `(bool, str)`.
+        `(bool, str)`: the decision and its reason.
 
     Raises:
-        ValueError: XLA is asked for under a strategy.
+        ValueError: XLA is requested under a strategy.
     """
     if distributed and jit_compile is True:
-        raise ValueError(
+        raise InputError(
             "XLA cannot compile a step that devices of tf.distribute do "
             "together; leave `train.jit_compile` at auto, or train on JAX "
             "(docs/scaling.md). Received: train.jit_compile=true"
@@ -109,14 +110,14 @@ def resolve_jit(jit_compile, distributed=False):
 
 
 def build_optimizer(config, total_steps, backbone=None, schedule=None):
-    """The optimizer that a `TrainConfig` describes.
+    """Builds the optimizer of a `TrainConfig`.
 
     Args:
         config: `TrainConfig`.
         total_steps: int > 0, batches of the whole run.
-        backbone: `keras.Model` whose weights take
+        backbone: `keras.Model` whose weights are trained with
             `backbone_learning_rate_factor`, or `None`.
-        schedule: function of a factor on all rates that makes a schedule,
+        schedule: function of a factor on all rates that returns a schedule,
             or `None` for the configured `WarmupPolynomial`.
 
     Returns:
@@ -170,21 +171,21 @@ def compile_model(
     class_weights=None,
     schedule=None,
 ):
-    """Compiles a segmenter for `model.fit` as a `TrainConfig` says.
+    """Compiles a segmenter with the settings of a `TrainConfig`.
 
     Args:
         model: `Segmenter`.
         config: `TrainConfig`.
         total_steps: int > 0, batches of the whole run.
-        ignore_label: int, label value that counts for nothing.
+        ignore_label: int, label of ignored pixels.
         class_weights: floats, one for each class, or `None`.
         schedule: see `build_optimizer`.
 
     Returns:
-        str: what XLA resolved to and why, for people.
+        str, whether XLA is on and why.
 
     Raises:
-        ValueError: XLA is asked for under a strategy.
+        ValueError: XLA is requested under a strategy.
     """
     strategy = tf.distribute.get_strategy()
     jit, why = resolve_jit(config.jit_compile, tf.distribute.has_strategy())

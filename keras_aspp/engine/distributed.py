@@ -1,24 +1,25 @@
-"""Several devices, several machines: what `tf.distribute` needs of a run.
+"""Training on several devices and machines with `tf.distribute`.
 
-Every device sees its part of a batch; the parts of the loss add up to the
-loss of the whole batch, and so do the gradients. Model, losses, metrics and
-data know nothing of it, or no more than an attribute.
+Each device computes its part of a batch. The parts of the loss add up to the
+loss of the whole batch, and so do the gradients. Model, metrics and data are
+independent of it; losses have two attributes for it.
 """
 
 import tensorflow as tf
 
 from keras_aspp.losses import SegmentationLoss, WeightedSum
+from keras_aspp.utils.exceptions import InputError, InputTypeError
 
-# Of the workers that Slurm starts; jobs that share a machine differ in it.
+# Ports of workers that Slurm starts; jobs that share a machine differ in it.
 FIRST_PORT, PORTS = 20_000, 10_000
 
 
 def training_batches(strategy, make, batch_size):
-    """Training data in which every device reads its own examples only.
+    """Returns training data of which each device reads its own examples only.
 
     Args:
         strategy: `tf.distribute.Strategy`.
-        make: function `(batch_size, shard)` that makes an endless data set of
+        make: function `(batch_size, shard)` that returns an endless data set of
             the batches of one device; `shard` is `(index, count)` among the
             machines.
         batch_size: int, examples of all devices together.
@@ -37,14 +38,14 @@ def training_batches(strategy, make, batch_size):
 
 
 def validation_batches(strategy, dataset, ignore_label):
-    """Validation data of which every device gets its share of each batch.
+    """Returns validation data of which each device gets a part of each batch.
 
-    A batch that cannot be shared out is filled with pictures that are ignored
-    as a whole: each device has as many, and each picture counts once.
+    A batch that cannot be divided is padded with images that are ignored as a
+    whole, so that all parts are equal and each image counts once.
 
     Args:
         strategy: `tf.distribute.Strategy`.
-        dataset: `tf.data.Dataset` of `(pictures, labels)` in batches.
+        dataset: `tf.data.Dataset` of `(images, labels)` in batches.
         ignore_label: int.
 
     Returns:
@@ -74,7 +75,7 @@ def validation_batches(strategy, dataset, ignore_label):
 
 
 def share(loss, strategy):
-    """Makes the parts of a loss on several devices add up to that of all.
+    """Makes the losses of several devices add up to the loss of the batch.
 
     Args:
         loss: `SegmentationLoss`, or `WeightedSum` of them.
@@ -84,14 +85,14 @@ def share(loss, strategy):
         `loss`.
 
     Raises:
-        TypeError: it is another loss, which averages on each device.
+        TypeError: the loss is of another class, which averages on each device.
     """
     if isinstance(loss, WeightedSum):
         for part in loss.losses:
             share(part, strategy)
         return loss
     if not isinstance(loss, SegmentationLoss):
-        raise TypeError(
+        raise InputTypeError(
             "Only losses of keras_aspp.losses can be normalized over all "
             "devices; CrossEntropy() is Keras' own. Received: a "
             f"{type(loss).__name__}"
@@ -109,11 +110,11 @@ def _sum_over_devices(x):
 
 
 def prepare(model):
-    """Makes a compiled model fit for `fit` under its strategy.
+    """Prepares a compiled model for `fit` under its strategy.
 
     `MultiWorkerMirroredStrategy` needs it with Keras 3
     (github.com/keras-team/keras/issues/20585); under other strategies, and
-    under none, nothing changes but for the checks.
+    under none, it only checks.
 
     Args:
         model: `keras.Model`, made and compiled in the scope of the strategy.
@@ -122,7 +123,7 @@ def prepare(model):
         `model`.
 
     Raises:
-        ValueError: it was compiled for what does not work under a strategy.
+        ValueError: it was compiled with options that strategies do not support.
     """
     strategy = model.distribute_strategy
     if not isinstance(
@@ -134,12 +135,12 @@ def prepare(model):
     ):
         return model
     if model.jit_compile:
-        raise ValueError(
+        raise InputError(
             "XLA cannot compile a step that devices do together: "
             "compile(jit_compile=False). Received: jit_compile=True"
         )
     if model.steps_per_execution > 1:
-        raise ValueError(
+        raise InputError(
             "`steps_per_execution` does not go with a strategy: Keras loses "
             "the devices' results in its loop. Received: "
             f"steps_per_execution={model.steps_per_execution}"
@@ -152,9 +153,9 @@ def prepare(model):
 
 
 class _LocalBuild:
-    """Builds metrics and optimizer by a batch of this machine's first device.
+    """Builds metrics and optimizer from a batch of the first local device.
 
-    Keras averages the batches of all devices for it, and fails.
+    Keras would average the batches of all devices, and fail.
     """
 
     def __init__(self, model):
@@ -174,7 +175,7 @@ class _LocalBuild:
 
 
 def _with_rank_1(step):
-    """Keras averages the logs of machines over their first axis."""
+    """Returns a step whose logs have an axis, over which Keras averages."""
 
     def wrapped(data):
         return {

@@ -1,10 +1,16 @@
-"""evaluate: one pass over a split, and every number read from it."""
+"""Evaluation: all metrics of a split in one pass."""
+
+from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
+from keras_aspp.data.sources import Source
+from keras_aspp.inference import Predictor
 from keras_aspp.metrics import (
     BandIoU,
     BoundaryIoU,
@@ -16,55 +22,58 @@ from keras_aspp.metrics.objects import regions
 from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
-# Pictures on the sheet of the worst.
+# Images on the sheet of the worst.
 NUM_WORST = 8
 
 
 def evaluate(
-    predictor,
-    source,
-    split,
-    batch_size=8,
-    progress=None,
-    boundaries=False,
-    calibration=False,
-    objects=False,
-    figures=None,
-):
-    """Counts every picture of a split once, at its own size.
+    predictor: Predictor,
+    source: Source,
+    split: str,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    boundaries: bool = False,
+    calibration: bool = False,
+    objects: bool = False,
+    figures: PathLike | None = None,
+) -> dict[str, Any]:
+    """Evaluates each image of a split once, at its own size.
 
     Args:
         predictor: `Predictor`.
         source: `FolderSource` or `TfdsSource`.
         split: str.
-        batch_size: int > 0, pictures of one size per call.
+        batch_size: int > 0, images of one size per call.
         progress: callable `(done, total)` or `None`.
         boundaries: bool. Boundary IoU, and IoU in bands around outlines.
         calibration: bool. Confidence against accuracy; needs scores.
         objects: bool. Recall by the size of objects, which are the connected
             regions of a label.
-        figures: folder, made if need be, or `None`: the confusion matrix, the
-            worst pictures, and with `calibration` the confidences.
+        figures: folder for the confusion matrix, the worst images and, with
+            `calibration`, the confidences; created if needed. `None` draws
+            nothing.
 
     Returns:
-        dict, the contents of `metrics.json`; `None` for a number that is not
-        defined.
+        dict, the contents of `metrics.json`; undefined numbers are
+        `None`.
 
     Raises:
         ValueError: model and data set differ in their number of classes, or
-            the model has no scores.
+            `calibration` is asked of a model without scores.
     """
     spec = source.spec
     resolve_num_classes(predictor, spec)
     if calibration and not predictor.has_scores:
-        raise ValueError(
+        raise InputError(
             "Only a .keras model has scores (and model_logits.tflite), which "
             "calibration needs. "
             f"Received: {predictor.path}"
         )
     if figures:
-        # Before the work, which a file of this name would bring to nothing.
+        # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
     ignore = spec.ignore_label
@@ -85,7 +94,7 @@ def evaluate(
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
-        # What fills a batch is ignored as a whole.
+        # Padding of a batch is ignored as a whole.
         for image, one, guess, number in zip(
             images.numpy(),
             labels.numpy(),
@@ -114,22 +123,21 @@ def evaluate(
         found["calibration_error"] = _number(confidence.error())
         found["calibration"] = confidence.histogram()
     if figures:
-        folder = Path(figures)
-        save(
-            confusion_figure(matrix.matrix(), spec),
-            folder,
-            "confusion_matrix",
-            ("png",),
-        )
-        if calibration:
-            figure = reliability_figure(confidence)
-            save(figure, folder, "confidence", ("png",))
-        worst.draw(folder / "worst_pictures.png", source, split)
+        _draw(Path(figures), matrix, spec, confidence if calibration else None)
+        worst.draw(Path(figures) / "worst_pictures.png", source, split)
     return found
 
 
+def _draw(folder, matrix, spec, confidence):
+    """Draws the confusion matrix, and the confidences if there are any."""
+    figure = confusion_figure(matrix.matrix(), spec)
+    save(figure, folder, "confusion_matrix", ("png",))
+    if confidence is not None:
+        save(reliability_figure(confidence), folder, "confidence", ("png",))
+
+
 class _Worst:
-    """The pictures of the lowest mean IoU, each over its own classes."""
+    """Keeps the images of the lowest mean IoU, each over its own classes."""
 
     def __init__(self, spec, count):
         self.spec, self.count, self.heap = spec, count, []
@@ -142,7 +150,7 @@ class _Worst:
         score = matrix.mean_iou()
         if math.isnan(score):
             return
-        # The best of the worst is on top, and goes.
+        # The heap's top is the best of the worst images, and is removed.
         heapq.heappush(self.heap, (-score, -number, image, labels, predicted))
         if len(self.heap) > self.count:
             heapq.heappop(self.heap)
@@ -163,26 +171,26 @@ class _Worst:
                 names, worst, strict=True
             )
         ]
-        title = f"{split}, the lowest mean IoU: picture, label, prediction"
+        title = f"{split}, the lowest mean IoU: image, label, prediction"
         draw_sheet(path, title, cells, self.spec)
 
 
 def resolve_num_classes(predictor, spec):
-    """Raises `ValueError` where model and data set differ in their classes.
+    """Raises `ValueError` if model and data set differ in their classes.
 
-    A file that does not say how many it has must answer with the data set's.
+    A file that does not state its number of classes gets that of the data set.
     """
     if predictor.num_classes is None:
         predictor.num_classes = spec.num_classes
     if predictor.num_classes != spec.num_classes:
-        raise ValueError(
+        raise InputError(
             f"The model has {predictor.num_classes} classes, the data set "
             f"{spec.num_classes}. Received: {predictor.path}"
         )
 
 
 def metrics_dict(matrix, spec):
-    """The numbers of a `ConfusionMatrix`, JSON-ready."""
+    """Returns the metrics of a `ConfusionMatrix`, ready for JSON."""
     return {
         "mean_iou": _number(matrix.mean_iou()),
         "per_class_iou": {

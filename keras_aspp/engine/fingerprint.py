@@ -1,15 +1,22 @@
-"""Fingerprint of the data of a run: what `--resume` compares."""
+"""Fingerprint of the data of a run, compared by `--resume`."""
+
+from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.sources import Source
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
+from keras_aspp.utils.types import PathLike
 
 FINGERPRINT_FILE = "fingerprint.json"
 # Fields of a specification that training does not read.
@@ -20,12 +27,12 @@ _RECORD_HEAD, _RECORD_SUM = 12, 4
 _THREADS = 8
 
 
-def fingerprint(source, splits):
-    """What a run reads: the specification, and the files of its splits.
+def fingerprint(source: Source, splits: Iterable[str]) -> dict[str, Any]:
+    """Returns the fingerprint of a data set: specification and files.
 
-    Files are named relative to the data set, so that it may be moved, and
-    compared by content, so that copies are equal. Of records the checksums are
-    read that they store, one for each example.
+    File names are relative to the data set, so that it may be moved. Files are
+    compared by content, so that copies are equal. TFRecord files are compared
+    by the checksum that they store for each example.
 
     Args:
         source: `FolderSource` or `TfdsSource`.
@@ -44,16 +51,16 @@ def fingerprint(source, splits):
     }
 
 
-def write_fingerprint(workdir, found):
+def write_fingerprint(workdir: PathLike, found: dict[str, Any]) -> None:
     """Writes a fingerprint into a workdir."""
     write_json(Path(workdir) / FINGERPRINT_FILE, found)
 
 
-def check_fingerprint(workdir, found):
-    """Raises unless the data is what the run had before.
+def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
+    """Raises `ValueError` if the data has changed since the run began.
 
     Args:
-        workdir: of the run.
+        workdir: folder of the run.
         found: dict, the fingerprint now.
 
     Returns:
@@ -70,12 +77,12 @@ def check_fingerprint(workdir, found):
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             "The fingerprint of the run's data is damaged; if the data is what "
             f"it was, remove the file. Received: {path} ({error})"
         ) from None
     if changes:
-        raise ValueError(
+        raise InputError(
             "The data has changed since the run began; restore it, or train "
             "anew in another workdir (model.weights takes its model.keras). "
             f"Changed: {'; '.join(changes)}"
@@ -83,8 +90,8 @@ def check_fingerprint(workdir, found):
     return True
 
 
-def data_changes(before, now):
-    """Lists the differences of two fingerprints, for people.
+def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lists the differences of two fingerprints as text.
 
     Args:
         before: dict, see `fingerprint`.
@@ -109,7 +116,7 @@ def data_changes(before, now):
 
 
 def _specification(spec):
-    """Fields that training reads, as JSON gives them back."""
+    """Returns the fields that training reads, as JSON reads them back."""
     return _as_json(dataclasses.asdict(spec))
 
 
@@ -162,7 +169,7 @@ def _changed_files(split, old, new):
 
 
 def _files(source, split):
-    """Name -> `[bytes, digest]`, in the order in which a split is read."""
+    """Returns name -> `[bytes, digest]`, in the order of reading."""
     if isinstance(source, FolderSource):
         paths = [path for pair in source.pairs[split] for path in pair]
         named = {
@@ -185,7 +192,7 @@ def _files(source, split):
 
 
 def _digest(path):
-    """Size and digest of a file."""
+    """Returns size and digest of a file."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -194,7 +201,7 @@ def _digest(path):
 
 
 def _digest_of_records(path):
-    """Size of a TFRecord file, and digest of its records' checksums."""
+    """Returns the size of a TFRecord file, and digest of its checksums."""
     import tensorflow as tf
 
     if "://" in path:  # a round trip for each record would take too long

@@ -1,20 +1,32 @@
-"""The loss that a `LossConfig` describes."""
+"""Loss and class weights of a `LossConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import keras
 
 from keras_aspp import losses
+from keras_aspp.config.schema import LossConfig
+from keras_aspp.data.sources import Source
 from keras_aspp.data.statistics import count_classes
+from keras_aspp.utils.exceptions import InputError
 
 
-def build_loss(config, ignore_label, class_weights=None, shared=False):
-    """The loss that a `LossConfig` describes.
+def build_loss(
+    config: LossConfig,
+    ignore_label: int,
+    class_weights: Sequence[float] | None = None,
+    shared: bool = False,
+) -> keras.losses.Loss:
+    """Builds the loss of a `LossConfig`.
 
     Args:
         config: `LossConfig`.
-        ignore_label: int, label value that counts for nothing.
+        ignore_label: int, label of ignored pixels.
         class_weights: floats, one for each class, of the cross entropy; see
             `resolve_class_weights`.
-        shared: bool. Made of `keras_aspp.losses` alone, which can be
+        shared: bool. Use losses of `keras_aspp.losses` only, which can be
             normalized over several devices.
 
     Returns:
@@ -43,19 +55,21 @@ def build_loss(config, ignore_label, class_weights=None, shared=False):
         (tversky, config.tversky),
         (losses.LovaszSoftmax(ignore_label), config.lovasz),
     ]
-    # What weighs nothing is not computed.
+    # Losses of weight 0 are not computed.
     return losses.WeightedSum(
         *zip(*[(loss, weight) for loss, weight in parts if weight], strict=True)
     )
 
 
-def resolve_class_weights(config, source, split):
-    """Class weights as numbers.
+def resolve_class_weights(
+    config: LossConfig, source: Source, split: str
+) -> list[float] | None:
+    """Resolves class weights to numbers.
 
     Args:
         config: `LossConfig`.
         source: `FolderSource` or `TfdsSource`.
-        split: the training split, which is counted if need be.
+        split: the training split, whose pixels are counted if needed.
 
     Returns:
         list of floats, or `None`.
@@ -66,17 +80,17 @@ def resolve_class_weights(config, source, split):
     if config.class_weights == "median_frequency":
         counts = count_classes(source, split)
         weights = losses.median_frequency_weights(
-            counts.pixels, counts.pixels_of_pictures
+            counts.pixels, counts.pixels_of_images
         )
     elif config.class_weights == "effective_number":
         counts = count_classes(source, split)
-        weights = losses.effective_number_weights(counts.pictures)
+        weights = losses.effective_number_weights(counts.images)
     else:
         weights = config.class_weights
     if weights is None:
         return None
     if len(weights) != source.spec.num_classes:
-        raise ValueError(
+        raise InputError(
             "`class_weights` must hold one weight for each class. Received: "
             f"{len(weights)} weights, classes={list(source.spec.class_names)}"
         )

@@ -1,4 +1,4 @@
-"""find_learning_rate: the range test, before a run."""
+"""Learning-rate range test."""
 
 import math
 
@@ -9,8 +9,8 @@ from keras_aspp.engine.compile import compile_model
 
 LOWEST, HIGHEST = 1e-5, 3.0
 STEPS = 120
-# The loss is smoothed by a moving average; beyond this much of its least
-# value it has diverged.
+# Momentum of the moving average of the loss, and the factor over its smallest
+# value at which it counts as diverged.
 MOMENTUM, DIVERGED = 0.9, 2.0
 
 
@@ -18,9 +18,9 @@ def find_learning_rate(model, config, batches, ignore_label, class_weights):
     """Trains for some batches while the learning rate grows.
 
     Args:
-        model: `Segmenter`; its weights are spoiled.
-        config: `TrainConfig`, of which optimizer and loss are tried.
-        batches: iterable of `(pictures, labels)`, endless.
+        model: `Segmenter`; its weights are unusable afterwards.
+        config: `TrainConfig` with the optimizer and the loss.
+        batches: iterable of `(images, labels)`, endless.
         ignore_label: int.
         class_weights: floats, or `None`.
 
@@ -41,9 +41,9 @@ def find_learning_rate(model, config, batches, ignore_label, class_weights):
 
     compile_model(model, config, STEPS, ignore_label, class_weights, growth)
     rates, losses, mean, least = [], [], 0.0, math.inf
-    for step, (pictures, labels) in zip(range(STEPS), batches, strict=False):
+    for step, (images, labels) in zip(range(STEPS), batches, strict=False):
         model.reset_metrics()
-        loss = model.train_on_batch(pictures, labels, return_dict=True)["loss"]
+        loss = model.train_on_batch(images, labels, return_dict=True)["loss"]
         mean = MOMENTUM * mean + (1 - MOMENTUM) * float(loss)
         smooth = mean / (1 - MOMENTUM ** (step + 1))
         if not math.isfinite(smooth) or smooth > DIVERGED * least:
@@ -55,10 +55,10 @@ def find_learning_rate(model, config, batches, ignore_label, class_weights):
 
 
 def steepest(rates, losses):
-    """The rate at which the loss fell fastest, per factor of the rate.
+    """Returns the rate at which the loss fell fastest, per factor of the rate.
 
     Returns:
-        float, or `None` where it never fell.
+        float, or `None` if it never fell.
     """
     least = int(np.argmin(losses)) if len(losses) else 0
     if least < 2:

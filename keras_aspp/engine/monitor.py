@@ -1,52 +1,59 @@
-"""What tells a user, while it trains, that it does not learn."""
+"""Callback that warns when training diverges or collapses."""
 
+import logging
 import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# A class that gets this share of all pixels, and more than is labelled so,
-# has swallowed the others.
+from keras_aspp.utils.exceptions import InputError
+
+# Share of all pixels, and more than its share of labels, that a single
+# predicted class covers when training has collapsed.
 COLLAPSED = 0.995
-# Batches whose mean loss is taken for where training began.
+# Batches whose mean loss counts as the initial loss.
 FIRST_BATCHES = 10
-# Before so many batches the loss says little of the learning rate.
+# Batches before which the loss does not tell whether the rate is right.
 MIN_BATCHES = 100
 TOO_HIGH, TOO_LOW = 1.5, 0.98
+_log = logging.getLogger(__name__)
 
 
 class TrainingMonitor(keras.callbacks.Callback):
-    """Warns, of each thing once, of a run that goes wrong; stops a dead one.
+    """Warns once of each problem of a run, and ends it when the loss is NaN.
 
-    It warns when validation finds next to nothing but one class, and when
-    the loss speaks for a learning rate that is far off. Where the loss is no
-    number any more it raises, so that no state is saved after it.
+    It warns when validation predicts almost only one class, when the loss
+    suggests a wrong learning rate, and when a batch has no labeled pixel. A
+    loss that is not finite raises, so that no state is saved after it.
 
     Args:
         spec: `DatasetSpec`.
-        files_of: function of a batch's number, counted from the beginning of
-            the run, that names the pictures in it.
+        files_of_batch: function of the index of a batch, counted from the
+            beginning of the run, that returns the names of its images.
         steps: int, batches of an epoch.
         first_epoch: int, epochs done before.
-        first_step: int, steps done of the one that it begins in.
+        first_step: int, steps done of the first epoch.
 
     Raises:
         ValueError: the loss is not finite.
     """
 
-    def __init__(self, spec, files_of, steps, first_epoch=0, first_step=0):
+    def __init__(
+        self, spec, files_of_batch, steps, first_epoch=0, first_step=0
+    ):
         super().__init__()
-        self.spec, self.files_of, self.steps = spec, files_of, steps
+        self.spec, self.steps = spec, steps
+        self.files_of_batch = files_of_batch
         self.epoch, self.first_epoch = first_epoch, first_epoch
         self.first_step, self.first_loss = first_step, None
-        self.said = set()
+        self._warned = set()
 
-    def warn(self, kind, text):
-        """Prints a warning, the first of its kind only."""
-        if kind not in self.said:
-            self.said.add(kind)
-            print(f"\nWarning: {text}")
+    def warn(self, problem, text):
+        """Logs a warning the first time that a problem occurs."""
+        if problem not in self._warned:
+            self._warned.add(problem)
+            _log.warning("%s", text)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -57,8 +64,8 @@ class TrainingMonitor(keras.callbacks.Callback):
             step = self.epoch * self.steps + batch
             if self.epoch == self.first_epoch:
                 step += self.first_step
-            files = ", ".join(self.files_of(step))
-            raise ValueError(
+            files = ", ".join(self.files_of_batch(step))
+            raise InputError(
                 f"The loss is not finite at step {step}, in epoch "
                 f"{self.epoch + 1}; the last checkpoint and the best model "
                 "are from before. A smaller train.learning_rate or a longer "
@@ -71,11 +78,11 @@ class TrainingMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         loss = (logs or {}).get("loss")
-        seen = (epoch + 1 - self.first_epoch) * self.steps
-        if None in (loss, self.first_loss) or seen < MIN_BATCHES:
+        steps = (epoch + 1 - self.first_epoch) * self.steps
+        if None in (loss, self.first_loss) or steps < MIN_BATCHES:
             return
-        advice = "`train.lr_finder` tries a range of them."
-        course = f"from {self.first_loss:.3g} to {loss:.3g} in {seen} steps"
+        advice = "`train.lr_finder` tries a range of rates."
+        course = f"from {self.first_loss:.3g} to {loss:.3g} in {steps} steps"
         if loss > TOO_HIGH * self.first_loss:
             self.warn(
                 "rate",
@@ -99,27 +106,27 @@ class TrainingMonitor(keras.callbacks.Callback):
         total = matrix.sum()
         if not total:
             return
-        predicted, labelled = matrix.sum(0) / total, matrix.sum(1) / total
-        kind = int(np.argmax(predicted))
-        if predicted[kind] > max(COLLAPSED, labelled[kind] + 0.001):
+        predicted, labeled = matrix.sum(0) / total, matrix.sum(1) / total
+        class_id = int(np.argmax(predicted))
+        if predicted[class_id] > max(COLLAPSED, labeled[class_id] + 0.001):
             self.warn(
                 "collapse",
-                f"{predicted[kind]:.1%} of the validation pixels are "
-                f"predicted {self.spec.class_names[kind]}, "
-                f"{labelled[kind]:.1%} are labelled so. Early in a run that "
-                "passes; if not, train.loss.dice helps, or another learning "
-                "rate.",
+                f"{predicted[class_id]:.1%} of the validation pixels are "
+                f"predicted {self.spec.class_names[class_id]}, "
+                f"{labeled[class_id]:.1%} are labeled so. Early in a run this "
+                "is temporary; otherwise try train.loss.dice or another "
+                "learning rate.",
             )
 
-    def batch(self, images, labels):
-        """A batch as it is, looked at; for `tf.data.Dataset.map`."""
+    def check_batch(self, images, labels):
+        """Returns a batch unchanged; for `tf.data.Dataset.map`."""
 
         def no_valid_pixel():
             self.warn(
                 "void",
-                "a batch has no valid pixel, all is ignored: it teaches "
-                "nothing. `keras-aspp data check` names masks that are so; "
-                "crops of large ignored areas are, too.",
+                "a batch contains only ignored pixels and contributes no "
+                "gradient. `keras-aspp data check` lists such masks; crops of "
+                "large ignored areas have the same effect.",
             )
             return False
 

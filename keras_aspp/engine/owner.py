@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from keras_aspp.utils.exceptions import OutputExistsError
+
 OWNER_FILE = ".owner.json"
 # The owner touches its file at this interval. Where its process cannot be
 # checked, it counts as dead STALE_SECONDS after the last touch.
@@ -76,11 +78,11 @@ class Owner:
         or after the file was removed by hand.
 
         Raises:
-            FileExistsError: it is another's.
+            FileExistsError: another run owns it.
         """
         text = _read(self.path)
         if text != self.text and (text or not self._create(self.path)):
-            raise FileExistsError(
+            raise OutputExistsError(
                 "Another run has taken over the workdir, so this one ends "
                 f"without a further write. Received: workdir={self._shown()}, "
                 f"{_who(text)}"
@@ -92,7 +94,7 @@ class Owner:
             if text is None or age is None:
                 continue  # just removed
             if not is_dead(text, age):
-                raise FileExistsError(
+                raise OutputExistsError(
                     "A run that is still going owns the workdir; wait for it, "
                     f"end it, or choose another workdir.{self._hint(text, age)}"
                     f" Received: workdir={self._shown()}, {_who(text)}"
@@ -130,7 +132,7 @@ class Owner:
         try:
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):
-            # There is one, or its owner has just removed what is temporary.
+            # It exists, or its owner has just removed the temporary file.
             return False
         except OSError as error:
             if error.errno not in NO_LINKS:
@@ -148,7 +150,7 @@ class Owner:
         return self.path.with_name(f".owner.{self.token}.tmp")
 
     def _age(self, path):
-        """Seconds since a file was touched, by the file system's clock."""
+        """Returns the age of a file in seconds, by the file system's clock."""
         temporary = self._beside()
         try:
             temporary.touch()
@@ -182,13 +184,13 @@ class Owner:
 
 
 def note_of_writer(path):
-    """Tells readers of a workdir that a run is writing to it.
+    """Returns a note for readers of a workdir that a run is writing to.
 
     Args:
         path: workdir, or anything else.
 
     Returns:
-        str, one line for people; `None` if no live run owns the folder.
+        str, one line; `None` if no live run owns the folder.
     """
     file = Path(path) / OWNER_FILE
     text = _read(file)
@@ -217,7 +219,7 @@ def is_dead(text, age):
     pid, started = owner.get("pid"), owner.get("started")
     if type(pid) is int and pid > 0 and owner.get("host") == here["host"]:
         if owner.get("boot_id") != here["boot_id"]:
-            return True  # the machine was started anew
+            return True  # the machine was rebooted
         if os.name == "posix":  # on Windows, kill ends what it asks about
             try:
                 os.kill(pid, 0)
@@ -233,7 +235,7 @@ def is_dead(text, age):
 
 
 def _process():
-    """This process, as far as the system tells."""
+    """Describes this process; `None` for values that are unavailable."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -247,9 +249,9 @@ def _process():
 
 
 def _started(pid):
-    """Start of a process in ticks since boot, -1 if it has ended.
+    """Returns the start of a process in ticks since boot, -1 if it has ended.
 
-    `None` where the system does not tell.
+    `None` if the system does not provide it.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -262,7 +264,7 @@ def _started(pid):
 
 
 def _read(path):
-    """Text of a file, `None` if there is none."""
+    """Returns the text of a file, `None` if there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):

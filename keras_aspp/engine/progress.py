@@ -1,5 +1,7 @@
 """The progress line of training."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 import time
@@ -8,11 +10,11 @@ import keras
 
 from keras_aspp.utils.keras_graph import sublayers
 
-# Of the model, without and with XLA. Measured on a core of an AMD EPYC:
+# Keys: without and with XLA. Measured on one core of an AMD EPYC:
 # MobileNetV2, MobileNetV3 and ResNet-50 (172 to 212 layers) take 0.06 to 0.08 s
 # a layer to trace and optimize, and 0.16 to 0.32 s where XLA compiles them.
 SECONDS_PER_LAYER = {False: 0.08, True: 0.25}
-# Between two updates: on a terminal, elsewhere.
+# Interval of updates: on a terminal, elsewhere.
 UPDATE_SECONDS, LINE_SECONDS = 0.1, 60
 
 
@@ -26,9 +28,9 @@ class Progress(keras.callbacks.Callback):
     validation and checkpoints included.
 
     Args:
-        checkpoints: `Checkpoints` of the run, which say how long it is and
-            which epoch is the best; or `None`: as `fit` says, and none.
-        epochs: int, of the whole run; or `None`: as `fit` says.
+        checkpoints: `Checkpoints` of the run, with the best epoch and the
+            length of an epoch; `None` shows no best epoch.
+        epochs: int, epochs of the whole run; those of `fit` if `None`.
     """
 
     def __init__(self, checkpoints=None, epochs=None):
@@ -85,7 +87,7 @@ class Progress(keras.callbacks.Callback):
         return f"Epoch {self._epoch + 1}/{self._num_epochs()}"
 
     def _best(self, score):
-        """Which epoch's model is kept; it is saved after this line."""
+        """Returns the best epoch as text; its model is saved afterwards."""
         if self.checkpoints is None or score is None:
             return ""
         if score > self.checkpoints.best:
@@ -94,13 +96,13 @@ class Progress(keras.callbacks.Callback):
         return f"  kept: epoch {self.checkpoints.best_epoch} ({best:.4f})"
 
     def _run_left(self, step, now):
-        """Time left of all epochs, if there are steps to tell it from."""
+        """Returns the time left of all epochs, empty if it is unknown."""
         epochs = self._num_epochs() - self._epoch - 1
         if not self._run_steps or not epochs:
             return ""
         steps = self.params["steps"]
         of_epoch = steps
-        if self.checkpoints:  # resumed within an epoch, fit has but a part
+        if self.checkpoints:  # within a resumed epoch, fit runs the rest only
             of_epoch = self.checkpoints.steps_per_epoch
         left = steps - step + epochs * of_epoch
         return duration((now - self._run_begin) / self._run_steps * left)
@@ -119,7 +121,7 @@ class Progress(keras.callbacks.Callback):
         return text + _numbers(logs)
 
     def _show(self, text, end=False):
-        """Prints a line; on a terminal over the one before."""
+        """Prints a line; a terminal's last line is overwritten."""
         if not sys.stdout.isatty():
             print(text, flush=True)
             return
@@ -129,8 +131,8 @@ class Progress(keras.callbacks.Callback):
         self._on_line = 0 if end else len(text)
 
 
-def duration(seconds):
-    """Seconds for people: `42 s`, `3:07`, `1:02:33`."""
+def duration(seconds: float) -> str:
+    """Formats seconds as `42 s`, `3:07` or `1:02:33`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

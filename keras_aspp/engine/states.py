@@ -1,44 +1,64 @@
-"""States of a run on the disk: arrays and what JSON holds, checked."""
+"""Files of a run: training states verified by SHA-256, best model, history."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
+import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from keras_aspp.utils.files import commit, remove_folder
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.files import (
+    commit,
+    remove_folder,
+    remove_temporaries,
+    write_text,
+)
 
 _FILES = ("state.json", "variables.npz")
 _SUMS = "SHA256SUMS"
+_log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The newest states of a run, each a folder that is whole or not there.
+    """Files that a run saves in its workdir.
 
-    A folder holds `variables.npz`, `state.json` and `SHA256SUMS`, which
-    `sha256sum -c` reads too.
+    `checkpoints/` holds the newest training states, each a folder of
+    `variables.npz`, `state.json` and `SHA256SUMS` (which `sha256sum -c` reads
+    too) that is complete or absent. `model.keras` is the best model,
+    `logs/history.csv` the metrics of each epoch.
 
     Args:
-        folder: `Path`; made if need be.
-        keep: int > 0, how many stay.
+        workdir: folder of the run.
+        keep: int > 0, number of states to keep.
+
+    Attributes:
+        workdir: `Path` of the run.
+        folder: `Path` of the states.
+        best_model: `Path` of the best model.
     """
 
-    def __init__(self, folder, keep):
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, workdir, keep):
+        self.workdir, self.keep = Path(workdir), keep
+        self.folder = self.workdir / "checkpoints"
+        self.best_model = self.workdir / "model.keras"
 
     def paths(self):
-        """Folders of the states, the oldest first."""
+        """Returns the folders of the states, the oldest first."""
         return sorted(self.folder.glob("epoch_*"))
 
     def save(self, epochs, steps, arrays, state):
-        """Writes one state, then removes the oldest, and any that is newer.
+        """Writes one state, then removes the oldest ones and newer ones.
 
         Args:
-            epochs: int, epochs that are done.
-            steps: int, steps of the next epoch that are done.
+            epochs: int, epochs done.
+            steps: int, steps done of the next epoch.
             arrays: dict of NumPy arrays.
-            state: what JSON can hold.
+            state: JSON-serializable value.
         """
         name = f"epoch_{epochs:05d}"
         if steps:
@@ -52,46 +72,76 @@ class CheckpointStore:
         )
         (temporary / _SUMS).write_text(_sums(temporary))
         final = self.folder / name
-        if final.exists():  # damaged, or it would not be written again
+        if final.exists():  # damaged, or the run would have resumed from it
             remove_folder(final)
         commit(temporary, final)
-        # A newer one is damaged, or the run would have gone on from it.
+        # Newer states are damaged, or the run would have resumed from them.
         paths = self.paths()
         end = paths.index(final) + 1
         for path in paths[end:] + paths[:end][: -self.keep]:
             remove_folder(path)
 
     def newest_json(self):
-        """What the newest whole state holds beside its arrays.
-
-        Returns:
-            what was given to `save`, or `None`.
-        """
+        """Returns the `state` of the newest intact state, or `None`."""
         for path in reversed(self.paths()):
             with contextlib.suppress(OSError, ValueError):
                 return _checked_json(path)
         return None
 
     def newest(self):
-        """The newest state that is whole; damaged ones are reported.
+        """Reads the newest intact state; logs the damaged ones.
 
         Returns:
-            `(path, arrays, state)`, or `None` where there is no state.
+            `(path, arrays, state)`, or `None` if there is no state.
 
         Raises:
-            ValueError: there are states, and all are damaged.
+            ValueError: all states are damaged.
         """
         for path in reversed(self.paths()):
             try:
                 return path, *_read(path)
             except (OSError, ValueError) as error:
-                print(f"Skipped a damaged checkpoint: {path} ({error})")
+                _log.info("Skipped a damaged checkpoint: %s (%s)", path, error)
         if self.paths():
-            raise ValueError(
-                "None of the checkpoints can be read; train anew in another "
+            raise InputError(
+                "None of the checkpoints can be read; train again in another "
                 f"workdir. Received: {self.folder}"
             )
         return None
+
+    def has_best_model(self):
+        """Returns True if the best model passes the checksums of its zip."""
+        try:
+            with zipfile.ZipFile(self.best_model) as file:
+                return file.testzip() is None
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def write_history(self, rows):
+        """Writes `logs/history.csv`; see `write_history`."""
+        logs = self.workdir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        write_history(logs / "history.csv", rows)
+
+    def remove_temporaries(self):
+        """Removes temporary files that a killed run left."""
+        logs = self.workdir / "logs"
+        remove_temporaries(self.workdir, self.folder, logs, *logs.glob("*/"))
+
+
+def write_history(path, rows):
+    """Writes a CSV file in the format of `keras.callbacks.CSVLogger`.
+
+    Args:
+        path: file to write.
+        rows: list of dict, one for each epoch, `epoch` among the keys.
+    """
+    columns = sorted({name for row in rows for name in row} - {"epoch"})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", *columns], restval="NA")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _read(path):
@@ -102,7 +152,7 @@ def _read(path):
 
 def _checked_json(path):
     if (path / _SUMS).read_text() != _sums(path):
-        raise ValueError("not what its SHA256SUMS says")
+        raise InputError("its SHA256SUMS differ")
     return json.loads((path / "state.json").read_text())
 
 

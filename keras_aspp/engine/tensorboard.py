@@ -1,7 +1,6 @@
-"""TensorBoard logs and `history.csv`, continued by a resumed run."""
+"""TensorBoard logs, continued by a resumed run."""
 
-import csv
-import io
+import logging
 from pathlib import Path
 
 import keras
@@ -9,19 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_aspp.plots.labels import hatched
-from keras_aspp.utils.files import replacing, write_text
+from keras_aspp.utils.files import replacing
+
+_log = logging.getLogger(__name__)
 
 
 class Compilations(keras.callbacks.Callback):
-    """Counts how often the steps of a model are traced, and says so.
+    """Counts how often the steps of a model are traced.
 
-    TensorFlow makes a graph of a step when it first sees it, and again for
-    batches of another shape; under XLA each shape is compiled besides. More
-    traces than a run has shapes of batches are time lost. Counts and what XLA
-    resolved to are printed at the end of training, and go to TensorBoard.
+    TensorFlow traces a step once per batch shape; XLA compiles each shape as
+    well. More traces than batch shapes are wasted time. Counts and the XLA
+    setting are logged at the end of training and written to TensorBoard.
 
     Args:
-        model: compiled `keras.Model`, before its first step.
         xla: str, whether XLA is on and why.
         log_dir: folder, or `None` to write nothing.
 
@@ -29,10 +28,18 @@ class Compilations(keras.callbacks.Callback):
         traces: dict, name of the step -> int.
     """
 
-    def __init__(self, model, xla, log_dir=None):
+    def __init__(self, xla, log_dir=None):
         super().__init__()
         self.xla, self.log_dir = xla, log_dir
-        self.traces = {}
+        self.traces, self._counted_model = {}, None
+
+    def set_model(self, model):
+        super().set_model(model)
+        # Not in on_train_begin: fit looks the step up before it. The counters
+        # stay on the model, whose traced functions outlive one fit.
+        if self._counted_model is model:
+            return
+        self._counted_model = model
         for name in ("train_step", "test_step", "predict_step"):
             setattr(model, name, self._counted(name, getattr(model, name)))
 
@@ -51,7 +58,7 @@ class Compilations(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         text = ", ".join(f"{name} {n}" for name, n in self.traces.items())
-        print(f"Steps traced: {text}; {self.xla}.")
+        _log.info("Steps traced: %s; %s.", text, self.xla)
         if self.log_dir is None:
             return
         with tf.summary.create_file_writer(str(self.log_dir)).as_default(0):
@@ -60,23 +67,8 @@ class Compilations(keras.callbacks.Callback):
                 tf.summary.scalar(f"traces/{name}", n)
 
 
-def write_history(path, rows):
-    """Writes `history.csv` whole, in the form of `keras.callbacks.CSVLogger`.
-
-    Args:
-        path: of the file.
-        rows: list of dict, one for each epoch, `epoch` among the keys.
-    """
-    columns = sorted({name for row in rows for name in row} - {"epoch"})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", *columns], restval="NA")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 class TensorBoard(keras.callbacks.TensorBoard):
-    """Keras' own, written before the epoch's checkpoint is."""
+    """`keras.callbacks.TensorBoard`, flushed before the epoch's checkpoint."""
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -85,15 +77,13 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 def cut_events(folder, epochs, steps):
-    """Takes out of event files what comes after the epochs that are done.
+    """Removes events after the last finished epoch from event files.
 
     Args:
-        folder: with event files at any depth.
-        epochs: int, how many are done.
+        folder: folder with event files at any depth.
+        epochs: int, number of finished epochs.
         steps: int, batches of an epoch.
     """
-    import tensorflow as tf
-
     for path in sorted(Path(folder).rglob("events.out.tfevents.*")):
         kept, whole = [], True
         try:
@@ -128,10 +118,10 @@ def _is_done(event, epochs, steps):
 
 
 class ValidationPictures(keras.callbacks.Callback):
-    """Writes images, and labels and predictions over them, to TensorBoard.
+    """Writes images with overlays of labels and predictions to TensorBoard.
 
-    It draws at the end of each validation, by the weights that are validated:
-    among callbacks it comes before the one that swaps averaged weights.
+    It predicts at the end of each validation with the validated weights, so it
+    must come before the callback that swaps averaged weights.
 
     Args:
         images: uint8 `[N, H, W, 3]`.
@@ -150,8 +140,6 @@ class ValidationPictures(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_test_end(self, logs=None):
-        import tensorflow as tf
-
         if self.writer is None:
             self.writer = tf.summary.create_file_writer(self.log_dir)
         logits = self.model(self.model.preprocess(self.images), training=False)

@@ -1,4 +1,4 @@
-"""Export: SavedModel and TFLite, checked against the model they come from."""
+"""Export to SavedModel, TFLite and ONNX, verified against the model."""
 
 from keras_aspp.export.exporter import export_model
 from keras_aspp.export.formats import FORMATS

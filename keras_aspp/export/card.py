@@ -1,6 +1,11 @@
 """Model card (README.md) of an exported folder."""
 
-# What a card can tell beside what is measured.
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Fields of a card that are not measured.
 ABOUT = (
     "dataset",
     "trained_on",
@@ -11,14 +16,14 @@ ABOUT = (
 )
 
 
-def latency(entry):
-    """An artefact's latency as text: median (least to most), milliseconds."""
+def latency(entry: dict[str, Any]) -> str:
+    """Formats a latency: median (minimum to maximum), in milliseconds."""
     ms = entry["latency_ms"]
     return f"{ms['median']:.0f} ({ms['min']:.0f} to {ms['max']:.0f})"
 
 
-def card(manifest, about):
-    """The model card, Markdown.
+def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
+    """Returns the model card as Markdown.
 
     Args:
         manifest: dict, the contents of `manifest.json`.
@@ -28,7 +33,7 @@ def card(manifest, about):
     classes = ", ".join(manifest["class_names"])
     parts = [
         f"---\n{_front_matter(manifest, about)}---\n\n# {manifest['name']}\n\n"
-        "![A picture and what the model sees in it](preview.png)",
+        "![An image and its predicted classes](preview.png)",
         about["preview"],
         f"Labels every pixel with one of {manifest['num_classes']} classes: "
         f"{classes}. Output stride {manifest['output_stride']}.",
@@ -49,21 +54,21 @@ def card(manifest, about):
         if about["command"]
         else "",
         "## Use\n\n```python\nimport keras_aspp as ka\n\n"
-        f'labels = ka.Predictor("{manifest["name"]}").predict("picture.jpg")'
+        f'labels = ka.Predictor("{manifest["name"]}").predict("image.jpg")'
         "\n```\n\nInputs are RGB pixels 0..255 as uint8; normalization is "
         "inside. The SavedModel's `serve_bytes` takes JPEG or PNG bytes and "
         "does not read EXIF: turn rotated photographs first.",
-        "## Limits\n\nThe model knows the kind of pictures it was trained on "
-        "and labels everything, also what it has never seen. A TFLite file "
-        "has one size (but model_any_size.tflite); other pictures are resized "
+        "## Limits\n\nThe model is for images like those it was trained on "
+        "and labels every pixel, also of unknown objects. A TFLite file "
+        "has one size (but model_any_size.tflite); other images are resized "
         "to it. Load SavedModels "
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def artefact_table(manifest):
-    """The artefacts as a Markdown table, a row for each.
+def artefact_table(manifest: dict[str, Any]) -> str:
+    """Returns the artefacts as a Markdown table, one row each.
 
     Manifests written before Keras was evaluated at each artefact's size lack
     that column.
@@ -82,7 +87,7 @@ def artefact_table(manifest):
             if "keras_mean_iou" in a
         ],
         "points lost": [_number(a["loss_points"], 2) for a in artefacts],
-        "one picture": [f"{latency(a)} ms" for a in artefacts],
+        "one image": [f"{latency(a)} ms" for a in artefacts],
     }
     columns = {name: cells for name, cells in columns.items() if cells}
     rows = [columns, *zip(*columns.values(), strict=True)]
@@ -90,12 +95,12 @@ def artefact_table(manifest):
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
-def size_costs(manifest):
-    """Points of mean IoU that Keras loses at the sizes of the artefacts.
+def size_costs(manifest: dict[str, Any]) -> dict[tuple[int, int], float]:
+    """Returns the mean IoU that Keras loses at the sizes of the artefacts.
 
     Returns:
         dict, `(height, width)` -> points (hundredths) below its mean IoU at
-        each image's own size; empty where it was not evaluated.
+        each image's own size; empty if it was not evaluated.
     """
     first, *artefacts = manifest["artefacts"]
     costs = {}
@@ -116,7 +121,7 @@ def _size_cost(manifest):
 
 
 def _front_matter(manifest, about):
-    """What the Hugging Face Hub reads of a card, YAML."""
+    """Returns the metadata for the Hugging Face Hub as YAML."""
     import yaml
 
     content = {
@@ -150,9 +155,7 @@ def _calibration(manifest):
     count = manifest["calibration_images"]
     if not count:
         return ""
-    return (
-        f" Integer ranges: of {count} pictures spread over the training split."
-    )
+    return f" Integer ranges: of {count} images spread over the training split."
 
 
 def _number(value, digits=4):

@@ -1,14 +1,17 @@
-"""equalize: every channel of a map made to use all of its 8 bits.
+"""Cross-layer equalization of a float `.tflite` before quantization.
 
-An int8 map has one scale for all of its channels, and a channel of small
-values little resolution. But what a convolution writes larger, the ones that
-read it can weigh less, and the network computes what it did. So a channel is
-written by a factor larger and read by it smaller.
+An int8 map has one scale for all channels, so channels of small values have
+little resolution. This scales the producer of such a channel up and its
+consumers down by the same factor; the network computes the same function.
 
 Source: Nagel et al., 2019, "Data-Free Quantization Through Weight
-Equalization and Bias Correction", section 4.1; here with the values that
-occur instead of weights, for kernels have a scale per channel.
+Equalization and Bias Correction", section 4.1; here with activations
+instead of weights, since kernels have one scale per channel.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,19 +20,19 @@ from keras_aspp.litert.graph import CONV, Graph, packed
 _LIMIT = 64.0
 
 
-def equalize(content, pictures):
-    """A float `.tflite` that loses less when it is quantized.
+def equalize(content: bytes, images: Iterable[np.ndarray]) -> bytes:
+    """Returns a `.tflite` of the same function that quantizes better.
 
     Args:
         content: bytes of a `.tflite`, everything float32.
-        pictures: iterable of float32 `[1, H, W, 3]`, of the file's size, that
-            show which values occur.
+        images: iterable of float32 `[1, H, W, 3]`, of the file's size, that
+            calibrate the ranges of the channels.
 
     Returns:
-        bytes of a `.tflite` that computes the same on them, but for rounding.
+        bytes of a `.tflite` that computes the same on them, up to rounding.
     """
     graph = Graph(content)
-    reach = _largest_values(content, pictures)
+    reach = _largest_values(content, images)
     factors = {}
     for maps in graph.maps_that_share_channels(reach):
         readers = [op for op in graph.convolutions if op.inputs[0] in maps]
@@ -45,7 +48,7 @@ def equalize(content, pictures):
         if op.output in factors:
             factor = factors[op.output]
             bias = bias * factor
-            # TFLite has filters first, and channels last where depthwise.
+            # TFLite kernels have filters first; depthwise ones channels last.
             by_filter = factor[:, None, None, None]
             kernel = kernel * (by_filter if op.name == CONV else factor)
         graph.assign(op.inputs[1], kernel)
@@ -54,40 +57,41 @@ def equalize(content, pictures):
 
 
 def _factor(reach, kernels, clipped_at_6):
-    """What the channels of a map are to be multiplied by, float (C,).
+    """Returns the factors of the channels of a map, float (C,).
 
     Args:
         reach: float (C,), largest absolute value of each.
         kernels: float (F, h, w, C) that read them and have one scale for each
-            filter; depthwise ones, with one for each channel, lose nothing.
-        clipped_at_6: bool. Whether the map is one of ReLU6.
+            filter; depthwise ones have one for each channel and are exact.
+        clipped_at_6: bool. The map is the output of a ReLU6.
     """
     if not reach.max() > 0:
         return np.ones_like(reach)  # a map that is 0 everywhere
     reach = np.maximum(reach, 1e-4 * reach.max())
     factor = 1 / reach
     if kernels:
-        # A channel made larger has smaller weights, which round too.
+        # Scaling a channel up makes the weights that read it smaller, and
+        # these are rounded too.
         weight = np.maximum.reduce([_shares(kernel) for kernel in kernels])
         least = 1e-3 * max(weight.max(), 1e-12)
         factor = np.sqrt(np.maximum(weight, least) / reach)
     factor = factor * (reach.max() / (factor * reach).max())
     factor = np.clip(factor, 1 / _LIMIT, _LIMIT)
     if clipped_at_6:
-        # What is clipped stays where it is, and nothing is newly clipped.
+        # Clipped values stay as they are, and no others are clipped.
         factor = np.clip(factor, 1.0, np.maximum(6 / reach, 1.0))
     return factor
 
 
 def _shares(kernel):
-    """Largest weight for each channel, in [0, 1] of its filter's largest."""
+    """Returns each channel's largest weight, relative to its filter's."""
     size = np.abs(kernel)
     whole = np.maximum(size.max((1, 2, 3), keepdims=True), 1e-12)
     return (size / whole).max((0, 1, 2))
 
 
-def _largest_values(content, pictures):
-    """Map -> float (C,), the largest absolute value of each channel."""
+def _largest_values(content, images):
+    """Returns map -> float (C,), largest absolute value of each channel."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
@@ -98,10 +102,10 @@ def _largest_values(content, pictures):
         ),
     )
     interpreter.allocate_tensors()
-    (door,) = interpreter.get_input_details()
+    (input_details,) = interpreter.get_input_details()
     found = {}
-    for picture in pictures:
-        interpreter.set_tensor(door["index"], picture)
+    for image in images:
+        interpreter.set_tensor(input_details["index"], image)
         interpreter.invoke()
         for operator in interpreter._get_ops_details():
             tensor = operator["outputs"][0]

@@ -1,14 +1,14 @@
-"""export_model: one folder with every artefact, each verified."""
+"""Export of a segmenter as a folder of verified artefacts."""
+
+from __future__ import annotations
 
 import collections
-import contextlib
 import datetime
 import os
 import platform
-import shutil
-import signal
-import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,85 +17,94 @@ from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export.formats import DEFAULT_FORMATS, FILE_NAMES, FORMATS
 from keras_aspp.export.image_size import choose_image_size
-from keras_aspp.export.measure import evaluate_artefacts, measure_artefacts
-from keras_aspp.export.metadata import with_metadata
+from keras_aspp.export.measure import (
+    Artefact,
+    Comparison,
+    evaluate_artefacts,
+)
+from keras_aspp.export.metadata import add_metadata
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
-from keras_aspp.models.segmenter import check_rgb
+from keras_aspp.models.segmenter import Segmenter, check_rgb
 from keras_aspp.plots.preview import write_preview
-from keras_aspp.utils.files import write_json, write_text
+from keras_aspp.utils.exceptions import InputError, OutputExistsError
+from keras_aspp.utils.files import (
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.progress import timed
 from keras_aspp.utils.signals import stop_signals
+from keras_aspp.utils.types import PathLike, Size
 
 
 def export_model(
-    model,
-    directory,
+    model: Segmenter,
+    directory: PathLike,
     *,
-    image_size=None,
-    class_names,
-    verify_images,
-    calibration_images=None,
-    evaluation_data=None,
-    formats=DEFAULT_FORMATS,
-    overwrite=False,
-    ignore_label=255,
-    colormap=None,
-    about=None,
-    preview_image=None,
-    max_int8_loss=1.0,
-    more_image_sizes=(),
-    coarse_labels=False,
-    progress=None,
-):
-    """Writes a folder of artefacts and proves them equal to the model.
+    image_size: Size | None = None,
+    class_names: Sequence[str],
+    verify_images: Sequence[np.ndarray],
+    calibration_images: Iterable[np.ndarray] | None = None,
+    evaluation_data: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    overwrite: bool = False,
+    ignore_label: int = 255,
+    colormap: Sequence[Sequence[int]] | None = None,
+    about: Mapping[str, str] | None = None,
+    preview_image: np.ndarray | None = None,
+    max_int8_loss: float = 1.0,
+    more_image_sizes: Sequence[Size] = (),
+    coarse_labels: bool = False,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> dict[str, Any]:
+    """Writes a folder of artefacts and compares each with the model.
 
-    Everything is written and checked under a temporary name; where a check
-    fails, nothing is left.
+    Everything is written and checked in a temporary folder, which takes the
+    name of an earlier export in one step. If a check fails, nothing is left.
 
     Args:
         model: `Segmenter`. One that computes in 16 bits (`mixed_float16`,
             `mixed_bfloat16`) is exported in float32, with the same weights.
-        directory: folder to make.
+        directory: folder to create.
         image_size: `(height, width)` of the TFLite files, in pixels. `None`
-            takes the median of `verify_images`, at most 1024, in multiples of
-            32, or the model's own size.
+            chooses the median of `verify_images`, at most 1024, in multiples
+            of 32, or the model's own size.
         class_names: one name per class.
-        verify_images: uint8 pictures `[H, W, 3]`, at least one; every
-            artefact must agree with Keras on them.
-        calibration_images: uint8 pictures `[H, W, 3]`, of the training split
-            and not of the one it is evaluated on, for `"tflite_int8"`; it
-            takes the ranges of its integers from them. `None` without that
-            format.
+        verify_images: uint8 images `[H, W, 3]`, at least one; every artefact
+            must agree with Keras on them.
+        calibration_images: uint8 images `[H, W, 3]` that calibrate the ranges
+            of `"tflite_int8"`; of the training split, so that the evaluation
+            is fair. `None` without that format.
         evaluation_data: iterable of `(uint8 [H, W, 3], int [H, W])` that can
-            be walked repeatedly, for the mean IoU; or `None`.
+            be iterated repeatedly, for the mean IoU; or `None`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
-            (the default is these), `"tflite_dynamic_range"` (weights in 8
+            (these are the default), `"tflite_dynamic_range"` (weights in 8
             bits), `"tflite_int8"` (everything in 8 bits),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that
-            MediaPipe wants), `"onnx"` (one size; extra `onnx`); `model.keras`
+            MediaPipe needs), `"onnx"` (one size; extra `onnx`); `model.keras`
             is always written.
         overwrite: bool. Replace `directory` if it exists.
-        ignore_label: int, label value that counts for nothing.
-        colormap: one RGB colour per class, or `None`.
+        ignore_label: int, label of ignored pixels.
+        colormap: one RGB color per class, or `None`.
         about: dict of str for the card: `dataset` (its name), `trained_on`,
             `license`, `evaluated_on`, `command`, `preview`.
-        preview_image: uint8 `[H, W, 3]` shown in `preview.png`; the first
-            verify picture if `None`.
-        max_int8_loss: float, in points of mean IoU on `evaluation_data`: what
-            the formats of 8 bits may lose against Keras. Without that data
-            they must agree on 90 % of the pixels.
+        preview_image: uint8 `[H, W, 3]` shown in `preview.png`; the first of
+            `verify_images` if `None`.
+        max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
+            against Keras, in points, of the formats of 8 bits. Without that
+            data they must agree on 90% of the pixels.
         more_image_sizes: further sizes; the files of one size are written
             for each, under names that end in `_HxW`.
-        coarse_labels: bool. Files of one size label the scores as they
-            are and repeat labels, instead of resizing scores: faster, with
-            outlines in steps of the scores' stride. They must agree with
-            Keras doing the same; what it costs is in `loss_points`.
+        coarse_labels: bool. Files of one size label the scores at their own
+            stride and repeat the labels, instead of resizing scores: faster,
+            with outlines in steps of that stride. They must agree with Keras
+            doing the same; `loss_points` reports the cost.
         progress: function of `(phase, seconds)`, such as
             `ka.export.print_progress`, called when each phase begins (`None`
             seconds) and ends; `None` for a silent export.
@@ -104,60 +113,41 @@ def export_model(
         dict, the contents of `manifest.json`.
 
     Raises:
-        FileExistsError: `directory` exists and `overwrite` is not given.
-        ValueError: an argument is not as above, or an artefact fails its
-            check: operators, agreement, mean IoU; or `"onnx"` is asked for
-            without its extra.
+        FileExistsError: `directory` exists and `overwrite` is False.
+        ValueError: an argument is invalid; an artefact fails its check of
+            operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
     model = in_float32(model)
-    calibration = []
-    if calibration_images is not None:
-        calibration = [np.asarray(image) for image in calibration_images]
+    images = [np.asarray(image) for image in verify_images]
+    calibration = [np.asarray(image) for image in calibration_images or ()]
     _check_calibration(calibration, formats)
-    if image_size is None:
-        image_size, _ = choose_image_size(
-            collections.Counter(np.shape(im)[:2] for im in verify_images),
-            model.input.shape[1:3],
-        )
-    sizes = [
-        _check_size("image_size", image_size, model),
-        *(
-            _check_size("more_image_sizes", size, model)
-            for size in more_image_sizes
-        ),
-    ]
-    if len(set(sizes)) < len(sizes):
-        raise ValueError(
-            "`image_size` and `more_image_sizes` must all differ. "
-            f"Received: {sizes}"
-        )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _work_folder(directory) as work:
-        artefacts = _write_artefacts(
+    sizes = _image_sizes(model, image_size, more_image_sizes, images)
+    with stop_signals(_interrupt), replacing_folder(directory) as work:
+        written = _write_artefacts(
             model, work, sizes, formats, calibration, coarse_labels, progress
         )
-        for kind, path in artefacts:
-            if kind == "tflite_logits":
-                path.write_bytes(
-                    with_metadata(
-                        path.read_bytes(), directory.name, spec.class_names
-                    )
-                )
-        os.chmod(work, 0o755)
+        add_metadata(written, directory.name, spec.class_names)
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
-        measured = measure_artefacts(
-            artefacts,
-            reference,
-            model,
-            [np.asarray(image) for image in verify_images],
-            evaluation_data is not None,
-            coarse_labels,
-            progress,
+        evaluated = evaluation_data is not None
+        comparison = Comparison(
+            model, reference, images, evaluated, coarse_labels
         )
+        artefacts, entries = [], []
+        for kind, path in written:
+            with timed(progress, f"{path.name}: comparing with the model"):
+                predictor = reference if kind == "keras" else Predictor(path)
+                artefacts.append(Artefact(kind, path, predictor))
+                entries.append(comparison.entry(artefacts[-1]))
+        if evaluated:
+            evaluate_artefacts(
+                artefacts, entries, reference, evaluation_data, spec, progress
+            )
+            for entry in entries:
+                verify.check_loss(entry, max_int8_loss)
         content = {
             "name": directory.name,
             "num_classes": model.num_classes,
@@ -171,74 +161,94 @@ def export_model(
             "date": datetime.date.today().isoformat(),
             "protocol": verify.PROTOCOL,
             "calibration_images": len(calibration),
-            "artefacts": measured,
+            "artefacts": entries,
         }
-        if evaluation_data is not None:
-            evaluate_artefacts(
-                work, content, reference, evaluation_data, spec, progress
-            )
-            for entry in content["artefacts"]:
-                verify.check_loss(entry, max_int8_loss)
-        write_text(work / "labels.txt", "\n".join(spec.class_names) + "\n")
-        shown = verify_images[0] if preview_image is None else preview_image
+        shown = images[0] if preview_image is None else preview_image
+        _write_texts(work, content, spec, about)
         write_preview(
             work / "preview.png", shown, reference.predict(shown), spec
         )
-        about = {**dict.fromkeys(card.ABOUT, ""), **(about or {})}
-        write_text(work / "README.md", card.card(content, about))
         write_json(work / "manifest.json", content)
-        _replace(work, directory)
     return content
+
+
+def _write_texts(work, content, spec, about):
+    """Writes the class names and the model card."""
+    write_text(work / "labels.txt", "\n".join(spec.class_names) + "\n")
+    about = {**dict.fromkeys(card.ABOUT, ""), **(about or {})}
+    write_text(work / "README.md", card.card(content, about))
+
+
+def _image_sizes(model, image_size, more_image_sizes, images):
+    """Returns all image sizes of the files of one size, the first one first."""
+    if image_size is None:
+        image_size, _ = choose_image_size(
+            collections.Counter(image.shape[:2] for image in images),
+            model.input.shape[1:3],
+        )
+    sizes = [
+        _check_size("image_size", image_size, model),
+        *(
+            _check_size("more_image_sizes", size, model)
+            for size in more_image_sizes
+        ),
+    ]
+    if len(set(sizes)) < len(sizes):
+        raise InputError(
+            "`image_size` and `more_image_sizes` must all differ. "
+            f"Received: {sizes}"
+        )
+    return sizes
 
 
 def _check(model, directory, spec, verify_images, formats, overwrite):
     if directory.exists() and not overwrite:
-        raise FileExistsError(
+        raise OutputExistsError(
             "The folder exists; pass overwrite (--overwrite) to replace it. "
             f"Received: directory={str(directory)!r}"
         )
     check_rgb(model, "An export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
-        raise ValueError(
+        raise InputError(
             f"`class_names` must name the model's {model.num_classes} "
             f"classes. Received: {spec.num_classes} names"
         )
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"`formats` must be among {FORMATS}. Received: {unknown}"
         )
     if "onnx" in formats:
         onnx.check_installed()
     if len(verify_images) == 0:
-        raise ValueError(
-            "`verify_images` must hold at least one picture. Received: none"
+        raise InputError(
+            "`verify_images` must hold at least one image. Received: none"
         )
-    _check_pictures("verify_images", verify_images)
+    _check_images("verify_images", verify_images)
 
 
 def _check_calibration(images, formats):
     wanted = "tflite_int8" in formats
     if wanted and not images:
-        raise ValueError(
-            "`calibration_images` must hold pictures of the training split "
+        raise InputError(
+            "`calibration_images` must hold images of the training split "
             "for tflite_int8. Received: none"
         )
     if images and not wanted:
-        raise ValueError(
+        raise InputError(
             "`calibration_images` are for tflite_int8, which is not among the "
-            f"formats. Received: {len(images)} pictures, "
+            f"formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
-    _check_pictures("calibration_images", images)
+    _check_images("calibration_images", images)
 
 
-def _check_pictures(name, images):
+def _check_images(name, images):
     for image in images:
         image = np.asarray(image)
         if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
-            raise ValueError(
+            raise InputError(
                 f"`{name}` must be uint8 arrays (height, width, 3). "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
@@ -247,13 +257,13 @@ def _check_pictures(name, images):
 def _check_size(name, image_size, model):
     size = tuple(image_size)
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise ValueError(
+        raise InputError(
             f"`{name}` must hold (height, width), ints > 0. "
             f"Received: {name}={image_size}"
         )
     fixed = model.input.shape[1:3]
     if any(own not in (None, n) for own, n in zip(fixed, size, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"`{name}` must be the size of the model's `input_shape`, "
             f"{tuple(fixed)}; for other sizes, build the model with "
             "input_shape=(None, None, 3) and load the weights into it. "
@@ -265,7 +275,7 @@ def _check_size(name, image_size, model):
 def _write_artefacts(
     model, work, sizes, formats, calibration_images, coarse_labels, progress
 ):
-    """Writes them; returns `(format, path)` of each."""
+    """Writes the artefacts; returns `(format, path)` of each."""
 
     def writing(path):
         return timed(progress, f"{path.name}: converting")
@@ -307,44 +317,5 @@ def _of_size(kind, work, size, sizes):
 
 
 def _interrupt(number, frame):
-    """Ends an export, so that its temporary folder is removed."""
+    """Handler that ends an export, which removes its temporary folder."""
     raise KeyboardInterrupt("Interrupted. Nothing was exported.")
-
-
-@contextlib.contextmanager
-def _work_folder(directory):
-    """Yields a temporary folder beside `directory`; signals remove it too."""
-    work = None
-    with stop_signals(_interrupt):
-        try:
-            prefix = f".{directory.name}."
-            work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix))
-            yield work
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
-
-
-def _replace(work, directory):
-    """Moves `work` to `directory`, replacing an earlier export.
-
-    SIGINT and SIGTERM wait until the folder has its name. Where the new
-    folder cannot be moved, the earlier export returns to its name.
-    """
-    received = []
-    with stop_signals(lambda number, frame: received.append(number)):
-        old = None
-        if directory.exists():
-            old = Path(tempfile.mkdtemp(dir=directory.parent)) / "old"
-            os.replace(directory, old)
-        try:
-            os.replace(work, directory)
-        except BaseException:
-            if old is not None:
-                os.replace(old, directory)
-                old.parent.rmdir()
-            raise
-        if old is not None:
-            shutil.rmtree(old.parent)
-    if received:
-        signal.raise_signal(received[0])

@@ -12,5 +12,5 @@ FILE_NAMES = {
     "onnx": "model.onnx",
 }
 FORMATS = tuple(FILE_NAMES)[1:]
-# What is made where nothing else is asked for; integers want pictures.
+# Default formats. int8 needs calibration images, so it is not among them.
 DEFAULT_FORMATS = FORMATS[:3]

@@ -1,25 +1,30 @@
 """Entries of `manifest.json`."""
 
+from __future__ import annotations
+
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from keras_aspp.inference import Predictor
 from keras_aspp.utils.files import files_of, sha256
+from keras_aspp.utils.types import PathLike
 from keras_aspp.version import __version__
 
 _PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
 
 
-def versions():
-    """Versions of what made the artefacts."""
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that made the artefacts."""
     found = {"keras_aspp": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         found[name] = metadata.version(name)
     return found
 
 
-def describe(path, kind, predictor):
-    """The manifest's entry of one artefact, before it is measured.
+def describe(path: PathLike, kind: str, predictor: Predictor) -> dict[str, Any]:
+    """Returns the manifest's entry of an artefact, before measurements.
 
     Args:
         path: file or folder.

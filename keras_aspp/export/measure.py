@@ -1,5 +1,8 @@
 """Comparison of artefacts with the model, and their mean IoU."""
 
+import dataclasses
+from pathlib import Path
+
 import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
@@ -12,95 +15,166 @@ from keras_aspp.models import fold_batch_norm
 from keras_aspp.utils.progress import timed
 
 
-def _coarse_labels(model):
-    """Function that labels a picture as a file of coarse labels should."""
-    model = fold_batch_norm(model)
-    label = tf.function(lambda images: serving.segment_coarsely(model, images))
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """An exported file or folder, opened once for all measurements.
+
+    Attributes:
+        format: str, a key of `FILE_NAMES`.
+        path: `Path`.
+        predictor: `Predictor` of it.
+    """
+
+    format: str
+    path: Path
+    predictor: Predictor
+
+
+class Comparison:
+    """Compares artefacts with the model that they are made of.
+
+    Args:
+        model: `Segmenter`.
+        reference: `Predictor` of the exported `model.keras`.
+        images: list of uint8 `[H, W, 3]`.
+        evaluated: bool. Whether the mean IoU of the artefacts is measured.
+        coarse_labels: bool; see `export_model`.
+    """
+
+    def __init__(self, model, reference, images, evaluated, coarse_labels):
+        self.reference, self.images = reference, images
+        self.evaluated = evaluated
+        self.smallest_side = None
+        if None in model.input.shape[1:3]:
+            self.smallest_side = serving.smallest_side(model)
+        self._label = _labels_of(model, serving.segment)
+        self._coarse_label = None
+        if coarse_labels:
+            self._coarse_label = _labels_of(
+                fold_batch_norm(model), serving.segment_coarsely
+            )
+
+    def entry(self, artefact):
+        """Measures an artefact.
+
+        Args:
+            artefact: `Artefact`.
+
+        Returns:
+            dict, its entry of the manifest; the mean IoU is `None`.
+
+        Raises:
+            ValueError: the artefact agrees too little, does not run without
+                keras_aspp, or has operators that are not allowed.
+        """
+        kind, path = artefact.format, artefact.path
+        predictor = artefact.predictor
+        entry = manifests.describe(path, kind, predictor)
+        entry["output"]["range"] = [0, self.reference.num_classes - 1]
+        entry |= _operators(path, predictor)
+        size, images = predictor.image_size, self.images
+        if size is not None:
+            images = [resize_image(image, size) for image in images]
+        value = verify.agreement(
+            path,
+            self._expected(kind, size),
+            self._with_parts(images, size),
+            predictor.predict if kind == "keras" else None,
+        )
+        verify.check_agreement(value, kind, path.name, self.evaluated)
+        entry |= {
+            "mean_iou": None,
+            "keras_mean_iou": None,
+            "loss_points": None,
+            "agreement_with_keras": value,
+            "max_abs_logit_difference": None,
+        }
+        if kind == "tflite_logits":
+            entry["output"] |= {
+                "name": "logits",
+                "shape": [
+                    *entry["output"]["shape"],
+                    self.reference.num_classes,
+                ],
+                "dtype": "float32",
+                "range": None,
+            }
+            entry["max_abs_logit_difference"] = verify.logit_difference(
+                predictor, self.reference, images
+            )
+        entry["latency_ms"] = verify.latency_ms(predictor, images[0])
+        return entry
+
+    def _expected(self, kind, size):
+        """Returns the function that labels an image as an artefact should."""
+        if kind == "keras":
+            # The file against the model in memory; all others against the
+            # file, which is handed over with them.
+            return self._label
+        if self._coarse_label and size is not None and kind != "tflite_logits":
+            return self._coarse_label
+        return self.reference.predict
+
+    def _with_parts(self, images, size):
+        """Returns the images, and parts of odd sizes where any size fits."""
+        if size is not None or self.smallest_side is None:
+            return images
+        return [
+            part
+            for image in images
+            for part in verify.sizes_of(image, self.smallest_side)
+        ]
+
+
+def _labels_of(model, segment):
+    """Returns a function of an image that labels it with a model."""
+    label = tf.function(
+        lambda images: segment(model, images),
+        [tf.TensorSpec((None, None, None, 3), "uint8")],
+    )
     return lambda image: label(image[None])[0].numpy()
 
 
-def measure_artefacts(
-    artefacts, reference, model, images, evaluated, coarse_labels, progress
-):
-    """The manifest's entries, compared with Keras but not evaluated."""
-    coarse = _coarse_labels(model) if coarse_labels else None
-    least = None
-    if None in model.input.shape[1:3]:
-        least = serving.smallest_side(model)
-    entries = []
-    for kind, path in artefacts:
-        with timed(progress, f"{path.name}: comparing with the model"):
-            entries.append(
-                _measure(
-                    path, kind, reference, images, least, evaluated, coarse
-                )
-            )
-    return entries
-
-
-def _measure(path, kind, reference, images, least, evaluated, coarse):
-    predictor = Predictor(path)
-    entry = manifests.describe(path, kind, predictor)
-    entry["output"]["range"] = [0, reference.num_classes - 1]
-    entry["operators"] = entry["gpu_compatible"] = None
+def _operators(path, predictor):
+    operators = gpu_compatible = None
     if path.suffix == ".onnx":
-        entry["operators"] = onnx.operators(path)
+        operators = onnx.operators(path)
     if path.suffix == ".tflite":
-        entry["gpu_compatible"] = (
+        gpu_compatible = (
             predictor.image_size is not None and describe.gpu_compatible(path)
         )
-        entry["operators"] = describe.operators(path)
-        describe.check_operators(entry["operators"], path)
-    size = predictor.image_size
-    if size is not None:
-        images = [resize_image(image, size) for image in images]
-    shown = images
-    if size is None and least is not None:
-        shown = [
-            part for image in images for part in verify.sizes_of(image, least)
-        ]
-    label = reference.predict
-    if coarse is not None and size is not None and kind != "tflite_logits":
-        label = coarse
-    value = verify.agreement(path, label, shown)
-    verify.check_agreement(value, kind, path.name, evaluated)
-    entry["mean_iou"] = entry["keras_mean_iou"] = None
-    entry["loss_points"] = None
-    entry["agreement_with_keras"] = value
-    entry["max_abs_logit_difference"] = None
-    if kind == "tflite_logits":
-        entry["output"] |= {
-            "name": "logits",
-            "shape": [*entry["output"]["shape"], reference.num_classes],
-            "dtype": "float32",
-            "range": None,
-        }
-        entry["max_abs_logit_difference"] = verify.logit_difference(
-            predictor, reference, images
-        )
-    entry["latency_ms"] = verify.latency_ms(predictor, images[0])
-    return entry
+        operators = describe.operators(path)
+        describe.check_operators(operators, path)
+    return {"operators": operators, "gpu_compatible": gpu_compatible}
 
 
-def evaluate_artefacts(work, content, reference, examples, spec, progress):
-    """Mean IoU of every artefact, and of Keras under the same protocol."""
+def evaluate_artefacts(artefacts, entries, reference, data, spec, progress):
+    """Adds the mean IoU of each artefact, and of Keras in the same protocol.
+
+    Args:
+        artefacts: list of `Artefact`.
+        entries: list of dict, their entries of the manifest, to be completed.
+        reference: `Predictor` of the exported `model.keras`.
+        data: iterable of `(uint8 [H, W, 3], int [H, W])`.
+        spec: `DatasetSpec`.
+        progress: see `export_model`.
+    """
     of_keras = {}
-    for entry in content["artefacts"]:
-        predictor = Predictor(work / entry["path"])
-        size = predictor.image_size
+    for artefact, entry in zip(artefacts, entries, strict=True):
+        size = artefact.predictor.image_size
         if size not in of_keras:
             shown = f" at {size[0]}x{size[1]}" if size else ""
             with timed(progress, f"{FILE_NAMES['keras']}: mean IoU{shown}"):
                 of_keras[size] = verify.mean_iou(
                     lambda image, size=size: reference.predict_at(image, size),
-                    examples,
+                    data,
                     spec,
                 )
         found = of_keras[size]
-        if entry["format"] != "keras":
-            with timed(progress, f"{entry['path']}: mean IoU"):
-                found = verify.mean_iou(predictor.predict, examples, spec)
+        if artefact.format != "keras":
+            with timed(progress, f"{artefact.path.name}: mean IoU"):
+                found = verify.mean_iou(artefact.predictor.predict, data, spec)
         entry["mean_iou"] = round(found, 6)
         entry["keras_mean_iou"] = round(of_keras[size], 6)
-        # Adding 0 takes the sign from nothing.
+        # Adding 0 turns -0.0 into 0.0.
         entry["loss_points"] = round(100 * (of_keras[size] - found), 2) + 0.0

@@ -1,13 +1,17 @@
-"""What MediaPipe wants to know of a `.tflite`, inside the file.
+"""Metadata of a `.tflite` for MediaPipe.
 
-It is a second flatbuffer among the model's buffers, and a list of names in a
-zip archive behind the model. The tables and slots are those of
-`metadata_schema.fbs` (TensorFlow Lite Support, MediaPipe); the writers of both
-packages do not come with them for every Python, so it is written here.
+The metadata is a second flatbuffer among the model's buffers, and a list of
+class names in a zip archive behind the model. Tables and slots follow
+`metadata_schema.fbs` (TensorFlow Lite Support, MediaPipe). The writers of both
+packages lack wheels for some Python versions, so this module writes it.
 """
+
+from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import flatbuffers
 
@@ -16,7 +20,7 @@ from keras_aspp.litert.graph import packed
 LABELS = "labels.txt"
 _IDENTIFIER = b"M001"
 _ENTRY = b"TFLITE_METADATA"
-# The oldest parser that knows all that is used here.
+# The oldest parser that reads these fields.
 _PARSER = "1.5.0"
 # MediaPipe's `ImageSegmenterOptions` (image_segmenter_metadata_schema.fbs).
 # Without an activation, its confidence masks are the raw logits.
@@ -27,8 +31,25 @@ _NAME, _DESCRIPTION = 0, 1
 _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
 
 
-def with_metadata(model, name, class_names):
-    """A `.tflite` of logits as MediaPipe's ImageSegmenter reads it.
+def add_metadata(
+    written: Iterable[tuple[str, Path]], name: str, class_names: Sequence[str]
+) -> None:
+    """Adds the metadata to the artefacts of the format `"tflite_logits"`.
+
+    Args:
+        written: list of `(format, path)`.
+        name: str, of the model.
+        class_names: one str for each class.
+    """
+    for kind, path in written:
+        if kind == "tflite_logits":
+            path.write_bytes(
+                with_metadata(path.read_bytes(), name, class_names)
+            )
+
+
+def with_metadata(model: bytes, name: str, class_names: Sequence[str]) -> bytes:
+    """Returns a `.tflite` of logits that MediaPipe's ImageSegmenter reads.
 
     The metadata declares the softmax, so that confidence masks are
     probabilities; the logits of the file stay as they are.
@@ -57,7 +78,7 @@ def with_metadata(model, name, class_names):
     file = io.BytesIO()
     file.write(packed(content))
     with zipfile.ZipFile(file, "a") as archive:
-        # A date of its own would make every export another file.
+        # A fixed date, so that equal exports are equal files.
         archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(class_names) + "\n")
     return file.getvalue()
 
@@ -68,14 +89,14 @@ def _metadata(name):
     content = build.table(
         2, {0: build.int8(_IMAGE_PROPERTIES), 1: build.offset(properties)}
     )
-    # Pixels go in as they are.
+    # The model normalizes pixels itself.
     normalization = build.table(
         2, {0: build.floats([0.0]), 1: build.floats([1.0])}
     )
     unit = build.table(
         2, {0: build.int8(_NORMALIZATION), 1: build.offset(normalization)}
     )
-    picture = build.table(
+    image = build.table(
         7,
         {
             _NAME: build.text("image"),
@@ -106,7 +127,7 @@ def _metadata(name):
     graph = build.table(
         10,
         {
-            2: build.tables([picture]),
+            2: build.tables([image]),
             3: build.tables([masks]),
             9: build.tables([options]),
         },
@@ -115,7 +136,7 @@ def _metadata(name):
         8,
         {
             _NAME: build.text(name),
-            _DESCRIPTION: build.text("Labels every pixel of a picture."),
+            _DESCRIPTION: build.text("Labels every pixel of an image."),
             3: build.tables([graph]),
             7: build.text(_PARSER),
         },
@@ -124,7 +145,7 @@ def _metadata(name):
 
 
 def _segmenter_options():
-    """A flatbuffer that declares the activation of the masks: softmax."""
+    """Returns a flatbuffer that declares the softmax of the masks."""
     build = _Builder()
     options = build.table(
         2, {0: build.int8(_SOFTMAX), 1: build.text(_OPTIONS_PARSER)}
@@ -133,7 +154,7 @@ def _segmenter_options():
 
 
 class _Builder:
-    """Tables of a flatbuffer, by their slots; innermost first."""
+    """Builds tables of a flatbuffer, the innermost first."""
 
     def __init__(self):
         self.builder = flatbuffers.Builder(1024)
@@ -150,7 +171,7 @@ class _Builder:
         return self.offset(self.builder.CreateString(value))
 
     def bytes(self, content):
-        """A vector of bytes, aligned to 16 as the schema demands."""
+        """Writes a vector of bytes, aligned to 16 as the schema demands."""
         self.builder.StartVector(1, len(content), 16)
         for value in reversed(content):
             self.builder.PrependByte(value)
@@ -169,7 +190,7 @@ class _Builder:
         return self.offset(self.builder.EndVector())
 
     def table(self, slots, fields):
-        """A table of so many slots; `fields`: slot -> what writes it."""
+        """Writes a table of `slots` slots; `fields` maps slots to writers."""
         self.builder.StartObject(slots)
         for slot, write in fields.items():
             write(slot)

@@ -1,4 +1,6 @@
-"""ONNX: raw pixels in, class ids out, for onnxruntime."""
+"""ONNX export: raw pixels in, class ids out, for onnxruntime."""
+
+from __future__ import annotations
 
 import collections
 import logging
@@ -7,16 +9,23 @@ import tensorflow as tf
 
 from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.extras import require
+from keras_aspp.utils.types import PathLike, Size
 
 
-def check_installed():
-    """Raises `ValueError`, with the fix, where the extra is not there."""
+def check_installed() -> None:
+    """Raises `ValueError` if the extra `onnx` is not installed."""
     require("The format onnx", "onnx", "tf2onnx", "onnxruntime")
 
 
-def write_onnx(model, path, image_size, coarse_labels=False):
-    """Writes a segmenter at one picture size.
+def write_onnx(
+    model: Segmenter,
+    path: PathLike,
+    image_size: Size,
+    coarse_labels: bool = False,
+) -> None:
+    """Writes a segmenter at one image size.
 
     Args:
         model: `Segmenter`, folded.
@@ -39,8 +48,8 @@ def write_onnx(model, path, image_size, coarse_labels=False):
         )
 
 
-def operators(path):
-    """Names of the operators of an `.onnx`, with their counts.
+def operators(path: PathLike) -> dict[str, int]:
+    """Returns the operators of an `.onnx`, with their counts.
 
     Args:
         path: file.

@@ -1,9 +1,9 @@
-"""An artefact in a process of its own, which never heard of keras_aspp.
+"""Runs an artefact in a subprocess that does not import keras_aspp.
 
-    python -P run_alone.py ARTEFACT PICTURES.npz LABELS.npz
+    python -P run_alone.py ARTEFACT IMAGES.npz LABELS.npz
 
-It is given as a file to Python, never imported: what an artefact needs beside
-TensorFlow, LiteRT or onnxruntime, it would lack here.
+Python runs this file, which is never imported, so an artefact fails here if it
+needs more than TensorFlow, LiteRT or onnxruntime.
 """
 
 import pathlib
@@ -12,41 +12,41 @@ import sys
 import numpy as np
 
 
-def main(artefact, pictures, output):
-    """Writes the labels of every picture, under the picture's name."""
+def main(artefact, images, output):
+    """Writes the labels of each image under its name."""
     kinds = {".tflite": tflite, ".onnx": onnx}
     run = kinds.get(pathlib.Path(artefact).suffix, saved)(artefact)
-    with np.load(pictures) as images:
-        labels = {name: run(images[name][None]) for name in images.files}
+    with np.load(images) as file:
+        labels = {name: run(file[name][None]) for name in file.files}
     np.savez(output, **labels)
     if "keras_aspp" in sys.modules:
         sys.exit("keras_aspp was imported.")
 
 
 def tflite(path):
-    """A `.tflite`, resized if it has no size of its own."""
+    """Opens a `.tflite`; one of any size is resized."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=path)
-    (door,), (end,) = (
+    (input_details,), (output_details,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
 
     def run(image):
-        if -1 in door["shape_signature"]:
-            interpreter.resize_tensor_input(door["index"], image.shape)
+        if -1 in input_details["shape_signature"]:
+            interpreter.resize_tensor_input(input_details["index"], image.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(door["index"], image)
+        interpreter.set_tensor(input_details["index"], image)
         interpreter.invoke()
-        found = interpreter.get_tensor(end["index"])[0]
+        found = interpreter.get_tensor(output_details["index"])[0]
         return found if found.ndim == 2 else found.argmax(-1)
 
     return run
 
 
 def onnx(path):
-    """An `.onnx`, by onnxruntime."""
+    """Opens an `.onnx` with onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
@@ -54,7 +54,7 @@ def onnx(path):
 
 
 def saved(path):
-    """A SavedModel, by its default signature."""
+    """Opens a SavedModel by its default signature."""
     import tensorflow as tf
 
     serve = tf.saved_model.load(path).signatures["serving_default"]

@@ -1,4 +1,4 @@
-"""TFLite: raw pixels in, class ids out, builtin operators only."""
+"""TFLite export: raw pixels in, class ids out, builtin operators only."""
 
 import contextlib
 import os
@@ -12,9 +12,10 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.native_log import filtered_stderr
 
-# Pictures that tell how large channels get.
+# Largest number of images on which channels are equalized.
 _EQUALIZED_ON = 16
 
 
@@ -26,7 +27,7 @@ def convert(
     coarse_labels=False,
     phase=contextlib.nullcontext,
 ):
-    """Converts a segmenter at one picture size.
+    """Converts a segmenter at one image size.
 
     Args:
         model: `Segmenter`.
@@ -34,8 +35,8 @@ def convert(
         formats: of `"tflite_float32"`, `"tflite_float16"`,
             `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`,
             `"tflite_logits"`.
-        calibration_images: uint8 pictures `[H, W, 3]` that show
-            `"tflite_int8"` which values occur.
+        calibration_images: uint8 images `[H, W, 3]` that calibrate
+            `"tflite_int8"`.
         coarse_labels: bool. Label scores, not pixels; see
             `serving.segment_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
@@ -46,25 +47,27 @@ def convert(
         dict: format -> bytes of the `.tflite`.
 
     Raises:
-        ValueError: the model needs operators that are no builtins.
+        ValueError: the model needs operators that are not builtin.
     """
     found = {}
     with tempfile.TemporaryDirectory() as work:
         for name in formats:
-            size, door = image_size, tf.uint8
+            size, input_type = image_size, tf.uint8
             answer = "coarse_labels" if coarse_labels else "labels"
             if name == "tflite_logits":
                 answer = "logits"
             if name == "tflite_any_size":
                 size, answer = (None, None), "labels"
             if name == "tflite_int8":
-                # A uint8 signature would leave a float tensor at the door.
-                door = tf.float32
-            folder = os.path.join(work, f"{door.name}_{size[0]}_{answer}")
+                # With a uint8 signature the input tensor would stay float.
+                input_type = tf.float32
+            folder = os.path.join(work, f"{input_type.name}_{size[0]}_{answer}")
             with phase(name), filtered_stderr(hold=True):
                 if not os.path.exists(folder):
                     with export_form():
-                        write_one_picture(model, folder, size, door, answer)
+                        write_one_picture(
+                            model, folder, size, input_type, answer
+                        )
                 found[name] = _convert_one(
                     folder, name, image_size, calibration_images
                 )
@@ -95,14 +98,14 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         # The converter raises its own unexported type.
         message = str(error)
         lacking = sorted(set(re.findall(r"'(tf\.\w+)' op is", message)))
-        raise ValueError(
+        raise InputError(
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
 
 
 def _equalize_before_quantizing(converter, images, image_size):
-    # The converter has no place between its conversion and its quantization.
+    # The converter has no hook between its conversion and its quantization.
     quantize = converter._quantize
     few = images[:: -(-len(images) // _EQUALIZED_ON)]
 
@@ -115,9 +118,9 @@ def _equalize_before_quantizing(converter, images, image_size):
 
 
 def _examples(images, image_size):
-    """What the converter watches the float model on."""
+    """Yields the inputs on which the converter calibrates."""
     for image in images:
         yield [resize_image(image, image_size)[None].astype("float32")]
-    # All values that a pixel can have, so that the input's scale is 1.
+    # The range of pixel values, so that the input's scale is 1.
     for value in (0.0, 255.0):
         yield [np.full((1, *image_size, 3), value, "float32")]

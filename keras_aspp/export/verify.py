@@ -1,10 +1,12 @@
-"""verify: every artefact on the same pictures as the Keras model.
+"""Verification of artefacts on the same images as the Keras model.
 
-Protocol: an artefact of any size sees each picture at its own size, and two
-parts of it. One of fixed size sees it resized to that size (on the host,
-antialiased); Keras sees the same resized picture. Agreement is the share of
+Protocol: an artefact of any size predicts each image at its own size, and two
+parts of it. An artefact of a fixed size predicts the image resized to that
+size (on the host, antialiased), and so does Keras. Agreement is the share of
 pixels with equal labels.
 """
+
+from __future__ import annotations
 
 import os
 import statistics
@@ -12,22 +14,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_aspp.data.resize import resize_image
-from keras_aspp.inference.predictor import Predictor
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 PROTOCOL = (
-    "agreement_with_keras: share of equal labels over the verify pictures; "
+    "agreement_with_keras: share of equal labels over the verify images; "
     "all but model.keras run in a process of their own, without keras_aspp. "
-    "Artefacts of any size see each picture at its own size, and two parts "
+    "Artefacts of any size see each image at its own size, and two parts "
     "of it of odd sizes; artefacts of a fixed size see it resized to that "
     "size (on the host, antialiased), and Keras sees the same resized "
-    "picture. mean_iou: every picture of the "
-    "evaluation split once, labels compared at the picture's own size (from "
+    "image. mean_iou: each image of the "
+    "evaluation split once, labels compared at the image's own size (from "
     "a fixed-size artefact resized back, nearest). keras_mean_iou: that of "
     "model.keras under the same protocol, on images resized to the artefact's "
     "size if it has one. loss_points: by how much mean_iou is below it, in "
@@ -45,32 +52,41 @@ MIN_AGREEMENT = {
     "onnx": 0.999,
 }
 _RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
-# What 8 bits cost is told in points of mean IoU; where that is not measured, at
-# least this much must agree.
+# Formats of 8 bits are checked by their loss of mean IoU; where that is not
+# measured, at least this share of pixels must agree.
 _8_BITS = {"tflite_dynamic_range": 0.9, "tflite_int8": 0.9}
-# No part of a picture is looked at that is smaller.
+# Smallest side of a part of an image.
 _LEAST_PX = 33
 
 
-def agreement(path, label, images):
-    """Share of pixels on which an artefact agrees with Keras, in [0, 1].
+def agreement(
+    path: PathLike,
+    label: Callable[[np.ndarray], np.ndarray],
+    images: Sequence[np.ndarray],
+    predict: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
+    """Returns the share of pixels on which an artefact agrees with Keras.
 
     Args:
-        path: the artefact; what is no `.keras` runs in a process of its own,
-            which does not import keras_aspp.
-        label: function of a uint8 picture `[H, W, 3]` that labels it with
-            the Keras model.
+        path: the artefact.
+        label: function of a uint8 image `[H, W, 3]` that labels it with the
+            Keras model.
         images: list of uint8 `[H, W, 3]`, of the artefact's size if it has
             one.
+        predict: function of an image that labels it with the artefact;
+            `None` runs the artefact in a subprocess that does not import
+            keras_aspp.
+
+    Returns:
+        float in [0, 1].
 
     Raises:
         ValueError: the artefact does not run alone.
     """
-    if path.suffix == ".keras":
-        predictor = Predictor(path)
-        found = [predictor.predict(image) for image in images]
-    else:
+    if predict is None:
         found = _labels_alone(path, images)
+    else:
+        found = [predict(image) for image in images]
     same = [
         labels == label(image)
         for labels, image in zip(found, images, strict=True)
@@ -79,34 +95,34 @@ def agreement(path, label, images):
 
 
 def _labels_alone(path, images):
-    """Labels of pictures by an artefact in a process of its own."""
+    """Labels images by an artefact in a subprocess without keras_aspp."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures, labels = (
-            os.path.join(folder, name) for name in ("pictures.npz", "out.npz")
+        inputs, labels = (
+            os.path.join(folder, name) for name in ("images.npz", "out.npz")
         )
-        np.savez(pictures, **{f"{i:05d}": x for i, x in enumerate(images)})
+        np.savez(inputs, **{f"{i:05d}": x for i, x in enumerate(images)})
         done = subprocess.run(
-            [sys.executable, "-P", _RUN_ALONE, str(path), pictures, labels],
+            [sys.executable, "-P", _RUN_ALONE, str(path), inputs, labels],
             capture_output=True,
             text=True,
-            # This process holds the memory of a GPU, if there is one.
+            # If there is a GPU, this process holds its memory.
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
         )
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise ValueError(
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(
                 f"{path.name} does not run without keras_aspp: {reason}"
             )
         with np.load(labels) as arrays:
             return [arrays[name] for name in sorted(arrays.files)]
 
 
-def sizes_of(image, least=1):
-    """An image and two parts of it, of odd height and width.
+def sizes_of(image: np.ndarray, least: int = 1) -> list[np.ndarray]:
+    """Returns an image and two parts of it, of odd height and width.
 
     Args:
         image: `[H, W, 3]`.
-        least: int > 0, the least side that the model segments, in pixels.
+        least: int > 0, smallest side that the model segments, in pixels.
     """
     least = max(_LEAST_PX, least | 1)
     height, width = image.shape[:2]
@@ -119,21 +135,27 @@ def sizes_of(image, least=1):
     return [image, *parts]
 
 
-def check_agreement(value, kind, name, evaluated):
-    """Raises `ValueError` where an artefact agrees too little."""
+def check_agreement(
+    value: float, kind: str, name: str, evaluated: bool
+) -> None:
+    """Raises `ValueError` if an artefact agrees too little."""
     least = MIN_AGREEMENT.get(kind, 0.0 if evaluated else _8_BITS.get(kind))
     if not value >= least:
-        raise ValueError(
+        raise InputError(
             f"{name} must agree with Keras on at least {least:.1%} of pixels. "
             f"Received: {value:.3%}"
         )
 
 
-def mean_iou(predict, examples, spec):
-    """Mean IoU over examples, in [0, 1].
+def mean_iou(
+    predict: Callable[[np.ndarray], np.ndarray],
+    examples: Iterable[tuple[np.ndarray, np.ndarray]],
+    spec: DatasetSpec,
+) -> float:
+    """Returns the mean IoU over examples, in [0, 1].
 
     Args:
-        predict: function of a uint8 picture `[H, W, 3]` that labels it.
+        predict: function of a uint8 image `[H, W, 3]` that labels it.
         examples: iterable of `(uint8 [H, W, 3], int [H, W])`.
         spec: `DatasetSpec`.
     """
@@ -143,8 +165,12 @@ def mean_iou(predict, examples, spec):
     return matrix.mean_iou()
 
 
-def logit_difference(predictor, reference, images):
-    """Largest difference of two predictors' logits, at the first's size.
+def logit_difference(
+    predictor: Predictor, reference: Predictor, images: Iterable[np.ndarray]
+) -> float:
+    """Returns the largest difference of two predictors' logits.
+
+    Images are resized to the size of the first.
 
     Args:
         predictor: `Predictor` of an artefact of fixed size.
@@ -159,26 +185,31 @@ def logit_difference(predictor, reference, images):
     return worst
 
 
-def check_loss(entry, max_int8_loss):
-    """Raises `ValueError` where an artefact of 8 bits has lost too much."""
+def check_loss(entry: dict[str, Any], max_int8_loss: float) -> None:
+    """Raises `ValueError` if an artefact of 8 bits has lost too much."""
     lost = entry["loss_points"]
     if entry["format"] in _8_BITS and not lost <= max_int8_loss:
-        raise ValueError(
+        raise InputError(
             f"{entry['path']} may lose {max_int8_loss} points of mean IoU "
-            f"against Keras. Received: {lost:.2f} (more calibration pictures "
+            f"against Keras. Received: {lost:.2f} (more calibration images "
             "help; --export.max_int8_loss accepts more)"
         )
 
 
-def latency_ms(predictor, image, runs=10):
-    """Median wall time of one prediction and its spread, in milliseconds.
+def latency_ms(
+    predictor: Predictor, image: np.ndarray, runs: int = 10
+) -> dict[str, float]:
+    """Measures the wall time of one prediction, in milliseconds.
 
-    Every engine has as many threads as the machine has cores.
+    Every runtime uses as many threads as the machine has cores.
 
     Args:
         predictor: `Predictor`.
         image: uint8 `[H, W, 3]`.
-        runs: int > 1, after two to warm up.
+        runs: int > 1, after two warm-up runs.
+
+    Returns:
+        dict: median, minimum and maximum, and how they were measured.
     """
     if predictor.image_size is not None:
         image = resize_image(image, predictor.image_size)

@@ -1,8 +1,11 @@
 """Finds the model that a path holds, and its description."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
@@ -21,7 +24,7 @@ _CANDIDATES = (
 
 
 def resolve(path: PathLike, keras_only: bool = False) -> Path:
-    """Returns the file or SavedModel folder that a path stands for.
+    """Returns the model file or SavedModel folder of a path.
 
     Every command and `Predictor` open the same artefact of one path: of a
     workdir its `model.keras`, of an exported folder its SavedModel.
@@ -50,7 +53,7 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
                 return path / name
     elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
         return path
-    raise FileNotFoundError(
+    raise InputNotFoundError(
         "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
         "workdir or "
         f"an exported folder. Received: {str(path)!r}"
@@ -59,7 +62,7 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
 
 
 def find_spec(path: Path) -> DatasetSpec | None:
-    """The spec beside an artefact: a manifest's, or a workdir's."""
+    """Reads the `DatasetSpec` beside an artefact, if any."""
     manifest = path.parent / "manifest.json"
     if manifest.is_file():
         content = read_manifest(manifest)
@@ -71,16 +74,16 @@ def find_spec(path: Path) -> DatasetSpec | None:
                 content.get("colormap"),
             )
         except ValueError as error:
-            raise ValueError(f"{error}. File: {manifest}") from None
+            raise InputError(f"{error}. File: {manifest}") from None
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
 
 
 def _check_hash(path, manifest):
-    """Raises where an artefact is not the one that its manifest describes."""
+    """Raises if an artefact differs from the one in its manifest."""
     for entry in manifest["artefacts"]:
         if entry["path"] == path.name and entry["sha256"] != sha256(path):
-            raise ValueError(
+            raise InputError(
                 "The artefact is not the one that manifest.json beside it was "
                 "written for; export again, or take it out of this folder. "
                 f"Received: {path}"

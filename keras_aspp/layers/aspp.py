@@ -4,6 +4,8 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
 R number of rates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from keras_aspp.layers import lowering
 from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
 
 FUSIONS = ("concat", "sum")
@@ -83,7 +86,7 @@ class ASPP(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if fusion not in FUSIONS:
-            raise ValueError(
+            raise InputError(
                 f"`fusion` must be one of {FUSIONS}. "
                 f"Received: fusion={fusion!r}"
             )

@@ -1,7 +1,10 @@
 """Checks of layer arguments."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import BatchNorm
 
 
@@ -9,7 +12,7 @@ def check_odd(kernel_size: int) -> None:
     """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
     check_positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
-        raise ValueError(
+        raise InputError(
             "`kernel_size` must be odd, so that there is a center tap. "
             f"Received: kernel_size={kernel_size}"
         )
@@ -28,13 +31,13 @@ def check_atrous_rates(
         rates or allow_empty
     ):
         wanted = "sequence" if allow_empty else "non-empty sequence"
-        raise ValueError(
+        raise InputError(
             f"`atrous_rates` must be a {wanted} of ints > 0. "
             f"Received: atrous_rates={atrous_rates}"
         )
     if max(rates, default=0) > MAX_RATE:
         # Larger than any feature map; its padding would exhaust memory.
-        raise ValueError(
+        raise InputError(
             f"`atrous_rates` must be {MAX_RATE} at most. "
             f"Received: atrous_rates={rates}"
         )
@@ -44,7 +47,7 @@ def check_atrous_rates(
 def check_dropout(dropout: float) -> float:
     """Returns `dropout`, or raises `ValueError` outside [0, 1)."""
     if not 0 <= dropout < 1:
-        raise ValueError(
+        raise InputError(
             f"`dropout` must be in [0, 1). Received: dropout={dropout}"
         )
     return dropout
@@ -58,7 +61,7 @@ NORMS = (False, True, "freeze", "sync", "group")
 def check_positive_int(name: str, value: int) -> int:
     """Returns `value`, or raises `ValueError` unless it is an int > 0."""
     if type(value) is not int or value < 1:
-        raise ValueError(
+        raise InputError(
             f"`{name}` must be an int > 0. Received: {name}={value!r}"
         )
     return value
@@ -67,7 +70,7 @@ def check_positive_int(name: str, value: int) -> int:
 def check_batch_norm(value: BatchNorm) -> BatchNorm:
     """Returns `value`, or raises `ValueError` unless it is in `NORMS`."""
     if value not in NORMS:
-        raise ValueError(
+        raise InputError(
             f"`batch_norm` must be one of {NORMS}. "
             f"Received: batch_norm={value!r}"
         )

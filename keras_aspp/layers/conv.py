@@ -4,6 +4,8 @@ Defines padding, rate, dtype and batch-norm policy for all other layers.
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
@@ -11,6 +13,7 @@ import keras
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.checks import check_batch_norm, check_positive_int
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -32,7 +35,7 @@ class AtrousConv2D(keras.layers.Layer):
     Args:
         filters: int > 0. Output channels.
         kernel_size: odd int > 0. Defaults to 3.
-        atrous_rate: int > 0, in feature cells. Distance between neighbouring
+        atrous_rate: int > 0, in feature cells. Distance between neighboring
             taps; 1 is an ordinary convolution. Defaults to 1.
         separable: bool. Defaults to `False`.
         activation: Keras activation or its name, or `None`. Defaults to
@@ -85,7 +88,7 @@ class AtrousConv2D(keras.layers.Layer):
         self.filters = check_positive_int("filters", filters)
         self.kernel_size = check_positive_int("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
-            raise ValueError(
+            raise InputError(
                 "`kernel_size` must be odd, so that the output stays centered "
                 "on the input. "
                 f"Received: kernel_size={kernel_size}"

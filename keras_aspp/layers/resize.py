@@ -3,6 +3,8 @@
 Shape legend: B batch, h x w cells, C channels, H x W pixels.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Shape, Size, Tensor
 
 
@@ -67,7 +70,7 @@ class BilinearResize(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if (size is None) == (scale is None):
-            raise ValueError(
+            raise InputError(
                 "Exactly one of `size` and `scale` must be given. "
                 f"Received: size={size}, scale={scale}"
             )
@@ -79,7 +82,7 @@ class BilinearResize(keras.layers.Layer):
         if len(numbers) != count or any(
             type(n) is not int or n < 1 for n in numbers
         ):
-            raise ValueError(
+            raise InputError(
                 "`size` must be two ints > 0, `scale` one int > 0. "
                 f"Received: size={size}, scale={scale}"
             )
@@ -87,7 +90,7 @@ class BilinearResize(keras.layers.Layer):
         if any(n % step for n in shift) or (
             any(shift) and (align_corners or scale is None)
         ):
-            raise ValueError(
+            raise InputError(
                 "`shift` must be two whole numbers (halves with scale=1), and "
                 "(0, 0) with `size` or `align_corners`. "
                 f"Received: shift={shift}"

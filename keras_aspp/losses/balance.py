@@ -1,9 +1,12 @@
 """Class weights from class frequencies."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_aspp.utils.deprecation import renamed_arguments
+from keras_aspp.utils.exceptions import InputError
 
 
 @renamed_arguments(pixels_of_pictures="pixels_of_images")
@@ -36,7 +39,7 @@ def median_frequency_weights(
     """
     pixels, of_images = _counts(pixels), _counts(pixels_of_images)
     if len(pixels) != len(of_images) or (pixels > of_images).any():
-        raise ValueError(
+        raise InputError(
             "`pixels_of_images` must hold one count for each class, at least "
             f"that of `pixels`. Received: pixels={pixels.tolist()}, "
             f"pixels_of_images={of_images.tolist()}"
@@ -75,7 +78,7 @@ def effective_number_weights(
         Differs from it in: nothing.
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"`beta` must be in [0, 1). Received: beta={beta}")
+        raise InputError(f"`beta` must be in [0, 1). Received: beta={beta}")
     samples = _counts(samples)
     seen = samples > 0
     weights = np.zeros(len(samples))
@@ -90,7 +93,7 @@ def _counts(numbers):
         or not (np.isfinite(numbers).all() and numbers.min(initial=0) >= 0)
         or not numbers.any()
     ):
-        raise ValueError(
+        raise InputError(
             "Counts must be ints >= 0, one for each class, and not all 0. "
             f"Received: {numbers.tolist()}"
         )

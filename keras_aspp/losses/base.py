@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
 from keras_aspp.utils.deprecation import renamed_attribute, warn_renamed
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 # Old name -> name of the methods that subclasses override.
@@ -57,13 +60,13 @@ class SegmentationLoss(keras.losses.Loss):
 
     num_replicas: int = 1
     # Old names.
-    of_valid: Any = renamed_attribute("of_valid", "compute")
-    of_weighted: Any = renamed_attribute("of_weighted", "compute_weighted")
-    mean_of_labelled: Any = renamed_attribute(
+    of_valid: property = renamed_attribute("of_valid", "compute")
+    of_weighted: property = renamed_attribute("of_weighted", "compute_weighted")
+    mean_of_labelled: property = renamed_attribute(
         "mean_of_labelled", "mean_over_present_classes"
     )
-    devices: Any = renamed_attribute("devices", "num_replicas")
-    everywhere: Any = renamed_attribute("everywhere", "all_reduce_sum")
+    devices: property = renamed_attribute("devices", "num_replicas")
+    everywhere: property = renamed_attribute("everywhere", "all_reduce_sum")
 
     @staticmethod
     def all_reduce_sum(x: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class SegmentationLoss(keras.losses.Loss):
             if not any(class_weights) or not all(
                 0 <= w < math.inf for w in class_weights
             ):
-                raise ValueError(
+                raise InputError(
                     "`class_weights` must be floats >= 0, one for each class, "
                     "and not all 0. Received: "
                     f"class_weights={class_weights}"
@@ -114,7 +117,7 @@ class SegmentationLoss(keras.losses.Loss):
         if len(shapes[0]) == 4 and shapes[0][-1] == 1:
             labels = ops.squeeze(labels, -1)
         if len(labels.shape) != 3 or len(logits.shape) != 4:
-            raise ValueError(
+            raise InputError(
                 "Labels must be (B, H, W) or (B, H, W, 1) and logits "
                 "(B, H, W, K); convert one-hot labels by "
                 "`keras.ops.argmax(labels, -1)`. Received: "
@@ -187,7 +190,7 @@ class SegmentationLoss(keras.losses.Loss):
         if self.class_weights is None:
             return ops.ones(num_classes)
         if len(self.class_weights) != num_classes:
-            raise ValueError(
+            raise InputError(
                 "`class_weights` must hold one weight for each class. "
                 f"Received: {len(self.class_weights)} weights for "
                 f"{num_classes} classes"
@@ -240,4 +243,4 @@ def check_not_negative(**values: float) -> None:
     """Raises `ValueError` if one of the values is negative."""
     for name, value in values.items():
         if not value >= 0:
-            raise ValueError(f"`{name}` must be >= 0. Received: {name}={value}")
+            raise InputError(f"`{name}` must be >= 0. Received: {name}={value}")

@@ -1,5 +1,7 @@
 """CrossEntropy, with focal, hard-pixel and boundary weighting."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from keras_aspp.losses.base import (
     check_not_negative,
     weighted_mean,
 )
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -73,7 +76,7 @@ class CrossEntropy(SegmentationLoss):
     ) -> None:
         super().__init__(ignore_label, class_weights, name)
         if not 0 < hard_share <= 1:
-            raise ValueError(
+            raise InputError(
                 "`hard_share` must be in (0, 1]. "
                 f"Received: hard_share={hard_share}"
             )
@@ -81,12 +84,12 @@ class CrossEntropy(SegmentationLoss):
             focal_gamma=focal_gamma, boundary_weight=boundary_weight
         )
         if not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise InputError(
                 "`label_smoothing` must be in [0, 1). "
                 f"Received: label_smoothing={label_smoothing}"
             )
         if type(boundary_px) is not int or boundary_px < 1:
-            raise ValueError(
+            raise InputError(
                 "`boundary_px` must be an int > 0. "
                 f"Received: boundary_px={boundary_px}"
             )

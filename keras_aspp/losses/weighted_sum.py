@@ -1,5 +1,7 @@
 """WeightedSum: a weighted sum of losses."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -38,7 +41,7 @@ class WeightedSum(keras.losses.Loss):
     ) -> None:
         super().__init__(name=name, reduction=None, dtype="float32")
         if not losses or len(losses) != len(weights):
-            raise ValueError(
+            raise InputError(
                 "`losses` must hold at least one loss, and `weights` as many "
                 f"numbers. Received: {len(losses)} losses, weights={weights}"
             )
@@ -81,7 +84,7 @@ class WeightedSum(keras.losses.Loss):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "WeightedSum":
+    def from_config(cls, config: dict[str, Any]) -> WeightedSum:
         losses = [
             keras.saving.deserialize_keras_object(loss)
             for loss in config["losses"]

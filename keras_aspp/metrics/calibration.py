@@ -3,10 +3,13 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_aspp.labels import check_values
+from keras_aspp.utils.exceptions import InputError
 
 
 class Calibration:
@@ -49,7 +52,7 @@ class Calibration:
         """
         labels, scores = np.asarray(labels), np.asarray(scores, "float32")
         if scores.ndim != 4 or labels.shape != scores.shape[:3]:
-            raise ValueError(
+            raise InputError(
                 "Labels must be (B, H, W) and scores (B, H, W, K). Received: "
                 f"shapes {labels.shape} and {scores.shape}"
             )

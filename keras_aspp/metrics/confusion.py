@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K `num_classes`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
@@ -11,6 +13,7 @@ from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
 from keras_aspp.labels import check_num_classes
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
@@ -167,14 +170,14 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             for x in (self.total_cm, self.weighted_cm, self.wrong)
         )
         if wrong.any():
-            raise ValueError(
+            raise InputError(
                 f"Labels must be in 0..{self.num_classes - 1} or "
                 f"ignore_label={self.ignore_label}, predictions in "
                 f"0..{self.num_classes - 1}. Received: {wrong[0]} pixels with "
                 f"other labels, {wrong[1]} with other predictions"
             )
         if np.isnan(weights).any():
-            raise ValueError(
+            raise InputError(
                 "`sample_weight` must be >= 0. Received: weights below 0 or NaN"
             )
         if pixels.min() < 0:
@@ -255,7 +258,7 @@ def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
         for sizes in zip(*shapes, strict=False)
     )
     if is_scores or differ or len(shapes[0]) > 3:
-        raise ValueError(
+        raise InputError(
             "Labels must be (B, H, W), (B, H, W, 1) or one-hot (B, H, W, K); "
             "predictions must be scores, (B, H, W, K), or int labels, "
             f"(B, H, W), with K=num_classes. Received: num_classes="

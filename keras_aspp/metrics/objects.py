@@ -3,6 +3,8 @@
 Shape legend: H x W pixels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from keras_aspp.labels import check_values
 from keras_aspp.utils.deprecation import renamed_arguments, warn_renamed
+from keras_aspp.utils.exceptions import InputError
 
 # Bin edges for regions, as the side of a square of equal area. 32 and 96 are
 # those of COCO.
@@ -62,14 +65,14 @@ class SizeRecall:
         class_ids, sizes_px = np.asarray(class_ids), np.asarray(sizes_px)
         count = len(class_ids)
         if predicted.shape != instances.shape:
-            raise ValueError(
+            raise InputError(
                 "`predicted` and `instances` must have one shape. Received: "
                 f"shapes {predicted.shape} and {instances.shape}"
             )
         if len(sizes_px) != count or not (
             0 <= instances.min(initial=0) <= instances.max(initial=0) <= count
         ):
-            raise ValueError(
+            raise InputError(
                 "`class_ids` and `sizes_px` must describe each instance. "
                 f"Received: {count} class ids, {len(sizes_px)} sizes, "
                 f"instances {instances.min()}..{instances.max()}"

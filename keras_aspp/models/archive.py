@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 
+from keras_aspp.utils.exceptions import InputError, UserError
+
 # Keras stores its entries as they are; packed again, they shrink by half.
 _MAX_EXPANSION = 100
 _WEIGHTS = "model.weights.h5"
@@ -37,29 +39,29 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """
     if not zipfile.is_zipfile(path):
         # Keras would report that the file does not exist.
-        raise ValueError("not a zip archive, or truncated")
+        raise InputError("not a zip archive, or truncated")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         for name, count in collections.Counter(names).items():
             if name not in _ENTRIES and not name.startswith("assets/"):
-                raise ValueError(
+                raise InputError(
                     f"it holds {name!r}; a `.keras` holds "
                     f"{', '.join(_ENTRIES)} and assets"
                 )
             if count > 1:
-                raise ValueError(f"it holds {name!r} twice")
+                raise InputError(f"it holds {name!r} twice")
         if _WEIGHTS not in names:
-            raise ValueError(f"it holds no {_WEIGHTS}")
+            raise InputError(f"it holds no {_WEIGHTS}")
         for entry in archive.infolist():
             if entry.file_size > _MAX_EXPANSION * max(entry.compress_size, 1):
-                raise ValueError(
+                raise InputError(
                     f"{entry.filename} expands from {entry.compress_size} to "
                     f"{entry.file_size} bytes"
                 )
         # Python detects overlapping entries since 3.11.8 and 3.12.2 only.
         stored = sum(entry.compress_size for entry in archive.infolist())
         if stored > os.path.getsize(path):
-            raise ValueError("its entries overlap")
+            raise InputError("its entries overlap")
         _check_weights(io.BytesIO(archive.read(_WEIGHTS)))
 
 
@@ -70,7 +72,7 @@ def _check_weights(file):
         while groups:
             group, depth = groups.pop()
             if depth > _MAX_DEPTH:
-                raise ValueError(
+                raise InputError(
                     f"{_WEIGHTS} nests groups more than {_MAX_DEPTH} deep"
                 )
             for name in group:
@@ -82,7 +84,7 @@ def _check_weights(file):
                     linked = h5py.h5o.get_info(item.id).rc > 1
                     fault = "is linked twice" if linked else _fault(item)
                 if fault:
-                    raise ValueError(
+                    raise InputError(
                         f"{_WEIGHTS}{group.name.rstrip('/')}/{name} {fault}"
                     )
                 if isinstance(item, h5py.Group):
@@ -190,7 +192,8 @@ def load_keras(path: str | os.PathLike[str]) -> Any:
         named = ""
         if layer is not None:
             named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "
-        raise ValueError(
-            f"Not a loadable `.keras` model. File: {path} "
-            f"({named}{type(cause).__name__}: {reason})"
+        if not isinstance(cause, UserError):
+            named += f"{type(cause).__name__}: "
+        raise InputError(
+            f"Not a loadable `.keras` model. File: {path} ({named}{reason})"
         ) from error

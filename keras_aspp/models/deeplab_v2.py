@@ -12,6 +12,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER, HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 
 # Chen et al., 2016, section 4.1. At output stride 8: LargeFOV 12; ASPP-S 2, 4,
 # 8, 12; ASPP-L 6, 12, 18, 24.
@@ -79,7 +80,7 @@ class DeepLabV2(Segmenter):
         fc_filters: int | None = None,
     ) -> None:
         if pyramid not in OFFSETS_PX:
-            raise ValueError(
+            raise InputError(
                 f"`pyramid` must be one of {tuple(OFFSETS_PX)}. "
                 f"Received: pyramid={pyramid!r}"
             )

@@ -12,6 +12,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -89,12 +90,12 @@ class DeepLabV3Plus(Segmenter):
     ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         if not decoder_kernel_sizes:
-            raise ValueError(
+            raise InputError(
                 "`decoder_kernel_sizes` must not be empty. "
                 f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
             )
         if decoder_stride not in LEVELS:
-            raise ValueError(
+            raise InputError(
                 "`decoder_stride` must be 4 or 2. "
                 f"Received: decoder_stride={decoder_stride!r}"
             )

@@ -8,6 +8,7 @@ import keras
 from keras_aspp import models
 from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models.segmenter import Segmenter, check_rgb
+from keras_aspp.utils.exceptions import InputError
 
 # Every architecture that `keras_aspp.models` exports, by its name.
 ARCHITECTURES: dict[str, type[Segmenter]] = {
@@ -40,7 +41,7 @@ def build_model(
             than three input channels.
     """
     if config.architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise InputError(
             f"`architecture` must be one of {tuple(ARCHITECTURES)}. "
             f"Received: model.architecture={config.architecture!r}"
         )
@@ -64,7 +65,7 @@ def _arguments(config):
         if config.architecture in owners:
             arguments[field.name] = value
         elif value != field.default:
-            raise ValueError(
+            raise InputError(
                 f"`{config.architecture}` has no `{field.name}`. "
                 f"Received: model.{field.name}={value!r}"
             )

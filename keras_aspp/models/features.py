@@ -15,6 +15,7 @@ from keras_aspp.backbones.output_stride import (
 from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
 
 
@@ -72,7 +73,7 @@ def choose_backbone(
 def _check_name(name, saved):
     """Raises `ValueError` for a name other than that of a saved backbone."""
     if saved.name != name.replace(".", "_"):
-        raise ValueError(
+        raise InputError(
             f"`weights` were trained with backbone {saved.name}. "
             f"Received: backbone={name!r}"
         )
@@ -94,7 +95,7 @@ def resolve_input_shape(
     *sizes, channels = backbone.input.shape[1:]
     # 3 is the default; the backbone overrides it.
     if given[2] not in (3, channels):
-        raise ValueError(
+        raise InputError(
             "`input_shape` must have as many channels as the backbone, "
             f"{channels}. Received: input_shape={tuple(given)}"
         )
@@ -139,7 +140,7 @@ def shift_px(
 def pick(features: Mapping[str, Any], key: str) -> Any:
     """Returns a feature; the error of an unknown key lists all keys."""
     if key not in features:
-        raise ValueError(
+        raise InputError(
             f"The backbone has no feature `{key}`. "
             f"Received: features={sorted(features)}"
         )
@@ -162,7 +163,7 @@ def as_features(model: keras.Model, output_stride: int) -> keras.Model:
     """
     dense = with_output_stride(model, output_stride)
     if len(dense.inputs) != 1:
-        raise ValueError(
+        raise InputError(
             "A backbone must have one input, the image. Received: "
             f"{[tensor.name for tensor in dense.inputs]}"
         )
@@ -202,7 +203,7 @@ def end_at(backbone: keras.Model, key: str, output_stride: int) -> keras.Model:
     pick(backbone.output, key)
     strides = _nominal_strides(backbone)
     if strides[key] < output_stride:
-        raise ValueError(
+        raise InputError(
             "`output_stride` must be at most the stride of `high_level`. "
             f"Received: output_stride={output_stride}, high_level={key!r}"
         )

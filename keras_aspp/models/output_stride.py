@@ -4,6 +4,7 @@ from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.rates import whole_rates
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import load_matching
+from keras_aspp.utils.exceptions import InputTypeError
 
 
 def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
@@ -41,7 +42,7 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
         trained at 16, evaluated at 8.
     """
     if not isinstance(segmenter, Segmenter):
-        raise TypeError(
+        raise InputTypeError(
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )

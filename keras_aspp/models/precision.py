@@ -7,6 +7,7 @@ import keras
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import load_matching
+from keras_aspp.utils.exceptions import InputTypeError
 from keras_aspp.utils.keras_graph import sublayers
 
 
@@ -32,7 +33,7 @@ def with_dtype(
     'float32'
     """
     if not isinstance(segmenter, Segmenter):
-        raise TypeError(
+        raise InputTypeError(
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )

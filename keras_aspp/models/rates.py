@@ -7,6 +7,8 @@ density of the feature map.
 
 from collections.abc import Sequence
 
+from keras_aspp.utils.exceptions import InputError
+
 
 def whole_rates(offsets: Sequence[int], output_stride: int) -> tuple[int, ...]:
     """Converts offsets in pixels to rates in feature cells.
@@ -27,7 +29,7 @@ def whole_rates(offsets: Sequence[int], output_stride: int) -> tuple[int, ...]:
             for n in range(10)
             if not any(offset % 2**n for offset in offsets)
         ]
-        raise ValueError(
+        raise InputError(
             f"Atrous rates that reach {tuple(offsets)} px are whole numbers "
             f"at output strides {works}; elsewhere pass `atrous_rates`. "
             f"Received: output_stride={output_stride}"

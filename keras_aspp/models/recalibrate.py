@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import sublayers
 
 
@@ -62,7 +63,7 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         for layer, name, value in before:
             setattr(layer, name, value)
     if not done:
-        raise ValueError(
+        raise InputError(
             "Statistics need at least one batch. Received: no batches"
         )
     return len(norms)

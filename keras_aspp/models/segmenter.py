@@ -33,6 +33,7 @@ from keras_aspp.models.rates import degenerate_rates, whole_rates
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.deprecation import warn_renamed
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
@@ -233,7 +234,7 @@ class Segmenter(keras.Model):
             return whole_rates(offsets_px, config["output_stride"])
         rates = check_atrous_rates(config["atrous_rates"], allow_empty=True)
         if rates and not offsets_px:
-            raise ValueError(
+            raise InputError(
                 f"The head of {self.architecture} has no atrous branches; "
                 "leave `atrous_rates` at 'auto'. "
                 f"Received: atrous_rates={rates}"
@@ -255,7 +256,7 @@ class Segmenter(keras.Model):
         features = backbone(builder.upsample_input(images, input_scale))
         scores, stride = self.build_head(features, builder, head)
         if stride % input_scale:
-            raise ValueError(
+            raise InputError(
                 f"`input_scale` must divide the {stride} pixels between two "
                 f"scores. Received: input_scale={input_scale}"
             )
@@ -415,7 +416,7 @@ class Segmenter(keras.Model):
         if config.keys() & {"weights", "backbone_weights"} or not isinstance(
             config["backbone"], dict
         ):
-            raise ValueError(
+            raise InputError(
                 "A saved segmenter contains its backbone and weights, not "
                 "paths or names of them. "
                 f"Received: backbone={config['backbone']!r}"
@@ -475,13 +476,13 @@ def load_saved(path: str | os.PathLike[str]) -> Segmenter:
     """
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
-        raise FileNotFoundError(
+        raise InputNotFoundError(
             "A saved model must be a `.keras` file or a folder with "
             f"model.keras. Received: {str(path)!r}, which does not exist"
         )
     model = load_keras(file)
     if not isinstance(model, Segmenter):
-        raise ValueError(
+        raise InputError(
             "The file holds no segmenter of keras_aspp. "
             f"Received: {str(file)!r} with a {type(model).__name__}"
         )
@@ -498,7 +499,7 @@ def check_rgb(model: keras.Model, user: str) -> None:
     """
     channels = model.input.shape[-1]
     if channels != 3:
-        raise ValueError(
+        raise InputError(
             f"{user} needs a model of three input channels (RGB). Train and "
             "call other models in Python; docs/backbones.md shows how. "
             f"Received: a model of {channels} input channels"
@@ -509,7 +510,7 @@ def _refuse_class_weight(method, args, kwargs):
     """Raises `ValueError` for a call of Keras' method with `class_weight`."""
     given = inspect.signature(method).bind_partial(*args, **kwargs).arguments
     if given.get("class_weight") is not None:
-        raise ValueError(
+        raise InputError(
             "`class_weight` weights whole examples by their class, but every "
             "pixel has its own. Pass weights of classes to the loss, e.g. "
             "CrossEntropy(class_weights=[1.0, 2.0]), or weights of pixels as "
@@ -522,7 +523,7 @@ def _check_arguments(config):
     input_scale, align_corners = config["input_scale"], config["align_corners"]
     check_positive_int("input_scale", input_scale)
     if input_scale > 1 and align_corners:
-        raise ValueError(
+        raise InputError(
             "`input_scale` needs half-pixel centers, `align_corners=False`. "
             f"Received: input_scale={input_scale}, "
             f"align_corners={align_corners}"
@@ -530,14 +531,14 @@ def _check_arguments(config):
     output_stride = config["output_stride"]
     check_positive_int("output_stride", output_stride)
     if config["batch_norm"] not in BATCH_NORM:
-        raise ValueError(
+        raise InputError(
             f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
             f"Received: batch_norm={config['batch_norm']!r}"
         )
     input_shape = tuple(config["input_shape"])
     sizes = [n for n in input_shape[:2] if n is not None]
     if min(sizes, default=output_stride) < output_stride:
-        raise ValueError(
+        raise InputError(
             "Images must be at least one cell, `output_stride` pixels, high "
             f"and wide. Received: input_shape={input_shape}, "
             f"output_stride={output_stride}"

@@ -7,6 +7,7 @@ import warnings
 import keras
 
 from keras_aspp.models.head import CLASSIFIER
+from keras_aspp.utils.exceptions import InputError
 
 
 def load_matching(
@@ -31,7 +32,7 @@ def load_matching(
     wrong = [name for name in left if not name.startswith(CLASSIFIER)]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"The weights of {str(path)!r} belong to another architecture or "
             "other arguments; build the model with those of the file. "
             f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"

@@ -1,9 +1,13 @@
 """Old names that keep working for one release."""
 
+from __future__ import annotations
+
 import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from keras_aspp.utils.exceptions import InputTypeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +48,7 @@ def renamed_arguments(
             for old in names.keys() & kwargs.keys():
                 warn_renamed(old, names[old])
                 if names[old] in kwargs:
-                    raise TypeError(
+                    raise InputTypeError(
                         f"`{old}` is the old name of `{names[old]}`; pass only "
                         f"one of them. Received: both in a call of "
                         f"`{function.__name__}`"
@@ -57,7 +61,7 @@ def renamed_arguments(
     return decorate
 
 
-def renamed_attribute(old: str, new: str) -> Any:
+def renamed_attribute(old: str, new: str) -> property:
     """Returns a property that forwards an old attribute name to the new one."""
 
     def read(self: Any) -> Any:

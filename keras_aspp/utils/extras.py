@@ -1,24 +1,26 @@
-"""Packages that only some commands need."""
+"""Optional packages (extras)."""
 
 import importlib
+
+from keras_aspp.utils.exceptions import InputError
 
 
 def require(what: str, extra: str, *modules: str) -> None:
     """Imports packages of an extra.
 
     Args:
-        what: what needs them, for the message.
+        what: str, the feature that needs them, for the message.
         extra: str, of `pip install 'keras-aspp[...]'`.
         modules: names of modules.
 
     Raises:
-        ValueError: one is not installed.
+        ValueError: a package is not installed.
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"{what} needs a package that is not installed: "
                 f"pip install 'keras-aspp[{extra}]'. Received: {error}"
             ) from None

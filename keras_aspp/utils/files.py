@@ -1,19 +1,33 @@
-"""Files that are whole or not there, after a power cut too."""
+"""Atomic, durable writes of files and folders."""
+
+from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_aspp.utils.exceptions import UnavailableError
+from keras_aspp.utils.signals import delayed_signals
 from keras_aspp.utils.types import PathLike
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def sha256(path: PathLike) -> str:
-    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
+    """Hashes a file, or a folder by its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -31,8 +45,13 @@ def files_of(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file())
 
 
-# What unfinished files are called: hidden, and removed at the next start.
+# Names of unfinished files, which the next run of a workdir removes.
 _TEMPORARY = (".*.tmp", ".*.tmp.*")
+# Name of an unfinished folder: another suffix, since a folder may be exported
+# into a workdir while a run starts there.
+_UNFINISHED = ".unfinished"
+# Errors of an exchange of names that the system or file system lacks.
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 def write_json(path: PathLike, content: Any) -> None:
@@ -44,14 +63,14 @@ def write_text(path: PathLike, text: str) -> None:
     """Writes a text under a temporary name and renames it.
 
     Raises:
-        OSError: it cannot be written, for want of room say; the earlier file
-            is as it was.
+        OSError: the file cannot be written, for example on a full disk; the
+            earlier file is unchanged.
     """
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OSError(
+        raise UnavailableError(
             f"A file cannot be written: {error.strerror or error}. "
             f"Received: {path}"
         ) from error
@@ -59,14 +78,14 @@ def write_text(path: PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
-    """Gives a name to write a file under, which is `path` afterwards.
+    """Yields a temporary name of a file that is renamed to `path` at the end.
 
-    Where writing fails, the earlier file is as it was.
+    After an error, the earlier file is unchanged.
 
     Args:
-        path: of the file.
-        durable: bool. Whether it is to outlast a power cut, which takes a
-            wait for the disk.
+        path: file to write.
+        durable: bool. Wait until the file is on the disk, so that it survives
+            a power failure.
 
     Yields:
         `Path` in the same folder, of the same suffix.
@@ -83,23 +102,174 @@ def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def commit(temporary: PathLike, path: PathLike) -> None:
-    """Renames a file, or a folder of files, that is written.
+@contextlib.contextmanager
+def replacing_folder(path: PathLike) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `path` at the end.
 
-    The contents are on the disk before the name is, and the name when this
-    returns. An earlier file gives way, an earlier folder must be empty.
+    An earlier `path` and the temporary folder exchange their names in one
+    step, so `path` is whole at every moment, even if the process is killed.
+    Where the system or the file system cannot exchange names, two renames
+    replace the earlier folder; a process killed between them leaves both
+    folders under temporary names.
+
+    The temporary folder is locked. Folders that killed processes left for the
+    same `path` are removed, those of running processes stay. After an error
+    the earlier `path` is unchanged; signals wait until the names are right.
+
+    Args:
+        path: folder to write. Its parent is created if needed.
+
+    Yields:
+        `Path` of an empty folder beside `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path):
+        # Otherwise one of them may hold what was at `path`.
+        _remove_abandoned(path)
+    work = lock = None
+    try:
+        work, lock = _make_locked_folder(path)
+        yield work
+        os.chmod(work, 0o755)
+        _sync_tree(work)
+        with delayed_signals():
+            if not os.path.lexists(path):
+                os.replace(work, path)
+            elif not exchange(work, path):
+                _replace_in_two_steps(work, path)
+            _sync(path.parent)
+            # The earlier folder, or nothing.
+            _remove(work)
+            _remove_abandoned(path)
+    finally:
+        if work is not None:
+            _remove(work)
+        if lock is not None:
+            os.close(lock)
+
+
+def exchange(first: PathLike, second: PathLike) -> bool:
+    """Exchanges two names in one step.
+
+    Args:
+        first: file or folder.
+        second: file or folder of the same file system.
+
+    Returns:
+        bool, False if the system or the file system cannot do it.
+
+    Raises:
+        OSError: the names cannot be exchanged, for example one is missing.
+    """
+    if os.name == "nt":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    try:
+        if sys.platform == "darwin":
+            status = libc.renamex_np(*names, 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD
+            # The last argument is RENAME_EXCHANGE.
+            status = libc.renameat2(here, names[0], here, names[1], 2)
+    except AttributeError:  # an older C library
+        return False
+    if status == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    # The subclass of the number, such as FileNotFoundError.
+    raise OSError(number, os.strerror(number), str(first), None, str(second))
+
+
+def _replace_in_two_steps(work, path):
+    earlier = work.with_suffix(f".earlier{_UNFINISHED}")
+    os.replace(path, earlier)
+    try:
+        os.replace(work, path)
+    except BaseException:
+        os.replace(earlier, path)
+        raise
+    os.replace(earlier, work)
+
+
+def _make_locked_folder(path):
+    """Makes a temporary folder beside `path`; returns it and its lock."""
+    while True:
+        work = Path(
+            tempfile.mkdtemp(_UNFINISHED, f".{path.name}.", path.parent)
+        )
+        # Before it is locked, another process may remove it as abandoned.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            return work, _lock(work)
+
+
+def _lock(folder):
+    """Locks a folder until the descriptor is closed or the process ends.
+
+    Returns:
+        int, the descriptor; `None` if the system cannot lock folders.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        FileNotFoundError: the folder was removed meanwhile.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # such as on NFS
+            return None
+        os.stat(folder)
+        stack.pop_all()
+    return descriptor
+
+
+def _remove_abandoned(path):
+    """Removes unfinished folders of `path` whose process has ended."""
+    own = re.compile(
+        rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}(\.earlier)?"
+        rf"{re.escape(_UNFINISHED)}"
+    )
+    for folder in path.parent.iterdir():
+        if not own.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError):
+            lock = _lock(folder)
+            if lock is not None:
+                _remove(folder)
+                os.close(lock)
+
+
+def _remove(path):
+    """Removes a folder, or what else has its name, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def commit(temporary: PathLike, path: PathLike) -> None:
+    """Renames a written file or folder, durably.
+
+    The contents are on the disk before the rename, and the name is when this
+    returns. An earlier file is replaced; an earlier folder must be empty.
     """
     temporary, path = Path(temporary), Path(path)
-    if temporary.is_dir():
-        for file in temporary.iterdir():
-            _sync(file)
-    _sync(temporary)
+    _sync_tree(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
 
 
 def remove_folder(path: PathLike) -> None:
-    """Removes a folder; killed within, it leaves none that looks whole."""
+    """Removes a folder; if killed meanwhile, none remains under its name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.old.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +278,7 @@ def remove_folder(path: PathLike) -> None:
 
 
 def remove_temporaries(*folders: PathLike) -> None:
-    """Removes what killed writers left behind."""
+    """Removes temporary files that killed processes left."""
     for folder in map(Path, folders):
         for pattern in _TEMPORARY:
             for path in folder.glob(pattern):
@@ -116,6 +286,14 @@ def remove_temporaries(*folders: PathLike) -> None:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def _sync_tree(path):
+    """Writes a file, or all below a folder, to the disk."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            _sync_tree(entry)
+    _sync(path)
 
 
 def _sync(path):

@@ -1,9 +1,13 @@
-"""Weights that are not finite: a model of them predicts class 0 everywhere."""
+"""Checks for NaN and infinity in weights, which predict class 0 everywhere."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from keras_aspp.utils.exceptions import InputError
 
 _SHOWN = 5
 
@@ -11,7 +15,7 @@ _SHOWN = 5
 def check_finite(
     tensors: Iterable[tuple[str, np.ndarray]], source: str
 ) -> None:
-    """Raises where weights hold NaN or infinity.
+    """Raises if weights contain NaN or infinity.
 
     Args:
         tensors: iterable of `(name, array)`.
@@ -30,7 +34,7 @@ def check_finite(
     named = ", ".join(broken[:_SHOWN])
     if len(broken) > _SHOWN:
         named += f" and {len(broken) - _SHOWN} more"
-    raise ValueError(
+    raise InputError(
         "Weights must be finite; take an earlier checkpoint, or train again "
         f"with a smaller learning rate. Received: {source} with NaN or "
         f"infinity in {len(broken)} of {count} tensors: {named}"
@@ -38,7 +42,7 @@ def check_finite(
 
 
 def check_weights(model: Any, source: str) -> None:
-    """`check_finite` of a Keras model.
+    """Applies `check_finite` to a Keras model.
 
     Args:
         model: Keras model.

@@ -4,11 +4,15 @@ A functional model's graph is public in no version of Keras 3. Verified with
 Keras 3.15; tests/utils/test_keras_graph.py names what each function relies on.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+
+from keras_aspp.utils.exceptions import InputTypeError
 
 
 def producer(tensor: keras.KerasTensor) -> keras.Operation:
@@ -62,7 +66,7 @@ def is_functional(model: Any) -> bool:
 def check_functional(model: Any) -> None:
     """Raises `TypeError` unless a model has a graph of layers."""
     if not is_functional(model):
-        raise TypeError(
+        raise InputTypeError(
             "`model` must be a functional Keras model, built from "
             f"`keras.Input`. Received: model={model!r} of type "
             f"{type(model).__name__}"

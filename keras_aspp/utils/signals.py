@@ -1,4 +1,6 @@
-"""Signals that end a run."""
+"""Handlers of the signals that end a run."""
+
+from __future__ import annotations
 
 import contextlib
 import signal
@@ -9,10 +11,9 @@ from typing import Any, NoReturn
 
 @contextlib.contextmanager
 def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM go to `handler` within.
+    """Sends SIGINT (Ctrl-C) and SIGTERM to a handler.
 
-    Outside the main thread, where Python cannot set handlers, they go where
-    they went.
+    Outside the main thread, where Python cannot set handlers, nothing changes.
 
     Args:
         handler: function of `(number, frame)`.
@@ -29,6 +30,18 @@ def stop_signals(handler: Callable[[int, Any], Any]) -> Iterator[None]:
             signal.signal(number, old)
 
 
+@contextlib.contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM until the end of the block."""
+    received = []
+    try:
+        with stop_signals(lambda number, frame: received.append(number)):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
+
+
 def interrupt(number: int, frame: Any) -> NoReturn:
-    """A handler that ends the run where it is."""
+    """Handler that ends the run at once."""
     raise KeyboardInterrupt("Interrupted. Go on with --resume.")

@@ -1,4 +1,6 @@
-"""Text from anywhere: small files, JSON, and names that are shown."""
+"""Untrusted text: small files, JSON, and printable names."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -6,6 +8,7 @@ import stat
 import unicodedata
 from typing import Any
 
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
 # Specs and manifests hold a few kB.
@@ -17,27 +20,27 @@ _BIDI_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a small file.
+    """Reads the text of a small file.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: no regular file, longer than `max_bytes`, or not UTF-8.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"Not a regular file. File: {path}")
+        raise InputError(f"Not a regular file. File: {path}")
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"Longer than {max_bytes} bytes. File: {path}")
+        raise InputError(f"Longer than {max_bytes} bytes. File: {path}")
     try:
         # Some editors on Windows put a byte-order mark in front.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Not UTF-8 text. File: {path} ({error})") from None
+        raise InputError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
 def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
-    """The contents of a small JSON file.
+    """Reads a small JSON file.
 
     Args:
         path: the file.
@@ -61,11 +64,11 @@ def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         # ValueError too for a number of thousands of digits.
-        raise ValueError(f"Not valid JSON. File: {path} ({error})") from None
+        raise InputError(f"Not valid JSON. File: {path} ({error})") from None
 
 
 def read_manifest(path: PathLike) -> dict[str, Any]:
-    """The contents of a `manifest.json`, as far as it is relied on.
+    """Reads a `manifest.json` and checks the keys in use.
 
     Raises:
         OSError: it cannot be opened.
@@ -84,7 +87,7 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
         )
     )
     if not good:
-        raise ValueError(
+        raise InputError(
             "A manifest must hold `class_names` and `artefacts`, each with "
             f"`path` and `sha256`. File: {path}"
         )
@@ -105,7 +108,7 @@ def _is_unsafe(c):
 
 
 def look(text: str) -> str:
-    """What names share that a reader cannot tell apart.
+    """Returns a key that is equal for names that look alike.
 
     The same for names that differ in case, in spaces and invisible characters,
     or in how Unicode composes their letters.
@@ -120,10 +123,10 @@ def look(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Text on one line, whatever it holds.
+    r"""Escapes text to one line of printable characters.
 
     Line breaks, control characters, which a terminal would obey, and bytes
-    that are no UTF-8 are shown by their numbers.
+    outside UTF-8 are shown by their numbers.
 
     Example:
     >>> print(printable("a\nb"))

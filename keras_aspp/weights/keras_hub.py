@@ -1,10 +1,13 @@
 """keras-hub's DeepLabV3+, as a model of ours."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
 
@@ -32,7 +35,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: it is no DeepLabV3+ of keras-hub, or cannot be read.
+        ValueError: it is not a DeepLabV3+ of keras-hub, or cannot be read.
 
     Example:
         model = ka.weights.from_keras_hub("deeplab_v3_plus_resnet50_pascalvoc")
@@ -44,7 +47,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
         not hasattr(segmenter, "output_conv")
         or getattr(theirs, "low_level_feature_key", None) != "P2"
     ):
-        raise ValueError(
+        raise InputError(
             "Not a DeepLabV3ImageSegmenter of keras-hub whose backbone has "
             'low_level_feature_key="P2". '
             f"Received: {type(segmenter).__name__} with low_level_feature_key="
@@ -104,7 +107,7 @@ def _load(segmenter):
         )
     except Exception as error:
         # What it raises depends on where it looked for the preset.
-        raise ValueError(
+        raise InputError(
             "keras-hub cannot read this preset. Received: "
             f"{str(segmenter)!r} ({type(error).__name__}: "
             f"{(str(error).strip().splitlines() or [''])[0]})"
@@ -120,9 +123,11 @@ def _features(encoder):
     return keras.Model(encoder.input, levels, name=encoder.name)
 
 
-def _name_of(model, kind):
+def _name_of(model, layer_type):
     (name,) = (
-        layer.name for layer in model.layers if type(layer).__name__ == kind
+        layer.name
+        for layer in model.layers
+        if type(layer).__name__ == layer_type
     )
     return name
 

@@ -1,5 +1,7 @@
 """Public TFLite DeepLabs, back as Keras models."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 
@@ -7,6 +9,7 @@ from keras_aspp.backbones import create_backbone
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import DeepLabV3
 from keras_aspp.preprocess import KERAS_TF
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
 
@@ -26,7 +29,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     Read are files of the TensorFlow model zoo's MobileNetV2 DeepLabV3 without
     atrous branches, at any width, size and output stride, such as
     `deeplabv3_257_mv_gpu.tflite`. Before it is returned the model is compared
-    with the file on a picture of noise. Quantized files come dequantized: the
+    with the file on an image of noise. Quantized files come dequantized: the
     model computes what their weights say, in float, so that its labels differ
     here and there from the file's; how often is printed.
 
@@ -41,7 +44,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
         `DeepLabV3` with `align_corners=True`; exact at the file's own size.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not such a model, or computes something else.
 
     Example:
@@ -53,16 +56,16 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     missing = [name for name in (*backbone, *_HEAD) if name not in layers]
     left = sorted(layers.keys() - {*backbone, *_HEAD})
     if missing or left:
-        raise ValueError(
+        raise InputError(
             "Not a mobile DeepLabV3 on MobileNetV2. Received: "
             f"{str(path)!r}, missing {missing[:1]}, unknown {left[:1]}"
         )
     point, pooling, projection, logits = (layers[name] for name in _HEAD)
     height = interpreter.get_input_details()[0]["shape"][1]
     if logits.cells[0] < 2:
-        raise ValueError(
+        raise InputError(
             "The output stride cannot be told from a single row of logits. "
-            f"Received: {str(path)!r}, for pictures {height} pixels high"
+            f"Received: {str(path)!r}, for images {height} pixels high"
         )
     output_stride = int((height - 1) // (logits.cells[0] - 1))
     model = DeepLabV3(
@@ -129,7 +132,7 @@ def _read(path):
         )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"Not a loadable TFLite file. Received: {str(path)!r} ({error})"
         ) from error
     tensors = {d["index"]: d for d in interpreter.get_tensor_details()}
@@ -140,7 +143,7 @@ def _read(path):
         _, kernel, *rest = operator["inputs"]
         name = tensors[kernel]["name"]
         if len(rest) != 1 or rest[0] < 0:
-            raise ValueError(
+            raise InputError(
                 "Every convolution of a mobile DeepLabV3 has a bias. "
                 f"Received: {str(path)!r}, {name} without one"
             )
@@ -158,12 +161,12 @@ def _read(path):
 
 
 def _real(values, tensor, path):
-    """The numbers that a tensor stands for, float32."""
+    """Returns the dequantized values of a tensor, float32."""
     if values.dtype == np.float32:
         return values
     quantized = tensor["quantization_parameters"]
     if not quantized["scales"].size:
-        raise ValueError(
+        raise InputError(
             "Weights must be float32, or integers with a scale. Received: "
             f"{str(path)!r}, {tensor['name']} of {values.dtype}"
         )
@@ -205,7 +208,7 @@ def _with_filters(backbone, shapes):
 def _assign(found, convolution, norm):
     needed = tuple(convolution.kernel.shape)
     if found.kernel.shape != needed:
-        raise ValueError(
+        raise InputError(
             f"A kernel does not fit `{convolution.name}`. Received: "
             f"shape={found.kernel.shape}, needed={needed}"
         )
@@ -237,7 +240,7 @@ def _compare(model, interpreter, path, quantized=False):
         agreement = np.mean(found.argmax(-1) == expected.argmax(-1))
         if agreement >= _AGREEMENT:
             print(
-                f"{path}: dequantized; on a picture of noise "
+                f"{path}: dequantized; on an image of noise "
                 f"{agreement:.1%} of the labels are the file's."
             )
             return
@@ -247,7 +250,7 @@ def _compare(model, interpreter, path, quantized=False):
         if worst <= _TOLERANCE:
             return
         worst = f"a difference of {worst:.2g} standard deviations"
-    raise ValueError(
+    raise InputError(
         "The file computes something else than the DeepLabV3 that its layers "
         f"are named for. Received: {str(path)!r}, {worst}"
     )

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -32,7 +33,7 @@ def test_check_of_a_good_folder(folder, capsys, tmp_path):
     assert main(["data", "check", str(folder), "--json", str(report)]) == 0
     lines = lines_of(capsys)
     assert lines[-1] == "No problems."
-    assert "train  3         64x96 (2), 72x60 (1)" in lines
+    assert "train  3       64x96 (2), 72x60 (1)" in lines
     written = json.loads(report.read_text())
     assert written["problems"] == written["notes"] == []
     train = written["splits"]["train"]
@@ -300,7 +301,7 @@ def test_failed_preview_leaves_nothing_behind(folder, tmp_path, monkeypatch):
 
     def full_disk(self, path, **kwargs):
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
     sheet = tmp_path / "out" / "sheet.png"

@@ -105,8 +105,8 @@ def test_wrong_usage(arguments, capsys):
 @pytest.mark.parametrize(
     ("name", "extra", "message"),
     [
-        ("none.png", [], "No such picture. File: none.png"),
-        ("text.png", [], "Unreadable picture. File: text.png"),
+        ("none.png", [], "No such image. File: none.png"),
+        ("text.png", [], "Unreadable image. File: text.png"),
         ("small.png", [], "smaller than one cell of 32 pixels"),
         ("picture.png", ["--model", "none"], "which does not exist"),
         ("picture.png", ["--model", "a.tflite"], "Keras models only"),

@@ -49,7 +49,7 @@ def test_a_model_of_a_user(own_model, capsys):
     model = keras.saving.load_model(own_model)
     field = receptive_fields(model, (45, 33))[-1]
     assert f"{field.size[0]}x{field.size[1]} px" in said
-    assert "own: Functional, 45x33 picture" in said
+    assert "own: Functional, 45x33 image" in said
     assert "acts as a 1x1" in said
     assert f"{cost(model, (45, 33)).parameters:,}" in said
 
@@ -70,7 +70,7 @@ def test_json_alone_on_the_terminal(own_model, capsys):
 def test_artefacts_show_what_they_can(tiny_export, capsys, tmp_path):
     numbers = tmp_path / "numbers.json"
     assert inspect("--model", tiny_export / "model.keras") == 0
-    assert "picture" in capsys.readouterr().out
+    assert "512x512 image" in capsys.readouterr().out
     path = tiny_export / "model_float32.tflite"
     assert inspect("--model", path, "--json", numbers) == 0
     said = capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_wrong_usage(arguments, message, capsys):
         (["--model", "empty"], "a workdir or an exported folder"),
         (
             ["--model", "broken.keras"],
-            "broken.keras (ValueError: not a zip archive, or truncated)",
+            "broken.keras (not a zip archive, or truncated)",
         ),
         (["--model", "broken.keras", "--figures", "broken.tflite"], "a file"),
         (["--model", "broken.tflite"], "Not a loadable .tflite"),

@@ -19,7 +19,7 @@ from keras_aspp.cli.main import COMMANDS, main
 from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
-from keras_aspp.utils.errors import one_line
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +249,64 @@ def test_bad_input_is_one_line_and_status_1(
     assert "\n" not in said
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+PRINT = ["train", "--config", "multiscale_shapes", "--print_config"]
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """Returns a function that lets PRINT raise what another raises."""
+
+    def replace(bug):
+        monkeypatch.setattr("keras_aspp.cli.train.load_config", bug)
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        (lambda *_: np.zeros(3).reshape(2), "ValueError"),
+        (lambda *_: len(3), "TypeError"),
+        (lambda *_: {}["a key"], "KeyError"),
+        (lambda *_: np.nothing, "AttributeError"),
+    ],
+)
+def test_an_internal_error_is_reported_as_one(bug, name, raising, capsys):
+    raising(bug)
+    assert main(PRINT) == 70
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"keras-aspp: internal error: {name}: ")
+    assert said[1:] == [
+        "This is a fault of keras_aspp, not of your input; please report it "
+        "with the output of --debug."
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_debug_shows_the_traceback_of_an_internal_error(at, raising, capsys):
+    def a_faulty_function(*_):
+        raise KeyError("a key")
+
+    raising(a_faulty_function)
+    assert main([*PRINT[:at], "--debug", *PRINT[at:]]) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert "in a_faulty_function" in said
+    assert "keras-aspp: internal error: KeyError" in said
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", 1), ("0", 0), ("", 0)])
+def test_the_environment_shows_the_traceback_of_a_users_error(
+    value, shown, monkeypatch, capsys
+):
+    monkeypatch.setenv("KERAS_ASPP_DEBUG", value)
+    assert main(["train", "--config", "no"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("Traceback (most recent call last)") == shown
+    last = said.splitlines()[-1]
+    assert last.startswith("keras-aspp: error: --config must be a file or one")
 
 
 @pytest.fixture
@@ -520,7 +578,7 @@ def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 3
     assert "bad.jpg" in said[0]
-    assert said[2].endswith("2 of 3 pictures failed")
+    assert said[2].endswith("2 of 3 images failed")
     assert (output / "good_labels.png").exists()
 
 
@@ -547,7 +605,7 @@ def test_export_takes_the_median_size_and_says_why(
 ):
     def export_model(model, directory, **arguments):
         taken.update(arguments)
-        raise ValueError("far enough")
+        raise InputError("far enough")
 
     taken = {}
     monkeypatch.setattr("keras_aspp.workdir.export_model", export_model)
@@ -591,11 +649,3 @@ def test_litert_is_silent_in_a_program(tiny_export):
     )
     done = run_program(code, str(tiny_export / "model_float32.tflite"))
     assert (done.stdout, done.stderr) == ("(64, 96)\n", "a fault")
-
-
-def test_error_through_tensorflow_is_its_last_message():
-    error = ValueError(
-        "ValueError: Label value 9 is bad. File: a.png\n"
-        "Traceback (most recent call last):\n\n  File ...\n"
-    )
-    assert one_line(error) == "Label value 9 is bad. File: a.png"

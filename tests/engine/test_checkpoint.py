@@ -19,8 +19,8 @@ from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import Config, TrainConfig
 from keras_aspp.engine.checkpoint import Checkpoints, changes
-from keras_aspp.engine.states import CheckpointStore
-from keras_aspp.engine.tensorboard import cut_events, write_history
+from keras_aspp.engine.states import CheckpointStore, write_history
+from keras_aspp.engine.tensorboard import cut_events
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.models.saving import save_model
 from keras_aspp.utils.files import remove_temporaries, write_json
@@ -83,7 +83,8 @@ def checkpoints_of(workdir, model=None, **train):
     """Of a run that is yet to begin, or goes on with a model."""
     workdir.mkdir(exist_ok=True)
     config = config_of(**train)
-    checkpoints = Checkpoints(workdir, config, {"train": 12}, None, STEPS)
+    store = CheckpointStore(workdir, config.train.keep_checkpoints)
+    checkpoints = Checkpoints(store, config, {"train": 12}, None, STEPS)
     if model:
         checkpoints.set_model(model)
         checkpoints.on_epoch_begin(0)
@@ -98,7 +99,7 @@ def rows(workdir):
 @pytest.fixture
 def states(tmp_path):
     """Two states; the arrays hold their epoch."""
-    states = CheckpointStore(tmp_path / "checkpoints", 2)
+    states = CheckpointStore(tmp_path, 2)
     for epoch in (1, 2):
         save(states, epoch)
     return states
@@ -175,7 +176,7 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
     with pytest.raises(ValueError, match="not finite after epoch 2"):
         checkpoints.on_epoch_end(1, {"val_mean_iou": 0.6})
     assert (tmp_path / "model.keras").read_bytes() == best
-    assert names(checkpoints.states) == ["epoch_00001"]
+    assert names(checkpoints.store) == ["epoch_00001"]
 
 
 def test_no_state_is_none_and_all_damaged_is_an_error(tmp_path, states):
@@ -267,7 +268,7 @@ def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
     cut = checkpoints_of(tmp_path / "cut", checkpoint_steps=2)
     with pytest.raises(Killed):
         fit(small_model(), cut, 3, [Kill()])
-    assert names(cut.states) == ["epoch_00001", "epoch_00001_step_0000002"]
+    assert names(cut.store) == ["epoch_00001", "epoch_00001_step_0000002"]
     again, other = checkpoints_of(tmp_path / "cut"), small_model(seed=2)
     again.restore(other)
     assert again.progress() == "step 2 of 4 in epoch 2"
@@ -277,8 +278,8 @@ def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
         tmp_path / "whole/logs/history.csv"
     ).read_text()
     assert [row["epoch"] for row in rows(tmp_path / "cut")] == ["0", "1", "2"]
-    _, expected, _ = whole.states.newest()
-    _, found, _ = again.states.newest()
+    _, expected, _ = whole.store.newest()
+    _, found, _ = again.store.newest()
     assert found.keys() == expected.keys()
     moved = 0
     for name, value in expected.items():
@@ -297,9 +298,9 @@ def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
 def test_a_signal_saves_and_ends(tmp_path, capfd, number):
     checkpoints = checkpoints_of(tmp_path, small_model())
     before = signal.getsignal(number)
-    with stop_signals(checkpoints.ask):
+    with stop_signals(checkpoints.request_stop):
         checkpoints.on_train_batch_end(0)
-        assert not names(checkpoints.states)
+        assert not names(checkpoints.store)
         os.kill(os.getpid(), number)
         with pytest.raises(
             KeyboardInterrupt,
@@ -308,20 +309,20 @@ def test_a_signal_saves_and_ends(tmp_path, capfd, number):
             checkpoints.on_train_batch_end(1)
     assert signal.getsignal(number) is before
     assert "again: at once" in capfd.readouterr().err
-    assert names(checkpoints.states) == ["epoch_00000_step_0000002"]
+    assert names(checkpoints.store) == ["epoch_00000_step_0000002"]
 
 
 def test_a_signal_after_the_last_step_waits_for_validation(tmp_path):
     checkpoints = checkpoints_of(tmp_path, small_model())
-    with stop_signals(checkpoints.ask):
+    with stop_signals(checkpoints.request_stop):
         os.kill(os.getpid(), signal.SIGTERM)
         checkpoints.on_train_batch_end(STEPS - 1)
-        assert not names(checkpoints.states)
+        assert not names(checkpoints.store)
         with pytest.raises(
             KeyboardInterrupt, match="after epoch 1; it is saved"
         ):
             checkpoints.on_epoch_end(0, {"val_mean_iou": 0.5})
-    assert names(checkpoints.states) == ["epoch_00001"]
+    assert names(checkpoints.store) == ["epoch_00001"]
     assert len(rows(tmp_path)) == 1
 
 
@@ -329,7 +330,7 @@ def test_the_second_signal_ends_at_once(tmp_path):
     checkpoints = checkpoints_of(tmp_path)
     with (
         pytest.raises(KeyboardInterrupt, match="Go on with --resume"),
-        stop_signals(checkpoints.ask),
+        stop_signals(checkpoints.request_stop),
     ):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -360,10 +361,10 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tmp_path, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     message = str(raised.value)
     assert "after epoch 2 cannot be written" in message
-    assert "the ones before it are whole. Go on with --resume" in message
+    assert "the earlier ones are intact. Go on with --resume" in message
     assert "\n" not in message
     assert not list(tmp_path.rglob(".*"))
-    assert checkpoints.states.newest()[2]["epochs"] == 1
+    assert checkpoints.store.newest()[2]["epochs"] == 1
     assert len(rows(tmp_path)) == 1
     assert keras.saving.load_model(tmp_path / "model.keras")
 
@@ -400,7 +401,8 @@ def test_patience_is_remembered(tmp_path):
 def test_what_is_not_the_run_is_refused(tmp_path):
     model = small_model()
     checkpoints_of(tmp_path, model).on_epoch_end(0, {"val_mean_iou": 0.5})
-    fewer = Checkpoints(tmp_path, config_of(), {"train": 11}, None, STEPS)
+    store = CheckpointStore(tmp_path, 2)
+    fewer = Checkpoints(store, config_of(), {"train": 11}, None, STEPS)
     with pytest.raises(ValueError, match=r"then: .*12}, now: {'train': 11}"):
         fewer.restore(model)
     model.compile("adam", "mse")

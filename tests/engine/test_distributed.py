@@ -236,7 +236,8 @@ def test_compilations_are_counted(tmp_path, capsys):
     model = keras.Sequential([keras.Input((None, 2)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    counted = Compilations(model, "XLA off (a reason)", tmp_path)
+    counted = Compilations("XLA off (a reason)", tmp_path)
+    assert "train_step" not in vars(model)
     x, y = np.ones((4, 3, 2)), np.ones((4, 3, 1))
     model.fit(x, y, batch_size=2, verbose=0, callbacks=[counted])
     first = counted.traces["train_step"]

@@ -175,7 +175,7 @@ def test_a_run_whose_workdir_was_taken_over_writes_nothing_more(tmp_path):
         other = claim(tmp_path, pid=4321, host="elsewhere").read_text()
         with pytest.raises(FileExistsError, match="taken over.*process 4321"):
             checkpoints.on_epoch_end(2, {"val_mean_iou": 0.7})
-        assert names(checkpoints.states) == ["epoch_00001", "epoch_00002"]
+        assert names(checkpoints.store) == ["epoch_00001", "epoch_00002"]
         assert (tmp_path / "model.keras").read_bytes() == best
     assert (tmp_path / OWNER_FILE).read_text() == other
 

@@ -13,6 +13,7 @@ from tiny_run import replace
 from keras_aspp.config.schema import Config
 from keras_aspp.engine.checkpoint import Checkpoints, _variables
 from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.models import DeepLabV3
 
 FIELDS = {
@@ -72,7 +73,13 @@ def run(workdir, settings, toy_backbone):
     if config.train.ema_momentum:
         averages = keras.callbacks.SwapEMAWeights()
     compile_model(model, config.train, 2 * STEPS, ignore_label=255)
-    checkpoints = Checkpoints(workdir, config, {"train": 8}, averages, STEPS)
+    checkpoints = Checkpoints(
+        CheckpointStore(workdir, config.train.keep_checkpoints),
+        config,
+        {"train": 8},
+        averages,
+        STEPS,
+    )
     checkpoints.restore(model)
     begun = checkpoints.epochs
     assert begun == len(list(workdir.glob("checkpoints/epoch_*")))

@@ -15,6 +15,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.run import train
+from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.models import DeepLabV3
 
@@ -59,7 +60,7 @@ def test_collapse_is_said_once(capsys, shares, warned):
     found = said(capsys)
     assert len(found) == warned
     assert all("100.0% of the validation pixels" in f for f in found)
-    assert all("ground, 33.3% are labelled so" in f for f in found)
+    assert all("ground, 33.3% are labeled so" in f for f in found)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ def test_a_batch_without_valid_pixels_is_said_once(capsys):
     labels[0, 0, 0, 0] = 1
     callback = watch()
     batches = tf.data.Dataset.from_tensor_slices((labels, labels))
-    batches = batches.map(callback.batch)
+    batches = batches.map(callback.check_batch)
     list(batches.take(1))
     assert not said(capsys)
     (_, seen), *_ = list(batches)
     np.testing.assert_array_equal(seen, labels[0])
     (warning,) = said(capsys)
-    assert "no valid pixel" in warning
+    assert "only ignored pixels" in warning
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
@@ -177,7 +178,9 @@ def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
     model.train_on_batch(x, np.ones((2, 64, 64, 3)))
     model.train_on_batch(x, np.zeros((2, 64, 64, 3)))
     averages = keras.callbacks.SwapEMAWeights()
-    checkpoints = Checkpoints(tmp_path, Config(), averages=averages)
+    checkpoints = Checkpoints(
+        CheckpointStore(tmp_path, 2), Config(), averages=averages
+    )
     for callback in (averages, checkpoints):
         callback.set_model(model)
     before = [npy(w).copy() for w in model.trainable_weights]
@@ -201,7 +204,7 @@ def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
 def test_weights_that_are_no_numbers_are_no_checkpoint(toy_backbone, tmp_path):
     model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
     model.compile("sgd", "mse")
-    checkpoints = Checkpoints(tmp_path, Config())
+    checkpoints = Checkpoints(CheckpointStore(tmp_path, 2), Config())
     checkpoints.set_model(model)
     checkpoints.on_epoch_end(0)
     weight = model.trainable_weights[0]

@@ -1,7 +1,6 @@
 """Exports: equal to the model, whole, or not there."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -344,7 +343,7 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     ("changes", "message"),
     [
         ({"class_names": ["a", "b"]}, "model's 4 classes. Received: 2 names"),
-        ({"verify_images": []}, "at least one picture"),
+        ({"verify_images": []}, "at least one image"),
         ({"formats": ("coreml",)}, r"Received: \['coreml'\]"),
         ({"image_size": (64, 0)}, r"Received: image_size=\(64, 0\)"),
         ({"verify_images": [np.zeros((4, 4, 3))]}, "dtype=float64"),
@@ -787,47 +786,14 @@ def test_int8_that_loses_too_much_leaves_nothing(model, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_works_leaves_nothing(tmp_path, number):
+def test_a_signal_while_it_works_leaves_nothing(
+    model, tmp_path, number, monkeypatch
+):
     before = signal.getsignal(number)
-    with (
-        pytest.raises(KeyboardInterrupt, match="Nothing was exported"),
-        exporter._work_folder(tmp_path / "out") as work,
-    ):
-        (work / "part").write_text("")
-        signal.raise_signal(number)
+    monkeypatch.setattr(
+        exporter, "_write_artefacts", lambda *_: signal.raise_signal(number)
+    )
+    with pytest.raises(KeyboardInterrupt, match="Nothing was exported"):
+        export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(number) is before
-
-
-@pytest.mark.parametrize("at", ["before 1", "after 1", "before 2", "after 2"])
-def test_a_signal_between_renames_waits(tmp_path, monkeypatch, at):
-    out, rename, calls = tmp_path / "out", os.replace, []
-    out.mkdir()
-
-    def replace(source, target):
-        calls.append(source)
-        if at == f"before {len(calls)}":
-            signal.raise_signal(signal.SIGTERM)
-        rename(source, target)
-        if at == f"after {len(calls)}":
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        exporter._work_folder(out) as work,
-    ):
-        (work / "new").write_text("")
-        exporter._replace(work, out)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (out / "new").is_file()
-
-
-def test_a_failed_rename_keeps_the_earlier_export(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("")
-    with pytest.raises(FileNotFoundError):
-        exporter._replace(tmp_path / "absent", out)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (out / "old").is_file()

@@ -113,7 +113,7 @@ def test_predict_does_the_rest(tmp_path, capsys):
     *lines, last = capsys.readouterr().err.strip().splitlines()
     lines = [line for line in lines if line.startswith("keras-aspp")]
     assert len(lines) == len(BAD) + len(odd)
-    assert f"{len(lines)} of {len(names)} pictures failed" in last
+    assert f"{len(lines)} of {len(names)} images failed" in last
     for name in (*BAD, *(path.name for path in odd)):
         assert sum(f"/{name} (" in f"{line} (" for line in lines) == 1, name
     done = len(GOOD) + len(NAMES)
