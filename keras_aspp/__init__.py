@@ -19,6 +19,7 @@ __all__ = [
     "backbones",
     "data",
     "export",
+    "inference",
     "layers",
     "losses",
     "metrics",

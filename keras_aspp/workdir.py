@@ -1,5 +1,7 @@
 """Working directories of training runs: configuration, data, model, export."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import functools
@@ -67,7 +69,7 @@ class Workdir:
         data = self.config.data
         return data.test_split or data.validation_split
 
-    def examples(self, split: str) -> "Examples":
+    def examples(self, split: str) -> Examples:
         """`Examples` of a split."""
         return Examples(self.source, split)
 
@@ -214,7 +216,7 @@ def open_data(
         `(source, DataConfig)`.
 
     Raises:
-        ValueError: `name` is `None` and `model` is no workdir.
+        ValueError: `name` is `None` and `model` is not a workdir.
     """
     is_workdir = (Path(model) / CONFIG).is_file()
     if name is None:

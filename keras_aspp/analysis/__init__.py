@@ -1,4 +1,4 @@
-"""What a model costs, what it sees and what it misses, as numbers."""
+"""Cost, receptive fields, valid taps and gridding of a model, as numbers."""
 
 from keras_aspp.analysis.cost import Cost, LayerCost, cost
 from keras_aspp.analysis.effective import (

@@ -4,25 +4,29 @@ Conventions. One multiply-add (MAdd) is one multiplication and the addition
 that follows: half of what counts as floating-point operations. Convolutions
 and dense layers are counted, with every tap of a kernel, those over the
 padding too; bias, batch norm, activations, pooling, sums and resizing are
-not. Memory is that of one picture, every layer writing a tensor of its own.
+not. Memory is that of one image, every layer writing a tensor of its own.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import keras
 
 from keras_aspp.analysis.trace import Step, Trace, trace
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """Cost of one call of a layer, for one picture.
+    """Cost of one call of a layer, for one image.
 
     Attributes:
         path: names of the layers it lies in, and its own.
-        kind: its class.
+        layer_type: name of its class.
         shape: of its output, without the batch.
         parameters: int, those that no layer before it shares.
         madds: int, multiply-adds.
@@ -30,16 +34,17 @@ class LayerCost:
     """
 
     path: str
-    kind: str
+    layer_type: str
     shape: Shape
     parameters: int
     madds: int
     activation_bytes: int
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of a model, for one picture.
+    """Cost of a model, for one image.
 
     Attributes:
         image_size: `(height, width)` in pixels.
@@ -67,7 +72,7 @@ def cost(model: keras.Model, image_size: Size) -> Cost:
     """Parameters, multiply-adds and activation memory of a model.
 
     Args:
-        model: `keras.Model` of one picture; see `trace`.
+        model: `keras.Model` of one image; see `trace`.
         image_size: `(height, width)`, ints > 0, in pixels.
 
     Returns:
@@ -87,7 +92,7 @@ def cost(model: keras.Model, image_size: Size) -> Cost:
 
 
 def cost_of(traced: Trace) -> Cost:
-    """`cost` of a model that was followed already.
+    """Computes `cost` from a `Trace`.
 
     Args:
         traced: `Trace`.
@@ -101,7 +106,7 @@ def cost_of(traced: Trace) -> Cost:
         layers.append(
             LayerCost(
                 step.path,
-                step.kind,
+                step.layer_type,
                 step.shape,
                 sum(math.prod(w.shape) for w in own),
                 0 if step.opened else multiply_adds(step),
@@ -127,7 +132,7 @@ def _uncounted(step):
 
 
 def multiply_adds(step: Step) -> int:
-    """Multiply-adds of one step, int."""
+    """Computes the multiply-adds of one step."""
     layer = step.operation
     if isinstance(layer, keras.layers.Conv2DTranspose):
         return _positions(step.inputs[0]) * _size(layer.kernel)
@@ -142,7 +147,7 @@ def multiply_adds(step: Step) -> int:
         return _cells(step.outputs[0].shape[1:]) * math.prod(inner)
     if isinstance(layer, _WITH_KERNEL):
         return _positions(step.outputs[0]) * _size(layer.kernel)
-    if step.kind in ("Conv", "DepthwiseConv"):  # of keras.ops
+    if step.layer_type in ("Conv", "DepthwiseConv"):  # of keras.ops
         return _positions(step.outputs[0]) * _size(step.arguments[1])
     return 0
 
@@ -178,7 +183,7 @@ def _size(weight):
 
 
 def tensor_bytes(tensor: keras.KerasTensor) -> int:
-    """Size of a symbolic tensor for one picture, in bytes."""
+    """Computes the size of a symbolic tensor for one image, in bytes."""
     bits = "".join(filter(str.isdigit, tensor.dtype)) or "8"
     return _cells(tensor.shape[1:]) * int(bits) // 8
 

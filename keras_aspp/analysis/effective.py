@@ -1,5 +1,7 @@
 """Effective receptive field: the pixels that matter, by their gradients."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import keras
@@ -12,7 +14,7 @@ from keras_aspp.utils.exceptions import InputError
 
 @dataclasses.dataclass(frozen=True)
 class EffectiveField:
-    """How much each pixel moves the central cell.
+    """Sensitivity of the central cell to each pixel.
 
     Attributes:
         map: float array `(height, width)`, sums to 1.
@@ -47,7 +49,7 @@ class EffectiveField:
 
         Returns:
             int, odd, in pixels: of the smallest square whose center lies
-            within a pixel of `center`, cut off where the picture ends.
+            within a pixel of `center`, cropped to the image.
         """
         rows, columns = np.indices(self.map.shape)
         sides = []
@@ -73,11 +75,11 @@ def effective_receptive_field(
 
     The theoretical field says which pixels can matter; most of its rim hardly
     does. Here the absolute gradient of the cell's channels is averaged over
-    pictures and over random signs of the channels, one draw a picture, so
+    images and over random signs of the channels, one draw an image, so
     that channels do not cancel.
 
     Args:
-        model: functional `keras.Model` of one picture (TensorFlow backend).
+        model: functional `keras.Model` of one image (TensorFlow backend).
         images: float array `(n, height, width, channels)`, as the model takes
             them, of any size that it takes.
         layer: name of one of the model's layers, or key of its outputs.
@@ -87,8 +89,8 @@ def effective_receptive_field(
         `EffectiveField`.
 
     Raises:
-        ValueError: no such layer, its output is no map, or nothing in it
-            depends on the picture.
+        ValueError: the layer does not exist, its output is not a map, or it
+            does not depend on the image.
 
     Reference:
         [Luo et al., 2016](https://arxiv.org/abs/1701.04128), section 3.
@@ -117,7 +119,7 @@ def effective_receptive_field(
             total = total + np.abs(gradient.numpy()[0]).sum(axis=-1)
     if not np.sum(total) > 0:
         raise InputError(
-            "The central cell depends on no pixel of these pictures. "
+            "The central cell depends on no pixel of these images. "
             f"Received: layer={layer!r}, {len(images)} images"
         )
     return EffectiveField(total / total.sum(), cell)

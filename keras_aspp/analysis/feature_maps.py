@@ -1,4 +1,6 @@
-"""Pictures of what atrous convolution does, on a picture of one's own."""
+"""Images of what atrous convolution does, on an image of one's own."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +23,7 @@ SURROUND_RATES = (2, 6, 12)
 def filter_bank() -> keras.Model:
     """A network with filters set by hand: it needs no training.
 
-    The picture is blurred and halved three times, looked at by four filters
+    The image is blurred and halved three times, looked at by four filters
     (`FILTERS`) with stride 2, and halved once more. RGB in [0, 1] goes in,
     one map of stride 32 comes out.
 
@@ -38,7 +40,7 @@ def filter_bank() -> keras.Model:
     inputs = keras.Input((None, None, 3), name="picture")
     grey = keras.layers.Conv2D(1, 1, name="grey")
     x = grey(inputs)
-    # The padding is then as bright as a picture of average brightness.
+    # The padding is then as bright as an image of average brightness.
     grey.set_weights([luminance, np.array([-0.5])])
     for i in range(1, 6):
         x = keras.layers.ZeroPadding2D(1, name=f"pad_{i}")(x)
@@ -60,7 +62,7 @@ def filter_bank() -> keras.Model:
 def strided_and_dense(
     backbone: keras.Model, image: np.ndarray
 ) -> dict[str, Any]:
-    """Features of a picture at a network's own stride, and denser.
+    """Features of an image at a network's own stride, and denser.
 
     Args:
         backbone: functional `keras.Model`; of dict outputs the coarsest
@@ -75,12 +77,12 @@ def strided_and_dense(
 
     Raises:
         TypeError, ValueError: the backbone cannot be made dense, or the
-            picture is smaller than one cell.
+            image is smaller than one cell.
     """
     own = max(feature_strides(backbone).values())
     if min(image.shape[:2]) < own:
         raise InputError(
-            f"The picture is smaller than one cell of {own} pixels. "
+            f"The image is smaller than one cell of {own} pixels. "
             f"Received: {image.shape[0]}x{image.shape[1]}"
         )
     fine = min(DENSE_STRIDE, max(own // 4, 1))
@@ -94,7 +96,7 @@ def strided_and_dense(
         maps.append(keras.ops.convert_to_numpy(features)[0])
         centers.append(receptive_fields(model, image.shape[:2])[-1].center)
     strided, dense = maps
-    # Cell (0, 0) of the two may look at different pixels: by the padding.
+    # Cell (0, 0) of the two may cover different pixels: by the padding.
     start = [round((a - b) / fine) for a, b in zip(*centers, strict=True)]
     step = own // fine
     picked = dense[start[0] :: step, start[1] :: step]
@@ -124,7 +126,7 @@ def _coarsest(backbone):
 def surroundings(
     features: np.ndarray, rates: Sequence[int] = SURROUND_RATES
 ) -> dict[str, np.ndarray]:
-    """A cell minus the mean of its eight neighbours, at several rates.
+    """A cell minus the mean of its eight neighbors, at several rates.
 
     What ASPP's branches can learn, set by hand: each rate answers to things
     of its own size.
@@ -156,7 +158,7 @@ def aspp_of(model: keras.Model) -> ASPP | None:
 
 
 def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
-    """How strongly each branch of a model's ASPP answers to a picture.
+    """Computes the response of each branch of a model's ASPP.
 
     Args:
         model: functional `keras.Model` with an `ASPP` among its layers.

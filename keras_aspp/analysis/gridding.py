@@ -1,4 +1,6 @@
-"""Gridding: what a stack of dilated convolutions never looks at."""
+"""Gridding: what a stack of dilated convolutions never reads."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -13,7 +15,7 @@ from keras_aspp.layers.checks import check_atrous_rates, check_odd
 
 @dataclasses.dataclass(frozen=True)
 class Gridding:
-    """What dilated convolutions in a row see around a cell.
+    """Receptive field of a stack of dilated convolutions, and its gaps.
 
     Attributes:
         rates: tuple of ints, in cells.
@@ -38,12 +40,12 @@ class Gridding:
 
     @property
     def unseen(self) -> int:
-        """Cells of the receptive field that are never seen, int."""
+        """Number of cells of the receptive field that are never read."""
         return self.size**2 - int((self.paths > 0).sum()) ** 2
 
     @property
     def unseen_share(self) -> float:
-        """The same as a share of the field, in [0, 1)."""
+        """Share of the receptive field that is never read, in [0, 1)."""
         return self.unseen / self.size**2
 
     @property
@@ -75,7 +77,7 @@ def gridding(
 
     Reference:
         [Wang et al., 2018](https://arxiv.org/abs/1702.08502), section 3.2.
-        Differs from it in: what is seen is counted, not bounded by its rule
+        Differs from it in: covered cells are counted, not bounded by its rule
         M_2 <= K, which is sufficient but not necessary.
     """
     rates = check_atrous_rates(rates)
@@ -131,7 +133,7 @@ def _unbroken(pairs, owed):
 
 
 def rates_text(rates: Sequence[int]) -> str:
-    """Rates in words, long rows of equal ones together: `7 x 1, 2, 2`."""
+    """Formats rates, long runs of equal ones together: `7 x 1, 2, 2`."""
     words = []
     for rate, same in itertools.groupby(rates):
         count = len(list(same))

@@ -9,16 +9,19 @@ Reference: [Araujo et al., 2019](https://distill.pub/2019/computing-receptive-
 fields). Differs from it in: upsampling, and branches of unequal centers.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 from keras_aspp.analysis.trace import Trace, trace
 from keras_aspp.layers import BilinearResize, rewritable
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
 
 # Our layers, which may pad otherwise than their `padding` says.
@@ -35,7 +38,7 @@ _MARGINS = {"bilinear": 0, "bicubic": 1, "lanczos3": 2, "lanczos5": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What the cells of a map see along one axis.
+    """Receptive fields of the cells of a map along one axis.
 
     Attributes:
         stride: Fraction, pixels from cell to cell.
@@ -49,16 +52,16 @@ class Axis:
 
     @property
     def period(self) -> int:
-        """Cells after which the pattern repeats."""
+        """Number of cells after which the pattern repeats."""
         return len(self.low)
 
     @property
     def size(self) -> int:
-        """Pixels that a cell sees; the most where cells differ."""
+        """Size of the (largest) receptive field, in pixels."""
         return int((self.high - self.low).max()) + 1
 
     def pixels(self, cells: int | np.ndarray) -> tuple[Any, Any]:
-        """First and last pixel that cells see, the picture being endless.
+        """Returns the first and last pixel of cells in an unbounded image.
 
         Args:
             cells: int or int array, negative ones too.
@@ -71,7 +74,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Input cells that output cells look at, along one axis.
+    """Input cells that output cells read, along one axis.
 
     Output cell i of a period looks from `first[i]` to `last[i]`; a period
     further on, `advance` input cells further.
@@ -84,16 +87,16 @@ class _Window:
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """What one layer's output sees.
+    """Receptive field of the output of a layer.
 
     Attributes:
         path: names of the layers it lies in, and its own.
-        kind: its class.
+        layer_type: name of its class.
         shape: of its output, without the batch.
         kernel_size: `(height, width)`, or `None` for a layer without.
         dilation: `(height, width)` in cells of its input, or `None`.
         axes: two `Axis`, or `None` where it sees nothing but the whole.
-        is_global: whether some path from the picture goes through a mean over
+        is_global: whether some path from the image goes through a mean over
             the whole map (image pooling, squeeze-and-excite), so that every
             pixel matters. `size` then is that of the other paths.
         assumed: whether it, or a layer before it, is one whose reach is not
@@ -102,13 +105,15 @@ class ReceptiveField:
     """
 
     path: str
-    kind: str
+    layer_type: str
     shape: Shape
     kernel_size: tuple[int, int] | None
     dilation: tuple[int, int] | None
     axes: tuple[Axis, Axis] | None
     is_global: bool
     assumed: bool
+
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
 
     @property
     def stride(self) -> tuple[Any, Any] | None:
@@ -136,7 +141,7 @@ def receptive_fields(
     """Stride, dilation and theoretical receptive field of every layer.
 
     Args:
-        model: `keras.Model` of one picture; see `trace`.
+        model: `keras.Model` of one image; see `trace`.
         image_size: `(height, width)`, ints > 0, in pixels. `"same"` padding
             of a strided layer depends on it, and what global means.
 
@@ -176,7 +181,7 @@ def receptive_fields_of(traced: Trace) -> list[ReceptiveField]:
 
 
 def as_text(field: ReceptiveField) -> str:
-    """Size of a receptive field in words, e.g. `"427x427"`."""
+    """Formats the size of a receptive field, e.g. `"427x427"`."""
     if field.size is None:
         return "global"
     size = "x".join(map(str, field.size))
@@ -197,7 +202,7 @@ def _row(step, seen):
         dilation = kernel and _pair(getattr(layer, "dilation_rate", 1))
     return ReceptiveField(
         step.path,
-        step.kind,
+        step.layer_type,
         step.shape,
         kernel,
         dilation,
@@ -208,7 +213,7 @@ def _row(step, seen):
 
 
 def _through(step, inputs):
-    """What the output of a step sees, given what its inputs see."""
+    """Computes the receptive field of a step from those of its inputs."""
     windows = _windows(step)
     if windows is not None:
         first = inputs[0]
@@ -241,7 +246,7 @@ def _through(step, inputs):
 
 
 def _averages(layer):
-    """Whether a layer of same-sized output mixes all cells nonetheless."""
+    """Returns True if a layer of unchanged map size mixes all cells."""
     if isinstance(layer, keras.layers.GroupNormalization):
         return True
     axis = getattr(layer, "axis", -1)
@@ -251,7 +256,7 @@ def _averages(layer):
 
 
 def _compose(axis, window):
-    """What a window over a map sees of the picture."""
+    """Computes the receptive field of a window over a map."""
     count = len(window.first)
     repeats = axis.period // math.gcd(axis.period, window.advance)
     cells = np.arange(count * repeats)
@@ -284,7 +289,7 @@ def _unite(axes, cells):
 
 
 def _windows(step):
-    """The two windows of a layer that looks at neighbours, or `None`."""
+    """The two windows of a layer that reads neighboring cells, or `None`."""
     layer = step.operation
     if not step.inputs or step.opened or len(step.shape) != 3:
         return None
@@ -292,8 +297,8 @@ def _windows(step):
         return None
     sizes = zip(step.inputs[0].shape[1:3], step.shape[:2], strict=True)
     rule = next(
-        (rule for kinds, rule in _RULES if isinstance(layer, kinds)),
-        _OPERATIONS.get(step.kind),
+        (rule for types, rule in _RULES if isinstance(layer, types)),
+        _OPERATIONS.get(step.layer_type),
     )
     if rule is None:
         return None

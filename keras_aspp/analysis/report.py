@@ -1,4 +1,6 @@
-"""report: everything that can be said of a model at one picture size."""
+"""report: everything that can be said of a model at one image size."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -16,10 +18,10 @@ MANY_LAYERS = 40
 
 
 def report(model: keras.Model, image_size: Size) -> dict[str, Any]:
-    """What a model costs, sees and misses, as plain values.
+    """Analyzes a model and returns the results as plain values.
 
     Args:
-        model: `keras.Model` of one picture; see `trace`.
+        model: `keras.Model` of one image; see `trace`.
         image_size: `(height, width)`, ints > 0, in pixels.
 
     Returns:
@@ -89,7 +91,7 @@ class _Maps:
         self.backbone = next(filter(self._is_backbone, traced.steps), None)
 
     def _is_backbone(self, step):
-        """A nested model that takes the picture down to the last stride."""
+        """A nested model that takes the image down to the last stride."""
         if not step.opened or not isinstance(step.operation, keras.Model):
             return False
         before = self.field_of[id(step.inputs[0])]
@@ -97,12 +99,12 @@ class _Maps:
         coarsest = max(
             self._stride(leaf.outputs[0]) for leaf in self.traced.leaves
         )
-        # The picture, or a magnified one.
+        # The image, or a magnified one.
         whole = before.size == (1, 1) or max(before.stride or (1,)) < 1
         return whole and 1 < max(strides) == coarsest
 
     def _stride(self, tensor):
-        """Pixels per cell, 0 for what is no map."""
+        """Pixels per cell, 0 for tensors that are not maps."""
         return max(self.field_of[id(tensor)].stride or (0,))
 
     def stages(self):
@@ -127,12 +129,12 @@ class _Maps:
         )
 
     def _last_of_each_stride(self):
-        """Going down: what a decoder brings back up is no stage."""
+        """Going down: maps that a decoder upsamples are not stages."""
         last, coarsest = {}, 1
         inside = f"{self.backbone.path}/" if self.backbone else ""
         for step in self.traced.leaves:
             stride = self._stride(step.outputs[0])
-            padding = step.kind in ("ZeroPadding2D", "Pad")
+            padding = step.layer_type in ("ZeroPadding2D", "Pad")
             if (
                 stride >= coarsest
                 and step.path.startswith(inside)
@@ -165,7 +167,7 @@ def _map_row(name, field, tensor):
     return {
         "name": name,
         "layer": field.path,
-        "kind": field.kind,
+        "kind": field.layer_type,
         "shape": list(tensor.shape[1:]),
         **_reach(field),
     }
@@ -238,7 +240,7 @@ def _stacks(traced, maps, stages):
         for tensor in step.outputs[:1]:
             chain = chains.get(id(tensor), ())
             rates = tuple(rate for rate, _ in chain)
-            # One convolution alone is no row.
+            # A single convolution is not a stack.
             row = len(rates) > 1 and max(rates) > 1
             if not row or step.path not in ends or chain in known:
                 continue
@@ -325,7 +327,7 @@ def _parts(traced, fields, costs):
 
 
 def _layers(fields, costs):
-    """Receptive field and cost of every layer that is no composite."""
+    """Receptive field and cost of every non-composite layer."""
     rows, by_path = [], {}
     for layer in costs.layers:
         by_path.setdefault(layer.path, []).append(layer)
@@ -337,7 +339,7 @@ def _layers(fields, costs):
         rows.append(
             {
                 "name": field.path,
-                "kind": field.kind,
+                "kind": field.layer_type,
                 "shape": list(field.shape),
                 "kernel_size": field.kernel_size and list(field.kernel_size),
                 "dilation": field.dilation and list(field.dilation),

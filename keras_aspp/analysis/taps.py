@@ -1,5 +1,7 @@
 """Valid taps: how much of a dilated kernel still falls on the map."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np
@@ -10,7 +12,7 @@ from keras_aspp.utils.types import Size
 
 @dataclasses.dataclass(frozen=True)
 class ValidTaps:
-    """How many taps of a dilated kernel are on the map, cell by cell.
+    """Number of valid taps of a dilated kernel over the cells of a map.
 
     Attributes:
         rate: int, in cells.
@@ -30,7 +32,7 @@ class ValidTaps:
 
     @property
     def degenerate(self) -> bool:
-        """Whether only the center tap is valid, at every cell."""
+        """True if only the center tap is valid at every cell."""
         return set(self.shares) == {1} and self.kernel_size > 1
 
 

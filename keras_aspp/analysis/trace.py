@@ -1,17 +1,20 @@
-"""trace: follows a model at one picture size, layer by layer.
+"""trace: follows a model at one image size, layer by layer.
 
 Nothing is computed: symbolic tensors of fixed shape go through the model, and
 composite layers are opened until only layers and operations are left that do
 one thing. Cost, receptive field and feature sizes are read from one trace.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from keras_aspp.layers import BilinearResize
+from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.keras_graph import (
     calls_forgotten,
@@ -63,8 +66,10 @@ class Step:
     opaque: bool = False
     arguments: tuple[Any, ...] = ()
 
+    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
+
     @property
-    def kind(self) -> str:
+    def layer_type(self) -> str:
         """Name of its class."""
         return type(self.operation).__name__
 
@@ -76,12 +81,12 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What happens to one picture.
+    """Record of the computation of one image.
 
     Attributes:
         model: what was followed.
         image_size: `(height, width)` in pixels.
-        image: symbolic tensor, the picture.
+        image: symbolic tensor, the image.
         steps: tuple of `Step` in the order of computation; a composite layer
             follows its parts.
         outputs: tuple of symbolic tensors, the model's results.
@@ -95,15 +100,15 @@ class Trace:
 
     @property
     def leaves(self) -> tuple[Step, ...]:
-        """Steps that are no composite layers."""
+        """Steps that are not composite layers."""
         return tuple(step for step in self.steps if not step.opened)
 
 
 def trace(model: keras.Model, image_size: Size) -> Trace:
-    """Follows one picture through a model.
+    """Traces one image through a model.
 
     Args:
-        model: `keras.Model` with one picture as its input, channels last:
+        model: `keras.Model` with one image as its input, channels last:
             functional, sequential, or one of `keras_aspp.models`. Layers
             inside may be subclassed; those whose `call` leaves `keras.ops`
             stay closed and are marked `opaque`.
@@ -113,7 +118,7 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
         `Trace`.
 
     Raises:
-        TypeError: `model` is no Keras model, or has no fixed input.
+        TypeError: `model` is not a Keras model, or has no fixed input.
         ValueError: `image_size` is not as above, contradicts the model's
             input, or is too small for it.
 
@@ -121,23 +126,23 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
     >>> inputs = keras.Input((None, None, 3))
     >>> outputs = keras.layers.Conv2D(4, 3, strides=2)(inputs)
     >>> found = trace(keras.Model(inputs, outputs), (9, 7))
-    >>> [(step.kind, step.shape) for step in found.steps]
+    >>> [(step.layer_type, step.shape) for step in found.steps]
     [('InputLayer', (9, 7, 3)), ('Conv2D', (4, 3, 4))]
     """
-    image = _picture(model, check_image_size(image_size))
+    image = _symbolic_image(model, check_image_size(image_size))
     tracer = _Tracer()
     with calls_forgotten(model):
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:
             raise InputError(
-                f"The model cannot take a picture of this size: "
+                f"The model cannot take an image of this size: "
                 f"{_reason(error)}. Received: image_size={tuple(image_size)}"
             ) from error
     for step in tracer.steps:
         if any(0 in tensor.shape for tensor in step.outputs):
             raise InputError(
-                f"The picture is smaller than one cell of layer {step.path}. "
+                f"The image is smaller than one cell of layer {step.path}. "
                 f"Received: image_size={tuple(image_size)}"
             )
     source = Step(image.name, producer(image), (), (image,))
@@ -147,7 +152,7 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
 
 
 def check_image_size(image_size: Size) -> tuple[int, int]:
-    """`image_size` as a tuple, or `ValueError`."""
+    """Returns `image_size` as a tuple, or raises `ValueError`."""
     size = tuple(image_size) if isinstance(image_size, (list, tuple)) else ()
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise InputError(
@@ -157,8 +162,8 @@ def check_image_size(image_size: Size) -> tuple[int, int]:
     return size
 
 
-def _picture(model, image_size):
-    """A symbolic picture that the model takes."""
+def _symbolic_image(model, image_size):
+    """A symbolic image that the model takes."""
     inputs = getattr(model, "inputs", None)
     if not isinstance(model, keras.Model) or not inputs:
         raise InputTypeError(
@@ -176,7 +181,7 @@ def _picture(model, image_size):
     for own, asked in zip(shape[1:3], image_size, strict=True):
         if own not in (None, asked):
             raise InputError(
-                f"The model is built for pictures of {shape[1]}x{shape[2]}. "
+                f"The model is built for images of {shape[1]}x{shape[2]}. "
                 f"Received: image_size={image_size}"
             )
     return keras.Input(
@@ -187,14 +192,14 @@ def _picture(model, image_size):
 
 
 def _reason(error):
-    """What Keras says in bold, else its first line."""
+    """Returns the bold part of an error of Keras, or its first line."""
     bold = re.search(r"\x1b\[1m(.*?)\x1b", str(error), re.DOTALL)
     text = bold[1] if bold else str(error).strip().splitlines()[0]
     return text.split(" Received")[0].rstrip(".")
 
 
 def output_of(model: keras.Model) -> Any:
-    """What a model gives, in its structure: a tensor, list or dict."""
+    """Returns the output of a model in its structure: tensor, list or dict."""
     # A sequential model has no call of its own to ask.
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
@@ -202,7 +207,7 @@ def output_of(model: keras.Model) -> Any:
 
 
 class _Tracer:
-    """Collects steps; knows which symbolic tensor stands for which."""
+    """Collects steps; maps symbolic tensors to their copies."""
 
     def __init__(self):
         self.steps = []
@@ -280,7 +285,7 @@ class _Tracer:
 def _name(operation):
     if isinstance(operation, keras.layers.Layer):
         return operation.name
-    # Operations are numbered through the process; their kind says enough.
+    # Operations are numbered through the process; their type identifies them.
     return type(operation).__name__.lower()
 
 

@@ -4,6 +4,8 @@ Both are made to the network at its own strides; making it dense multiplies
 the rates afterwards, as in the paper (Chen et al., 2017, section 3.2).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import keras
@@ -22,19 +24,19 @@ HIGH, LAST = "stride_16", "stride_32"
 def with_multi_grid(
     model: keras.Model, multi_grid: Sequence[int], output_stride: int
 ) -> keras.Model:
-    """Dilates the convolutions of the last block by rates of their own.
+    """Dilates each convolution of the last block by its own rate.
 
     Args:
         model: functional `keras.Model`, images -> dict keyed by nominal
             stride, with a `"stride_32"`.
-        multi_grid: ints > 0, the rate of each spatial convolution that sees
+        multi_grid: ints > 0, the rate of each spatial convolution at input
             stride 32, in graph order; at `output_stride` they are multiplied
             by the rate of the block.
         output_stride: int, a power of two.
 
     Returns:
-        A new model with the weights of `model`. Doing it again changes
-        nothing.
+        A new model with the weights of `model`. The function is
+        idempotent.
 
     Raises:
         ValueError: not as many rates as convolutions, or not ints > 0.
@@ -126,8 +128,7 @@ def _copy(block, x, prefix):
         outputs[layer.name] = layer(*args, **kwargs)
         return outputs[layer.name]
 
-    # The clone itself stands on an input of its own; what matters are the
-    # calls on the way.
+    # Only the recorded calls are used; the clone has an input of its own.
     keras.models.clone_model(
         block, input_tensors=x, clone_function=clone, call_function=call
     )
@@ -139,13 +140,13 @@ def _copy(block, x, prefix):
 
 
 def _own(layer, name):
-    """An attribute as it was before the model was made dense."""
+    """Returns an attribute from before the model was made dense."""
     value = getattr(layer, "original", {}).get(name, getattr(layer, name))
     return value if isinstance(value, str) else tuple(value)
 
 
 def _dilated(layer, rate):
-    """Changes that give a convolution this rate and keep its map's size."""
+    """Returns changes that set a rate and keep the map size."""
     change = {
         "dilation_rate": (rate, rate),
         "padding": "same",
@@ -169,9 +170,9 @@ def _dilated(layer, rate):
 
 
 def _last_convolutions(model):
-    """The spatial convolutions that see stride 32."""
+    """Returns the spatial convolutions whose input has stride 32."""
     strides = feature_strides(model)
-    kinds = (
+    spatial = (
         keras.layers.Conv2D,
         keras.layers.DepthwiseConv2D,
         keras.layers.SeparableConv2D,
@@ -179,7 +180,7 @@ def _last_convolutions(model):
     return [
         layer
         for layer in model.layers
-        if isinstance(layer, kinds)
+        if isinstance(layer, spatial)
         and max(layer.kernel_size) > 1
         and strides[producer(layer.input).name] == 32
     ]

@@ -11,7 +11,7 @@ from keras_aspp.utils.exceptions import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the zoo knows of one family of `keras.applications`."""
+    """Description of one family of `keras.applications`."""
 
     builder: str  # name of the function in `keras.applications`
     preprocess: Preprocess  # of Keras' own weights
@@ -30,7 +30,7 @@ class Family:
     torchvision_stem: str = ""
 
 
-# Pictures are preprocessed by `Preprocess`, so that it stands in one place.
+# Images are preprocessed by `Preprocess`, so that it is defined once.
 BARE = {"include_preprocessing": False}
 FAMILIES = {
     "mobilenet": Family(
@@ -55,7 +55,7 @@ FAMILIES = {
 
 
 def list_backbones() -> list[str]:
-    """Names that `create_backbone` knows.
+    """Returns the names that `create_backbone` accepts.
 
     The MobileNets take any width multiplier, `mobilenet_v2_0.25` too; listed
     are those with published weights.

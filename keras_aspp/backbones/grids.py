@@ -1,4 +1,4 @@
-"""Where the cells of every feature map lie, before and after a rewrite.
+"""Positions of the cells of every feature map, before and after a rewrite.
 
 Along one axis, let a map of the original network have n cells, and the dense
 map computed instead N. The one thing that every rewrite keeps true:
@@ -9,6 +9,8 @@ so n = ceil((N - origin) / rate). What lies beyond the original map then lies
 beyond the dense one, and zero padding, scaled by `rate`, stays what it was.
 docs/decisions/0004 derives from it how each kind of layer is rewritten.
 """
+
+from __future__ import annotations
 
 import collections
 import dataclasses
@@ -65,8 +67,8 @@ _CELLWISE = (
     keras.layers.Multiply,
     keras.layers.ReLU,
 )
-# Layers that look at a neighbourhood or move cells in another way: they cannot
-# be passed by once the map is denser than they were built for.
+# Layers that read or move cells in other ways. They cannot process a map that
+# is denser than the one they were built for.
 _NOT_CONVERTIBLE = (
     keras.layers.Conv2DTranspose,
     keras.layers.UpSampling2D,
@@ -77,37 +79,35 @@ _NOT_CONVERTIBLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Where a tensor's cells lie. Pairs are (rows, columns)."""
+    """Positions of the cells of a tensor. Pairs are (rows, columns)."""
 
     stride: int  # pixels per cell in the original network
     rate: int = 1  # cells per original cell: more where strides were traded
     origin: tuple[int, int] = (
         0,
         0,
-    )  # dense cell of the first original one, but for
-    phases: tuple[
-        Any, ...
-    ] = ()  # what the sizes of `same` layers' maps add to it
+    )  # dense cell of the first original cell, without
+    phases: tuple[Any, ...] = ()  # the size-dependent shifts of `same` layers
     size: tuple[Any, Any] = (
         ((), 0),
         ((), 0),
     )  # equal where sizes must be equal
-    is_pooled: bool = False  # pooled to one cell, which has no place
-    # Layers that moved the first cell, and could be kept from it.
+    is_pooled: bool = False  # reduced to one cell, without a position
+    # Layers that shifted the first cell and could be anchored instead.
     shifted_by: frozenset[str] = dataclasses.field(
         default=frozenset(), compare=False
     )
 
-    def padded(self, cells: Size) -> "Grid":
-        """The grid of a map with `cells` more rows and columns."""
+    def padded(self, cells: Size) -> Grid:
+        """Returns the grid of a map with `cells` more rows and columns."""
         size = tuple(
             (base, more + n)
             for (base, more), n in zip(self.size, cells, strict=True)
         )
         return dataclasses.replace(self, size=size)
 
-    def after_stride(self, stride: int, shift: Size) -> "Grid":
-        """The grid of a map of ceil((size + shift) / stride) cells."""
+    def after_stride(self, stride: int, shift: Size) -> Grid:
+        """Returns the grid of a map of ceil((size + shift) / stride) cells."""
         if stride == 1:
             return self.padded(shift)
         size = tuple(
@@ -118,12 +118,12 @@ class Grid:
 
 
 def pair(value: int | Size) -> tuple[int, int]:
-    """An int, or two of them, as two."""
+    """Returns an int or a pair of ints as a pair."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def restored(layer: keras.layers.Layer) -> dict[str, Any]:
-    """The configuration values that undo an earlier rewrite."""
+    """Returns the configuration values that undo an earlier rewrite."""
     original = dict(getattr(layer, "original", {}))
     if not original:
         return {}
@@ -133,22 +133,22 @@ def restored(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 class Walk:
-    """Follows a graph from the image on.
+    """Propagates `Grid`s from the inputs of a graph to its outputs.
 
     Args:
         model: functional `keras.Model`.
-        output_stride: int. From there on strides are traded.
-        anchored: names of layers whose first cell may not move.
+        output_stride: int. Strides beyond it are traded for dilation.
+        anchored: names of layers whose first cell must keep its position.
 
     Attributes:
-        grids: dict: path of a layer -> `Grid` of its output. A path is the
-            layer's name, behind those of the nested models that it is in.
+        grids: dict: path of a layer -> `Grid` of its output. A path
+            is the layer's name, prefixed by those of its nested models.
         changes: dict: path -> configuration values that make it dense.
         trims: paths of layers that join maps of different size.
         resized: paths of nested models whose inputs are denser, thus larger,
             than the ones they were built for.
-        conflicts: paths of layers because of which maps that are joined have
-            their first cells in different places.
+        conflicts: paths of layers whose shifts give joined maps different
+            origins.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Walk:
         self._walk(model, inputs, "")
 
     def _walk(self, model, inputs, prefix):
-        """Grids of the outputs of a model, from those of its inputs."""
+        """Computes the grids of the outputs of a model."""
         graph = graph_of(model)
         nodes = nodes_of(graph)
         uses = collections.Counter(node.operation.name for node in nodes)
@@ -198,7 +198,7 @@ class Walk:
         return [tensors[id(t)] for t in graph.outputs]
 
     def _visit(self, node, grids, prefix):
-        """Grids of a node's outputs, from those of its inputs."""
+        """Computes the grids of the outputs of a node."""
         layer, path = node.operation, prefix + node.operation.name
         if isinstance(layer, rewritable.Trim):
             return grids
@@ -219,7 +219,7 @@ class Walk:
         return [grid] * len(node.output_tensors)
 
     def _join(self, path, grids):
-        """The grid of maps that are taken together."""
+        """Returns the common grid of joined maps."""
         placed = [g for g in grids if not g.is_pooled]
         # A tensor pooled to one cell keeps the stride of what it was.
         stride = max(g.stride for g in placed or grids)
@@ -250,7 +250,7 @@ class Walk:
             )
 
     def _visit_pad_or_crop(self, layer, path, grid):
-        """ZeroPadding2D and Cropping2D: as many original cells, or fewer."""
+        """Visits ZeroPadding2D or Cropping2D, scaled to dense cells."""
         change = restored(layer)
         key = "padding" if hasattr(layer, "padding") else "cropping"
         cells = change.get(key, getattr(layer, key))
@@ -263,7 +263,7 @@ class Walk:
         return grid.padded([sign * grid.rate * sum(side) for side in cells])
 
     def _visit_window(self, layer, path, node, grid):
-        """Convolutions and pooling."""
+        """Visits a convolution or pooling layer."""
         change = restored(layer)
         if grid.is_pooled:
             self._change(path, change)
@@ -301,7 +301,7 @@ class Walk:
         )
 
     def _dense_same(self, path, window, grid, traded):
-        """A `same` layer, whose padding depends on the size of its map."""
+        """Converts a `same` layer, whose padding depends on its map size."""
         rate = grid.rate
         padding_depends_on_size = any(
             reach // 2 != max(reach + 1 - rest, 0) // 2
@@ -323,7 +323,7 @@ class Walk:
         return grid, _padding(half_padding, window.reach, rate)
 
     def _dense_valid(self, path, window, grid, traded):
-        """A layer whose padding is known; it keeps its map's size if it can."""
+        """Converts a layer of known padding; keeps the map size if possible."""
         rate = grid.rate
         shrinkage = [-n for n in window.shift]
         keeps_size = all(0 <= n < traded for n in shrinkage)
@@ -345,7 +345,7 @@ class Walk:
         return after, _padding(pads, window.reach, rate)
 
     def _absorb_padding(self, layer, node, window, grid):
-        """Takes over the zeros of a ZeroPadding2D before a convolution."""
+        """Merges a preceding ZeroPadding2D into a convolution."""
         tensor = node.input_tensors[0]
         path, source, before = self._padded.get(id(tensor), (None,) * 3)
         if (
@@ -367,7 +367,7 @@ class Walk:
         return dataclasses.replace(window, pads=padding), before
 
     def _visit_other(self, layer, path, node, grid):
-        """What is neither: it must leave cells where they are."""
+        """Visits any other layer, which must be point-wise or is refused."""
         _check_hidden(layer, path, grid)
         if grid.is_pooled or isinstance(layer, _CELLWISE):
             return grid
@@ -397,19 +397,17 @@ class Walk:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """What matters of a window that slides. Pairs are (rows, columns)."""
+    """Parameters of a sliding window. Pairs are (rows, columns)."""
 
     stride: int
     dilation: tuple[int, int]
-    reach: tuple[
-        int, int
-    ]  # cells from the first to the last one that it covers
+    reach: tuple[int, int]  # distance from the first to the last covered cell
     pads: Pads | None  # ((top, bottom), (left, right)), or None for `same`
-    original: dict[str, Any]  # as a dense layer remembers it
+    original: dict[str, Any]  # values that a dense layer stores
 
     @property
     def shift(self):
-        """By what the number of windows at stride 1 differs from the size."""
+        """Output size minus input size at stride 1."""
         if self.pads is None:
             return (0, 0)
         return tuple(
@@ -457,7 +455,7 @@ def _reach(config):
 
 
 def _padding(pads, reach, rate):
-    """Configuration values of a layer that pads so."""
+    """Returns the configuration values for this padding."""
     if all(
         n % 2 == 0 and p == (n // 2 * rate, n // 2 * rate)
         for p, n in zip(pads, reach, strict=True)
@@ -471,7 +469,7 @@ def _padding(pads, reach, rate):
 
 
 def _check_hidden(layer, path, grid):
-    """Refuses a layer that keeps windows of its own."""
+    """Raises `ValueError` for a layer with hidden windows of its own."""
     if not isinstance(layer, keras.layers.Layer):
         return
     for hidden in sublayers(layer, include_self=False):

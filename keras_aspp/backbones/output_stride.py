@@ -1,5 +1,7 @@
 """with_output_stride: trades strides for dilation in a functional model."""
 
+from __future__ import annotations
+
 import re
 
 import keras
@@ -14,7 +16,7 @@ _UNLIMITED = 2**30
 
 
 def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
-    """The same network with the same weights, computed more densely.
+    """Rewrites a network to a denser output stride, with the same weights.
 
     From the layer on that would pass `output_stride`, strides become 1 and
     what comes after is dilated by the factor they removed. Subsampled, the
@@ -29,8 +31,8 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
 
     Returns:
         A new functional model with the same names, outputs and weights; a
-        Sequential one within it stays one. Which cells are the original ones
-        is told in docs/decisions/0004.
+        Sequential one within it stays one. docs/decisions/0004 defines which
+        cells are the original ones.
 
     Raises:
         TypeError: `model` is not a functional Keras model.
@@ -95,7 +97,7 @@ def _check_image_model(model):
 
 
 def _walk(model, output_stride):
-    """A `Walk` in which the maps that are joined have one first cell."""
+    """Returns a `Walk` in which joined maps have equal origins."""
     anchored = frozenset()
     walk = Walk(model, output_stride)
     while walk.conflicts - anchored:
@@ -107,7 +109,7 @@ def _walk(model, output_stride):
 def first_cell(
     model: keras.Model, output_stride: int, key: str
 ) -> tuple[int, int]:
-    """Where the first cell of the original network lies in a dense map.
+    """Returns the dense cell that holds the first cell of the original map.
 
     Args:
         model: functional `keras.Model` with dict outputs.
@@ -115,15 +117,15 @@ def first_cell(
         key: a feature, e.g. `"stride_32"`.
 
     Returns:
-        `(row, column)`: (0, 0) where padding is symmetric. Where it depends
-        on the picture's size, that of a size which every stride divides.
+        `(row, column)`: (0, 0) for symmetric padding. For padding that depends
+        on the image size, the value at sizes that all strides divide.
     """
     operation = producer(model.output[key])
     return _walk(model, output_stride).grids[operation.name].origin
 
 
 def feature_strides(model: keras.Model) -> dict[str, int]:
-    """Nominal stride of each layer's output, before any rewrite.
+    """Returns the nominal stride of each layer's output.
 
     Args:
         model: functional `keras.Model`.
@@ -141,15 +143,15 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
 def stage_ends(
     model: keras.Model, preferred: str = "$^", output: bool = True
 ) -> dict[str, Tensor]:
-    """The tensor that ends each nominal stride.
+    """Returns the last tensor of each nominal stride.
 
     Args:
         model: functional `keras.Model` of one output.
         preferred: str, a regular expression: names of layers that end a
             block. The last of a stride is taken, or where there is none the
             last layer of that stride.
-        output: bool. Whether the output of the model, whatever its name,
-            ends the last stride. Defaults to `True`.
+        output: bool. If True, the output of the model ends the last stride,
+            whatever its name. Defaults to `True`.
 
     Returns:
         dict: `"stride_2"` and so on -> feature map, in rising order.

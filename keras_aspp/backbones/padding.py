@@ -11,14 +11,14 @@ from keras_aspp.utils.keras_graph import consumers, layers_by_path, producers
 def symmetric_padding(
     model: keras.Model,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Lets windows pad alike at both sides, whatever the picture's size.
+    """Computes changes that make the padding of all windows symmetric.
 
     Keras' own backbones pad by the parity of the size they are built with, or
-    not at all. Here a map has ceil(picture / stride) cells, and cell i lies
+    not at all. Here a map has ceil(image / stride) cells, and cell i lies
     at pixel i * stride.
 
     Returns:
-        `(changes, padding_before)`, as `rebuild` takes them.
+        `(changes, padding_before)`, arguments of `rebuild`.
     """
     changes, padding_before = {}, {}
     for path, layer in layers_by_path(model):

@@ -1,4 +1,4 @@
-"""Probes that run a layer to find out what it does to cells."""
+"""Probes that run a layer to classify its effect on cells."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras import ops
 
 
 def growth(node: Any) -> float | None:
-    """Output size by input size of a layer that says nothing about it.
+    """Measures the ratio of output to input size of an unknown layer.
 
     Returns:
         float: 1 where cells stay, 0.5 for a stride of 2; 0 for one cell or
@@ -40,7 +40,7 @@ def growth(node: Any) -> float | None:
 
 
 def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
-    """Whether each cell of the output depends on one cell of the input.
+    """Returns True if each output cell depends on one input cell only.
 
     It is tried: one cell of random maps is changed, and no other one of the
     output may follow. Group normalization is let by; like the mean of
@@ -78,7 +78,7 @@ def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
 
 
 def _called(node, function, replace):
-    """What `function` makes of a node's arguments, its tensors replaced."""
+    """Calls `function` with a node's arguments, its tensors replaced."""
     args, kwargs = keras.tree.map_structure(
         lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
         (node.arguments.args, node.arguments.kwargs),
@@ -87,5 +87,5 @@ def _called(node, function, replace):
 
 
 def _is_map(t):
-    """Whether a tensor has cells: not so a pooled one, (B, 1, 1, C)."""
+    """Returns True for a feature map, False once pooled to (B, 1, 1, C)."""
     return len(t.shape) == 4 and tuple(t.shape[1:3]) != (1, 1)

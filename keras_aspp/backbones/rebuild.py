@@ -1,5 +1,7 @@
 """Rebuilds functional models layer by layer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -17,8 +19,8 @@ from keras_aspp.utils.keras_graph import (
 
 
 def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
-    """Gives a layer's weights to its copy."""
-    # Variable to variable: neither a third copy nor a way by NumPy.
+    """Assigns the weights of a layer to its copy."""
+    # Variable to variable, without a copy in NumPy.
     for to, value in zip(copy.weights, layer.weights, strict=True):
         to.assign(value)
 
@@ -35,7 +37,7 @@ def rebuild(
     resized: Collection[str] = (),
     any_size: bool = False,
 ) -> keras.Model:
-    """A copy of a functional model with some layers configured differently.
+    """Copies a functional model with changed layer configurations.
 
     A layer in a nested model goes by its path, `outer/inner`.
 
@@ -69,21 +71,20 @@ def rebuild(
                 _within(layer, resized),
                 any_size=layer.name in resized,
             )
-        kind = OURS.get(type(layer), type(layer))
+        layer_type = OURS.get(type(layer), type(layer))
         try:
-            return kind.from_config(
+            return layer_type.from_config(
                 {**layer.get_config(), **changes.get(layer.name, {})}
             )
         except Exception as error:
             raise InputError(
-                f"Layer `{layer.name}` ({kind.__name__}) cannot be copied: it "
-                "does not come back from its own configuration. (A Lambda of "
-                "a Python function does not; a registered function, or a "
-                "layer, does.)"
+                f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
+                "copied: `from_config(get_config())` fails. Replace a Lambda "
+                "of a Python function by a registered function or a layer."
             ) from error
 
     def steps(layer):
-        """Layers to call one after the other in the place of one."""
+        """Returns the layers to call in sequence in place of one."""
         if layer.name in leave_out or isinstance(layer, rewritable.Trim):
             return []
         if layer.name not in padding_before:
@@ -128,7 +129,7 @@ def _input_like(tensor, any_size):
 
 
 def _within(layer, paths):
-    """The part of a dict or set of paths that is about a nested model."""
+    """Returns the entries of a dict or set of paths within a nested model."""
     prefix = f"{layer.name}/"
     inner = {p.removeprefix(prefix): p for p in paths if p.startswith(prefix)}
     if isinstance(paths, dict):
@@ -149,7 +150,7 @@ def _trimmed(layer, args):
 
 
 def _is_map(tensor):
-    # Of one cell are those that were pooled; they are spread over the others.
+    # Maps of one cell were pooled; they are broadcast, not trimmed.
     return (
         isinstance(tensor, keras.KerasTensor)
         and len(tensor.shape) == 4
@@ -163,9 +164,9 @@ def configure(
     batch_norm_momentum: float | None = None,
     dtype: str | keras.DTypePolicy | None = None,
 ) -> keras.Model:
-    """A copy with other batch-norm arguments or another dtype policy.
+    """Copies a model with other batch-norm arguments or dtype policy.
 
-    `None` keeps what is. The weights are the same.
+    `None` keeps the present value. The weights are the same.
     """
     return rebuild(
         model,
@@ -174,15 +175,15 @@ def configure(
 
 
 def synchronize(model: keras.Model) -> keras.Model:
-    """A copy whose batch norm takes its statistics from all devices."""
+    """Copies a model with batch statistics over all replicas."""
     norms = [path for path, layer in layers_by_path(model) if _is_norm(layer)]
     return rebuild(model, dict.fromkeys(norms, {"synchronized": True}))
 
 
 def group_normalize(model: keras.Model) -> keras.Model:
-    """The model with group norm where it has batch norm; it shares layers.
+    """Replaces batch norm by group norm; other layers are shared.
 
-    It is for fresh weights: those of a trained network rely on their norm.
+    For untrained weights only: trained ones depend on their batch norm.
     """
 
     def change(layer):
@@ -215,7 +216,7 @@ def configuration_of(
     batch_norm_momentum: float | None,
     dtype: str | keras.DTypePolicy | None,
 ) -> dict[str, dict[str, Any]]:
-    """dict: path of every layer -> configuration values to replace."""
+    """Returns dict: path of each layer -> configuration values to replace."""
     norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
     norm = {key: value for key, value in norm.items() if value is not None}
     changes = {}

@@ -1,5 +1,7 @@
 """rematerialize: trades a second forward pass for memory in training."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools
@@ -16,8 +18,8 @@ from keras_aspp.utils.types import Tensor
 SHORTEST, LONGEST = 8, 16
 
 
-def rematerialize(model: keras.Model) -> "Rematerialized":
-    """The same model, keeping few activations for the gradient.
+def rematerialize(model: keras.Model) -> Rematerialized:
+    """Returns the model with fewer activations stored for the gradient.
 
     The graph is cut into parts where a single tensor goes on, at the ends of
     blocks. In training only those tensors are kept; what lies between is
@@ -177,7 +179,7 @@ def _widths(model, nodes, last_use):
 
 
 def _end(nodes, widths, start):
-    """Where the part that begins at a node is best cut off."""
+    """Returns the best end of the part that begins at a node."""
     if _draws(nodes[start]):
         return start + 1
     stop = next(
@@ -191,7 +193,7 @@ def _end(nodes, widths, start):
 
 
 def _draws(node):
-    """Whether a layer draws random numbers."""
+    """Returns True if a layer draws random numbers."""
     return any(hasattr(layer, "seed_generator") for layer in _layers(node))
 
 

@@ -4,6 +4,8 @@ Only tensors are admitted: the unpickler knows `OrderedDict`, torch's storages
 and its tensor rebuilders, and nothing else, so a file cannot run code.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import os
@@ -48,7 +50,7 @@ _STORAGES = {
 
 
 def read_state_dict(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors of a `.pth`, in either of torch's formats, or `.safetensors`.
+    """Reads the tensors of a `.pth`, in torch's formats, or `.safetensors`.
 
     Reading takes at most six times the memory of the file, and 200 MB.
 

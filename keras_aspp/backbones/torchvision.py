@@ -1,5 +1,7 @@
 """Backbones of torchvision, from their published state dicts."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping
@@ -24,18 +26,18 @@ FILES = {
         "deeplabv3_mobilenet_v3_large-fc3c493d.pth"
     ),
 }
-# What batch norm is called there and here.
+# Suffixes of the weights of a layer, batch norm included.
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def download(name: str) -> str:
-    """Path of a published file, downloaded once and checked.
+    """Downloads a published file once, verifies it and returns its path.
 
     Args:
         name: key of `FILES`.
 
     Raises:
-        ValueError: what came is not the file.
+        ValueError: the downloaded file is not the published one.
         OSError: it cannot be downloaded.
     """
     file = FILES[name]
@@ -58,7 +60,7 @@ def download(name: str) -> str:
 
 
 def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
-    """How torchvision's ResNet differs from Keras': path -> configuration.
+    """Returns the configuration changes from Keras' ResNet to torchvision's.
 
     A stage strides in the 3x3 convolution of its first block, not in the 1x1
     before it ("v1.5"), and convolutions have no bias.
@@ -77,7 +79,7 @@ def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
 def fill_resnet(
     model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
 ) -> None:
-    """Puts torchvision's ResNet into one with `resnet_changes`.
+    """Loads torchvision's ResNet into a model with `resnet_changes`.
 
     Args:
         model: functional `keras.Model`, `keras.applications`' names.
@@ -97,7 +99,7 @@ def fill_resnet(
 def fill_mobilenet(
     model: keras.Model, arrays: Mapping[str, np.ndarray], source: PathLike
 ) -> None:
-    """Puts torchvision's MobileNetV2 or V3 into Keras'.
+    """Loads torchvision's MobileNetV2 or V3 into Keras'.
 
     Arguments and errors as `fill_resnet`.
     """
@@ -121,11 +123,11 @@ def fill_mobilenet(
 
 
 class TorchState:
-    """Tensors, each to be used once.
+    """Tensors of a state dict, each to be used once.
 
     Args:
-        arrays: dict: name -> array, as torch has it.
-        source: what messages call it.
+        arrays: dict, name of torch -> array.
+        source: name of the file for messages.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class TorchState:
         self.left: dict[str, None] = dict.fromkeys(self.arrays)
 
     def fill(self, layer: keras.layers.Layer, name: str) -> None:
-        """Gives a layer the tensors `name.weight` and so on."""
+        """Assigns the tensors `name.weight`, ... to a layer."""
         for weight, suffix in zip(layer.weights, _NORM, strict=False):
             array = self._take(f"{name}.{suffix}")
             if array.ndim == 4:
@@ -155,18 +157,18 @@ class TorchState:
             weight.assign(array)
 
     def check_empty(self, but: str = "\0") -> None:
-        """Raises where a tensor was not used, those of `but` excepted."""
+        """Raises `ValueError` for unused tensors, except those of `but`."""
         left = [name for name in self.left if not name.startswith(but)]
         if left:
             raise InputError(
-                f"The model has no place for {len(left)} tensors, first "
+                f"Unexpected tensors in the file: {len(left)}, for example "
                 f"{left[0]}. Received: {self.source!r}"
             )
 
     def _take(self, name):
         if name not in self.left:
             raise InputError(
-                f"There is no tensor {name}. Received: {self.source!r} with "
+                f"Missing tensor {name}. Received: {self.source!r} with "
                 f"{len(self.arrays)} tensors"
             )
         del self.left[name]
@@ -179,8 +181,10 @@ def _resnet_name(layer):
     if not match:
         return {"conv1_conv": "conv1", "conv1_bn": "bn1"}[layer]
     stage, block, unit = map(int, match.groups()[:3])
-    kind = match[4]
-    inner = f"{kind}{unit}" if unit else f"downsample.{int(kind == 'bn')}"
+    layer_type = match[4]
+    inner = f"downsample.{int(layer_type == 'bn')}"
+    if unit:
+        inner = f"{layer_type}{unit}"
     return f"layer{stage - 1}.{block - 1}.{inner}"
 
 

@@ -1,5 +1,7 @@
 """create_backbone: names -> dense feature extractors."""
 
+from __future__ import annotations
+
 import fnmatch
 import itertools
 import os
@@ -108,7 +110,7 @@ def create_backbone(
     batch_norm_momentum: float | None = None,
     dtype: str | keras.DTypePolicy | None = None,
 ) -> keras.Model:
-    """A feature extractor out of `keras.applications`, made dense.
+    """Creates a dense feature extractor from `keras.applications`.
 
     Args:
         name: one of `list_backbones()`, or a MobileNet of any width,
@@ -130,8 +132,8 @@ def create_backbone(
     Returns:
         `keras.Model`, images -> dict of features keyed by nominal stride,
         `{"stride_2": .., .., "stride_32": ..}`. At output stride 16,
-        `"stride_32"` has one cell per 16 pixels. `model.preprocess` is what
-        its pictures need.
+        `"stride_32"` has one cell per 16 pixels. `model.preprocess`
+        converts its images.
 
     Raises:
         ValueError: unknown name or weights, weights that do not fit.
@@ -194,7 +196,7 @@ def create_backbone(
 
 
 def _with_torchvision(model, name, weights):
-    """Keras' model, or what torchvision's differs from it, with its weights."""
+    """Returns the model changed to torchvision's layout, with its weights."""
     source = weights
     if isinstance(weights, dict):
         source = "a state dict"
@@ -250,7 +252,7 @@ def _load(name, family, multiplier, weights, input_shape):
 
 
 def _without_preprocessing(model, preprocess):
-    """Takes the first layers' scaling out of the graph, into a Preprocess.
+    """Moves the scaling of the first layers into a `Preprocess`.
 
     EfficientNet alone cannot be built without; its numbers come with its
     weights.
@@ -341,16 +343,17 @@ def _operations(model):
 def _described(layer):
     """A layer of `_DESCRIBED` in one word, e.g. `"conv1_conv:conv7/2x64bv"`.
 
-    Name, kind, kernel size, stride, filters, `b` with a bias, `v` for `valid`
-    padding, epsilon; `None` for other layers.
+    Name, layer type, kernel size, stride, filters, `b` with a bias, `v` for
+    `valid` padding, epsilon; `None` for other layers.
     """
-    kinds = (k for kind, k in _DESCRIBED.items() if isinstance(layer, kind))
-    kind = next(kinds, None)
-    if kind is None:
+    layer_type = next(
+        (word for t, word in _DESCRIBED.items() if isinstance(layer, t)), None
+    )
+    if layer_type is None:
         return None
-    # A layer made dense says what it was.
+    # A dense layer stores its original values.
     config = {**layer.get_config(), **getattr(layer, "original", {})}
-    word = f"{layer.name}:{kind}"
+    word = f"{layer.name}:{layer_type}"
     window = config.get("kernel_size", config.get("pool_size"))
     if window is not None:
         word += f"{pair(window)[0]}/{pair(config['strides'])[0]}"
@@ -389,11 +392,11 @@ def _changes_pixels(model):
 
 
 def _seen_by_first_layer(model, images):
-    """What the first layer of `_DESCRIBED` is given.
+    """Computes the input of the first layer of `_DESCRIBED`.
 
     Returns:
-        `(tensor, found)`: its input, or where there is no such layer the
-        model's output and False.
+        `(tensor, found)`: its input, or the output of the model and False
+        if no such layer exists.
     """
     graph = graph_of(model)
 

@@ -20,7 +20,7 @@ from keras_aspp.utils.types import PathLike
 _MAX_BYTES = 2**16
 _MAX_DEPTH = 10
 # The most that a number may be, where 2**31 - 1 is too much: what it makes is
-# allocated as it is. Fields of one meaning end alike.
+# allocated in full. Fields of one meaning end alike.
 _MOST = {
     "filters": 4096,
     "rates": 4096,
@@ -43,12 +43,12 @@ _MOST = {
     "hard_share": 1,
 }
 _MAX_LENGTH = 1000  # of a list, and of a text
-# Of pictures, in all crops of a step: 1024 of 512x512.
+# Of images, in all crops of a step: 1024 of 512x512.
 _MAX_STEP_PX = 2**28
 
 
 def config_path(name: PathLike) -> Path:
-    """The file of a configuration.
+    """Returns the file of a configuration.
 
     Args:
         name: NAME of one of the package, or the path of a FILE.
@@ -68,7 +68,7 @@ def config_path(name: PathLike) -> Path:
 
 
 def config_names() -> list[str]:
-    """Names of the package's configurations."""
+    """Returns the names of the packaged configurations."""
     folder = resources.files("keras_aspp") / "configs"
     return sorted(
         Path(entry.name).stem
@@ -77,12 +77,12 @@ def config_names() -> list[str]:
     )
 
 
-class ConfigurationError(InputError):
-    """A configuration that does not parse, in one line."""
+class ConfigurationError(ValueError):
+    """Invalid configuration, as a one-line message."""
 
 
 def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
-    """A `Config` from a file and `--section.field value` pairs.
+    """Loads a `Config` from a file and `--section.field value` pairs.
 
     Args:
         path: YAML file.
@@ -112,7 +112,7 @@ def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
 
 
 def _leave_to(overrides, train):
-    """Takes the file's duration away where the command line gives one."""
+    """Drops the duration of the file if the command line sets one."""
     words = {word.split("=")[0] for word in overrides}
     if words & {f"--train.{name}" for name in DURATIONS}:
         for name in DURATIONS:
@@ -135,7 +135,7 @@ def _make_parser():
 
 
 def config_text(config: Config) -> str:
-    """A configuration as YAML that `load_config` reads."""
+    """Formats a configuration as YAML that `load_config` reads."""
     import yaml
 
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
@@ -174,12 +174,12 @@ def _sections(within=None, prefix=""):
 
 
 def _parse(text, path):
-    """The contents of a YAML file, plain values only."""
+    """Reads a YAML file, plain values only."""
     import yaml
 
     try:
         depth = 0
-        # Before anything is built: a few aliases of aliases stand for
+        # Before anything is built: a few aliases of aliases expand to
         # billions of values, and deep nesting takes the parser for ever.
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
@@ -198,7 +198,7 @@ def _parse(text, path):
 
 
 def _check_keys(content, path):
-    """Raises `ConfigurationError` for keys that no section has."""
+    """Raises `ConfigurationError` for unknown keys."""
     names = [field.name for field in dataclasses.fields(Config)]
     sections = content if isinstance(content, dict) else [str(content)]
     for section in sections or ["nothing"]:
@@ -227,7 +227,7 @@ def _check_keys_of(content, section, path):
 
 
 def _check_values(config):
-    """Raises `ConfigurationError` for what no run can be meant to have.
+    """Raises `ConfigurationError` for values out of all reasonable range.
 
     Whether a value makes sense is for the code that uses it to say. Here
     numbers are held to what can be counted and allocated.
@@ -272,7 +272,7 @@ def _check_value(value, name):
     elif isinstance(value, (int, float)):
         ends = (most for end, most in _MOST.items() if name.endswith(end))
         most = min(ends, default=2**31 - 1)
-        # Not a number is not within anything.
+        # NaN fails every comparison.
         if not 0 <= value <= most or not math.isfinite(value):
             raise ConfigurationError(
                 f"`{name}` must be in 0..{most}. Received: {name}={value}"
@@ -293,7 +293,7 @@ def _unknown(key):
 
 
 def _explain(message):
-    """The parser's message as one line; unknown keys in our words."""
+    """Formats the message of the parser on one line."""
     message = " ".join(str(message).split())
     found = re.search(r"nrecognized arguments: --([a-z_]+\.[\w.]+)", message)
     if found and found[1].split(".")[0] in _fields():

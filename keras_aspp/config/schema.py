@@ -256,7 +256,7 @@ class TrainConfig:
             or `null`.
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
-            validation is no worse.
+            validation does not get worse.
         lr_finder: try a range of learning rates and plot the loss instead of
             training.
         jit_compile: compile steps with XLA: `auto` (on a GPU only), `true` or

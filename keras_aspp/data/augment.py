@@ -22,7 +22,7 @@ from keras_aspp.data.augment_layers import (
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Size, Tensor
 
-# Crops of so many times the area that images fill are noted.
+# Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
 # RGB to luma and the two axes of color (NTSC).
@@ -85,7 +85,7 @@ def padding_note(
     crop_size: Size,
     scale: Sequence[float],
 ) -> str | None:
-    """Notes that crops are mostly padding.
+    """Returns a note if crops are mostly padding.
 
     Args:
         sizes: dict, `(height, width)` -> how many images have it.
@@ -116,7 +116,7 @@ def padding_note(
 
 
 class Augment:
-    """`(image, labels, seed)` -> a random crop of them.
+    """Random crop and recoloring of an image and its labels.
 
     Args:
         config: `AugmentConfig`.
@@ -219,7 +219,7 @@ class Augment:
             [1.0, 0.0, 0.0, 0.0, along, -across, 0.0, across, along]
         )
         colors = np.linalg.inv(_YIQ) @ tf.reshape(turn, (3, 3)) @ _YIQ
-        # Contrast is about the mean, which brightness has moved before.
+        # Contrast scales about the mean after the brightness shift.
         mean = tf.reduce_mean(image, axis=(0, 1))
         moved = mean * (1 - stretch) + shift
         image = tf.tensordot(image, stretch * tf.transpose(colors), 1)

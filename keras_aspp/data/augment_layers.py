@@ -213,7 +213,7 @@ class AugmentLayer:
         if name == "RandomGaussianBlur":
             self.rim_px = max(self.image_layer.x, self.image_layer.y) // 2
         # Branches that are not taken draw in a graph, and not in eager mode.
-        self._apply = tf.function(self._apply)
+        self._traced: Any = tf.function(self._apply)
 
     def __call__(
         self, image: Tensor, labels: Tensor, seed: Tensor
@@ -221,11 +221,11 @@ class AugmentLayer:
         import tensorflow as tf
 
         if self.probability == 1:
-            return self._apply(image, labels, seed)
+            return self._traced(image, labels, seed)
         own_seed = tf.random.experimental.stateless_fold_in(seed, -1)
         return tf.cond(
             tf.random.stateless_uniform((), own_seed) < self.probability,
-            lambda: self._apply(image, labels, seed),
+            lambda: self._traced(image, labels, seed),
             lambda: (image, labels),
         )
 

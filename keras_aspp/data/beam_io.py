@@ -1,5 +1,7 @@
 """Apache Beam helpers: pipeline options and files."""
 
+from __future__ import annotations
+
 import json
 import os
 import uuid
@@ -11,7 +13,7 @@ from keras_aspp.utils.types import PathLike
 
 
 def pipeline_options(options: Sequence[str]) -> Any:
-    """Beam's `PipelineOptions` of a list of str.
+    """Parses a list of str into Beam's `PipelineOptions`.
 
     Raises:
         ValueError: Beam is not installed.
@@ -26,13 +28,13 @@ def pipeline_options(options: Sequence[str]) -> Any:
 
 
 def absolute_path(path: PathLike) -> str:
-    """Absolute path of a local file; URLs stay as they are."""
+    """Returns the absolute path of a local file; URLs are unchanged."""
     path = os.fspath(path)
     return path if "://" in path else os.path.abspath(path)
 
 
 def join_path(folder: str, name: str) -> str:
-    """Path of `name` in a folder of any file system that Beam supports."""
+    """Joins paths on any file system that Beam supports."""
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems.join(folder, name)
@@ -42,7 +44,7 @@ def write_file(path: str, content: bytes) -> None:
     """Writes bytes under a temporary name and renames the file."""
     from apache_beam.io.filesystems import FileSystems
 
-    # Two workers may be given the same work.
+    # Two workers may process the same item.
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     with FileSystems.create(temporary) as file:
         file.write(content)

@@ -1,4 +1,6 @@
-"""A folder data set -> sharded records, in TFDS' format."""
+"""Conversion of a folder data set to sharded records in TFDS' format."""
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -31,7 +33,7 @@ def convert_folder(
     beam_options: Sequence[str] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> dict[str, tuple[int, int]]:
-    """Writes every picture and mask of a folder data set into tfrecord files.
+    """Writes every image and mask of a folder data set into tfrecord files.
 
     Upright JPEG and PNG images are stored as they are in their files, others
     as PNG, upright: whoever reads the records need know no EXIF. Masks become
@@ -50,12 +52,12 @@ def convert_folder(
         progress: wraps the list of pairs of a split, to show progress.
 
     Returns:
-        dict, split -> `(pictures, shards)`.
+        dict, split -> `(images, shards)`.
 
     Raises:
         FileExistsError: there is something at `output`.
         OSError: the records cannot be written; nothing is left behind.
-        ValueError: a picture or mask at fault, which is named; nothing is left
+        ValueError: an image or mask at fault, which is named; nothing is left
             behind.
     """
     import tensorflow as tf
@@ -71,7 +73,7 @@ def convert_folder(
     for split, found in pairs.items():
         if num_shards is not None and not 0 < num_shards <= len(found):
             raise InputError(
-                f"`num_shards` must be in 1..{len(found)}, the pictures of "
+                f"`num_shards` must be in 1..{len(found)}, the images of "
                 f"`{split}`. Received: num_shards={num_shards}"
             )
     for messages in source.unpaired.values():
@@ -82,7 +84,7 @@ def convert_folder(
     if beam_options is not None:
         config["beam_options"] = pipeline_options(beam_options)
     work = output.with_name(f".{output.name}.tmp")
-    # What a killed run left.
+    # Left by a killed run.
     shutil.rmtree(work, ignore_errors=True)
     try:
         # TFDS talks to whoever builds a data set for the public.
@@ -136,7 +138,7 @@ def _features():
 
 
 def _name_and_version(output):
-    """What TFDS would call the folder: `NAME/1.0.0`, or `NAME`."""
+    """Returns the TFDS name of the folder: `NAME/1.0.0`, or `NAME`."""
     folder = output
     if version := re.fullmatch(r"\d+\.\d+\.\d+", output.name):
         folder = output.parent
@@ -164,8 +166,8 @@ def _example(pair, spec):
     labels = decode.read_mask(
         mask, spec, pixels.shape[:2], image_orientation=orientation
     )
-    kind = Path(image).suffix.lower()
-    if orientation != 1 or kind in decode.FORMATS_BY_SUFFIX:
+    suffix = Path(image).suffix.lower()
+    if orientation != 1 or suffix in decode.FORMATS_BY_SUFFIX:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         content = file.getvalue()

@@ -1,4 +1,6 @@
-"""Pictures and masks on the host: decoding, label maps, checks."""
+"""Images and masks on the host: decoding, label maps, checks."""
+
+from __future__ import annotations
 
 import dataclasses
 import io
@@ -22,7 +24,7 @@ MAX_PIXELS = 100_000_000
 # of the file; cameras write about ten.
 MAX_SCANS = 100
 # First bytes of a scan of one to four components: marker, length of the header,
-# components. In a colour profile the marker alone occurs by chance.
+# components. In a color profile the marker alone occurs by chance.
 SCAN_STARTS = tuple(
     bytes([0xFF, 0xDA, 0, 6 + 2 * components, components])
     for components in (1, 2, 3, 4)
@@ -31,10 +33,9 @@ _SCAN = re.compile(b"|".join(map(re.escape, SCAN_STARTS)))
 _SCAN_BYTES = 5
 # Pillow knows forty formats, one of which starts a program (PostScript).
 FORMATS = ("JPEG", "PNG")
-# Asked only where the suffix names them: a decoder that nobody needs can be
-# attacked for nothing.
+# Used only for files of their suffix: each further decoder can be attacked.
 FORMATS_BY_SUFFIX = {".bmp": "BMP", ".webp": "WEBP"}
-# How those begin that are not read; for messages alone.
+# First bytes of unsupported formats, for messages only.
 _OTHER_FORMATS = (
     (rb"RIFF....WEBP", "WebP"),
     (rb"BM", "BMP"),
@@ -49,7 +50,7 @@ _ORIENTATION_TAG = 0x0112
 _TAG_TYPES = {3: "H", 4: "I"}
 _INDEX_MODES = ("L", "P", "1")
 _COLOR_MODES = ("RGB", "RGBA")
-# Pillow stretches 2- and 4-bit grey values to 0..255; here they are ids.
+# Pillow stretches 2- and 4-bit gray values to 0..255; here they are ids.
 _STRETCHED_BY = {"L;2": 85, "L;4": 17}
 # Warning filters belong to the process, and tf.data decodes in threads.
 _FILTERS = threading.Lock()
@@ -66,10 +67,10 @@ def open_image(
 
     Args:
         source: path or bytes of the file.
-        name: what messages call it; the path if not given. Its suffix counts.
+        name: name for messages; defaults to the path. Its suffix counts.
 
     Raises:
-        ValueError: not a readable picture, or more than `MAX_PIXELS` or
+        ValueError: not a readable image, or more than `MAX_PIXELS` or
             `MAX_SCANS`.
     """
     path = _called(source, name)
@@ -78,7 +79,7 @@ def open_image(
         if isinstance(source, bytes):
             source = io.BytesIO(source)
         elif not stat.S_ISREG(os.stat(source).st_mode):
-            # A pipe would never end.
+            # Reading a pipe would never end.
             raise InputError("no regular file")
         if "WEBP" in formats:
             _check_webp_size(source)
@@ -95,20 +96,20 @@ def open_image(
             scans = _count_scans(image.fp)
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"Pictures must have at most {MAX_PIXELS} pixels. File: {path} "
+            f"Images must have at most {MAX_PIXELS} pixels. File: {path} "
             f"({_reason(error)})"
         ) from None
     except Exception as error:
-        # What a decoder raises depends on which byte is wrong.
+        # Decoders raise exceptions of many types.
         raise InputError(
-            f"Unreadable picture. File: {path} "
+            f"Unreadable image. File: {path} "
             f"({_reason(error, formats)}{_instead(source, error)})"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.height}x{image.width}"
         image.close()
         raise InputError(
-            f"Pictures must have at most {MAX_PIXELS} pixels. File: {path} "
+            f"Images must have at most {MAX_PIXELS} pixels. File: {path} "
             f"({size})"
         )
     if scans > MAX_SCANS:
@@ -121,7 +122,7 @@ def open_image(
 
 
 def check_image_bytes(data: bytes) -> tuple[int, int]:
-    """Bounds what it takes to decode an image, without decoding it.
+    """Checks the size of an image before decoding it.
 
     For servers that hand the bytes of a client to a decoder without such
     limits. A call reads the header and counts the scans of a JPEG.
@@ -153,14 +154,14 @@ def check_image_bytes(data: bytes) -> tuple[int, int]:
 
 
 def _called(source, name):
-    """What messages call a picture."""
+    """Returns the name of an image for messages."""
     if name is None and isinstance(source, bytes):
         return f"{len(source)} bytes"
     return printable(source if name is None else name)
 
 
 def _formats(source, name):
-    """Formats that Pillow may try for a file of this name."""
+    """Returns the formats that Pillow may try for a file of this name."""
     if name is None and isinstance(source, bytes):
         return FORMATS
     suffix = os.path.splitext(os.fsdecode(source if name is None else name))[1]
@@ -169,18 +170,18 @@ def _formats(source, name):
 
 
 def _check_webp_size(source):
-    """Bounds a WebP by its header: to open it allocates its canvas."""
+    """Checks a WebP by its header, since opening allocates its canvas."""
     head = _first_bytes(source)
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return
     if len(head) < 30:
         raise InputError("truncated")
-    kind = head[12:16]
-    if kind == b"VP8X":
+    chunk = head[12:16]
+    if chunk == b"VP8X":
         width, height = (
             1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27)
         )
-    elif kind == b"VP8L":
+    elif chunk == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
@@ -193,7 +194,7 @@ def _check_webp_size(source):
 
 
 def _first_bytes(source):
-    """As many as the header of a WebP has."""
+    """Reads the pixels of a WebP header."""
     if isinstance(source, io.BytesIO):
         return source.getvalue()[:30]
     with open(source, "rb") as file:
@@ -213,7 +214,7 @@ def _check_bmp(image):
 
 
 def _count_scans(file):
-    """How many scans a JPEG starts; the file is left where it was."""
+    """Counts the scans of a JPEG and restores the file position."""
     place = file.tell()
     file.seek(0)
     found, rest = 0, b""
@@ -227,11 +228,11 @@ def _count_scans(file):
 def read_image(
     source: PathLike | bytes, name: PathLike | None = None, exif: bool = True
 ) -> np.ndarray:
-    """An image as uint8 `[H, W, 3]`, RGB.
+    """Reads an image as RGB, uint8 `[H, W, 3]`.
 
     Args:
         source: path or bytes of the file; see `open_image`.
-        name: what messages call it; the path if not given.
+        name: name for messages; defaults to the path.
         exif: bool. Whether to turn it upright, as its EXIF orientation says.
 
     Raises:
@@ -243,11 +244,11 @@ def read_image(
 def read_oriented(
     source: PathLike | bytes, name: PathLike | None = None
 ) -> tuple[np.ndarray, int]:
-    """An upright image, and how it was stored.
+    """Reads an image upright, with its stored orientation.
 
     Args:
         source: path or bytes of the file; see `open_image`.
-        name: what messages call it; the path if not given.
+        name: name for messages; defaults to the path.
 
     Returns:
         `(uint8 [H, W, 3], orientation)`, the latter as in EXIF: 1 for an image
@@ -266,14 +267,14 @@ def read_pair(
     image_name: PathLike | None = None,
     mask_name: PathLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image and the labels of its pixels, both upright.
+    """Reads an image and its labels, both upright.
 
     Args:
         image: path or bytes of the image.
         mask: path or bytes of the mask.
         spec: `DatasetSpec`.
-        image_name: what messages call the image; the path if not given.
-        mask_name: what messages call the mask.
+        image_name: name for messages; defaults to the path.
+        mask_name: name for messages; defaults to the path.
 
     Returns:
         `(uint8 [H, W, 3], uint8 [H, W])`.
@@ -304,14 +305,14 @@ def _read(source, name, exif):
             orientation = _orientation(image.info) if exif else 1
         except Exception as error:
             raise InputError(
-                "Unreadable or truncated picture. "
+                "Unreadable or truncated image. "
                 f"File: {path} ({_reason(error)})"
             ) from None
     return _upright(pixels, orientation), orientation
 
 
 def _orientation(info):
-    """EXIF orientation in 1..8; 1 where an image has none.
+    """Returns the EXIF orientation in 1..8, 1 by default.
 
     The one tag is read here. Pillow would read them all, each as large as it
     says, and tags that overlap turn a small file into all memory.
@@ -334,7 +335,7 @@ def _orientation(info):
 
 
 def _orientation_tag(exif):
-    """The orientation in EXIF's first directory, or `None`."""
+    """Returns the orientation in EXIF's first directory, or `None`."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
@@ -344,9 +345,9 @@ def _orientation_tag(exif):
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
         for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", exif, at)
-            if tag == _ORIENTATION_TAG and kind in _TAG_TYPES:
-                form = f"{order}{_TAG_TYPES[kind]}"
+            tag, tag_type = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == _ORIENTATION_TAG and tag_type in _TAG_TYPES:
+                form = f"{order}{_TAG_TYPES[tag_type]}"
                 return struct.unpack_from(form, exif, at + 8)[0]
     except struct.error:
         pass  # truncated: not a reason to refuse the pixels
@@ -354,7 +355,7 @@ def _orientation_tag(exif):
 
 
 def _upright(values, orientation):
-    """Turns `[H, W, ...]` as an EXIF orientation says."""
+    """Rotates `[H, W, ...]` by an EXIF orientation."""
     if orientation == 1:
         return values
     # 5 to 8 have rows and columns exchanged; then come the mirrors.
@@ -374,7 +375,7 @@ def read_mask(
     name: PathLike | None = None,
     image_orientation: int = 1,
 ) -> np.ndarray:
-    """A mask as uint8 `[H, W]` of classes and `ignore_label`.
+    """Reads a mask as labels, uint8 `[H, W]`.
 
     8-bit gray PNGs hold indices. Palette PNGs do too, unless the spec has a
     colormap: then their colors count, as those of RGB ones. Next come the
@@ -384,7 +385,7 @@ def read_mask(
         source: path or bytes of a PNG file.
         spec: `DatasetSpec`.
         size: `(height, width)` that it must have, or `None`.
-        name: what messages call it; the path if not given.
+        name: name for messages; defaults to the path.
         image_orientation: EXIF orientation of its image, for a spec whose
             `mask_orientation` is `"image"`.
 
@@ -399,13 +400,13 @@ def read_mask(
 def to_labels(
     stored: np.ndarray, spec: DatasetSpec, size: Size | None, path: PathLike
 ) -> np.ndarray:
-    """The numbers in a mask -> uint8 `[H, W]` of classes and `ignore_label`.
+    """Converts stored mask values to labels, uint8 `[H, W]`.
 
     Args:
         stored: uint8 `[H, W]`, the values of a `StoredMask`.
         spec: `DatasetSpec`.
         size: `(height, width)` that it must have, or `None`.
-        path: what messages call it.
+        path: name for messages.
 
     Raises:
         ValueError: names the file and the values at fault.
@@ -415,7 +416,7 @@ def to_labels(
         if stored.shape == tuple(size)[::-1]:
             hint = f"; turned by EXIF? {_turn_back(spec)}"
         raise InputError(
-            f"Mask is {stored.shape[0]}x{stored.shape[1]}, its picture "
+            f"Mask is {stored.shape[0]}x{stored.shape[1]}, its image "
             f"{size[0]}x{size[1]}{hint}. File: {path}"
         )
     table = label_table(spec)
@@ -425,7 +426,7 @@ def to_labels(
 
 
 def _turn_back(spec):
-    """How to say that masks are turned otherwise than they are read."""
+    """Suggests a `mask_orientation` for a transposed mask."""
     if spec.mask_orientation == "image":
         return (
             'if masks are stored upright, remove "mask_orientation": "image" '
@@ -438,7 +439,7 @@ def _turn_back(spec):
 
 
 def label_table(spec: DatasetSpec) -> np.ndarray:
-    """int16 `(256,)`: stored value -> label, -1 where there is none."""
+    """Returns int16 `(256,)`: stored value -> label, -1 if invalid."""
     table = np.full(256, -1, "int16")
     table[: spec.num_classes] = np.arange(spec.num_classes)
     table[spec.ignore_label] = spec.ignore_label
@@ -450,7 +451,7 @@ def label_table(spec: DatasetSpec) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class StoredMask:
-    """The numbers in a mask, before the label map.
+    """Stored values of a mask, before the label map.
 
     Attributes:
         values: uint8 `[H, W]`, upright; of a mask of colors, their classes.
@@ -474,12 +475,12 @@ def read_stored(
     name: PathLike | None = None,
     image_orientation: int = 1,
 ) -> StoredMask:
-    """Reads a mask as far as the label map.
+    """Reads the stored values of a mask.
 
     Args:
         source: path or bytes of a PNG file.
         spec: `DatasetSpec`.
-        name: what messages call it; the path if not given.
+        name: name for messages; defaults to the path.
         image_orientation: as in `read_mask`.
 
     Returns:
@@ -494,7 +495,7 @@ def read_stored(
         stretched = _STRETCHED_BY.get(_raw_mode(image), 1)
         levels = {"1": 255, "L": stretched}.get(image.mode)
         try:
-            # "P": indices, not the palette's colours; "1" becomes 0 and 1.
+            # "P": indices, not the palette's colors; "1" becomes 0 and 1.
             values = np.array(image)
             orientation = _orientation(image.info)
             key = image.info.get("transparency")
@@ -521,7 +522,7 @@ def read_stored(
 
 
 def _rgb(image):
-    """A picture as RGB; what is transparent shows its colour."""
+    """Converts an image to RGB; transparency is dropped."""
     if image.mode == "RGB":
         return image  # converting would copy it
     # Pillow warns of a palette that has it.
@@ -544,7 +545,7 @@ def _check_format(image, path, spec):
         )
     if image.mode in _COLOR_MODES and spec.colormap is None:
         raise InputError(
-            "RGB mask, but no `colormap` in dataset.json says which colour is "
+            "RGB mask, but no `colormap` in dataset.json says which color is "
             f"which class. File: {path} (mode {image.mode})"
         )
 
@@ -556,12 +557,12 @@ def _is_deep(image):
 
 
 def _raw_mode(image):
-    """How the file holds its values, e.g. `L;4`; `image.mode` hides it."""
+    """Returns the raw mode of the file, e.g. `L;4`, unlike `image.mode`."""
     return str(image.tile[0].args) if image.tile else ""
 
 
 def _palette(image, transparency):
-    """The palette as uint8 `(256, 4)`, RGBA.
+    """Returns the palette as RGBA, uint8 `(256, 4)`.
 
     What shows nothing is black; what is not in the palette has alpha 1.
     """
@@ -579,11 +580,11 @@ def _palette(image, transparency):
 
 
 def _holds_indices(values, palette, spec, path):
-    """Whether a palette mask's indices are its labels, or its colors are.
+    """Returns True if the indices of a palette mask are its labels.
 
     Its colors, if the colormap has all of them. Otherwise its indices, if they
     agree with the colors that the colormap has and all others are ignored:
-    PASCAL VOC's masks have a border of a color that is no class'.
+    PASCAL VOC's masks have a border of a color without a class'.
 
     Raises:
         ValueError: neither.
@@ -609,7 +610,7 @@ def _holds_indices(values, palette, spec, path):
 
 
 def _visible(values, key, path):
-    """What a mask of colors shows: `(uint8 [H, W, 3], hidden pixels)`.
+    """Returns the visible colors: `(uint8 [H, W, 3], hidden pixels)`.
 
     Transparent pixels keep what was drawn and erased; they are read as black.
     """
@@ -633,7 +634,7 @@ def _visible(values, key, path):
 
 
 def _classes_of(colors, spec):
-    """RGB `(N, 3)` -> int16 `(N,)`: class or `ignore_label`, -1 for neither."""
+    """Converts RGB `(N, 3)` to labels, int16 `(N,)`, -1 if unknown."""
     labels = {tuple(color): spec.ignore_label for color in spec.ignore_colors}
     labels |= {color: label for label, color in enumerate(spec.colormap)}
     return np.array(
@@ -673,7 +674,7 @@ def _shown(color):
 
 
 def _instead(source, error):
-    """Names a format that is not read, and the way out."""
+    """Raises for an unsupported format, with the way to convert it."""
     if not isinstance(error, Image.UnidentifiedImageError):
         return ""
     try:
@@ -701,7 +702,7 @@ def _range_message(stored, table, spec, path):
 
 
 def _reason(error, formats=FORMATS):
-    """Why, in one line, without the file's name a second time."""
+    """Formats the cause on one line, without repeating the file name."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"no {' or '.join(formats)}"
     reason = getattr(error, "strerror", None) or str(error)

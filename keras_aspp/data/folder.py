@@ -1,5 +1,7 @@
 """The folder data set: images/<split>/NAME.jpg, masks/<split>/NAME.png."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import hashlib
@@ -17,18 +19,18 @@ from keras_aspp.utils.text import look
 from keras_aspp.utils.types import Dataset, PathLike
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", *decode.FORMATS_BY_SUFFIX)
-# What file managers leave behind, beside hidden files.
+# Files that file managers create, besides hidden ones.
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 # The validation split of a configuration that has none: images of the
 # training split, by the hash of their names.
 HELD_OUT = "held_out"
-# A class is noted as rare whose share of the labelled pixels is below a tenth
+# A class is noted as rare whose share of the labeled pixels is below a tenth
 # of an equal share, and of 1 % at most.
 RARE_SHARE, RARE_OF_EQUAL = 0.01, 0.1
 
 
 class FolderSource:
-    """Pictures and masks in a folder.
+    """Data set of images and masks in a folder.
 
     Args:
         root: the folder; holds `images/`, `masks/` and, if need be,
@@ -54,7 +56,7 @@ class FolderSource:
 
     Raises:
         FileNotFoundError: no such folder, or none of `images/`, `masks/`.
-        ValueError: no pictures, or a `dataset.json` at fault.
+        ValueError: no images, or a `dataset.json` at fault.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class FolderSource:
         for split in folders:
             self.pairs[split] = self._find(split)
         if folders:
-            self._note_loose_pictures()
+            self._note_loose_images()
         if not folders or validation_split == HELD_OUT:
             within = train_split if folders else ""
             if within not in self.pairs:
@@ -106,7 +108,7 @@ class FolderSource:
             found = [*self.unpaired.values(), *self.skipped.values()]
             first = [message for messages in found for message in messages][:1]
             raise InputError(
-                f"No pictures ({_suffixes()}) with masks under images/ and "
+                f"No images ({_suffixes()}) with masks under images/ and "
                 f"masks/. Received: root={str(root)!r}"
                 + "".join(f"; {m}" for m in first)
             )
@@ -135,13 +137,13 @@ class FolderSource:
         for name in sorted(images.keys() - masks.keys()):
             hint = _near(name, [*masks.values(), *skipped["masks"]])
             messages.append(
-                f"Picture without a mask. File: {images[name]} (wanted: "
+                f"Image without a mask. File: {images[name]} (wanted: "
                 f"{wanted.format(name)}{hint})"
             )
         for name in sorted(masks.keys() - images.keys()):
             hint = _near(name, [*images.values(), *skipped["images"]])
             messages.append(
-                f"Mask without a picture. File: {masks[name]}"
+                f"Mask without an image. File: {masks[name]}"
                 + (f" ({hint.removeprefix('; ')})" if hint else "")
             )
         found = sorted(images.keys() & masks.keys())
@@ -157,16 +159,16 @@ class FolderSource:
             )
         return [(str(images[name]), str(masks[name])) for name in found]
 
-    def _note_loose_pictures(self):
+    def _note_loose_images(self):
         loose = sorted(self._by_name("images", "", []).values())
         if loose:
             self.notes.append(
-                f"{len(loose)} pictures lie beside the split folders and are "
+                f"{len(loose)} images lie beside the split folders and are "
                 f"not used, first {loose[0]}"
             )
 
     def _by_name(self, part, split, skipped):
-        """Files by their stems; `skipped` gets what is not read."""
+        """Returns files by stem; other files are appended to `skipped`."""
         found = {}
         for path in sorted((self.root / part / split).iterdir()):
             if _is_junk(path):
@@ -201,7 +203,7 @@ class FolderSource:
         return DatasetSpec([f"class_{i}" for i in range(max(top, 1) + 1)])
 
     def require(self, split: str) -> None:
-        """Raises `ValueError` unless the split has pictures."""
+        """Raises `ValueError` unless the split has images."""
         if not self.pairs.get(split):
             known = {k: len(v) for k, v in self.pairs.items()}
             hint = ""
@@ -222,12 +224,12 @@ class FolderSource:
             )
 
     def size(self, split: str) -> int:
-        """Number of pictures of a split."""
+        """Returns the number of images of a split."""
         self.require(split)
         return len(self.pairs[split])
 
     def records(self, split: str) -> Dataset:
-        """`tf.data.Dataset` of cheap records: `(image path, mask path)`."""
+        """Returns a `tf.data.Dataset` of `(image path, mask path)`."""
         import tensorflow as tf
 
         self.require(split)
@@ -239,13 +241,13 @@ class FolderSource:
         return tf.data.Dataset.from_tensor_slices((images, masks))
 
     def name_of(self, record: Sequence[Any]) -> str:
-        """What to call a record: the picture's path."""
+        """Returns the name of a record, its image path."""
         return os.fsdecode(record[0])
 
     def decode(
         self, image: PathLike | bytes, mask: PathLike | bytes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
+        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`."""
         image, mask = os.fsdecode(image), os.fsdecode(mask)
         pixels, labels = decode.read_pair(image, mask, self.spec)
         return pixels, labels.astype("int32")
@@ -260,7 +262,7 @@ def _suffixes():
 
 
 def _files_below(folder):
-    """Files in a folder and its folders, without following links."""
+    """Lists the files below a folder, without following links."""
     return sorted(
         path
         for where, _, names in os.walk(folder)
@@ -295,19 +297,19 @@ def _skipped_notes(folder, files):
     others = [path for path in files if path.parent == folder]
     if others:
         counts = collections.Counter(path.suffix.lower() for path in others)
-        kinds = ", ".join(
+        counts = ", ".join(
             f"{count} {suffix or 'without suffix'}"
             for suffix, count in counts.most_common(5)
         )
         read = ".png" if folder.parent.name == "masks" else _suffixes()
         yield (
-            f"{len(others)} files of {folder} are not used ({kinds}), since "
+            f"{len(others)} files of {folder} are not used ({counts}), since "
             f"their suffix is none of {read}, first {others[0]}"
         )
 
 
 def _hashed_share(pairs, fraction):
-    """Pairs whose name's hash lies in the first `fraction`; at least one."""
+    """Returns the pairs in the first `fraction` by hash, at least one."""
 
     def position(pair):
         digest = hashlib.sha256(os.fsencode(Path(pair[0]).stem)).digest()
@@ -323,11 +325,11 @@ def _hashed_share(pairs, fraction):
 
 @dataclasses.dataclass
 class FolderReport:
-    """What `check_folder` found.
+    """Result of `check_folder`.
 
     `problems` and `notes` are lists of one-line messages. `class_pixels` is
     int64 `(num_classes + 1,)` per split, the last entry ignored pixels;
-    `sizes` counts pictures by `(height, width)`.
+    `sizes` counts images by `(height, width)`.
     """
 
     spec: DatasetSpec
@@ -343,7 +345,7 @@ def check_folder(
     splits: Sequence[str] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> FolderReport:
-    """Reads every picture and mask and lists all that is wrong.
+    """Reads every image and mask and lists all that is wrong.
 
     Args:
         source: `FolderSource`.
@@ -384,7 +386,7 @@ def check_folder(
 
 
 def _check_pair(report, seen, image, mask):
-    """`(size, pixels of each label)`, each `None` if it cannot be read."""
+    """Returns `(size, pixels of each label)`, `None` if unreadable."""
     spec, size, orientation = report.spec, None, 1
     read = _try(report, lambda: decode.read_oriented(image))
     if read is not None:
@@ -409,7 +411,7 @@ def _check_pair(report, seen, image, mask):
 
 
 class _Seen:
-    """What masks and images of all splits have in common."""
+    """Checks the masks and images of all splits together."""
 
     def __init__(self):
         self.turned, self.turned_masks = [], []
@@ -433,7 +435,7 @@ class _Seen:
         return self._gray_colors(spec) or self._binary(spec)
 
     def _gray_colors(self, spec):
-        """Gray masks that hold colors: tools store gray images as such."""
+        """Reports gray masks that contain gray levels instead of ids."""
         if spec.colormap is None or spec.label_map or not any(self.levels):
             return []
         colors = dict.fromkeys(spec.ignore_colors, spec.ignore_label)
@@ -493,7 +495,7 @@ class _Seen:
 
 
 def _shared_images(source, splits):
-    """Notes of files that are in two splits; reads those of equal size."""
+    """Reports files in two splits; reads those of equal size."""
     files = [
         (split, image)
         for split in splits
@@ -520,7 +522,7 @@ def _bytes_of(path):
     try:
         return os.path.getsize(path)
     except OSError:
-        return path  # gone; equal to no other
+        return path  # deleted meanwhile
 
 
 def _digest(path):
@@ -552,7 +554,7 @@ def _notes(report, source):
                 f"{', '.join(names[missing])}"
                 + ("; they cannot be learned" if lost else "")
             )
-    # What is rare in training; a folder may have other splits alone.
+    # Rare classes of the training split, if it exists.
     pixels = counted.get(
         source.train_split,
         sum(counted.values(), np.zeros(len(names), "int64")),

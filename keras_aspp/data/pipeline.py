@@ -1,4 +1,6 @@
-"""tf.data: from a source's records to batches."""
+"""tf.data pipelines from the records of a source to batches."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 
@@ -7,10 +9,10 @@ from keras_aspp.data.sources import Source
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.types import Dataset, Size
 
-# Decoded pictures up to this much are kept in memory.
+# Limit of decoded images kept in memory, in bytes.
 CACHE_BYTES = 2 * 2**30
-# Pictures among which those of one size are looked for: where every picture
-# has its own, as many are held.
+# Window within which images of equal size are batched; also the largest number
+# of images held in memory.
 PICTURES_GROUPED = 256
 
 
@@ -25,7 +27,7 @@ def training_dataset(
     first_example: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Dataset:
-    """Endless batches of random crops; the same run gives the same batches.
+    """Builds an infinite, reproducible data set of batches of random crops.
 
     Every epoch is its own shuffle, seeded by (seed, epoch), and every example
     its own augmentation, seeded by (seed, epoch, index): a resumed run sees
@@ -78,7 +80,7 @@ def pictures_of_batch(
     seed: int,
     step: int,
 ) -> list[str]:
-    """Names of the pictures in a batch of `training_dataset`.
+    """Returns the names of the images in a batch of `training_dataset`.
 
     Args:
         source: `FolderSource` or `TfdsSource`.
@@ -98,7 +100,7 @@ def pictures_of_batch(
 
 
 def names_of(source: Source, split: str, numbers: Iterable[int]) -> list[str]:
-    """Names of a split's records, by their numbers."""
+    """Returns the names of the records of a split by their numbers."""
     records = source.records(split).as_numpy_iterator()
     names = {
         i: source.name_of(record)
@@ -114,9 +116,9 @@ def evaluation_dataset(
     batch_size: int,
     numbered: bool = False,
 ) -> Dataset:
-    """Every picture once, at its own size, in batches of one size.
+    """Builds a data set of every image once, batched by size.
 
-    A short batch is filled with pictures of zeros whose labels are all
+    A short batch is filled with images of zeros whose labels are all
     `ignore_label`, up to a power of two: a size comes in few shapes, each of
     which a compiled model compiles for, and at most half of a batch is in
     vain.
@@ -125,7 +127,7 @@ def evaluation_dataset(
         source: `FolderSource` or `TfdsSource`.
         split: str.
         batch_size: int > 0.
-        numbered: bool. With the number of each picture's record.
+        numbered: bool. With the number of each image's record.
 
     Returns:
         `tf.data.Dataset` of `(uint8 [B, H, W, 3], int32 [B, H, W])`, and
@@ -182,7 +184,7 @@ def evaluation_dataset(
 
 
 def _in_order(source, split, seed, first_example, decode=None):
-    """Endless `(epoch, index, record)`, each epoch in an order of its own.
+    """Yields `(epoch, index, record)` without end, reshuffled per epoch.
 
     With `decode`, records are decoded once, and kept.
     """
@@ -217,7 +219,7 @@ def _in_order(source, split, seed, first_example, decode=None):
 
 
 def _decoder(source):
-    """`source.decode` as a TensorFlow function; errors name the file."""
+    """Wraps `source.decode` for tf.data; errors name the file."""
     import tensorflow as tf
 
     def decode(*record):
@@ -233,12 +235,12 @@ def _decoder(source):
 
 
 def _fits(source, split):
-    """Whether the decoded split can be kept in memory."""
+    """Returns True if the decoded split fits in memory."""
     return source.size(split) * _example_bytes(source, split) <= CACHE_BYTES
 
 
 def _example_bytes(source, split):
-    """Bytes of the first decoded example, an estimate for them all."""
+    """Returns the bytes of the first decoded example, as an estimate."""
     record = next(source.records(split).take(1).as_numpy_iterator())
     image, labels = source.decode(*record)
     return image.nbytes + labels.nbytes

@@ -1,5 +1,7 @@
 """Resizing of images."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image
 
@@ -7,10 +9,10 @@ from keras_aspp.utils.types import Size
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """uint8 `[H, W, 3]` resized to `(height, width)`, antialiased."""
+    """Resizes uint8 `[H, W, 3]` to `(height, width)`, antialiased."""
     if image.shape[:2] == tuple(size):
         return image
-    picture = Image.fromarray(image)
+    resized = Image.fromarray(image)
     return np.array(
-        picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        resized.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     )

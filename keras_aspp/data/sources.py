@@ -1,4 +1,4 @@
-"""open_source: a DataConfig -> the source it names."""
+"""open_source: opens the data source of a `DataConfig`."""
 
 import os
 from typing import Any, TypeAlias
@@ -60,7 +60,7 @@ def open_source(config: Any) -> Source:
 
 
 def _agreeing(source, spec):
-    """The source, unless its dataset.json names another number of classes."""
+    """Returns the source, or raises if dataset.json contradicts the names."""
     if spec is not None and spec.num_classes != source.spec.num_classes:
         raise InputError(
             "`data.class_names` must name as many classes as the data set's "
@@ -72,7 +72,7 @@ def _agreeing(source, spec):
 
 
 def _check_described(config, root):
-    """Raises if a folder's label values were given and would be ignored."""
+    """Raises if `label_map` or such would be ignored for a folder."""
     if config.class_names or os.path.exists(f"{root}/dataset.json"):
         return
     if config.label_map is not None or config.ignore_label != 255:
@@ -84,7 +84,7 @@ def _check_described(config, root):
 
 
 def _check_named(config):
-    """Raises if images are to be held out of records, which have slices."""
+    """Raises if images are to be held out of records, which use slices."""
     if config.validation_split == HELD_OUT:
         name = config.train_split
         raise InputError(

@@ -1,4 +1,6 @@
-"""DatasetSpec: what the numbers in a mask mean."""
+"""DatasetSpec: the meaning of the values in a mask."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
@@ -36,7 +38,7 @@ class DatasetSpec:
         label_map: dict, stored value -> class or `"ignore"`, applied before
             the range check; values that it does not name are kept. Or `None`.
         name: str, for people.
-        license: str, for people; stands in the model card.
+        license: str, for people; shown in the model card.
         ignore_colors: colors of masks that count for nothing, beside the
             colormap. Defaults to none: each color must be named.
         mask_orientation: `"own"`, masks are upright, by their own EXIF if they
@@ -58,7 +60,7 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         names = self.class_names
-        # A lone string would become one class per letter.
+        # A single string would become one class per letter.
         if isinstance(names, (list, tuple)):
             object.__setattr__(self, "class_names", tuple(names))
         if (
@@ -113,13 +115,13 @@ class DatasetSpec:
         colormap = _checked_colors("colormap", self.colormap)
         if len(colormap) != self.num_classes:
             raise InputError(
-                f"`colormap` must hold {self.num_classes} RGB colours, "
+                f"`colormap` must hold {self.num_classes} RGB colors, "
                 f"one per class. Received: {len(colormap)} entries"
             )
         twice = [c for i, c in enumerate(colormap) if c in colormap[:i]]
         if twice:
             raise InputError(
-                "`colormap` must hold a colour of its own for each class. "
+                "`colormap` must hold a color of its own for each class. "
                 f"Received: {list(twice[0])} more than once"
             )
         return colormap
@@ -153,7 +155,7 @@ class DatasetSpec:
             good = label == "ignore" or (
                 type(label) is int and 0 <= label < self.num_classes
             )
-            # JSON has strings for keys.
+            # Keys are strings in JSON.
             if not re.fullmatch(r"-?\d{1,9}", str(stored)) or not good:
                 raise InputError(
                     "`label_map` must map stored ints to a class in "
@@ -169,7 +171,7 @@ class DatasetSpec:
     @classmethod
     def from_file(
         cls, path: PathLike, notes: list[str] | None = None
-    ) -> "DatasetSpec":
+    ) -> DatasetSpec:
         """Reads a `dataset.json`.
 
         Args:
@@ -218,7 +220,7 @@ class DatasetSpec:
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour per class: the colormap, or well-told-apart ones."""
+        """Returns one RGB color per class: the colormap, or distinct colors."""
         if self.colormap is not None:
             return self.colormap
         return tuple(_distinct_color(i) for i in range(self.num_classes))
@@ -245,7 +247,7 @@ def _notes(spec, content, repeated, path):
 def grouped(
     items: Iterable[Any], key: Callable[[Any], Any]
 ) -> dict[Any, list[Any]]:
-    """Dict of the lists of two items and more that have the same key."""
+    """Groups items by key; returns the groups of two or more."""
     groups = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -267,7 +269,7 @@ def _checked_colors(name, colors):
 
 
 def _distinct_color(i):
-    # PASCAL VOC's rule: the bits of the class id spread over the channels.
+    # PASCAL VOC's rule: the bits of the class id distributed over channels.
     color = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

@@ -1,4 +1,4 @@
-"""How often the classes of a split are seen."""
+"""Frequencies of the classes of a split."""
 
 import collections
 import dataclasses
@@ -7,29 +7,29 @@ import numpy as np
 
 from keras_aspp.data.sources import Source
 
-# Images whose sizes stand for those of a split that is not read beforehand.
+# Number of images sampled for the sizes of a split that is not read in full.
 SIZES_SAMPLED = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassCounts:
-    """Counts of a split, int64 arrays `(num_classes,)`.
+    """Class counts of a split, int64 arrays `(num_classes,)`.
 
     Attributes:
         pixels: pixels of each class.
-        pictures: pictures in which it is seen.
-        pixels_of_pictures: valid pixels of those pictures.
+        images: number of images that contain it.
+        pixels_of_images: valid pixels of those images.
     """
 
     pixels: np.ndarray
-    pictures: np.ndarray
-    pixels_of_pictures: np.ndarray
+    images: np.ndarray
+    pixels_of_images: np.ndarray
 
 
 def sizes_of(
     source: Source, split: str, count: int = SIZES_SAMPLED
 ) -> dict[tuple[int, int], int]:
-    """Sizes of the first images of a split.
+    """Counts the sizes of the first images of a split.
 
     Args:
         source: `FolderSource` or `TfdsSource`.

@@ -1,4 +1,6 @@
-"""TensorFlow Datasets that have a picture and a mask."""
+"""TensorFlow Datasets with an image and a mask."""
+
+from __future__ import annotations
 
 import contextlib
 import importlib
@@ -26,7 +28,7 @@ SHARDS_AT_ONCE = 16
 
 
 class TfdsSource:
-    """A TFDS data set, downloaded or drawn on first use.
+    """TFDS data set, downloaded or generated on first use.
 
     Args:
         name: TFDS name, e.g. `"oxford_iiit_pet"`, or one of ours
@@ -34,7 +36,7 @@ class TfdsSource:
             `keras-aspp data convert` wrote.
         spec: `DatasetSpec`; `label_map` maps the stored ids. Or `None`: the
             `dataset.json` beside the records.
-        image_key: feature that holds the picture.
+        image_key: feature that holds the image.
         mask_key: feature that holds the mask.
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
@@ -82,7 +84,7 @@ class TfdsSource:
         for key in (image_key, mask_key):
             if not isinstance(dict(features).get(key), tfds.features.Image):
                 raise InputError(
-                    f"TFDS data set {name} has no picture `{key}`. "
+                    f"TFDS data set {name} has no image `{key}`. "
                     f"Received: features={sorted(features)}"
                 )
         try:
@@ -130,7 +132,7 @@ class TfdsSource:
         return DatasetSpec.from_file(path) if path.exists() else None
 
     def size(self, split: str) -> int:
-        """Number of pictures of a split, TFDS' slices included."""
+        """Returns the number of images of a split or slice."""
         try:
             count = self.builder.info.splits[split].num_examples
         except (KeyError, ValueError):
@@ -145,12 +147,12 @@ class TfdsSource:
         return count
 
     def records(self, split: str) -> Dataset:
-        """`tf.data.Dataset` of `(image bytes, mask bytes, what to call it)`."""
+        """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`."""
         files = self._files(split)
         return files.flat_map(self._read(split)).map(lambda _, record: record)
 
     def shuffled(self, split: str, seed: int | Tensor) -> Dataset:
-        """`(number, record)` of a split in an order that the seed gives.
+        """Returns `(number, record)` of a split in a seeded order.
 
         The shards come in any order, records from several of them in turn, and
         these pass through a buffer: a file is read from its beginning to its
@@ -179,7 +181,7 @@ class TfdsSource:
         )
 
     def shards(self, split: str) -> list[tuple[Any, ...]]:
-        """List of `(path, skip, take, number of the first record)`."""
+        """Lists `(path, skip, take, number of the first record)`."""
         self.size(split)
         found, number = [], 0
         for file in self.builder.info.splits[split].file_instructions:
@@ -225,13 +227,13 @@ class TfdsSource:
         return read
 
     def name_of(self, record: Sequence[Any]) -> str:
-        """What to call a record: data set, split and number."""
+        """Returns the name of a record: data set, split and number."""
         return os.fsdecode(record[2])
 
     def decode(
         self, image: bytes, mask: bytes, where: bytes = b"a record"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A record -> `(uint8 [H, W, 3], int32 [H, W])`, on the host."""
+        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`."""
         where = os.fsdecode(where)
         pixels, labels = decode.read_pair(
             image,
@@ -244,7 +246,7 @@ class TfdsSource:
 
 
 def _draw(builder):
-    """Prepares a generated data set; one line says what goes where.
+    """Generates a data set and prints its folder.
 
     TFDS' own output tells of a download of unknown size.
     """
@@ -297,7 +299,7 @@ _READERS = {"tfrecord": _tfrecords, "array_record": _array_records}
 
 
 def is_converted(folder: PathLike) -> bool:
-    """Whether a folder holds records that TFDS can read."""
+    """Returns True if a folder contains records that TFDS can read."""
     return os.path.isfile(os.path.join(folder, "dataset_info.json"))
 
 

@@ -1,5 +1,9 @@
 """Advice at the end of a run, from its metrics and its data."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from keras_aspp.data.folder import RARE_OF_EQUAL, RARE_SHARE
@@ -8,7 +12,7 @@ from keras_aspp.data.folder import RARE_OF_EQUAL, RARE_SHARE
 ZERO = 0.00005
 
 
-def zero_classes(metrics):
+def zero_classes(metrics: dict[str, Any]) -> list[str]:
     """Returns the names of the classes of IoU 0.
 
     Args:
@@ -62,7 +66,7 @@ def advise_on_classes(metrics, config, class_names, learned, scored):
     ]
 
 
-def advise_on_length(best_epoch, epochs):
+def advise_on_length(best_epoch: int, epochs: int) -> list[str]:
     """Suggests a longer run if the last epoch was the best.
 
     Args:

@@ -271,7 +271,7 @@ def _read(element):
 def _save(element, spec, output):
     name, (image, labels) = element
     if isinstance(labels, str):
-        return 0, [f"{labels} Picture: {printable(name)}"]
+        return 0, [f"{labels} Image: {printable(name)}"]
     for part, drawn in (
         ("labels", index_image(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),

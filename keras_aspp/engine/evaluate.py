@@ -1,10 +1,16 @@
 """Evaluation: all metrics of a split in one pass."""
 
+from __future__ import annotations
+
 import heapq
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
+from keras_aspp.data.sources import Source
+from keras_aspp.inference import Predictor
 from keras_aspp.metrics import (
     BandIoU,
     BoundaryIoU,
@@ -17,22 +23,23 @@ from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 # Images on the sheet of the worst.
 NUM_WORST = 8
 
 
 def evaluate(
-    predictor,
-    source,
-    split,
-    batch_size=8,
-    progress=None,
-    boundaries=False,
-    calibration=False,
-    objects=False,
-    figures=None,
-):
+    predictor: Predictor,
+    source: Source,
+    split: str,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    boundaries: bool = False,
+    calibration: bool = False,
+    objects: bool = False,
+    figures: PathLike | None = None,
+) -> dict[str, Any]:
     """Evaluates each image of a split once, at its own size.
 
     Args:

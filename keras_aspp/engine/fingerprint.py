@@ -1,16 +1,22 @@
 """Fingerprint of the data of a run, compared by `--resume`."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.sources import Source
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
+from keras_aspp.utils.types import PathLike
 
 FINGERPRINT_FILE = "fingerprint.json"
 # Fields of a specification that training does not read.
@@ -21,7 +27,7 @@ _RECORD_HEAD, _RECORD_SUM = 12, 4
 _THREADS = 8
 
 
-def fingerprint(source, splits):
+def fingerprint(source: Source, splits: Iterable[str]) -> dict[str, Any]:
     """Returns the fingerprint of a data set: specification and files.
 
     File names are relative to the data set, so that it may be moved. Files are
@@ -45,12 +51,12 @@ def fingerprint(source, splits):
     }
 
 
-def write_fingerprint(workdir, found):
+def write_fingerprint(workdir: PathLike, found: dict[str, Any]) -> None:
     """Writes a fingerprint into a workdir."""
     write_json(Path(workdir) / FINGERPRINT_FILE, found)
 
 
-def check_fingerprint(workdir, found):
+def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
     """Raises `ValueError` if the data has changed since the run began.
 
     Args:
@@ -84,7 +90,7 @@ def check_fingerprint(workdir, found):
     return True
 
 
-def data_changes(before, now):
+def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Lists the differences of two fingerprints as text.
 
     Args:

@@ -1,13 +1,24 @@
 """Loss and class weights of a `LossConfig`."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import keras
 
 from keras_aspp import losses
+from keras_aspp.config.schema import LossConfig
+from keras_aspp.data.sources import Source
 from keras_aspp.data.statistics import count_classes
 from keras_aspp.utils.exceptions import InputError
 
 
-def build_loss(config, ignore_label, class_weights=None, shared=False):
+def build_loss(
+    config: LossConfig,
+    ignore_label: int,
+    class_weights: Sequence[float] | None = None,
+    shared: bool = False,
+) -> keras.losses.Loss:
     """Builds the loss of a `LossConfig`.
 
     Args:
@@ -50,7 +61,9 @@ def build_loss(config, ignore_label, class_weights=None, shared=False):
     )
 
 
-def resolve_class_weights(config, source, split):
+def resolve_class_weights(
+    config: LossConfig, source: Source, split: str
+) -> list[float] | None:
     """Resolves class weights to numbers.
 
     Args:
@@ -67,11 +80,11 @@ def resolve_class_weights(config, source, split):
     if config.class_weights == "median_frequency":
         counts = count_classes(source, split)
         weights = losses.median_frequency_weights(
-            counts.pixels, counts.pixels_of_pictures
+            counts.pixels, counts.pixels_of_images
         )
     elif config.class_weights == "effective_number":
         counts = count_classes(source, split)
-        weights = losses.effective_number_weights(counts.pictures)
+        weights = losses.effective_number_weights(counts.images)
     else:
         weights = config.class_weights
     if weights is None:

@@ -1,5 +1,7 @@
 """The progress line of training."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 import time
@@ -129,7 +131,7 @@ class Progress(keras.callbacks.Callback):
         self._on_line = 0 if end else len(text)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Formats seconds as `42 s`, `3:07` or `1:02:33`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,13 +1,18 @@
 """train: one run, from a configuration to `metrics.json`."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import Config
 from keras_aspp.data.augment import padding_note
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.pipeline import pictures_of_batch, training_dataset
@@ -45,11 +50,17 @@ from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import commit, write_json
 from keras_aspp.utils.signals import interrupt, stop_signals
 from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import PathLike
 
 _log = logging.getLogger(__name__)
 
 
-def train(config, workdir, resume=False, progress=None):
+def train(
+    config: Config,
+    workdir: PathLike,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any] | None:
     """Trains, keeps the best model and evaluates it.
 
     Writes the configuration to config.yaml. After SIGINT (Ctrl-C) or SIGTERM
@@ -210,7 +221,7 @@ def _log_beginning(run, checkpoints, resume, xla):
         )
 
 
-def range_test(config, workdir):
+def range_test(config: Config, workdir: PathLike) -> tuple[Path, float | None]:
     """Tries learning rates instead of training; see `find_learning_rate`.
 
     Args:

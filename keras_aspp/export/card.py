@@ -1,5 +1,10 @@
 """Model card (README.md) of an exported folder."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 # Fields of a card that are not measured.
 ABOUT = (
     "dataset",
@@ -11,13 +16,13 @@ ABOUT = (
 )
 
 
-def latency(entry):
+def latency(entry: dict[str, Any]) -> str:
     """Formats a latency: median (minimum to maximum), in milliseconds."""
     ms = entry["latency_ms"]
     return f"{ms['median']:.0f} ({ms['min']:.0f} to {ms['max']:.0f})"
 
 
-def card(manifest, about):
+def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
     """Returns the model card as Markdown.
 
     Args:
@@ -62,7 +67,7 @@ def card(manifest, about):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def artefact_table(manifest):
+def artefact_table(manifest: dict[str, Any]) -> str:
     """Returns the artefacts as a Markdown table, one row each.
 
     Manifests written before Keras was evaluated at each artefact's size lack
@@ -90,7 +95,7 @@ def artefact_table(manifest):
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
-def size_costs(manifest):
+def size_costs(manifest: dict[str, Any]) -> dict[tuple[int, int], float]:
     """Returns the mean IoU that Keras loses at the sizes of the artefacts.
 
     Returns:

@@ -9,6 +9,10 @@ Equalization and Bias Correction", section 4.1; here with activations
 instead of weights, since kernels have one scale per channel.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 import numpy as np
 
 from keras_aspp.litert.graph import CONV, Graph, packed
@@ -16,7 +20,7 @@ from keras_aspp.litert.graph import CONV, Graph, packed
 _LIMIT = 64.0
 
 
-def equalize(content, images):
+def equalize(content: bytes, images: Iterable[np.ndarray]) -> bytes:
     """Returns a `.tflite` of the same function that quantizes better.
 
     Args:

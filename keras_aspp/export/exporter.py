@@ -1,10 +1,14 @@
 """Export of a segmenter as a folder of verified artefacts."""
 
+from __future__ import annotations
+
 import collections
 import datetime
 import os
 import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +28,7 @@ from keras_aspp.inference import Predictor
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
-from keras_aspp.models.segmenter import check_rgb
+from keras_aspp.models.segmenter import Segmenter, check_rgb
 from keras_aspp.plots.preview import write_preview
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import (
@@ -35,28 +39,29 @@ from keras_aspp.utils.files import (
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.progress import timed
 from keras_aspp.utils.signals import stop_signals
+from keras_aspp.utils.types import PathLike, Size
 
 
 def export_model(
-    model,
-    directory,
+    model: Segmenter,
+    directory: PathLike,
     *,
-    image_size=None,
-    class_names,
-    verify_images,
-    calibration_images=None,
-    evaluation_data=None,
-    formats=DEFAULT_FORMATS,
-    overwrite=False,
-    ignore_label=255,
-    colormap=None,
-    about=None,
-    preview_image=None,
-    max_int8_loss=1.0,
-    more_image_sizes=(),
-    coarse_labels=False,
-    progress=None,
-):
+    image_size: Size | None = None,
+    class_names: Sequence[str],
+    verify_images: Sequence[np.ndarray],
+    calibration_images: Iterable[np.ndarray] | None = None,
+    evaluation_data: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    overwrite: bool = False,
+    ignore_label: int = 255,
+    colormap: Sequence[Sequence[int]] | None = None,
+    about: Mapping[str, str] | None = None,
+    preview_image: np.ndarray | None = None,
+    max_int8_loss: float = 1.0,
+    more_image_sizes: Sequence[Size] = (),
+    coarse_labels: bool = False,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> dict[str, Any]:
     """Writes a folder of artefacts and compares each with the model.
 
     Everything is written and checked in a temporary folder, which takes the

@@ -1,11 +1,18 @@
 """Default image size of files that have one size."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 _STEP, _LEAST, _MOST = 32, 128, 1024
 
 
-def choose_image_size(sizes, fixed=(None, None)):
+def choose_image_size(
+    sizes: Mapping[tuple[int, int], int],
+    fixed: Sequence[int | None] = (None, None),
+) -> tuple[tuple[int, int], str]:
     """Chooses the image size of files from the sizes of a data set's images.
 
     The median height and width, reduced at their ratio where one exceeds 1024,

@@ -1,16 +1,21 @@
 """Entries of `manifest.json`."""
 
+from __future__ import annotations
+
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from keras_aspp.inference import Predictor
 from keras_aspp.utils.files import files_of, sha256
+from keras_aspp.utils.types import PathLike
 from keras_aspp.version import __version__
 
 _PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Returns the versions of the packages that made the artefacts."""
     found = {"keras_aspp": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
@@ -18,7 +23,7 @@ def versions():
     return found
 
 
-def describe(path, kind, predictor):
+def describe(path: PathLike, kind: str, predictor: Predictor) -> dict[str, Any]:
     """Returns the manifest's entry of an artefact, before measurements.
 
     Args:

@@ -6,8 +6,12 @@ class names in a zip archive behind the model. Tables and slots follow
 packages lack wheels for some Python versions, so this module writes it.
 """
 
+from __future__ import annotations
+
 import io
 import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import flatbuffers
 
@@ -27,7 +31,9 @@ _NAME, _DESCRIPTION = 0, 1
 _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
 
 
-def add_metadata(written, name, class_names):
+def add_metadata(
+    written: Iterable[tuple[str, Path]], name: str, class_names: Sequence[str]
+) -> None:
     """Adds the metadata to the artefacts of the format `"tflite_logits"`.
 
     Args:
@@ -42,7 +48,7 @@ def add_metadata(written, name, class_names):
             )
 
 
-def with_metadata(model, name, class_names):
+def with_metadata(model: bytes, name: str, class_names: Sequence[str]) -> bytes:
     """Returns a `.tflite` of logits that MediaPipe's ImageSegmenter reads.
 
     The metadata declares the softmax, so that confidence masks are

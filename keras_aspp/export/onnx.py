@@ -1,5 +1,7 @@
 """ONNX export: raw pixels in, class ids out, for onnxruntime."""
 
+from __future__ import annotations
+
 import collections
 import logging
 
@@ -7,15 +9,22 @@ import tensorflow as tf
 
 from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.extras import require
+from keras_aspp.utils.types import PathLike, Size
 
 
-def check_installed():
+def check_installed() -> None:
     """Raises `ValueError` if the extra `onnx` is not installed."""
     require("The format onnx", "onnx", "tf2onnx", "onnxruntime")
 
 
-def write_onnx(model, path, image_size, coarse_labels=False):
+def write_onnx(
+    model: Segmenter,
+    path: PathLike,
+    image_size: Size,
+    coarse_labels: bool = False,
+) -> None:
     """Writes a segmenter at one image size.
 
     Args:
@@ -39,7 +48,7 @@ def write_onnx(model, path, image_size, coarse_labels=False):
         )
 
 
-def operators(path):
+def operators(path: PathLike) -> dict[str, int]:
     """Returns the operators of an `.onnx`, with their counts.
 
     Args:

@@ -1,11 +1,15 @@
 """SavedModel export: images of any size in, labels out."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from keras_aspp.inference import serving
+from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.utils.types import PathLike
 
 
-def write_saved_model(model, path):
+def write_saved_model(model: Segmenter, path: PathLike) -> None:
     """Writes a SavedModel with `serving_default` and `serve_bytes`.
 
     Args:

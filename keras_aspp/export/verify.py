@@ -6,19 +6,26 @@ size (on the host, antialiased), and so does Keras. Agreement is the share of
 pixels with equal labels.
 """
 
+from __future__ import annotations
+
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_aspp.data.resize import resize_image
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference import Predictor
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 PROTOCOL = (
     "agreement_with_keras: share of equal labels over the verify images; "
@@ -52,7 +59,12 @@ _8_BITS = {"tflite_dynamic_range": 0.9, "tflite_int8": 0.9}
 _LEAST_PX = 33
 
 
-def agreement(path, label, images, predict=None):
+def agreement(
+    path: PathLike,
+    label: Callable[[np.ndarray], np.ndarray],
+    images: Sequence[np.ndarray],
+    predict: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
     """Returns the share of pixels on which an artefact agrees with Keras.
 
     Args:
@@ -105,7 +117,7 @@ def _labels_alone(path, images):
             return [arrays[name] for name in sorted(arrays.files)]
 
 
-def sizes_of(image, least=1):
+def sizes_of(image: np.ndarray, least: int = 1) -> list[np.ndarray]:
     """Returns an image and two parts of it, of odd height and width.
 
     Args:
@@ -123,7 +135,9 @@ def sizes_of(image, least=1):
     return [image, *parts]
 
 
-def check_agreement(value, kind, name, evaluated):
+def check_agreement(
+    value: float, kind: str, name: str, evaluated: bool
+) -> None:
     """Raises `ValueError` if an artefact agrees too little."""
     least = MIN_AGREEMENT.get(kind, 0.0 if evaluated else _8_BITS.get(kind))
     if not value >= least:
@@ -133,7 +147,11 @@ def check_agreement(value, kind, name, evaluated):
         )
 
 
-def mean_iou(predict, examples, spec):
+def mean_iou(
+    predict: Callable[[np.ndarray], np.ndarray],
+    examples: Iterable[tuple[np.ndarray, np.ndarray]],
+    spec: DatasetSpec,
+) -> float:
     """Returns the mean IoU over examples, in [0, 1].
 
     Args:
@@ -147,7 +165,9 @@ def mean_iou(predict, examples, spec):
     return matrix.mean_iou()
 
 
-def logit_difference(predictor, reference, images):
+def logit_difference(
+    predictor: Predictor, reference: Predictor, images: Iterable[np.ndarray]
+) -> float:
     """Returns the largest difference of two predictors' logits.
 
     Images are resized to the size of the first.
@@ -165,7 +185,7 @@ def logit_difference(predictor, reference, images):
     return worst
 
 
-def check_loss(entry, max_int8_loss):
+def check_loss(entry: dict[str, Any], max_int8_loss: float) -> None:
     """Raises `ValueError` if an artefact of 8 bits has lost too much."""
     lost = entry["loss_points"]
     if entry["format"] in _8_BITS and not lost <= max_int8_loss:
@@ -176,7 +196,9 @@ def check_loss(entry, max_int8_loss):
         )
 
 
-def latency_ms(predictor, image, runs=10):
+def latency_ms(
+    predictor: Predictor, image: np.ndarray, runs: int = 10
+) -> dict[str, float]:
     """Measures the wall time of one prediction, in milliseconds.
 
     Every runtime uses as many threads as the machine has cores.

@@ -1,4 +1,4 @@
-"""Prediction with any artefact."""
+"""Prediction with Keras models and exported artefacts."""
 
 from keras_aspp.inference.predictor import Predictor
 

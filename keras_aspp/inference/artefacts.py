@@ -1,5 +1,7 @@
 """Finds the model that a path holds, and its description."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
@@ -22,7 +24,7 @@ _CANDIDATES = (
 
 
 def resolve(path: PathLike, keras_only: bool = False) -> Path:
-    """Returns the file or SavedModel folder that a path stands for.
+    """Returns the model file or SavedModel folder of a path.
 
     Every command and `Predictor` open the same artefact of one path: of a
     workdir its `model.keras`, of an exported folder its SavedModel.
@@ -60,7 +62,7 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
 
 
 def find_spec(path: Path) -> DatasetSpec | None:
-    """The spec beside an artefact: a manifest's, or a workdir's."""
+    """Reads the `DatasetSpec` beside an artefact, if any."""
     manifest = path.parent / "manifest.json"
     if manifest.is_file():
         content = read_manifest(manifest)
@@ -78,7 +80,7 @@ def find_spec(path: Path) -> DatasetSpec | None:
 
 
 def _check_hash(path, manifest):
-    """Raises where an artefact is not the one that its manifest describes."""
+    """Raises if an artefact differs from the one in its manifest."""
     for entry in manifest["artefacts"]:
         if entry["path"] == path.name and entry["sha256"] != sha256(path):
             raise InputError(

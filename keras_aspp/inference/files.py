@@ -1,5 +1,7 @@
 """Segments image files and writes masks and overlays."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,16 +28,16 @@ def predict_files(
     output: PathLike,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
-    """Segments files one by one; a bad one does not stop the others.
+    """Segments files one by one; an unreadable file does not stop the rest.
 
     Args:
         predictor: `Predictor`.
         images: paths.
-        output: folder to write to; made if need be.
+        output: folder to write to; created if missing.
         progress: function of `(done, total)`, or `None`.
 
     Returns:
-        `(rows, messages)`: name, overlay and largest classes of each picture
+        `(rows, messages)`: name, overlay and largest classes of each image
         done; one line for each that failed.
     """
     output = Path(output)
@@ -56,8 +58,8 @@ def predict_files(
             if not is_user_error(error):
                 raise
             message, shown = one_line(error), printable(name)
-            if shown not in message:  # it speaks of the model
-                message = f"{message} Picture: {shown}"
+            if shown not in message:  # an error of the model
+                message = f"{message} Image: {shown}"
             messages.append(message)
         if progress is not None:
             progress(done, len(images))
@@ -65,7 +67,7 @@ def predict_files(
 
 
 def _unused(stem, taken):
-    # Pictures of one name out of two folders must not overwrite each other.
+    # Images of equal name from two folders must not overwrite each other.
     unique, n = stem, 1
     while unique in taken:
         n += 1
@@ -83,8 +85,8 @@ def _largest(labels, spec):
     )
 
 
-def _save(picture, path):
-    if not isinstance(picture, Image.Image):
-        picture = Image.fromarray(picture)
+def _save(image, path):
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     with replacing(path, durable=False) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")

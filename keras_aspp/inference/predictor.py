@@ -1,4 +1,6 @@
-"""Predictor: the same answer from `.keras`, SavedModel, `.tflite`, `.onnx`."""
+"""Predictor: prediction with `.keras`, SavedModel, `.tflite` and `.onnx`."""
+
+from __future__ import annotations
 
 import math
 import os
@@ -26,11 +28,11 @@ from keras_aspp.utils.types import PathLike, Size
 
 
 class Predictor:
-    """Segments pictures with whatever `path` holds.
+    """Segments images with a saved model or exported artefact.
 
-    Threads may share a predictor; calls of a `.tflite` wait for each other,
-    since each uses all cores. After a fork only a `.tflite` goes on: open any
-    other model in the worker process, or start workers by "spawn".
+    Threads may share a predictor; calls of a `.tflite` are serialized, since
+    each uses all cores. After a fork only a `.tflite` works: open any other
+    model in the worker process, or start workers by "spawn".
 
     Arguments other than `path` need a `.keras` model; exported files are fixed.
 
@@ -39,23 +41,23 @@ class Predictor:
             workdir (its `model.keras`) or an exported folder (its SavedModel,
             or what there is of `model.keras` and the other files).
         output_stride: int, a power of two, or `None` for the model's own.
-        scales: floats > 0, at which pictures are looked at; probabilities are
-            averaged. Defaults to (1.0,).
-        flip: bool. Average over mirrored pictures too. Defaults to `False`.
+        scales: floats > 0, image scales whose probabilities are averaged.
+            Defaults to (1.0,).
+        flip: bool. Also average over mirrored images. Defaults to `False`.
         window: int > 0: larger images are predicted in overlapping windows of
             this height and width, in pixels, and blended; or `None`.
         overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
 
     Attributes:
-        spec: `DatasetSpec` of what it was trained on, or `None`.
-        num_classes: int, or `None` where neither model nor spec says it.
-        image_size: `(height, width)` of an artefact of fixed size, else
-            `None`: it answers at any size.
-        has_scores: bool.
+        spec: `DatasetSpec` of the training data, or `None`.
+        num_classes: int, or `None` if unknown.
+        image_size: `(height, width)` of an artefact of fixed size, or `None`
+            for any size.
+        has_scores: bool. True if `score_batch` works.
 
     Raises:
-        FileNotFoundError: nothing at `path` can be used.
+        FileNotFoundError: `path` contains no model.
         ValueError: it cannot be loaded, is not what the manifest beside it
             describes, or does not take these arguments.
 
@@ -116,7 +118,7 @@ class Predictor:
     def predict(
         self, image: np.ndarray | PathLike, return_scores: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Labels of one picture, at its own size.
+        """Predicts the labels of an image, at its own size.
 
         Args:
             image: uint8 array `[H, W, 3]` (RGB), or a path; a file's EXIF
@@ -128,8 +130,7 @@ class Predictor:
             int32 `[H, W]`, or `(labels, scores)`.
 
         Raises:
-            ValueError: not such a picture, or scores are asked of an
-                artefact that has none.
+            ValueError: `image` is invalid, or the artefact has no scores.
         """
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image, exif=True)
@@ -151,27 +152,27 @@ class Predictor:
         return self.predict_batch(image[None])[0]
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
-        """float32 `[B, H, W, K]` logits of uint8 `[B, H, W, 3]` pictures.
+        """Computes logits float32 `[B, H, W, K]` of uint8 `[B, H, W, 3]`.
 
-        Of an average, the logarithm of the mean probability. From `.keras`,
-        and from `model_logits.tflite` for pictures of its own size.
+        With `scales` or `flip`, the logarithm of the mean probability. Needs
+        a `.keras` model, or `model_logits.tflite` and images of its size.
 
         Raises:
-            ValueError: `images` is no such array, or its batch is empty.
+            ValueError: `images` is not such an array, or is empty.
         """
         images = _check_batch(images)
         if self.image_size not in (None, images.shape[1:3]):
             raise InputError(
-                f"Scores of {self.path.name} are for pictures of its own size, "
+                f"Scores of {self.path.name} are for images of its own size, "
                 f"{self.image_size}. Received: {images.shape[1:3]}"
             )
         return self._in_memory(self._engine.scores, images)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
-        """int32 `[B, H, W]` labels of uint8 `[B, H, W, 3]` pictures.
+        """Predicts labels int32 `[B, H, W]` of uint8 `[B, H, W, 3]`.
 
         Raises:
-            ValueError: `images` is no such array, or its batch is empty.
+            ValueError: `images` is not such an array, or is empty.
         """
         images = _check_batch(images)
         if self.image_size is None:
@@ -181,14 +182,14 @@ class Predictor:
         )
 
     def predict_at(self, image: np.ndarray, size: Size | None) -> np.ndarray:
-        """int32 `[H, W]` labels of a picture that is seen at another size.
+        """Predicts labels int32 `[H, W]` of an image at another size.
 
-        It is resized (antialiased), and its labels back (nearest), as with an
-        artefact of that size.
+        Resizes the image (antialiased) and its labels back (nearest), as for
+        an artefact of that size.
 
         Args:
             image: uint8 `[H, W, 3]`.
-            size: `(height, width)`, or `None` for the picture's own.
+            size: `(height, width)`, or `None` for the image's own.
         """
         own = image.shape[:2]
         resized = image if size is None else resize_image(image, size)
@@ -201,7 +202,7 @@ class Predictor:
         return np.array(back).astype("int32")
 
     def _in_memory(self, answer, images):
-        """`answer(images)`, one by one where all are too many at once."""
+        """Computes `answer(images)`, one by one if memory is short."""
         self._check_process()
         count, height, width, _ = images.shape
         needed = self._engine.bytes_needed(count, height, width)
@@ -216,9 +217,9 @@ class Predictor:
             try:
                 return answer(images)
             except Exception as error:
-                # What an engine raises depends on the engine.
+                # Runtimes raise exceptions of many types.
                 raise InputError(
-                    f"The model cannot take a picture of {height}x{width} "
+                    f"The model cannot take an image of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"
                 ) from error
         if count == 1:
@@ -232,7 +233,7 @@ class Predictor:
         )
 
     def _check_process(self):
-        """Raises `RuntimeError` where a forked process would hang."""
+        """Raises `RuntimeError` if a forked process would hang."""
         if os.getpid() == self._pid:
             return
         if not self._engine.survives_fork:

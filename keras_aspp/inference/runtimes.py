@@ -1,5 +1,7 @@
 """Runtimes of saved models: Keras, SavedModel, LiteRT, ONNX Runtime."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable
@@ -24,7 +26,7 @@ _BYTES_PER_PIXEL = 2000
 
 
 class Runtime:
-    """Base class: what `Predictor` needs to know of a loaded model."""
+    """Base class of loaded models for `Predictor`."""
 
     image_size: tuple[int, int] | None = None
     num_classes: int | None = None
@@ -33,7 +35,7 @@ class Runtime:
     survives_fork: bool = False
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
-        """What it takes to see pictures at once, about."""
+        """Estimates the memory for a batch of images, in bytes."""
         return count * height * width * _BYTES_PER_PIXEL
 
 
@@ -49,14 +51,14 @@ class KerasRuntime(Runtime):
         self.smallest_side: int = serving.smallest_side(model)
         self.output_stride: int = model.output_stride
         # One trace for every size. A trace for any height at one width, which
-        # TensorFlow would make of pictures of 500x375 and 500x333, fails in
+        # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
-        pictures = [tf.TensorSpec((None, None, None, 3), "uint8")]
+        signature = [tf.TensorSpec((None, None, None, 3), "uint8")]
         self._labels = tf.function(
-            lambda images: serving.segment(model, images), pictures
+            lambda images: serving.segment(model, images), signature
         )
         self._scores = tf.function(
-            lambda images: serving.score(model, images), pictures
+            lambda images: serving.score(model, images), signature
         )
 
     def labels(self, images: np.ndarray) -> np.ndarray:
@@ -73,7 +75,7 @@ class SavedModelRuntime(Runtime):
         try:
             self._loaded = tf.saved_model.load(str(path))
         except Exception as error:
-            # What TensorFlow raises depends on which byte is wrong.
+            # TensorFlow raises exceptions of many types here.
             raise InputError(
                 f"Not a loadable SavedModel. Received: {path} "
                 f"({type(error).__name__})"
@@ -107,8 +109,8 @@ class ONNXRuntime(Runtime):
 
         try:
             self._session = onnxruntime.InferenceSession(str(path))
-            (door,) = self._session.get_inputs()
-            _, *size, channels = door.shape
+            (input_details,) = self._session.get_inputs()
+            _, *size, channels = input_details.shape
             if channels != 3:
                 raise InputError(f"it takes images of {channels} channels")
         # Their errors have no common ancestor.
@@ -117,20 +119,20 @@ class ONNXRuntime(Runtime):
                 f"Not a loadable .onnx of ours. Received: {path} "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        self._door = door.name
+        self._input_name = input_details.name
         self.image_size: tuple[int, int] | None = tuple(size)
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [
-                self._session.run(None, {self._door: image[None]})[0]
+                self._session.run(None, {self._input_name: image[None]})[0]
                 for image in images
             ]
         )
 
 
 def _is_ours(signature):
-    """Whether a SavedModel's signature takes pictures and gives labels."""
+    """Returns True if a signature maps images to labels."""
     taken = signature.structured_input_signature[1]
     image = taken.get("image")
     return (
@@ -145,7 +147,10 @@ def _tflite_weights(path):
     """`(name, array)` of the floats and scales of a `.tflite`, unread."""
     from ai_edge_litert import schema_py_generated as schema
 
-    kinds = {schema.TensorType.FLOAT32: "<f4", schema.TensorType.FLOAT16: "<f2"}
+    dtypes = {
+        schema.TensorType.FLOAT32: "<f4",
+        schema.TensorType.FLOAT16: "<f2",
+    }
     model = schema.Model.GetRootAs(Path(path).read_bytes())
     for i in range(model.SubgraphsLength()):
         graph = model.Subgraphs(i)
@@ -153,9 +158,9 @@ def _tflite_weights(path):
             tensor = graph.Tensors(j)
             name = tensor.Name().decode("utf-8", "replace")
             buffer = model.Buffers(tensor.Buffer())
-            if tensor.Type() in kinds and buffer.DataLength():
-                array = buffer.DataAsNumpy().view(kinds[tensor.Type()])
-                # Alone, -inf is what pads a max pooling.
+            if tensor.Type() in dtypes and buffer.DataLength():
+                array = buffer.DataAsNumpy().view(dtypes[tensor.Type()])
+                # A single -inf pads max pooling.
                 if array.size > 1:
                     yield name, array
             quantization = tensor.Quantization()
@@ -173,26 +178,30 @@ class LiteRTRuntime(Runtime):
         check_finite(_tflite_weights(path), str(path))
         self._path = path
         self.reopen()
-        self._input = self._interpreter.get_input_details()[0]
-        self._output = self._interpreter.get_output_details()[0]
-        shape, given = self._output["shape"], self._input["shape"]
+        self._input_details = self._interpreter.get_input_details()[0]
+        self._output_details = self._interpreter.get_output_details()[0]
+        shape, given = (
+            self._output_details["shape"],
+            self._input_details["shape"],
+        )
         if (
             len(shape) not in (3, 4)
             or len(given) != 4
             or given[[0, 3]].tolist() != [1, 3]
-            or self._input["dtype"] is not np.uint8
+            or self._input_details["dtype"] is not np.uint8
         ):
             raise InputError(
                 "A .tflite of ours takes uint8 [1, height, width, 3] and "
                 "answers [1, height, width], or that with scores of classes. "
-                f"Received: {path} with {self._input['dtype'].__name__} "
+                f"Received: {path} with "
+                f"{self._input_details['dtype'].__name__} "
                 f"{given.tolist()} and {shape.tolist()}"
             )
         if len(shape) == 4:
             self.num_classes: int | None = int(shape[3])
             self.scores: Callable[[np.ndarray], np.ndarray] = self._answers
         self.image_size = tuple(int(n) for n in given[1:3])
-        if -1 in self._input["shape_signature"]:
+        if -1 in self._input_details["shape_signature"]:
             self.image_size = None
 
     def reopen(self) -> None:
@@ -204,9 +213,9 @@ class LiteRTRuntime(Runtime):
         self._interpreter = Interpreter(
             model_path=str(self._path), num_threads=os.cpu_count()
         )
-        # What has no size of its own gets that of an image.
-        door = self._interpreter.get_input_details()[0]
-        if -1 not in door["shape_signature"]:
+        # Without a fixed size, tensors are allocated per image.
+        input_details = self._interpreter.get_input_details()[0]
+        if -1 not in input_details["shape_signature"]:
             self._allocate()
 
     def _allocate(self):
@@ -222,17 +231,17 @@ class LiteRTRuntime(Runtime):
             return np.concatenate([self._one(image[None]) for image in images])
 
     def _one(self, image):
-        index = self._input["index"]
+        index = self._input_details["index"]
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
             try:
                 self._allocate()
                 details = self._interpreter.get_tensor_details()
                 fits = all(0 not in tensor["shape"] for tensor in details)
-            except RuntimeError:  # of XNNPACK, where it finds no cell
+            except RuntimeError:  # by XNNPACK, for maps without cells
                 fits = False
             if not fits:
                 raise InputError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output["index"])
+        return self._interpreter.get_tensor(self._output_details["index"])

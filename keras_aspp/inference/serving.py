@@ -1,4 +1,6 @@
-"""What is served: Preprocess + model + argmax, as TensorFlow functions."""
+"""Serving functions in TensorFlow: preprocessing, model, argmax."""
+
+from __future__ import annotations
 
 import itertools
 
@@ -8,7 +10,7 @@ import tensorflow as tf
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
 from keras_aspp.utils.types import Tensor
 
-# 4096 x 4096; the network takes some 30 GB to see them.
+# 4096 x 4096, for which the network needs about 30 GB.
 MAX_SERVED_PIXELS = 2**24
 
 
@@ -28,7 +30,7 @@ def smallest_side(model: keras.Model) -> int:
     """
     if None not in model.input.shape[1:3]:
         return 1
-    # What layers read. A nested model's own input belongs to another graph.
+    # Inputs of all layers. A nested model's own input belongs to another graph.
     read = {
         id(tensor): tensor
         for layer in model.layers
@@ -49,7 +51,7 @@ def smallest_side(model: keras.Model) -> int:
 
 
 def segment(model: keras.Model, image: Tensor) -> Tensor:
-    """Labels of pictures as they come.
+    """Computes labels of unprocessed images.
 
     Args:
         model: `Segmenter`.
@@ -64,7 +66,7 @@ def segment(model: keras.Model, image: Tensor) -> Tensor:
 
 
 def segment_coarsely(model: keras.Model, image: Tensor) -> Tensor:
-    """Labels of the scores as they are, before they are resized.
+    """Computes labels from the scores before they are resized.
 
     Each pixel takes the label of the nearest score: much less to compute, and
     outlines in steps of the scores' stride.
@@ -108,14 +110,14 @@ def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:
 
 
 def score(model: keras.Model, image: Tensor) -> Tensor:
-    """float32 logits `[B, H, W, K]` of pictures as they come."""
+    """Computes float32 logits `[B, H, W, K]` of unprocessed images."""
     # `training=False` by name: a Keras export has normalized with batch
     # statistics when a layer upstream set the context otherwise.
     return model(model.preprocess(image), training=False)
 
 
 def decode_bytes(image_bytes: Tensor) -> Tensor:
-    """JPEG or PNG bytes -> uint8 `[H, W, 3]`, as Pillow decodes them.
+    """Decodes JPEG or PNG bytes to uint8 `[H, W, 3]`, as Pillow does.
 
     EXIF is not read. Servers receive bytes from strangers, so the graph checks
     an image before it decodes it: at most `MAX_SERVED_PIXELS` by its header
@@ -159,7 +161,7 @@ def decode_bytes(image_bytes: Tensor) -> Tensor:
 
 
 def _count_scans(image_bytes):
-    """Number of scans in a JPEG, counted as `data.decode` does."""
+    """Counts the scans of a JPEG, as `data.decode` does."""
     # `split` is the one operator of TensorFlow's that finds arbitrary bytes;
     # regular expressions take UTF-8 only.
     pieces = [tf.strings.split(image_bytes, start) for start in SCAN_STARTS]

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from keras_aspp.utils.types import Tensor
 
 
 class SlidingWindow:
-    """An engine that predicts an image in overlapping windows.
+    """Runtime that predicts an image in overlapping windows.
 
     Memory then grows with the scores of the image alone, and the model
     predicts images of the size that it was trained on. Where windows overlap,
@@ -60,13 +62,13 @@ class SlidingWindow:
         self.align: int = stride if on_grid else 1
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
-        """Of the largest window; sum, window and logarithm of the scores."""
+        """Returns the memory for one window and the scores, in bytes."""
         window = (min(n, self.window) for n in (height, width))
         scores = count * height * width * (12 * self.num_classes + 8)
         return self.engine.bytes_needed(count, *window) + scores
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Logits; of several windows, the logarithm of the weighted mean."""
+        """Computes logits, or the log of the mean probability of windows."""
         axes = [
             spans(n, self.window, self.overlap, self.align)
             for n in images.shape[1:3]
@@ -84,12 +86,12 @@ class SlidingWindow:
         return logarithm(mean, 1)
 
     def labels(self, images: np.ndarray) -> np.ndarray:
-        """Labels, int (B, H, W)."""
+        """Computes labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
 
 
 def check_overlap(overlap: float) -> None:
-    """Raises `ValueError` for what is no share of a window."""
+    """Raises `ValueError` unless `overlap` is a share of a window."""
     if isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise InputError(
             f"`overlap` must be in [0, 1). Received: overlap={overlap}"
@@ -99,7 +101,7 @@ def check_overlap(overlap: float) -> None:
 def spans(
     size: int, window: int, overlap: float, align: int = 1
 ) -> list[slice]:
-    """Slices of one axis, the last up to its end.
+    """Splits an axis into overlapping slices.
 
     Args:
         size: int > 0, pixels of the axis.
@@ -126,7 +128,7 @@ def spans(
 
 
 def weights(slices: Sequence[slice]) -> list[np.ndarray]:
-    """Weights of overlapping slices, which sum to one at every pixel.
+    """Computes weights of overlapping slices that sum to 1 at each pixel.
 
     From each edge they rise as half a cosine, over as many pixels as the first
     two slices share, half a slice at most.
@@ -155,12 +157,12 @@ def weights(slices: Sequence[slice]) -> list[np.ndarray]:
 
 
 def probabilities(scores: Tensor) -> np.ndarray:
-    """Softmax over classes, float32."""
+    """Computes the softmax over classes, float32."""
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
 
 
 def logarithm(total: np.ndarray, count: float) -> np.ndarray:
-    """Logarithm of a mean of probabilities; `total` is overwritten."""
+    """Computes the log of mean probabilities in place of `total`."""
     total /= count
     np.maximum(total, 1e-30, out=total)
     return np.log(total, out=total)

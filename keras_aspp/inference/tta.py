@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +18,14 @@ from keras_aspp.utils.exceptions import InputError
 
 
 class MultiScale:
-    """An engine that looks at a picture at several scales, and mirrored.
+    """Runtime that averages predictions over scales and mirror images.
 
-    Probabilities are resized to the picture bilinearly and averaged.
+    Probabilities are resized to the image bilinearly and averaged.
 
     Args:
         engine: with `scores(images)`, float logits (B, H, W, K).
-        scales: floats > 0, factors on both sides of the picture.
-        flip: bool. Each scale mirrored too.
+        scales: floats > 0, factors on both sides of the image.
+        flip: bool. Also average over mirror images.
 
     Raises:
         ValueError: a scale is not > 0, or there is none.
@@ -54,14 +56,14 @@ class MultiScale:
         self.survives_fork: bool = False
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
-        """Of the largest scale, and of the sum at the picture's own size."""
+        """Returns the memory for the largest scale and the sum, in bytes."""
         largest = max(1.0, *self.scales)
         seen = (round(n * largest) for n in (height, width))
         scores = 12 * count * height * width * self.num_classes
         return self.engine.bytes_needed(count, *seen) + scores
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Logarithm of the mean probability."""
+        """Computes the logarithm of the mean probability."""
         size = images.shape[1:3]
         total, count = 0, 0
         for scale in self.scales:
@@ -79,7 +81,7 @@ class MultiScale:
         return logarithm(total, count)
 
     def labels(self, images: np.ndarray) -> np.ndarray:
-        """Labels, int (B, H, W)."""
+        """Computes labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
 
 

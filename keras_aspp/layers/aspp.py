@@ -4,6 +4,8 @@ Shape legend: B batch, h x w feature cells, C input channels, F = `filters`,
 R number of rates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 

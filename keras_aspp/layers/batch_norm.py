@@ -3,6 +3,8 @@
 Shape legend: B batch, h x w feature cells, C channels.
 """
 
+from __future__ import annotations
+
 import math
 import warnings
 from typing import Any

@@ -1,5 +1,7 @@
 """Checks of layer arguments."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from keras_aspp.utils.exceptions import InputError

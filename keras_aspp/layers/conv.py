@@ -4,6 +4,8 @@ Defines padding, rate, dtype and batch-norm policy for all other layers.
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras
@@ -33,7 +35,7 @@ class AtrousConv2D(keras.layers.Layer):
     Args:
         filters: int > 0. Output channels.
         kernel_size: odd int > 0. Defaults to 3.
-        atrous_rate: int > 0, in feature cells. Distance between neighbouring
+        atrous_rate: int > 0, in feature cells. Distance between neighboring
             taps; 1 is an ordinary convolution. Defaults to 1.
         separable: bool. Defaults to `False`.
         activation: Keras activation or its name, or `None`. Defaults to

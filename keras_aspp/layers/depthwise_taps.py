@@ -5,6 +5,8 @@ sum of shifted maps, forward and gradient (docs/performance.md).
 Shape legend: B batch, H x W cells, h x w cells of the result, C channels.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 from keras import ops

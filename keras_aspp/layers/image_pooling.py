@@ -3,6 +3,8 @@
 Shape legend: B batch, h x w feature cells, C input channels, F = `filters`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras

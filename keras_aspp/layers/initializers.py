@@ -1,5 +1,7 @@
 """Initializers with the fans of depthwise kernels."""
 
+from __future__ import annotations
+
 import keras
 
 from keras_aspp.utils.keras_graph import sublayers

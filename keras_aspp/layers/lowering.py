@@ -16,6 +16,8 @@ Only this module chooses among them; layers call it.
 On the JAX backend everything takes the XLA form.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import functools

@@ -3,6 +3,8 @@
 Shape legend: B batch, h x w cells, C channels, H x W pixels.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from typing import Any

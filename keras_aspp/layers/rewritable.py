@@ -6,6 +6,8 @@ values, so that the rewrite can be undone or changed, also after a reload.
 Convolution and pooling go through `layers.lowering`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -73,11 +75,11 @@ class _Window(RemembersOriginal):
         self.anchor = anchor and tuple(anchor)
 
     @property
-    def window(self):
+    def window(self) -> tuple[int, int]:
         """Height and width of the kernel or pool, without dilation."""
         return getattr(self, "kernel_size", None) or self.pool_size
 
-    def padding_of(self, inputs):
+    def padding_of(self, inputs: Tensor) -> tuple[str, Pads | None]:
         """Returns `(padding, pads)` for a map; pads may be `None`."""
         if self.anchor is None:
             return self.padding, self.pads

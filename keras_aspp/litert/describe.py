@@ -1,5 +1,7 @@
 """Description of `.tflite` files and SavedModels: tensors, operators, cost."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import math
@@ -18,7 +20,7 @@ from keras_aspp.utils.types import PathLike
 
 
 def describe_tflite(path: PathLike) -> dict[str, Any]:
-    """Operators, tensors and multiply-adds of a `.tflite`.
+    """Describes the operators, tensors and multiply-adds of a `.tflite`.
 
     Args:
         path: file.
@@ -30,7 +32,7 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
         convolutions with their maps.
 
     Raises:
-        ValueError: it is no TFLite file.
+        ValueError: it is not a TFLite file.
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -65,7 +67,7 @@ def _describe(content):
         (names[_code(model.operatorCodes[op.opcodeIndex])], op)
         for op in graph.operators
     ]
-    # What is dequantized is a weight.
+    # A dequantized tensor is a weight.
     results = {
         i for n, op in operators for i in op.outputs if n != "DEQUANTIZE"
     }
@@ -93,7 +95,7 @@ def _describe(content):
 
 
 def describe_saved_model(path: PathLike) -> dict[str, Any]:
-    """Signatures, parameters and bytes of a SavedModel.
+    """Describes the signatures, parameters and bytes of a SavedModel.
 
     Args:
         path: folder.
@@ -207,7 +209,7 @@ def _specs(structure):
 
 
 def _manifest(path):
-    """What the manifest beside an artefact says of it, or `None`."""
+    """Returns the manifest entry of an artefact, or `None`."""
     file = Path(path).parent / "manifest.json"
     if not file.is_file():
         return None
@@ -220,12 +222,12 @@ def _manifest(path):
     }
 
 
-# Kernels that a phone lacks, or that cut a dilated convolution in three.
+# Kernels missing on phones, or that split a dilated convolution in three.
 FORBIDDEN = ("Flex", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND")
 
 
 def operators(path: PathLike) -> dict[str, int]:
-    """Names of the operators of a `.tflite`, with their counts.
+    """Counts the operators of a `.tflite` by name.
 
     Args:
         path: file.
@@ -247,7 +249,7 @@ def operators(path: PathLike) -> dict[str, int]:
 
 
 def gpu_compatible(path: PathLike) -> bool:
-    """Whether TensorFlow's analyzer thinks a phone's GPU takes a `.tflite`.
+    """Returns True if TensorFlow's analyzer finds a `.tflite` GPU compatible.
 
     The GPU delegate takes no graph whose sizes are open.
     """
@@ -260,7 +262,7 @@ def gpu_compatible(path: PathLike) -> bool:
 
 
 def check_operators(found: Mapping[str, int], path: PathLike) -> None:
-    """Raises `ValueError` where an operator is forbidden."""
+    """Raises `ValueError` if an operator is forbidden."""
     bad = sorted(n for n in found if n.startswith(FORBIDDEN))
     if bad:
         raise InputError(

@@ -1,5 +1,7 @@
 """Reader and editor of `.tflite` graphs."""
 
+from __future__ import annotations
+
 import collections
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 CONV, _DEPTHWISE = "CONV_2D", "DEPTHWISE_CONV_2D"
-# What a factor on a channel passes through, as long as it is not negative.
+# Operators that commute with a non-negative factor on a channel.
 _PASS = (
     "PAD",
     "RESIZE_BILINEAR",
@@ -33,7 +35,7 @@ _NONE, _RELU, _RELU6 = (
 
 
 def packed(model: Any) -> bytes:
-    """Bytes of a `schema.ModelT`."""
+    """Serializes a `schema.ModelT`."""
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -54,7 +56,7 @@ class Operator:
 
 
 class Graph:
-    """The graph of a float `.tflite`, its maps named by tensor."""
+    """Graph of a float `.tflite`; feature maps are tensor indices."""
 
     def __init__(self, content: bytes) -> None:
         self.model: Any = schema.ModelT.InitFromPackedBuf(content)
@@ -78,13 +80,13 @@ class Graph:
         }
 
     def array(self, tensor: int) -> np.ndarray:
-        """float64 values of a constant."""
+        """Returns the values of a constant, float64."""
         found = self.graph.tensors[tensor]
         data = np.asarray(self.model.buffers[found.buffer].data, "uint8")
         return data.view("float32").reshape(found.shape).astype("float64")
 
     def assign(self, tensor: int, values: np.ndarray) -> None:
-        """New values of a constant, in a buffer of its own."""
+        """Assigns values to a constant, in a new buffer."""
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(values.astype("float32").tobytes(), "uint8")
         self.model.buffers.append(buffer)
@@ -93,7 +95,7 @@ class Graph:
     def maps_that_share_channels(
         self, known: Collection[int]
     ) -> list[list[int]]:
-        """Lists of maps whose channels can take a factor, one for all.
+        """Groups maps whose channels can share a scaling factor.
 
         Args:
             known: maps of which values are known.
@@ -126,7 +128,7 @@ class Graph:
         )
 
     def _is_plain(self, operator):
-        """Whether it is a convolution whose channels can be told apart."""
+        """Returns True for a convolution with separable channels."""
         if operator.name not in (CONV, _DEPTHWISE):
             return False
         source, kernel, *bias = operator.inputs

@@ -1,9 +1,11 @@
-"""A `.tflite` from anywhere is tried in a process of its own.
+"""Trial of untrusted `.tflite` files in a subprocess.
 
 LiteRT checks a file's structure, not what its operators make of it: of files
 with a few bytes changed, one in some hundreds brings the process down, or
 keeps it for ever.
 """
+
+from __future__ import annotations
 
 import functools
 import os
@@ -41,7 +43,7 @@ def prepared(side, **options):
 
 
 def has_cells(side):
-    # XNNPACK takes no cell for one; the kernels of LiteRT do not.
+    # XNNPACK accepts maps without cells; the kernels of LiteRT fail.
     plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         found, any_size = prepared(side, experimental_op_resolver_type=plain)
@@ -58,7 +60,7 @@ prepared(side)[0].invoke()
 
 
 def check_runs(path: PathLike) -> None:
-    """Loads a `.tflite` and runs it once, elsewhere.
+    """Loads a `.tflite` and runs it once, in a subprocess.
 
     A file of any size says 1x1, of which a model may be left no feature cell:
     its open height and width become the first of a few that suffice.
@@ -73,17 +75,17 @@ def check_runs(path: PathLike) -> None:
 
 @functools.lru_cache
 def _run(path, *version):
-    """Once for each version of a file; what fails is tried again."""
+    """Checks each version of a file once; failures are not cached."""
     reason = _fault(path)
     if reason:
         raise InputError(f"Not a loadable .tflite. Received: {path} ({reason})")
 
 
 def _fault(path):
-    """What is wrong with a file, or nothing."""
+    """Returns the error message of a file, or an empty string."""
     try:
         done = subprocess.run(
-            # Not from the working directory, where anybody's modules may lie.
+            # Not in the working directory, whose modules may be untrusted.
             [sys.executable, "-P", "-c", _TRIAL, path],
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -1,5 +1,7 @@
 """Class weights from class frequencies."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,13 +60,13 @@ class SegmentationLoss(keras.losses.Loss):
 
     num_replicas: int = 1
     # Old names.
-    of_valid: Any = renamed_attribute("of_valid", "compute")
-    of_weighted: Any = renamed_attribute("of_weighted", "compute_weighted")
-    mean_of_labelled: Any = renamed_attribute(
+    of_valid: property = renamed_attribute("of_valid", "compute")
+    of_weighted: property = renamed_attribute("of_weighted", "compute_weighted")
+    mean_of_labelled: property = renamed_attribute(
         "mean_of_labelled", "mean_over_present_classes"
     )
-    devices: Any = renamed_attribute("devices", "num_replicas")
-    everywhere: Any = renamed_attribute("everywhere", "all_reduce_sum")
+    devices: property = renamed_attribute("devices", "num_replicas")
+    everywhere: property = renamed_attribute("everywhere", "all_reduce_sum")
 
     @staticmethod
     def all_reduce_sum(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """CrossEntropy, with focal, hard-pixel and boundary weighting."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

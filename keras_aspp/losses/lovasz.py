@@ -1,5 +1,7 @@
 """LovaszSoftmax: the convex surrogate of mean IoU."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import keras
@@ -14,7 +16,7 @@ BINS = 4096
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class LovaszSoftmax(SegmentationLoss):
-    """The Lovász extension of 1 - IoU, mean over labelled classes.
+    """The Lovász extension of 1 - IoU, mean over labeled classes.
 
     Mostly used together with cross entropy, or after it. A histogram of errors
     replaces one sort per class, which takes a sixth of the time.

@@ -1,5 +1,7 @@
 """Tversky and Dice: losses of the overlap of classes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """WeightedSum: a weighted sum of losses."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +84,7 @@ class WeightedSum(keras.losses.Loss):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "WeightedSum":
+    def from_config(cls, config: dict[str, Any]) -> WeightedSum:
         losses = [
             keras.saving.deserialize_keras_object(loss)
             for loss in config["losses"]

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -3,6 +3,8 @@
 Shape legend: B batch, H x W pixels, K `num_classes`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import keras

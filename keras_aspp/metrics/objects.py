@@ -3,6 +3,8 @@
 Shape legend: H x W pixels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,1 +1,1 @@
-"""Everything that draws."""
+"""Figures and label overlays."""

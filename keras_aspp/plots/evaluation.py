@@ -22,7 +22,7 @@ FEW, CELL, SMALL_CELL = 20, (0.5, 8), (0.3, 6)
 
 
 def confusion_figure(matrix: np.ndarray, spec: DatasetSpec) -> Figure:
-    """Where the pixels of each class go, as shares of its labeled pixels.
+    """Draws the confusion matrix as shares of labeled pixels.
 
     Classes that occur neither in labels nor in predictions are left out; the
     others are sorted by their labeled pixels, the most frequent first.
@@ -76,7 +76,7 @@ def confusion_figure(matrix: np.ndarray, spec: DatasetSpec) -> Figure:
 
 
 def _occurring(matrix):
-    """Classes that occur, by labeled and then by predicted pixels."""
+    """Returns classes that occur, by labeled, then by predicted pixels."""
     labeled, predicted = matrix.sum(1), matrix.sum(0)
     order = np.lexsort((np.arange(len(matrix)), -predicted, -labeled))
     occurs = (labeled + predicted) > 0
@@ -84,7 +84,7 @@ def _occurring(matrix):
 
 
 def reliability_figure(calibration: Calibration) -> Figure:
-    """Accuracy over confidence, and how often each confidence occurs.
+    """Draws accuracy over confidence, with a histogram of confidence.
 
     Args:
         calibration: `Calibration`.
@@ -120,7 +120,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
 def range_test_figure(
     rates: Sequence[float], losses: Sequence[float], suggested: float | None
 ) -> Figure:
-    """The curve of a range test, as a matplotlib `Figure`."""
+    """Draws the loss over the learning rate of a range test."""
     figure, axes = new_figure(6.4, 4)
     axes = axes[0, 0]
     axes.plot(rates, losses, color="#118ab2", linewidth=2)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def kernel_figure(
     image: np.ndarray, rates: Sequence[int], stride: int
 ) -> Figure:
-    """Where the taps of 3x3 kernels fall on a picture.
+    """Draws the taps of 3x3 kernels on an image.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -79,7 +79,7 @@ def dense_figure(
     channels: Sequence[int],
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """A picture, its strided features above and its dense ones below.
+    """Draws an image, its strided features above, its dense ones below.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -93,8 +93,8 @@ def dense_figure(
     figure, axes = new_figure(
         3.1 * count, 6.2 * height / width + 1.3, rows=2, columns=count
     )
-    for row, kind in enumerate(("strided", "dense")):
-        stride, maps = found["strides"][row], found[kind]
+    for row, name in enumerate(("strided", "dense")):
+        stride, maps = found["strides"][row], found[name]
         ax = axes[row, 0]
         ax.imshow(image)
         lines = {"color": "w", "linewidth": 0.6, "alpha": 0.8}
@@ -103,7 +103,7 @@ def dense_figure(
         for x in range(0, width, stride):
             ax.axvline(x, **lines)
         ax.set_title(
-            f"{kind}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
+            f"{name}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
             fontsize=10,
         )
         ax.set_axis_off()
@@ -134,7 +134,7 @@ def dense_figure(
 def branches_figure(
     image: np.ndarray, maps: Mapping[str, np.ndarray], title: str
 ) -> Figure:
-    """A picture and what each branch makes of it, each on its own scale.
+    """Draws an image and the response of each branch, scaled separately.
 
     Args:
         image: uint8 array `(height, width, 3)`.
@@ -167,6 +167,6 @@ def branches_figure(
 
 
 def channels_to_show(features: np.ndarray, count: int = 3) -> list[int]:
-    """The channels that vary most over the map, strongest first."""
+    """Returns the channels of largest variation, in falling order."""
     spread = features.reshape(-1, features.shape[-1]).std(axis=0)
     return np.argsort(spread)[::-1][:count].tolist()

@@ -53,7 +53,7 @@ def save(
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure that belongs to nobody's window, and its axes.
+    """Creates a figure outside of pyplot, and its axes.
 
     Returns:
         `(figure, axes)`, axes as an array `(rows, columns)`.

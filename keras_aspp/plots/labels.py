@@ -1,5 +1,7 @@
 """Label maps as images: color maps, overlays, sheets."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,19 @@ from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
-CELL_PX = 480  # of a picture in a sheet, its longer side
+CELL_PX = 480  # of an image in a sheet, its longer side
 MAX_RATIO = 4  # of height to width in a sheet; taller ones leave margins
 LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 
 
 def spec_of(predictor: Any) -> DatasetSpec:
-    """What a model was trained on, or else as many classes without names."""
+    """Returns the spec of a model, or one of generated class names."""
     count = predictor.num_classes or 255
     return predictor.spec or DatasetSpec([f"class_{i}" for i in range(count)])
 
 
 def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Labels `[..., H, W]` -> uint8 `[..., H, W, 3]`; ignored is black."""
+    """Colors labels, uint8 `[..., H, W, 3]`; ignored pixels are black."""
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
     table[spec.ignore_label] = 0
@@ -32,7 +34,7 @@ def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
 
 
 def index_image(labels: np.ndarray, spec: DatasetSpec) -> Image.Image:
-    """Labels `[H, W]` -> a PIL picture of them, their colours its palette."""
+    """Converts labels `[H, W]` to a PIL image with their palette."""
     indexed = Image.fromarray(np.asarray(labels).astype("uint8"))
     indexed.putpalette(color_labels(np.arange(256), spec).ravel().tolist())
     return indexed
@@ -43,7 +45,7 @@ def unpainted_classes(spec: DatasetSpec) -> list[int]:
 
     The class named "background", underscores aside. Without such a name it is
     the black class, if there is one: black would hide the image, and by the
-    palette of PASCAL VOC it stands for "none of the others".
+    palette of PASCAL VOC it means "none of the others".
     """
     named = [
         i
@@ -78,7 +80,7 @@ def overlay(
 
 
 def legend_name(class_id: int, spec: DatasetSpec) -> str:
-    """Name of a class in the legend of overlays."""
+    """Returns the name of a class in the legend of overlays."""
     name = spec.class_names[class_id]
     bare = class_id in unpainted_classes(spec)
     return f"{name} (not painted)" if bare else name
@@ -90,7 +92,7 @@ def draw_sheet(
     examples: Sequence[tuple[Any, ...]],
     spec: DatasetSpec,
 ) -> None:
-    """Writes pictures beside their labels as one PNG, atomically.
+    """Writes images beside their labels as one PNG, atomically.
 
     Args:
         output: path of the PNG.
@@ -150,14 +152,14 @@ def draw_sheet(
 
 
 def caption(name: str, labels: np.ndarray) -> str:
-    """A picture's name, shortened, and its size."""
+    """Formats the shortened name of an image and its size."""
     name = printable(Path(name.split(", ")[-1]).name)
     short = name if len(name) < 48 else f"{name[:22]}...{name[-22:]}"
     return f"{short}  {labels.shape[0]}x{labels.shape[1]}"
 
 
 def _cell(image, maps, spec):
-    """Picture and overlays side by side."""
+    """Joins an image and its overlays side by side."""
     from PIL import Image
 
     scale = min(1, CELL_PX / max(image.shape))
@@ -173,7 +175,7 @@ def _cell(image, maps, spec):
 def hatched(
     image: np.ndarray, labels: np.ndarray, spec: DatasetSpec
 ) -> np.ndarray:
-    """The overlay of labels; ignored pixels are hatched."""
+    """Returns the overlay of labels, with ignored pixels hatched."""
     over = overlay(image, labels, spec)
     y, x = np.indices(labels.shape)
     stripe_px = max(2, max(labels.shape) // 80)

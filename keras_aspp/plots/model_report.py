@@ -25,7 +25,7 @@ EFFECTIVE_PICTURES = 4
 
 
 def of_report(model: keras.Model, report: dict[str, Any]) -> dict[str, Figure]:
-    """Every figure that a report has something to show in.
+    """Draws all figures that apply to a report.
 
     Args:
         model: the `keras.Model` it is of.
@@ -52,7 +52,7 @@ def of_report(model: keras.Model, report: dict[str, Any]) -> dict[str, Figure]:
 
 
 def receptive_fields_figure(report: dict[str, Any]) -> Figure:
-    """Fields over the picture, and how they grow from layer to layer."""
+    """Draws receptive fields on the image and their growth by layer."""
     from matplotlib.patches import Rectangle
 
     figure, axes = new_figure(11, 4.6, columns=2)
@@ -107,7 +107,7 @@ def _is_3x3(row):
 
 
 def valid_taps_figure(report: dict[str, Any]) -> Figure:
-    """Figure 4 of DeepLabV3 for the map and the 3x3 rates of a model."""
+    """Draws figure 4 of DeepLabV3 for the map and rates of a model."""
     rows = [row for row in report["atrous"] if _is_3x3(row)]
     cells = rows[-1]["map"]
     rates = _unique([[r["rate"]] for r in rows if r["map"] == cells])
@@ -117,7 +117,7 @@ def valid_taps_figure(report: dict[str, Any]) -> Figure:
 def valid_taps_curves(
     size: Size, rates: Sequence[int] = (), most: int | None = None
 ) -> Figure:
-    """Shares of cells with 1, 4 and 9 valid taps, against the rate.
+    """Draws the shares of cells with 1, 4 and 9 valid taps by rate.
 
     Args:
         size: `(height, width)` of the map, in cells.
@@ -170,7 +170,7 @@ def valid_taps_curves(
 
 
 def _kernels_text(sizes):
-    """Kernel sizes of a row, unless all are 3."""
+    """Formats the kernel sizes of a stack, unless all are 3."""
     if set(sizes) == {3}:
         return ""
     return f", kernels {rates_text(sizes)}"
@@ -179,7 +179,7 @@ def _kernels_text(sizes):
 def gridding_figure(
     stacks: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> Figure:
-    """What stacks of convolutions see around a cell.
+    """Draws the cells that stacks of convolutions read.
 
     Args:
         stacks: list of `(rates, kernel sizes)`; see `gridding`.
@@ -210,7 +210,7 @@ def gridding_figure(
 
 
 def cost_figure(report: dict[str, Any]) -> Figure:
-    """Parameters, multiply-adds and memory of a model's parts."""
+    """Draws parameters, multiply-adds and memory by part of a model."""
     parts = [
         part
         for part in report["parts"]
@@ -247,7 +247,7 @@ def cost_figure(report: dict[str, Any]) -> Figure:
 def effective_figure(
     fields: Mapping[str, EffectiveField], sizes: Mapping[str, Size], title: str
 ) -> Figure:
-    """Effective fields beside each other, in their theoretical ones.
+    """Draws effective fields within the theoretical ones.
 
     Args:
         fields: dict: name -> `EffectiveField`.

@@ -1,5 +1,7 @@
 """preview.png: an image beside its predicted labels."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 

@@ -1,1 +1,1 @@
-"""Helpers without knowledge of models."""
+"""Helpers independent of models."""

@@ -1,5 +1,7 @@
 """Old names that keep working for one release."""
 
+from __future__ import annotations
+
 import functools
 import warnings
 from collections.abc import Callable
@@ -59,7 +61,7 @@ def renamed_arguments(
     return decorate
 
 
-def renamed_attribute(old: str, new: str) -> Any:
+def renamed_attribute(old: str, new: str) -> property:
     """Returns a property that forwards an old attribute name to the new one."""
 
     def read(self: Any) -> Any:

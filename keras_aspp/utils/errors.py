@@ -1,5 +1,7 @@
 """Reports of errors: the user's in one line, internal ones as such."""
 
+from __future__ import annotations
+
 import re
 import sys
 import urllib.error
@@ -37,7 +39,7 @@ _RAISED_ON_THE_HOST = re.compile(
 )
 
 
-def is_user_error(error):
+def is_user_error(error: BaseException) -> bool:
     """Returns True if an exception is reported to the user in one line.
 
     These are the errors that the package raises on purpose (`UserError`, also
@@ -62,7 +64,7 @@ def is_user_error(error):
     )
 
 
-def one_line(error):
+def one_line(error: BaseException | str) -> str:
     """Returns the message of an error as one line of printable characters.
 
     Args:

@@ -1,4 +1,4 @@
-"""Packages that only some commands need."""
+"""Optional packages (extras)."""
 
 import importlib
 
@@ -9,12 +9,12 @@ def require(what: str, extra: str, *modules: str) -> None:
     """Imports packages of an extra.
 
     Args:
-        what: what needs them, for the message.
+        what: str, the feature that needs them, for the message.
         extra: str, of `pip install 'keras-aspp[...]'`.
         modules: names of modules.
 
     Raises:
-        ValueError: one is not installed.
+        ValueError: a package is not installed.
     """
     for module in modules:
         try:

@@ -1,5 +1,7 @@
 """Atomic, durable writes of files and folders."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import errno
@@ -25,7 +27,7 @@ except ImportError:  # Windows
 
 
 def sha256(path: PathLike) -> str:
-    """Hash of a file, or of a folder: over its sorted `path sha256` lines."""
+    """Hashes a file, or a folder by its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,6 @@
-"""Weights that are not finite: a model of them predicts class 0 everywhere."""
+"""Checks for NaN and infinity in weights, which predict class 0 everywhere."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +15,7 @@ _SHOWN = 5
 def check_finite(
     tensors: Iterable[tuple[str, np.ndarray]], source: str
 ) -> None:
-    """Raises where weights hold NaN or infinity.
+    """Raises if weights contain NaN or infinity.
 
     Args:
         tensors: iterable of `(name, array)`.
@@ -40,7 +42,7 @@ def check_finite(
 
 
 def check_weights(model: Any, source: str) -> None:
-    """`check_finite` of a Keras model.
+    """Applies `check_finite` to a Keras model.
 
     Args:
         model: Keras model.

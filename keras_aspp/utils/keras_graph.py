@@ -4,6 +4,8 @@ A functional model's graph is public in no version of Keras 3. Verified with
 Keras 3.15; tests/utils/test_keras_graph.py names what each function relies on.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 from typing import Any

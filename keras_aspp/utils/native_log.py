@@ -1,4 +1,6 @@
-"""Filters what native libraries write to the process's stderr."""
+"""Filter for the output of native libraries on stderr."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -7,9 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
-# Libraries may write and then abort the process, so a process of its own
-# filters: everything but log records below the level, and the lines of LiteRT
-# that report no fault, still arrives.
+# Libraries may write and then abort the process, so a subprocess filters. It
+# drops log records below the level and the harmless lines of LiteRT.
 _FILTER = r"""
 import re, sys
 level, hold = int(sys.argv[1]), sys.argv[2] == "hold"
@@ -49,7 +50,7 @@ def filtered_stderr(level: str = "2", hold: bool = False) -> Iterator[None]:
     Args:
         level: str, least severity that is shown: 0 info, 1 warning, 2 error,
             3 fatal. `TF_CPP_MIN_LOG_LEVEL=0` in the environment shows all.
-        hold: bool. Show lines that are no log records only if the process
+        hold: bool. Show lines other than log records only if the process
             dies; for libraries whose exceptions repeat them.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
@@ -68,7 +69,7 @@ def filtered_stderr(level: str = "2", hold: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def filtered_once(name: str) -> Iterator[None]:
-    """`filtered_stderr` the first time that a process enters `name`.
+    """Applies `filtered_stderr` the first time a process enters `name`.
 
     For messages that a library writes once per process.
     """

@@ -1,12 +1,14 @@
 """Progress of an export: its phases and the time each took."""
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 
 def print_progress(phase: str, seconds: float | None) -> None:
-    """Prints a phase when it begins, and its time on the same line at its end.
+    """Prints the start of a phase, and its duration on the same line.
 
     Args:
         phase: str, such as `"model_int8.tflite: converting"`.

@@ -1,5 +1,7 @@
 """Handlers of the signals that end a run."""
 
+from __future__ import annotations
+
 import contextlib
 import signal
 import threading

@@ -1,4 +1,6 @@
-"""Text from anywhere: small files, JSON, and names that are shown."""
+"""Untrusted text: small files, JSON, and printable names."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -18,7 +20,7 @@ _BIDI_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a small file.
+    """Reads the text of a small file.
 
     Raises:
         OSError: it cannot be opened.
@@ -38,7 +40,7 @@ def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
 
 
 def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
-    """The contents of a small JSON file.
+    """Reads a small JSON file.
 
     Args:
         path: the file.
@@ -66,7 +68,7 @@ def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
 
 
 def read_manifest(path: PathLike) -> dict[str, Any]:
-    """The contents of a `manifest.json`, as far as it is relied on.
+    """Reads a `manifest.json` and checks the keys in use.
 
     Raises:
         OSError: it cannot be opened.
@@ -106,7 +108,7 @@ def _is_unsafe(c):
 
 
 def look(text: str) -> str:
-    """What names share that a reader cannot tell apart.
+    """Returns a key that is equal for names that look alike.
 
     The same for names that differ in case, in spaces and invisible characters,
     or in how Unicode composes their letters.
@@ -121,10 +123,10 @@ def look(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Text on one line, whatever it holds.
+    r"""Escapes text to one line of printable characters.
 
     Line breaks, control characters, which a terminal would obey, and bytes
-    that are no UTF-8 are shown by their numbers.
+    outside UTF-8 are shown by their numbers.
 
     Example:
     >>> print(printable("a\nb"))

@@ -1,5 +1,7 @@
 """keras-hub's DeepLabV3+, as a model of ours."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 
@@ -33,7 +35,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: it is no DeepLabV3+ of keras-hub, or cannot be read.
+        ValueError: it is not a DeepLabV3+ of keras-hub, or cannot be read.
 
     Example:
         model = ka.weights.from_keras_hub("deeplab_v3_plus_resnet50_pascalvoc")
@@ -121,9 +123,11 @@ def _features(encoder):
     return keras.Model(encoder.input, levels, name=encoder.name)
 
 
-def _name_of(model, kind):
+def _name_of(model, layer_type):
     (name,) = (
-        layer.name for layer in model.layers if type(layer).__name__ == kind
+        layer.name
+        for layer in model.layers
+        if type(layer).__name__ == layer_type
     )
     return name
 

@@ -1,5 +1,7 @@
 """Public TFLite DeepLabs, back as Keras models."""
 
+from __future__ import annotations
+
 import keras
 import numpy as np
 
@@ -27,7 +29,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     Read are files of the TensorFlow model zoo's MobileNetV2 DeepLabV3 without
     atrous branches, at any width, size and output stride, such as
     `deeplabv3_257_mv_gpu.tflite`. Before it is returned the model is compared
-    with the file on a picture of noise. Quantized files come dequantized: the
+    with the file on an image of noise. Quantized files come dequantized: the
     model computes what their weights say, in float, so that its labels differ
     here and there from the file's; how often is printed.
 
@@ -42,7 +44,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
         `DeepLabV3` with `align_corners=True`; exact at the file's own size.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not such a model, or computes something else.
 
     Example:
@@ -63,7 +65,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     if logits.cells[0] < 2:
         raise InputError(
             "The output stride cannot be told from a single row of logits. "
-            f"Received: {str(path)!r}, for pictures {height} pixels high"
+            f"Received: {str(path)!r}, for images {height} pixels high"
         )
     output_stride = int((height - 1) // (logits.cells[0] - 1))
     model = DeepLabV3(
@@ -159,7 +161,7 @@ def _read(path):
 
 
 def _real(values, tensor, path):
-    """The numbers that a tensor stands for, float32."""
+    """Returns the dequantized values of a tensor, float32."""
     if values.dtype == np.float32:
         return values
     quantized = tensor["quantization_parameters"]
@@ -238,7 +240,7 @@ def _compare(model, interpreter, path, quantized=False):
         agreement = np.mean(found.argmax(-1) == expected.argmax(-1))
         if agreement >= _AGREEMENT:
             print(
-                f"{path}: dequantized; on a picture of noise "
+                f"{path}: dequantized; on an image of noise "
                 f"{agreement:.1%} of the labels are the file's."
             )
             return

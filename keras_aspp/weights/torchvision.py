@@ -1,5 +1,7 @@
 """torchvision's networks and segmenters, from their published state dicts."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Literal
 
@@ -38,13 +40,13 @@ def from_torchvision(
             published one (COCO, the 21 classes of PASCAL VOC).
 
     Returns:
-        `DeepLabV3`, trainable, with as many classes as the file has. Pictures
+        `DeepLabV3`, trainable, with as many classes as the file has. Images
         go through `model.preprocess`. Logits equal torchvision's at sizes
         that are multiples of 8 (MobileNetV3: of 16).
 
     Raises:
         ValueError: unknown name, or tensors that are not those of the model.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
 
     Example:
         model = ka.weights.from_torchvision("deeplabv3_resnet50")
@@ -103,7 +105,7 @@ def from_torchvision(
 
 
 def _dilate_first_of_last_stage(backbone):
-    """As torchvision does it: also the layer that would stride is dilated.
+    """Dilates the formerly strided layer of the last stage too, as torchvision.
 
     The network so made has output stride 16 by itself, so nothing in it
     remembers another one.

@@ -58,7 +58,7 @@ def profiled(model, image_size):
 
 def test_by_hand():
     found = cost(network(bias=True), (31, 25))
-    by_kind = {layer.kind: layer for layer in found.layers}
+    by_kind = {layer.layer_type: layer for layer in found.layers}
     assert by_kind["Conv2D"].shape == (12, 7, 12)
     assert {kind: layer.madds for kind, layer in by_kind.items()} == {
         "InputLayer": 0,

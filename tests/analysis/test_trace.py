@@ -114,7 +114,7 @@ def test_a_picture_smaller_than_a_cell_is_named(size):
 def test_a_size_the_model_is_not_built_for():
     inputs = keras.Input((9, 7, 3))
     model = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
-    with pytest.raises(ValueError, match="built for pictures of 9x7"):
+    with pytest.raises(ValueError, match="built for images of 9x7"):
         trace(model, (9, 9))
 
 

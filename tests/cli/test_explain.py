@@ -106,7 +106,7 @@ def test_wrong_usage(arguments, capsys):
     ("name", "extra", "message"),
     [
         ("none.png", [], "No such image. File: none.png"),
-        ("text.png", [], "Unreadable picture. File: text.png"),
+        ("text.png", [], "Unreadable image. File: text.png"),
         ("small.png", [], "smaller than one cell of 32 pixels"),
         ("picture.png", ["--model", "none"], "which does not exist"),
         ("picture.png", ["--model", "a.tflite"], "Keras models only"),

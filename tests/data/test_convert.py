@@ -275,7 +275,7 @@ def test_impossible_numbers_of_shards(folder, tmp_path, num_shards):
 def test_a_picture_without_a_mask_is_no_silent_loss(folder, tmp_path):
     root = shutil.copytree(folder, tmp_path / "set")
     (root / "masks/val/val_3.png").unlink()
-    with pytest.raises(ValueError, match="Picture without a mask. .*val_3.png"):
+    with pytest.raises(ValueError, match="Image without a mask. .*val_3.png"):
         convert_folder(FolderSource(root), tmp_path / "out")
 
 

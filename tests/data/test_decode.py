@@ -302,7 +302,7 @@ def test_no_picture_at_all(tmp_path, data):
     file = tmp_path / "no.png"
     file.write_bytes(data)
     for read in (decode.read_image, lambda f: decode.read_mask(f, SPEC)):
-        with pytest.raises(ValueError, match="Unreadable picture. File: .*no"):
+        with pytest.raises(ValueError, match="Unreadable image. File: .*no"):
             read(file)
 
 
@@ -342,7 +342,7 @@ def test_truncated_picture(tmp_path, kind):
     data = encoded(photograph(), kind)
     file = tmp_path / "half.png"
     file.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="truncated picture. File: .*half.png"):
+    with pytest.raises(ValueError, match="truncated image. File: .*half.png"):
         decode.read_image(file)
 
 
@@ -591,7 +591,7 @@ def test_a_mask_that_is_turned_otherwise_is_told_how():
     image = encoded(np.zeros((3, 4, 3), "uint8"), exif=exif_of(6))
     with pytest.raises(
         ValueError,
-        match='Mask is 3x4, its picture 4x3.*put "mask_orientation": "image"',
+        match='Mask is 3x4, its image 4x3.*put "mask_orientation": "image"',
     ):
         decode.read_pair(image, encoded(LABELS), SPEC)
     by_image = dataclasses.replace(SPEC, mask_orientation="image")
@@ -634,9 +634,9 @@ def test_mask_of_another_size(tmp_path):
     file = tmp_path / "mask.png"
     file.write_bytes(encoded(np.zeros((4, 6), "uint8")))
     assert decode.read_mask(file, SPEC, (4, 6)).shape == (4, 6)
-    with pytest.raises(ValueError, match="Mask is 4x6, its picture 5x6. File:"):
+    with pytest.raises(ValueError, match="Mask is 4x6, its image 5x6. File:"):
         decode.read_mask(file, SPEC, (5, 6))
-    with pytest.raises(ValueError, match="picture 6x4; turned by EXIF?"):
+    with pytest.raises(ValueError, match="image 6x4; turned by EXIF?"):
         decode.read_mask(file, SPEC, (6, 4))
 
 

@@ -104,14 +104,14 @@ def test_folder_without_images_or_masks(tmp_path, missing):
 def test_folder_without_pictures(tmp_path):
     for part in ("images", "masks"):
         (tmp_path / part / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="No pictures .* Received: root="):
+    with pytest.raises(ValueError, match="No images .* Received: root="):
         FolderSource(tmp_path)
 
 
 def test_folder_without_a_pair_says_why(tmp_path):
     write_image(tmp_path / "images" / "a.png")
     (tmp_path / "masks").mkdir()
-    with pytest.raises(ValueError, match="Picture without a mask. File: .*a.p"):
+    with pytest.raises(ValueError, match="Image without a mask. File: .*a.p"):
         FolderSource(tmp_path)
 
 
@@ -296,12 +296,12 @@ def break_name(root):
 @pytest.mark.parametrize(
     ("fault", "message", "file"),
     [
-        (break_size, "Mask is 8x13, its picture 8x12", "masks/train/a.png"),
+        (break_size, "Mask is 8x13, its image 8x12", "masks/train/a.png"),
         (break_range, "Label value 77 is neither in 0..2", "masks/train/a.png"),
-        (break_partner, "Picture without a mask", "images/train/a.jpg"),
-        (break_other_partner, "Mask without a picture", "masks/train/a.png"),
-        (break_image, "Unreadable picture", "images/train/a.jpg"),
-        (break_image_end, "truncated picture", "images/train/a.jpg"),
+        (break_partner, "Image without a mask", "images/train/a.jpg"),
+        (break_other_partner, "Mask without an image", "masks/train/a.png"),
+        (break_image, "Unreadable image", "images/train/a.jpg"),
+        (break_image_end, "truncated image", "images/train/a.jpg"),
         (break_mask_end, "truncated mask", "masks/train/a.png"),
         (break_depth, "16 bits per value", "masks/train/a.png"),
         (break_colors, "RGB mask, but no `colormap`", "masks/train/a.png"),
@@ -657,7 +657,7 @@ def test_null_holds_out_images_of_the_training_split(tmp_path):
 def test_pictures_beside_split_folders_are_noted(good):
     write_image(good / "images/left_over.png")
     (note,) = check_folder(FolderSource(good)).notes
-    assert "1 pictures lie beside the split folders" in note
+    assert "1 images lie beside the split folders" in note
     assert "left_over.png" in note
 
 

@@ -18,8 +18,8 @@ def test_count_classes(tmp_path):
     source = FolderSource(tmp_path, DatasetSpec(["x", "y", "z"]))
     counts = count_classes(source, "train")
     assert counts.pixels.tolist() == [3, 0, 1]
-    assert counts.pictures.tolist() == [2, 0, 1]
-    assert counts.pixels_of_pictures.tolist() == [4, 0, 3]
+    assert counts.images.tolist() == [2, 0, 1]
+    assert counts.pixels_of_images.tolist() == [4, 0, 3]
     with pytest.raises(ValueError, match="Split `val`"):
         count_classes(source, "val")
 

@@ -167,7 +167,7 @@ def test_unknown_data_set():
 
 @pytest.mark.parametrize("keys", [("picture", "instances"), ("image", "id")])
 def test_feature_that_is_no_picture(data_dir, keys):
-    with pytest.raises(ValueError, match="has no picture .* Received: feature"):
+    with pytest.raises(ValueError, match="has no image .* Received: feature"):
         TfdsSource("multiscale_shapes", SPEC, *keys, data_dir=data_dir)
 
 

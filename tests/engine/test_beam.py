@@ -258,7 +258,7 @@ class Choosy:
 
     def predict_batch(self, images):
         if images.shape[2] == 1:
-            raise ValueError("The model cannot take a picture of 48x1.")
+            raise ValueError("The model cannot take an image of 48x1.")
         return self.inner.predict_batch(images)
 
 
@@ -272,7 +272,7 @@ def test_a_picture_that_the_model_cannot_take(
     arguments = ["--model", model, "--output", output, images, "--beam"]
     assert main(["predict", *arguments]) == 1
     *_, first, last = capsys.readouterr().err.strip().splitlines()
-    assert first.endswith("cannot take a picture of 48x1. Picture: thin")
+    assert first.endswith("cannot take an image of 48x1. Image: thin")
     assert last.endswith("1 of 2 images failed")
     assert (tmp_path / "out" / "wide_labels.png").exists()
 

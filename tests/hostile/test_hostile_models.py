@@ -732,4 +732,4 @@ def test_a_picture_of_no_cell_is_refused(tmp_path, capsys):
     # Counted by hand: 11 -> 6 (same) -> 3 -> 2 -> 1 cell, of 10 none is left.
     assert "needs images of at least 11x11 pixels" in said
     assert "Received: size 1x1" in said
-    assert said.endswith("Picture: " + str(picture))
+    assert said.endswith("Image: " + str(picture))

@@ -107,7 +107,7 @@ def test_quantized_files_come_dequantized(
         write_hybrid(file, output)
     model = ka.weights.from_tflite(output)
     said = capsys.readouterr().out
-    assert f"{output}: dequantized; on a picture of noise" in said
+    assert f"{output}: dequantized; on an image of noise" in said
     share = float(said.rpartition(" noise ")[2].partition("%")[0])
     assert 90 < share <= 100
     logits = npy(model(model.preprocess(image[None].astype("float32"))))

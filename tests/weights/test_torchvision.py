@@ -252,9 +252,12 @@ def test_tensors_that_do_not_fit(resnet_segmenter, tmp_path):
     network, _, _ = resnet_segmenter
     state = {k: v.numpy() for k, v in network.backbone.state_dict().items()}
     for change, message in (
-        ({"more.weight": np.ones(3)}, "no place for 1 tensors, first more.w"),
+        (
+            {"more.weight": np.ones(3)},
+            "Unexpected tensors in the file: 1, for example more.w",
+        ),
         ({"bn1.bias": np.ones(3)}, "bn1.bias of 'a state dict' does not fit"),
-        ({"bn1.bias": None}, "There is no tensor bn1.bias"),
+        ({"bn1.bias": None}, "Missing tensor bn1.bias"),
     ):
         changed = {**state, **change}
         changed = {k: v for k, v in changed.items() if v is not None}

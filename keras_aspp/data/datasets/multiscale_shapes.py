@@ -1,7 +1,7 @@
-"""Multiscale shapes: a drawn data set that only context can solve.
+"""Multiscale shapes: a generated data set that requires context.
 
 Figures of one kind come at more than ten sizes, and figures and background
-wear textures of one and the same family. A pixel's colour and texture thus say
+wear textures of one and the same family. A pixel's color and texture thus say
 nothing about its class: inside a large figure, only features that reach its
 outline do. Nothing is downloaded; every example is drawn from the seeds
 `(split, index)` alone, so that it does not depend on how many there are.
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_aspp.utils.deprecation import renamed_arguments
 from keras_aspp.utils.exceptions import InputError
 
 CLASS_NAMES = (
@@ -32,9 +33,9 @@ IMAGE_SIZE_PX = 128
 SIZES_PX = (9.0, 96.0)  # diameter of the enclosing circle, log-uniform
 MAX_FIGURES = 5
 MIN_VISIBLE = 0.4  # of each figure's own area, border and occlusion together
-MAX_CUT = 0.2  # of the diameter, beyond each border of the picture
+MAX_CUT = 0.2  # of the diameter, beyond each border of the image
 MIN_CONTRAST = 50.0  # RGB distance; see draw_textures
-NOISE = 4.0  # standard deviation of the sensor noise, in grey levels
+NOISE = 4.0  # standard deviation of the sensor noise, in gray levels
 
 _SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 _SUPERSAMPLE = 3
@@ -59,26 +60,26 @@ def _wave(x, period):
 
 
 def _soft_step(distance_px):
-    """0 below, 1 above, one pixel wide: an anti-aliased edge."""
+    """Returns an anti-aliased edge: 0 below, 1 above, one pixel wide."""
     return np.clip(distance_px + 0.5, 0, 1)
 
 
-# The patterns: the share of the second colour, (128, 128) in [0, 1].
+# The patterns: the share of the second color, (128, 128) in [0, 1].
 
 
 def _flat(rng):
-    """The first colour everywhere."""
+    """The first color everywhere."""
     return np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.float32)
 
 
 def _gradient(rng):
-    """From one colour to the other over the picture, in any direction."""
+    """From one color to the other over the image, in any direction."""
     x, _ = _rotated_grid(rng)
     return (x - x.min()) / (x.max() - x.min())
 
 
 def _stripes(rng):
-    """Parallel stripes; both colours equally wide."""
+    """Parallel stripes; both colors equally wide."""
     x, _ = _rotated_grid(rng)
     return _soft_step(_wave(x, rng.uniform(4, 12)))
 
@@ -171,7 +172,7 @@ _OUTLINES = {
 
 
 def draw_texture(rng: np.random.Generator) -> np.ndarray:
-    """Draws a texture that covers the picture: a pattern of two colours.
+    """Draws a texture that covers the image: a pattern of two colors.
 
     Args:
         rng: `np.random.Generator`.
@@ -185,12 +186,12 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    """Draws textures that can be told apart wherever they meet.
+    """Draws textures that contrast wherever they meet.
 
-    In every block of 4 x 4 pixels the mean colours of any two of them are at
+    In every block of 4 x 4 pixels the mean colors of any two of them are at
     least `MIN_CONTRAST` apart. They come back shuffled: the first of them was
     free and the last fitted to the others, and the order decides which one is
-    the background, so without it the colour would tell figures from it.
+    the background, so without it the color would tell figures from it.
 
     Args:
         rng: `np.random.Generator`.
@@ -212,8 +213,9 @@ def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return [textures[i] for i in rng.permutation(count)]
 
 
+@renamed_arguments(kind="class_name")
 def draw_outline(
-    kind: str,
+    class_name: str,
     size_px: float,
     angle: float = 0.0,
     shift: Sequence[float] = (0.0, 0.0),
@@ -221,7 +223,7 @@ def draw_outline(
     """Draws the coverage of one figure, in a square that just holds it.
 
     Args:
-        kind: str. One of `CLASS_NAMES`, but not "background".
+        class_name: str. One of `CLASS_NAMES`, but not "background".
         size_px: float > 0. Diameter of the enclosing circle.
         angle: float, in radians. Defaults to 0.
         shift: two floats in [-0.5, 0.5], in pixels: y, x. Defaults to none.
@@ -231,24 +233,24 @@ def draw_outline(
         share of each pixel that the figure covers.
 
     Raises:
-        ValueError: `kind` is not a figure.
+        ValueError: `class_name` is not a figure.
     """
-    if kind not in _OUTLINES:
+    if class_name not in _OUTLINES:
         raise InputError(
-            f"`kind` must be one of {', '.join(CLASS_NAMES[1:])}. "
-            f"Received: kind={kind!r}"
+            f"`class_name` must be one of {', '.join(CLASS_NAMES[1:])}. "
+            f"Received: class_name={class_name!r}"
         )
     side = int(np.ceil(size_px)) + 2
     grid = (np.arange(side * _SUPERSAMPLE) + 0.5) / _SUPERSAMPLE - side / 2
     y, x = ((grid - z) * 2 / size_px for z in shift)
     x, y = x.astype(np.float32)[None, :], y.astype(np.float32)[:, None]
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    inside = _OUTLINES[kind](cos * x + sin * y, cos * y - sin * x)
+    inside = _OUTLINES[class_name](cos * x + sin * y, cos * y - sin * x)
     return _block_mean(inside.astype(np.float32), _SUPERSAMPLE)
 
 
 def _place(rng, coverage, size_px):
-    """Puts a figure at a random place, at most cut a little by the border."""
+    """Places a figure at random, cut slightly by the border at most."""
     side, cut = len(coverage), int(MAX_CUT * size_px)
     low, high = -1 - cut, IMAGE_SIZE_PX - side + 1 + cut
     top, left = rng.integers(low, high, 2, endpoint=True) + _MARGIN_PX
@@ -258,10 +260,10 @@ def _place(rng, coverage, size_px):
 
 
 def _lay_out(rng, count):
-    """Draws outlines over one another, with enough of each left visible.
+    """Draws overlapping outlines, each sufficiently visible.
 
     A figure that hides too much, or too much of which is cut off, is moved,
-    and at last dropped. Its kind and size stay, so that these do not depend
+    and at last dropped. Its class and size stay, so that these do not depend
     on the crowd.
 
     Returns:
@@ -270,10 +272,10 @@ def _lay_out(rng, count):
     instances = np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.uint8)
     alphas, objects, areas_px, visible_px = [], [], [], []
     for _ in range(count):
-        kind = int(rng.integers(1, len(CLASS_NAMES)))
+        class_id = int(rng.integers(1, len(CLASS_NAMES)))
         size_px = float(np.exp(rng.uniform(*np.log(SIZES_PX))))
         angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2)
-        coverage = draw_outline(CLASS_NAMES[kind], size_px, angle, shift)
+        coverage = draw_outline(CLASS_NAMES[class_id], size_px, angle, shift)
         areas = [*areas_px, np.count_nonzero(coverage >= 0.5)]
         number = len(areas)
         for _ in range(_PLACEMENTS):
@@ -283,7 +285,7 @@ def _lay_out(rng, count):
             if np.all(visible >= MIN_VISIBLE * np.array(areas)):
                 instances, areas_px, visible_px = painted, areas, visible
                 alphas.append(alpha)
-                objects.append({"kind": kind, "size_px": size_px})
+                objects.append({"kind": class_id, "size_px": size_px})
                 break
     for figure, visible in zip(objects, visible_px, strict=True):
         figure["visible_px"] = int(visible)
@@ -291,7 +293,7 @@ def _lay_out(rng, count):
 
 
 def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws one picture with its masks.
+    """Draws one image with its masks.
 
     Args:
         rng: `np.random.Generator`. All randomness comes from it.
@@ -309,10 +311,10 @@ def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
         image = image + alpha * (texture - image)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image = np.clip(np.rint(image + NOISE * noise), 0, 255)
-    kinds = np.array([0, *(figure["kind"] for figure in objects)], np.uint8)
+    class_ids = np.array([0, *(figure["kind"] for figure in objects)], np.uint8)
     return {
         "image": np.moveaxis(image, 0, -1).astype(np.uint8, order="C"),
-        "segmentation_mask": kinds[instances][..., None],
+        "segmentation_mask": class_ids[instances][..., None],
         "instances": instances[..., None],
         "objects": objects,
     }

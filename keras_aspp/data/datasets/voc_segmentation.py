@@ -1,9 +1,9 @@
 """PASCAL VOC 2012 segmentation, with the extra masks of SBD ("trainaug").
 
-Papers train on 10,582 pictures: those of VOC's `train`, and those that SBD
+Papers train on 10,582 images: those of VOC's `train`, and those that SBD
 (Hariharan et al., 2011) has masks for and VOC's `train` and `val` do not hold.
 VOC's own masks are taken where there are any: they have an ignored border,
-SBD's have none. SBD marks pictures of VOC, so the pictures are all VOC's.
+SBD's have none. SBD marks images of VOC, so the images are all VOC's.
 
     import keras_aspp.data.datasets.voc_segmentation  # registers the name
     tfds.load("voc_segmentation", split="trainaug", as_supervised=True)
@@ -100,7 +100,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
         found = {split: len(names) for split, names in splits.items()}
         if found != NUM_EXAMPLES:
             raise InputError(
-                f"VOC and SBD must hold {NUM_EXAMPLES} pictures. "
+                f"VOC and SBD must hold {NUM_EXAMPLES} images. "
                 f"Received: {found} in {voc} and {sbd}"
             )
         own = {*train, *val}
@@ -138,7 +138,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
 
 
 def _find(dl_manager, folder, url):
-    """Where an archive is unpacked: in the manual directory, or by TFDS.
+    """Returns the folder of an archive, unpacked by hand or by TFDS.
 
     TFDS takes an archive from the manual directory too, and checks its sum.
     """
@@ -157,7 +157,7 @@ def _names(path):
 
 def _read_png(path):
     """The indices of a palette PNG, uint8 `[H, W]`."""
-    # TensorFlow and TFDS would give the grey values of the palette's colours.
+    # TensorFlow and TFDS would give the gray values of the palette's colors.
     with path.open("rb") as file, Image.open(file) as image:
         if image.mode != "P":
             raise InputError(

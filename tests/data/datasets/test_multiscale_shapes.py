@@ -262,5 +262,5 @@ def test_kinds_differ_in_outline(size_px):
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match=r"Received: kind='blob'"):
+    with pytest.raises(ValueError, match=r"Received: class_name='blob'"):
         shapes.draw_outline("blob", 20.0)
