@@ -58,6 +58,16 @@ def test_the_package_raises_built_in_errors_as_user_errors_only():
                 assert allowed or name not in BUILTIN, where
 
 
+def test_errors_of_the_package_with_a_name_of_their_own_are_user_errors():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "exceptions.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = {getattr(base, "id", None) for base in node.bases}
+                assert not bases & BUILTIN, f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize(
     "error",
     [
