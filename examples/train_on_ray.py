@@ -15,7 +15,7 @@ from ray.train.tensorflow import TensorflowTrainer
 
 
 def train(config):
-    """What each worker does."""
+    """Trains on one worker."""
     from keras_aspp.cli.main import main
 
     status = main(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from keras_aspp.utils.progress import print_progress, timed
 from keras_aspp.utils.types import PathLike
 
 CONFIG = "config.yaml"
+_log = logging.getLogger(__name__)
 
 
 class Workdir:
@@ -150,11 +152,13 @@ class Workdir:
 
 
 def _choose_size(model, sizes):
-    """Chooses the files' image size and prints why."""
+    """Chooses the files' image size and logs why."""
     size, reason = choose_image_size(sizes, model.input.shape[1:3])
-    print(
-        f"Files of one size take images of {size[0]}x{size[1]}: {reason} "
-        "(--export.image_size chooses another)"
+    _log.info(
+        "Files of one size take images of %dx%d: %s (--export.image_size "
+        "chooses another)",
+        *size,
+        reason,
     )
     return size
 

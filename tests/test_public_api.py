@@ -1,6 +1,7 @@
 """The public names and signatures, as tests/golden/public_api.txt lists them.
 
-`python tests/test_public_api.py --write` accepts a change.
+`python tests/test_public_api.py --write` accepts a change, and lists new names
+for a release.
 """
 
 import contextlib
@@ -147,17 +148,17 @@ def public_api():
     return "".join(f"{line}\n" for line in lines)
 
 
-def test_public_names_and_signatures_are_the_listed_ones():
-    wanted, found = GOLDEN.read_text("utf-8"), public_api()
-    changes = difflib.unified_diff(
-        wanted.splitlines(),
-        found.splitlines(),
-        "listed",
-        "found",
-        n=0,
-        lineterm="",
-    )
-    assert wanted == found, (
+def test_listed_names_keep_their_signatures():
+    """New names are free until the next release lists them."""
+    wanted = GOLDEN.read_text("utf-8").splitlines()
+    found = public_api().splitlines()
+    changes = [
+        line
+        for line in difflib.ndiff(wanted, found)
+        if line.startswith(("- ", "? "))
+    ]
+    lost = [line for line in wanted if line not in found]
+    assert not lost, (
         "The public API changed. Old names must go on working for one release "
         f"(utils/deprecation.py). If the change is wanted: {ACCEPT}\n"
         + "\n".join(changes)

@@ -21,7 +21,7 @@ def describe(path):
         str of one or more lines.
 
     Raises:
-        KeyError: there is no such section or field.
+        KeyError: unknown section or field.
     """
     section, prefix = Config, ""
     names = path.split(".")

@@ -121,7 +121,7 @@ def model_of(config):
         config: `Config`.
 
     Returns:
-        `(model, note)`: the model, and what it stands for, in words.
+        `(model, note)`: the model, and a note on how it was built.
     """
     import dataclasses
 

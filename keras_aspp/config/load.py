@@ -77,7 +77,7 @@ def config_names() -> list[str]:
     )
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(InputError):
     """Invalid configuration, as a one-line message."""
 
 

@@ -11,8 +11,8 @@ from keras_aspp.utils.text import printable
 
 # Longer ones repeat the invalid value.
 MAX_MESSAGE = 1500
-# Errors of the machine, which no class of the package stands for. Timeouts and
-# failed downloads carry no number of the system.
+# Errors of the machine, which the package does not raise itself. Timeouts and
+# failed downloads have no `errno`.
 _OF_THE_MACHINE = (
     MemoryError,
     ConnectionError,

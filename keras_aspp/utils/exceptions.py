@@ -1,4 +1,4 @@
-"""Errors that the user can mend, each also the built-in error it stands for.
+"""Errors that the user can mend, each also a built-in error.
 
 The package raises these classes on purpose, with a message that names the rule
 and the received value. The command line reports any other exception as a fault

@@ -249,7 +249,7 @@ def _remove_abandoned(path):
 
 
 def _remove(path):
-    """Removes a folder, or what else has its name, as far as possible."""
+    """Removes a folder, file or link; ignores errors of a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from keras_aspp.utils.exceptions import InputTypeError
+
+if TYPE_CHECKING:
+    # `--help` reads the configuration, which must not wait for Keras.
+    import keras
 
 
 def producer(tensor: keras.KerasTensor) -> keras.Operation:
@@ -39,6 +41,8 @@ def sublayers(
         layer: `keras.layers.Layer`, or an operation, which contains no layer.
         include_self: bool. Whether `layer` itself is among them.
     """
+    import keras
+
     if not isinstance(layer, keras.layers.Layer):
         return []
     return list(layer._flatten_layers(include_self=include_self))
@@ -58,6 +62,8 @@ def layers_by_path(
 
 def is_functional(model: Any) -> bool:
     """Returns True if a model has a graph of layers."""
+    import keras
+
     return isinstance(model, keras.Model) and hasattr(
         graph_of(model), "_nodes_by_depth"
     )

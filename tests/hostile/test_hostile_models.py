@@ -182,11 +182,11 @@ EDITS = {
     "nested_deep": (weighed(nested_deep), "more than 64 deep"),
     "backbone_to_fetch": (
         configured(lambda c: c.update(backbone="mobilenet_v2")),
-        "not where they come from",
+        "A saved segmenter contains its backbone",
     ),
     "weights_to_read": (
         configured(lambda c: c.update(weights="/etc/passwd")),
-        "not where they come from",
+        "A saved segmenter contains its backbone",
     ),
     "lambda": (
         configured(lambda c: c.update(backbone=layer("Lambda", function=CODE))),
