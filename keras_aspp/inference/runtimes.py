@@ -104,10 +104,12 @@ class ONNXRuntime(Runtime):
     """An `.onnx` file in ONNX Runtime; one image size."""
 
     def __init__(self, path: Path) -> None:
-        require("An .onnx file", "onnx", "onnxruntime")
+        require("An .onnx file", "onnx", "onnx", "onnxruntime")
+        import onnx
         import onnxruntime
 
         try:
+            graph = onnx.load(path).graph
             self._session = onnxruntime.InferenceSession(str(path))
             (input_details,) = self._session.get_inputs()
             _, *size, channels = input_details.shape
@@ -119,6 +121,14 @@ class ONNXRuntime(Runtime):
                 f"Not a loadable .onnx of ours. Received: {path} "
                 f"({str(error).splitlines()[0]})"
             ) from error
+        check_finite(
+            (
+                (weight.name, onnx.numpy_helper.to_array(weight))
+                for weight in graph.initializer
+                if weight.data_type == onnx.TensorProto.FLOAT
+            ),
+            str(path),
+        )
         self._input_name = input_details.name
         self.image_size: tuple[int, int] | None = tuple(size)
 

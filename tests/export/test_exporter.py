@@ -25,6 +25,7 @@ from keras_aspp.export import exporter, formats, tflite, verify
 from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.metadata import with_metadata
+from keras_aspp.export.onnx import write_onnx
 from keras_aspp.litert import describe
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.utils.files import sha256
@@ -597,6 +598,22 @@ def test_onnx(model, tmp_path, recwarn):
     image = pictures()[0]
     same = predictor.predict(image) == reference.predict(image)
     assert same.mean() >= 0.999
+
+
+def test_onnx_whose_weights_are_not_finite(model, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="extra onnx is not installed")
+    pytest.importorskip("tf2onnx", reason="extra onnx is not installed")
+    write_onnx(model, tmp_path / "model.onnx", (64, 96))
+    file = onnx.load(tmp_path / "model.onnx")
+    for weight in file.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight).copy()
+        if array.dtype == np.float32 and array.ndim == 4:
+            array.flat[0] = np.nan
+            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+            break
+    onnx.save(file, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"must be finite.*model\.onnx"):
+        ka.Predictor(tmp_path / "model.onnx")
 
 
 def test_onnx_without_its_extra(model, tmp_path, monkeypatch):
