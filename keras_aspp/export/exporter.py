@@ -122,7 +122,9 @@ def export_model(
     _check(model, directory, spec, verify_images, formats, overwrite)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
-    calibration = [np.asarray(image) for image in calibration_images or ()]
+    if calibration_images is None:
+        calibration_images = ()
+    calibration = [np.asarray(image) for image in calibration_images]
     _check_calibration(calibration, formats)
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
     with stop_signals(_interrupt), replacing_folder(directory) as work:

@@ -50,8 +50,9 @@ class Comparison:
         self._label = _labels_of(model, serving.segment)
         self._coarse_label = None
         if coarse_labels:
+            # Nearest cells are computed from the size.
             self._coarse_label = _labels_of(
-                fold_batch_norm(model), serving.segment_coarsely
+                fold_batch_norm(model), serving.segment_coarsely, any_size=False
             )
 
     def entry(self, artefact):
@@ -126,11 +127,17 @@ class Comparison:
         ]
 
 
-def _labels_of(model, segment):
-    """Returns a function of an image that labels it with a model."""
+def _labels_of(model, segment, any_size=True):
+    """Returns a function of an image that labels it with a model.
+
+    Args:
+        model: `Segmenter`.
+        segment: function of `(model, images)`.
+        any_size: bool. One trace for all sizes, or one for each.
+    """
+    signature = [tf.TensorSpec((None, None, None, 3), "uint8")]
     label = tf.function(
-        lambda images: segment(model, images),
-        [tf.TensorSpec((None, None, None, 3), "uint8")],
+        lambda images: segment(model, images), signature if any_size else None
     )
     return lambda image: label(image[None])[0].numpy()
 

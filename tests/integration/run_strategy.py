@@ -13,6 +13,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_run import replace, tiny_config  # noqa: E402
 
+from keras_aspp.cli.log import printed_messages
 from keras_aspp.config.schema import LossConfig  # noqa: E402
 from keras_aspp.engine import monitor, run  # noqa: E402
 from keras_aspp.engine.cluster import worker  # noqa: E402
@@ -57,4 +58,5 @@ if __name__ == "__main__":
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * 2,
         )
-    train(name, *folders, "--resume" in sys.argv)
+    with printed_messages():
+        train(name, *folders, "--resume" in sys.argv)
