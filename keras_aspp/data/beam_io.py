@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from keras_aspp.utils.exceptions import InputNotFoundError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.types import PathLike
 
@@ -22,6 +24,21 @@ def pipeline_options(options: Sequence[str]) -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     return PipelineOptions(options)
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Raises errors of Beam's file systems as errors of the input.
+
+    Raises:
+        FileNotFoundError: a file or a match of a pattern is missing.
+    """
+    from apache_beam.io.filesystem import BeamIOError
+
+    try:
+        yield
+    except BeamIOError as error:
+        raise InputNotFoundError(str(error)) from error
 
 
 # Files, on whatever file system.

@@ -20,6 +20,7 @@ from PIL import Image
 
 from keras_aspp.data.beam_io import (
     absolute_path,
+    file_errors,
     join_path,
     pipeline_options,
     read_json_file,
@@ -61,7 +62,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
     total, spec = source.size(split), source.spec
     _counted_by(model, spec)
     path = absolute_path(path)
-    with beam.Pipeline(options=options) as pipeline:
+    with file_errors(), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "records" >> _records(source, split)
@@ -104,7 +105,7 @@ def predict_with_beam(model, images, output, options=()):
 
     output = absolute_path(output)
     spec = spec_of(Predictor(**model))
-    with beam.Pipeline(options=options) as pipeline:
+    with file_errors(), beam.Pipeline(options=options) as pipeline:
         read = (
             pipeline
             | "files" >> _files(images)

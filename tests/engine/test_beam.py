@@ -17,6 +17,7 @@ from keras_aspp.data.tfds import TfdsSource
 from keras_aspp.engine import beam as engine
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor
+from keras_aspp.utils.exceptions import InputError
 
 beam = pytest.importorskip(
     "apache_beam",
@@ -258,7 +259,7 @@ class Choosy:
 
     def predict_batch(self, images):
         if images.shape[2] == 1:
-            raise ValueError("The model cannot take an image of 48x1.")
+            raise InputError("The model cannot take an image of 48x1.")
         return self.inner.predict_batch(images)
 
 
