@@ -420,7 +420,7 @@ with vision.ImageSegmenter.create_from_options(options) as segmenter:
 
 @pytest.mark.slow
 def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path):
-    pytest.importorskip("mediapipe", reason="extra `examples`")
+    pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-29)")
     size = (64, 96)
     content = tflite.convert(model, size, ["tflite_logits"])["tflite_logits"]
     path, image, output = (
@@ -601,8 +601,9 @@ def test_onnx(model, tmp_path, recwarn):
 
 
 def test_onnx_whose_weights_are_not_finite(model, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="extra onnx is not installed")
-    pytest.importorskip("tf2onnx", reason="extra onnx is not installed")
+    reason = "extra onnx is not installed (2026-11-29)"
+    onnx = pytest.importorskip("onnx", reason=reason)
+    pytest.importorskip("tf2onnx", reason=reason)
     write_onnx(model, tmp_path / "model.onnx", (64, 96))
     file = onnx.load(tmp_path / "model.onnx")
     for weight in file.graph.initializer:
