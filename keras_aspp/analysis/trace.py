@@ -15,6 +15,7 @@ import keras
 
 from keras_aspp.layers import BilinearResize
 from keras_aspp.utils.deprecation import renamed_attribute
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.keras_graph import (
     calls_forgotten,
@@ -194,7 +195,7 @@ def _symbolic_image(model, image_size):
 def _reason(error):
     """Returns the bold part of an error of Keras, or its first line."""
     bold = re.search(r"\x1b\[1m(.*?)\x1b", str(error), re.DOTALL)
-    text = bold[1] if bold else str(error).strip().splitlines()[0]
+    text = bold[1] if bold else first_line(error)
     return text.split(" Received")[0].rstrip(".")
 
 

@@ -26,6 +26,7 @@ from keras_aspp.preprocess import (
     TORCHVISION,
     Preprocess,
 )
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
@@ -247,7 +248,7 @@ def _load(name, family, multiplier, weights, input_shape):
             "segmenter (`--model.weights`), from a file of weights, or from "
             "scratch (None, `--model.backbone_weights null`). "
             f"Received: weights={str(weights)!r} "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

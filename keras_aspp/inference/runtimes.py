@@ -15,6 +15,7 @@ from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import with_output_stride
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.segmenter import check_rgb, load_saved
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.finite import check_finite
@@ -119,7 +120,7 @@ class ONNXRuntime(Runtime):
         except Exception as error:
             raise InputError(
                 f"Not a loadable .onnx of ours. Received: {path} "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from error
         check_finite(
             (

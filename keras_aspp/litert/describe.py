@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
@@ -45,7 +46,7 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
         # What is raised depends on which byte is wrong.
         raise InputError(
             f"Not a loadable .tflite. Received: {path} "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     return {
         "format": "tflite",

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, UserError
+from keras_aspp.utils.types import PathLike
 
 # Keras stores its entries as they are; packed again, they shrink by half.
 _MAX_EXPANSION = 100
@@ -23,7 +25,7 @@ _ENTRIES = ("metadata.json", "config.json", _WEIGHTS)
 _MAX_DEPTH = 64
 
 
-def check_archive(path: str | os.PathLike[str]) -> None:
+def check_archive(path: PathLike) -> None:
     """Raises `ValueError` for a `.keras` that unpacks to more than it stores.
 
     Keras has such checks too, but only above 4 GiB.
@@ -116,7 +118,7 @@ class Refused(NamedTuple):
     error: Exception
 
 
-def refused_layer(path: str | os.PathLike[str]) -> Refused | None:
+def refused_layer(path: PathLike) -> Refused | None:
     """Finds the layer that prevents a `.keras` from loading.
 
     Keras names the outermost model, or no layer at all. This builds the layers
@@ -161,7 +163,7 @@ def _refused(config, layer):
     return None
 
 
-def load_keras(path: str | os.PathLike[str]) -> Any:
+def load_keras(path: PathLike) -> Any:
     """Loads any Keras model from a `.keras` file, not compiled.
 
     Args:
@@ -188,7 +190,7 @@ def load_keras(path: str | os.PathLike[str]) -> Any:
         cause = error if layer is None else layer.error
         # Keras quotes the configuration, followed by the cause.
         text = str(cause).rpartition("Exception encountered: ")[2]
-        reason = (text.strip().splitlines() or [""])[0][:400]
+        reason = first_line(text)[:400]
         named = ""
         if layer is not None:
             named = f"{layer.layer_type!s:.80} layer {layer.name!r:.80}: "

@@ -1,6 +1,5 @@
 """DeepLabV3: ASPP on a dense backbone, or a cascade of dilated blocks."""
 
-import os
 import types
 from collections.abc import Mapping
 from typing import Literal
@@ -14,6 +13,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.types import PathLike
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -58,8 +58,8 @@ class DeepLabV3(Segmenter):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,
@@ -177,8 +177,8 @@ class CascadedDeepLabV3(Segmenter):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,

@@ -1,6 +1,5 @@
 """DeepLabV3+: DeepLabV3 with a decoder that restores object boundaries."""
 
-import os
 import types
 from collections.abc import Mapping
 from typing import Literal
@@ -13,6 +12,7 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -64,8 +64,8 @@ class DeepLabV3Plus(Segmenter):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,

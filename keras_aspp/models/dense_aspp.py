@@ -1,6 +1,5 @@
 """DenseASPP: densely connected atrous convolutions."""
 
-import os
 import types
 from collections.abc import Mapping
 from typing import Literal
@@ -12,6 +11,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.types import PathLike
 
 
 # "keras_aspp" is the package of the layer of the same name.
@@ -49,8 +49,8 @@ class DenseASPP(Segmenter):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 8,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,

@@ -1,6 +1,5 @@
 """LR-ASPP: an image-level gate, and a sum of the scores of two strides."""
 
-import os
 import types
 from collections.abc import Mapping
 from typing import Literal
@@ -11,6 +10,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER, HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.types import PathLike
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -48,8 +48,8 @@ class LRASPP(Segmenter):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,

@@ -1,15 +1,14 @@
 """Saving of models."""
 
-import os
-
 import keras
 
 from keras_aspp.models.precision import compute_dtypes, with_dtype
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.files import replacing
+from keras_aspp.utils.types import PathLike
 
 
-def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+def save_model(model: keras.Model, path: PathLike) -> None:
     """Writes a `.keras` in float32 and without optimizer state, atomically.
 
     Precision and compilation belong to the run, not to the model. A segmenter

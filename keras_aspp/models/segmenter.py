@@ -33,8 +33,10 @@ from keras_aspp.models.rates import degenerate_rates, whole_rates
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.deprecation import warn_renamed
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.types import PathLike
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
 BATCH_NORM: dict[str, bool | str] = {
@@ -167,8 +169,8 @@ class Segmenter(keras.Model):
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
         atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
-        backbone_weights: str | os.PathLike[str] | None = "imagenet",
-        weights: str | os.PathLike[str] | None = None,
+        backbone_weights: PathLike | None = "imagenet",
+        weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
         preprocess: Preprocess | None = None,
         dropout: float = 0.1,
@@ -323,10 +325,9 @@ class Segmenter(keras.Model):
         try:
             config = keras.saving.deserialize_keras_object(config)
         except (TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             warnings.warn(
                 "The model is loaded without its loss, optimizer and metrics; "
-                f"call `compile` again. ({reason})",
+                f"call `compile` again. ({first_line(error)})",
                 stacklevel=2,
             )
             return
@@ -463,7 +464,7 @@ def _accept_former_hooks(architecture):
         setattr(architecture, hook.partition("(")[0], call)
 
 
-def load_saved(path: str | os.PathLike[str]) -> Segmenter:
+def load_saved(path: PathLike) -> Segmenter:
     """Loads a segmenter from a `.keras` file or a folder that contains one.
 
     Args:

@@ -1,6 +1,5 @@
 """Transfer of weights between segmenters of one architecture."""
 
-import os
 import re
 import warnings
 
@@ -8,10 +7,11 @@ import keras
 
 from keras_aspp.models.head import CLASSIFIER
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import PathLike
 
 
 def load_matching(
-    model: keras.Model, saved: keras.Model, path: str | os.PathLike[str]
+    model: keras.Model, saved: keras.Model, path: PathLike
 ) -> None:
     """Copies a segmenter's weights; the classifier's only where they fit.
 

@@ -76,6 +76,15 @@ def one_line(error: BaseException | str) -> str:
     return message
 
 
+def first_line(error: BaseException | str) -> str:
+    """Returns the first line of a message that has text, or an empty str.
+
+    Args:
+        error: exception, or its message.
+    """
+    return next(iter(str(error).strip().splitlines()), "")
+
+
 def _message(error):
     """The message of an error, without the traceback of a host function."""
     text = str(error)

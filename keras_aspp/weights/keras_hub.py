@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
@@ -110,7 +111,7 @@ def _load(segmenter):
         raise InputError(
             "keras-hub cannot read this preset. Received: "
             f"{str(segmenter)!r} ({type(error).__name__}: "
-            f"{(str(error).strip().splitlines() or [''])[0]})"
+            f"{first_line(error)})"
         ) from error
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_aspp as ka
 from keras_aspp.utils import exceptions
-from keras_aspp.utils.errors import is_user_error, one_line
+from keras_aspp.utils.errors import first_line, is_user_error, one_line
 from keras_aspp.utils.exceptions import InputError, UserError
 
 PACKAGE = pathlib.Path(ka.__file__).parent
@@ -114,3 +114,15 @@ def test_errors_of_the_code_are_internal(error):
 def test_an_error_through_tensorflow_is_shown_without_its_traceback(kind):
     found = of_the_host(kind("Label 9 is bad. File: a.png"))
     assert one_line(found) == "Label 9 is bad. File: a.png"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n first\nsecond"), "first"),
+        ("first", "first"),
+        (RuntimeError(), ""),
+    ],
+)
+def test_first_line(error, line):
+    assert first_line(error) == line
