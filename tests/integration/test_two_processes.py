@@ -23,6 +23,8 @@ ROOT = Path(ka.__path__[0]).parent
 # Of weights; and of what is kept beside them, statistics and momenta, which
 # no learning rate makes smaller.
 TOLERANCE, OF_THE_REST = 1e-5, 1e-4
+# Share of pixels whose two best scores may be that close.
+TIES = 5e-4
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,22 @@ def variables(workdir):
         return [arrays[name] for name in arrays.files]
 
 
+def read_metrics(workdir):
+    return json.loads((workdir / "metrics.json").read_text())
+
+
+def assert_nearly_equal(actual, expected):
+    """Compares nested metrics; numbers may differ by what ties may change."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_nearly_equal(actual[name], value)
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected, abs=10 * TIES, nan_ok=True)
+    else:
+        assert actual == expected
+
+
 def assert_same_run(workdir, alone):
     expected = variables(alone)
     actual = variables(workdir)
@@ -102,12 +120,14 @@ def assert_same_run(workdir, alone):
     for a, b, weight in zip(actual, expected, learned, strict=True):
         tolerance = TOLERANCE if weight else OF_THE_REST
         np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
-    counted = np.load(alone / "validation.npy")
-    assert counted.sum() > 3 * 60 * 60
-    np.testing.assert_array_equal(np.load(workdir / "validation.npy"), counted)
-    assert json.loads((workdir / "metrics.json").read_text()) == json.loads(
-        (alone / "metrics.json").read_text()
-    )
+    # Each labeled pixel is counted once; where two scores are nearly equal,
+    # sums of another order may predict the other class.
+    expected = np.load(alone / "validation.npy")
+    assert expected.sum() > 3 * 60 * 60
+    actual = np.load(workdir / "validation.npy")
+    np.testing.assert_array_equal(actual.sum(axis=1), expected.sum(axis=1))
+    assert np.abs(actual - expected).sum() / 2 <= TIES * expected.sum()
+    assert_nearly_equal(read_metrics(workdir), read_metrics(alone))
 
 
 def test_two_devices(folder, alone, tmp_path):
