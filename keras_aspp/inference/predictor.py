@@ -20,6 +20,7 @@ from keras_aspp.inference.runtimes import (
     LiteRTRuntime,
     ONNXRuntime,
     SavedModelRuntime,
+    refuses_image,
 )
 from keras_aspp.inference.sliding_window import SlidingWindow
 from keras_aspp.inference.tta import MultiScale
@@ -217,7 +218,8 @@ class Predictor:
             try:
                 return answer(images)
             except Exception as error:
-                # Runtimes raise exceptions of many types.
+                if not refuses_image(error):
+                    raise
                 raise InputError(
                     f"The model cannot take an image of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"

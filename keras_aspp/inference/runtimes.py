@@ -26,6 +26,19 @@ from keras_aspp.utils.native_log import filtered_once
 _BYTES_PER_PIXEL = 2000
 
 
+def refuses_image(error: BaseException) -> bool:
+    """Returns True if a runtime, not our code around it, raised an exception.
+
+    Args:
+        error: exception of a call of a `Runtime`.
+    """
+    return (
+        isinstance(error, (InputError, tf.errors.OpError))
+        or type(error) is RuntimeError  # by LiteRT
+        or type(error).__module__.startswith("onnxruntime.")
+    )
+
+
 class Runtime:
     """Base class of loaded models for `Predictor`."""
 
