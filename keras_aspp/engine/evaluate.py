@@ -82,12 +82,11 @@ def evaluate(
         # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
-    ignore = spec.ignore_label
     matrix = ConfusionMatrix(*counted)
     rims = ()
     if boundaries:
         rims = BoundaryIoU(*counted), BandIoU(*counted)
-    confidence, recall = Calibration(ignore), SizeRecall()
+    confidence, recall = Calibration(spec.ignore_label), SizeRecall()
     curve = _curve_of(predictor, spec)
     worst = _Worst(spec, NUM_WORST if figures else 0)
     total, done = source.size(split), 0
@@ -136,7 +135,7 @@ def evaluate(
         found["calibration"] = confidence.histogram()
     if figures:
         _draw(Path(figures), matrix, spec, confidence if calibration else None)
-        _draw_curve(Path(figures), curve, predictor.threshold)
+        _draw_curve(Path(figures), curve, spec, predictor)
         worst.draw(Path(figures) / "worst_pictures.png", source, split)
     return found
 
@@ -149,16 +148,22 @@ def _draw(folder, matrix, spec, confidence):
         save(reliability_figure(confidence), folder, "confidence", ("png",))
 
 
-def _draw_curve(folder, curve, threshold):
-    """Draws precision and recall of a binary task."""
+def _draw_curve(folder, curve, spec, predictor):
+    """Draws precision and recall of a binary task with scores."""
     if curve:
-        figure = precision_recall_figure(curve, threshold)
+        figure = precision_recall_figure(
+            curve, spec.class_names[1], predictor.threshold
+        )
         save(figure, folder, "precision_recall", ("png",))
 
 
 def _curve_of(predictor, spec):
-    """Returns a `BinaryCurve` for a binary task with scores, or `None`."""
-    if spec.task == "binary" and predictor.has_scores:
+    """Returns a `BinaryCurve` for a binary task with scores, or `None`.
+
+    Scores of a file of one size do not fit the labels of other sizes.
+    """
+    every_size = predictor.has_scores and predictor.image_size is None
+    if spec.task == "binary" and every_size:
         return BinaryCurve(spec.ignore_label)
     return None
 
@@ -169,7 +174,7 @@ def _binary_metrics(matrix, curve, threshold):
     found["threshold"] = threshold
     if curve is not None:
         found["average_precision"] = _number(curve.average_precision())
-        found["best_threshold"] = curve.best_threshold()
+        found["best_threshold"] = _number(curve.best_threshold())
     return found
 
 
@@ -177,6 +182,8 @@ def choose_threshold(
     predictor: Predictor, source: Source, split: str, batch_size: int = 8
 ) -> float:
     """Returns the threshold of the best F1, and so the best IoU, of a split.
+
+    It is 0.5 for a split without the object.
 
     Args:
         predictor: `Predictor` of a binary model with scores.
@@ -188,7 +195,8 @@ def choose_threshold(
     for images, labels in evaluation_dataset(source, split, batch_size):
         found = predictor.probability_batch(images.numpy())
         curve.update(labels, found[..., 1])
-    return curve.best_threshold()
+    best = curve.best_threshold()
+    return 0.5 if math.isnan(best) else best
 
 
 class _Worst:

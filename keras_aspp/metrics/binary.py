@@ -139,6 +139,26 @@ class BinaryCurve:
         return float(best[np.argmin(np.abs(best - 0.5))])
 
 
+def binary_scores(matrix: np.ndarray) -> dict[str, float]:
+    """Returns the measures of the object from a confusion matrix.
+
+    Args:
+        matrix: `(2, 2)`, rows labels, columns predictions; class 1 is the
+            object.
+
+    Returns:
+        dict: `iou`, `dice` (F1), `precision`, `recall`; NaN for 0 / 0.
+    """
+    (_, wrong), (missed, right) = np.asarray(matrix, "float64")
+    ratios = {
+        "iou": (right, right + wrong + missed),
+        "dice": (2 * right, 2 * right + wrong + missed),
+        "precision": (right, right + wrong),
+        "recall": (right, right + missed),
+    }
+    return {name: float(_ratio(*parts)) for name, parts in ratios.items()}
+
+
 def _ratio(part, whole):
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.divide(part, whole, dtype="float64")
