@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy import ndimage
 
 from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
@@ -269,8 +268,8 @@ class _Writer:
             except InputError as error:
                 self.outside.append(f"{image.path.name}: {error}")
                 continue
-            order = self._order(region, mask, number)
-            drawn.append((order, label, *_cropped(mask)))
+            box, mask = _cropped(mask)
+            drawn.append((self._order(region, mask, number), label, box, mask))
         labels = np.zeros(size, "uint8")
         claimed = np.zeros(size, bool)
         overlaps = np.zeros(size, bool)
@@ -329,8 +328,14 @@ class _Writer:
 
 def _cropped(mask):
     """Returns `(box, mask within it)`: an image may have many regions."""
-    (box,) = ndimage.find_objects(mask.view("uint8")) or [(slice(0), slice(0))]
+    rows = _extent(mask.any(axis=1))
+    box = rows, _extent(mask[rows].any(axis=0))
     return box, mask[box].copy()
+
+
+def _extent(values):
+    places = np.flatnonzero(values)
+    return slice(places[0], places[-1] + 1) if len(places) else slice(0)
 
 
 _TOP = {
