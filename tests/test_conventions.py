@@ -31,6 +31,7 @@ LADDER = (
     ("models",),
     ("analysis", "weights"),
     ("plots",),
+    ("annotations",),
     ("inference",),
     ("engine", "export"),
     ("workdir",),

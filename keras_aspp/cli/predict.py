@@ -19,6 +19,19 @@ def run(arguments):
     parser.add_argument("--output", required=True, help="folder")
     add_window(parser)
     parser.add_argument(
+        "--format",
+        choices=("coco", "labelme"),
+        help="also write annotations for a labeling tool: predictions.json "
+        "(COCO), or NAME.json per image (labelme)",
+    )
+    parser.add_argument(
+        "--min_area",
+        type=int,
+        default=16,
+        metavar="PX",
+        help="annotations leave out smaller regions (default 16)",
+    )
+    parser.add_argument(
         "images",
         nargs="+",
         metavar="IMAGE",
@@ -29,15 +42,24 @@ def run(arguments):
     options = beam_options(parser, flags)
     model = {"path": flags.model, **window_options(parser, flags)}
     if options is not None:
+        if flags.format:
+            parser.error("--format does not work with --beam")
         return _predict_with_beam(model, flags, options)
     from keras_aspp.inference import Predictor
     from keras_aspp.inference.files import predict_files
 
     predictor = Predictor(**model)
     written, failed = predict_files(
-        predictor, flags.images, flags.output, show_progress
+        predictor,
+        flags.images,
+        flags.output,
+        show_progress,
+        flags.format,
+        flags.min_area,
     )
     print_table([("image", "overlay", "largest classes"), *written])
+    if flags.format == "coco":
+        print(f"\nannotations  {flags.output}/predictions.json")
     return _status(failed, len(flags.images))
 
 

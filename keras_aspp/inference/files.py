@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from keras_aspp.annotations.writer import (
+    FORMATS,
+    MIN_AREA_PX,
+    COCOWriter,
+    write_labelme,
+)
 from keras_aspp.data.decode import read_image
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.plots.labels import (
@@ -17,6 +24,7 @@ from keras_aspp.plots.labels import (
     spec_of,
 )
 from keras_aspp.utils.errors import is_user_error, one_line
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
@@ -27,6 +35,8 @@ def predict_files(
     images: Sequence[PathLike],
     output: PathLike,
     progress: Callable[[int, int], None] | None = None,
+    annotation_format: str | None = None,
+    min_area: int = MIN_AREA_PX,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
 
@@ -35,14 +45,26 @@ def predict_files(
         images: paths.
         output: folder to write to; created if missing.
         progress: function of `(done, total)`, or `None`.
+        annotation_format: `"coco"` also writes `predictions.json`,
+            `"labelme"` one `NAME.json` per image; `None` neither.
+        min_area: pixels; annotations leave out smaller regions.
 
     Returns:
         `(rows, messages)`: name, overlay and largest classes of each image
         done; one line for each that failed.
+
+    Raises:
+        ValueError: an unknown `annotation_format`.
     """
+    if annotation_format not in (None, *FORMATS):
+        raise InputError(
+            f"`annotation_format` must be one of {FORMATS}. "
+            f"Received: {annotation_format!r}"
+        )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
+    collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
@@ -53,6 +75,16 @@ def predict_files(
             _save(color_labels(labels, spec), output / f"{stem}_color.png")
             path = output / f"{stem}_overlay.png"
             _save(overlay(image, labels, spec), path)
+            if annotation_format == "coco":
+                collected.add(Path(name).name, labels)
+            elif annotation_format == "labelme":
+                write_labelme(
+                    output / f"{stem}.json",
+                    os.path.relpath(name, output),
+                    labels,
+                    spec,
+                    min_area,
+                )
             rows.append((Path(name).name, path, _largest(labels, spec)))
         except Exception as error:
             if not is_user_error(error):
@@ -63,6 +95,8 @@ def predict_files(
             messages.append(message)
         if progress is not None:
             progress(done, len(images))
+    if annotation_format == "coco":
+        collected.write(output / "predictions.json")
     return rows, messages
 
 

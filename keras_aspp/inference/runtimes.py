@@ -47,6 +47,7 @@ class Runtime:
     smallest_side: int = 1  # of an image, in pixels
     output_stride: int = 1  # pixels by which an image may move with its labels
     survives_fork: bool = False
+    threshold: float | None = None  # of a binary model
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Estimates the memory for a batch of images, in bytes."""
@@ -64,6 +65,8 @@ class KerasRuntime(Runtime):
         self.num_classes: int | None = model.num_classes
         self.smallest_side: int = serving.smallest_side(model)
         self.output_stride: int = model.output_stride
+        if model.task == "binary":
+            self.threshold = model.threshold
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
