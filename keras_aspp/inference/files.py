@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from keras_aspp.plots.labels import (
     spec_of,
 )
 from keras_aspp.utils.errors import is_user_error, one_line
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
@@ -27,6 +29,7 @@ def predict_files(
     images: Sequence[PathLike],
     output: PathLike,
     progress: Callable[[int, int], None] | None = None,
+    scores: bool = False,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
 
@@ -35,11 +38,19 @@ def predict_files(
         images: paths.
         output: folder to write to; created if missing.
         progress: function of `(done, total)`, or `None`.
+        scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
+            if the model has them, `NAME_probabilities.npz` (`probabilities`,
+            float16 `[H, W, K]`, and `class_names`).
 
     Returns:
         `(rows, messages)`: name, overlay and largest classes of each image
         done; one line for each that failed.
+
+    Raises:
+        ValueError: the model has no confidence, which `scores` needs.
     """
+    if scores:
+        check_scores(predictor)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
@@ -48,7 +59,10 @@ def predict_files(
         try:
             image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
-            labels = predictor.predict(image)
+            labels, files = predict_scores(predictor, image, scores)
+            for end, content in files.items():
+                with replacing(output / f"{stem}_{end}", False) as temporary:
+                    temporary.write_bytes(content)
             _save(index_image(labels, spec), output / f"{stem}_labels.png")
             _save(color_labels(labels, spec), output / f"{stem}_color.png")
             path = output / f"{stem}_overlay.png"
@@ -66,6 +80,51 @@ def predict_files(
     return rows, messages
 
 
+def check_scores(predictor: Predictor) -> None:
+    """Raises `ValueError` if a model has no confidence."""
+    if not predictor.has_confidence:
+        raise InputError(
+            "--scores needs a .keras model, or an artefact that was exported "
+            'with --export.outputs "[labels, confidence]" or "[labels, '
+            f'probabilities]". Received: {predictor.path}'
+        )
+
+
+def predict_scores(
+    predictor: Predictor, image: np.ndarray, scores: bool = True
+) -> tuple[np.ndarray, dict[str, bytes]]:
+    """Segments an image and encodes its scores.
+
+    Args:
+        predictor: `Predictor`, with confidence if `scores` is True.
+        image: uint8 `[H, W, 3]`.
+        scores: bool; see `predict_files`.
+
+    Returns:
+        `(labels, files)`; the dict maps the end of a file's name to its
+        content.
+    """
+    if not scores:
+        return predictor.predict(image), {}
+    labels, confidence, *probabilities = predictor.predict(
+        image,
+        return_confidence=True,
+        return_probabilities=predictor.has_probabilities,
+    )
+    files = {"confidence.png": io.BytesIO()}
+    gray = Image.fromarray(np.round(255 * confidence).astype("uint8"))
+    gray.save(files["confidence.png"], format="PNG")
+    if probabilities:
+        files["probabilities.npz"] = io.BytesIO()
+        np.savez_compressed(
+            files["probabilities.npz"],
+            # 11 significant bits: an error of 0.0003 at most.
+            probabilities=probabilities[0].astype("float16"),
+            class_names=np.array(spec_of(predictor).class_names),
+        )
+    return labels, {name: file.getvalue() for name, file in files.items()}
+
+
 def _unused(stem, taken):
     # Images of equal name from two folders must not overwrite each other.
     unique, n = stem, 1
@@ -79,9 +138,9 @@ def _unused(stem, taken):
 def _largest(labels, spec):
     values, counts = np.unique(labels, return_counts=True)
     order = counts.argsort()[::-1][:3]
+    names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
     return ", ".join(
-        f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
-        for i in order
+        f"{names[values[i]]} {counts[i] / labels.size:.0%}" for i in order
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.inference.serving import OUTPUTS
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -38,6 +39,7 @@ class SlidingWindow:
     """
 
     image_size: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
     survives_fork: bool = False
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
@@ -85,9 +87,11 @@ class SlidingWindow:
             mean[:, row, column] += found * weight
         return logarithm(mean, 1)
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        """Computes labels, int (B, H, W)."""
-        return self.scores(images).argmax(-1)
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Computes outputs of `from_scores`."""
+        return from_scores(self.scores(images), outputs)
 
 
 def check_overlap(overlap: float) -> None:
@@ -159,6 +163,27 @@ def weights(slices: Sequence[slice]) -> list[np.ndarray]:
 def probabilities(scores: Tensor) -> np.ndarray:
     """Computes the softmax over classes, float32."""
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
+
+
+def from_scores(
+    scores: np.ndarray, outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Computes outputs from logits on the host.
+
+    Args:
+        scores: float32 (B, H, W, K).
+        outputs: of `"labels"`, `"confidence"` and `"probabilities"`.
+
+    Returns:
+        dict: name -> array (B, H, W) or (B, H, W, K).
+    """
+    found = {}
+    if "labels" in outputs:
+        found["labels"] = scores.argmax(-1)
+    if {"confidence", "probabilities"} & set(outputs):
+        found["probabilities"] = probabilities(scores)
+        found["confidence"] = found["probabilities"].max(-1)
+    return {name: found[name] for name in outputs}
 
 
 def logarithm(total: np.ndarray, count: float) -> np.ndarray:
