@@ -16,6 +16,7 @@ __all__ = [
     "Preprocess",
     "__version__",
     "analysis",
+    "annotations",
     "backbones",
     "data",
     "export",

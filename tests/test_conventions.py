@@ -29,6 +29,7 @@ LADDER = (
     ("models",),
     ("analysis", "weights"),
     ("plots",),
+    ("annotations",),
     ("inference",),
     ("engine", "export"),
     ("workdir",),

@@ -1,4 +1,4 @@
-"""Command `keras-aspp data`: check, show or convert a data set."""
+"""Command `keras-aspp data`: import, check, show or convert a data set."""
 
 import dataclasses
 import os
@@ -16,10 +16,11 @@ SIZES_SHOWN = 3
 
 
 def run(arguments):
-    """Checks a data set, draws a sheet of it, or converts it."""
+    """Imports, checks, draws, mends or converts a data set."""
     parser = Parser(
         prog="keras-aspp data",
-        description="Look at a data set before it is trained on; convert it.",
+        description="Import annotations; look at a data set before it is "
+        "trained on; convert it.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -78,9 +79,15 @@ def run(arguments):
         "--shards", type=int, help="of each split; by size if not given"
     )
     add_beam(convert, "convert")
+    _add_import(commands)
+    _add_fix(commands)
     flags = parser.parse_args(arguments)
     if flags.command == "check":
         return _check(flags)
+    if flags.command == "import":
+        return _import(flags)
+    if flags.command == "fix":
+        return _fix(flags)
     if flags.command == "convert":
         return _convert(flags, beam_options(convert, flags))
     if flags.count < 1:
@@ -88,6 +95,144 @@ def run(arguments):
     if flags.output.suffix.lower() != ".png":
         preview.error(f"--output must end in .png. Received: {flags.output}")
     return _preview(flags)
+
+
+def _add_import(commands):
+    parser = commands.add_parser(
+        "import",
+        help="make a folder data set of a labeling tool's annotations",
+        description="Make a folder of images and masks from annotations: "
+        "COCO, labelme, YOLO segmentation, CVAT and PASCAL VOC masks, "
+        "Roboflow masks, Cityscapes, Label Studio, Supervisely. Needs the "
+        "extra `import`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="folder, zip archive or JSON file")
+    parser.add_argument("output", type=Path, help="folder to create")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="format of the annotations; recognized if not given",
+    )
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="rename or merge a class; NEW may be `ignore` or `drop`; "
+        "repeatable",
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=("area", "z_order", "file"),
+        default="area",
+        help="what is on top: the smaller region (default), the tool's "
+        "order, or the later region in the file",
+    )
+    parser.add_argument(
+        "--background",
+        default="background",
+        metavar="NAME",
+        help="name of the class of unlabeled pixels",
+    )
+    parser.add_argument(
+        "--exif",
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="whether annotations fit images as shown or as stored",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="images whose names begin with the same match stay in one split, "
+        "e.g. '[^_]+' for videos",
+    )
+    parser.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of `val` if the source has no splits",
+    )
+    parser.add_argument(
+        "--test_fraction", type=float, default=0.0, metavar="SHARE"
+    )
+    parser.add_argument("--overwrite", action="store_true")
+
+
+def _add_fix(commands):
+    parser = commands.add_parser(
+        "fix",
+        help="write upright copies of images that carry an EXIF orientation",
+        description="Copy a folder data set; images that carry an EXIF "
+        "orientation are stored upright as PNG, masks upright as class ids.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("root", type=Path, help="folder data set")
+    parser.add_argument("output", type=Path, help="folder to create")
+    parser.add_argument(
+        "--masks",
+        choices=("own", "image"),
+        help="`image` if masks fit images as these are stored; as "
+        "dataset.json says if not given",
+    )
+
+
+def _import(flags):
+    from keras_aspp.annotations import import_annotations
+    from keras_aspp.data.folder import FolderSource, check_folder
+
+    report = import_annotations(
+        flags.source,
+        flags.output,
+        annotation_format=flags.format,
+        class_map=_class_map(flags.map),
+        overlap=flags.overlap,
+        background=flags.background,
+        exif=flags.exif,
+        group_by=flags.group_by,
+        validation_fraction=flags.validation_fraction,
+        test_fraction=flags.test_fraction,
+        overwrite=flags.overwrite,
+        progress=_counted,
+    )
+    checked = check_folder(FolderSource(flags.output))
+    print(f"format  {report.format}\n")
+    _print_report(
+        dataclasses.replace(checked, notes=[*report.notes, *checked.notes])
+    )
+    print()
+    preview = flags.output / "preview.png"
+    _draw_preview(flags.output, None, 12, False, preview)
+    print_table(
+        [
+            ("data set", flags.output),
+            ("next", f"keras-aspp train --data.root {flags.output}"),
+        ]
+    )
+    return 0
+
+
+def _class_map(pairs):
+    """Parses `OLD=NEW` arguments."""
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise InputError(f"`--map` must be OLD=NEW. Received: {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _fix(flags):
+    from keras_aspp.data.folder import FolderSource
+    from keras_aspp.data.upright import write_upright
+
+    source = FolderSource(flags.root)
+    if flags.masks is not None:
+        source.spec = dataclasses.replace(
+            source.spec, mask_orientation=flags.masks
+        )
+    turned = write_upright(source, flags.output, _counted)
+    print_table([("data set", flags.output), ("images turned", turned)])
+    return 0
 
 
 def _check(flags):
@@ -249,23 +394,29 @@ def _number(share):
 
 
 def _preview(flags):
+    _draw_preview(
+        flags.data, flags.split, flags.count, flags.augmented, flags.output
+    )
+    return 0
+
+
+def _draw_preview(data, split, count, augmented, output):
     from keras_aspp.data.sources import open_source
     from keras_aspp.plots.labels import caption, draw_sheet
 
-    config = _data_config(flags.data)
+    config = _data_config(data)
     source = open_source(config)
-    split = flags.split or _first_split(source, config)
-    examples = list(_examples(source, split, flags.count))
-    if flags.augmented:
+    split = split or _first_split(source, config)
+    examples = list(_examples(source, split, count))
+    if augmented:
         examples = _augmented(examples, config, source.spec.ignore_label)
-    name = Path(os.path.abspath(flags.data)).name
+    name = Path(os.path.abspath(data)).name
     title = f"{name}, {split}: {len(examples)} of {source.size(split)}"
-    if flags.augmented:
+    if augmented:
         title += f", as crops of {config.crop_size[0]}x{config.crop_size[1]}"
     cells = [(caption(name, y), x, y) for name, x, y in examples]
-    draw_sheet(flags.output, title, cells, source.spec)
-    print_table([("preview", flags.output)])
-    return 0
+    draw_sheet(output, title, cells, source.spec)
+    print_table([("preview", output)])
 
 
 def _data_config(name):

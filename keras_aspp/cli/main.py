@@ -20,7 +20,7 @@ COMMANDS = {
     "inspect": "what a model costs, what it sees and what it misses",
     "explain": "draw the effect of atrous convolution on your image",
     "demo": "try an exported model in the browser",
-    "data": "look at a data set before it is trained on, convert it",
+    "data": "import annotations; look at a data set, convert it",
 }
 
 

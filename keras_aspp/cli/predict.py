@@ -26,13 +26,25 @@ def run(arguments):
         help="write confidence and, if the model has them, probabilities too",
     )
     parser.add_argument(
-        "--min-confidence",
         "--min_confidence",
         type=float,
         default=0.0,
         metavar="SHARE",
         help="pixels whose highest probability is below it get the ignore "
         "label",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("coco", "labelme"),
+        help="also write annotations for a labeling tool: predictions.json "
+        "(COCO), or NAME.json per image (labelme)",
+    )
+    parser.add_argument(
+        "--min_area",
+        type=int,
+        default=16,
+        metavar="PX",
+        help="annotations leave out smaller regions (default 16)",
     )
     parser.add_argument(
         "images",
@@ -49,15 +61,25 @@ def run(arguments):
         **window_options(parser, flags),
     }
     if options is not None:
+        if flags.format:
+            parser.error("--format does not work with --beam")
         return _predict_with_beam(model, flags, options)
     from keras_aspp.inference import Predictor
     from keras_aspp.inference.files import predict_files
 
     predictor = Predictor(**model)
     written, failed = predict_files(
-        predictor, flags.images, flags.output, show_progress, flags.scores
+        predictor,
+        flags.images,
+        flags.output,
+        show_progress,
+        flags.format,
+        flags.min_area,
+        flags.scores,
     )
     print_table([("image", "overlay", "largest classes"), *written])
+    if flags.format == "coco":
+        print(f"\nannotations  {flags.output}/predictions.json")
     return _status(failed, len(flags.images))
 
 

@@ -308,7 +308,7 @@ def _read(source, name, exif):
                 "Unreadable or truncated image. "
                 f"File: {path} ({_reason(error)})"
             ) from None
-    return _upright(pixels, orientation), orientation
+    return turn_upright(pixels, orientation), orientation
 
 
 def _orientation(info):
@@ -354,8 +354,8 @@ def _orientation_tag(exif):
     return None
 
 
-def _upright(values, orientation):
-    """Rotates `[H, W, ...]` by an EXIF orientation."""
+def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image or mask `[H, W, ...]` by an EXIF orientation, 1 to 8."""
     if orientation == 1:
         return values
     # 5 to 8 have rows and columns exchanged; then come the mirrors.
@@ -508,7 +508,7 @@ def read_stored(
             ) from None
     if spec.mask_orientation == "image":
         orientation = image_orientation
-    values = _upright(values, orientation)
+    values = turn_upright(values, orientation)
     if values.ndim == 3:
         colors, num_transparent = _visible(values, key, path)
         labels = _from_colors(colors, path, spec, num_transparent)

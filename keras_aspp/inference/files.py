@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from keras_aspp.annotations.writer import (
+    FORMATS,
+    MIN_AREA_PX,
+    COCOWriter,
+    write_labelme,
+)
 from keras_aspp.data.decode import read_image
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.plots.labels import (
@@ -29,6 +36,8 @@ def predict_files(
     images: Sequence[PathLike],
     output: PathLike,
     progress: Callable[[int, int], None] | None = None,
+    annotation_format: str | None = None,
+    min_area: int = MIN_AREA_PX,
     scores: bool = False,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
@@ -38,6 +47,9 @@ def predict_files(
         images: paths.
         output: folder to write to; created if missing.
         progress: function of `(done, total)`, or `None`.
+        annotation_format: `"coco"` also writes `predictions.json`,
+            `"labelme"` one `NAME.json` per image; `None` neither.
+        min_area: pixels; annotations leave out smaller regions.
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
             if the model has them, `NAME_probabilities.npz` (`probabilities`,
             float16 `[H, W, K]`, and `class_names`).
@@ -47,13 +59,20 @@ def predict_files(
         done; one line for each that failed.
 
     Raises:
-        ValueError: the model has no confidence, which `scores` needs.
+        ValueError: an unknown `annotation_format`, or a model without
+            confidence, which `scores` needs.
     """
     if scores:
         check_scores(predictor)
+    if annotation_format not in (None, *FORMATS):
+        raise InputError(
+            f"`annotation_format` must be one of {FORMATS}. "
+            f"Received: {annotation_format!r}"
+        )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
+    collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
@@ -67,6 +86,16 @@ def predict_files(
             _save(color_labels(labels, spec), output / f"{stem}_color.png")
             path = output / f"{stem}_overlay.png"
             _save(overlay(image, labels, spec), path)
+            if annotation_format == "coco":
+                collected.add(Path(name).name, labels)
+            elif annotation_format == "labelme":
+                write_labelme(
+                    output / f"{stem}.json",
+                    os.path.relpath(name, output),
+                    labels,
+                    spec,
+                    min_area,
+                )
             rows.append((Path(name).name, path, _largest(labels, spec)))
         except Exception as error:
             if not is_user_error(error):
@@ -77,6 +106,8 @@ def predict_files(
             messages.append(message)
         if progress is not None:
             progress(done, len(images))
+    if annotation_format == "coco":
+        collected.write(output / "predictions.json")
     return rows, messages
 
 

@@ -39,19 +39,24 @@ def read_text(path: PathLike, max_bytes: int = MAX_BYTES) -> str:
         raise InputError(f"Not UTF-8 text. File: {path} ({error})") from None
 
 
-def read_json(path: PathLike, repeated: list[str] | None = None) -> Any:
+def read_json(
+    path: PathLike,
+    repeated: list[str] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Any:
     """Reads a small JSON file.
 
     Args:
         path: the file.
         repeated: list to which keys are appended that an object has twice; the
             last one counts.
+        max_bytes: int, largest size of the file.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: as `read_text`, or no valid JSON.
     """
-    text = read_text(path)
+    text = read_text(path, max_bytes)
 
     def unique(pairs):
         found = dict(pairs)

@@ -1,0 +1,163 @@
+"""COCO: instances as polygons and run lengths, one JSON per split."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_aspp.annotations.regions import (
+    AnnotatedImage,
+    Annotations,
+    Polygons,
+    RunLengths,
+)
+from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.utils import extras
+from keras_aspp.utils.exceptions import InputError
+
+
+def top_level_keys(path: Path) -> set[str] | None:
+    """Returns the keys of a JSON file's object, streamed.
+
+    Returns:
+        set of str; `{"[]"}` for a list; `None` if it is no JSON.
+    """
+    keys = set()
+    try:
+        for prefix, event, value in _ijson().parse(path.open("rb")):
+            if prefix == "" and event == "start_array":
+                return {"[]"}
+            if prefix == "" and event == "map_key":
+                keys.add(value)
+            # Decided before the long lists, where these come first.
+            if {"images", "annotations"} <= keys or "shapes" in keys:
+                break
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        return None
+    return keys
+
+
+def is_coco(keys: set[str]) -> bool:
+    """Returns True for the top-level keys of a COCO file."""
+    return len(keys & {"images", "annotations", "categories"}) >= 2
+
+
+def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads COCO files; a crowd becomes an ignored region.
+
+    Files are read as streams, in three passes, so that memory holds one
+    number for each coordinate and no more.
+
+    Args:
+        source: `SourceFiles`.
+        files: the JSON files.
+
+    Raises:
+        ValueError: no valid COCO file, or an annotation of an unknown class.
+    """
+    class_names: dict[str, None] = {}
+    found = Annotations([], [])
+    for path in files:
+        names = {}
+        for category in _items(path, "categories"):
+            names[_value(category, "id", path)] = str(
+                _value(category, "name", path)
+            )
+        class_names |= dict.fromkeys(names.values())
+        images = _read_images(source, path, found.notes)
+        _read_regions(path, names, images, found.notes)
+        found.images += [image for image in images.values() if image]
+    found.class_names = list(class_names)
+    return found
+
+
+def _read_images(source, path, notes):
+    """Returns image id -> `AnnotatedImage`, `None` without a file."""
+    images, missing = {}, []
+    for entry in _items(path, "images"):
+        name = str(_value(entry, "file_name", path))
+        file = source.find_image(name, path)
+        image_id = _value(entry, "id", path)
+        if file is None:
+            missing.append(name)
+            images[image_id] = None
+            continue
+        size = (entry.get("height"), entry.get("width"))
+        images[image_id] = AnnotatedImage(
+            file,
+            source.split_of(path) or source.split_of(file),
+            size if all(type(n) is int for n in size) else None,
+        )
+    if missing:
+        notes.append(
+            f"{len(missing)} images of {path.name} have no file, first "
+            f"{missing[0]}"
+        )
+    return images
+
+
+def _read_regions(path, names, images, notes):
+    """Appends the regions of a file to their images."""
+    skipped = collections.Counter()
+    for entry in _items(path, "annotations"):
+        category = _value(entry, "category_id", path)
+        if category not in names:
+            raise InputError(
+                f"Annotation {entry.get('id')} has category_id {category}, "
+                f"which is not among the categories. File: {path}"
+            )
+        image_id = _value(entry, "image_id", path)
+        if image_id not in images:
+            skipped["belong to no image of the file"] += 1
+            continue
+        region = _region(entry, names[category])
+        if region is None:
+            skipped["have no polygon and no mask (a box alone?)"] += 1
+        elif images[image_id] is not None:
+            images[image_id].regions.append(region)
+    for reason, count in skipped.items():
+        notes.append(f"{count} annotations of {path.name} {reason}")
+
+
+def _region(entry, class_name):
+    segmentation = entry.get("segmentation")
+    common = {
+        "class_name": class_name,
+        "is_ignored": bool(entry.get("iscrowd", 0)),
+    }
+    if isinstance(segmentation, dict):
+        counts, size = segmentation.get("counts"), segmentation.get("size")
+        if counts is None or not isinstance(size, list) or len(size) != 2:
+            return None
+        return RunLengths(counts=counts, size=tuple(size), **common)
+    if not segmentation:
+        return None
+    return Polygons(rings=segmentation, **common)
+
+
+def _value(entry: Any, key: str, path: Path) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"An entry of a COCO file lacks {key!r}. File: {path}")
+    return entry[key]
+
+
+def _items(path: Path, key: str) -> Iterator[Any]:
+    """Yields the items of a list of a JSON file, streamed."""
+    ijson = _ijson()
+    try:
+        with path.open("rb") as file:
+            yield from ijson.items(file, f"{key}.item", use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"Not valid JSON. File: {path} ({reason})") from None
+
+
+def _ijson():
+    extras.require("Importing annotations", "import", "ijson")
+    import ijson
+
+    return ijson

@@ -1,0 +1,369 @@
+"""Import of annotations as a folder data set for semantic segmentation."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from keras_aspp.annotations.readers import read_annotations
+from keras_aspp.annotations.regions import AnnotatedImage, Region
+from keras_aspp.annotations.source import opened_source
+from keras_aspp.data import decode
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.plots.labels import index_image
+from keras_aspp.utils.exceptions import InputError, OutputExistsError
+from keras_aspp.utils.files import replacing_folder
+from keras_aspp.utils.types import PathLike
+
+IGNORE, DROP = "ignore", "drop"
+IGNORE_LABEL = 255
+# Classes that tools write for pixels without a class.
+_VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
+
+
+@dataclasses.dataclass
+class ImportReport:
+    """Result of `import_annotations`.
+
+    Attributes:
+        format: name of the format.
+        spec: `DatasetSpec` of the written folder.
+        num_images: dict, split -> number of images.
+        overlaps: pixels that regions of two classes share.
+        notes: messages about what was left out or decided.
+    """
+
+    format: str
+    spec: DatasetSpec
+    num_images: dict[str, int]
+    overlaps: int
+    notes: list[str]
+
+
+def import_annotations(
+    source: PathLike,
+    output: PathLike,
+    *,
+    annotation_format: str | None = None,
+    class_map: Mapping[str, str] | None = None,
+    overlap: Literal["area", "z_order", "file"] = "area",
+    background: str = "background",
+    exif: Literal["auto", "upright", "stored"] = "auto",
+    group_by: str | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    overwrite: bool = False,
+    progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items,
+) -> ImportReport:
+    """Converts annotations to a folder of images and masks.
+
+    Images are copied byte by byte. Masks are upright palette PNGs of the
+    classes; ignored regions, such as COCO's crowds, are drawn below all
+    others.
+
+    Args:
+        source: folder, zip archive or annotation file.
+        output: folder to create, for `--data.root`.
+        annotation_format: one of `FORMATS`, or `None` to recognize it.
+        class_map: class of the source -> its new name, `"ignore"`, or `"drop"`
+            for regions that are not drawn. Classes of one new name are merged.
+        overlap: which region is on top: `"area"`, the smaller one;
+            `"z_order"`, by the tool's order; `"file"`, the later one.
+        background: name of the class of pixels without a region.
+        exif: frame of the annotations of images with an EXIF orientation:
+            `"upright"`, as viewers show them; `"stored"`; or `"auto"`, which
+            follows the stated height and width, and is upright without them.
+        group_by: regular expression; images whose names match it with the same
+            text, or the same first group, stay in one split.
+        validation_fraction: share of the groups that become `val`, in [0, 1),
+            if the source names no splits.
+        test_fraction: share of the groups that become `test`, in [0, 1).
+        overwrite: replace `output` if it exists.
+        progress: wraps the list of images, to show progress.
+
+    Returns:
+        `ImportReport`.
+
+    Raises:
+        FileExistsError: `output` exists and `overwrite` is False.
+        FileNotFoundError: `source` does not exist.
+        ValueError: an argument, or the annotations, are invalid.
+    """
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise OutputExistsError(
+            "The folder exists; pass overwrite (--overwrite) to replace it. "
+            f"Received: output={str(output)!r}"
+        )
+    _check_shares(validation_fraction, test_fraction)
+    pattern = _compiled(group_by)
+    with opened_source(source) as files:
+        name, found = read_annotations(files, annotation_format)
+        if not found.images:
+            raise InputError(
+                "The source holds no image with annotations. Received: "
+                + "; ".join([str(source), *found.notes])
+            )
+        classes = _Classes(
+            found.class_names,
+            class_map or {},
+            background,
+            is_dense=found.spec is not None,
+        )
+        report = ImportReport(name, classes.spec, {}, 0, list(found.notes))
+        report.notes += classes.notes
+        _split(found.images, pattern, validation_fraction, test_fraction)
+        writer = _Writer(classes, overlap, exif, found.spec, report)
+        with replacing_folder(output) as work:
+            stems = collections.Counter()
+            for image in progress(found.images):
+                writer.write(image, work, stems)
+            writer.finish()
+            classes.spec.to_file(work / "dataset.json")
+    return report
+
+
+class _Classes:
+    """Classes of the output, and which of them a class of the source is."""
+
+    def __init__(self, names, class_map, background, is_dense):
+        unknown = set(class_map) - set(names)
+        if unknown:
+            raise InputError(
+                "`--map` must name classes of the source, "
+                f"{', '.join(names)}. Received: {', '.join(sorted(unknown))}"
+            )
+        self.notes = []
+        targets = {name: class_map.get(name) for name in names}
+        for name in names:
+            plain = name.strip("_ ").casefold()
+            if name not in class_map and plain in _VOID:
+                targets[name] = IGNORE
+                self.notes.append(
+                    f"class {name!r} is ignored; --map {name}=NAME keeps it"
+                )
+            elif name not in class_map:
+                targets[name] = background if plain == "background" else name
+        kept = [t for t in targets.values() if t not in (IGNORE, DROP)]
+        # Masks may label every pixel; regions leave some without a class.
+        if not is_dense or {background, DROP} & {*targets.values()}:
+            kept.insert(0, background)
+        new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
+        if len(new) > IGNORE_LABEL:
+            raise InputError(
+                f"Masks hold at most {IGNORE_LABEL} classes; merge or drop "
+                f"some by --map. Received: {len(new)}"
+            )
+        special = {IGNORE: IGNORE_LABEL, DROP: None}
+        self.labels: dict[str, int | None] = {
+            name: special.get(target, new.get(target))
+            for name, target in targets.items()
+        }
+        self.spec = DatasetSpec(list(new), IGNORE_LABEL)
+
+    def table(self, spec):
+        """Returns uint8 `(256,)`: label of a source's mask -> label."""
+        table = np.full(256, IGNORE_LABEL, "uint8")
+        for label, name in enumerate(spec.class_names):
+            table[label] = self.labels[name] or 0
+        return table
+
+
+class _Writer:
+    """Writes images and masks, and counts what happened."""
+
+    def __init__(self, classes, overlap, exif, source_spec, report):
+        self.classes, self.overlap, self.exif = classes, overlap, exif
+        self.source_spec, self.report = source_spec, report
+        if source_spec is not None:
+            self.table = classes.table(source_spec)
+        self.unreadable, self.outside, self.turned = [], [], 0
+        self.images_of_overlaps = 0
+
+    def write(self, image: AnnotatedImage, work: Path, stems):
+        try:
+            pixels, orientation = decode.read_oriented(image.path)
+            upright = pixels.shape[:2]
+            labels = self._labels(image, upright, orientation)
+        except InputError as error:
+            self.unreadable.append(str(error))
+            return
+        self.turned += orientation != 1
+        stem = image.path.stem
+        stems[stem] += 1
+        if stems[stem] > 1:
+            stem = f"{stem}_{stems[stem]}"
+        for part in ("images", "masks"):
+            (work / part / image.split).mkdir(parents=True, exist_ok=True)
+        suffix = image.path.suffix.lower()
+        target = work / "images" / image.split / f"{stem}{suffix}"
+        shutil.copyfile(image.path, target)
+        index_image(labels, self.classes.spec).save(
+            work / "masks" / image.split / f"{stem}.png"
+        )
+        counts = self.report.num_images
+        counts[image.split] = counts.get(image.split, 0) + 1
+
+    def _labels(self, image, upright, orientation):
+        """Returns the labels of an image, uint8 `[H, W]`, upright."""
+        if image.label_image is not None:
+            stored = upright[::-1] if orientation >= 5 else upright
+            mask = decode.read_mask(image.label_image, self.source_spec)
+            turn = self._is_stored(mask.shape, upright, stored, image)
+            labels = self.table[mask]
+        else:
+            stored = upright[::-1] if orientation >= 5 else upright
+            size = image.size or upright
+            turn = self._is_stored(size, upright, stored, image)
+            labels = self._draw(image, stored if turn else upright)
+        return decode.turn_upright(labels, orientation) if turn else labels
+
+    def _is_stored(self, size, upright, stored, image):
+        """Returns True if annotations of that size fit the stored image."""
+        size = tuple(size)
+        if size not in (upright, stored):
+            raise InputError(
+                f"The annotations are for {size[0]}x{size[1]}, the image is "
+                f"{upright[0]}x{upright[1]}. File: {image.path}"
+            )
+        if self.exif == "auto":
+            return size != upright
+        return self.exif == "stored"
+
+    def _draw(self, image, size):
+        """Draws the regions of an image, uint8 `[H, W]`."""
+        drawn = []
+        for number, region in enumerate(image.regions):
+            label = self.classes.labels.get(region.class_name, IGNORE_LABEL)
+            if region.is_ignored:
+                label = IGNORE_LABEL
+            if label is None:
+                continue
+            try:
+                mask = region.mask(size)
+            except InputError as error:
+                self.outside.append(f"{image.path.name}: {error}")
+                continue
+            drawn.append((self._order(region, mask, number), label, mask))
+        labels = np.zeros(size, "uint8")
+        claimed = np.zeros(size, bool)
+        overlaps = np.zeros(size, bool)
+        # Ignored regions first, so that they hide nothing.
+        for _, label, mask in sorted(drawn, key=lambda item: item[0]):
+            if label != IGNORE_LABEL:
+                overlaps |= mask & claimed & (labels != label)
+                claimed |= mask
+            labels[mask] = label
+        self.report.overlaps += int(overlaps.sum())
+        self.images_of_overlaps += bool(overlaps.any())
+        return labels
+
+    def _order(self, region: Region, mask, number):
+        rank = {
+            "area": lambda: -int(mask.sum()),
+            "z_order": lambda: region.z_order,
+            "file": lambda: 0,
+        }[self.overlap]()
+        return not region.is_ignored, rank, number
+
+    def finish(self):
+        """Notes what was counted; raises if nothing was written."""
+        notes = self.report.notes
+        if not self.report.num_images:
+            raise InputError(
+                "No image could be imported. Received: "
+                + "; ".join(self.unreadable[:1])
+            )
+        if self.unreadable:
+            notes.append(
+                f"{len(self.unreadable)} images were left out, first: "
+                f"{self.unreadable[0]}"
+            )
+        if self.outside:
+            notes.append(
+                f"{len(self.outside)} regions were left out, first "
+                f"{self.outside[0]}"
+            )
+        if self.report.overlaps:
+            notes.append(
+                f"{self.report.overlaps} pixels of {self.images_of_overlaps} "
+                "images belong to regions of two classes; on top is "
+                f"{_TOP[self.overlap]} (--overlap)"
+            )
+        if self.turned:
+            notes.append(
+                f"{self.turned} images carry an EXIF orientation; their masks "
+                "are upright, as the images are read"
+            )
+
+
+_TOP = {
+    "area": "the smaller region",
+    "z_order": "the region of the higher z-order",
+    "file": "the later region in the file",
+}
+
+
+def _check_shares(validation_fraction, test_fraction):
+    shares = (validation_fraction, test_fraction)
+    if min(shares) < 0 or sum(shares) >= 1:
+        raise InputError(
+            "`validation_fraction` and `test_fraction` must be >= 0 and below "
+            f"1 together. Received: {shares}"
+        )
+
+
+def _compiled(group_by):
+    try:
+        return re.compile(group_by or "")
+    except re.error as error:
+        raise InputError(
+            f"`group_by` must be a regular expression. "
+            f"Received: {group_by!r} ({error})"
+        ) from None
+
+
+def _split(images, pattern, validation_fraction, test_fraction):
+    """Sets the split of each image: the source's own, or by hash."""
+    if len({image.split for image in images} - {None}) > 1:
+        for image in images:
+            image.split = image.split or "train"
+        return
+    groups = collections.defaultdict(list)
+    for image in images:
+        groups[_group(image.path.stem, pattern)].append(image)
+
+    splits = dict.fromkeys(groups, "train")
+    places = {group: _place(group) for group in groups}
+    below = 0.0
+    for split, share in (("test", test_fraction), ("val", validation_fraction)):
+        chosen = [g for g, p in places.items() if below <= p < below + share]
+        rest = [g for g, s in splits.items() if s == "train"]
+        if share and not chosen and len(rest) > 1:
+            chosen = [min(rest, key=places.get)]
+        splits |= dict.fromkeys(chosen, split)
+        below += share
+    for group, members in groups.items():
+        for image in members:
+            image.split = splits[group]
+
+
+def _place(group):
+    """Returns a number in [0, 1) that depends on the name alone."""
+    digest = hashlib.sha256(group.encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _group(stem, pattern):
+    found = pattern.match(stem)
+    if not pattern.pattern or found is None:
+        return stem
+    return found[1] if pattern.groups and found[1] is not None else found[0]

@@ -1,0 +1,197 @@
+"""Readers of masks: CVAT, PASCAL VOC, Roboflow and Cityscapes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from keras_aspp.annotations.regions import AnnotatedImage, Annotations
+from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.text import read_text
+
+_MASKS = "SegmentationClass"
+_SPLIT_LISTS = ("ImageSets", "Segmentation")
+# The palette's color of VOC's border, which is not a class.
+_VOC_BORDER = (224, 224, 192)
+# Cityscapes: id -> one of the 19 classes of the benchmark, by their order.
+_CITYSCAPES = {
+    7: "road",
+    8: "sidewalk",
+    11: "building",
+    12: "wall",
+    13: "fence",
+    17: "pole",
+    19: "traffic light",
+    20: "traffic sign",
+    21: "vegetation",
+    22: "terrain",
+    23: "sky",
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+_CITYSCAPES_IDS = range(-1, 34)
+_CITYSCAPES_END = "_gtFine_labelIds.png"
+
+
+def read_cvat(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads CVAT's "Segmentation mask": color masks and `labelmap.txt`.
+
+    Args:
+        source: `SourceFiles`.
+        files: `labelmap.txt`, lines of `name:r,g,b:parts:actions`.
+    """
+    path = files[0]
+    colors = {}
+    for line in read_text(path).splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        try:
+            color = tuple(int(n) for n in rest.split(":")[0].split(","))
+        except ValueError:
+            color = ()
+        if len(color) != 3:
+            raise InputError(
+                "Lines must be NAME:R,G,B:PARTS:ACTIONS. "
+                f"File: {path} ({line!r})"
+            )
+        colors[name] = color
+    spec = DatasetSpec(list(colors), colormap=list(colors.values()))
+    return _voc_layout(source, spec, path.parent)
+
+
+def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads PASCAL VOC: palette masks of the 20 classes and a border.
+
+    Args:
+        source: `SourceFiles`.
+        files: a mask in `SegmentationClass`.
+    """
+    # Its palette is that of VOC, so that its indices are the labels.
+    spec = DatasetSpec(CLASS_NAMES, ignore_label=255)
+    return _voc_layout(source, spec, files[0].parents[1])
+
+
+def _voc_layout(source, spec, root):
+    splits = {}
+    for path in sorted(root.joinpath(*_SPLIT_LISTS).glob("*.txt")):
+        split = source.split_of(path)
+        # `trainval` and CVAT's `default` are no splits.
+        if split is not None and path.stem != "trainval":
+            names = read_text(path, 2**26).split()
+            splits |= dict.fromkeys(names, split)
+    found = Annotations(list(spec.class_names), [], spec)
+    masks = sorted((root / _MASKS).rglob("*.png"))
+    names = [m.relative_to(root / _MASKS).with_suffix("") for m in masks]
+    _pair(
+        source,
+        found,
+        [
+            (mask, name.name, splits.get(name.as_posix()))
+            for mask, name in zip(masks, names, strict=True)
+        ],
+    )
+    return found
+
+
+def read_roboflow(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads Roboflow's semantic masks: `NAME_mask.png` and `_classes.csv`.
+
+    Args:
+        source: `SourceFiles`.
+        files: the `_classes.csv` of each split.
+    """
+    values = {}
+    for path in files:
+        rows = list(csv.reader(read_text(path).splitlines()))[1:]
+        for row in rows:
+            try:
+                value, name = int(row[0]), row[1].strip()
+            except (ValueError, IndexError):
+                raise InputError(
+                    "Lines must be VALUE, NAME after a heading. "
+                    f"File: {path} ({','.join(row)})"
+                ) from None
+            if values.setdefault(value, name) != name:
+                raise InputError(
+                    f"Value {value} is {values[value]!r} in one split and "
+                    f"{name!r} in another. File: {path}"
+                )
+    names = list(dict.fromkeys(values.values()))
+    table = {value: names.index(name) for value, name in values.items()}
+    found = Annotations(names, [], DatasetSpec(names, label_map=table))
+    masks = source.ending("_mask.png")
+    _pair(
+        source,
+        found,
+        [(m, m.stem.removesuffix("_mask"), source.split_of(m)) for m in masks],
+    )
+    return found
+
+
+def read_cityscapes(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads Cityscapes' ids as the 19 classes of its benchmark.
+
+    Args:
+        source: `SourceFiles`.
+        files: the masks, `*_gtFine_labelIds.png`.
+    """
+    names = list(_CITYSCAPES.values())
+    table = {
+        i % 256: names.index(_CITYSCAPES[i]) if i in _CITYSCAPES else "ignore"
+        for i in _CITYSCAPES_IDS
+    }
+    found = Annotations(names, [], DatasetSpec(names, label_map=table))
+    _pair(
+        source,
+        found,
+        [
+            (
+                mask,
+                f"{mask.name[: -len(_CITYSCAPES_END)]}_leftImg8bit",
+                source.split_of(mask),
+            )
+            for mask in files
+        ],
+    )
+    return found
+
+
+def _pair(source, found, masks):
+    """Adds the images of masks: `(mask, stem of the image, split)` each."""
+    by_stem = {}
+    for image in source.images():
+        by_stem.setdefault(image.stem, []).append(image)
+    labeled = {mask for mask, *_ in masks}
+    missing = []
+    for mask, stem, split in masks:
+        candidates = [p for p in by_stem.get(stem, ()) if p not in labeled]
+        # Masks of instances lie in a folder of their own.
+        candidates = [p for p in candidates if "Segmentation" not in str(p)]
+        near = [p for p in candidates if p.parent == mask.parent]
+        if not candidates:
+            missing.append(mask.name)
+            continue
+        found.images.append(
+            AnnotatedImage((near or candidates)[0], split, label_image=mask)
+        )
+    if missing:
+        found.notes.append(
+            f"{len(missing)} masks have no image, first {missing[0]}"
+        )
+    used = {image.path for image in found.images}
+    others = [p for p in source.images() if p not in used | labeled]
+    others = [p for p in others if "Segmentation" not in str(p.parent)]
+    if others:
+        found.notes.append(
+            f"{len(others)} images have no mask, first {others[0].name}"
+        )

@@ -1,0 +1,397 @@
+"""Readers of one JSON or TXT per image, and of Label Studio's task list."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_aspp.annotations.regions import (
+    AnnotatedImage,
+    Annotations,
+    Bitmap,
+    Polygons,
+    Region,
+)
+from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.data.decode import MAX_PIXELS, open_image
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.text import read_json, read_text
+
+# labelme may store the image itself; Label Studio keeps a project in one file.
+_MAX_BYTES, _MAX_PROJECT_BYTES = 2**28, 2**31
+_CIRCLE_CORNERS = 64
+YOLO_SPECS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LABELME_IGNORE = "__ignore__"
+
+
+def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads labelme: polygons, rectangles, circles and masks.
+
+    Args:
+        source: `SourceFiles`.
+        files: the JSON files, one per image.
+    """
+    found = Annotations([], [])
+    missing, skipped = [], collections.Counter()
+    for path in files:
+        content = read_json(path, max_bytes=_MAX_BYTES)
+        name = str(content.get("imagePath") or path.stem)
+        image = source.find_image(name, path)
+        if image is None:
+            missing.append(f"{path.name} ({name})")
+            continue
+        size = (content.get("imageHeight"), content.get("imageWidth"))
+        annotated = AnnotatedImage(
+            image,
+            source.split_of(path),
+            size if all(type(n) is int for n in size) else None,
+        )
+        for shape in _list(content, "shapes", path):
+            kind = shape.get("shape_type") or "polygon"
+            with _naming(path):
+                region = _labelme_region(shape, kind)
+            if region is None:
+                skipped[kind] += 1
+            else:
+                annotated.regions.append(region)
+        found.images.append(annotated)
+    found.class_names = _names_in_use(found.images, _LABELME_IGNORE)
+    _note_missing(found, missing)
+    _note_skipped(found, skipped)
+    return found
+
+
+def _labelme_region(shape, shape_type):
+    label = str(shape.get("label", ""))
+    common = {"class_name": label, "is_ignored": label == _LABELME_IGNORE}
+    points = np.asarray(shape.get("points"), "float64").reshape(-1, 2)
+    if shape_type == "polygon":
+        return Polygons(rings=[points], **common)
+    if shape_type == "rectangle" and len(points) == 2:
+        return Polygons(rings=[_rectangle(*points)], **common)
+    if shape_type == "circle" and len(points) == 2:
+        return Polygons(rings=[_circle(*points)], **common)
+    if shape_type == "mask" and len(points) == 2:
+        values = _png(base64.b64decode(shape["mask"]))
+        left, top = (math.floor(n) for n in points.min(axis=0))
+        return Bitmap(values=values, origin=(left, top), **common)
+    return None
+
+
+def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads YOLO segmentation: a TXT of class and relative corners per image.
+
+    Args:
+        source: `SourceFiles`.
+        files: `data.yaml`, or `classes.txt` with a name per line.
+    """
+    names = _yolo_names(files[0])
+    found = Annotations(list(names.values()), [])
+    boxes = unlabeled = 0
+    by_name = {
+        path.relative_to(source.root).with_suffix("").as_posix(): path
+        for path in source.ending(".txt")
+    }
+    for image in source.images():
+        relative = image.relative_to(source.root).with_suffix("")
+        beside = [p if p != "images" else "labels" for p in relative.parts]
+        path = by_name.get("/".join(beside)) or by_name.get(relative.as_posix())
+        annotated = AnnotatedImage(image, source.split_of(image))
+        found.images.append(annotated)
+        if path is None:
+            unlabeled += 1
+            continue
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            with _naming(path, f"line {number}"):
+                class_id, *numbers = [float(n) for n in line.split()]
+                if class_id not in names:
+                    raise InputError(
+                        f"class {class_id:g} is not among the {len(names)} "
+                        f"names of {files[0].name}"
+                    )
+                if len(numbers) == 4:
+                    boxes += 1
+                    continue
+                annotated.regions.append(
+                    Polygons(
+                        class_name=names[class_id],
+                        rings=[numbers],
+                        is_relative=True,
+                    )
+                )
+    if unlabeled:
+        found.notes.append(
+            f"{unlabeled} images have no label file and are background only"
+        )
+    if boxes:
+        found.notes.append(
+            f"{boxes} boxes were left out, since a box is no mask"
+        )
+    return found
+
+
+def _yolo_names(path):
+    """Returns class id -> name of a `data.yaml` or `classes.txt`."""
+    text = read_text(path)
+    if path.suffix == ".txt":
+        return dict(enumerate(text.split("\n")[: text.count("\n") + 1]))
+    import yaml
+
+    try:
+        names = yaml.safe_load(text)["names"]
+    except (yaml.YAMLError, KeyError, TypeError, RecursionError):
+        names = None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise InputError(
+            f"A YOLO data set must name its classes, `names:`. File: {path}"
+        )
+    return {class_id: str(name) for class_id, name in sorted(names.items())}
+
+
+def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads Label Studio's JSON: polygons, rectangles and brush strokes.
+
+    Of several annotations of a task, the first that is not canceled counts.
+
+    Args:
+        source: `SourceFiles`.
+        files: the exported JSON files.
+    """
+    found = Annotations([], [])
+    missing, skipped = [], collections.Counter()
+    for path in files:
+        for task in read_json(path, max_bytes=_MAX_PROJECT_BYTES):
+            with _naming(path, f"task {task.get('id')}"):
+                address = _image_address(task["data"])
+                image = source.find_image(address, path)
+                # Uploads get a random prefix.
+                name = address.replace("\\", "/").rpartition("/")[2]
+                if image is None and "-" in name:
+                    image = source.find_image(name.partition("-")[2], path)
+                if image is None:
+                    missing.append(address)
+                    continue
+                annotated = AnnotatedImage(image, source.split_of(image))
+                for result in _label_studio_results(task):
+                    region, annotated.size = _label_studio_region(result)
+                    if region is None:
+                        skipped[str(result.get("type"))] += 1
+                    else:
+                        annotated.regions.append(region)
+            found.images.append(annotated)
+    found.class_names = _names_in_use(found.images)
+    _note_missing(found, missing)
+    _note_skipped(found, skipped)
+    return found
+
+
+def _image_address(data):
+    """Returns the image of a task: the first value that looks like one."""
+    values = [data["image"]] if "image" in data else list(data.values())
+    for value in map(str, values):
+        return value.partition("?d=")[2] or value
+    raise InputError("a task without an image")
+
+
+def _label_studio_results(task):
+    annotations = task.get("annotations") or task.get("completions") or []
+    for annotation in annotations:
+        if not annotation.get("was_cancelled"):
+            return [r for r in annotation["result"] if "value" in r]
+    return []
+
+
+def _label_studio_region(result):
+    """Returns `(region, size)` of a result; no region of other types."""
+    value, result_type = result["value"], result.get("type")
+    size = (int(result["original_height"]), int(result["original_width"]))
+    if size[0] * size[1] > MAX_PIXELS or min(size) < 1:
+        raise InputError(f"an image of {size[0]}x{size[1]} pixels")
+    labels = value.get(result_type) or [""]
+    common = {"class_name": str(labels[0])}
+    if result_type == "polygonlabels":
+        rings = [np.asarray(value["points"], "float64") / 100]
+    elif result_type == "rectanglelabels":
+        first = np.array([value["x"], value["y"]], "float64") / 100
+        extent = np.array([value["width"], value["height"]], "float64") / 100
+        rings = [_rectangle(first, first + extent)]
+    elif result_type == "brushlabels":
+        return Bitmap(values=_brush(value["rle"], size), **common), size
+    else:
+        return None, size
+    return Polygons(rings=rings, is_relative=True, **common), size
+
+
+def _brush(data, size):
+    """Decodes Label Studio's run lengths to bool `[H, W]`.
+
+    A bit stream: the number of values and the bits of each, the bits of four
+    kinds of lengths, then runs of one value and of different values. The
+    values are RGBA; opaque pixels are labeled.
+    """
+    bits = np.unpackbits(np.asarray(data, "uint8"))
+    place = 0
+
+    def read(count):
+        nonlocal place
+        taken = bits[place : place + count]
+        if len(taken) < count:
+            raise InputError("a brush stroke is truncated")
+        place += count
+        return int("".join(map(str, taken)), 2)
+
+    total = read(32)
+    if total != 4 * size[0] * size[1]:
+        raise InputError(
+            f"a brush stroke of {total // 4} pixels in an image of "
+            f"{size[0]}x{size[1]}"
+        )
+    value_bits = read(5) + 1
+    length_bits = [read(4) + 1 for _ in range(4)]
+    values = np.zeros(total, "uint8")
+    done = 0
+    while done < total:
+        is_run = read(1)
+        count = min(read(length_bits[read(2)]) + 1, total - done)
+        if is_run:
+            values[done : done + count] = read(value_bits)
+        else:
+            for i in range(done, done + count):
+                values[i] = read(value_bits)
+        done += count
+    return values.reshape(*size, 4)[..., 3] > 0
+
+
+def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
+    """Reads Supervisely: polygons with holes, rectangles and bitmaps.
+
+    Args:
+        source: `SourceFiles`.
+        files: `meta.json`, which names the classes.
+    """
+    meta = read_json(files[0], max_bytes=_MAX_BYTES)
+    names = [str(c["title"]) for c in _list(meta, "classes", files[0])]
+    found = Annotations(names, [])
+    missing, skipped = [], collections.Counter()
+    for path in source.ending(".json"):
+        if path.parent.name != "ann":
+            continue
+        image = source.find_image(path.stem, path)
+        if image is None:
+            missing.append(f"{path.name} ({path.stem})")
+            continue
+        content = read_json(path, max_bytes=_MAX_BYTES)
+        annotated = AnnotatedImage(image, source.split_of(image))
+        with _naming(path):
+            size = content.get("size") or {}
+            if size:
+                annotated.size = (int(size["height"]), int(size["width"]))
+            for item in _list(content, "objects", path):
+                if item["classTitle"] not in names:
+                    raise InputError(
+                        f"class {item['classTitle']!r} is not in meta.json"
+                    )
+                region = _supervisely_region(item)
+                if region is None:
+                    skipped[str(item.get("geometryType"))] += 1
+                else:
+                    annotated.regions.append(region)
+        found.images.append(annotated)
+    _note_missing(found, missing)
+    _note_skipped(found, skipped)
+    return found
+
+
+def _supervisely_region(item):
+    common = {"class_name": item["classTitle"]}
+    if item["geometryType"] == "bitmap":
+        bitmap = item["bitmap"]
+        unpack = zlib.decompressobj()
+        data = unpack.decompress(base64.b64decode(bitmap["data"]), _MAX_BYTES)
+        left, top = (int(n) for n in bitmap["origin"])
+        return Bitmap(values=_png(data), origin=(left, top), **common)
+    if item["geometryType"] not in ("polygon", "rectangle"):
+        return None
+    points = item["points"]
+    if item["geometryType"] == "polygon":
+        return Polygons(
+            rings=[points["exterior"]], holes=points["interior"], **common
+        )
+    corners = np.asarray(points["exterior"], "float64")
+    return Polygons(rings=[_rectangle(*corners)], **common)
+
+
+def _png(data: bytes) -> np.ndarray:
+    """Decodes a mask within a JSON file to bool `[h, w]`."""
+    with open_image(data) as image:
+        values = np.array(image)
+    # Of colors, the last channel: alpha, or any of equal ones.
+    return (values if values.ndim == 2 else values[..., -1]) > 0
+
+
+def _rectangle(first, last):
+    (left, top), (right, bottom) = first, last
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def _circle(center, edge):
+    angles = np.linspace(0, 2 * math.pi, _CIRCLE_CORNERS, endpoint=False)
+    radius = np.hypot(*(edge - center))
+    return center + radius * np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+class _naming:
+    """Adds the file to errors of annotations that are not as documented."""
+
+    def __init__(self, path: Path, place: str = "") -> None:
+        self.where = f"{path}, {place}" if place else str(path)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        damaged = (LookupError, TypeError, ValueError, AttributeError)
+        if isinstance(error, (*damaged, zlib.error)):
+            reason = error if isinstance(error, InputError) else repr(error)
+            raise InputError(
+                f"Unreadable annotation: {reason}. File: {self.where}"
+            ) from None
+
+
+def _list(content, key, path):
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list) or not all(
+        isinstance(item, dict) for item in items
+    ):
+        raise InputError(f"`{key}` must be a list of objects. File: {path}")
+    return items
+
+
+def _names_in_use(images: list[AnnotatedImage], *left_out: str) -> list[str]:
+    regions: list[Region] = [r for image in images for r in image.regions]
+    return sorted({region.class_name for region in regions} - {*left_out})
+
+
+def _note_missing(found, missing):
+    if missing:
+        found.notes.append(
+            f"{len(missing)} annotations have no image, first {missing[0]}"
+        )
+
+
+def _note_skipped(found, skipped):
+    for shape_type, count in skipped.items():
+        found.notes.append(
+            f"{count} shapes of type {shape_type!r} were left out, since they "
+            "cover no area"
+        )

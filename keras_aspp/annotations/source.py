@@ -1,0 +1,178 @@
+"""Files of an annotated data set: a folder, a zip archive, or one file."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from keras_aspp.data.folder import IMAGE_SUFFIXES
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
+from keras_aspp.utils.types import PathLike
+
+# Annotations are text and shrink by about ten; a bomb by a thousand.
+_MAX_EXPANSION = 100
+_SMALL_BYTES = 2**20
+_MAX_FILES = 2_000_000
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class SourceFiles:
+    """Index of the files of a source.
+
+    Args:
+        root: the folder, or one annotation file.
+
+    Attributes:
+        root: folder.
+        files: all files below it, sorted; of a source that is one file, this.
+    """
+
+    def __init__(self, root: Path) -> None:
+        alone = root.is_file()
+        self.root: Path = root.parent if alone else root
+        below = sorted(p for p in self.root.rglob("*") if p.is_file())
+        below = [p for p in below if not _is_hidden(p, self.root)]
+        self.files: list[Path] = [root] if alone else below
+        self._images: dict[str, list[Path]] = {}
+        for path in below:
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                self._images.setdefault(path.name, []).append(path)
+
+    def named(self, *names: str) -> list[Path]:
+        """Returns the files of one of these names."""
+        return [path for path in self.files if path.name.lower() in names]
+
+    def ending(self, *ends: str) -> list[Path]:
+        """Returns the files whose names end so, in lower case."""
+        return [path for path in self.files if path.name.lower().endswith(ends)]
+
+    def images(self) -> list[Path]:
+        """Returns all image files, sorted."""
+        return sorted(p for paths in self._images.values() for p in paths)
+
+    def find_image(self, name: str, near: Path) -> Path | None:
+        """Finds the image file that annotations name.
+
+        Args:
+            name: path or URL in the annotations.
+            near: the annotation file.
+
+        Returns:
+            The file of that name with the most folders in common, and of
+            these the nearest to the annotations; `None` if there is none.
+        """
+        wanted = PurePosixPath(name.replace("\\", "/")).parts
+        if not wanted:
+            return None
+
+        def likeness(path):
+            same = 0
+            for own, part in zip(
+                reversed(path.parts), reversed(wanted), strict=False
+            ):
+                if own != part:
+                    break
+                same += 1
+            shared = len(
+                [
+                    1
+                    for own, part in zip(path.parts, near.parts, strict=False)
+                    if own == part
+                ]
+            )
+            return same, shared
+
+        return max(self._images.get(wanted[-1], ()), key=likeness, default=None)
+
+    def split_of(self, path: Path) -> str | None:
+        """Returns the split that a file's name or folders state, or `None`."""
+        relative = path.relative_to(self.root).with_suffix("")
+        for part in reversed(relative.parts):
+            words = "".join(c if c.isalpha() else " " for c in part.lower())
+            for split, names in _SPLITS.items():
+                if set(words.split()) & set(names):
+                    return split
+        return None
+
+
+@contextlib.contextmanager
+def opened_source(source: PathLike) -> Iterator[SourceFiles]:
+    """Yields the files of a source; unpacks a zip archive meanwhile.
+
+    Args:
+        source: folder, zip archive, or annotation file.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: an archive that is damaged, or unpacks to too much.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise InputNotFoundError(
+            "A source must be a folder, a zip archive or an annotation file. "
+            f"Received: {str(source)!r}, which does not exist"
+        )
+    if path.is_dir() or path.suffix.lower() != ".zip":
+        yield SourceFiles(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="keras_aspp_import") as folder:
+        _unpack(path, Path(folder))
+        yield SourceFiles(Path(folder))
+
+
+def _unpack(path, folder):
+    """Unpacks an archive, after bounding what it takes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir()]
+            _check_entries(entries, path, shutil.disk_usage(folder).free)
+            for entry in entries:
+                # Keeps names within the folder.
+                archive.extract(entry, folder)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        # Also another compression, and a password.
+        raise InputError(
+            f"Not a readable zip archive. File: {path} ({error})"
+        ) from None
+
+
+def _check_entries(entries, path, free):
+    if len(entries) > _MAX_FILES:
+        raise InputError(
+            f"An archive must hold at most {_MAX_FILES} files. File: {path} "
+            f"({len(entries)})"
+        )
+    for entry in entries:
+        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(
+                "Names in an archive must stay within it. "
+                f"File: {path} ({entry.filename!r})"
+            )
+        limit = _MAX_EXPANSION * entry.compress_size + _SMALL_BYTES
+        if entry.file_size > limit:
+            raise InputError(
+                f"A file must not expand more than {_MAX_EXPANSION} times. "
+                f"File: {path} ({entry.filename!r}: from "
+                f"{entry.compress_size} to {entry.file_size} bytes)"
+            )
+    total = sum(entry.file_size for entry in entries)
+    if total > free:
+        raise InputError(
+            f"The archive unpacks to {total / 1e9:.1f} GB; {free / 1e9:.1f} "
+            f"GB are free. Unpack it elsewhere and import the folder. "
+            f"File: {path}"
+        )
+
+
+def _is_hidden(path, root):
+    parts = path.relative_to(root).parts
+    return any(part.startswith((".", "__MACOSX")) for part in parts)

@@ -1,0 +1,70 @@
+"""Copies of folder data sets in which every image is stored upright."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from keras_aspp.data import decode
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.utils.exceptions import OutputExistsError
+from keras_aspp.utils.files import replacing_folder
+from keras_aspp.utils.types import PathLike
+
+
+def write_upright(
+    source: FolderSource,
+    output: PathLike,
+    progress: Callable[[list[Any]], Iterable[Any]] = lambda pairs: pairs,
+) -> int:
+    """Writes a copy of a data set without EXIF orientations.
+
+    Images that carry an orientation are turned and stored as PNG, which loses
+    nothing; all others are copied byte by byte. Masks become class ids.
+
+    Args:
+        source: `FolderSource`; its spec says which frame masks fit.
+        output: folder to create.
+        progress: wraps the list of pairs, to show progress.
+
+    Returns:
+        int, the number of images that were turned.
+
+    Raises:
+        FileExistsError: `output` exists.
+        ValueError: an image or mask is invalid; nothing is written then.
+    """
+    output = Path(output)
+    if output.exists():
+        raise OutputExistsError(
+            f"The folder exists; name another. Received: {str(output)!r}"
+        )
+    pairs = [(s, *pair) for s, found in source.pairs.items() for pair in found]
+    turned = 0
+    with replacing_folder(output) as work:
+        for split, image, mask in progress(pairs):
+            images, masks = work / "images" / split, work / "masks" / split
+            images.mkdir(parents=True, exist_ok=True)
+            masks.mkdir(parents=True, exist_ok=True)
+            pixels, orientation = decode.read_oriented(image)
+            labels = decode.read_mask(
+                mask,
+                source.spec,
+                pixels.shape[:2],
+                image_orientation=orientation,
+            )
+            path = Path(image)
+            Image.fromarray(labels).save(masks / f"{path.stem}.png")
+            if orientation == 1:
+                shutil.copyfile(path, images / path.name)
+                continue
+            turned += 1
+            Image.fromarray(pixels).save(images / f"{path.stem}.png")
+        spec = dataclasses.replace(source.spec, mask_orientation="own")
+        spec.to_file(work / "dataset.json")
+    return turned

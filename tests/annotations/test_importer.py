@@ -1,0 +1,536 @@
+"""Annotations of every format become masks with known pixels."""
+
+import base64
+import io
+import json
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from keras_aspp.annotations import FORMATS, import_annotations
+from keras_aspp.cli.main import main
+from keras_aspp.data.decode import read_mask
+from keras_aspp.data.folder import FolderSource, check_folder
+
+HEIGHT, WIDTH = 24, 32
+# What every sample below draws: a car, and a tree that covers a part of it.
+CAR = (slice(4, 12), slice(6, 20))
+TREE = (slice(8, 12), slice(16, 24))
+
+
+def expected(car=1, tree=2):
+    labels = np.zeros((HEIGHT, WIDTH), "uint8")
+    labels[CAR] = car
+    labels[TREE] = tree
+    return labels
+
+
+def corners(rows, columns):
+    left, right = columns.start, columns.stop
+    top, bottom = rows.start, rows.stop
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def write_image(path, size=(HEIGHT, WIDTH), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), "uint8")
+    Image.fromarray(pixels).save(path, **options)
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def coco(root, *, names=("a.png",), **changes):
+    """Car as polygon, tree as compressed run lengths by pycocotools."""
+    tree = np.zeros((HEIGHT, WIDTH), "uint8", order="F")
+    tree[TREE] = 1
+    packed = coco_mask.encode(tree)
+    packed["counts"] = packed["counts"].decode()
+    content = {
+        "info": {},
+        "images": [
+            {"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH}
+            for i, name in enumerate(names)
+        ],
+        "annotations": [
+            {
+                "id": 10 * i + category,
+                "image_id": i,
+                "category_id": category,
+                "segmentation": segmentation,
+            }
+            for i in range(len(names))
+            for category, segmentation in (
+                (9, packed),
+                (7, [sum(corners(*CAR), [])]),
+            )
+        ],
+        "categories": [{"id": 7, "name": "car"}, {"id": 9, "name": "tree"}],
+    }
+    for path, value in changes.items():
+        content["annotations"][0][path] = value
+    for name in names:
+        write_image(root / "images" / name)
+    write_json(root / "annotations" / "all.json", content)
+    return content
+
+
+def labelme(root):
+    write_image(root / "a.png")
+    content = {
+        "imagePath": "a.png",
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+        "shapes": [
+            {"label": "car", "points": corners(*CAR), "shape_type": "polygon"},
+            {
+                "label": "tree",
+                "points": corners(*TREE)[::2],
+                "shape_type": "rectangle",
+            },
+            {"label": "car", "points": [[1, 1]], "shape_type": "point"},
+        ],
+    }
+    write_json(root / "a.json", content)
+
+
+def yolo(root):
+    write_image(root / "train/images/a.png")
+    lines = [
+        " ".join(
+            map(
+                repr,
+                [
+                    class_id,
+                    *(np.array(corners(*box)) / (WIDTH, HEIGHT))
+                    .ravel()
+                    .tolist(),
+                ],
+            )
+        )
+        for class_id, box in enumerate((CAR, TREE))
+    ]
+    (root / "train/labels").mkdir()
+    (root / "train/labels/a.txt").write_text("\n".join(lines))
+    (root / "data.yaml").write_text("names: [car, tree]\nnc: 2\n")
+
+
+COLORS = {"background": (0, 0, 0), "car": (250, 50, 83), "tree": (0, 140, 20)}
+
+
+def cvat(root):
+    write_image(root / "JPEGImages/a.png")
+    masks = root / "SegmentationClass"
+    masks.mkdir()
+    colors = np.array(list(COLORS.values()), "uint8")[expected()]
+    Image.fromarray(colors).save(masks / "a.png")
+    (root / "SegmentationObject").mkdir()
+    Image.fromarray(colors).save(root / "SegmentationObject/a.png")
+    lines = [f"{k}:{','.join(map(str, v))}::" for k, v in COLORS.items()]
+    (root / "labelmap.txt").write_text(
+        "\n".join(["# label:color_rgb:parts:actions", *lines])
+    )
+
+
+def voc(root):
+    """Car and potted plant by their indices, with the border around them."""
+    write_image(root / "JPEGImages/a.jpg")
+    (root / "SegmentationClass").mkdir()
+    mask = Image.fromarray(expected(7, 16))
+    mask.putpalette([0] * 768)
+    mask.save(root / "SegmentationClass/a.png")
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("a\n")
+    (lists / "train.txt").write_text("a\n")
+
+
+def roboflow(root):
+    write_image(root / "train/a.jpg")
+    Image.fromarray(expected(3, 5)).save(root / "train/a_mask.png")
+    (root / "train/_classes.csv").write_text(
+        "Pixel Value, Class\n0, background\n3, car\n5, tree\n"
+    )
+
+
+def cityscapes(root):
+    write_image(root / "leftImg8bit/train/x/x_0_leftImg8bit.png")
+    path = root / "gtFine/train/x/x_0_gtFine_labelIds.png"
+    path.parent.mkdir(parents=True)
+    labels = expected(26, 21)
+    labels[0] = 3  # out of region of interest, ignored
+    Image.fromarray(labels).save(path)
+
+
+def brush(mask):
+    """Label Studio's run lengths, one run of equal values at a time."""
+    values = np.repeat(mask.ravel().astype("uint8") * 255, 4)
+    bits = f"{values.size:032b}{7:05b}" + f"{15:04b}" * 4
+    ends = np.flatnonzero(np.diff(values)) + 1
+    for run in np.split(values, ends):
+        for start in range(0, run.size, 2**16):
+            part = run[start : start + 2**16]
+            bits += f"1{0:02b}{part.size - 1:016b}{int(part[0]):08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def label_studio(root):
+    write_image(root / "images/a.png")
+    drawn = np.zeros((HEIGHT, WIDTH), bool)
+    drawn[TREE] = True
+    size = {"original_height": HEIGHT, "original_width": WIDTH}
+    car = np.array(corners(*CAR)) / (WIDTH, HEIGHT) * 100
+    results = [
+        {
+            "type": "brushlabels",
+            "value": {"rle": brush(drawn), "brushlabels": ["tree"]},
+            **size,
+        },
+        {
+            "type": "polygonlabels",
+            "value": {"points": car.tolist(), "polygonlabels": ["car"]},
+            **size,
+        },
+        {"type": "choices", "value": {"choices": ["day"]}, **size},
+    ]
+    task = {
+        "id": 1,
+        "data": {"image": "/data/upload/1/0f3a99-a.png"},
+        "annotations": [
+            {"was_cancelled": True, "result": []},
+            {"result": results},
+        ],
+    }
+    write_json(root / "project.json", [task])
+
+
+def supervisely(root):
+    write_image(root / "ds/img/a.png")
+    write_json(
+        root / "meta.json", {"classes": [{"title": "car"}, {"title": "tree"}]}
+    )
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 8), 255, "uint8")).save(file, "PNG")
+    packed = base64.b64encode(zlib.compress(file.getvalue())).decode()
+    objects = [
+        {
+            "classTitle": "car",
+            "geometryType": "polygon",
+            "points": {"exterior": corners(*CAR), "interior": []},
+        },
+        {
+            "classTitle": "tree",
+            "geometryType": "bitmap",
+            "bitmap": {"data": packed, "origin": [16, 8]},
+        },
+    ]
+    size = {"height": HEIGHT, "width": WIDTH}
+    write_json(root / "ds/ann/a.png.json", {"size": size, "objects": objects})
+
+
+SAMPLES = {
+    "coco": coco,
+    "labelme": labelme,
+    "yolo": yolo,
+    "cvat": cvat,
+    "voc": voc,
+    "roboflow": roboflow,
+    "cityscapes": cityscapes,
+    "label_studio": label_studio,
+    "supervisely": supervisely,
+}
+
+
+def labels_of(folder, name="a"):
+    source = FolderSource(folder)
+    (path,) = (folder / "masks").glob(f"*/{name}.png")
+    return read_mask(path, source.spec), source.spec
+
+
+@pytest.mark.parametrize("annotation_format", FORMATS)
+def test_each_format_is_recognized_and_drawn(annotation_format, tmp_path):
+    SAMPLES[annotation_format](tmp_path / "source")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert report.format == annotation_format
+    name = "x_0_leftImg8bit" if annotation_format == "cityscapes" else "a"
+    labels, spec = labels_of(tmp_path / "out", name)
+    names = [*spec.class_names, *["-"] * 255, "ignore"]
+    labels = labels.astype(int)
+    found = np.array(names)[np.where(labels == 255, len(names) - 1, labels)]
+    drawn = expected()
+    tree = {"voc": "pottedplant", "cityscapes": "vegetation"}
+    assert (found[drawn == 1] == "car").all()
+    tree = tree.get(annotation_format, "tree")
+    assert (found[drawn == 2] == tree).all(), np.unique(found[drawn == 2])
+    rest = found[drawn == 0]
+    if annotation_format == "cityscapes":
+        assert (rest == "ignore").all()
+        assert spec.num_classes == 19
+    else:
+        assert (rest == "background").all()
+    check = check_folder(FolderSource(tmp_path / "out"))
+    assert check.problems == []
+
+
+def test_images_are_copied_byte_by_byte(tmp_path):
+    voc(tmp_path / "source")
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    copy = (tmp_path / "out/images/train/a.jpg").read_bytes()
+    assert copy == (tmp_path / "source/JPEGImages/a.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "overlap, on_top", [("area", 2), ("file", 1), ("z_order", 1)]
+)
+def test_overlap_decides_which_region_is_on_top_and_is_counted(
+    overlap, on_top, tmp_path
+):
+    coco(tmp_path / "source")  # the smaller tree comes first in the file
+    report = import_annotations(
+        tmp_path / "source", tmp_path / "out", overlap=overlap
+    )
+    labels, _ = labels_of(tmp_path / "out")
+    shared = labels[8:12, 16:20]
+    assert (shared == on_top).all()
+    assert report.overlaps == shared.size == 16
+    assert any("16 pixels of 1 images" in note for note in report.notes)
+
+
+def test_a_crowd_is_ignored_and_hides_nothing(tmp_path):
+    coco(tmp_path / "source", iscrowd=1)
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    labels, _ = labels_of(tmp_path / "out")
+    np.testing.assert_array_equal(labels[CAR], 1)
+    assert (labels[8:12, 20:24] == 255).all()
+    assert report.overlaps == 0
+
+
+def test_classes_are_merged_ignored_and_dropped(tmp_path):
+    coco(tmp_path / "source")
+    results = {}
+    for new in ("vegetation", "ignore", "drop", "car"):
+        import_annotations(
+            tmp_path / "source", tmp_path / new, class_map={"tree": new}
+        )
+        labels, spec = labels_of(tmp_path / new)
+        results[new] = labels[10, 22], labels[10, 18], spec.class_names
+    assert results == {
+        "vegetation": (2, 2, ("background", "car", "vegetation")),
+        "ignore": (255, 255, ("background", "car")),
+        "drop": (0, 1, ("background", "car")),
+        "car": (1, 1, ("background", "car")),
+    }
+
+
+def test_an_uncompressed_mask_equals_the_compressed_one(tmp_path):
+    coco(tmp_path / "a")
+    tree = np.zeros((HEIGHT, WIDTH), bool)
+    tree[TREE] = True
+    flat = tree.T.ravel()
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    counts = [len(run) for run in np.split(flat, ends)]
+    segmentation = {"counts": counts, "size": [HEIGHT, WIDTH]}
+    coco(tmp_path / "b", segmentation=segmentation)
+    for name in "ab":
+        import_annotations(tmp_path / name, tmp_path / f"out_{name}")
+    np.testing.assert_array_equal(
+        labels_of(tmp_path / "out_a")[0], labels_of(tmp_path / "out_b")[0]
+    )
+
+
+@pytest.mark.parametrize("frame", ["upright", "stored"])
+def test_masks_are_upright_whichever_frame_the_annotations_fit(frame, tmp_path):
+    root = tmp_path / "source"
+    content = coco(root)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright after a turn to the right
+    write_image(root / "images/a.png", (HEIGHT, WIDTH), exif=exif)
+    if frame == "upright":
+        content["images"][0] |= {"height": WIDTH, "width": HEIGHT}
+        content["annotations"] = content["annotations"][1:]
+        write_json(root / "annotations/all.json", content)
+    import_annotations(root, tmp_path / "out")
+    labels, _ = labels_of(tmp_path / "out")
+    if frame == "stored":
+        np.testing.assert_array_equal(labels, np.rot90(expected(), -1))
+    else:
+        drawn = np.zeros((WIDTH, HEIGHT), "uint8")
+        drawn[CAR] = 1
+        np.testing.assert_array_equal(labels, drawn)
+
+
+def test_frames_of_one_video_stay_in_one_split(tmp_path):
+    names = [f"v{i}_{j}.png" for i in range(8) for j in range(3)]
+    coco(tmp_path / "source", names=names)
+    report = import_annotations(
+        tmp_path / "source",
+        tmp_path / "out",
+        group_by="v[0-9]+",
+        validation_fraction=0.25,
+        test_fraction=0.25,
+    )
+    assert sum(report.num_images.values()) == 24
+    videos = {
+        split: {p.name[:2] for p in (tmp_path / "out/images" / split).iterdir()}
+        for split in ("train", "val", "test")
+    }
+    assert all(videos.values())
+    assert sum(map(len, videos.values())) == 8
+
+
+def test_the_sources_own_splits_are_kept(tmp_path):
+    root = tmp_path / "source"
+    coco(root, names=("a.png",))
+    content = (root / "annotations/all.json").read_text()
+    for split, image in (("train", "a"), ("val", "b")):
+        write_image(root / f"{split}2017/{image}.png")
+        path = root / f"annotations/instances_{split}2017.json"
+        path.write_text(content.replace("a.png", f"{image}.png"))
+    (root / "annotations/all.json").unlink()
+    report = import_annotations(root, tmp_path / "out")
+    assert report.num_images == {"train": 1, "val": 1}
+    assert (tmp_path / "out/masks/val/b.png").exists()
+
+
+def test_a_zip_is_imported_as_its_folder(tmp_path):
+    cvat(tmp_path / "source")
+    with zipfile.ZipFile(tmp_path / "cvat.zip", "w") as archive:
+        for path in (tmp_path / "source").rglob("*"):
+            archive.write(path, path.relative_to(tmp_path / "source"))
+    import_annotations(tmp_path / "cvat.zip", tmp_path / "out")
+    labels, _ = labels_of(tmp_path / "out")
+    np.testing.assert_array_equal(labels, expected())
+
+
+def refused(source, tmp_path, **arguments):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        import_annotations(source, tmp_path / "refused", **arguments)
+    assert not (tmp_path / "refused").exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_an_unknown_class_id_is_named(tmp_path):
+    coco(tmp_path / "a", category_id=77)
+    assert "category_id 77" in refused(tmp_path / "a", tmp_path)
+    yolo(tmp_path / "b")
+    label = tmp_path / "b/train/labels/a.txt"
+    label.write_text("5 0 0 1 0 1 1")
+    message = refused(tmp_path / "b", tmp_path)
+    assert "class 5 is not among the 2 names" in message
+    assert "a.txt, line 1" in message
+
+
+def test_two_formats_in_one_source_need_a_choice(tmp_path):
+    coco(tmp_path / "source")
+    yolo(tmp_path / "source")
+    message = refused(tmp_path / "source", tmp_path)
+    assert "yolo (data.yaml), coco (all.json)" in message
+    assert "--format" in message
+    report = import_annotations(
+        tmp_path / "source", tmp_path / "out", annotation_format="yolo"
+    )
+    assert report.format == "yolo"
+
+
+def test_polygons_outside_their_image_are_left_out_and_named(tmp_path):
+    far = [[400, 0, 410, 0, 410, 10]]
+    for segmentation in (far, [[1e9, 0, 1, 1, 2, 2]], [[40, 2, 50, 2, 50, 9]]):
+        coco(tmp_path / "source", segmentation=segmentation)
+        report = import_annotations(
+            tmp_path / "source", tmp_path / "out", overwrite=True
+        )
+        (note,) = [n for n in report.notes if "regions were left out" in n]
+        assert "outside its image of 24x32" in note
+
+
+def test_a_polygon_that_crosses_the_border_is_clipped(tmp_path):
+    coco(tmp_path / "source", segmentation=[[28, 20, 40, 20, 40, 30, 28, 30]])
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    labels, _ = labels_of(tmp_path / "out")
+    assert (labels[20:, 28:] == 2).all()
+    assert (labels == 2).sum() == 4 * 4
+
+
+def test_annotations_without_image_are_counted(tmp_path):
+    root = tmp_path / "source"
+    coco(root, names=("a.png", "b.png"))
+    (root / "images/b.png").unlink()
+    report = import_annotations(root, tmp_path / "out")
+    assert any("1 images of all.json have no file" in n for n in report.notes)
+    (root / "images/a.png").unlink()
+    message = refused(root, tmp_path)
+    assert "no image with annotations" in message
+    assert "2 images of all.json have no file, first a.png" in message
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"counts": [5, 10**12], "size": [HEIGHT, WIDTH]},
+        {"counts": [-5, HEIGHT * WIDTH + 5], "size": [HEIGHT, WIDTH]},
+        {"counts": "zzzzzzzz", "size": [HEIGHT, WIDTH]},
+        {"counts": "PPPP1", "size": [10**9, 10**9]},
+        {"counts": ["a"], "size": [HEIGHT, WIDTH]},
+        [[0, 0, 1]],
+        [[float("1e308"), 0, 1, 1, 2, 2]],
+        [["a", 0, 1, 1, 2, 2]],
+    ],
+)
+def test_damaged_regions_are_left_out(segmentation, tmp_path):
+    coco(tmp_path / "source", segmentation=segmentation)
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert any("1 regions were left out" in note for note in report.notes)
+    labels, _ = labels_of(tmp_path / "out")
+    assert (labels[CAR] == 1).all()
+
+
+def test_hostile_archives_are_refused(tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", b"\0" * 2**28)
+    assert "expand" in refused(bomb, tmp_path)
+    outside = tmp_path / "outside.zip"
+    with zipfile.ZipFile(outside, "w") as archive:
+        archive.writestr("../../evil.json", "{}")
+    assert "stay within it" in refused(outside, tmp_path)
+    (tmp_path / "no.zip").write_bytes(b"PK no archive")
+    assert "Not a readable zip" in refused(tmp_path / "no.zip", tmp_path)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    coco(tmp_path / "source")
+    cases = {
+        "must be one of": {"annotation_format": "pascal"},
+        "no annotations of format yolo": {"annotation_format": "yolo"},
+        "must name classes of the source": {"class_map": {"bus": "car"}},
+        "below 1 together": {"validation_fraction": 1.0},
+        "must be a regular expression": {"group_by": "("},
+    }
+    for text, arguments in cases.items():
+        assert text in refused(tmp_path / "source", tmp_path, **arguments)
+    assert "does not exist" in refused(tmp_path / "none", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "No annotations" in refused(tmp_path / "empty", tmp_path)
+
+
+def test_the_command_reports_and_draws_and_names_the_next_one(tmp_path, capsys):
+    coco(tmp_path / "source", names=[f"{i}.png" for i in range(12)])
+    arguments = [str(tmp_path / "source"), str(tmp_path / "out")]
+    assert main(["data", "import", *arguments, "--map", "tree=plant"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("format  coco", "1 car", "2 plant", "smaller region", "next"):
+        assert text in printed
+    with Image.open(tmp_path / "out/preview.png") as sheet:
+        assert sheet.width > 400
+    assert main(["data", "import", *arguments]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path / "out")]) == 0

@@ -1,0 +1,94 @@
+"""Predictions become annotations that other tools read as the same masks."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from keras_aspp.annotations import import_annotations
+from keras_aspp.annotations.writer import (
+    COCOWriter,
+    components,
+    write_labelme,
+)
+from keras_aspp.data.decode import read_mask
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
+
+SPEC = DatasetSpec(["background", "car", "tree"])
+
+
+def blobs():
+    """A disk, a ring, a diagonal of single pixels, and the image's corner."""
+    y, x = np.mgrid[:60, :80]
+    distance = np.hypot(y - 30, x - 25)
+    labels = np.zeros((60, 80), "uint8")
+    labels[distance < 20] = 1
+    labels[distance < 8] = 0
+    labels[np.hypot(y - 30, x - 60) < 12] = 2
+    labels[:6, 70:] = 2
+    labels[50:, 40:70][np.eye(10, 30, dtype=bool)] = 1
+    labels[0, :3] = 255
+    return labels
+
+
+def test_pycocotools_reads_the_same_masks(tmp_path, capsys):
+    labels = blobs()
+    writer = COCOWriter(SPEC, min_area=1)
+    writer.add("a.png", labels)
+    writer.write(tmp_path / "p.json")
+    coco = COCO(tmp_path / "p.json")
+    for class_id in (1, 2):
+        found = coco.loadAnns(coco.getAnnIds(catIds=[class_id]))
+        union = np.any([coco.annToMask(a) for a in found], axis=0)
+        wrong = union != (labels == class_id)
+        # It rounds outlines on a grid of fifths of a pixel.
+        assert wrong.sum() <= 0.02 * (labels == class_id).sum()
+        for annotation in found:
+            mask = coco.annToMask(annotation)
+            assert annotation["area"] == pytest.approx(
+                mask.sum(), rel=0.1, abs=1
+            )
+    ring = next(a for a in coco.anns.values() if "counts" in a["segmentation"])
+    assert ring["area"] == ((labels == 1)[:50].sum())
+    np.testing.assert_array_equal(coco.annToMask(ring)[:50], (labels == 1)[:50])
+
+
+@pytest.mark.parametrize("annotation_format", ["coco", "labelme"])
+def test_what_is_written_is_imported_again(annotation_format, tmp_path):
+    labels = blobs()
+    labels[labels == 255] = 0
+    image = np.zeros((*labels.shape, 3), "uint8")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    if annotation_format == "coco":
+        writer = COCOWriter(SPEC, min_area=1)
+        writer.add("a.png", labels)
+        writer.write(tmp_path / "p.json")
+    else:
+        write_labelme(tmp_path / "a.json", "a.png", labels, SPEC, min_area=1)
+    report = import_annotations(tmp_path, tmp_path / "out", overlap="file")
+    assert report.format == annotation_format
+    spec = FolderSource(tmp_path / "out").spec
+    assert spec.class_names == SPEC.class_names
+    (mask,) = (tmp_path / "out/masks").glob("*/a.png")
+    assert (read_mask(mask, spec) != labels).mean() < 0.005
+
+
+def test_regions_below_the_least_area_and_background_are_left_out():
+    labels = blobs()
+    found = [(c.class_id, int(c.mask.sum())) for c in components(labels, SPEC)]
+    assert sorted(found) == [
+        (1, int((labels == 1)[:50].sum())),
+        (2, 60),
+        (2, int((labels == 2).sum()) - 60),
+    ]
+
+
+def test_labelme_refers_to_the_image_and_its_size(tmp_path):
+    write_labelme(tmp_path / "a.json", "../images/a.jpg", blobs(), SPEC)
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["imagePath"] == "../images/a.jpg"
+    assert (content["imageHeight"], content["imageWidth"]) == (60, 80)
+    assert {s["label"] for s in content["shapes"]} == {"car", "tree"}
