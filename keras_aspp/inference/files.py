@@ -136,7 +136,7 @@ def predict_scores(
         content.
     """
     if not scores:
-        return predictor.predict(image), {}
+        return predictor.predict_batch(image[None])[0], {}
     labels, confidence, *probabilities = predictor.predict(
         image,
         return_confidence=True,

@@ -41,7 +41,7 @@ def folder(model, tmp_path_factory):
         folder,
         image_size=SIZE,
         class_names=list("abcd"),
-        verify_images=images,
+        verify_images=images[:1],
         calibration_images=images,
         ignore_label=77,
         formats=FORMATS,
@@ -56,7 +56,7 @@ def expected(model):
     logits = model(model.preprocess(picture()[None]), training=False)
     powers = np.exp(np.float64(logits)[0])
     found = powers / powers.sum(-1, keepdims=True)
-    assert found.std() > 0.1
+    assert found.std() > 0.05
     return found
 
 
@@ -75,7 +75,7 @@ def test_probabilities_are_the_softmax_of_the_logits(folder, expected, name):
     labels, confidence, found = predictor.predict(
         picture(), return_confidence=True, return_probabilities=True
     )
-    near = 0.15 if "int8" in name else 1e-4
+    near = 0.02 if "int8" in name else 1e-4
     assert np.abs(found - expected).mean() < near
     np.testing.assert_allclose(found.sum(-1), 1, atol=0.05)
     np.testing.assert_allclose(confidence, found.max(-1), atol=1e-6)
@@ -103,14 +103,15 @@ def test_pixels_below_the_confidence_get_the_ignore_label(folder, name):
 
 
 def test_an_image_of_another_size_takes_the_values_of_the_nearest_pixel(folder):
-    image = picture((50, 123))
+    image = picture((128, 384))
     lite = ka.Predictor(folder / "model_float32.tflite")
     found = lite.predict(
         image, return_confidence=True, return_probabilities=True
     )
     resized = np.array(Image.fromarray(image).resize((96, 64), Image.BILINEAR))
-    rows = ((np.arange(50) + 0.5) * 64 / 50).astype(int)
-    columns = ((np.arange(123) + 0.5) * 96 / 123).astype(int)
+    # No pixel lies between two others, so that nearest has no ties.
+    rows = np.arange(128) // 2
+    columns = np.arange(384) // 4
     small = lite.predict(
         resized, return_confidence=True, return_probabilities=True
     )
@@ -144,7 +145,8 @@ def test_a_saved_model_serves_scores_with_a_threshold(folder, expected):
     ]
     default = loaded.signatures["serving_default"]
     assert list(default.structured_outputs) == ["labels"]
-    least = tf.constant(0.6)
+    share = np.float32(np.median(expected.max(-1)))
+    least = tf.constant(share)
     pixels = loaded.signatures["serve_scores"](
         image=tf.constant(picture()[None]), min_confidence=least
     )
@@ -156,7 +158,7 @@ def test_a_saved_model_serves_scores_with_a_threshold(folder, expected):
     confidence = pixels["confidence"].numpy()[0]
     np.testing.assert_allclose(confidence, expected.max(-1), atol=1e-4)
     unsure = pixels["labels"].numpy()[0] == 77
-    np.testing.assert_array_equal(unsure, confidence < np.float32(0.6))
+    np.testing.assert_array_equal(unsure, confidence < share)
     assert unsure.any() and not unsure.all()
     for name, values in content.items():
         np.testing.assert_allclose(
