@@ -125,24 +125,14 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap)
     _check(model, directory, spec, verify_images, formats, overwrite)
-    outputs = _checked_outputs(outputs)
+    answers = _checked_answers(coarse_labels, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
-    if calibration_images is None:
-        calibration_images = ()
-    calibration = [np.asarray(image) for image in calibration_images]
-    _check_calibration(calibration, formats)
+    calibration = _checked_calibration(calibration_images, formats)
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
-            model,
-            work,
-            sizes,
-            formats,
-            calibration,
-            {"coarse_labels": coarse_labels, "outputs": outputs},
-            ignore_label,
-            progress,
+            model, work, sizes, formats, calibration, answers, spec, progress
         )
         add_metadata(written, directory.name, spec.class_names)
         # The reference is the very file that is handed over.
@@ -243,18 +233,19 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
     _check_images("verify_images", verify_images)
 
 
-def _checked_outputs(outputs):
-    """Returns the outputs in the order of `serving.OUTPUTS`."""
+def _checked_answers(coarse_labels, outputs):
+    """Returns the arguments of converters that say what files return."""
     ordered = tuple(name for name in serving.OUTPUTS if name in outputs)
     if len(ordered) != len(outputs) or "labels" not in ordered:
         raise InputError(
             f"`outputs` must be different names of {serving.OUTPUTS}, labels "
             f"among them. Received: outputs={tuple(outputs)}"
         )
-    return ordered
+    return {"coarse_labels": coarse_labels, "outputs": ordered}
 
 
-def _check_calibration(images, formats):
+def _checked_calibration(images, formats):
+    images = [] if images is None else [np.asarray(image) for image in images]
     wanted = "tflite_int8" in formats
     if wanted and not images:
         raise InputError(
@@ -268,6 +259,7 @@ def _check_calibration(images, formats):
             f"formats={tuple(formats)}"
         )
     _check_images("calibration_images", images)
+    return images
 
 
 def _check_images(name, images):
@@ -299,19 +291,9 @@ def _check_size(name, image_size, model):
 
 
 def _write_artefacts(
-    model,
-    work,
-    sizes,
-    formats,
-    calibration_images,
-    answers,
-    ignore_label,
-    progress,
+    model, work, sizes, formats, calibration_images, answers, spec, progress
 ):
-    """Writes the artefacts; returns `(format, path)` of each.
-
-    `answers` are the arguments of the converters that say what files return.
-    """
+    """Writes the artefacts; returns `(format, path)` of each."""
 
     def writing(path):
         return timed(progress, f"{path.name}: converting")
@@ -323,7 +305,7 @@ def _write_artefacts(
         written.append(("saved_model", work / FILE_NAMES["saved_model"]))
         with writing(written[1][1]):
             write_saved_model(
-                model, written[1][1], answers["outputs"], ignore_label
+                model, written[1][1], answers["outputs"], spec.ignore_label
             )
     wanted = [f for f in formats if f.startswith("tflite")]
     for size in sizes:

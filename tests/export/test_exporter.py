@@ -784,8 +784,8 @@ def test_formats_in_8_bits(model, tmp_path):
 def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         verify,
-        "agreement",
-        lambda path, *_: 1.0 if path.suffix == ".keras" else 0.89,
+        "compare",
+        lambda path, *_: (1.0 if path.suffix == ".keras" else 0.89, {}),
     )
     with pytest.raises(ValueError, match=r"90\.0%.*Received: 89\.000%"):
         export(model, tmp_path / "out", formats=("tflite_dynamic_range",))
