@@ -123,7 +123,7 @@ def export_model(
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
     directory = Path(directory)
-    spec = DatasetSpec(class_names, ignore_label, colormap)
+    spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
     answers = _checked_answers(coarse_labels, outputs)
     model = in_float32(model)
@@ -161,6 +161,7 @@ def export_model(
             "colormap": [list(c) for c in spec.colors()],
             "preprocess": model.preprocess.get_config(),
             "output_stride": model.output_stride,
+            **_task_entries(model),
             "versions": manifests.versions(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
             "date": datetime.date.today().isoformat(),
@@ -175,6 +176,13 @@ def export_model(
         )
         write_json(work / "manifest.json", content)
     return content
+
+
+def _task_entries(model):
+    """Returns the manifest's entries of a binary model."""
+    if model.task == "semantic":
+        return {}
+    return {"task": model.task, "threshold": model.threshold}
 
 
 def _write_texts(work, content, spec, about):

@@ -15,15 +15,25 @@ from keras_aspp.data.decode import read_image
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import serving
-from keras_aspp.inference.artefacts import find_spec, resolve
+from keras_aspp.inference.artefacts import (
+    find_spec,
+    find_threshold,
+    resolve,
+)
 from keras_aspp.inference.runtimes import (
     KerasRuntime,
     LiteRTRuntime,
     ONNXRuntime,
     SavedModelRuntime,
     joined,
+    refuses_image,
 )
-from keras_aspp.inference.sliding_window import SlidingWindow, from_scores
+from keras_aspp.inference.sliding_window import (
+    SlidingWindow,
+    from_scores,
+    label_probability,
+    true_probabilities,
+)
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike, Size
@@ -60,10 +70,12 @@ class Predictor:
         num_classes: int, or `None` if unknown.
         image_size: `(height, width)` of an artefact of fixed size, or `None`
             for any size.
-        has_scores: bool. True if `score_batch` works.
+        has_scores: bool. True if `score_batch` and `probability_batch` work.
         has_confidence: bool. True if `predict` can return confidence.
         has_probabilities: bool. True if `predict` can return probabilities.
         ignore_label: int, label of unsure pixels: that of `spec`, or 255.
+        threshold: float, probability above which a binary model labels the
+            object; `None` for other models, and where it is unknown.
 
     Raises:
         FileNotFoundError: `path` contains no model.
@@ -115,6 +127,10 @@ class Predictor:
         else:
             self._engine = SavedModelRuntime(self.path)
         self._pid = os.getpid()
+        self.threshold: float | None = self._engine.threshold
+        if self.threshold is None:
+            self.threshold = find_threshold(self.path)
+            self._engine.threshold = self.threshold
         self.image_size: tuple[int, int] | None = self._engine.image_size
         self.has_scores: bool = hasattr(self._engine, "scores")
         outputs = self._engine.outputs
@@ -188,7 +204,8 @@ class Predictor:
             wanted.append("probabilities")
         if return_scores:
             names = {*wanted, *self._for_labels()}
-            found = self._finished(from_scores(scores, sorted(names)))
+            found = from_scores(scores, sorted(names), self.threshold)
+            found = self._finished(found)
             found = {name: values[0] for name, values in found.items()}
             found["scores"] = scores[0]
             wanted.insert(1, "scores")
@@ -230,6 +247,24 @@ class Predictor:
         return self._in_memory(
             lambda images: {"scores": self._engine.scores(images)}, images
         )["scores"]
+
+    def probability_batch(self, images: np.ndarray) -> np.ndarray:
+        """Computes probabilities float32 `[B, H, W, K]` of classes.
+
+        Of a binary model they are those of background and object, whatever its
+        threshold is.
+
+        Args:
+            images: uint8 `[B, H, W, 3]`.
+
+        Raises:
+            ValueError: as `score_batch`.
+        """
+        return self.to_probabilities(self.score_batch(images))
+
+    def to_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Converts logits of `score_batch` to probabilities, float32."""
+        return true_probabilities(scores, self.threshold)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Predicts labels int32 `[B, H, W]` of uint8 `[B, H, W, 3]`.
@@ -288,7 +323,8 @@ class Predictor:
             try:
                 return answer(images)
             except Exception as error:
-                # Runtimes raise exceptions of many types.
+                if not refuses_image(error):
+                    raise
                 raise InputError(
                     f"The model cannot take an image of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"
@@ -359,7 +395,9 @@ class Predictor:
         """Checks labels, and marks unsure pixels."""
         labels = np.asarray(found["labels"], "int32")
         if "confidence" not in found and "probabilities" in found:
-            found["confidence"] = found["probabilities"].max(-1)
+            found["confidence"] = label_probability(
+                found["probabilities"], labels
+            )
         most = (self.num_classes or 256) - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= most:
             raise InputError(

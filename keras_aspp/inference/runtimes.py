@@ -28,6 +28,19 @@ from keras_aspp.utils.native_log import filtered_once
 _BYTES_PER_PIXEL = 2000
 
 
+def refuses_image(error: BaseException) -> bool:
+    """Returns True if a runtime, not our code around it, raised an exception.
+
+    Args:
+        error: exception of a call of a `Runtime`.
+    """
+    return (
+        isinstance(error, (InputError, tf.errors.OpError))
+        or type(error) is RuntimeError  # by LiteRT
+        or type(error).__module__.startswith("onnxruntime.")
+    )
+
+
 class Runtime:
     """Base class of loaded models for `Predictor`."""
 
@@ -36,6 +49,7 @@ class Runtime:
     smallest_side: int = 1  # of an image, in pixels
     output_stride: int = 1  # pixels by which an image may move with its labels
     survives_fork: bool = False
+    threshold: float | None = None  # of a binary model
     outputs: tuple[str, ...] = ("labels",)  # of `serving.OUTPUTS`
 
     def answer(
@@ -62,6 +76,8 @@ class KerasRuntime(Runtime):
         self.num_classes: int | None = model.num_classes
         self.smallest_side: int = serving.smallest_side(model)
         self.output_stride: int = model.output_stride
+        if model.task == "binary":
+            self.threshold = model.threshold
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
@@ -293,7 +309,8 @@ class LiteRTRuntime(Runtime):
         self, images: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
         if "logits" in self._indices:
-            return from_scores(self._scores(images), outputs)
+            scores = self._scores(images)
+            return from_scores(scores, outputs, self.threshold)
         return self._all(images)
 
     def _scores(self, images):

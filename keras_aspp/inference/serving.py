@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
@@ -79,19 +81,23 @@ def answer(
     Returns:
         dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
     """
-    return classify(score(model, image), outputs)
+    return classify(score(model, image), outputs, _threshold(model))
 
 
 def classify(
-    scores: Tensor, outputs: Sequence[str] = ("labels",)
+    scores: Tensor,
+    outputs: Sequence[str] = ("labels",),
+    threshold: float | None = None,
 ) -> dict[str, Tensor]:
     """Computes outputs from logits.
 
     Args:
         scores: float32 `[B, H, W, K]`.
         outputs: of `"labels"` (int32), `"confidence"` (float32 in 0..1, the
-            highest probability), `"probabilities"` (float32, the softmax over
-            classes) and `"logits"`.
+            probability of the label), `"probabilities"` (float32, the softmax
+            over classes) and `"logits"`.
+        threshold: float, of a binary model, whose logits contain it, or
+            `None`. Probabilities do not depend on it.
 
     Returns:
         dict: name -> tensor, as in `outputs`.
@@ -102,9 +108,22 @@ def classify(
             scores, axis=-1, output_type=tf.int32, name="labels"
         )
     if {"confidence", "probabilities"} & set(outputs):
-        found["probabilities"] = tf.nn.softmax(scores)
+        logits = scores
+        if threshold is not None:
+            logits -= [math.log(threshold / (1 - threshold)), 0.0]
+        found["probabilities"] = tf.nn.softmax(logits)
         found["confidence"] = tf.reduce_max(found["probabilities"], axis=-1)
+        if threshold is not None:
+            background, thing = tf.unstack(found["probabilities"], axis=-1)
+            above = scores[..., 1] > scores[..., 0]
+            found["confidence"] = tf.where(above, thing, background)
     return {name: found[name] for name in outputs}
+
+
+def _threshold(model):
+    """Returns the threshold of a binary model, `None` of another."""
+    layers = (x for x in model.layers if isinstance(x, BackgroundLogit))
+    return next((layer.threshold for layer in layers), None)
 
 
 def without_unsure(
@@ -146,7 +165,7 @@ def answer_coarsely(
         name: tf.gather(
             tf.gather(values, rows, axis=1), columns, axis=2, name=name
         )
-        for name, values in classify(scores, outputs).items()
+        for name, values in classify(scores, outputs, _threshold(model)).items()
     }
 
 

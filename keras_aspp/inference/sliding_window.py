@@ -6,6 +6,7 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ class SlidingWindow:
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
+        self.threshold: float | None = engine.threshold
         self.smallest_side: int = engine.smallest_side
         stride = engine.output_stride
         on_grid = window - stride >= engine.smallest_side
@@ -91,7 +93,7 @@ class SlidingWindow:
         self, images: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Computes outputs of `from_scores`."""
-        return from_scores(self.scores(images), outputs)
+        return from_scores(self.scores(images), outputs, self.threshold)
 
 
 def check_overlap(overlap: float) -> None:
@@ -165,24 +167,44 @@ def probabilities(scores: Tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
 
 
+def true_probabilities(
+    scores: np.ndarray, threshold: float | None = None
+) -> np.ndarray:
+    """Computes the softmax, whatever a binary model's threshold is."""
+    if threshold is not None:
+        # The background's logit is that of the threshold.
+        shift = math.log(threshold / (1 - threshold))
+        scores = scores - np.array([shift, 0], "float32")
+    return probabilities(scores)
+
+
+def label_probability(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Returns the probability of each pixel's label."""
+    at = np.asarray(labels)[..., None]
+    return np.take_along_axis(probabilities, at, -1)[..., 0]
+
+
 def from_scores(
-    scores: np.ndarray, outputs: Sequence[str]
+    scores: np.ndarray, outputs: Sequence[str], threshold: float | None = None
 ) -> dict[str, np.ndarray]:
     """Computes outputs from logits on the host.
 
     Args:
         scores: float32 (B, H, W, K).
         outputs: of `"labels"`, `"confidence"` and `"probabilities"`.
+        threshold: float, of a binary model, or `None`.
 
     Returns:
         dict: name -> array (B, H, W) or (B, H, W, K).
     """
-    found = {}
-    if "labels" in outputs:
-        found["labels"] = scores.argmax(-1)
+    found = {"labels": scores.argmax(-1)}
     if {"confidence", "probabilities"} & set(outputs):
-        found["probabilities"] = probabilities(scores)
-        found["confidence"] = found["probabilities"].max(-1)
+        found["probabilities"] = true_probabilities(scores, threshold)
+        found["confidence"] = label_probability(
+            found["probabilities"], found["labels"]
+        )
     return {name: found[name] for name in outputs}
 
 

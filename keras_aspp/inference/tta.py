@@ -57,6 +57,7 @@ class MultiScale:
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
+        self.threshold: float | None = engine.threshold
         least = engine.smallest_side / min(1.0, *scales)
         self.smallest_side: int = math.ceil(least)
         self.survives_fork: bool = False
@@ -90,7 +91,7 @@ class MultiScale:
         self, images: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Computes outputs of `from_scores`."""
-        return from_scores(self.scores(images), outputs)
+        return from_scores(self.scores(images), outputs, self.threshold)
 
 
 def _resized(images, scale):

@@ -251,3 +251,42 @@ def test_outputs_that_cannot_be(model, tmp_path, outputs):
             formats=(),
             outputs=outputs,
         )
+
+
+def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
+    toy_backbone, tmp_path
+):
+    made = randomize(
+        ka.models.DeepLabV3(
+            None,
+            toy_backbone(padding=1),
+            aspp_filters=8,
+            output_stride=8,
+            task="binary",
+        )
+    )
+    logits = np.float64(made(made.preprocess(picture()[None]), training=False))
+    thing = 1 / (1 + np.exp(-logits[0, ..., 1]))
+    threshold = float(np.quantile(thing, 0.3))
+    made.threshold = threshold
+    ka.export.export_model(
+        made,
+        tmp_path / "out",
+        image_size=SIZE,
+        class_names=["background", "thing"],
+        verify_images=[picture()],
+        formats=("saved_model", "tflite_float32", "tflite_logits"),
+        outputs=("labels", "confidence", "probabilities"),
+    )
+    for name in ("model.keras", "saved_model", "model_float32.tflite"):
+        labels, confidence, found = ka.Predictor(
+            tmp_path / "out" / name
+        ).predict(picture(), return_confidence=True, return_probabilities=True)
+        np.testing.assert_allclose(found[..., 1], thing, atol=1e-3)
+        assert np.mean(labels == (thing > threshold)) > 0.999
+        of_label = np.where(labels, found[..., 1], found[..., 0])
+        np.testing.assert_allclose(confidence, of_label, atol=1e-5)
+    lite = ka.Predictor(tmp_path / "out" / "model_logits.tflite")
+    np.testing.assert_allclose(
+        lite.probabilities(picture())[..., 1], thing, atol=1e-3
+    )
