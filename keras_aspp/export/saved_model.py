@@ -1,6 +1,8 @@
-"""SavedModel export: images of any size in, labels out."""
+"""SavedModel export: images of any size in, labels and scores out."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -9,39 +11,66 @@ from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.types import PathLike
 
 
-def write_saved_model(model: Segmenter, path: PathLike) -> None:
+def write_saved_model(
+    model: Segmenter,
+    path: PathLike,
+    outputs: Sequence[str] = ("labels",),
+    ignore_label: int = 255,
+) -> None:
     """Writes a SavedModel with `serving_default` and `serve_bytes`.
+
+    Both return labels alone. Further outputs have signatures of their own,
+    `serve_scores` and `serve_bytes_scores`, which take `min_confidence` and
+    return labels, confidence and the further outputs.
 
     Args:
         model: `Segmenter`.
         path: folder to write.
+        outputs: of `serving.OUTPUTS`.
+        ignore_label: int, label of pixels below `min_confidence`.
     """
+    names = tuple(dict.fromkeys(("labels", "confidence", *outputs)))
 
-    def segment(image):
+    def answer(image, names):
         image = serving.with_size_checked(model, image)
-        return serving.segment(model, image)
+        return serving.answer(model, image, names)
+
+    def answer_one(image_bytes, names):
+        image = serving.decode_bytes(image_bytes)
+        found = answer(image[None], names)
+        return {name: values[0] for name, values in found.items()}
+
+    def without_unsure(found, min_confidence):
+        labels = serving.without_unsure(found, min_confidence, ignore_label)
+        return {**found, "labels": labels}
 
     def serving_default(image):
-        return {"labels": segment(image)}
+        return answer(image, ("labels",))
 
     def serve_bytes(image_bytes):
-        image = serving.decode_bytes(image_bytes)
-        return {"labels": segment(image[None])[0]}
+        return answer_one(image_bytes, ("labels",))
+
+    def serve_scores(image, min_confidence):
+        return without_unsure(answer(image, names), min_confidence)
+
+    def serve_bytes_scores(image_bytes, min_confidence):
+        return without_unsure(answer_one(image_bytes, names), min_confidence)
 
     image = tf.TensorSpec((None, None, None, 3), tf.uint8, "image")
     image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
-    _save(model, path, (serving_default, image), (serve_bytes, image_bytes))
+    share = tf.TensorSpec((), tf.float32, "min_confidence")
+    endpoints = [(serving_default, image), (serve_bytes, image_bytes)]
+    if tuple(outputs) != ("labels",):
+        endpoints += [
+            (serve_scores, image, share),
+            (serve_bytes_scores, image_bytes, share),
+        ]
+    _save(model, path, *endpoints)
 
 
-# Outputs of a TFLite file.
-ANSWERS = {
-    "labels": serving.segment,
-    "coarse_labels": serving.segment_coarsely,
-    "logits": serving.score,
-}
-
-
-def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
+def write_one_picture(
+    model, path, image_size, dtype=tf.uint8, outputs=("labels",), coarse=False
+):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one lets the converter keep every dilated convolution as one
@@ -52,19 +81,25 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the pixels, 0..255 in either case.
-        answer: of `ANSWERS`.
+        outputs: of `serving.OUTPUTS`, or `"logits"`.
+        coarse: bool; see `serving.answer_coarsely`.
     """
+    answer = serving.answer_coarsely if coarse else serving.answer
 
     def serving_default(image):
-        name = answer.removeprefix("coarse_")
-        return {name: ANSWERS[answer](model, image)}
+        return answer(model, image, outputs)
 
     image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
     _save(model, path, (serving_default, image))
 
 
 def _save(model, path, *endpoints):
-    """Writes functions of one argument, and the weights they use, once.
+    """Writes functions, and the weights they use, once.
+
+    Args:
+        model: `Segmenter`.
+        path: folder to write.
+        *endpoints: `(function, *specs)`, one spec for each argument.
 
     Keras' `ExportArchive` writes every weight twice (3.15.1).
     """
@@ -74,7 +109,7 @@ def _save(model, path, *endpoints):
         module,
         str(path),
         signatures={
-            function.__name__: tf.function(function, input_signature=[spec])
-            for function, spec in endpoints
+            function.__name__: tf.function(function, input_signature=specs)
+            for function, *specs in endpoints
         },
     )

@@ -1,4 +1,4 @@
-"""TFLite export: raw pixels in, class ids out, builtin operators only."""
+"""TFLite export: raw pixels in, labels out, builtin operators only."""
 
 import contextlib
 import os
@@ -26,6 +26,7 @@ def convert(
     calibration_images=(),
     coarse_labels=False,
     phase=contextlib.nullcontext,
+    outputs=("labels",),
 ):
     """Converts a segmenter at one image size.
 
@@ -38,10 +39,11 @@ def convert(
         calibration_images: uint8 images `[H, W, 3]` that calibrate
             `"tflite_int8"`.
         coarse_labels: bool. Label scores, not pixels; see
-            `serving.segment_coarsely`. Not for `"tflite_any_size"`, which
+            `serving.answer_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
         phase: function of a format that returns a context manager, within
             which that format is converted.
+        outputs: of `serving.OUTPUTS`. Not for `"tflite_logits"`.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -53,20 +55,21 @@ def convert(
     with tempfile.TemporaryDirectory() as work:
         for name in formats:
             size, input_type = image_size, tf.uint8
-            answer = "coarse_labels" if coarse_labels else "labels"
+            names, coarse = outputs, coarse_labels
             if name == "tflite_logits":
-                answer = "logits"
+                names, coarse = ("logits",), False
             if name == "tflite_any_size":
-                size, answer = (None, None), "labels"
+                size, coarse = (None, None), False
             if name == "tflite_int8":
                 # With a uint8 signature the input tensor would stay float.
                 input_type = tf.float32
-            folder = os.path.join(work, f"{input_type.name}_{size[0]}_{answer}")
+            folder = f"{input_type.name}_{size[0]}_{names[0]}"
+            folder = os.path.join(work, folder)
             with phase(name), filtered_stderr(hold=True):
                 if not os.path.exists(folder):
                     with export_form():
                         write_one_picture(
-                            model, folder, size, input_type, answer
+                            model, folder, size, input_type, names, coarse
                         )
                 found[name] = _convert_one(
                     folder, name, image_size, calibration_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def predict_files(
     progress: Callable[[int, int], None] | None = None,
     annotation_format: str | None = None,
     min_area: int = MIN_AREA_PX,
+    scores: bool = False,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
 
@@ -48,14 +50,20 @@ def predict_files(
         annotation_format: `"coco"` also writes `predictions.json`,
             `"labelme"` one `NAME.json` per image; `None` neither.
         min_area: pixels; annotations leave out smaller regions.
+        scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
+            if the model has them, `NAME_probabilities.npz` (`probabilities`,
+            float16 `[H, W, K]`, and `class_names`).
 
     Returns:
         `(rows, messages)`: name, overlay and largest classes of each image
         done; one line for each that failed.
 
     Raises:
-        ValueError: an unknown `annotation_format`.
+        ValueError: an unknown `annotation_format`, or a model without
+            confidence, which `scores` needs.
     """
+    if scores:
+        check_scores(predictor)
     if annotation_format not in (None, *FORMATS):
         raise InputError(
             f"`annotation_format` must be one of {FORMATS}. "
@@ -70,7 +78,10 @@ def predict_files(
         try:
             image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
-            labels = predictor.predict(image)
+            labels, files = predict_scores(predictor, image, scores)
+            for end, content in files.items():
+                with replacing(output / f"{stem}_{end}", False) as temporary:
+                    temporary.write_bytes(content)
             _save(index_image(labels, spec), output / f"{stem}_labels.png")
             _save(color_labels(labels, spec), output / f"{stem}_color.png")
             path = output / f"{stem}_overlay.png"
@@ -100,6 +111,51 @@ def predict_files(
     return rows, messages
 
 
+def check_scores(predictor: Predictor) -> None:
+    """Raises `ValueError` if a model has no confidence."""
+    if not predictor.has_confidence:
+        raise InputError(
+            "--scores needs a .keras model, or an artefact that was exported "
+            'with --export.outputs "[labels, confidence]" or "[labels, '
+            f'probabilities]". Received: {predictor.path}'
+        )
+
+
+def predict_scores(
+    predictor: Predictor, image: np.ndarray, scores: bool = True
+) -> tuple[np.ndarray, dict[str, bytes]]:
+    """Segments an image and encodes its scores.
+
+    Args:
+        predictor: `Predictor`, with confidence if `scores` is True.
+        image: uint8 `[H, W, 3]`.
+        scores: bool; see `predict_files`.
+
+    Returns:
+        `(labels, files)`; the dict maps the end of a file's name to its
+        content.
+    """
+    if not scores:
+        return predictor.predict_batch(image[None])[0], {}
+    labels, confidence, *probabilities = predictor.predict(
+        image,
+        return_confidence=True,
+        return_probabilities=predictor.has_probabilities,
+    )
+    files = {"confidence.png": io.BytesIO()}
+    gray = Image.fromarray(np.round(255 * confidence).astype("uint8"))
+    gray.save(files["confidence.png"], format="PNG")
+    if probabilities:
+        files["probabilities.npz"] = io.BytesIO()
+        np.savez_compressed(
+            files["probabilities.npz"],
+            # 11 significant bits: an error of 0.0003 at most.
+            probabilities=probabilities[0].astype("float16"),
+            class_names=np.array(spec_of(predictor).class_names),
+        )
+    return labels, {name: file.getvalue() for name, file in files.items()}
+
+
 def _unused(stem, taken):
     # Images of equal name from two folders must not overwrite each other.
     unique, n = stem, 1
@@ -113,9 +169,9 @@ def _unused(stem, taken):
 def _largest(labels, spec):
     values, counts = np.unique(labels, return_counts=True)
     order = counts.argsort()[::-1][:3]
+    names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
     return ", ".join(
-        f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
-        for i in order
+        f"{names[values[i]]} {counts[i] / labels.size:.0%}" for i in order
     )
 
 
