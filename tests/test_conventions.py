@@ -20,7 +20,7 @@ PACKAGE = pathlib.Path(ka.__file__).parent
 LADDER = (
     ("version",),
     ("utils",),
-    ("litert", "labels", "label_tensors"),
+    ("litert", "labels", "label_tensors", "pixels"),
     ("layers", "losses", "metrics"),
     ("preprocess",),
     ("data",),

@@ -12,7 +12,8 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp predict",
         description="Segment images, at their own size. Writes for each "
-        "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png.",
+        "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; of "
+        "a GeoTIFF, by window, NAME_labels.tif with its georeference.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True)
@@ -56,6 +57,7 @@ def run(arguments):
         show_progress,
         flags.format,
         flags.min_area,
+        show_progress,
     )
     print_table([("image", "overlay", "largest classes"), *written])
     if flags.format == "coco":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras_aspp.labels import BACKGROUND
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.utils.text import is_line, look, read_json
@@ -20,6 +21,11 @@ _KEYS = (
     "ignore_colors",
     "label_map",
     "mask_orientation",
+    "channels",
+    "dtype",
+    "value_range",
+    "mean",
+    "std",
 )
 _NOTES = ("name", "num_classes", "source", "license")
 
@@ -44,6 +50,11 @@ class DatasetSpec:
         mask_orientation: `"own"`, masks are upright, by their own EXIF if they
             have any; or `"image"`, they fit images as these are stored, and
             are turned by the images' EXIF.
+        channels: int > 0, bands of the images. Defaults to 3 (RGB).
+        dtype: `"uint8"`, `"uint16"` or `"float32"`, type of the images.
+        value_range: as of `PixelFormat`, like `mean` and `std`.
+        mean: see `value_range`.
+        std: see `value_range`.
 
     Raises:
         ValueError: a value is not as above.
@@ -57,6 +68,11 @@ class DatasetSpec:
     license: str = ""
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
     mask_orientation: str = "own"
+    channels: int = 3
+    dtype: str = "uint8"
+    value_range: tuple[Any, Any] | None = None
+    mean: Any = None
+    std: Any = None
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -110,6 +126,14 @@ class DatasetSpec:
             )
         if self.label_map is not None:
             object.__setattr__(self, "label_map", self._checked_label_map())
+        for name, value in dataclasses.asdict(self.pixels).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """`PixelFormat` of the images."""
+        names = (field.name for field in dataclasses.fields(PixelFormat))
+        return PixelFormat(**{name: getattr(self, name) for name in names})
 
     def _checked_colormap(self):
         colormap = _checked_colors("colormap", self.colormap)
@@ -217,6 +241,8 @@ class DatasetSpec:
         # Masks that this library writes hold class ids already, upright.
         content.pop("label_map", None)
         content.pop("mask_orientation", None)
+        if self.pixels.is_default:
+            del content["channels"], content["dtype"]
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:

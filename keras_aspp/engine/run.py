@@ -284,6 +284,7 @@ class Run:
                 self.spec.num_classes,
                 dtype=config.train.precision,
                 rematerialize=config.train.rematerialize,
+                pixels=self.spec.pixels,
             )
         split = config.data.train_split
         self.num_examples = self.source.size(split)

@@ -70,7 +70,7 @@ class Comparison:
         """
         kind, path = artefact.format, artefact.path
         predictor = artefact.predictor
-        entry = manifests.describe(path, kind, predictor)
+        entry = manifests.describe(path, kind, predictor, self.reference.pixels)
         entry["output"]["range"] = [0, self.reference.num_classes - 1]
         entry |= _operators(path, predictor)
         size, images = predictor.image_size, self.images
@@ -135,7 +135,7 @@ def _labels_of(model, segment, any_size=True):
         segment: function of `(model, images)`.
         any_size: bool. One trace for all sizes, or one for each.
     """
-    signature = [tf.TensorSpec((None, None, None, 3), "uint8")]
+    signature = [serving.image_spec(model)]
     label = tf.function(
         lambda images: segment(model, images), signature if any_size else None
     )

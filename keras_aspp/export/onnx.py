@@ -37,7 +37,7 @@ def write_onnx(
     import tf2onnx
 
     label = serving.segment_coarsely if coarse_labels else serving.segment
-    image = tf.TensorSpec((1, *image_size, 3), tf.uint8, "image")
+    image = serving.image_spec(model, 1, image_size)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with export_form():
         tf2onnx.convert.from_function(

@@ -10,7 +10,7 @@ from keras_aspp.utils.types import PathLike
 
 
 def write_saved_model(model: Segmenter, path: PathLike) -> None:
-    """Writes a SavedModel with `serving_default` and `serve_bytes`.
+    """Writes a SavedModel with `serving_default` and, for RGB, `serve_bytes`.
 
     Args:
         model: `Segmenter`.
@@ -28,9 +28,13 @@ def write_saved_model(model: Segmenter, path: PathLike) -> None:
         image = serving.decode_bytes(image_bytes)
         return {"labels": segment(image[None])[0]}
 
-    image = tf.TensorSpec((None, None, None, 3), tf.uint8, "image")
-    image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
-    _save(model, path, (serving_default, image), (serve_bytes, image_bytes))
+    image = serving.image_spec(model)
+    endpoints = [(serving_default, image)]
+    # TensorFlow decodes RGB of 8 bits as Pillow does.
+    if image.shape[-1] == 3 and image.dtype == tf.uint8:
+        image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+        endpoints.append((serve_bytes, image_bytes))
+    _save(model, path, *endpoints)
 
 
 # Outputs of a TFLite file.
@@ -41,7 +45,7 @@ ANSWERS = {
 }
 
 
-def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
+def write_one_picture(model, path, image_size, dtype=None, answer="labels"):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one lets the converter keep every dilated convolution as one
@@ -51,7 +55,7 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
         model: `Segmenter`.
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
-        dtype: of the pixels, 0..255 in either case.
+        dtype: of the image, with the same values; `None` for the model's.
         answer: of `ANSWERS`.
     """
 
@@ -59,7 +63,8 @@ def write_one_picture(model, path, image_size, dtype=tf.uint8, answer="labels"):
         name = answer.removeprefix("coarse_")
         return {name: ANSWERS[answer](model, image)}
 
-    image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
+    image = serving.image_spec(model, 1, image_size)
+    image = tf.TensorSpec(image.shape, dtype or image.dtype, "image")
     _save(model, path, (serving_default, image))
 
 

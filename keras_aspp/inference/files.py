@@ -15,8 +15,9 @@ from keras_aspp.annotations.writer import (
     COCOWriter,
     write_labelme,
 )
-from keras_aspp.data.decode import read_image
+from keras_aspp.data.decode import read_fitting
 from keras_aspp.inference.predictor import Predictor
+from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
 from keras_aspp.plots.labels import (
     color_labels,
     index_image,
@@ -37,8 +38,12 @@ def predict_files(
     progress: Callable[[int, int], None] | None = None,
     annotation_format: str | None = None,
     min_area: int = MIN_AREA_PX,
+    windows: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
+
+    A TIFF with a georeference, or of more pixels than an image may have, is a
+    scene: see `predict_scene`, which writes `NAME_labels.tif`.
 
     Args:
         predictor: `Predictor`.
@@ -48,6 +53,7 @@ def predict_files(
         annotation_format: `"coco"` also writes `predictions.json`,
             `"labelme"` one `NAME.json` per image; `None` neither.
         min_area: pixels; annotations leave out smaller regions.
+        windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
         `(rows, messages)`: name, overlay and largest classes of each image
@@ -68,24 +74,25 @@ def predict_files(
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
-            image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
-            labels = predictor.predict(image)
-            _save(index_image(labels, spec), output / f"{stem}_labels.png")
-            _save(color_labels(labels, spec), output / f"{stem}_color.png")
-            path = output / f"{stem}_overlay.png"
-            _save(overlay(image, labels, spec), path)
-            if annotation_format == "coco":
-                collected.add(Path(name).name, labels)
-            elif annotation_format == "labelme":
-                write_labelme(
-                    output / f"{stem}.json",
-                    os.path.relpath(name, output),
-                    labels,
-                    spec,
-                    min_area,
-                )
-            rows.append((Path(name).name, path, _largest(labels, spec)))
+            if is_predicted_by_window(name):
+                path = output / f"{stem}_labels.tif"
+                counts = predict_scene(predictor, name, path, windows)
+            else:
+                path = output / f"{stem}_overlay.png"
+                labels = _predict_image(predictor, name, path, spec)
+                counts = np.bincount(labels.ravel(), minlength=256)
+                if annotation_format == "coco":
+                    collected.add(Path(name).name, labels)
+                elif annotation_format == "labelme":
+                    write_labelme(
+                        output / f"{stem}.json",
+                        os.path.relpath(name, output),
+                        labels,
+                        spec,
+                        min_area,
+                    )
+            rows.append((Path(name).name, path, _largest(counts, spec)))
         except Exception as error:
             if not is_user_error(error):
                 raise
@@ -100,6 +107,19 @@ def predict_files(
     return rows, messages
 
 
+def _predict_image(predictor, name, path, spec):
+    """Writes labels, colors and overlay of an image; returns the labels."""
+    bands = read_fitting(name, None, True, predictor.pixels)
+    labels = predictor.predict(bands.values)
+    if bands.valid is not None:
+        labels[~bands.valid] = spec.ignore_label
+    stem = path.name.removesuffix("_overlay.png")
+    _save(index_image(labels, spec), path.with_name(f"{stem}_labels.png"))
+    _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
+    _save(overlay(bands.values, labels, spec), path)
+    return labels
+
+
 def _unused(stem, taken):
     # Images of equal name from two folders must not overwrite each other.
     unique, n = stem, 1
@@ -110,12 +130,14 @@ def _unused(stem, taken):
     return unique
 
 
-def _largest(labels, spec):
-    values, counts = np.unique(labels, return_counts=True)
-    order = counts.argsort()[::-1][:3]
+def _largest(counts, spec):
+    """Names the largest classes by the pixels of each label, `(256,)`."""
+    named = counts[: spec.num_classes]
+    order = named.argsort(kind="stable")[::-1][:3]
     return ", ".join(
-        f"{spec.class_names[values[i]]} {counts[i] / labels.size:.0%}"
+        f"{spec.class_names[i]} {named[i] / counts.sum():.0%}"
         for i in order
+        if named[i]
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -56,10 +57,10 @@ class SlidingWindow:
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
+        self.pixels: PixelFormat = engine.pixels
         self.smallest_side: int = engine.smallest_side
-        stride = engine.output_stride
-        on_grid = window - stride >= engine.smallest_side
-        self.align: int = stride if on_grid else 1
+        self.output_stride: int = engine.output_stride
+        self.align: int = alignment(engine, window)
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Returns the memory for one window and the scores, in bytes."""
@@ -88,6 +89,17 @@ class SlidingWindow:
     def labels(self, images: np.ndarray) -> np.ndarray:
         """Computes labels, int (B, H, W)."""
         return self.scores(images).argmax(-1)
+
+
+def alignment(engine: Any, window: int) -> int:
+    """Returns the pixels of which windows start at multiples.
+
+    Args:
+        engine: with `output_stride` and `smallest_side`.
+        window: int > 0, height and width of windows, in pixels.
+    """
+    stride = engine.output_stride
+    return stride if window - stride >= engine.smallest_side else 1
 
 
 def check_overlap(overlap: float) -> None:
