@@ -12,9 +12,9 @@ import keras
 import numpy as np
 
 from keras_aspp.backbones import torchvision
-from keras_aspp.backbones.channels import with_channels
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
+from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
 from keras_aspp.backbones.rebuild import configuration_of, rebuild
@@ -126,7 +126,7 @@ def create_backbone(
             arrays. Padding and batch-norm epsilon follow the weights.
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
             than three channels get pretrained weights by
-            `backbones.channels.inflate`.
+            `backbones.inflate.inflate`.
         batch_norm_epsilon: float > 0, or `None` for that of the weights.
         batch_norm_momentum: float in [0, 1), or `None` for that of the
             architecture.

@@ -131,10 +131,12 @@ class _Raster:
     def __init__(self, scene, predictor, path):
         self.scene, self.pixels, self.path = scene, predictor.pixels, path
         self.size = scene.height, scene.width
-        alpha = scene.colorinterp[-1].name == "alpha"
-        count = scene.count
-        if alpha and count == self.pixels.channels + 1:
-            count -= 1
+        count, self.alpha = scene.count, None
+        if (
+            scene.colorinterp[-1].name == "alpha"
+            and count == self.pixels.channels + 1
+        ):
+            self.alpha, count = count, count - 1
         self.bands = list(range(1, count + 1))
         # By the header, so that a raster that does not fit fails at once.
         dtype = np.result_type(*(scene.dtypes[i - 1] for i in self.bands))
@@ -148,6 +150,8 @@ class _Raster:
         values = self.scene.read(self.bands, window=window)
         values = np.moveaxis(values, 0, -1)
         valid = self.scene.dataset_mask(window=window) > 0
+        if self.alpha is not None:
+            valid &= self.scene.read(self.alpha, window=window) > 0
         # NaN is no data in any band, whatever the file declares.
         values, finite = without_gaps(values, None)
         if finite is not None:

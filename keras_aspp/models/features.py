@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_aspp.backbones.cascade import LAST
-from keras_aspp.backbones.channels import with_channels
+from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import (
     feature_strides,
     first_cell,

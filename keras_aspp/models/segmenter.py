@@ -92,7 +92,7 @@ class Segmenter(keras.Model):
             accepts any size of at least one cell. A backbone that is a model
             determines the channels; pretrained weights of a named one are
             spread over other channels than three, see
-            `backbones.channels.inflate`. Defaults to `(None, None, 3)`.
+            `backbones.inflate.inflate`. Defaults to `(None, None, 3)`.
         preprocess: `Preprocess`, or `None` for the one that belongs to the
             backbone's weights. For a user's own model, `None` keeps pixels in
             0..255 if the model begins by scaling or shifting them; else it is

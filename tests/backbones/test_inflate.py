@@ -7,40 +7,25 @@ import numpy as np
 import pytest
 
 from keras_aspp.backbones import create_backbone
-from keras_aspp.backbones.channels import inflate, with_channels
+from keras_aspp.backbones.inflate import inflate, with_channels
 from keras_aspp.preprocess import KERAS_CAFFE, TORCHVISION, Preprocess
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of random weights of MobileNetV1, moving statistics too."""
-    model = keras.applications.MobileNet(
-        alpha=0.25, include_top=False, weights=None
-    )
-    rng = np.random.default_rng(1)
-    model.set_weights(
-        [w + rng.uniform(0, 0.1, w.shape) for w in model.get_weights()]
-    )
-    path = tmp_path_factory.mktemp("weights") / "m.weights.h5"
-    model.save_weights(path)
-    return path
 
 
 def features(model, images):
     found = model(model.preprocess(images), training=False)
-    return [np.asarray(found[key]) for key in sorted(found)]
+    return [np.asarray(one) for one in keras.tree.flatten(found)]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
 def test_equal_channels_give_the_features_of_a_gray_image(
-    channels, weights, caplog
+    channels, toy_backbone, caplog
 ):
     gray = np.random.default_rng(2).integers(0, 256, (1, 64, 96, 1), "uint8")
-    rgb = create_backbone("mobilenet_0.25", 16, weights)
+    rgb = toy_backbone(features=True)
+    randomize(rgb)
+    rgb.preprocess = Preprocess()
     with caplog.at_level(logging.INFO, "keras_aspp"):
-        spread = create_backbone(
-            "mobilenet_0.25", 16, weights, (None, None, channels)
-        )
+        spread, _ = with_channels(rgb, channels, rgb.preprocess)
     assert f"3 -> {channels} input channels" in caplog.text
     assert spread.input_shape == (None, None, None, channels)
     expected = features(rgb, np.repeat(gray, 3, -1))
@@ -48,6 +33,26 @@ def test_equal_channels_give_the_features_of_a_gray_image(
     for one, other in zip(found, expected, strict=True):
         assert other.std() > 1e-3
         np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
+
+
+def randomize(model):
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        noise = rng.uniform(0, 0.1, weight.shape)
+        weight.assign(np.asarray(weight) + noise)
+
+
+def test_a_named_backbone_gets_a_file_of_rgb(tmp_path):
+    arguments = {"alpha": 0.25, "include_top": False, "weights": None}
+    published = keras.applications.MobileNet(**arguments)
+    path = tmp_path / "m.weights.h5"
+    published.save_weights(path)
+    spread = create_backbone("mobilenet_0.25", 16, path, (None, None, 4))
+    kernels = [m.get_layer("conv1").get_weights() for m in (published, spread)]
+    np.testing.assert_array_equal(kernels[1][0], inflate(kernels[0][0], 4))
+    last = [m.get_layer("conv_pw_13") for m in (published, spread)]
+    np.testing.assert_array_equal(*(layer.get_weights()[0] for layer in last))
+    assert spread.preprocess == Preprocess()
 
 
 def test_further_channels_get_the_mean_and_all_are_scaled():
