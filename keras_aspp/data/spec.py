@@ -26,7 +26,10 @@ _KEYS = (
     "value_range",
     "mean",
     "std",
+    "task",
 )
+# Masks of a binary task may show the object as 1 or as white.
+_WHITE_IS_OBJECT = {255: 1}
 _NOTES = ("name", "num_classes", "source", "license")
 
 
@@ -36,7 +39,7 @@ class DatasetSpec:
 
     Args:
         class_names: one name per label value, background included; at least
-            two.
+            two. For a binary task, the object's name alone is enough.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
         colormap: one `(red, green, blue)` per class, or `None`. It also says
@@ -55,6 +58,9 @@ class DatasetSpec:
         value_range: as of `PixelFormat`, like `mean` and `std`.
         mean: see `value_range`.
         std: see `value_range`.
+        task: `"semantic"`; or `"binary"`, one kind of object, which masks
+            show as 1 or as 255. With `label_map={}`, 255 is `ignore_label`
+            there, too.
 
     Raises:
         ValueError: a value is not as above.
@@ -73,8 +79,10 @@ class DatasetSpec:
     value_range: tuple[Any, Any] | None = None
     mean: Any = None
     std: Any = None
+    task: str = "semantic"
 
     def __post_init__(self) -> None:
+        self._check_task()
         names = self.class_names
         # A single string would become one class per letter.
         if isinstance(names, (list, tuple)):
@@ -95,7 +103,8 @@ class DatasetSpec:
         if len(names) < 2:
             raise InputError(
                 "`class_names` must hold at least 2 names, e.g. "
-                f"['background', {names[0]!r}]; {BACKGROUND}. "
+                f"['background', {names[0]!r}], or be of \"task\": "
+                f'"binary"; {BACKGROUND}. '
                 f"Received: class_names={list(names)!r}"
             )
         if type(self.ignore_label) is not int or not (
@@ -134,6 +143,32 @@ class DatasetSpec:
         """`PixelFormat` of the images."""
         names = (field.name for field in dataclasses.fields(PixelFormat))
         return PixelFormat(**{name: getattr(self, name) for name in names})
+
+    def _check_task(self):
+        if self.task not in ("semantic", "binary"):
+            raise InputError(
+                "`task` must be 'semantic' or 'binary'. "
+                f"Received: task={self.task!r}"
+            )
+        if self.task == "semantic":
+            return
+        names = self.class_names
+        if isinstance(names, (list, tuple)) and len(names) == 1:
+            object.__setattr__(self, "class_names", ("background", *names))
+        elif not isinstance(names, (list, tuple)) or len(names) != 2:
+            raise InputError(
+                "`class_names` of a binary task must hold the object's name, "
+                "or those of background and object. "
+                f"Received: class_names={names!r}"
+            )
+        # Colors are classes already, and some of them may be ignored.
+        if self.label_map is None and self.colormap is None:
+            object.__setattr__(self, "label_map", dict(_WHITE_IS_OBJECT))
+
+    @property
+    def reads_white_as_object(self) -> bool:
+        """True if masks of 0 and 255, and of 0 and 1, are both read."""
+        return self.task == "binary" and self.label_map == _WHITE_IS_OBJECT
 
     def _checked_colormap(self):
         colormap = _checked_colors("colormap", self.colormap)
@@ -219,6 +254,9 @@ class DatasetSpec:
                 f"Unknown keys {sorted(unknown)}. File: {path}. Known keys: "
                 f"{', '.join(_KEYS)}"
             )
+        if content.get("task") == "binary" and "ignore_label" in content:
+            # Who names 255 as ignored means it.
+            content.setdefault("label_map", {})
         wanted = {f.name for f in dataclasses.fields(cls)}
         try:
             spec = cls(**{k: v for k, v in content.items() if k in wanted})
@@ -243,6 +281,8 @@ class DatasetSpec:
         content.pop("mask_orientation", None)
         if self.pixels.is_default:
             del content["channels"], content["dtype"]
+        if self.task == "semantic":
+            del content["task"]
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -65,8 +66,7 @@ def is_scene(path: PathLike, max_pixels: int) -> bool:
     Raises:
         ValueError: not a readable TIFF, or the extra `tiff` is missing.
     """
-    with _opened(path, path) as file:
-        page = file.pages[0]
+    with _opened(path, path) as (_, page):
         return page.imagelength * page.imagewidth > max_pixels or any(
             tag in page.tags for tag in _GEO_TAGS
         )
@@ -86,8 +86,7 @@ def read_tiff(source: PathLike | bytes, path: str, max_pixels: int) -> Bands:
     Raises:
         ValueError: unreadable or too large, or the extra `tiff` is missing.
     """
-    with _opened(source, path) as file:
-        page = file.pages[0]
+    with _opened(source, path) as (file, page):
         _check_size(page, path, max_pixels)
         _check_pages(file, path)
         try:
@@ -166,23 +165,25 @@ def read_deep_png(source: Any, path: str) -> np.ndarray:
     return values[..., None] if values.ndim == 2 else values
 
 
+@contextlib.contextmanager
 def _opened(source, path):
+    """Opens a TIFF: `(file, its first page)`, of which the header is read."""
     require("A TIFF", "tiff", "tifffile", "imagecodecs")
     import tifffile
 
     try:
-        return tifffile.TiffFile(
+        file = tifffile.TiffFile(
             io.BytesIO(source) if isinstance(source, bytes) else source
         )
-    except OSError as error:
-        raise InputError(
-            f"Unreadable image. File: {path} ({error.strerror})"
-        ) from None
+        page = file.pages[0]
     except Exception as error:
+        # tifffile raises exceptions of many types.
+        reason = getattr(error, "strerror", None) or f"no TIFF: {error}"
         raise InputError(
-            f"Unreadable image. File: {path} "
-            f"(no TIFF: {' '.join(str(error).split())[:200]})"
+            f"Unreadable image. File: {path} ({' '.join(reason.split())[:200]})"
         ) from None
+    with file:
+        yield file, page
 
 
 def _check_pages(file, path):
@@ -190,7 +191,7 @@ def _check_pages(file, path):
     try:
         # Overviews and masks of the first image follow it.
         several = not file.pages[1].subfiletype & 5
-    except IndexError:
+    except Exception:  # there is none, or none that can be read
         return
     if several:
         raise InputError(

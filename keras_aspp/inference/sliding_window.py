@@ -58,6 +58,7 @@ class SlidingWindow:
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
         self.pixels: PixelFormat = engine.pixels
+        self.threshold: float | None = engine.threshold
         self.smallest_side: int = engine.smallest_side
         self.output_stride: int = engine.output_stride
         self.align: int = alignment(engine, window)

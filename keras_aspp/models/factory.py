@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Literal
 
 import keras
 
@@ -26,6 +27,7 @@ def build_model(
     dtype: str | keras.DTypePolicy | None = None,
     rematerialize: bool = False,
     pixels: PixelFormat = RGB,
+    task: Literal["semantic", "binary"] = "semantic",
 ) -> Segmenter:
     """Builds the segmenter that a `ModelConfig` describes.
 
@@ -35,6 +37,7 @@ def build_model(
         dtype: Keras dtype policy, or `None` for the global one.
         rematerialize: see `Segmenter`.
         pixels: `PixelFormat` of the images. Defaults to RGB of 8 bits.
+        task: see `Segmenter`.
 
     Returns:
         `Segmenter`.
@@ -58,6 +61,7 @@ def build_model(
         dtype=dtype,
         rematerialize=rematerialize,
         input_shape=(None, None, pixels.channels),
+        task=task,
         **arguments,
     )
     if model.input_channels != pixels.channels:

@@ -149,6 +149,7 @@ def test_other_files_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="one image.*several pages"):
         read(path, 1)
+    tifffile.imwrite(path, values(1, "uint8", (90, 70)), compression="zlib")
     content = path.read_bytes()
     for broken in (b"II*\0", b"no TIFF", content[: len(content) // 2]):
         path.write_bytes(broken)
