@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers.lowering import scale_and_shift
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -18,10 +19,11 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 @keras.saving.register_keras_serializable(package="keras_aspp")
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Converts pixels in 0..255 to the value range a model was trained on.
+    """Converts pixels to the value range a model was trained on.
 
     `(value_range[0] + pixel / 255 * (value_range[1] - value_range[0]) - mean)
-    / std`, per channel, in the channel order of the model.
+    / std`, per channel, in the channel order of the model. A pixel is a value
+    in 0..255; images of other ranges are mapped to it first, by `input_range`.
 
     Args:
         value_range: two floats, values of 0 and 255 before `mean` and `std`.
@@ -31,6 +33,11 @@ class Preprocess:
         std: float > 0 or one per channel. Defaults to 1.0.
         channel_order: `"rgb"` or `"bgr"`, channel order of the model. Input
             images are RGB. Defaults to `"rgb"`.
+        input_dtype: `"uint8"`, `"uint16"` or `"float32"`, type of the images.
+            Defaults to `"uint8"`.
+        input_range: `(low, high)`, stored values that stand for pixels 0 and
+            255, each a float or one per channel of the image; `None`, the
+            default, for 0 and 255.
 
     Raises:
         ValueError: `std` is not > 0, or `channel_order` is unknown.
@@ -44,13 +51,20 @@ class Preprocess:
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     channel_order: str = "rgb"
+    input_dtype: str = "uint8"
+    input_range: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         # From JSON, tuples come back as lists.
-        for name in ("value_range", "mean", "std"):
+        for name in ("value_range", "mean", "std", "input_range"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        if self.input_range is not None:
+            ends = (
+                tuple(e) if isinstance(e, list) else e for e in self.input_range
+            )
+            object.__setattr__(self, "input_range", tuple(ends))
         for name in ("value_range", "mean", "std"):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
@@ -68,7 +82,7 @@ class Preprocess:
             )
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Converts an image `(..., H, W, C)` in 0..255 to float32."""
+        """Converts an image `(..., H, W, C)` as stored to float32."""
         # In tf.data an image is a TensorFlow tensor on every backend.
         if getattr(image, "dtype", None) != "float32":
             image = ops.cast(image, "float32")
@@ -79,13 +93,64 @@ class Preprocess:
     def _scale_and_shift(self, channels):
         low, high = self.value_range
         mean, std = np.asarray(self.mean), np.asarray(self.std)
+        scale, shift = (high - low) / 255 / std, (low - mean) / std
+        if self.input_range is not None:
+            to_pixel, offset = self._pixel_map()
+            if self.channel_order == "bgr":
+                # The range is that of the image, the rest of the model.
+                to_pixel, offset = to_pixel[..., ::-1], offset[..., ::-1]
+            scale, shift = scale * to_pixel, shift + scale * offset
         return (
             np.broadcast_to(row, channels).astype("float32")
-            for row in ((high - low) / 255 / std, (low - mean) / std)
+            for row in (scale, shift)
+        )
+
+    def _pixel_map(self):
+        """Returns `(factor, offset)` from stored values to 0..255."""
+        low, high = (np.atleast_1d(np.asarray(e)) for e in self.input_range)
+        factor = 255 / (high - low)
+        return factor, -low * factor
+
+    def to_pixels(self, image: Tensor) -> Tensor:
+        """Converts an image as stored to the scale of 0..255, unclipped.
+
+        Args:
+            image: tensor `(..., H, W, C)`.
+
+        Returns:
+            float32; the image itself if it is stored in 0..255.
+        """
+        if self.input_range is None:
+            return image
+        factor, offset = self._pixel_map()
+        image = ops.cast(image, "float32")
+        return image * factor.astype("float32") + offset.astype("float32")
+
+    def of_pixels(self) -> "Preprocess":
+        """Returns the conversion of what `to_pixels` returns."""
+        return dataclasses.replace(self, input_dtype="uint8", input_range=None)
+
+    def of_images(self, pixels: PixelFormat) -> "Preprocess":
+        """Returns the conversion of images of a format.
+
+        Args:
+            pixels: `PixelFormat` of the images.
+
+        Raises:
+            ValueError: the format has no range of values.
+        """
+        return dataclasses.replace(
+            self, input_dtype=pixels.dtype, input_range=pixels.input_range()
         )
 
     def get_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        config = dataclasses.asdict(self)
+        # Files of RGB models are those of versions that knew no others.
+        if self.input_dtype == "uint8":
+            del config["input_dtype"]
+        if self.input_range is None:
+            del config["input_range"]
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Preprocess":

@@ -22,7 +22,7 @@ TESTS = ROOT / "tests"
 LADDER = (
     ("version",),
     ("utils",),
-    ("litert", "labels", "label_tensors"),
+    ("litert", "labels", "label_tensors", "pixels"),
     ("layers", "losses", "metrics"),
     ("preprocess",),
     ("data",),

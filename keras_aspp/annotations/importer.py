@@ -198,8 +198,8 @@ class _Writer:
 
     def write(self, image: AnnotatedImage, work: Path) -> None:
         try:
-            pixels, orientation = decode.read_oriented(image.path)
-            upright = pixels.shape[:2]
+            bands = decode.read_bands(image.path)
+            upright, orientation = bands.values.shape[:2], bands.orientation
             labels = self._labels(image, upright, orientation)
         except InputError as error:
             self.unreadable.append(str(error))

@@ -36,6 +36,7 @@ def rebuild(
     ] = copy_weights,
     resized: Collection[str] = (),
     any_size: bool = False,
+    channels: int | None = None,
 ) -> keras.Model:
     """Copies a functional model with changed layer configurations.
 
@@ -53,6 +54,8 @@ def rebuild(
             size than they were built for.
         any_size: bool. If True, the copy accepts maps of any height and
             width. Defaults to `False`.
+        channels: int > 0, channels of the copy's input; `None` for those of
+            `model`. `carry` must then fit the weights.
 
     Returns:
         A new model with the weights of `model`.
@@ -104,7 +107,7 @@ def rebuild(
         return args[0]
 
     inputs = keras.tree.map_structure(
-        lambda t: _input_like(t, any_size), graph_of(model).input
+        lambda t: _input_like(t, any_size, channels), graph_of(model).input
     )
     if isinstance(model, keras.Sequential):
         copies = [s for layer in model.layers for s in steps(clone(layer))]
@@ -120,11 +123,13 @@ def rebuild(
     return copy
 
 
-def _input_like(tensor, any_size):
+def _input_like(tensor, any_size, channels=None):
     """An input for the copy of a model whose input is `tensor`."""
     shape = tensor.shape
     if any_size and _is_map(tensor):
         shape = (shape[0], None, None, shape[3])
+    if channels is not None:
+        shape = (*shape[:-1], channels)
     return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
 
 

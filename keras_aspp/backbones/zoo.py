@@ -14,6 +14,7 @@ import numpy as np
 from keras_aspp.backbones import torchvision
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
+from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
 from keras_aspp.backbones.rebuild import configuration_of, rebuild
@@ -124,7 +125,8 @@ def create_backbone(
             its state dict (`.pth`, `.safetensors`), or that as a dict of
             arrays. Padding and batch-norm epsilon follow the weights.
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
-            than three channels need `weights=None`.
+            than three channels get pretrained weights by
+            `backbones.inflate.inflate`.
         batch_norm_epsilon: float > 0, or `None` for that of the weights.
         batch_norm_momentum: float in [0, 1), or `None` for that of the
             architecture.
@@ -143,11 +145,16 @@ def create_backbone(
     family, multiplier = parse_name(name)
     height, width, channels = input_shape
     if weights is not None and channels != 3:
-        raise InputError(
-            "Pretrained weights need three input channels; pass "
-            "weights=None (backbone_weights=None of a segmenter). Received: "
-            f"input_shape={tuple(input_shape)}, weights={weights!r}"
+        rgb = create_backbone(
+            name,
+            output_stride,
+            weights,
+            (height, width, 3),
+            batch_norm_epsilon,
+            batch_norm_momentum,
+            dtype,
         )
+        return with_channels(rgb, channels, rgb.preprocess)[0]
     torch = isinstance(weights, dict) or str(weights).endswith(
         ("torchvision", ".pth", ".safetensors")
     )

@@ -1,6 +1,7 @@
 """Command `keras-aspp data`: import, check, show or convert a data set."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -24,26 +25,7 @@ def run(arguments):
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check",
-        help="read every image and mask, list all problems",
-        description="Read every image and mask of a folder data set; list "
-        "all that is wrong, count classes and sizes. Exit status 1 if "
-        "anything is wrong for training.",
-        allow_abbrev=False,
-    )
-    check.add_argument(
-        "data",
-        metavar="ROOT|NAME",
-        help="folder data set, or NAME or FILE of a configuration",
-    )
-    for split in ("train", "validation"):
-        check.add_argument(
-            f"--data.{split}_split",
-            metavar="NAME",
-            help=f"{split} split, as for `keras-aspp train`",
-        )
-    check.add_argument("--json", type=Path, metavar="FILE")
+    _add_check(commands)
     preview = commands.add_parser(
         "preview",
         help="draw a sheet of images with their masks",
@@ -95,6 +77,35 @@ def run(arguments):
     if flags.output.suffix.lower() != ".png":
         preview.error(f"--output must end in .png. Received: {flags.output}")
     return _preview(flags)
+
+
+def _add_check(commands):
+    """Adds the parser of `data check`."""
+    check = commands.add_parser(
+        "check",
+        help="read every image and mask, list all problems",
+        description="Read every image and mask of a folder data set; list "
+        "all that is wrong, count classes and sizes. Exit status 1 if "
+        "anything is wrong for training.",
+        allow_abbrev=False,
+    )
+    check.add_argument(
+        "data",
+        metavar="ROOT|NAME",
+        help="folder data set, or NAME or FILE of a configuration",
+    )
+    for split in ("train", "validation"):
+        check.add_argument(
+            f"--data.{split}_split",
+            metavar="NAME",
+            help=f"{split} split, as for `keras-aspp train`",
+        )
+    check.add_argument("--json", type=Path, metavar="FILE")
+    check.add_argument(
+        "--write",
+        action="store_true",
+        help="write the bands, their type, mean and spread into dataset.json",
+    )
 
 
 def _add_import(commands):
@@ -270,6 +281,8 @@ def _check(flags):
     if report.problems:
         print()
     _print_report(report)
+    if flags.write:
+        _write_bands(source, report)
     if flags.json:
         from keras_aspp.utils.files import write_json
 
@@ -282,6 +295,53 @@ def _check(flags):
         return 0
     print("1 problem." if count == 1 else f"{count} problems.")
     return 1
+
+
+def _bands_keys(report):
+    """Returns the keys of dataset.json that describe the bands."""
+    names = ("channels", "dtype", "mean", "std")
+    return {name: report.bands[name] for name in names}
+
+
+def _print_bands(report):
+    """Prints the statistics of bands, and what to paste."""
+    if not report.bands:
+        return
+    print()
+    ends = ("mean", "std", "min", "max")
+    rows = zip(*(report.bands[name] for name in ends), strict=True)
+    print_table(
+        [
+            (f"band, {report.bands['dtype']}", *ends),
+            *(
+                (str(i), *(f"{value:g}" for value in row))
+                for i, row in enumerate(rows, 1)
+            ),
+        ]
+    )
+    pixels = report.spec.pixels
+    if pixels.mean is None and pixels.value_range is None:
+        keys = json.dumps(_bands_keys(report))
+        print(f"\nFor dataset.json (--write puts it there):\n{keys[1:-1]}")
+
+
+def _write_bands(source, report):
+    """Writes the format of the images into dataset.json."""
+    from keras_aspp.utils.files import write_json
+    from keras_aspp.utils.text import read_json
+
+    if not report.bands:
+        raise InputError(
+            "--write is for images other than RGB of 8 bits. "
+            f"Received: {source.root}"
+        )
+    path = source.root / "dataset.json"
+    content = {"class_names": list(report.spec.class_names)}
+    if path.is_file():
+        content = read_json(path)
+    content.pop("value_range", None)
+    write_json(path, content | _bands_keys(report))
+    print(f"\nwritten  {path}")
 
 
 def _split_flags(flags):
@@ -345,6 +405,7 @@ def _print_report(report):
         ("ignored, % of all pixels", *(_percent(shares[s][1]) for s in splits))
     )
     print_table(rows)
+    _print_bands(report)
     if report.notes:
         print()
     for note in report.notes:
@@ -393,6 +454,7 @@ def _report_dict(root, report):
         "num_classes": report.spec.num_classes,
         "ignore_label": report.spec.ignore_label,
         "splits": splits,
+        **({"bands": report.bands} if report.bands else {}),
         "notes": report.notes,
         "problems": report.problems,
     }
@@ -418,7 +480,7 @@ def _draw_preview(data, split, count, augmented, output):
     split = split or _first_split(source, config)
     examples = list(_examples(source, split, count))
     if augmented:
-        examples = _augmented(examples, config, source.spec.ignore_label)
+        examples = _augmented(examples, config, source.spec)
     name = Path(os.path.abspath(data)).name
     title = f"{name}, {split}: {len(examples)} of {source.size(split)}"
     if augmented:
@@ -460,15 +522,18 @@ def _examples(source, split, count):
         yield source.name_of(record), image, labels
 
 
-def _augmented(examples, config, ignore_label):
+def _augmented(examples, config, spec):
     import tensorflow as tf
 
     from keras_aspp.data.augment import Augment
+    from keras_aspp.preprocess import Preprocess
 
-    crop = Augment(config.augment, config.crop_size, ignore_label)
+    preprocess = Preprocess().of_images(spec.pixels)
+    crop = Augment(config.augment, config.crop_size, spec.ignore_label)
     cropped = []
     for index, (name, image, labels) in enumerate(examples):
+        image = preprocess.to_pixels(tf.constant(image))
         image, labels = crop(image, labels, tf.constant([0, index]))
-        image = np.round(image.numpy()).astype("uint8")
+        image = np.round(np.clip(image.numpy(), 0, 255)).astype("uint8")
         cropped.append((name, image, labels.numpy()))
     return cropped

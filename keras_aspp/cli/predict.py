@@ -14,7 +14,8 @@ def run(arguments):
         description="Segment images, at their own size. Writes for each "
         "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; "
         "with --scores also NAME_confidence.png (8 bits, 255 is certain) and "
-        "NAME_probabilities.npz (float16 [height, width, classes]).",
+        "NAME_probabilities.npz (float16 [height, width, classes]). Of a "
+        "GeoTIFF, by window, NAME_labels.tif with its georeference.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True)
@@ -76,6 +77,7 @@ def run(arguments):
         flags.format,
         flags.min_area,
         flags.scores,
+        show_progress,
     )
     print_table([("image", "overlay", "largest classes"), *written])
     if flags.format == "coco":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_aspp.data.augment_layers import (
+    COLOR,
     FILL,
     AugmentLayer,
     blur_arguments,
@@ -124,12 +125,14 @@ class Augment:
         ignore_label: int, label of pixels outside the image.
 
     Call arguments:
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]` on the scale of 0..255; uint8, or float32 that may
+            exceed it.
         labels: int32 `[H, W]`.
         seed: int `[2]`; the same seed gives the same crop.
 
     Returns:
-        `(float32 [h, w, 3] in 0..255, int32 [h, w])`.
+        `(float32 [h, w, C], int32 [h, w])`; pixels of a uint8 image in 0..255.
+        Saturation, hue and `layers` change RGB only.
     """
 
     def __init__(
@@ -157,11 +160,28 @@ class Augment:
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((8,), seed)
+        if image.shape[-1] != 3 or image.dtype != tf.uint8:
+            self._check_layers(image)
+        # A range of values that excludes extremes must not clip them in
+        # training alone.
+        clip = image.dtype == tf.uint8
         image, labels = self._crop(image, labels, draw[:4])
         for stream, layer in self.layers.items():
             own_seed = tf.random.experimental.stateless_fold_in(seed, stream)
             image, labels = layer(image, labels, own_seed)
-        return self._recolor(image, draw[4:] * 2 - 1), labels
+        return self._recolor(image, draw[4:] * 2 - 1, clip), labels
+
+    def _check_layers(self, image):
+        """Raises for layers that take RGB in 0..255 only."""
+        layers = (self.config.layers or {}).keys()
+        colored = sorted(layers & COLOR - {"RandomGaussianBlur"})
+        if colored:
+            raise InputError(
+                "`data.augment.layers` may change colors of 8-bit RGB only; "
+                "brightness, contrast, blur and layers of geometry change "
+                f"other images. Received: {', '.join(colored)} for "
+                f"{image.shape[-1]} bands of {image.dtype.name}"
+            )
 
     def _crop(self, image, labels, draw):
         """`draw`: four numbers in [0, 1): scale, row, column, flip."""
@@ -205,13 +225,19 @@ class Augment:
         )
         return image, tf.cast(mask[..., 0], "int32")
 
-    def _recolor(self, image, draw):
+    def _recolor(self, image, draw, clip):
         """`draw`: four numbers in [-1, 1]."""
         import tensorflow as tf
 
         config = self.config
         shift = draw[0] * config.brightness * 255
         stretch = 1 + draw[1] * config.contrast
+        # Contrast scales about the mean after the brightness shift.
+        mean = tf.reduce_mean(image, axis=(0, 1))
+        moved = mean * (1 - stretch) + shift
+        if image.shape[-1] != 3:
+            image = image * stretch + moved
+            return tf.clip_by_value(image, 0.0, 255.0) if clip else image
         vivid = 1 + draw[2] * config.saturation
         angle = draw[3] * config.hue * 2 * math.pi
         along, across = vivid * tf.cos(angle), vivid * tf.sin(angle)
@@ -219,9 +245,6 @@ class Augment:
             [1.0, 0.0, 0.0, 0.0, along, -across, 0.0, across, along]
         )
         colors = np.linalg.inv(_YIQ) @ tf.reshape(turn, (3, 3)) @ _YIQ
-        # Contrast scales about the mean after the brightness shift.
-        mean = tf.reduce_mean(image, axis=(0, 1))
-        moved = mean * (1 - stretch) + shift
         image = tf.tensordot(image, stretch * tf.transpose(colors), 1)
         image += tf.linalg.matvec(colors, moved)
-        return tf.clip_by_value(image, 0.0, 255.0)
+        return tf.clip_by_value(image, 0.0, 255.0) if clip else image

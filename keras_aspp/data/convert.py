@@ -161,6 +161,11 @@ def _examples(pairs, spec, progress, beam):
 
 def _example(pair, spec):
     image, mask = pair
+    if not spec.pixels.is_default or decode.is_banded(image):
+        raise InputError(
+            "Records hold RGB of 8 bits; train on the folder itself. "
+            f"File: {image} ({spec.pixels.describe()})"
+        )
     content = Path(image).read_bytes()
     pixels, orientation = decode.read_oriented(content, image)
     labels = decode.read_mask(

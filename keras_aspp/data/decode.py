@@ -14,7 +14,10 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from keras_aspp.data import tiff
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import Bands
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError, InputTypeError
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike, Size
@@ -50,6 +53,8 @@ _ORIENTATION_TAG = 0x0112
 _TAG_TYPES = {3: "H", 4: "I"}
 _INDEX_MODES = ("L", "P", "1")
 _COLOR_MODES = ("RGB", "RGBA")
+# Modes of Pillow whose arrays are the bands of the file.
+_BAND_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
 # Pillow stretches 2- and 4-bit gray values to 0..255; here they are ids.
 _STRETCHED_BY = {"L;2": 85, "L;4": 17}
 # Warning filters belong to the process, and tf.data decodes in threads.
@@ -225,39 +230,54 @@ def _count_scans(file):
     return found
 
 
+RGB = PixelFormat()
+
+
 def read_image(
-    source: PathLike | bytes, name: PathLike | None = None, exif: bool = True
+    source: PathLike | bytes,
+    name: PathLike | None = None,
+    exif: bool = True,
+    pixels: PixelFormat = RGB,
 ) -> np.ndarray:
-    """Reads an image as RGB, uint8 `[H, W, 3]`.
+    """Reads an image, by default as RGB, uint8 `[H, W, 3]`.
 
     Args:
-        source: path or bytes of the file; see `open_image`.
+        source: path or bytes of the file; see `open_image`. TIFFs are told by
+            their suffix and need the extra `tiff`.
         name: name for messages; defaults to the path.
         exif: bool. Whether to turn it upright, as its EXIF orientation says.
+        pixels: `PixelFormat` that the image must have.
+
+    Returns:
+        array `[H, W, channels]` of the format's type.
 
     Raises:
-        ValueError: unreadable or truncated, or more than 8 bits per channel.
+        ValueError: unreadable or truncated, or of another format.
     """
-    return _read(source, name, exif)[0]
+    return read_fitting(source, name, exif, pixels).values
 
 
 def read_oriented(
-    source: PathLike | bytes, name: PathLike | None = None
+    source: PathLike | bytes,
+    name: PathLike | None = None,
+    pixels: PixelFormat = RGB,
 ) -> tuple[np.ndarray, int]:
     """Reads an image upright, with its stored orientation.
 
     Args:
         source: path or bytes of the file; see `open_image`.
         name: name for messages; defaults to the path.
+        pixels: `PixelFormat` that the image must have.
 
     Returns:
-        `(uint8 [H, W, 3], orientation)`, the latter as in EXIF: 1 for an image
-        that is stored upright, up to 8.
+        `(array [H, W, channels], orientation)`, the latter as in EXIF: 1 for
+        an image that is stored upright, up to 8.
 
     Raises:
         ValueError: as `read_image`.
     """
-    return _read(source, name, True)
+    bands = read_fitting(source, name, True, pixels)
+    return bands.values, bands.orientation
 
 
 def read_pair(
@@ -277,38 +297,136 @@ def read_pair(
         mask_name: name for messages; defaults to the path.
 
     Returns:
-        `(uint8 [H, W, 3], uint8 [H, W])`.
+        `(array [H, W, channels], uint8 [H, W])`; where the image has no data,
+        the label is `ignore_label`.
 
     Raises:
         ValueError: as `read_image` and `read_mask`.
     """
-    pixels, orientation = read_oriented(image, image_name)
-    labels = read_mask(mask, spec, pixels.shape[:2], mask_name, orientation)
-    return pixels, labels
+    bands = read_fitting(image, image_name, True, spec.pixels)
+    size = bands.values.shape[:2]
+    labels = read_mask(mask, spec, size, mask_name, bands.orientation)
+    if bands.valid is not None:
+        labels = np.where(bands.valid, labels, np.uint8(spec.ignore_label))
+    return bands.values, labels
 
 
-def _read(source, name, exif):
+def read_fitting(
+    source: PathLike | bytes,
+    name: PathLike | None,
+    exif: bool,
+    pixels: PixelFormat,
+) -> Bands:
+    """Reads an image of a format; arguments and errors as `read_image`.
+
+    Returns:
+        `Bands`.
+    """
+    bands = read_bands(source, name, exif, pixels)
+    return fitting(bands, pixels, _called(source, name))
+
+
+def fitting(bands: Bands, pixels: PixelFormat, path: PathLike) -> Bands:
+    """Returns bands in a format, or raises `ValueError`.
+
+    Args:
+        bands: `Bands`.
+        pixels: `PixelFormat`.
+        path: name for messages.
+    """
+    bands = without_alpha(bands, pixels.channels)
+    values = pixels.check(bands.values, printable(path))
+    return dataclasses.replace(bands, values=values)
+
+
+def without_alpha(bands: Bands, channels: int) -> Bands:
+    """Turns an alpha band beyond `channels` into valid pixels."""
+    values, valid = bands.values, bands.valid
+    if not bands.has_alpha or values.shape[-1] != channels + 1:
+        return bands
+    opaque = values[..., -1] > 0
+    return Bands(
+        values[..., :-1],
+        opaque if valid is None else valid & opaque,
+        False,
+        bands.orientation,
+    )
+
+
+def is_banded(path: PathLike) -> bool:
+    """Returns True for a TIFF or an image of more than 8 bits per channel."""
+    if tiff.is_tiff(path):
+        return True
+    with open_image(path) as image:
+        return _is_deep(image) or image.mode.startswith(("I", "F"))
+
+
+def read_bands(
+    source: PathLike | bytes,
+    name: PathLike | None = None,
+    exif: bool = True,
+    pixels: PixelFormat | None = None,
+) -> Bands:
+    """Reads an image with the bands that its file has.
+
+    Args:
+        source: path or bytes of the file; see `open_image`.
+        name: name for messages; defaults to the path.
+        exif: bool. Whether to turn it upright.
+        pixels: `PixelFormat` that is wanted: for RGB of 8 bits, gray values
+            and palettes become RGB and transparency is dropped. `None` reads
+            such a file as RGB too, if it has no more than 8 bits and not one
+            or two bands.
+
+    Returns:
+        `Bands`.
+
+    Raises:
+        ValueError: unreadable or truncated.
+    """
     path = _called(source, name)
+    if tiff.is_tiff(path):
+        return tiff.read_tiff(source, path, MAX_PIXELS)
+    as_rgb = pixels is not None and (pixels.channels, pixels.dtype) == (
+        RGB.channels,
+        RGB.dtype,
+    )
     with open_image(source, name) as image:
         deep = _is_deep(image)
-        if deep or image.mode.startswith(("I", "F")):
+        if as_rgb and (deep or image.mode.startswith(("I", "F"))):
             # Pillow clips gray values at 255 and keeps the high bytes of
             # colors: right only for files that use all 16 bits.
             bits = "16 bits per value, " if deep else ""
             raise InputError(
                 "Images must have 8 bits per channel; scale the values to "
-                f"0..255. File: {path} ({bits}mode {image.mode})"
+                '0..255, or put "dtype": "uint16" and "channels" into '
+                "dataset.json, as `keras-aspp data check` prints them. "
+                f"File: {path} ({bits}mode {image.mode})"
             )
         try:
-            pixels = np.array(_rgb(image))
+            if deep and not image.mode.startswith("I"):
+                values = tiff.read_deep_png(source, path)
+            else:
+                values = np.array(
+                    image
+                    if not as_rgb and image.mode in _BAND_MODES
+                    else _rgb(image)
+                )
             # PNG may have its EXIF behind the pixels.
+            image.load()
             orientation = _orientation(image.info) if exif else 1
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 "Unreadable or truncated image. "
                 f"File: {path} ({_reason(error)})"
             ) from None
-    return turn_upright(pixels, orientation), orientation
+    values = values.reshape(*values.shape[:2], -1)
+    has_alpha = not as_rgb and image.mode in ("LA", "RGBA")
+    return Bands(
+        turn_upright(values, orientation), None, has_alpha, orientation
+    )
 
 
 def _orientation(info):
@@ -511,6 +629,8 @@ def read_stored(
         ValueError: names the file and what is wrong with it.
     """
     path = _called(source, name)
+    if tiff.is_tiff(path):
+        return _stored_in_tiff(source, path, spec, image_orientation)
     with open_image(source, name) as image:
         _check_format(image, path, spec)
         stretched = _STRETCHED_BY.get(_raw_mode(image), 1)
@@ -540,6 +660,22 @@ def read_stored(
         return StoredMask(labels, None, True, num_transparent, orientation)
     values = values.astype("uint8") // np.uint8(stretched)
     return StoredMask(values, levels, orientation=orientation)
+
+
+def _stored_in_tiff(source, path, spec, image_orientation):
+    """Reads a mask of one band; what it declares as no data is ignored."""
+    bands = tiff.read_tiff(source, path, MAX_PIXELS)
+    if bands.values.dtype != np.uint8 or bands.values.shape[-1] != 1:
+        raise InputError(
+            "Masks in TIFF must have one band of uint8. File: "
+            f"{path} ({bands.values.shape[-1]} of {bands.values.dtype})"
+        )
+    values = bands.values[..., 0]
+    if bands.valid is not None:
+        values = np.where(bands.valid, values, np.uint8(spec.ignore_label))
+    if spec.mask_orientation == "image":
+        values = turn_upright(values, image_orientation)
+    return StoredMask(values)
 
 
 def _rgb(image):

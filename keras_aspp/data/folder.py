@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from keras_aspp.data import decode
+from keras_aspp.data import decode, tiff
+from keras_aspp.data.band_statistics import BandStatistics
 from keras_aspp.data.spec import DatasetSpec, grouped
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import look
 from keras_aspp.utils.types import Dataset, PathLike
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", *decode.FORMATS_BY_SUFFIX)
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png"),
+    *decode.FORMATS_BY_SUFFIX,
+    *tiff.SUFFIXES,
+)
 # Files that file managers create, besides hidden ones.
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 # The validation split of a configuration that has none: images of the
@@ -247,7 +252,7 @@ class FolderSource:
     def decode(
         self, image: PathLike | bytes, mask: PathLike | bytes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`."""
+        """Decodes a record to `(array [H, W, C], int32 [H, W])`."""
         image, mask = os.fsdecode(image), os.fsdecode(mask)
         pixels, labels = decode.read_pair(image, mask, self.spec)
         return pixels, labels.astype("int32")
@@ -329,7 +334,9 @@ class FolderReport:
 
     `problems` and `notes` are lists of one-line messages. `class_pixels` is
     int64 `(num_classes + 1,)` per split, the last entry ignored pixels;
-    `sizes` counts images by `(height, width)`.
+    `sizes` counts images by `(height, width)`. `bands` has the statistics of
+    the training images (of all, without that split) that are not RGB of 8
+    bits, see `BandStatistics.result`; otherwise it is empty.
     """
 
     spec: DatasetSpec
@@ -338,6 +345,7 @@ class FolderReport:
     num_images: dict[str, int]
     class_pixels: dict[str, np.ndarray]
     sizes: dict[tuple[int, int], int]
+    bands: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check_folder(
@@ -362,7 +370,9 @@ def check_folder(
         report.problems += source.unpaired.get(split, [])
         report.notes += source.skipped.get(split, [])
     seen = _Seen()
+    measured = source.train_split if source.train_split in splits else None
     for split in splits:
+        seen.measures = measured in (None, split)
         pairs = source.pairs.get(split, [])
         if not pairs and not source.unpaired.get(split):
             _try(report, lambda s=split: source.require(s))
@@ -378,6 +388,7 @@ def check_folder(
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
+    report.bands = seen.bands.result()
     report.problems += seen.problems(spec)
     report.notes += _notes(report, source)
     report.notes += seen.notes(spec)
@@ -388,9 +399,9 @@ def check_folder(
 def _check_pair(report, seen, image, mask):
     """Returns `(size, pixels of each label)`, `None` if unreadable."""
     spec, size, orientation = report.spec, None, 1
-    read = _try(report, lambda: decode.read_oriented(image))
+    read = _try(report, lambda: _read_bands(image, seen, spec))
     if read is not None:
-        size, orientation = read[0].shape[:2], read[1]
+        size, orientation = read.values.shape[:2], read.orientation
     if orientation != 1:
         seen.turned.append(image)
     stored = _try(
@@ -410,11 +421,23 @@ def _check_pair(report, seen, image, mask):
     return size, counts
 
 
+def _read_bands(image, seen, spec):
+    """Reads an image and, unless it is RGB of 8 bits, measures its bands."""
+    stored = decode.is_banded(image)
+    if not stored and spec.pixels.is_default:
+        return decode.read_fitting(image, None, True, spec.pixels)
+    bands = decode.read_bands(image)
+    if seen.measures:
+        seen.bands.add(decode.without_alpha(bands, spec.channels))
+    return decode.fitting(bands, spec.pixels, image)
+
+
 class _Seen:
     """Checks the masks and images of all splits together."""
 
     def __init__(self):
         self.turned, self.turned_masks = [], []
+        self.bands, self.measures = BandStatistics(), True
         self.blank, self.transparent = [], []
         # Of masks that hold numbers: value -> first file, and gray levels.
         self.values, self.levels = {}, {}

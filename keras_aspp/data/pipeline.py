@@ -47,20 +47,24 @@ def training_dataset(
             read here; the others belong to other machines.
 
     Returns:
-        `tf.data.Dataset` of `(float32 [B, h, w, 3], int32 [B, h, w])`.
+        `tf.data.Dataset` of `(float32 [B, h, w, C], int32 [B, h, w])`.
     """
     import tensorflow as tf
 
     crop = Augment(augment, crop_size, source.spec.ignore_label)
     decode = _decoder(source)
     cached = _fits(source, split)
+    # Colors are changed on the scale of 0..255.
+    to_pixels, of_pixels = (lambda image: image), preprocess
+    if getattr(preprocess, "input_range", None) is not None:
+        to_pixels, of_pixels = preprocess.to_pixels, preprocess.of_pixels()
 
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
         epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
         own_seed = tf.random.experimental.stateless_fold_in(epoch_seed, i)
-        image, labels = crop(image, labels, own_seed)
-        return preprocess(image), labels
+        image, labels = crop(to_pixels(image), labels, own_seed)
+        return of_pixels(image), labels
 
     return (
         _in_order(
@@ -130,12 +134,13 @@ def evaluation_dataset(
         numbered: bool. With the number of each image's record.
 
     Returns:
-        `tf.data.Dataset` of `(uint8 [B, H, W, 3], int32 [B, H, W])`, and
-        int64 `[B]` if numbered, -1 for what fills a batch.
+        `tf.data.Dataset` of `([B, H, W, C], int32 [B, H, W])`, images in the
+        type of `source.spec.pixels`, and int64 `[B]` if numbered, -1 for what
+        fills a batch.
     """
     import tensorflow as tf
 
-    ignore = source.spec.ignore_label
+    ignore, channels = source.spec.ignore_label, source.spec.channels
     batch_size = min(batch_size, source.size(split))
     fills = [n for n in (2**i for i in range(31)) if n < batch_size]
     fills = tf.constant([*fills, batch_size])
@@ -154,7 +159,7 @@ def evaluation_dataset(
             labels, [[0, missing], [0, 0], [0, 0]], constant_values=ignore
         )
         batch = (
-            tf.ensure_shape(image, (None, None, None, 3)),
+            tf.ensure_shape(image, (None, None, None, channels)),
             tf.ensure_shape(labels, (None, None, None)),
         )
         if numbered:
@@ -222,12 +227,14 @@ def _decoder(source):
     """Wraps `source.decode` for tf.data; errors name the file."""
     import tensorflow as tf
 
+    pixels = source.spec.pixels
+
     def decode(*record):
         image, labels = tf.numpy_function(
-            source.decode, record, (tf.uint8, tf.int32), stateful=False
+            source.decode, record, (pixels.dtype, tf.int32), stateful=False
         )
         return (
-            tf.ensure_shape(image, (None, None, 3)),
+            tf.ensure_shape(image, (None, None, pixels.channels)),
             tf.ensure_shape(labels, (None, None)),
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras_aspp.labels import BACKGROUND
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.utils.text import is_line, look, read_json
@@ -20,6 +21,11 @@ _KEYS = (
     "ignore_colors",
     "label_map",
     "mask_orientation",
+    "channels",
+    "dtype",
+    "value_range",
+    "mean",
+    "std",
     "task",
 )
 # Masks of a binary task may show the object as 1 or as white.
@@ -47,6 +53,11 @@ class DatasetSpec:
         mask_orientation: `"own"`, masks are upright, by their own EXIF if they
             have any; or `"image"`, they fit images as these are stored, and
             are turned by the images' EXIF.
+        channels: int > 0, bands of the images. Defaults to 3 (RGB).
+        dtype: `"uint8"`, `"uint16"` or `"float32"`, type of the images.
+        value_range: as of `PixelFormat`, like `mean` and `std`.
+        mean: see `value_range`.
+        std: see `value_range`.
         task: `"semantic"`; or `"binary"`, one kind of object, which masks
             show as 1 or as 255. With `label_map={}`, 255 is `ignore_label`
             there, too.
@@ -63,6 +74,11 @@ class DatasetSpec:
     license: str = ""
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
     mask_orientation: str = "own"
+    channels: int = 3
+    dtype: str = "uint8"
+    value_range: tuple[Any, Any] | None = None
+    mean: Any = None
+    std: Any = None
     task: str = "semantic"
 
     def __post_init__(self) -> None:
@@ -119,6 +135,14 @@ class DatasetSpec:
             )
         if self.label_map is not None:
             object.__setattr__(self, "label_map", self._checked_label_map())
+        for name, value in dataclasses.asdict(self.pixels).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """`PixelFormat` of the images."""
+        names = (field.name for field in dataclasses.fields(PixelFormat))
+        return PixelFormat(**{name: getattr(self, name) for name in names})
 
     def _check_task(self):
         if self.task not in ("semantic", "binary"):
@@ -255,6 +279,8 @@ class DatasetSpec:
         # Masks that this library writes hold class ids already, upright.
         content.pop("label_map", None)
         content.pop("mask_orientation", None)
+        if self.pixels.is_default:
+            del content["channels"], content["dtype"]
         if self.task == "semantic":
             del content["task"]
         write_json(path, content)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_aspp.data import decode
 from keras_aspp.data.folder import FolderSource
-from keras_aspp.utils.exceptions import OutputExistsError
+from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import replacing_folder
 from keras_aspp.utils.types import PathLike
 
@@ -50,7 +50,9 @@ def write_upright(
             images, masks = work / "images" / split, work / "masks" / split
             images.mkdir(parents=True, exist_ok=True)
             masks.mkdir(parents=True, exist_ok=True)
-            pixels, orientation = decode.read_oriented(image)
+            pixels, orientation = decode.read_oriented(
+                image, pixels=source.spec.pixels
+            )
             labels = decode.read_mask(
                 mask,
                 source.spec,
@@ -62,6 +64,11 @@ def write_upright(
             if orientation == 1:
                 shutil.copyfile(path, images / path.name)
                 continue
+            if not source.spec.pixels.is_default:
+                raise InputError(
+                    "Only RGB of 8 bits is turned; store the image upright. "
+                    f"File: {image}"
+                )
             turned += 1
             Image.fromarray(pixels).save(images / f"{path.stem}.png")
         source.spec.to_file(work / "dataset.json")

@@ -305,6 +305,7 @@ class Run:
                 self.spec.num_classes,
                 dtype=config.train.precision,
                 rematerialize=config.train.rematerialize,
+                pixels=self.spec.pixels,
                 task=self.spec.task,
             )
             if self.spec.task == "binary" and config.train.threshold != "auto":

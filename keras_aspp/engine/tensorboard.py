@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import hatched
 from keras_aspp.utils.files import replacing
 
@@ -124,7 +125,7 @@ class ValidationPictures(keras.callbacks.Callback):
     must come before the callback that swaps averaged weights.
 
     Args:
-        images: uint8 `[N, H, W, 3]`.
+        images: `[N, H, W, C]`, as stored.
         labels: int `[N, H, W]`.
         spec: `DatasetSpec`.
         log_dir: folder.
@@ -146,7 +147,8 @@ class ValidationPictures(keras.callbacks.Callback):
         predicted = np.argmax(logits, axis=-1)
         rows = [
             np.concatenate(
-                [image, *(hatched(image, m, self.spec) for m in maps)], axis=1
+                [to_rgb(image), *(hatched(image, m, self.spec) for m in maps)],
+                axis=1,
             )
             for image, *maps in zip(
                 self.images, self.labels, predicted, strict=True

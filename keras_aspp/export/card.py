@@ -55,9 +55,7 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         else "",
         "## Use\n\n```python\nimport keras_aspp as ka\n\n"
         f'labels = ka.Predictor("{manifest["name"]}").predict("image.jpg")'
-        "\n```\n\nInputs are RGB pixels 0..255 as uint8; normalization is "
-        "inside. The SavedModel's `serve_bytes` takes JPEG or PNG bytes and "
-        "does not read EXIF: turn rotated photographs first.",
+        f"\n```\n\n{_inputs(manifest)}",
         "## Limits\n\nThe model is for images like those it was trained on "
         "and labels every pixel, also of unknown objects. A TFLite file "
         "has one size (but model_any_size.tflite); other images are resized "
@@ -65,6 +63,26 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _inputs(manifest):
+    """Says what the artefacts take."""
+    taken = manifest["artefacts"][0]["input"]
+    channels, dtype = taken["shape"][-1], taken["dtype"]
+    if (channels, dtype) == (3, "uint8"):
+        return (
+            "Inputs are RGB pixels 0..255 as uint8; normalization is inside. "
+            "The SavedModel's `serve_bytes` takes JPEG or PNG bytes and does "
+            "not read EXIF: turn rotated photographs first."
+        )
+    low, high = (
+        end if isinstance(end, (int, float)) else [round(v, 4) for v in end]
+        for end in taken["range"]
+    )
+    return (
+        f"Inputs have {channels} bands of {dtype} as the sensor stores them; "
+        f"normalization is inside (black {low}, white {high})."
+    )
 
 
 def artefact_table(manifest: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ from keras_aspp.inference import Predictor, serving
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
-from keras_aspp.models.segmenter import Segmenter, check_rgb
+from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.plots.preview import write_preview
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import (
@@ -76,12 +77,12 @@ def export_model(
             chooses the median of `verify_images`, at most 1024, in multiples
             of 32, or the model's own size.
         class_names: one name per class.
-        verify_images: uint8 images `[H, W, 3]`, at least one; every artefact
-            must agree with Keras on them.
-        calibration_images: uint8 images `[H, W, 3]` that calibrate the ranges
-            of `"tflite_int8"`; of the training split, so that the evaluation
-            is fair. `None` without that format.
-        evaluation_data: iterable of `(uint8 [H, W, 3], int [H, W])` that can
+        verify_images: images `[H, W, C]` in the model's type, at least one;
+            every artefact must agree with Keras on them.
+        calibration_images: images `[H, W, C]` in the model's type that
+            calibrate the ranges of `"tflite_int8"`; of the training split, so
+            that the evaluation is fair. `None` without that format.
+        evaluation_data: iterable of `([H, W, C], int [H, W])` that can
             be iterated repeatedly, for the mean IoU; or `None`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (these are the default), `"tflite_dynamic_range"` (weights in 8
@@ -95,7 +96,7 @@ def export_model(
         colormap: one RGB color per class, or `None`.
         about: dict of str for the card: `dataset` (its name), `trained_on`,
             `license`, `evaluated_on`, `command`, `preview`.
-        preview_image: uint8 `[H, W, 3]` shown in `preview.png`; the first of
+        preview_image: `[H, W, C]` shown in `preview.png`; the first of
             `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
             against Keras, in points, of the formats of 8 bits. Without that
@@ -128,13 +129,17 @@ def export_model(
     answers = _checked_answers(coarse_labels, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
-    calibration = _checked_calibration(calibration_images, formats)
+    calibration = _checked_calibration(calibration_images, formats, model)
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
             model, work, sizes, formats, calibration, answers, spec, progress
         )
-        add_metadata(written, directory.name, spec.class_names)
+        # MediaPipe reads RGB of 8 bits.
+        if PixelFormat(model.input_channels, model.preprocess.input_dtype) == (
+            PixelFormat()
+        ):
+            add_metadata(written, directory.name, spec.class_names)
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
         evaluated = evaluation_data is not None
@@ -220,7 +225,6 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "The folder exists; pass overwrite (--overwrite) to replace it. "
             f"Received: directory={str(directory)!r}"
         )
-    check_rgb(model, "An export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
         raise InputError(
@@ -238,7 +242,7 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"
         )
-    _check_images("verify_images", verify_images)
+    _check_images("verify_images", verify_images, model)
 
 
 def _checked_answers(coarse_labels, outputs):
@@ -252,7 +256,7 @@ def _checked_answers(coarse_labels, outputs):
     return {"coarse_labels": coarse_labels, "outputs": ordered}
 
 
-def _checked_calibration(images, formats):
+def _checked_calibration(images, formats, model):
     images = [] if images is None else [np.asarray(image) for image in images]
     wanted = "tflite_int8" in formats
     if wanted and not images:
@@ -266,16 +270,21 @@ def _checked_calibration(images, formats):
             f"formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
-    _check_images("calibration_images", images)
+    _check_images("calibration_images", images, model)
     return images
 
 
-def _check_images(name, images):
+def _check_images(name, images, model):
+    channels, dtype = model.input_channels, model.preprocess.input_dtype
     for image in images:
         image = np.asarray(image)
-        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
+        if (
+            image.ndim != 3
+            or image.dtype != dtype
+            or image.shape[2] != channels
+        ):
             raise InputError(
-                f"`{name}` must be uint8 arrays (height, width, 3). "
+                f"`{name}` must be {dtype} arrays (height, width, {channels}). "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
 
@@ -292,7 +301,8 @@ def _check_size(name, image_size, model):
         raise InputError(
             f"`{name}` must be the size of the model's `input_shape`, "
             f"{tuple(fixed)}; for other sizes, build the model with "
-            "input_shape=(None, None, 3) and load the weights into it. "
+            f"input_shape=(None, None, {model.input_channels}) and load the "
+            "weights into it. "
             f"Received: {name}={size}"
         )
     return size

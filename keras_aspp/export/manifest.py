@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_aspp.inference import Predictor
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.files import files_of, sha256
 from keras_aspp.utils.types import PathLike
 from keras_aspp.version import __version__
@@ -24,13 +25,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(path: PathLike, kind: str, predictor: Predictor) -> dict[str, Any]:
+def describe(
+    path: PathLike,
+    kind: str,
+    predictor: Predictor,
+    pixels: PixelFormat | None = None,
+) -> dict[str, Any]:
     """Returns the manifest's entry of an artefact, before measurements.
 
     Args:
         path: file or folder.
         kind: its format.
         predictor: `Predictor` of it.
+        pixels: `PixelFormat` with the range of values of the images; `None`
+            for 0..255.
 
     Returns:
         dict.
@@ -45,9 +53,9 @@ def describe(path: PathLike, kind: str, predictor: Predictor) -> dict[str, Any]:
         "sha256": sha256(path),
         "input": {
             "name": "image",
-            "shape": [batch, *size, 3],
-            "dtype": "uint8",
-            "range": [0, 255],
+            "shape": [batch, *size, predictor.pixels.channels],
+            "dtype": predictor.pixels.dtype,
+            "range": list((pixels and pixels.value_range) or (0, 255)),
         },
         "output": {
             "name": "labels",

@@ -71,7 +71,7 @@ class Comparison:
         """
         kind, path = artefact.format, artefact.path
         predictor = artefact.predictor
-        entry = manifests.describe(path, kind, predictor)
+        entry = manifests.describe(path, kind, predictor, self.reference.pixels)
         entry["output"]["range"] = [0, self.reference.num_classes - 1]
         entry |= _operators(path, predictor)
         size, images = predictor.image_size, self.images
@@ -153,7 +153,7 @@ def _answer_of(model, answer, any_size=True):
         answer: function of `(model, images, outputs)`.
         any_size: bool. One trace for all sizes, or one for each.
     """
-    signature = [tf.TensorSpec((None, None, None, 3), "uint8")]
+    signature = [serving.image_spec(model)]
 
     @functools.cache
     def graph(outputs):

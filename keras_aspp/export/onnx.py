@@ -40,7 +40,7 @@ def write_onnx(
     import tf2onnx
 
     answer = serving.answer_coarsely if coarse_labels else serving.answer
-    image = tf.TensorSpec((1, *image_size, 3), tf.uint8, "image")
+    image = serving.image_spec(model, 1, image_size)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with export_form():
         tf2onnx.convert.from_function(

@@ -39,6 +39,8 @@ def tflite(path):
         if -1 in input_details["shape_signature"]:
             interpreter.resize_tensor_input(input_details["index"], image.shape)
         interpreter.allocate_tensors()
+        # Files of 8 bits take floats where images have more.
+        image = image.astype(input_details["dtype"])
         interpreter.set_tensor(input_details["index"], image)
         interpreter.invoke()
         return {

@@ -17,7 +17,7 @@ def write_saved_model(
     outputs: Sequence[str] = ("labels",),
     ignore_label: int = 255,
 ) -> None:
-    """Writes a SavedModel with `serving_default` and `serve_bytes`.
+    """Writes a SavedModel with `serving_default` and, for RGB, `serve_bytes`.
 
     Both return labels alone. Further outputs have signatures of their own,
     `serve_scores` and `serve_bytes_scores`, which take `min_confidence` and
@@ -56,20 +56,22 @@ def write_saved_model(
     def serve_bytes_scores(image_bytes, min_confidence):
         return without_unsure(answer_one(image_bytes, names), min_confidence)
 
-    image = tf.TensorSpec((None, None, None, 3), tf.uint8, "image")
-    image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+    image = serving.image_spec(model)
     share = tf.TensorSpec((), tf.float32, "min_confidence")
-    endpoints = [(serving_default, image), (serve_bytes, image_bytes)]
+    endpoints = [(serving_default, image)]
+    scored = [(serve_scores, image, share)]
+    # TensorFlow decodes RGB of 8 bits as Pillow does.
+    if image.shape[-1] == 3 and image.dtype == tf.uint8:
+        image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+        endpoints.append((serve_bytes, image_bytes))
+        scored.append((serve_bytes_scores, image_bytes, share))
     if tuple(outputs) != ("labels",):
-        endpoints += [
-            (serve_scores, image, share),
-            (serve_bytes_scores, image_bytes, share),
-        ]
+        endpoints += scored
     _save(model, path, *endpoints)
 
 
 def write_one_picture(
-    model, path, image_size, dtype=tf.uint8, outputs=("labels",), coarse=False
+    model, path, image_size, dtype=None, outputs=("labels",), coarse=False
 ):
     """Writes a SavedModel for the TFLite converter.
 
@@ -80,7 +82,7 @@ def write_one_picture(
         model: `Segmenter`.
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
-        dtype: of the pixels, 0..255 in either case.
+        dtype: of the image, with the same values; `None` for the model's.
         outputs: of `serving.OUTPUTS`, or `"logits"`.
         coarse: bool; see `serving.answer_coarsely`.
     """
@@ -89,7 +91,8 @@ def write_one_picture(
     def serving_default(image):
         return answer(model, image, outputs)
 
-    image = tf.TensorSpec((1, *image_size, 3), dtype, "image")
+    image = serving.image_spec(model, 1, image_size)
+    image = tf.TensorSpec(image.shape, dtype or image.dtype, "image")
     _save(model, path, (serving_default, image))
 
 

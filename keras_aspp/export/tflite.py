@@ -12,6 +12,7 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.layers.lowering import export_form
+from keras_aspp.preprocess import KERAS_TF
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.native_log import filtered_stderr
 
@@ -36,8 +37,9 @@ def convert(
         formats: of `"tflite_float32"`, `"tflite_float16"`,
             `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`,
             `"tflite_logits"`.
-        calibration_images: uint8 images `[H, W, 3]` that calibrate
-            `"tflite_int8"`.
+        calibration_images: images `[H, W, C]` that calibrate
+            `"tflite_int8"`, which takes float32 for images of more than 8
+            bits.
         coarse_labels: bool. Label scores, not pixels; see
             `serving.answer_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
@@ -54,7 +56,8 @@ def convert(
     found = {}
     with tempfile.TemporaryDirectory() as work:
         for name in formats:
-            size, input_type = image_size, tf.uint8
+            size = image_size
+            input_type = tf.as_dtype(model.preprocess.input_dtype)
             names, coarse = outputs, coarse_labels
             if name == "tflite_logits":
                 names, coarse = ("logits",), False
@@ -72,12 +75,18 @@ def convert(
                             model, folder, size, input_type, names, coarse
                         )
                 found[name] = _convert_one(
-                    folder, name, image_size, calibration_images
+                    folder,
+                    name,
+                    image_size,
+                    calibration_images,
+                    model.preprocess,
                 )
     return found
 
 
-def _convert_one(folder, name, image_size=None, calibration_images=()):
+def _convert_one(
+    folder, name, image_size=None, calibration_images=(), preprocess=KERAS_TF
+):
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder, signature_keys=["serving_default"]
     )
@@ -90,11 +99,15 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS_INT8
         ]
-        converter.inference_input_type = tf.uint8
+        # A scale of its own per tensor leaves 16 bits to the input.
+        if preprocess.input_dtype == "uint8":
+            converter.inference_input_type = tf.uint8
         converter.representative_dataset = lambda: _examples(
-            calibration_images, image_size
+            calibration_images, image_size, preprocess
         )
-        _equalize_before_quantizing(converter, calibration_images, image_size)
+        _equalize_before_quantizing(
+            converter, calibration_images, image_size, preprocess
+        )
     try:
         return converter.convert()
     except Exception as error:
@@ -107,23 +120,28 @@ def _convert_one(folder, name, image_size=None, calibration_images=()):
         ) from error
 
 
-def _equalize_before_quantizing(converter, images, image_size):
+def _equalize_before_quantizing(converter, images, image_size, preprocess):
     # The converter has no hook between its conversion and its quantization.
     quantize = converter._quantize
     few = images[:: -(-len(images) // _EQUALIZED_ON)]
 
     def equalize_first(content, *arguments, **options):
-        examples = _examples(few, image_size)
+        examples = _examples(few, image_size, preprocess)
         content = equalize(content, (example for (example,) in examples))
         return quantize(content, *arguments, **options)
 
     converter._quantize = equalize_first
 
 
-def _examples(images, image_size):
+def _examples(images, image_size, preprocess=KERAS_TF):
     """Yields the inputs on which the converter calibrates."""
     for image in images:
         yield [resize_image(image, image_size)[None].astype("float32")]
     # The range of pixel values, so that the input's scale is 1.
-    for value in (0.0, 255.0):
-        yield [np.full((1, *image_size, 3), value, "float32")]
+    channels = images[0].shape[-1]
+    for value in preprocess.input_range or (0.0, 255.0):
+        yield [
+            np.broadcast_to(
+                np.float32(value), (1, *image_size, channels)
+            ).copy()
+        ]

@@ -16,8 +16,9 @@ from keras_aspp.annotations.writer import (
     COCOWriter,
     write_labelme,
 )
-from keras_aspp.data.decode import read_image
+from keras_aspp.data.decode import read_fitting
 from keras_aspp.inference.predictor import Predictor
+from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
 from keras_aspp.plots.labels import (
     color_labels,
     index_image,
@@ -39,8 +40,12 @@ def predict_files(
     annotation_format: str | None = None,
     min_area: int = MIN_AREA_PX,
     scores: bool = False,
+    windows: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Segments files one by one; an unreadable file does not stop the rest.
+
+    A TIFF with a georeference, or of more pixels than an image may have, is a
+    scene: see `predict_scene`, which writes `NAME_labels.tif`.
 
     Args:
         predictor: `Predictor`.
@@ -52,7 +57,8 @@ def predict_files(
         min_area: pixels; annotations leave out smaller regions.
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
             if the model has them, `NAME_probabilities.npz` (`probabilities`,
-            float16 `[H, W, K]`, and `class_names`).
+            float16 `[H, W, K]`, and `class_names`). Not of scenes.
+        windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
         `(rows, messages)`: name, overlay and largest classes of each image
@@ -76,27 +82,25 @@ def predict_files(
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
-            image = read_image(name, exif=True)
             stem = _unused(Path(name).stem, taken)
-            labels, files = predict_scores(predictor, image, scores)
-            for end, content in files.items():
-                with replacing(output / f"{stem}_{end}", False) as temporary:
-                    temporary.write_bytes(content)
-            _save(index_image(labels, spec), output / f"{stem}_labels.png")
-            _save(color_labels(labels, spec), output / f"{stem}_color.png")
-            path = output / f"{stem}_overlay.png"
-            _save(overlay(image, labels, spec), path)
-            if annotation_format == "coco":
-                collected.add(Path(name).name, labels)
-            elif annotation_format == "labelme":
-                write_labelme(
-                    output / f"{stem}.json",
-                    os.path.relpath(name, output),
-                    labels,
-                    spec,
-                    min_area,
-                )
-            rows.append((Path(name).name, path, _largest(labels, spec)))
+            if is_predicted_by_window(name):
+                path = output / f"{stem}_labels.tif"
+                counts = predict_scene(predictor, name, path, windows)
+            else:
+                path = output / f"{stem}_overlay.png"
+                labels = _predict_image(predictor, name, path, spec, scores)
+                counts = np.bincount(labels.ravel(), minlength=256)
+                if annotation_format == "coco":
+                    collected.add(Path(name).name, labels)
+                elif annotation_format == "labelme":
+                    write_labelme(
+                        output / f"{stem}.json",
+                        os.path.relpath(name, output),
+                        labels,
+                        spec,
+                        min_area,
+                    )
+            rows.append((Path(name).name, path, _largest(counts, spec)))
         except Exception as error:
             if not is_user_error(error):
                 raise
@@ -128,7 +132,7 @@ def predict_scores(
 
     Args:
         predictor: `Predictor`, with confidence if `scores` is True.
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`.
         scores: bool; see `predict_files`.
 
     Returns:
@@ -156,6 +160,22 @@ def predict_scores(
     return labels, {name: file.getvalue() for name, file in files.items()}
 
 
+def _predict_image(predictor, name, path, spec, scores):
+    """Writes labels, colors and overlay of an image; returns the labels."""
+    bands = read_fitting(name, None, True, predictor.pixels)
+    labels, files = predict_scores(predictor, bands.values, scores)
+    if bands.valid is not None:
+        labels[~bands.valid] = spec.ignore_label
+    stem = path.name.removesuffix("_overlay.png")
+    for end, content in files.items():
+        with replacing(path.with_name(f"{stem}_{end}"), False) as temporary:
+            temporary.write_bytes(content)
+    _save(index_image(labels, spec), path.with_name(f"{stem}_labels.png"))
+    _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
+    _save(overlay(bands.values, labels, spec), path)
+    return labels
+
+
 def _unused(stem, taken):
     # Images of equal name from two folders must not overwrite each other.
     unique, n = stem, 1
@@ -166,12 +186,12 @@ def _unused(stem, taken):
     return unique
 
 
-def _largest(labels, spec):
-    values, counts = np.unique(labels, return_counts=True)
-    order = counts.argsort()[::-1][:3]
+def _largest(counts, spec):
+    """Names the largest labels by their pixels, int `(256,)`."""
+    order = counts.argsort(kind="stable")[::-1][:3]
     names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
     return ", ".join(
-        f"{names[values[i]]} {counts[i] / labels.size:.0%}" for i in order
+        f"{names[i]} {counts[i] / counts.sum():.0%}" for i in order if counts[i]
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keras_aspp.data.decode import read_image
+from keras_aspp.data.decode import read_fitting
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import serving
@@ -30,11 +30,13 @@ from keras_aspp.inference.runtimes import (
 )
 from keras_aspp.inference.sliding_window import (
     SlidingWindow,
+    alignment,
     from_scores,
     label_probability,
     true_probabilities,
 )
 from keras_aspp.inference.tta import MultiScale
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike, Size
 
@@ -70,10 +72,14 @@ class Predictor:
         num_classes: int, or `None` if unknown.
         image_size: `(height, width)` of an artefact of fixed size, or `None`
             for any size.
+        pixels: `PixelFormat` of the images: channels and type.
+        window: int or `None`, as given.
+        overlap: float, as given.
         has_scores: bool. True if `score_batch` and `probability_batch` work.
         has_confidence: bool. True if `predict` can return confidence.
         has_probabilities: bool. True if `predict` can return probabilities.
-        ignore_label: int, label of unsure pixels: that of `spec`, or 255.
+        ignore_label: int, label of unsure pixels and of those without data:
+            that of `spec`, or 255.
         threshold: float, probability above which a binary model labels the
             object; `None` for other models, and where it is unknown.
 
@@ -99,6 +105,8 @@ class Predictor:
         min_confidence: float = 0.0,
     ) -> None:
         self.path: Path = resolve(path)
+        self.window: int | None = window
+        self.overlap: float = overlap
         self.spec: DatasetSpec | None = find_spec(self.path)
         several = tuple(scales) != (1.0,) or flip
         if self.path.suffix == ".keras":
@@ -132,6 +140,7 @@ class Predictor:
             self.threshold = find_threshold(self.path)
             self._engine.threshold = self.threshold
         self.image_size: tuple[int, int] | None = self._engine.image_size
+        self.pixels: PixelFormat = self._engine.pixels
         self.has_scores: bool = hasattr(self._engine, "scores")
         outputs = self._engine.outputs
         self.has_probabilities: bool = "probabilities" in outputs
@@ -162,8 +171,8 @@ class Predictor:
         takes the values of the nearest one.
 
         Args:
-            image: uint8 array `[H, W, 3]` (RGB), or a path; a file's EXIF
-                orientation is respected.
+            image: array `[H, W, C]` of the type of `pixels`, usually uint8
+                RGB, or a path; a file's EXIF orientation is respected.
             return_scores: bool. Logits too, float32 `[H, W, K]`; see
                 `score_batch`.
             return_confidence: bool. The highest probability of each pixel too,
@@ -173,20 +182,26 @@ class Predictor:
 
         Returns:
             int32 `[H, W]`, or a tuple: labels, then scores, confidence and
-            probabilities, as far as they are asked for.
+            probabilities, as far as they are asked for. Where a file has no
+            data, the label is the spec's `ignore_label`.
 
         Raises:
             ValueError: `image` is invalid, or the artefact does not compute
                 what is asked for.
         """
         if isinstance(image, (str, os.PathLike)):
-            image = read_image(image, exif=True)
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(
-                "`image` must be a uint8 array (height, width, 3) or a path. "
-                f"Received: shape={image.shape}, dtype={image.dtype}"
+            bands = read_fitting(image, None, True, self.pixels)
+            found = self.predict(
+                bands.values,
+                return_scores,
+                return_confidence=return_confidence,
+                return_probabilities=return_probabilities,
             )
+            if bands.valid is not None:
+                labels = found[0] if isinstance(found, tuple) else found
+                labels[~bands.valid] = self.ignore_label
+            return found
+        image = _check_images(np.asarray(image), self.pixels)
         if return_scores:
             if not self.has_scores:
                 raise InputError(
@@ -229,8 +244,12 @@ class Predictor:
         """
         return self.predict(image, return_probabilities=True)[1]
 
+    def align_windows(self, window: int) -> int:
+        """Returns the pixels of which windows should start at multiples."""
+        return alignment(self._engine, window)
+
     def score_batch(self, images: np.ndarray) -> np.ndarray:
-        """Computes logits float32 `[B, H, W, K]` of uint8 `[B, H, W, 3]`.
+        """Computes logits float32 `[B, H, W, K]` of images `[B, H, W, C]`.
 
         With `scales` or `flip`, the logarithm of the mean probability. Needs
         a `.keras` model, or `model_logits.tflite` and images of its size.
@@ -238,7 +257,7 @@ class Predictor:
         Raises:
             ValueError: `images` is not such an array, or is empty.
         """
-        images = _check_batch(images)
+        images = _check_images(np.asarray(images), self.pixels, batch=True)
         if self.image_size not in (None, images.shape[1:3]):
             raise InputError(
                 f"Scores of {self.path.name} are for images of its own size, "
@@ -267,12 +286,12 @@ class Predictor:
         return true_probabilities(scores, self.threshold)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
-        """Predicts labels int32 `[B, H, W]` of uint8 `[B, H, W, 3]`.
+        """Predicts labels int32 `[B, H, W]` of images `[B, H, W, C]`.
 
         Raises:
             ValueError: `images` is not such an array, or is empty.
         """
-        images = _check_batch(images)
+        images = _check_images(np.asarray(images), self.pixels, batch=True)
         if self.image_size is None:
             return self._answers(images)["labels"]
         return np.stack(
@@ -286,7 +305,7 @@ class Predictor:
         an artefact of that size.
 
         Args:
-            image: uint8 `[H, W, 3]`.
+            image: `[H, W, C]`.
             size: `(height, width)`, or `None` for the image's own.
         """
         return self._answer_at(image, size)["labels"]
@@ -416,20 +435,29 @@ def _nearest(there, here):
     return np.array(ramp.resize((here, 1), Image.Resampling.NEAREST))[0]
 
 
-def _check_batch(images):
-    images = np.asarray(images)
+def _check_images(images, pixels, batch=False):
+    """Returns images in the type of a model, or raises `ValueError`."""
+    name, rest = "`image`", " or a path"
+    shape = f"(height, width, {pixels.channels})"
+    if batch:
+        name, rest = "`images`", " with a batch of at least 1 image"
+        shape = f"(batch, {shape[1:]}"
+    dtype = images.dtype
+    # Integers of 16 bits are floats without loss; of others nobody knows.
+    fits = dtype == pixels.dtype or (
+        pixels.dtype == "float32" and dtype in ("uint8", "uint16", "int16")
+    )
     if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
+        images.ndim != 3 + batch
+        or images.shape[-1] != pixels.channels
+        or not fits
         or not len(images)
     ):
         raise InputError(
-            "`images` must be a uint8 array (batch, height, width, 3) with a "
-            "batch of at least 1 image. "
-            f"Received: shape={images.shape}, dtype={images.dtype}"
+            f"{name} must be a {pixels.dtype} array {shape}{rest}. "
+            f"Received: shape={images.shape}, dtype={dtype}"
         )
-    return images
+    return images.astype(pixels.dtype, copy=False)
 
 
 def _reason(error):

@@ -16,7 +16,8 @@ from keras_aspp.inference.sliding_window import from_scores
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import with_output_stride
 from keras_aspp.models.precision import in_float32
-from keras_aspp.models.segmenter import check_rgb, load_saved
+from keras_aspp.models.segmenter import load_saved
+from keras_aspp.pixels import DTYPES, PixelFormat
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import require
@@ -45,6 +46,7 @@ class Runtime:
     """Base class of loaded models for `Predictor`."""
 
     image_size: tuple[int, int] | None = None
+    pixels: PixelFormat = PixelFormat()  # of images
     num_classes: int | None = None
     smallest_side: int = 1  # of an image, in pixels
     output_stride: int = 1  # pixels by which an image may move with its labels
@@ -70,18 +72,21 @@ class KerasRuntime(Runtime):
 
     def __init__(self, path: Path, output_stride: int | None) -> None:
         model = in_float32(load_saved(path))
-        check_rgb(model, "`Predictor`")
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes: int | None = model.num_classes
         self.smallest_side: int = serving.smallest_side(model)
         self.output_stride: int = model.output_stride
+        preprocess = model.preprocess
+        self.pixels: PixelFormat = PixelFormat(
+            model.input_channels, preprocess.input_dtype, preprocess.input_range
+        )
         if model.task == "binary":
             self.threshold = model.threshold
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
-        signature = [tf.TensorSpec((None, None, None, 3), "uint8")]
+        signature = [serving.image_spec(model)]
         # A graph per set of outputs: reading back all scores for their labels
         # would take longer than the argmax.
         self._graph = functools.cache(
@@ -116,12 +121,14 @@ class SavedModelRuntime(Runtime):
         if self._serve is None or not _is_ours(self._serve):
             raise InputError(
                 "A SavedModel of ours has the signature `serving_default`, "
-                "`image` uint8 [batch, height, width, 3] -> `labels`. "
+                "`image` [batch, height, width, channels] -> `labels`. "
                 f"Received: {path} with {sorted(self._loaded.signatures)}"
             )
         self._serve_scores = self._loaded.signatures.get("serve_scores")
         if self._serve_scores is not None:
             self.outputs = outputs_of(self._serve_scores.structured_outputs)
+        image = self._serve.structured_input_signature[1]["image"]
+        self.pixels: PixelFormat = PixelFormat(image.shape[3], image.dtype.name)
         check_finite(
             (
                 (weight.name, weight.numpy())
@@ -157,8 +164,8 @@ class ONNXRuntime(Runtime):
             self._session = onnxruntime.InferenceSession(str(path))
             (input_details,) = self._session.get_inputs()
             _, *size, channels = input_details.shape
-            if channels != 3:
-                raise InputError(f"it takes images of {channels} channels")
+            dtype = _ONNX_DTYPES.get(input_details.type, input_details.type)
+            self.pixels: PixelFormat = PixelFormat(channels, dtype)
         # Their errors have no common ancestor.
         except Exception as error:
             raise InputError(
@@ -196,6 +203,14 @@ class ONNXRuntime(Runtime):
         )
 
 
+# Types of ONNX Runtime that are called otherwise in NumPy.
+_ONNX_DTYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(float)": "float32",
+}
+
+
 def outputs_of(names: Iterable[str]) -> tuple[str, ...]:
     """Returns the names that are outputs of artefacts, in their order."""
     return tuple(name for name in serving.OUTPUTS if name in set(names))
@@ -218,8 +233,9 @@ def _is_ours(signature):
     image = taken.get("image")
     return (
         list(taken) == ["image"]
-        and image.dtype.name == "uint8"
-        and image.shape.is_compatible_with((None, None, None, 3))
+        and image.dtype.name in DTYPES
+        and image.shape.rank == 4
+        and image.shape[3] is not None
         and list(signature.structured_outputs) == ["labels"]
     )
 
@@ -266,16 +282,19 @@ class LiteRTRuntime(Runtime):
         if (
             not self._indices
             or len(given) != 4
-            or given[[0, 3]].tolist() != [1, 3]
-            or self._input_details["dtype"] is not np.uint8
+            or given[0] != 1
+            or self._input_details["dtype"].__name__ not in DTYPES
         ):
             raise InputError(
-                "A .tflite of ours takes uint8 [1, height, width, 3] and "
+                "A .tflite of ours takes [1, height, width, channels] and "
                 "answers [1, height, width], or that with scores of classes. "
                 f"Received: {path} with "
                 f"{self._input_details['dtype'].__name__} "
                 f"{given.tolist()} and {shape.tolist()}"
             )
+        self.pixels: PixelFormat = PixelFormat(
+            int(given[3]), self._input_details["dtype"].__name__
+        )
         for one in details:
             if len(one["shape"]) == 4:
                 self.num_classes: int | None = int(one["shape"][3])

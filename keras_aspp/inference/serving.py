@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -55,12 +56,26 @@ def smallest_side(model: keras.Model) -> int:
     return next(side for side in itertools.count(1) if has_cells(side))
 
 
+def image_spec(
+    model: keras.Model, batch: int | None = None, size: Any = (None, None)
+) -> tf.TensorSpec:
+    """Returns the signature of the images of a model, as stored.
+
+    Args:
+        model: `Segmenter`, or a folded one.
+        batch: int, or `None` for any.
+        size: `(height, width)`, `None` for any.
+    """
+    shape = (batch, *size, model.input.shape[-1])
+    return tf.TensorSpec(shape, model.preprocess.input_dtype, "image")
+
+
 def segment(model: keras.Model, image: Tensor) -> Tensor:
     """Computes labels of unprocessed images.
 
     Args:
         model: `Segmenter`.
-        image: tensor `[B, H, W, 3]`, values 0..255, any dtype.
+        image: tensor `[B, H, W, C]` as stored, any dtype.
 
     Returns:
         int32 `[B, H, W]`.
@@ -151,7 +166,7 @@ def answer_coarsely(
     Args:
         model: functional `keras.Model` that ends in a segmenter's resize, with
             its `preprocess`.
-        image: tensor `[B, H, W, 3]` of known size, values 0..255, any dtype.
+        image: tensor `[B, H, W, C]` of known size, as stored, any dtype.
         outputs: see `classify`.
 
     Returns:
@@ -174,7 +189,7 @@ def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:
 
     Args:
         model: functional `keras.Model`, images -> scores.
-        image: tensor `[B, H, W, 3]`.
+        image: tensor `[B, H, W, C]`.
     """
     least = smallest_side(model)
     if least == 1:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -59,11 +60,11 @@ class SlidingWindow:
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
+        self.pixels: PixelFormat = engine.pixels
         self.threshold: float | None = engine.threshold
         self.smallest_side: int = engine.smallest_side
-        stride = engine.output_stride
-        on_grid = window - stride >= engine.smallest_side
-        self.align: int = stride if on_grid else 1
+        self.output_stride: int = engine.output_stride
+        self.align: int = alignment(engine, window)
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Returns the memory for one window and the scores, in bytes."""
@@ -94,6 +95,17 @@ class SlidingWindow:
     ) -> dict[str, np.ndarray]:
         """Computes outputs of `from_scores`."""
         return from_scores(self.scores(images), outputs, self.threshold)
+
+
+def alignment(engine: Any, window: int) -> int:
+    """Returns the pixels of which windows start at multiples.
+
+    Args:
+        engine: with `output_stride` and `smallest_side`.
+        window: int > 0, height and width of windows, in pixels.
+    """
+    stride = engine.output_stride
+    return stride if window - stride >= engine.smallest_side else 1
 
 
 def check_overlap(overlap: float) -> None:

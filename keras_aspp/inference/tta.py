@@ -19,6 +19,7 @@ from keras_aspp.inference.sliding_window import (
     logarithm,
     probabilities,
 )
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
 
@@ -57,10 +58,12 @@ class MultiScale:
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
+        self.pixels: PixelFormat = engine.pixels
         self.threshold: float | None = engine.threshold
         least = engine.smallest_side / min(1.0, *scales)
         self.smallest_side: int = math.ceil(least)
         self.survives_fork: bool = False
+        self.output_stride: int = engine.output_stride
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Returns the memory for the largest scale and the sum, in bytes."""

@@ -8,9 +8,11 @@ import keras
 
 from keras_aspp import models
 from keras_aspp.config.schema import ModelConfig
-from keras_aspp.models.segmenter import Segmenter, check_rgb
+from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
+RGB = PixelFormat()
 # Every architecture that `keras_aspp.models` exports, by its name.
 ARCHITECTURES: dict[str, type[Segmenter]] = {
     exported.architecture: exported
@@ -24,6 +26,7 @@ def build_model(
     num_classes: int,
     dtype: str | keras.DTypePolicy | None = None,
     rematerialize: bool = False,
+    pixels: PixelFormat = RGB,
     task: Literal["semantic", "binary"] = "semantic",
 ) -> Segmenter:
     """Builds the segmenter that a `ModelConfig` describes.
@@ -33,6 +36,7 @@ def build_model(
         num_classes: int > 1.
         dtype: Keras dtype policy, or `None` for the global one.
         rematerialize: see `Segmenter`.
+        pixels: `PixelFormat` of the images. Defaults to RGB of 8 bits.
         task: see `Segmenter`.
 
     Returns:
@@ -40,8 +44,8 @@ def build_model(
 
     Raises:
         ValueError: the architecture is unknown; a field that it does not have
-            differs from its default; or `weights` belong to a model of other
-            than three input channels.
+            differs from its default; `weights` belong to a model of other
+            input channels; or the images have no range of values.
     """
     if config.architecture not in ARCHITECTURES:
         raise InputError(
@@ -56,10 +60,19 @@ def build_model(
         num_classes,
         dtype=dtype,
         rematerialize=rematerialize,
+        input_shape=(None, None, pixels.channels),
         task=task,
         **arguments,
     )
-    check_rgb(model, "Training by a configuration")
+    if model.input_channels != pixels.channels:
+        raise InputError(
+            "`model.weights` must be those of a model of as many input "
+            f"channels as the data set has, {pixels.channels}, or of three. "
+            f"Received: a model of {model.input_channels} input channels"
+        )
+    preprocess = model.preprocess.of_images(pixels)
+    if preprocess != model.preprocess:
+        model.preprocess = preprocess
     return model
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_aspp.backbones.cascade import LAST
+from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import (
     feature_strides,
     first_cell,
@@ -54,6 +55,10 @@ def choose_backbone(
         _check_name(backbone, saved.backbone)
         backbone = as_features(saved.backbone, output_stride)
         backbone = configure(backbone, **changes)
+        channels = config["input_shape"][-1]
+        # 3 is the default.
+        if channels not in (3, backbone.input.shape[-1]):
+            backbone, preprocess = with_channels(backbone, channels, preprocess)
     else:
         backbone = create_backbone(
             backbone,

@@ -97,8 +97,9 @@ class Segmenter(keras.Model):
             warning that names the remaining tensors. Defaults to `None`.
         input_shape: `(height, width, channels)`. A height or width of `None`
             accepts any size of at least one cell. A backbone that is a model
-            determines the channels. `Predictor`, exports and the command line
-            need three. Defaults to `(None, None, 3)`.
+            determines the channels; pretrained weights of a named one are
+            spread over other channels than three, see
+            `backbones.inflate.inflate`. Defaults to `(None, None, 3)`.
         preprocess: `Preprocess`, or `None` for the one that belongs to the
             backbone's weights. For a user's own model, `None` keeps pixels in
             0..255 if the model begins by scaling or shifting them; else it is
@@ -246,6 +247,11 @@ class Segmenter(keras.Model):
         self._attach(backbone, config)
         if saved is not None:
             load_matching(self, saved, weights)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images."""
+        return self.input.shape[-1]
 
     def _resolve_rates(self, config, head):
         """Returns the atrous rates as a tuple, `"auto"` replaced."""
@@ -546,8 +552,7 @@ def check_rgb(model: keras.Model, user: str) -> None:
     channels = model.input.shape[-1]
     if channels != 3:
         raise InputError(
-            f"{user} needs a model of three input channels (RGB). Train and "
-            "call other models in Python; docs/backbones.md shows how. "
+            f"{user} needs a model of three input channels (RGB). "
             f"Received: a model of {channels} input channels"
         )
 

@@ -29,6 +29,13 @@ def load_matching(
         for name in ours
         if name not in theirs or theirs[name].shape != ours[name].shape
     ]
+    # A backbone spread over other channels has its first kernel already.
+    if model.input.shape[-1] != saved.input.shape[-1]:
+        spread = [
+            name for name in left if _differs_in_channels(ours, theirs, name)
+        ]
+        left = [name for name in left if name not in spread]
+        theirs |= {name: ours[name] for name in spread}
     wrong = [name for name in left if not name.startswith(CLASSIFIER)]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
@@ -46,6 +53,15 @@ def load_matching(
             f"tensors keep their initial values: {', '.join(left)}",
             stacklevel=3,
         )
+
+
+def _differs_in_channels(ours, theirs, name):
+    """Returns True for kernels that differ in their input channels alone."""
+    if name not in theirs or len(ours[name].shape) != 4:
+        return False
+    one, other = (list(w[name].shape) for w in (ours, theirs))
+    del one[2], other[2]
+    return one == other
 
 
 def _weights_by_name(model):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.pixels import to_rgb
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
@@ -65,7 +66,7 @@ def overlay(
     """Paints labels over an image, but not the background or ignored pixels.
 
     Args:
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`; see `to_rgb`.
         labels: int `[H, W]`.
         spec: `DatasetSpec`.
         opacity: float in [0, 1], of the paint. Defaults to 0.55.
@@ -73,6 +74,7 @@ def overlay(
     Returns:
         uint8 `[H, W, 3]`.
     """
+    image = to_rgb(image)
     bare = np.isin(labels, [*unpainted_classes(spec), spec.ignore_label])
     colors = color_labels(labels, spec).astype("float32")
     blend = (1 - opacity) * image.astype("float32") + opacity * colors
@@ -97,7 +99,7 @@ def draw_sheet(
     Args:
         output: path of the PNG.
         title: str.
-        examples: list of `(caption, uint8 [H, W, 3], *label maps)`, each map
+        examples: list of `(caption, [H, W, C], *label maps)`, each map
             int `[H, W]`; all have as many.
         spec: `DatasetSpec`.
     """
@@ -162,6 +164,7 @@ def _cell(image, maps, spec):
     """Joins an image and its overlays side by side."""
     from PIL import Image
 
+    image = to_rgb(image)
     scale = min(1, CELL_PX / max(image.shape))
     size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
     gap = np.full((size[1], max(2, size[0] // 60), 3), 255, "uint8")

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import (
     color_labels,
     legend_name,
@@ -28,10 +29,11 @@ def write_preview(
 
     Args:
         path: PNG file to write.
-        image: uint8 `[H, W, 3]`.
+        image: `[H, W, C]`; see `to_rgb`.
         labels: int `[H, W]`.
         spec: `DatasetSpec`.
     """
+    image = to_rgb(image)
     zoom = max(1, -(-_MIN_HEIGHT // image.shape[0]))
     left, right = (
         part.repeat(zoom, axis=0).repeat(zoom, axis=1)

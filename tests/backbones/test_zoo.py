@@ -92,15 +92,6 @@ def test_padding_is_symmetric_without_weights(narrow):
     assert set(paddings.values()) == {((1, 1), (1, 1))}
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "some.weights.h5"])
-def test_one_input_channel_with_weights(weights):
-    message = r"three input channels.*input_shape=\(None, None, 1\), weights="
-    with pytest.raises(ValueError, match=message):
-        create_backbone(
-            "mobilenet_v2", weights=weights, input_shape=(None, None, 1)
-        )
-
-
 def test_arguments_of_every_layer():
     model = create_backbone(
         "mobilenet_v2_0.35",

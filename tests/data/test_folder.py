@@ -512,16 +512,16 @@ def test_a_split_all_in_folders_says_so(good):
 
 
 def test_files_of_other_suffixes_are_counted_and_named(good):
-    for name in ("d.tif", "e.TIF", "notes.txt"):
+    for name in ("d.gif", "e.GIF", "notes.txt"):
         (good / "images/train" / name).write_text("x")
     (good / "masks/train/labels.json").write_text("{}")
     report = check_folder(FolderSource(good))
     assert report.problems == []
     images, masks = report.notes
     assert images.startswith("3 files of ")
-    assert "(2 .tif, 1 .txt)" in images
+    assert "(2 .gif, 1 .txt)" in images
     assert ".jpg, .jpeg, .jfif, .png, .bmp, .webp" in images
-    assert images.endswith("d.tif")
+    assert images.endswith("d.gif")
     assert "none of .png" in masks
 
 
@@ -550,8 +550,8 @@ def test_images_of_other_suffixes(good, kind):
 @pytest.mark.parametrize(
     ("image", "mask", "messages"),
     [
-        ("d.tif", "d.png", ["d.tif is not read, convert it to PNG"]),
-        ("d.png", "d.tif", ["d.tif is not read, convert it to PNG"]),
+        ("d.gif", "d.png", ["d.gif is not read, convert it to PNG"]),
+        ("d.png", "d.gif", ["d.gif is not read, convert it to PNG"]),
         ("in/d.png", "d.png", ["in/d.png is not read, it lies in a folder"]),
         ("d.png", "d .png", ["d .png differs in case", "d.png differs in ca"]),
         ("caf\u00e9.png", "cafe\u0301.png", ["Unicode", "Unicode"]),

@@ -1,8 +1,14 @@
 """Models of other than three channels: what works, and what says so early."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
+from channels_folder import write_bands
+from conftest import make_toy_backbone
+from PIL import Image
+from tifffile import imread
 from tiny_run import tiny_config, write_folder
 
 import keras_aspp as ka
@@ -51,36 +57,73 @@ def test_they_are_built_trained_saved_and_called(
         build(toy_backbone, channels, input_shape=(None, None, 7))
 
 
-def test_what_needs_rgb_refuses_them_in_one_line(
+def test_a_model_of_other_channels_fits_its_own_data_only(
     toy_backbone, tmp_path, capsys
 ):
-    channels = 4
-    model = build(toy_backbone, channels)
     path = tmp_path / "model.keras"
-    model.save(path)
-    refused = f"three input channels.*backbones.md.*model of {channels} input"
-    with pytest.raises(ValueError, match=f"`Predictor` needs .*{refused}"):
-        ka.Predictor(path)
-    with pytest.raises(ValueError, match=f"An export needs .*{refused}"):
-        ka.export.export_model(
-            model,
-            tmp_path / "exported",
-            image_size=(40, 48),
-            class_names=list("abc"),
-            verify_images=list(images(channels)),
-        )
-    assert not (tmp_path / "exported").exists()
+    build(toy_backbone, 4).save(path)
+    predictor = ka.Predictor(path)
+    assert predictor.predict(images(4)[0]).shape == (40, 48)
+    message = r"uint8 array \(height, width, 4\) or a path.*\(40, 48, 3\)"
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(images(3)[0])
     root = write_folder(tmp_path / "data", ((64, 96),))
-    config = tiny_config(root)
-    dump_config(config, tmp_path / "config.yaml")
+    dump_config(tiny_config(root), tmp_path / "config.yaml")
     flags = ["--config", str(tmp_path / "config.yaml")]
     flags += ["--workdir", str(tmp_path / "run"), "--model.weights", str(path)]
     capsys.readouterr()
     assert main(["train", *flags]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "Training by a configuration needs" in said
-    assert f"Received: a model of {channels} input channels" in said
+    assert "as many input channels as the data set has, 3" in said
+    assert "Received: a model of 4 input channels" in said
     image = str(next(root.glob("images/train/*")))
     flags = ["--model", str(path), "--output", str(tmp_path / "figures")]
     assert main(["explain", image, *flags]) == 1
     assert "`keras-aspp explain` needs" in capsys.readouterr().err
+
+
+def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
+    tmp_path, capsys
+):
+    """A model of RGB is spread over the bands, of which the last one tells."""
+    root = write_bands(tmp_path / "data")
+    config = tiny_config(root, total_epochs=12, jit_compile=False)
+    toy = ka.models.DeepLabV3Plus(
+        2,
+        make_toy_backbone(),
+        atrous_rates=(3,),
+        aspp_filters=8,
+        decoder_filters=8,
+        projection_filters=4,
+        separable=True,
+        dropout=0.0,
+    )
+    toy.save(tmp_path / "toy.keras")
+    path = tmp_path / "config.yaml"
+    dump_config(config, path)
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    flags = ["--config", str(path), "--workdir", str(run)]
+    flags += ["--model.weights", str(tmp_path / "toy.keras")]
+    assert main(["train", *flags]) == 0
+    assert "3 -> 4 input channels" in capsys.readouterr().out
+    flags = ["--model", str(run), "--output", str(exported)]
+    flags += ["--export.max_int8_loss", "100", "--formats", "saved_model"]
+    assert main(["export", *flags, "tflite_float32", "tflite_int8"]) == 0
+    manifest = json.loads((exported / "manifest.json").read_text())
+    taken = {a["format"]: a["input"] for a in manifest["artefacts"]}
+    for kind, dtype in (("saved_model", "uint16"), ("tflite_int8", "float32")):
+        assert taken[kind]["shape"][-1] == 4
+        assert taken[kind]["dtype"] == dtype
+        assert taken[kind]["range"] == [1000, 9000]
+    (image,) = root.glob("images/val/val_0.tif")
+    mask = np.array(Image.open(root / "masks/val/val_0.png"))
+    for file in (run, exported, exported / "model_float32.tflite"):
+        predictor = ka.Predictor(file)
+        assert predictor.pixels.describe() == "4 bands of uint16"
+        labels = predictor.predict(image)
+        np.testing.assert_array_equal(labels, predictor.predict(imread(image)))
+        assert (labels == mask).mean() > 0.9
+    flags = ["--model", str(run), "--output", str(tmp_path / "out")]
+    assert main(["predict", *flags, str(image)]) == 0
+    overlay = Image.open(tmp_path / "out/val_0_overlay.png")
+    assert (overlay.mode, overlay.size) == ("RGB", (96, 64))

@@ -7,8 +7,9 @@ import typing
 import pytest
 
 from keras_aspp.config.schema import ModelConfig
-from keras_aspp.models import Segmenter, factory
+from keras_aspp.models import Segmenter
 from keras_aspp.models.factory import ARCHITECTURES, build_model
+from keras_aspp.preprocess import Preprocess
 
 FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 COMMON = {name: field for name, field in FIELDS.items() if not field.metadata}
@@ -65,11 +66,12 @@ def given(monkeypatch):
         taken = {}
 
         class Recorder(Segmenter):
+            input_channels, preprocess = 3, Preprocess()
+
             def __init__(self, num_classes, *args, gate_filters=128, **kwargs):
                 taken.update(kwargs, gate_filters=gate_filters)
 
         monkeypatch.setitem(ARCHITECTURES, "lr_aspp", Recorder)
-        monkeypatch.setattr(factory, "check_rgb", lambda *given: None)
         build_model(ModelConfig("lr_aspp", **fields), 5, dtype="float16")
         return taken
 

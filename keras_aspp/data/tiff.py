@@ -1,0 +1,241 @@
+"""TIFF files and deep PNGs: bands of any number and type, bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from keras_aspp.pixels import MAX_CHANNELS
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import require
+from keras_aspp.utils.types import PathLike
+
+SUFFIXES = (".tif", ".tiff")
+# Decoded size of a file, and of one of its tiles or strips.
+MAX_BYTES = 2**31
+# Lossless and bounded by the size of the tile; each further decoder can be
+# attacked. The values are those of TIFF's tag `Compression`.
+_COMPRESSIONS = {
+    1: "none",
+    5: "LZW",
+    8: "Deflate",
+    32946: "Deflate",
+    32773: "PackBits",
+    50000: "Zstandard",
+}
+_EXTRA_SAMPLES, _GDAL_NODATA, _ALPHA = 338, 42113, (1, 2)
+# Tags of a position on the earth.
+_GEO_TAGS = (33550, 34264, 34735)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """A decoded image.
+
+    Attributes:
+        values: array `[H, W, C]`, as stored.
+        valid: bool `[H, W]`, False where the file has no data; or `None`.
+        has_alpha: bool. Whether the last band is declared as alpha.
+        orientation: int, the EXIF orientation that was applied.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray | None = None
+    has_alpha: bool = False
+    orientation: int = 1
+
+
+def is_tiff(name: PathLike) -> bool:
+    """Returns True for a path with a suffix of TIFF."""
+    return os.fsdecode(name).lower().endswith(SUFFIXES)
+
+
+def is_scene(path: PathLike, max_pixels: int) -> bool:
+    """Returns True for a TIFF that has a position on the earth, or is large.
+
+    Args:
+        path: file.
+        max_pixels: int, size above which an image is a scene.
+
+    Raises:
+        ValueError: not a readable TIFF, or the extra `tiff` is missing.
+    """
+    with _opened(path, path) as (_, page):
+        return page.imagelength * page.imagewidth > max_pixels or any(
+            tag in page.tags for tag in _GEO_TAGS
+        )
+
+
+def read_tiff(source: PathLike | bytes, path: str, max_pixels: int) -> Bands:
+    """Reads the first image of a TIFF file.
+
+    Args:
+        source: path or bytes of the file.
+        path: name for messages.
+        max_pixels: int, the most pixels that are decoded.
+
+    Returns:
+        `Bands`; no data is what GDAL's tag names, and NaN.
+
+    Raises:
+        ValueError: unreadable or too large, or the extra `tiff` is missing.
+    """
+    with _opened(source, path) as (file, page):
+        _check_size(page, path, max_pixels)
+        _check_pages(file, path)
+        try:
+            values = page.asarray(maxworkers=1)
+        except Exception as error:
+            # tifffile and its codecs raise exceptions of many types.
+            raise InputError(
+                f"Unreadable or truncated image. File: {path} "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
+        if page.axes == "SYX":
+            values = np.moveaxis(values, 0, -1)
+        elif page.axes == "YX":
+            values = values[..., None]
+        elif page.axes != "YXS":
+            raise InputError(
+                "A TIFF must hold one image of rows, columns and bands. "
+                f"File: {path} (axes {page.axes})"
+            )
+        extra = page.tags.get(_EXTRA_SAMPLES)
+        extra = np.atleast_1d(extra.value).tolist() if extra else []
+        tag = page.tags.get(_GDAL_NODATA)
+        values, valid = without_gaps(values, tag and _number(tag.value))
+        return Bands(values, valid, bool(extra) and extra[-1] in _ALPHA)
+
+
+def without_gaps(
+    values: np.ndarray, nodata: float | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Replaces what is no data by 0.
+
+    Args:
+        values: array `[H, W, C]`.
+        nodata: value that means no data in every band, or `None`.
+
+    Returns:
+        `(values, valid)`: bool `[H, W]`, False where any band is not finite
+        or all have the value `nodata`; `None` if all pixels are valid.
+    """
+    missing = np.zeros(values.shape[:2], bool)
+    if values.dtype.kind == "f":
+        missing |= ~np.isfinite(values).all(-1)
+    if nodata is not None and math.isfinite(nodata):
+        missing |= (values == nodata).all(-1)
+    if not missing.any():
+        return values, None
+    return np.where(missing[..., None], values.dtype.type(0), values), ~missing
+
+
+def read_deep_png(source: Any, path: str) -> np.ndarray:
+    """Decodes a PNG of 16 bits per channel whose size was checked.
+
+    Args:
+        source: path, or bytes, of the file.
+        path: name for messages.
+
+    Returns:
+        uint16 `[H, W, C]`.
+
+    Raises:
+        ValueError: the extra `tiff` is missing, or the file is truncated.
+    """
+    require("A PNG of 16 bits per color", "tiff", "imagecodecs")
+    import imagecodecs
+
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = file.read()
+    try:
+        values = imagecodecs.png_decode(source)
+    except Exception as error:
+        # The codec raises its own types.
+        raise InputError(
+            f"Unreadable or truncated image. File: {path} ({error})"
+        ) from None
+    return values[..., None] if values.ndim == 2 else values
+
+
+@contextlib.contextmanager
+def _opened(source, path):
+    """Opens a TIFF: `(file, its first page)`, of which the header is read."""
+    require("A TIFF", "tiff", "tifffile", "imagecodecs")
+    import tifffile
+
+    try:
+        file = tifffile.TiffFile(
+            io.BytesIO(source) if isinstance(source, bytes) else source
+        )
+        page = file.pages[0]
+    except Exception as error:
+        # tifffile raises exceptions of many types.
+        reason = getattr(error, "strerror", None) or f"no TIFF: {error}"
+        raise InputError(
+            f"Unreadable image. File: {path} ({' '.join(reason.split())[:200]})"
+        ) from None
+    with file:
+        yield file, page
+
+
+def _check_pages(file, path):
+    """Raises for several images, of which one would be taken silently."""
+    try:
+        # Overviews and masks of the first image follow it.
+        several = not file.pages[1].subfiletype & 5
+    except Exception:  # there is none, or none that can be read
+        return
+    if several:
+        raise InputError(
+            "A TIFF must hold one image; store its bands interleaved, or one "
+            f"image in each file. File: {path} (several pages)"
+        )
+
+
+def _check_size(page, path, max_pixels):
+    """Raises before anything is decoded, by what the header says."""
+    size = f"{page.imagelength}x{page.imagewidth}"
+    if page.imagelength * page.imagewidth > max_pixels:
+        raise InputError(
+            f"Images must have at most {max_pixels} pixels. File: {path} "
+            f"({size}); `keras-aspp predict` takes larger scenes"
+        )
+    if page.dtype is None or page.dtype.kind not in "uif":
+        raise InputError(
+            "A TIFF must hold integers or floats of 8 to 64 bits. "
+            f"File: {path} ({page.bitspersample} bits)"
+        )
+    if not 1 <= page.samplesperpixel <= MAX_CHANNELS or page.imagedepth != 1:
+        raise InputError(
+            f"A TIFF must have 1 to {MAX_CHANNELS} bands. File: {path} "
+            f"({page.samplesperpixel})"
+        )
+    if page.compression not in _COMPRESSIONS:
+        names = ", ".join(dict.fromkeys(_COMPRESSIONS.values()))
+        raise InputError(
+            f"A TIFF must be compressed by {names}; convert it, e.g. by "
+            f"gdal_translate -co COMPRESS=DEFLATE. File: {path} "
+            f"(compression {int(page.compression)})"
+        )
+    chunk = math.prod(page.chunks) * page.dtype.itemsize
+    whole = math.prod(page.shape) * page.dtype.itemsize
+    if max(chunk, whole) > MAX_BYTES or page.ndim > 3:
+        raise InputError(
+            f"Images must take at most {MAX_BYTES} bytes. File: {path} "
+            f"({size}, {max(chunk, whole)} bytes)"
+        )
+
+
+def _number(text):
+    try:
+        return float(str(text).strip("\0 "))
+    except ValueError:
+        return None

@@ -1,0 +1,185 @@
+"""TIFFs and deep PNGs: what is read, and what is refused before decoding."""
+
+import sys
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from channels_folder import write_bands
+from PIL import Image
+
+from keras_aspp.cli.main import main
+from keras_aspp.data import decode, tiff
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.pixels import PixelFormat
+
+
+def values(channels, dtype, size=(9, 7)):
+    rng = np.random.default_rng(channels)
+    found = rng.integers(0, 200, (*size, channels)).astype(dtype)
+    return found / 7 if dtype == "float32" else found
+
+
+def read(path, channels=3, dtype="uint8"):
+    bounds = None if dtype == "uint8" else (0, 1)
+    pixels = PixelFormat(channels, dtype, bounds)
+    return decode.read_image(path, pixels=pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate", "lzw", "zstd"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, "uint8"), (2, "float32"), (13, "uint16")]
+)
+def test_bands_are_read_as_stored(
+    tmp_path, channels, dtype, planar, compression
+):
+    image = values(channels, dtype)
+    planes = np.moveaxis(image, -1, 0) if planar == "separate" else image
+    if channels == 1:
+        planes, planar = image[..., 0], None
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        planes,
+        photometric="minisblack",
+        planarconfig=planar,
+        compression=compression,
+    )
+    found = read(tmp_path / "a.tif", channels, dtype)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pngs_of_16_bits_keep_them(tmp_path, channels):
+    image = values(channels, "uint16") * 301
+    path = tmp_path / "a.png"
+    path.write_bytes(imagecodecs.png_encode(image.squeeze()))
+    np.testing.assert_array_equal(read(path, channels, "uint16"), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_pngs_of_8_bits_have_the_bands_that_are_wanted(tmp_path, mode):
+    image = values(len(mode), "uint8")
+    Image.fromarray(image.squeeze(), mode).save(tmp_path / "a.png")
+    found = read(tmp_path / "a.png", len(mode))
+    np.testing.assert_array_equal(found, image)
+
+
+def test_alpha_no_data_and_nan_are_ignored(tmp_path):
+    spec = DatasetSpec(["a", "b"], channels=1, dtype="float32")
+    mask = np.ones((9, 7), "uint8")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    image = values(1, "float32")[..., 0] + 1
+    image[0, 0], image[1, 1] = np.nan, -9999
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        image,
+        extratags=[(42113, "s", 0, "-9999", True)],
+    )
+    pixels, labels = decode.read_pair(
+        tmp_path / "a.tif", tmp_path / "m.png", spec
+    )
+    assert np.argwhere(labels == 255).tolist() == [[0, 0], [1, 1]]
+    assert pixels[0, 0] == pixels[1, 1] == 0
+    bands = values(4, "uint8")
+    bands[..., 3] = 255
+    bands[2, 3, 3] = 0
+    tifffile.imwrite(
+        tmp_path / "b.tif",
+        bands,
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+    )
+    pixels, labels = decode.read_pair(
+        tmp_path / "b.tif", tmp_path / "m.png", DatasetSpec(["a", "b"])
+    )
+    assert np.argwhere(labels == 255).tolist() == [[2, 3]]
+    np.testing.assert_array_equal(pixels, bands[..., :3])
+
+
+def test_masks_may_be_tiffs(tmp_path):
+    mask = (values(1, "uint8")[..., 0] % 3).astype("uint8")
+    tifffile.imwrite(tmp_path / "m.tif", mask)
+    spec = DatasetSpec(["a", "b", "c"])
+    found = decode.read_mask(tmp_path / "m.tif", spec)
+    np.testing.assert_array_equal(found, mask)
+    tifffile.imwrite(tmp_path / "m.tif", mask.astype("uint16"))
+    with pytest.raises(ValueError, match="one band of uint8.*1 of uint16"):
+        decode.read_mask(tmp_path / "m.tif", spec)
+
+
+def test_bands_that_do_not_fit_are_refused_with_what_to_write(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values(4, "uint16"),
+        planarconfig="contig",
+        photometric="minisblack",
+    )
+    message = r'3 bands of uint8.*a\.tif \(4 bands of uint16\).*"channels": 4, '
+    with pytest.raises(ValueError, match=message + '"dtype": "uint16"'):
+        read(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"4 bands of uint8, .*of uint16\)"):
+        read(tmp_path / "a.tif", 4)
+
+
+def test_what_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((300, 200), "uint8"), compression="zlib")
+    for name in ("asarray", "decode"):
+        monkeypatch.setattr(tifffile.TiffPage, name, None)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 59_999)
+    with pytest.raises(ValueError, match="at most 59999 pixels.*300x200"):
+        read(path, 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(tiff, "MAX_BYTES", 59_999)
+    with pytest.raises(ValueError, match="at most 59999 bytes.*60000 bytes"):
+        read(path, 1)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values(1, "uint8"), compression="lzma")
+    with pytest.raises(ValueError, match="compressed by none, LZW, Deflate"):
+        read(path, 1)
+    tifffile.imwrite(
+        path, np.zeros((5, 9, 7), "uint8"), photometric="minisblack"
+    )
+    with pytest.raises(ValueError, match="one image.*several pages"):
+        read(path, 1)
+    tifffile.imwrite(path, values(1, "uint8", (90, 70)), compression="zlib")
+    content = path.read_bytes()
+    for broken in (b"II*\0", b"no TIFF", content[: len(content) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"File: .*a\.tif"):
+            read(path, 1)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", values(1, "uint8"))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ValueError, match=r"pip install 'keras-aspp\[tiff\]'"):
+        read(tmp_path / "a.tif", 1)
+
+
+def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
+    root = write_bands(tmp_path, spec={})
+    assert main(["data", "check", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert '"channels": 4, "dtype": "uint16", "mean": [' in said
+    assert main(["data", "check", str(root), "--write"]) == 1
+    capsys.readouterr()
+    assert main(["data", "check", str(root)]) == 0
+    assert "No problems." in capsys.readouterr().out
+    spec = FolderSource(root).spec
+    assert (spec.channels, spec.dtype) == (4, "uint16")
+    stored = np.concatenate(
+        [
+            tifffile.imread(path).reshape(-1, 4)
+            for path in sorted(root.glob("images/train/*"))
+        ]
+    )
+    np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)

@@ -1,0 +1,203 @@
+"""Rasters larger than memory: by window, georeferenced."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+import keras_aspp as ka
+from keras_aspp.cli.main import main
+from keras_aspp.inference.scenes import predict_scene
+from keras_aspp.inference.sliding_window import SlidingWindow
+from keras_aspp.pixels import PixelFormat
+
+TRANSFORM = from_origin(5e5, 5.4e6, 10, 20)
+
+
+def write_scene(path, image, nodata=None, **options):
+    """A GeoTIFF of an image `[H, W, C]`."""
+    height, width, count = image.shape
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=height,
+        width=width,
+        count=count,
+        dtype=image.dtype,
+        crs="EPSG:32633",
+        transform=TRANSFORM,
+        nodata=nodata,
+        **options,
+    ) as to:
+        to.write(np.moveaxis(image, -1, 0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of four bands of 16 bits, and the same of any seed."""
+    from conftest import make_toy_backbone
+
+    made = ka.models.DeepLabV3Plus(
+        3,
+        make_toy_backbone(channels=4),
+        atrous_rates=(3,),
+        aspp_filters=8,
+        decoder_filters=8,
+        projection_filters=4,
+    )
+    rng = np.random.default_rng(6)
+    for weight in made.weights:
+        if "moving" not in weight.path:
+            noise = rng.normal(0, 0.3, weight.shape)
+            weight.assign(np.asarray(weight) + noise)
+    made.preprocess = made.preprocess.of_images(
+        PixelFormat(4, "uint16", (0, 4000))
+    )
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    made.save(path)
+    return path
+
+
+def pixels(height, width):
+    rng = np.random.default_rng(height)
+    steps = rng.integers(0, 4000, (height // 8 + 1, width // 8 + 1, 4))
+    found = steps.repeat(8, 0).repeat(8, 1)[:height, :width]
+    return (found + rng.integers(0, 500, found.shape)).astype("uint16")
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+@pytest.mark.parametrize("size", [(150, 211), (64, 300), (50, 40)])
+def test_a_scene_is_what_one_image_in_windows_is(
+    model, tmp_path, size, overlap
+):
+    image = pixels(*size)
+    path = write_scene(tmp_path / "scene.tif", image)
+    predictor = ka.Predictor(model, window=64, overlap=overlap)
+    steps = []
+    counts = predict_scene(
+        predictor, path, tmp_path / "out.tif", lambda *step: steps.append(step)
+    )
+    scores = predictor.score_batch(image[None])[0]
+    expected = scores.argmax(-1)
+    assert len(np.unique(expected)) > 1
+    with rasterio.open(tmp_path / "out.tif") as out:
+        labels = out.read(1)
+        assert (out.crs, out.transform) == ("EPSG:32633", TRANSFORM)
+        assert (out.dtypes, out.nodata) == (("uint8",), 255)
+        assert out.compression.name == "deflate"
+        assert out.colormap(1)[1][3] == 255
+    # The sums of float32 differ in their order where classes are equal.
+    top = np.sort(scores, -1)
+    clear = top[..., -1] - top[..., -2] > 1e-4
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+    assert counts.sum() == labels.size
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert isinstance(predictor._engine, SlidingWindow)
+
+
+def test_pixels_without_data_are_ignored(model, tmp_path):
+    image = pixels(100, 130)
+    image[:70, :90] = 0  # whole windows
+    path = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    predict_scene(ka.Predictor(model, window=64), path, tmp_path / "out.tif")
+    with rasterio.open(tmp_path / "out.tif") as out:
+        empty = out.read(1) == 255
+        np.testing.assert_array_equal(out.dataset_mask() == 0, empty)
+    np.testing.assert_array_equal(empty, (image == 0).all(-1))
+
+
+def test_alpha_is_no_band(model, tmp_path):
+    alpha = np.full((80, 70, 1), 65535, "uint16")
+    alpha[3, 5] = 0
+    image = np.concatenate([pixels(80, 70), alpha], -1)
+    path = write_scene(tmp_path / "scene.tif", image)
+    with rasterio.open(path, "r+") as scene:
+        gray = rasterio.enums.ColorInterp.gray
+        scene.colorinterp = [*[gray] * 4, rasterio.enums.ColorInterp.alpha]
+    predict_scene(ka.Predictor(model), path, tmp_path / "out.tif")
+    with rasterio.open(tmp_path / "out.tif") as out:
+        assert np.argwhere(out.read(1) == 255).tolist() == [[3, 5]]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (pixels(9, 9)[..., :3], r"4 bands of uint16.*\(3 bands of uint16\)"),
+        (pixels(9, 9).astype("float32"), r"\(4 bands of float32\)"),
+    ],
+)
+def test_bands_that_do_not_fit_fail_at_once(model, tmp_path, image, message):
+    path = write_scene(tmp_path / "scene.tif", image)
+    with pytest.raises(ValueError, match=message):
+        predict_scene(ka.Predictor(model), path, tmp_path / "out.tif")
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_the_command_writes_a_raster_beside_other_images(
+    model, tmp_path, capsys, monkeypatch
+):
+    image = pixels(90, 110)
+    scene = write_scene(tmp_path / "scene.tif", image)
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(scene.read_bytes()[:200])
+    flags = ["--model", str(model), "--output", str(tmp_path / "out")]
+    assert main(["predict", *flags, str(scene), str(broken)]) == 1
+    said = capsys.readouterr()
+    assert "scene_labels.tif" in said.out
+    assert "broken.tif" in said.err
+    with rasterio.open(tmp_path / "out/scene_labels.tif") as out:
+        assert out.shape == (90, 110)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert main(["predict", *flags, str(scene)]) == 1
+    assert "pip install 'keras-aspp[geo]'" in capsys.readouterr().err
+
+
+PEAK = """
+import resource, sys
+from keras_aspp.inference import Predictor
+from keras_aspp.inference.scenes import predict_scene
+predictor = Predictor(sys.argv[1], window=64)
+peaks = []
+for scene in sys.argv[2:]:
+    predict_scene(predictor, scene, scene + ".out.tif")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
+
+
+def test_memory_does_not_grow_with_the_raster(model, tmp_path):
+    """Of the larger one, uint16 in four bands alone takes 134 MB."""
+    scenes = []
+    for side in (512, 4096):
+        with rasterio.open(
+            tmp_path / f"{side}.tif",
+            "w",
+            driver="GTiff",
+            height=side,
+            width=side,
+            count=4,
+            dtype="uint16",
+            nodata=0,
+            crs="EPSG:32633",
+            transform=TRANSFORM,
+            tiled=True,
+            sparse_ok=True,
+        ) as to:
+            # All else is no data, which takes no network.
+            window = rasterio.windows.Window(0, 0, 256, 256)
+            to.write(np.moveaxis(pixels(256, 256), -1, 0), window=window)
+        scenes.append(str(tmp_path / f"{side}.tif"))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(model), *scenes],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    small, large = map(int, done.stdout.split()[-2:])  # KiB
+    assert large - small < 60 * 1024
