@@ -258,7 +258,7 @@ def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
 ):
     made = randomize(
         ka.models.DeepLabV3(
-            None,
+            2,
             toy_backbone(padding=1),
             aspp_filters=8,
             output_stride=8,
