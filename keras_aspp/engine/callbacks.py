@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.text import first_line
 from keras_aspp.utils.types import PathLike
 
 # Replaced in arguments by the folder of the run.
