@@ -24,7 +24,8 @@ def check_num_classes(num_classes: Any) -> int:
         or num_classes < 2
     ):
         raise InputError(
-            f"`num_classes` must be an int > 1; {BACKGROUND}. "
+            f"`num_classes` must be an int > 1; {BACKGROUND} (or pass "
+            "task='binary'). "
             f"Received: num_classes={num_classes!r}"
         )
     return int(num_classes)

@@ -1,9 +1,12 @@
 """Oracles in NumPy, and weights that are neutral nowhere."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = (2, 9, 7, 5)  # odd, non-square, no axis equal to another
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -140,3 +143,65 @@ def compute_dtypes(layer):
         for inner in layer._flatten_layers()
         if not isinstance(inner, (keras.layers.InputLayer, keras.Model))
     }
+
+
+def zero_padded_depthwise(x, padding, name, dtype):
+    """ZeroPadding2D and a strided `valid` depthwise convolution."""
+    x = keras.layers.ZeroPadding2D(padding, dtype=dtype, name=f"{name}_pad")(x)
+    return keras.layers.DepthwiseConv2D(
+        3, strides=2, use_bias=False, dtype=dtype, name=name
+    )(x)
+
+
+def make_toy_backbone(
+    channels=3,
+    padding=((0, 1), (0, 1)),
+    features=False,
+    dtype=None,
+    size=None,
+):
+    """Functional model of plain Keras layers, strides 2, 4, 8, 16, 32.
+
+    Args:
+        channels: int, of the picture.
+        padding: before the strided `valid` layers: Keras' own ((0, 1), (0, 1))
+            or symmetric 1. With 1, no layer pads by the size of its input.
+        features: bool. Dict outputs by nominal stride, or the last tensor.
+        dtype: Keras dtype policy of every layer.
+        size: height and width that it is made for, or any.
+    """
+
+    def unit(x, layer, name, activate=True):
+        x = layer(x)
+        x = keras.layers.BatchNormalization(dtype=dtype, name=f"{name}_bn")(x)
+        if activate:
+            x = keras.layers.ReLU(dtype=dtype, name=f"{name}_relu")(x)
+        return x
+
+    def conv(filters, size, name, **kwargs):
+        return keras.layers.Conv2D(
+            filters, size, use_bias=False, dtype=dtype, name=name, **kwargs
+        )
+
+    def strided(x, filters, name):
+        if padding != 1:
+            layer = conv(filters, 3, name, strides=2, padding="same")
+            return unit(x, layer, name)
+        x = keras.layers.ZeroPadding2D(1, dtype=dtype, name=f"{name}_pad")(x)
+        return unit(x, conv(filters, 3, name, strides=2), name)
+
+    outputs = {}
+    inputs = x = keras.Input((size, size, channels), name="picture")
+    outputs["stride_2"] = x = strided(x, 8, "stem")
+    x = zero_padded_depthwise(x, padding, "block1_depthwise", dtype)
+    outputs["stride_4"] = x = unit(x, conv(12, 1, "block1"), "block1")
+    outputs["stride_8"] = x = strided(x, 16, "block2")
+    x = zero_padded_depthwise(x, padding, "block3_depthwise", dtype)
+    x = short = unit(x, conv(16, 1, "block3"), "block3", activate=False)
+    x = unit(x, conv(16, 3, "block3_inner", padding="same"), "block3_inner")
+    add = keras.layers.Add(dtype=dtype, name="block3_add")
+    outputs["stride_16"] = x = add([x, short])
+    x = strided(x, 24, "block4")
+    x = unit(x, conv(24, 3, "block4_inner", padding="same"), "block4_inner")
+    outputs["stride_32"] = x
+    return keras.Model(inputs, outputs if features else x, name="toy")

@@ -73,11 +73,36 @@ def mutated(source, line, column, token, new):
     return "".join(lines)
 
 
+def mirrored_module(file):
+    """Module that a test file of a package's folder is named after.
+
+    `test_<module>.py` or, of one subject, `test_<module>_<subject>.py`.
+
+    Args:
+        file: path of the test file, `tests/<package>/...`.
+
+    Returns:
+        str, the longest name that fits, or None.
+    """
+    package = ROOT / "keras_aspp" / file.parent.relative_to(ROOT / "tests")
+    name = file.stem.removeprefix("test_") + "_"
+    fits = [
+        path.stem
+        for path in package.glob("*.py")
+        if name.startswith(f"{path.stem}_")
+    ]
+    return max(fits, key=len, default=None)
+
+
 def mirrors(path):
-    """Tests of a module: its own file where there is one, then its folder."""
+    """Tests of a module: its own files where there are any, then its folder."""
     folder = pathlib.Path("tests", *path.parent.parts[1:])
-    own = folder / f"test_{path.stem}.py"
-    return [t for t in (own, folder) if (ROOT / t).exists()]
+    own = sorted(
+        file.relative_to(ROOT)
+        for file in (ROOT / folder).glob("test_*.py")
+        if mirrored_module(file) == path.stem
+    )
+    return own + [folder] * (ROOT / folder).is_dir()
 
 
 def is_caught(copy, tests):

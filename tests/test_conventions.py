@@ -9,11 +9,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import npy, sample
+from helpers import ROOT, npy, sample
+from mutants import mirrored_module
 
 import keras_aspp as ka
 
 PACKAGE = pathlib.Path(ka.__file__).parent
+TESTS = ROOT / "tests"
 # The parts from the ground up: each imports only rungs below its own, which
 # also rules out circles between parts. Those of one rung do not know each
 # other.
@@ -161,6 +163,21 @@ def test_convention_no_function_is_longer_than_80_lines():
                     text = node.body[0]
                     lines -= text.end_lineno - text.lineno + 1
                 assert lines <= 80, f"{path}: {node.name}: {lines} lines"
+
+
+def test_convention_tests_mirror_the_modules():
+    """Those of no single module are in folders of their own."""
+    shared = {
+        TESTS / "losses" / "test_losses.py",  # what holds for every loss
+    }
+    strays = [
+        str(file)
+        for file in TESTS.rglob("test_*.py")
+        if file.parent != TESTS
+        and file.relative_to(TESTS).parts[0] not in ("hostile", "integration")
+        and mirrored_module(file) is None
+    ]
+    assert sorted(strays) == sorted(map(str, shared))
 
 
 def test_convention_nothing_imports_the_application():

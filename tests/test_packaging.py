@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import packages_distributions
 
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 PLACEHOLDERS = re.compile(r"NAME|ksac")
 

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_toy_backbone
+from helpers import make_toy_backbone
 from PIL import Image
 
 from keras_aspp.config.load import dump_config

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from keras_aspp.annotations.json_stream import stream_items
 from keras_aspp.annotations.regions import (
     AnnotatedImage,
     Annotations,
@@ -14,31 +17,7 @@ from keras_aspp.annotations.regions import (
     RunLengths,
 )
 from keras_aspp.annotations.source import SourceFiles
-from keras_aspp.utils import extras
 from keras_aspp.utils.exceptions import InputError
-
-
-def top_level_keys(path: Path) -> set[str] | None:
-    """Returns the keys of a JSON file's object, streamed.
-
-    Returns:
-        set of str; `{"[]"}` for a list; `None` if it is no JSON.
-    """
-    keys = set()
-    try:
-        for prefix, event, value in _ijson().parse(path.open("rb")):
-            if prefix == "" and event == "start_array":
-                return {"[]"}
-            if prefix == "" and event == "map_key":
-                keys.add(value)
-            # Decided before the long lists, where these come first.
-            if {"images", "annotations"} <= keys or "shapes" in keys:
-                break
-    except Exception as error:
-        if isinstance(error, InputError):
-            raise
-        return None
-    return keys
 
 
 def is_coco(keys: set[str]) -> bool:
@@ -63,7 +42,7 @@ def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:
     found = Annotations([], [])
     for path in files:
         names = {}
-        for category in _items(path, "categories"):
+        for category in stream_items(path, "categories.item"):
             names[_value(category, "id", path)] = str(
                 _value(category, "name", path)
             )
@@ -78,10 +57,12 @@ def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:
 def _read_images(source, path, notes):
     """Returns image id -> `AnnotatedImage`, `None` without a file."""
     images, missing = {}, []
-    for entry in _items(path, "images"):
+    for entry in stream_items(path, "images.item"):
         name = str(_value(entry, "file_name", path))
         file = source.find_image(name, path)
         image_id = _value(entry, "id", path)
+        if image_id in images:
+            raise InputError(f"Two images have the id {image_id}. File: {path}")
         if file is None:
             missing.append(name)
             images[image_id] = None
@@ -103,7 +84,7 @@ def _read_images(source, path, notes):
 def _read_regions(path, names, images, notes):
     """Appends the regions of a file to their images."""
     skipped = collections.Counter()
-    for entry in _items(path, "annotations"):
+    for entry in stream_items(path, "annotations.item"):
         category = _value(entry, "category_id", path)
         if category not in names:
             raise InputError(
@@ -128,36 +109,34 @@ def _region(entry, class_name):
     common = {
         "class_name": class_name,
         "is_ignored": bool(entry.get("iscrowd", 0)),
+        "z_order": _z_order(entry),
     }
     if isinstance(segmentation, dict):
         counts, size = segmentation.get("counts"), segmentation.get("size")
         if counts is None or not isinstance(size, list) or len(size) != 2:
             return None
         return RunLengths(counts=counts, size=tuple(size), **common)
-    if not segmentation:
+    if not isinstance(segmentation, list) or not segmentation:
         return None
+    with contextlib.suppress(TypeError, ValueError):
+        # 8 bytes a number instead of 40; errors are reported when drawing.
+        segmentation = [np.asarray(ring, "float64") for ring in segmentation]
     return Polygons(rings=segmentation, **common)
 
 
+def _z_order(entry):
+    """Returns the order that some tools add, or `None`."""
+    attributes = entry.get("attributes")
+    places = [entry, attributes if isinstance(attributes, dict) else {}]
+    orders = [p["z_order"] for p in places if "z_order" in p]
+    return orders[0] if orders and type(orders[0]) in (int, float) else None
+
+
 def _value(entry: Any, key: str, path: Path) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"An entry of a COCO file lacks {key!r}. File: {path}")
-    return entry[key]
-
-
-def _items(path: Path, key: str) -> Iterator[Any]:
-    """Yields the items of a list of a JSON file, streamed."""
-    ijson = _ijson()
-    try:
-        with path.open("rb") as file:
-            yield from ijson.items(file, f"{key}.item", use_float=True)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"Not valid JSON. File: {path} ({reason})") from None
-
-
-def _ijson():
-    extras.require("Importing annotations", "import", "ijson")
-    import ijson
-
-    return ijson
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, (int, float, str)):
+        raise InputError(
+            f"An entry of a COCO file must have {key!r}, a number or text. "
+            f"File: {path}"
+        )
+    return value

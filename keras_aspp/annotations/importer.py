@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +53,7 @@ def import_annotations(
     source: PathLike,
     output: PathLike,
     *,
+    images: PathLike | None = None,
     annotation_format: str | None = None,
     class_map: Mapping[str, str] | None = None,
     overlap: Literal["area", "z_order", "file"] = "area",
@@ -72,6 +74,7 @@ def import_annotations(
     Args:
         source: folder, zip archive or annotation file.
         output: folder to create, for `--data.root`.
+        images: folder of the images, if they are not in `source`.
         annotation_format: one of `FORMATS`, or `None` to recognize it.
         class_map: class of the source -> its new name, `"ignore"`, or `"drop"`
             for regions that are not drawn. Classes of one new name are merged.
@@ -94,7 +97,7 @@ def import_annotations(
 
     Raises:
         FileExistsError: `output` exists and `overwrite` is False.
-        FileNotFoundError: `source` does not exist.
+        FileNotFoundError: `source` or `images` does not exist.
         ValueError: an argument, or the annotations, are invalid.
     """
     output = Path(output)
@@ -105,13 +108,15 @@ def import_annotations(
         )
     _check_shares(validation_fraction, test_fraction)
     pattern = _compiled(group_by)
-    with opened_source(source) as files:
+    with opened_source(source, images) as files:
         name, found = read_annotations(files, annotation_format)
         if not found.images:
             raise InputError(
                 "The source holds no image with annotations. Received: "
                 + "; ".join([str(source), *found.notes])
             )
+        if overlap == "z_order":
+            _check_z_order(found.images, name)
         classes = _Classes(
             found.class_names,
             class_map or {},
@@ -120,12 +125,13 @@ def import_annotations(
         )
         report = ImportReport(name, classes.spec, {}, 0, list(found.notes))
         report.notes += classes.notes
-        _split(found.images, pattern, validation_fraction, test_fraction)
+        report.notes += _split(
+            found.images, pattern, validation_fraction, test_fraction
+        )
         writer = _Writer(classes, overlap, exif, found.spec, report)
         with replacing_folder(output) as work:
-            stems = collections.Counter()
             for image in progress(found.images):
-                writer.write(image, work, stems)
+                writer.write(image, work)
             writer.finish()
             classes.spec.to_file(work / "dataset.json")
     return report
@@ -141,7 +147,7 @@ class _Classes:
                 "`--map` must name classes of the source, "
                 f"{', '.join(names)}. Received: {', '.join(sorted(unknown))}"
             )
-        self.notes = []
+        self.notes, self.background = [], background
         targets = {name: class_map.get(name) for name in names}
         for name in names:
             plain = name.strip("_ ").casefold()
@@ -183,12 +189,14 @@ class _Writer:
     def __init__(self, classes, overlap, exif, source_spec, report):
         self.classes, self.overlap, self.exif = classes, overlap, exif
         self.source_spec, self.report = source_spec, report
+        self.background = classes.background
         if source_spec is not None:
             self.table = classes.table(source_spec)
         self.unreadable, self.outside, self.turned = [], [], 0
-        self.images_of_overlaps = 0
+        self.images_of_overlaps = self.empty = 0
+        self.stems: set[str] = set()
 
-    def write(self, image: AnnotatedImage, work: Path, stems):
+    def write(self, image: AnnotatedImage, work: Path) -> None:
         try:
             pixels, orientation = decode.read_oriented(image.path)
             upright = pixels.shape[:2]
@@ -197,10 +205,7 @@ class _Writer:
             self.unreadable.append(str(error))
             return
         self.turned += orientation != 1
-        stem = image.path.stem
-        stems[stem] += 1
-        if stems[stem] > 1:
-            stem = f"{stem}_{stems[stem]}"
+        stem = self._free_stem(image.path.stem)
         for part in ("images", "masks"):
             (work / part / image.split).mkdir(parents=True, exist_ok=True)
         suffix = image.path.suffix.lower()
@@ -212,15 +217,26 @@ class _Writer:
         counts = self.report.num_images
         counts[image.split] = counts.get(image.split, 0) + 1
 
+    def _free_stem(self, stem):
+        """Returns a name that no other file has, numbered if needed."""
+        numbered = (f"{stem}_{i}" for i in itertools.count(2))
+        free = next(
+            name
+            for name in itertools.chain([stem], numbered)
+            if name.casefold() not in self.stems
+        )
+        self.stems.add(free.casefold())
+        return free
+
     def _labels(self, image, upright, orientation):
         """Returns the labels of an image, uint8 `[H, W]`, upright."""
+        stored = upright[::-1] if orientation >= 5 else upright
         if image.label_image is not None:
-            stored = upright[::-1] if orientation >= 5 else upright
             mask = decode.read_mask(image.label_image, self.source_spec)
             turn = self._is_stored(mask.shape, upright, stored, image)
             labels = self.table[mask]
         else:
-            stored = upright[::-1] if orientation >= 5 else upright
+            self.empty += not image.regions
             size = image.size or upright
             turn = self._is_stored(size, upright, stored, image)
             labels = self._draw(image, stored if turn else upright)
@@ -252,16 +268,17 @@ class _Writer:
             except InputError as error:
                 self.outside.append(f"{image.path.name}: {error}")
                 continue
-            drawn.append((self._order(region, mask, number), label, mask))
+            box, mask = _cropped(mask)
+            drawn.append((self._order(region, mask, number), label, box, mask))
         labels = np.zeros(size, "uint8")
         claimed = np.zeros(size, bool)
         overlaps = np.zeros(size, bool)
         # Ignored regions first, so that they hide nothing.
-        for _, label, mask in sorted(drawn, key=lambda item: item[0]):
+        for _, label, box, mask in sorted(drawn, key=lambda item: item[0]):
             if label != IGNORE_LABEL:
-                overlaps |= mask & claimed & (labels != label)
-                claimed |= mask
-            labels[mask] = label
+                overlaps[box] |= mask & claimed[box] & (labels[box] != label)
+                claimed[box] |= mask
+            labels[box][mask] = label
         self.report.overlaps += int(overlaps.sum())
         self.images_of_overlaps += bool(overlaps.any())
         return labels
@@ -269,7 +286,7 @@ class _Writer:
     def _order(self, region: Region, mask, number):
         rank = {
             "area": lambda: -int(mask.sum()),
-            "z_order": lambda: region.z_order,
+            "z_order": lambda: region.z_order or 0,
             "file": lambda: 0,
         }[self.overlap]()
         return not region.is_ignored, rank, number
@@ -286,6 +303,10 @@ class _Writer:
             notes.append(
                 f"{len(self.unreadable)} images were left out, first: "
                 f"{self.unreadable[0]}"
+            )
+        if self.empty:
+            notes.append(
+                f"{self.empty} images have no regions and are {self.background}"
             )
         if self.outside:
             notes.append(
@@ -305,6 +326,18 @@ class _Writer:
             )
 
 
+def _cropped(mask):
+    """Returns `(box, mask within it)`: an image may have many regions."""
+    rows = _extent(mask.any(axis=1))
+    box = rows, _extent(mask[rows].any(axis=0))
+    return box, mask[box].copy()
+
+
+def _extent(values):
+    places = np.flatnonzero(values)
+    return slice(places[0], places[-1] + 1) if len(places) else slice(0)
+
+
 _TOP = {
     "area": "the smaller region",
     "z_order": "the region of the higher z-order",
@@ -321,6 +354,15 @@ def _check_shares(validation_fraction, test_fraction):
         )
 
 
+def _check_z_order(images, name):
+    regions = (region for image in images for region in image.regions)
+    if all(region.z_order is None for region in regions):
+        raise InputError(
+            f"Annotations of this source ({name}) state no z-order. Use "
+            "--overlap file, the order of the regions in the file, or area"
+        )
+
+
 def _compiled(group_by):
     try:
         return re.compile(group_by or "")
@@ -332,11 +374,19 @@ def _compiled(group_by):
 
 
 def _split(images, pattern, validation_fraction, test_fraction):
-    """Sets the split of each image: the source's own, or by hash."""
-    if len({image.split for image in images} - {None}) > 1:
-        for image in images:
-            image.split = image.split or "train"
-        return
+    """Sets the split of each image: the source's own, or by hash.
+
+    Returns:
+        list of notes.
+    """
+    own = {image.split for image in images} - {None}
+    if len(own) > 1:
+        unnamed = [image for image in images if image.split is None]
+        for image in unnamed:
+            image.split = "train"
+        found = f"the splits are the source's own, {', '.join(sorted(own))}"
+        rest = f"; {len(unnamed)} images of none are in train" * bool(unnamed)
+        return [found + rest]
     groups = collections.defaultdict(list)
     for image in images:
         groups[_group(image.path.stem, pattern)].append(image)
@@ -354,6 +404,11 @@ def _split(images, pattern, validation_fraction, test_fraction):
     for group, members in groups.items():
         for image in members:
             image.split = splits[group]
+    named = f"only the split {next(iter(own))}" if own else "no splits"
+    return [
+        f"the source names {named}; images were split by a hash of their names"
+        + ", groups together" * bool(pattern.pattern)
+    ]
 
 
 def _place(group):

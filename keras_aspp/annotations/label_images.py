@@ -168,15 +168,15 @@ def read_cityscapes(source: SourceFiles, files: list[Path]) -> Annotations:
 
 def _pair(source, found, masks):
     """Adds the images of masks: `(mask, stem of the image, split)` each."""
-    by_stem = {}
-    for image in source.images():
-        by_stem.setdefault(image.stem, []).append(image)
     labeled = {mask for mask, *_ in masks}
-    missing = []
-    for mask, stem, split in masks:
-        candidates = [p for p in by_stem.get(stem, ()) if p not in labeled]
+    by_stem: dict[str, list[Path]] = {}
+    for image in source.images():
         # Masks of instances lie in a folder of their own.
-        candidates = [p for p in candidates if "Segmentation" not in str(p)]
+        if image not in labeled and "Segmentation" not in image.parent.name:
+            by_stem.setdefault(image.stem, []).append(image)
+    missing: list[str] = []
+    for mask, stem, split in masks:
+        candidates = by_stem.get(stem, [])
         near = [p for p in candidates if p.parent == mask.parent]
         if not candidates:
             missing.append(mask.name)
@@ -187,11 +187,4 @@ def _pair(source, found, masks):
     if missing:
         found.notes.append(
             f"{len(missing)} masks have no image, first {missing[0]}"
-        )
-    used = {image.path for image in found.images}
-    others = [p for p in source.images() if p not in used | labeled]
-    others = [p for p in others if "Segmentation" not in str(p.parent)]
-    if others:
-        found.notes.append(
-            f"{len(others)} images have no mask, first {others[0].name}"
         )

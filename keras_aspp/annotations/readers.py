@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from keras_aspp.annotations import coco, label_images, shapes
+from keras_aspp.annotations import coco, cvat_xml, label_images, shapes
+from keras_aspp.annotations.json_stream import top_level_keys
 from keras_aspp.annotations.regions import Annotations
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.utils.exceptions import InputError
@@ -15,6 +16,7 @@ _READERS: dict[str, Callable[[SourceFiles, list[Path]], Annotations]] = {
     "labelme": shapes.read_labelme,
     "yolo": shapes.read_yolo,
     "cvat": label_images.read_cvat,
+    "cvat_xml": cvat_xml.read_cvat_xml,
     "voc": label_images.read_voc,
     "roboflow": label_images.read_roboflow,
     "cityscapes": label_images.read_cityscapes,
@@ -44,7 +46,7 @@ def read_annotations(
             f"`format` must be one of {', '.join(FORMATS)}. "
             f"Received: {annotation_format!r}"
         )
-    found = find_formats(source)
+    found, damaged = find_formats(source)
     if annotation_format is None:
         if len(found) > 1:
             shown = ", ".join(f"{k} ({v[0].name})" for k, v in found.items())
@@ -52,6 +54,8 @@ def read_annotations(
                 "The source holds annotations of several formats; choose one "
                 f"by --format. Received: {shown}"
             )
+        if not found and damaged:
+            raise InputError(damaged[0])
         if not found:
             raise InputError(
                 "No annotations of a known format "
@@ -63,12 +67,41 @@ def read_annotations(
             f"The source holds no annotations of format {annotation_format}. "
             f"Received: {source.root} with {', '.join(found) or 'none'}"
         )
-    read = _READERS[annotation_format]
-    return annotation_format, read(source, found[annotation_format])
+    annotations = _READERS[annotation_format](source, found[annotation_format])
+    _note_unused(source, annotations)
+    return annotation_format, annotations
 
 
-def find_formats(source: SourceFiles) -> Mapping[str, list[Path]]:
-    """Returns format -> files that show it, of all formats in a source."""
+def _note_unused(source, annotations):
+    """Notes the images that no annotation names."""
+    used = {image.path for image in annotations.images}
+    masks = {image.label_image for image in annotations.images}
+    # Other masks of the same images: of instances, or in color.
+    folders = {mask.parent for mask in masks if mask is not None}
+    folders -= {path.parent for path in used}
+    others = [
+        path
+        for path in source.images()
+        if path not in used | masks
+        and path.parent not in folders
+        and not path.parent.name.startswith("Segmentation")
+    ]
+    if others:
+        annotations.notes.append(
+            f"{len(others)} images have no annotations and were left out, "
+            f"first {others[0].name}"
+        )
+
+
+def find_formats(
+    source: SourceFiles,
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Recognizes the formats of a source by its files.
+
+    Returns:
+        `(found, damaged)`: format -> files that show it; a message for each
+        JSON file that cannot be read.
+    """
     found = {
         "cityscapes": source.ending("_gtfine_labelids.png"),
         "roboflow": source.named("_classes.csv"),
@@ -76,14 +109,21 @@ def find_formats(source: SourceFiles) -> Mapping[str, list[Path]]:
         "yolo": source.named(*shapes.YOLO_SPECS)
         or (source.named("classes.txt") and _yolo_classes(source)),
     }
+    # PASCAL VOC has an XML per image, in a folder of this name.
+    found["cvat_xml"] = [
+        path
+        for path in source.ending(".xml")
+        if path.parent.name != "Annotations" and cvat_xml.is_cvat_xml(path)
+    ]
     if not found["cvat"]:
         found["voc"] = [
             path
             for path in source.ending(".png")
             if path.parent.name == "SegmentationClass"
         ]
-    found |= _find_json(source)
-    return {name: files for name, files in found.items() if files}
+    in_json, damaged = _find_json(source)
+    found |= in_json
+    return {name: files for name, files in found.items() if files}, damaged
 
 
 def _yolo_classes(source):
@@ -96,14 +136,19 @@ def _find_json(source):
     files = source.ending(".json")
     meta = [path for path in files if path.name == "meta.json"]
     if meta and any(path.parent.name == "ann" for path in files):
-        return {"supervisely": meta}
+        return {"supervisely": meta}, []
+    damaged = []
     found = {"coco": [], "labelme": [], "label_studio": []}
     for path in files:
-        keys = coco.top_level_keys(path) or set()
+        try:
+            keys = top_level_keys(path)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
         if coco.is_coco(keys):
             found["coco"].append(path)
         elif "shapes" in keys:
             found["labelme"].append(path)
-        elif "[]" in keys:
+        elif "[].data" in keys:
             found["label_studio"].append(path)
-    return found
+    return found, damaged

@@ -31,12 +31,13 @@ class Region:
 
     Args:
         class_name: name in the annotations.
-        z_order: order of drawing, if the tool has one; higher is on top.
+        z_order: order of drawing, higher is on top; `None` if the tool has
+            none but the order in the file.
         is_ignored: True for regions without one class, such as COCO's crowds.
     """
 
     class_name: str
-    z_order: float = 0
+    z_order: float | None = None
     is_ignored: bool = False
 
     def mask(self, size: Size) -> np.ndarray:
@@ -90,8 +91,8 @@ class Polygons(Region):
                 )
             outlines.append(corners.ravel().tolist())
         coco = _coco_mask()
-        drawn = coco.decode(coco.frPyObjects(outlines, height, width))
-        return drawn.any(axis=-1)
+        parts = coco.frPyObjects(outlines, height, width)
+        return coco.decode(coco.merge(parts)).astype(bool)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,10 @@ class RunLengths(Region):
         counts = self.counts
         if isinstance(counts, (str, bytes)):
             counts = uncompress_counts(counts)
-        counts = np.asarray(counts)
+        try:
+            counts = np.asarray(counts)
+        except ValueError:  # lists of several lengths
+            counts = np.empty(0)
         if tuple(self.size) != tuple(size) or counts.dtype.kind not in "iu":
             raise InputError(
                 f"run lengths of a mask of {self.size}, in an image of {size}"

@@ -7,24 +7,30 @@ import collections
 import math
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from keras_aspp.annotations.json_stream import stream_items
+from keras_aspp.annotations.reading import (
+    names_in_use,
+    naming,
+    note_missing,
+    note_skipped,
+    rectangle,
+)
 from keras_aspp.annotations.regions import (
     AnnotatedImage,
     Annotations,
     Bitmap,
     Polygons,
-    Region,
 )
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.data.decode import MAX_PIXELS, open_image
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_json, read_text
 
-# labelme may store the image itself; Label Studio keeps a project in one file.
-_MAX_BYTES, _MAX_PROJECT_BYTES = 2**28, 2**31
+# labelme may store the image itself.
+_MAX_BYTES = 2**28
 _CIRCLE_CORNERS = 64
 YOLO_SPECS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LABELME_IGNORE = "__ignore__"
@@ -53,17 +59,17 @@ def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
             size if all(type(n) is int for n in size) else None,
         )
         for shape in _list(content, "shapes", path):
-            kind = shape.get("shape_type") or "polygon"
-            with _naming(path):
+            kind = str(shape.get("shape_type") or "polygon")
+            with naming(path):
                 region = _labelme_region(shape, kind)
             if region is None:
                 skipped[kind] += 1
             else:
                 annotated.regions.append(region)
         found.images.append(annotated)
-    found.class_names = _names_in_use(found.images, _LABELME_IGNORE)
-    _note_missing(found, missing)
-    _note_skipped(found, skipped)
+    found.class_names = names_in_use(found.images, _LABELME_IGNORE)
+    note_missing(found, missing)
+    note_skipped(found, skipped)
     return found
 
 
@@ -74,7 +80,7 @@ def _labelme_region(shape, shape_type):
     if shape_type == "polygon":
         return Polygons(rings=[points], **common)
     if shape_type == "rectangle" and len(points) == 2:
-        return Polygons(rings=[_rectangle(*points)], **common)
+        return Polygons(rings=[rectangle(*points)], **common)
     if shape_type == "circle" and len(points) == 2:
         return Polygons(rings=[_circle(*points)], **common)
     if shape_type == "mask" and len(points) == 2:
@@ -93,24 +99,22 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
     """
     names = _yolo_names(files[0])
     found = Annotations(list(names.values()), [])
-    boxes = unlabeled = 0
+    boxes = 0
     by_name = {
-        path.relative_to(source.root).with_suffix("").as_posix(): path
+        source.relative(path).with_suffix("").as_posix(): path
         for path in source.ending(".txt")
     }
     for image in source.images():
-        relative = image.relative_to(source.root).with_suffix("")
+        relative = source.relative(image).with_suffix("")
         beside = [p if p != "images" else "labels" for p in relative.parts]
         path = by_name.get("/".join(beside)) or by_name.get(relative.as_posix())
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
-        if path is None:
-            unlabeled += 1
-            continue
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        lines = [] if path is None else read_text(path).splitlines()
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            with _naming(path, f"line {number}"):
+            with naming(path, f"line {number}"):
                 class_id, *numbers = [float(n) for n in line.split()]
                 if class_id not in names:
                     raise InputError(
@@ -127,10 +131,6 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
                         is_relative=True,
                     )
                 )
-    if unlabeled:
-        found.notes.append(
-            f"{unlabeled} images have no label file and are background only"
-        )
     if boxes:
         found.notes.append(
             f"{boxes} boxes were left out, since a box is no mask"
@@ -142,7 +142,7 @@ def _yolo_names(path):
     """Returns class id -> name of a `data.yaml` or `classes.txt`."""
     text = read_text(path)
     if path.suffix == ".txt":
-        return dict(enumerate(text.split("\n")[: text.count("\n") + 1]))
+        return dict(enumerate(text.splitlines()))
     import yaml
 
     try:
@@ -151,9 +151,17 @@ def _yolo_names(path):
         names = None
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names:
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(
+            isinstance(class_id, int) and isinstance(name, (str, int, float))
+            for class_id, name in names.items()
+        )
+    ):
         raise InputError(
-            f"A YOLO data set must name its classes, `names:`. File: {path}"
+            "A YOLO data set must name its classes, `names:`, by a list or by "
+            f"their ids. File: {path}"
         )
     return {class_id: str(name) for class_id, name in sorted(names.items())}
 
@@ -170,8 +178,8 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
     found = Annotations([], [])
     missing, skipped = [], collections.Counter()
     for path in files:
-        for task in read_json(path, max_bytes=_MAX_PROJECT_BYTES):
-            with _naming(path, f"task {task.get('id')}"):
+        for number, task in enumerate(stream_items(path, "item"), 1):
+            with naming(path, f"task {number}"):
                 address = _image_address(task["data"])
                 image = source.find_image(address, path)
                 # Uploads get a random prefix.
@@ -189,9 +197,9 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
                     else:
                         annotated.regions.append(region)
             found.images.append(annotated)
-    found.class_names = _names_in_use(found.images)
-    _note_missing(found, missing)
-    _note_skipped(found, skipped)
+    found.class_names = names_in_use(found.images, "")
+    note_missing(found, missing)
+    note_skipped(found, skipped)
     return found
 
 
@@ -217,14 +225,15 @@ def _label_studio_region(result):
     size = (int(result["original_height"]), int(result["original_width"]))
     if size[0] * size[1] > MAX_PIXELS or min(size) < 1:
         raise InputError(f"an image of {size[0]}x{size[1]} pixels")
-    labels = value.get(result_type) or [""]
-    common = {"class_name": str(labels[0])}
+    # A region without a label is not background either.
+    label = str((value.get(result_type) or [""])[0])
+    common = {"class_name": label, "is_ignored": not label}
     if result_type == "polygonlabels":
         rings = [np.asarray(value["points"], "float64") / 100]
     elif result_type == "rectanglelabels":
         first = np.array([value["x"], value["y"]], "float64") / 100
         extent = np.array([value["width"], value["height"]], "float64") / 100
-        rings = [_rectangle(first, first + extent)]
+        rings = [rectangle(first, first + extent)]
     elif result_type == "brushlabels":
         return Bitmap(values=_brush(value["rle"], size), **common), size
     else:
@@ -257,6 +266,8 @@ def _brush(data, size):
             f"{size[0]}x{size[1]}"
         )
     value_bits = read(5) + 1
+    if value_bits > 8:
+        raise InputError(f"a brush stroke of {value_bits} bits a value")
     length_bits = [read(4) + 1 for _ in range(4)]
     values = np.zeros(total, "uint8")
     done = 0
@@ -280,7 +291,8 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
         files: `meta.json`, which names the classes.
     """
     meta = read_json(files[0], max_bytes=_MAX_BYTES)
-    names = [str(c["title"]) for c in _list(meta, "classes", files[0])]
+    with naming(files[0]):
+        names = [str(c["title"]) for c in _list(meta, "classes", files[0])]
     found = Annotations(names, [])
     missing, skipped = [], collections.Counter()
     for path in source.ending(".json"):
@@ -292,7 +304,7 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
             continue
         content = read_json(path, max_bytes=_MAX_BYTES)
         annotated = AnnotatedImage(image, source.split_of(image))
-        with _naming(path):
+        with naming(path):
             size = content.get("size") or {}
             if size:
                 annotated.size = (int(size["height"]), int(size["width"]))
@@ -307,8 +319,8 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
                 else:
                     annotated.regions.append(region)
         found.images.append(annotated)
-    _note_missing(found, missing)
-    _note_skipped(found, skipped)
+    note_missing(found, missing)
+    note_skipped(found, skipped)
     return found
 
 
@@ -325,10 +337,10 @@ def _supervisely_region(item):
     points = item["points"]
     if item["geometryType"] == "polygon":
         return Polygons(
-            rings=[points["exterior"]], holes=points["interior"], **common
+            rings=[points["exterior"]], holes=list(points["interior"]), **common
         )
     corners = np.asarray(points["exterior"], "float64")
-    return Polygons(rings=[_rectangle(*corners)], **common)
+    return Polygons(rings=[rectangle(*corners)], **common)
 
 
 def _png(data: bytes) -> np.ndarray:
@@ -339,33 +351,10 @@ def _png(data: bytes) -> np.ndarray:
     return (values if values.ndim == 2 else values[..., -1]) > 0
 
 
-def _rectangle(first, last):
-    (left, top), (right, bottom) = first, last
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
-
-
 def _circle(center, edge):
     angles = np.linspace(0, 2 * math.pi, _CIRCLE_CORNERS, endpoint=False)
     radius = np.hypot(*(edge - center))
     return center + radius * np.stack([np.cos(angles), np.sin(angles)], -1)
-
-
-class _naming:
-    """Adds the file to errors of annotations that are not as documented."""
-
-    def __init__(self, path: Path, place: str = "") -> None:
-        self.where = f"{path}, {place}" if place else str(path)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        damaged = (LookupError, TypeError, ValueError, AttributeError)
-        if isinstance(error, (*damaged, zlib.error)):
-            reason = error if isinstance(error, InputError) else repr(error)
-            raise InputError(
-                f"Unreadable annotation: {reason}. File: {self.where}"
-            ) from None
 
 
 def _list(content, key, path):
@@ -375,23 +364,3 @@ def _list(content, key, path):
     ):
         raise InputError(f"`{key}` must be a list of objects. File: {path}")
     return items
-
-
-def _names_in_use(images: list[AnnotatedImage], *left_out: str) -> list[str]:
-    regions: list[Region] = [r for image in images for r in image.regions]
-    return sorted({region.class_name for region in regions} - {*left_out})
-
-
-def _note_missing(found, missing):
-    if missing:
-        found.notes.append(
-            f"{len(missing)} annotations have no image, first {missing[0]}"
-        )
-
-
-def _note_skipped(found, skipped):
-    for shape_type, count in skipped.items():
-        found.notes.append(
-            f"{count} shapes of type {shape_type!r} were left out, since they "
-            "cover no area"
-        )

@@ -29,20 +29,20 @@ class SourceFiles:
 
     Args:
         root: the folder, or one annotation file.
+        image_root: folder of the images, or `None` for that of `root`.
 
     Attributes:
         root: folder.
         files: all files below it, sorted; of a source that is one file, this.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, image_root: Path | None = None) -> None:
         alone = root.is_file()
         self.root: Path = root.parent if alone else root
-        below = sorted(p for p in self.root.rglob("*") if p.is_file())
-        below = [p for p in below if not _is_hidden(p, self.root)]
-        self.files: list[Path] = [root] if alone else below
+        self._image_root = image_root or self.root
+        self.files: list[Path] = [root] if alone else _files_below(self.root)
         self._images: dict[str, list[Path]] = {}
-        for path in below:
+        for path in _files_below(self._image_root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._images.setdefault(path.name, []).append(path)
 
@@ -57,6 +57,11 @@ class SourceFiles:
     def images(self) -> list[Path]:
         """Returns all image files, sorted."""
         return sorted(p for paths in self._images.values() for p in paths)
+
+    def relative(self, path: Path) -> Path:
+        """Returns the path of a file or image within its folder."""
+        inside = path.is_relative_to(self.root)
+        return path.relative_to(self.root if inside else self._image_root)
 
     def find_image(self, name: str, near: Path) -> Path | None:
         """Finds the image file that annotations name.
@@ -94,8 +99,7 @@ class SourceFiles:
 
     def split_of(self, path: Path) -> str | None:
         """Returns the split that a file's name or folders state, or `None`."""
-        relative = path.relative_to(self.root).with_suffix("")
-        for part in reversed(relative.parts):
+        for part in reversed(self.relative(path).with_suffix("").parts):
             words = "".join(c if c.isalpha() else " " for c in part.lower())
             for split, names in _SPLITS.items():
                 if set(words.split()) & set(names):
@@ -104,28 +108,36 @@ class SourceFiles:
 
 
 @contextlib.contextmanager
-def opened_source(source: PathLike) -> Iterator[SourceFiles]:
+def opened_source(
+    source: PathLike, images: PathLike | None = None
+) -> Iterator[SourceFiles]:
     """Yields the files of a source; unpacks a zip archive meanwhile.
 
     Args:
         source: folder, zip archive, or annotation file.
+        images: folder of the images, if they are not in `source`.
 
     Raises:
         FileNotFoundError: it does not exist.
         ValueError: an archive that is damaged, or unpacks to too much.
     """
     path = Path(source)
+    image_root = None if images is None else Path(images)
+    if image_root is not None and not image_root.is_dir():
+        raise InputNotFoundError(
+            f"`images` must be a folder. Received: {str(images)!r}"
+        )
     if not path.exists():
         raise InputNotFoundError(
             "A source must be a folder, a zip archive or an annotation file. "
             f"Received: {str(source)!r}, which does not exist"
         )
     if path.is_dir() or path.suffix.lower() != ".zip":
-        yield SourceFiles(path)
+        yield SourceFiles(path, image_root)
         return
     with tempfile.TemporaryDirectory(prefix="keras_aspp_import") as folder:
         _unpack(path, Path(folder))
-        yield SourceFiles(Path(folder))
+        yield SourceFiles(Path(folder), image_root)
 
 
 def _unpack(path, folder):
@@ -173,6 +185,14 @@ def _check_entries(entries, path, free):
         )
 
 
-def _is_hidden(path, root):
-    parts = path.relative_to(root).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
+def _files_below(root):
+    """Returns the files of a folder, sorted, without hidden ones."""
+    found = sorted(path for path in root.rglob("*") if path.is_file())
+    return [
+        path
+        for path in found
+        if not any(
+            part.startswith((".", "__MACOSX"))
+            for part in path.relative_to(root).parts
+        )
+    ]

@@ -110,6 +110,11 @@ def _add_import(commands):
     parser.add_argument("source", help="folder, zip archive or JSON file")
     parser.add_argument("output", type=Path, help="folder to create")
     parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the images, if they are not in SOURCE",
+    )
+    parser.add_argument(
         "--format",
         metavar="NAME",
         help="format of the annotations; recognized if not given",
@@ -185,6 +190,7 @@ def _import(flags):
     report = import_annotations(
         flags.source,
         flags.output,
+        images=flags.images,
         annotation_format=flags.format,
         class_map=_class_map(flags.map),
         overlap=flags.overlap,
@@ -207,7 +213,10 @@ def _import(flags):
     print_table(
         [
             ("data set", flags.output),
-            ("next", f"keras-aspp train --data.root {flags.output}"),
+            (
+                "next",
+                f"keras-aspp train --config folder --data.root {flags.output}",
+            ),
         ]
     )
     return 0

@@ -91,6 +91,9 @@ def print_metrics(metrics):
     for name in (*numbers, *(n for n in more if metrics.get(n) is not None)):
         value = metrics[name]
         rows.append((name, "none" if value is None else f"{value:.4f}"))
+    for name, value in metrics.get("binary", {}).items():
+        shown = "none" if value is None else f"{value:.4f}"
+        rows.append((f"object: {name}", shown))
     for width, value in metrics.get("band_mean_iou", {}).items():
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"mean_iou within {width} px", shown))

@@ -1,5 +1,6 @@
 """Configurations: by name or file, overridden on the command line."""
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -101,12 +102,16 @@ def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
             blamed = ""
             _leave_to(overrides, parsed.train)
             parsed = parser.parse_args(list(overrides), namespace=parsed)
+    # What the parser raises depends on what the value looks like.
+    except (argparse.ArgumentError, ArithmeticError, ValueError) as error:
+        raise ConfigurationError(_explain(error) + blamed) from None
+    try:
+        _check_nulls(parsed)
         made = parser.instantiate_classes(parsed)
         names = [field.name for field in dataclasses.fields(Config)]
         config = Config(**{name: getattr(made, name) for name in names})
         _check_values(config)
-    except Exception as error:
-        # What the parser raises depends on what the value looks like.
+    except InputError as error:
         raise ConfigurationError(_explain(error) + blamed) from None
     return config
 
@@ -226,6 +231,18 @@ def _check_keys_of(content, section, path):
             _check_keys_of(value, f"{section}.{key}", path)
 
 
+def _check_nulls(parsed):
+    """Raises `ConfigurationError` for null where a value is needed."""
+    for path, section in _sections().items():
+        for field in dataclasses.fields(section):
+            name = f"{path}.{field.name}"
+            optional = type(None) in typing.get_args(field.type)
+            if parsed[name] is None and not optional:
+                raise ConfigurationError(
+                    f"`{name}` must not be null. Received: {name}=null"
+                )
+
+
 def _check_values(config):
     """Raises `ConfigurationError` for values out of all reasonable range.
 
@@ -252,10 +269,6 @@ def _check_section(section, path):
         name, value = f"{path}.{field.name}", getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             _check_section(value, name)
-        elif value is None and type(None) not in typing.get_args(field.type):
-            raise ConfigurationError(
-                f"`{name}` must not be null. Received: {name}=null"
-            )
         elif not isinstance(value, dict):
             _check_value(value, name)
 

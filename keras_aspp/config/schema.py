@@ -131,6 +131,8 @@ class DataConfig:
         label_map: stored value -> class or `ignore`, applied before labels
             are checked, or `null`.
         license: license of the data, for the model card.
+        task: `semantic`, or `binary` for one kind of object, which masks show
+            as 1 or 255; of a data set without `dataset.json`.
         train_split: name of the split to train on.
         validation_split: name of the split that selects the best model;
             `null` holds out images of `train_split`, where the data is a
@@ -153,6 +155,7 @@ class DataConfig:
     ignore_label: int = 255
     label_map: dict[int, int | str] | None = None
     license: str = ""
+    task: Literal["semantic", "binary"] = "semantic"
     train_split: str = "train"
     validation_split: str | None = "val"
     test_split: str | None = None
@@ -182,6 +185,8 @@ class LossConfig:
     Args:
         cross_entropy: weight of the cross entropy, >= 0.
         dice: weight of the Dice loss, >= 0; helps classes of few pixels.
+            `null` is 1 for a binary task, which learns thin objects late or
+            never without it, and 0 otherwise.
         tversky: weight of the Tversky loss, >= 0.
         lovasz: weight of the Lovász-softmax loss, >= 0.
         class_weights: weights of the classes in the cross entropy: one float
@@ -201,7 +206,7 @@ class LossConfig:
     """
 
     cross_entropy: float = 1.0
-    dice: float = 0.0
+    dice: float | None = None
     tversky: float = 0.0
     lovasz: float = 0.0
     class_weights: (
@@ -217,7 +222,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = {
-            name: getattr(self, name)
+            name: getattr(self, name) or 0.0
             for name in ("cross_entropy", "dice", "tversky", "lovasz")
         }
         if min(weights.values()) < 0 or not any(weights.values()):
@@ -225,6 +230,12 @@ class LossConfig:
                 "Weights of losses must be >= 0, and one of them > 0. "
                 f"Received: {weights}"
             )
+
+    def with_defaults(self, task: str) -> "LossConfig":
+        """Returns the settings with the default weight of Dice for a task."""
+        if self.dice is not None:
+            return self
+        return dataclasses.replace(self, dice=float(task == "binary"))
 
 
 # Fields of TrainConfig of which exactly one is given.
@@ -267,6 +278,9 @@ class TrainConfig:
         strategy: devices that share each batch: `none`, one; `mirrored`, all
             of this machine; `multi_worker`, all of several machines.
         seed: seed of weights, batches and augmentation.
+        threshold: probability above which a binary task labels the object, in
+            (0, 1); `auto` takes the one of the best F1 (and so the best IoU)
+            on the validation split at the end.
         early_stopping_epochs: epochs without a better validation mean IoU
             after which the run ends, or `null`.
         validate_every_epochs: epochs between two validations.
@@ -299,6 +313,7 @@ class TrainConfig:
     rematerialize: bool = False
     strategy: Literal["none", "mirrored", "multi_worker"] = "none"
     seed: int = 0
+    threshold: Literal["auto"] | float = 0.5
     early_stopping_epochs: int | None = None
     validate_every_epochs: int = 1
     keep_checkpoints: int = 2
@@ -337,6 +352,11 @@ class TrainConfig:
                     f"Received: {name}={getattr(self, name)}"
                 )
 
+        if self.threshold != "auto" and not 0 < self.threshold < 1:
+            raise InputError(
+                "`threshold` must be in (0, 1), or auto. "
+                f"Received: threshold={self.threshold}"
+            )
         if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
             raise InputError(
                 "`ema_momentum` must be in (0, 1), or none. "

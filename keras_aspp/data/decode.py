@@ -420,9 +420,30 @@ def to_labels(
             f"{size[0]}x{size[1]}{hint}. File: {path}"
         )
     table = label_table(spec)
+    if spec.reads_white_as_object:
+        _check_binary(stored, path)
     if (table < 0)[stored].any():
         raise InputError(_range_message(stored, table, spec, path))
     return table.astype("uint8")[stored]
+
+
+def _check_binary(stored, path):
+    """Raises if a binary mask could be read in two ways."""
+    found = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+    if {1, 255} <= {*found.tolist()}:
+        raise InputError(
+            "A mask of a binary task holds 1 and 255. If 255 is ignored, put "
+            '"ignore_label": 255 into dataset.json; if it is the object, too, '
+            f'"label_map": {{"255": 1, "1": 1}}. File: {path}'
+        )
+    others = sorted({*found.tolist()} - {0, 1, 255})
+    if others:
+        raise InputError(
+            "Masks of a binary task must hold 0 and 255, or 0 and 1; map other "
+            "values by `label_map` in dataset.json (smoothed edges: save the "
+            f"mask without them). File: {path} ({len(others)} other values, "
+            f"first {others[0]})"
+        )
 
 
 def _turn_back(spec):

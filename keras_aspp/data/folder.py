@@ -463,11 +463,17 @@ class _Seen:
         return [
             "Masks hold only 0 and 255, and 255 is ignored: the foreground "
             "would be dropped. If they are binary masks, put "
-            '"label_map": {"255": 1} into dataset.json. '
+            '"task": "binary" into dataset.json, or "label_map": {"255": 1}. '
             f"File: {self.values[255]}"
         ]
 
     def notes(self, spec):
+        if spec.reads_white_as_object and self.values.keys() & {1, 255}:
+            shown = " and ".join(
+                f"{value} (first {self.values[value]})"
+                for value in sorted(self.values.keys() & {1, 255})
+            )
+            yield f"masks show the object ({spec.class_names[1]}) as {shown}"
         if self.blank:
             yield (
                 f"{len(self.blank)} masks have no valid pixel, all is ignored, "

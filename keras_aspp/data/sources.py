@@ -31,12 +31,16 @@ def open_source(config: Any) -> Source:
             f"tfds={config.tfds!r}"
         )
     spec = None
-    if config.class_names is not None:
+    names = config.class_names
+    if names is None and config.task == "binary":
+        names = ["object"]
+    if names is not None:
         spec = DatasetSpec(
-            config.class_names,
+            names,
             config.ignore_label,
             label_map=config.label_map,
             license=config.license,
+            task=config.task,
         )
     if config.root is not None:
         root = os.path.expandvars(config.root)
@@ -61,6 +65,11 @@ def open_source(config: Any) -> Source:
 
 def _agreeing(source, spec):
     """Returns the source, or raises if dataset.json contradicts the names."""
+    if spec is not None and spec.task == "binary" != source.spec.task:
+        raise InputError(
+            "`data.task` differs from the data set's dataset.json, which is "
+            'used; put "task": "binary" there. Received: data.task=binary'
+        )
     if spec is not None and spec.num_classes != source.spec.num_classes:
         raise InputError(
             "`data.class_names` must name as many classes as the data set's "

@@ -20,7 +20,10 @@ _KEYS = (
     "ignore_colors",
     "label_map",
     "mask_orientation",
+    "task",
 )
+# Masks of a binary task may show the object as 1 or as white.
+_WHITE_IS_OBJECT = {255: 1}
 _NOTES = ("name", "num_classes", "source", "license")
 
 
@@ -30,7 +33,7 @@ class DatasetSpec:
 
     Args:
         class_names: one name per label value, background included; at least
-            two.
+            two. For a binary task, the object's name alone is enough.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
         colormap: one `(red, green, blue)` per class, or `None`. It also says
@@ -44,6 +47,9 @@ class DatasetSpec:
         mask_orientation: `"own"`, masks are upright, by their own EXIF if they
             have any; or `"image"`, they fit images as these are stored, and
             are turned by the images' EXIF.
+        task: `"semantic"`; or `"binary"`, one kind of object, which masks
+            show as 1 or as 255. With `label_map={}`, 255 is `ignore_label`
+            there, too.
 
     Raises:
         ValueError: a value is not as above.
@@ -57,8 +63,10 @@ class DatasetSpec:
     license: str = ""
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
     mask_orientation: str = "own"
+    task: str = "semantic"
 
     def __post_init__(self) -> None:
+        self._check_task()
         names = self.class_names
         # A single string would become one class per letter.
         if isinstance(names, (list, tuple)):
@@ -79,7 +87,8 @@ class DatasetSpec:
         if len(names) < 2:
             raise InputError(
                 "`class_names` must hold at least 2 names, e.g. "
-                f"['background', {names[0]!r}]; {BACKGROUND}. "
+                f"['background', {names[0]!r}], or be of \"task\": "
+                f'"binary"; {BACKGROUND}. '
                 f"Received: class_names={list(names)!r}"
             )
         if type(self.ignore_label) is not int or not (
@@ -110,6 +119,32 @@ class DatasetSpec:
             )
         if self.label_map is not None:
             object.__setattr__(self, "label_map", self._checked_label_map())
+
+    def _check_task(self):
+        if self.task not in ("semantic", "binary"):
+            raise InputError(
+                "`task` must be 'semantic' or 'binary'. "
+                f"Received: task={self.task!r}"
+            )
+        if self.task == "semantic":
+            return
+        names = self.class_names
+        if isinstance(names, (list, tuple)) and len(names) == 1:
+            object.__setattr__(self, "class_names", ("background", *names))
+        elif not isinstance(names, (list, tuple)) or len(names) != 2:
+            raise InputError(
+                "`class_names` of a binary task must hold the object's name, "
+                "or those of background and object. "
+                f"Received: class_names={names!r}"
+            )
+        # Colors are classes already, and some of them may be ignored.
+        if self.label_map is None and self.colormap is None:
+            object.__setattr__(self, "label_map", dict(_WHITE_IS_OBJECT))
+
+    @property
+    def reads_white_as_object(self) -> bool:
+        """True if masks of 0 and 255, and of 0 and 1, are both read."""
+        return self.task == "binary" and self.label_map == _WHITE_IS_OBJECT
 
     def _checked_colormap(self):
         colormap = _checked_colors("colormap", self.colormap)
@@ -195,6 +230,9 @@ class DatasetSpec:
                 f"Unknown keys {sorted(unknown)}. File: {path}. Known keys: "
                 f"{', '.join(_KEYS)}"
             )
+        if content.get("task") == "binary" and "ignore_label" in content:
+            # Who names 255 as ignored means it.
+            content.setdefault("label_map", {})
         wanted = {f.name for f in dataclasses.fields(cls)}
         try:
             spec = cls(**{k: v for k, v in content.items() if k in wanted})
@@ -217,6 +255,8 @@ class DatasetSpec:
         # Masks that this library writes hold class ids already, upright.
         content.pop("label_map", None)
         content.pop("mask_orientation", None)
+        if self.task == "semantic":
+            del content["task"]
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:

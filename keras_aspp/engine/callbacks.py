@@ -57,10 +57,11 @@ def _build(entry, name, workdir):
             f"`{name}.arguments` are refused by {path}: {first_line(error)} "
             f"Received: arguments={arguments}"
         ) from error
-    for hook in dir(keras.callbacks.Callback):
+    hooks = [n for n in dir(keras.callbacks.Callback) if n.startswith("on_")]
+    for hook in hooks:
         method = getattr(callback, hook)
         # Keras skips hooks that are not overridden, which are marked.
-        if hook.startswith("on_") and not hasattr(method, "_is_default"):
+        if not hasattr(method, "_is_default"):
             setattr(callback, hook, _naming(method, f"`{name}` ({path})"))
     return callback
 

@@ -190,7 +190,9 @@ def compile_model(
     strategy = tf.distribute.get_strategy()
     jit, why = resolve_jit(config.jit_compile, tf.distribute.has_strategy())
     shared = strategy.num_replicas_in_sync > 1
-    loss = build_loss(config.loss, ignore_label, class_weights, shared)
+    loss = build_loss(
+        config.loss, ignore_label, class_weights, shared, model.task
+    )
     if shared:
         share(loss, strategy)
     model.compile(

@@ -17,13 +17,19 @@ from keras_aspp.data.sources import Source
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import (
     BandIoU,
+    BinaryCurve,
     BoundaryIoU,
     Calibration,
     ConfusionMatrix,
     SizeRecall,
 )
+from keras_aspp.metrics.binary import binary_scores
 from keras_aspp.metrics.objects import regions
-from keras_aspp.plots.evaluation import confusion_figure, reliability_figure
+from keras_aspp.plots.evaluation import (
+    confusion_figure,
+    precision_recall_figure,
+    reliability_figure,
+)
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
 from keras_aspp.utils.exceptions import InputError
@@ -82,21 +88,24 @@ def evaluate(
         # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
-    ignore = spec.ignore_label
     matrix = ConfusionMatrix(*counted)
     rims = ()
     if boundaries:
         rims = BoundaryIoU(*counted), BandIoU(*counted)
-    confidence, recall = Calibration(ignore), SizeRecall()
+    confidence, recall = Calibration(spec.ignore_label), SizeRecall()
+    curve = _curve_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
         source, split, batch_size, numbered=True
     ):
-        if calibration:
+        if calibration or curve:
             scores = predictor.score_batch(images.numpy())
-            confidence.update(labels, scores)
             predicted = scores.argmax(-1)
+            if calibration:
+                confidence.update(labels, scores)
+            if curve:
+                curve.update(labels, predictor.to_probabilities(scores)[..., 1])
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
@@ -117,6 +126,8 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
+    if spec.task == "binary":
+        found["binary"] = _binary_metrics(matrix, curve, predictor.threshold)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -131,11 +142,9 @@ def evaluate(
     if worst:
         found["worst"] = worst_images.table(source, split)
     if figures:
-        folder = Path(figures)
-        _draw(folder, matrix, spec, confidence if calibration else None)
-        worst_images.draw(folder / "worst_pictures.png", source, split)
-        if worst:
-            _write_worst(folder / "worst.csv", found["worst"])
+        _draw(Path(figures), matrix, spec, confidence if calibration else None)
+        _draw_curve(Path(figures), curve, spec, predictor)
+        _draw_worst(Path(figures), worst_images, found, source)
     return found
 
 
@@ -152,12 +161,17 @@ def _check_request(predictor, calibration, worst):
         )
 
 
-def _write_worst(path, rows):
+def _draw_worst(folder, worst_images, found, source):
+    """Draws the worst images, and writes worst.csv if they are listed."""
+    split = found["split"]
+    worst_images.draw(folder / "worst_pictures.png", source, split)
+    if "worst" not in found:
+        return
     with io.StringIO(newline="") as text:
         writer = csv.DictWriter(text, _WORST_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        writer.writerows(found["worst"])
+        write_text(folder / "worst.csv", text.getvalue())
 
 
 _WORST_COLUMNS = (
@@ -175,6 +189,57 @@ def _draw(folder, matrix, spec, confidence):
     save(figure, folder, "confusion_matrix", ("png",))
     if confidence is not None:
         save(reliability_figure(confidence), folder, "confidence", ("png",))
+
+
+def _draw_curve(folder, curve, spec, predictor):
+    """Draws precision and recall of a binary task with scores."""
+    if curve:
+        figure = precision_recall_figure(
+            curve, spec.class_names[1], predictor.threshold
+        )
+        save(figure, folder, "precision_recall", ("png",))
+
+
+def _curve_of(predictor, spec):
+    """Returns a `BinaryCurve` for a binary task with scores, or `None`.
+
+    Scores of a file of one size do not fit the labels of other sizes.
+    """
+    if spec.task != "binary" or not predictor.has_scores:
+        return None
+    fixed_size = predictor.image_size is not None
+    return None if fixed_size else BinaryCurve(spec.ignore_label)
+
+
+def _binary_metrics(matrix, curve, threshold):
+    """Returns the measures of the object, ready for JSON."""
+    found = {k: _number(v) for k, v in binary_scores(matrix.matrix()).items()}
+    found["threshold"] = threshold
+    if curve is not None:
+        found["average_precision"] = _number(curve.average_precision())
+        found["best_threshold"] = _number(curve.best_threshold())
+    return found
+
+
+def choose_threshold(
+    predictor: Predictor, source: Source, split: str, batch_size: int = 8
+) -> float:
+    """Returns the threshold of the best F1, and so the best IoU, of a split.
+
+    It is 0.5 for a split without the object.
+
+    Args:
+        predictor: `Predictor` of a binary model with scores.
+        source: `FolderSource` or `TfdsSource`.
+        split: str.
+        batch_size: int > 0.
+    """
+    curve = BinaryCurve(source.spec.ignore_label)
+    for images, labels in evaluation_dataset(source, split, batch_size):
+        found = predictor.probability_batch(images.numpy())
+        curve.update(labels, found[..., 1])
+    best = curve.best_threshold()
+    return 0.5 if math.isnan(best) else best
 
 
 class _Worst:

@@ -18,6 +18,7 @@ def build_loss(
     ignore_label: int,
     class_weights: Sequence[float] | None = None,
     shared: bool = False,
+    task: str = "semantic",
 ) -> keras.losses.Loss:
     """Builds the loss of a `LossConfig`.
 
@@ -28,11 +29,14 @@ def build_loss(
             `resolve_class_weights`.
         shared: bool. Use losses of `keras_aspp.losses` only, which can be
             normalized over several devices.
+        task: `"binary"` measures overlap of the object alone, by Dice,
+            Tversky and the Lovász hinge.
 
     Returns:
         `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K).
     """
-    plain = config == type(config)() and class_weights is None
+    config = config.with_defaults(task)
+    plain = config == LossConfig(dice=0.0) and class_weights is None
     if plain and not shared:
         return keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, ignore_class=ignore_label
@@ -46,14 +50,18 @@ def build_loss(
         boundary_weight=config.boundary_weight,
         boundary_px=config.boundary_px,
     )
+    of_object = (0.0, 1.0) if task == "binary" else None
+    lovasz = losses.LovaszSoftmax(ignore_label)
+    if task == "binary":
+        lovasz = losses.LovaszHinge(ignore_label)
     tversky = losses.Tversky(
-        ignore_label, config.tversky_alpha, config.tversky_beta
+        ignore_label, config.tversky_alpha, config.tversky_beta, of_object
     )
     parts = [
         (cross_entropy, config.cross_entropy),
-        (losses.Dice(ignore_label), config.dice),
+        (losses.Dice(ignore_label, of_object), config.dice),
         (tversky, config.tversky),
-        (losses.LovaszSoftmax(ignore_label), config.lovasz),
+        (lovasz, config.lovasz),
     ]
     # Losses of weight 0 are not computed.
     return losses.WeightedSum(

@@ -27,7 +27,7 @@ from keras_aspp.engine.callbacks import build_callbacks
 from keras_aspp.engine.checkpoint import Checkpoints, changes
 from keras_aspp.engine.cluster import check_supported, make_strategy, worker
 from keras_aspp.engine.compile import compile_model
-from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.evaluate import choose_threshold, evaluate
 from keras_aspp.engine.fingerprint import (
     FINGERPRINT_FILE,
     check_fingerprint,
@@ -189,6 +189,8 @@ def _finish(run, checkpoints, owner, progress):
             run.batches().take(settings.recalibrate_steps),
             lambda path: _evaluate(run, path, data.validation_split),
         )
+    if settings.threshold == "auto" and run.spec.task == "binary":
+        _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
     metrics["kept_epoch"] = checkpoints.best_epoch
@@ -196,6 +198,25 @@ def _finish(run, checkpoints, owner, progress):
     owner.check()
     write_json(checkpoints.store.workdir / "metrics.json", metrics)
     return metrics
+
+
+def _choose_threshold(run, path):
+    """Stores the threshold of the best F1 on the validation split."""
+    found = choose_threshold(
+        Predictor(path),
+        run.source,
+        run.config.data.validation_split,
+        run.config.train.batch_size,
+    )
+    model = load_saved(path)
+    model.threshold = found
+    candidate = path.with_name(".threshold.tmp.keras")
+    try:
+        save_model(model, candidate)
+        commit(candidate, path)
+    finally:
+        candidate.unlink(missing_ok=True)
+    _log.info("Threshold: %.3f, the best F1 on validation.", found)
 
 
 def _is_known(workdir, found):
@@ -289,7 +310,10 @@ class Run:
                 self.spec.num_classes,
                 dtype=config.train.precision,
                 rematerialize=config.train.rematerialize,
+                task=self.spec.task,
             )
+            if self.spec.task == "binary" and config.train.threshold != "auto":
+                self.model.threshold = config.train.threshold
         split = config.data.train_split
         self.num_examples = self.source.size(split)
         self.epochs, self.steps = config.train.duration(self.num_examples)

@@ -118,7 +118,7 @@ def export_model(
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
     directory = Path(directory)
-    spec = DatasetSpec(class_names, ignore_label, colormap)
+    spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
@@ -158,6 +158,7 @@ def export_model(
             "colormap": [list(c) for c in spec.colors()],
             "preprocess": model.preprocess.get_config(),
             "output_stride": model.output_stride,
+            **_task_entries(model),
             "versions": manifests.versions(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
             "date": datetime.date.today().isoformat(),
@@ -172,6 +173,13 @@ def export_model(
         )
         write_json(work / "manifest.json", content)
     return content
+
+
+def _task_entries(model):
+    """Returns the manifest's entries of a binary model."""
+    if model.task == "semantic":
+        return {}
+    return {"task": model.task, "threshold": model.threshold}
 
 
 def _write_texts(work, content, spec, about):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.layers.background_logit import check_threshold
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.text import read_manifest
@@ -72,11 +73,21 @@ def find_spec(path: Path) -> DatasetSpec | None:
                 content["class_names"],
                 content.get("ignore_label", 255),
                 content.get("colormap"),
+                task=content.get("task", "semantic"),
             )
         except ValueError as error:
             raise InputError(f"{error}. File: {manifest}") from None
     described = path.parent / "dataset.json"
     return DatasetSpec.from_file(described) if described.is_file() else None
+
+
+def find_threshold(path: Path) -> float | None:
+    """Reads the threshold of a binary artefact in the manifest beside it."""
+    manifest = path.parent / "manifest.json"
+    if not manifest.is_file():
+        return None
+    threshold = read_manifest(manifest).get("threshold")
+    return None if threshold is None else check_threshold(threshold)
 
 
 def _check_hash(path, manifest):

@@ -14,14 +14,22 @@ from PIL import Image
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.inference.artefacts import find_spec, resolve
+from keras_aspp.inference.artefacts import (
+    find_spec,
+    find_threshold,
+    resolve,
+)
 from keras_aspp.inference.runtimes import (
     KerasRuntime,
     LiteRTRuntime,
     ONNXRuntime,
     SavedModelRuntime,
+    refuses_image,
 )
-from keras_aspp.inference.sliding_window import SlidingWindow
+from keras_aspp.inference.sliding_window import (
+    SlidingWindow,
+    probabilities,
+)
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike, Size
@@ -54,7 +62,9 @@ class Predictor:
         num_classes: int, or `None` if unknown.
         image_size: `(height, width)` of an artefact of fixed size, or `None`
             for any size.
-        has_scores: bool. True if `score_batch` works.
+        has_scores: bool. True if `score_batch` and `probability_batch` work.
+        threshold: float, probability above which a binary model labels the
+            object; `None` for other models, and where it is unknown.
 
     Raises:
         FileNotFoundError: `path` contains no model.
@@ -105,6 +115,9 @@ class Predictor:
         else:
             self._engine = SavedModelRuntime(self.path)
         self._pid = os.getpid()
+        self.threshold: float | None = self._engine.threshold
+        if self.threshold is None:
+            self.threshold = find_threshold(self.path)
         self.image_size: tuple[int, int] | None = self._engine.image_size
         self.has_scores: bool = hasattr(self._engine, "scores")
         described = self.spec.num_classes if self.spec else None
@@ -168,6 +181,28 @@ class Predictor:
             )
         return self._in_memory(self._engine.scores, images)
 
+    def probability_batch(self, images: np.ndarray) -> np.ndarray:
+        """Computes probabilities float32 `[B, H, W, K]` of classes.
+
+        Of a binary model they are those of background and object, whatever its
+        threshold is.
+
+        Args:
+            images: uint8 `[B, H, W, 3]`.
+
+        Raises:
+            ValueError: as `score_batch`.
+        """
+        return self.to_probabilities(self.score_batch(images))
+
+    def to_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Converts logits of `score_batch` to probabilities, float32."""
+        if self.threshold is not None:
+            # The background's logit is that of the threshold.
+            shift = math.log(self.threshold / (1 - self.threshold))
+            scores = scores - np.array([shift, 0], "float32")
+        return probabilities(scores)
+
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Predicts labels int32 `[B, H, W]` of uint8 `[B, H, W, 3]`.
 
@@ -217,7 +252,8 @@ class Predictor:
             try:
                 return answer(images)
             except Exception as error:
-                # Runtimes raise exceptions of many types.
+                if not refuses_image(error):
+                    raise
                 raise InputError(
                     f"The model cannot take an image of {height}x{width} "
                     f"({_reason(error)}). Received: {self.path}"

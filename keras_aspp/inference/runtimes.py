@@ -26,6 +26,19 @@ from keras_aspp.utils.native_log import filtered_once
 _BYTES_PER_PIXEL = 2000
 
 
+def refuses_image(error: BaseException) -> bool:
+    """Returns True if a runtime, not our code around it, raised an exception.
+
+    Args:
+        error: exception of a call of a `Runtime`.
+    """
+    return (
+        isinstance(error, (InputError, tf.errors.OpError))
+        or type(error) is RuntimeError  # by LiteRT
+        or type(error).__module__.startswith("onnxruntime.")
+    )
+
+
 class Runtime:
     """Base class of loaded models for `Predictor`."""
 
@@ -34,6 +47,7 @@ class Runtime:
     smallest_side: int = 1  # of an image, in pixels
     output_stride: int = 1  # pixels by which an image may move with its labels
     survives_fork: bool = False
+    threshold: float | None = None  # of a binary model
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Estimates the memory for a batch of images, in bytes."""
@@ -51,6 +65,8 @@ class KerasRuntime(Runtime):
         self.num_classes: int | None = model.num_classes
         self.smallest_side: int = serving.smallest_side(model)
         self.output_stride: int = model.output_stride
+        if model.task == "binary":
+            self.threshold = model.threshold
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.

@@ -56,6 +56,7 @@ class SlidingWindow:
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
+        self.threshold: float | None = engine.threshold
         self.smallest_side: int = engine.smallest_side
         stride = engine.output_stride
         on_grid = window - stride >= engine.smallest_side

@@ -51,6 +51,7 @@ class MultiScale:
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
+        self.threshold: float | None = engine.threshold
         least = engine.smallest_side / min(1.0, *scales)
         self.smallest_side: int = math.ceil(least)
         self.survives_fork: bool = False

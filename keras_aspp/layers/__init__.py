@@ -1,6 +1,7 @@
 """Layers that run on every Keras backend (`keras.ops` only)."""
 
 from keras_aspp.layers.aspp import ASPP
+from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
@@ -21,6 +22,7 @@ __all__ = [
     "ASPP",
     "AtrousConv2D",
     "AveragePooling2D",
+    "BackgroundLogit",
     "BatchNormalization",
     "BilinearResize",
     "Conv2D",

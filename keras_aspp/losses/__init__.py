@@ -10,13 +10,14 @@ from keras_aspp.losses.balance import (
 )
 from keras_aspp.losses.base import SegmentationLoss
 from keras_aspp.losses.cross_entropy import CrossEntropy
-from keras_aspp.losses.lovasz import LovaszSoftmax
+from keras_aspp.losses.lovasz import LovaszHinge, LovaszSoftmax
 from keras_aspp.losses.overlap import Dice, Tversky
 from keras_aspp.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "CrossEntropy",
     "Dice",
+    "LovaszHinge",
     "LovaszSoftmax",
     "SegmentationLoss",
     "Tversky",

@@ -75,6 +75,8 @@ class DeepLabV2(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
+        task: Literal["semantic", "binary"] = "semantic",
+        threshold: float = 0.5,
         *,
         pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l",
         fc_filters: int | None = None,
@@ -104,6 +106,8 @@ class DeepLabV2(Segmenter):
             rematerialize=rematerialize,
             dtype=dtype,
             name=name,
+            task=task,
+            threshold=threshold,
             pyramid=pyramid,
             fc_filters=fc_filters,
         )

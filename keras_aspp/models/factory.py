@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Literal
 
 import keras
 
@@ -23,6 +24,7 @@ def build_model(
     num_classes: int,
     dtype: str | keras.DTypePolicy | None = None,
     rematerialize: bool = False,
+    task: Literal["semantic", "binary"] = "semantic",
 ) -> Segmenter:
     """Builds the segmenter that a `ModelConfig` describes.
 
@@ -31,6 +33,7 @@ def build_model(
         num_classes: int > 1.
         dtype: Keras dtype policy, or `None` for the global one.
         rematerialize: see `Segmenter`.
+        task: see `Segmenter`.
 
     Returns:
         `Segmenter`.
@@ -50,7 +53,11 @@ def build_model(
         if arguments[name] is not None:
             arguments[name] = os.path.expandvars(arguments[name])
     model = ARCHITECTURES[config.architecture](
-        num_classes, dtype=dtype, rematerialize=rematerialize, **arguments
+        num_classes,
+        dtype=dtype,
+        rematerialize=rematerialize,
+        task=task,
+        **arguments,
     )
     check_rgb(model, "Training by a configuration")
     return model

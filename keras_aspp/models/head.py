@@ -20,7 +20,7 @@ class HeadBuilder:
     """Common arguments of every head, and its layers made from them.
 
     Args:
-        num_classes: int > 0.
+        num_classes: int > 0, channels of the scores; 1 for a binary task.
         output_stride: int, pixels per cell of the high-level feature.
         high_level: key of the high-level feature.
         atrous_rates: tuple of ints > 0, in feature cells.

@@ -63,6 +63,8 @@ class LRASPP(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
+        task: Literal["semantic", "binary"] = "semantic",
+        threshold: float = 0.5,
         *,
         gate_filters: int = 128,
     ) -> None:
@@ -86,6 +88,8 @@ class LRASPP(Segmenter):
             rematerialize=rematerialize,
             dtype=dtype,
             name=name,
+            task=task,
+            threshold=threshold,
             gate_filters=gate_filters,
         )
 

@@ -18,6 +18,10 @@ import keras
 
 from keras_aspp.backbones.rematerialize import rematerialize as recomputed
 from keras_aspp.labels import check_num_classes
+from keras_aspp.layers.background_logit import (
+    BackgroundLogit,
+    check_threshold,
+)
 from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
 from keras_aspp.models.archive import load_keras
@@ -46,6 +50,8 @@ BATCH_NORM: dict[str, bool | str] = {
     "group": "group",
 }
 
+_BACKGROUND = "background"
+
 # In the docstring of an architecture, the place of the arguments below.
 COMMON_ARGUMENTS = "{common_arguments}"
 
@@ -69,7 +75,8 @@ class Segmenter(keras.Model):
     passes them on to this one, and builds the head in `build_head`.
 
     Args:
-        num_classes: int > 1. Number of classes, background included.
+        num_classes: int > 1. Number of classes, background included; 1 and 2
+            mean the same with `task="binary"`.
         backbone: a name of `list_backbones()`, or a functional `keras.Model`.
             Dict outputs (`"stride_4"`, ...) are used as they are; of a model
             with one output, the last tensor of each nominal stride is used.
@@ -132,6 +139,13 @@ class Segmenter(keras.Model):
             `None`.
         name: str, or `None` for the name of the architecture. Defaults to
             `None`.
+        task: `"semantic"`: the head has a logit for each class. `"binary"`: it
+            has one, that of the object; the background's is fixed
+            (`layers.BackgroundLogit`), so that losses, metrics and exports of
+            two classes fit. Defaults to `"semantic"`.
+        threshold: float in (0, 1), probability above which a binary model
+            labels a pixel as object. `model.threshold = 0.3` changes it.
+            Defaults to 0.5.
         **head: arguments of the architecture, e.g. `decoder_filters`.
 
     Input shape:
@@ -157,6 +171,7 @@ class Segmenter(keras.Model):
     trained_output_stride: int
     atrous_rates: tuple[int, ...]
     input_scale: int
+    task: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -184,10 +199,11 @@ class Segmenter(keras.Model):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
+        task: Literal["semantic", "binary"] = "semantic",
+        threshold: float = 0.5,
         **head: Any,
     ) -> None:
-        if not isinstance(num_classes, _SavedCount):
-            num_classes = check_num_classes(num_classes)
+        num_classes = _resolve_num_classes(num_classes, task, threshold)
         config = {
             "num_classes": num_classes,
             "output_stride": output_stride,
@@ -203,6 +219,8 @@ class Segmenter(keras.Model):
             "batch_norm": batch_norm,
             "input_scale": input_scale,
             "rematerialize": bool(rematerialize),
+            "task": task,
+            "threshold": float(threshold),
             "dtype": keras.dtype_policies.get(
                 dtype or keras.config.dtype_policy().name
             ),
@@ -257,6 +275,10 @@ class Segmenter(keras.Model):
         builder = _head_builder(backbone, config)
         features = backbone(builder.upsample_input(images, input_scale))
         scores, stride = self.build_head(features, builder, head)
+        if config["task"] == "binary":
+            scores = BackgroundLogit(
+                config["threshold"], dtype="float32", name=_BACKGROUND
+            )(scores)
         if stride % input_scale:
             raise InputError(
                 f"`input_scale` must divide the {stride} pixels between two "
@@ -285,7 +307,27 @@ class Segmenter(keras.Model):
         self.trained_output_stride = config["trained_output_stride"]
         self.atrous_rates = config["atrous_rates"]
         self.input_scale = config["input_scale"]
+        self.task = config["task"]
         self._arguments = {**config, "dtype": config["dtype"].name}
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a binary model labels a pixel as object."""
+        return self._arguments["threshold"]
+
+    @threshold.setter
+    def threshold(self, threshold: float) -> None:
+        if self.task != "binary":
+            raise InputError(
+                "Only a model of `task='binary'` has a threshold. "
+                f"Received: a model of task={self.task!r}"
+            )
+        layer = self.get_layer(_BACKGROUND)
+        layer.threshold = check_threshold(threshold)
+        self._arguments["threshold"] = layer.threshold
+        # Compiled steps hold the former threshold.
+        self.train_function = self.test_function = None
+        self.predict_function = None
 
     @functools.wraps(keras.Model.compile)
     def compile(
@@ -394,6 +436,9 @@ class Segmenter(keras.Model):
     def get_config(self) -> dict[str, Any]:
         config = self.arguments()
         config["preprocess"] = self.preprocess.get_config()
+        if self.task == "semantic":
+            # Earlier versions load the file, too.
+            del config["task"], config["threshold"]
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
         frozen = [
             layer.name
@@ -519,6 +564,30 @@ def _refuse_class_weight(method, args, kwargs):
         )
 
 
+def _resolve_num_classes(num_classes, task, threshold):
+    """Returns the number of classes, background included."""
+    if task not in ("semantic", "binary"):
+        raise InputError(
+            f"`task` must be 'semantic' or 'binary'. Received: task={task!r}"
+        )
+    check_threshold(threshold)
+    if task == "binary":
+        if num_classes not in (1, 2):
+            raise InputError(
+                "`num_classes` must be 1 or 2 with task='binary', an object "
+                f"before its background. Received: num_classes={num_classes!r}"
+            )
+        return 2
+    if threshold != 0.5:
+        raise InputError(
+            "`threshold` needs task='binary'. "
+            f"Received: threshold={threshold!r}"
+        )
+    if isinstance(num_classes, _SavedCount):
+        return num_classes
+    return check_num_classes(num_classes)
+
+
 def _check_arguments(config):
     """Raises `ValueError` for common arguments that are out of range."""
     input_scale, align_corners = config["input_scale"], config["align_corners"]
@@ -550,7 +619,7 @@ def _head_builder(backbone, config):
     """Returns the `HeadBuilder` of a backbone and the common arguments."""
     high_level = config["high_level"] or coarsest(backbone)
     return HeadBuilder(
-        num_classes=config["num_classes"],
+        num_classes=1 if config["task"] == "binary" else config["num_classes"],
         output_stride=config["output_stride"],
         high_level=high_level,
         atrous_rates=config["atrous_rates"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.metrics import Calibration
+from keras_aspp.metrics import BinaryCurve, Calibration
 from keras_aspp.plots.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
@@ -114,6 +115,53 @@ def reliability_figure(calibration: Calibration) -> Figure:
     for part in (upper, lower):
         part.set_xlim(0, 1)
         part.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def precision_recall_figure(
+    curve: BinaryCurve, name: str, threshold: float | None = None
+) -> Figure:
+    """Draws precision over recall of an object, with its best threshold.
+
+    Args:
+        curve: `BinaryCurve`.
+        name: str, name of the object.
+        threshold: float in [0, 1), the threshold in use, marked too, or
+            `None`.
+
+    Returns:
+        matplotlib `Figure`.
+    """
+    figure, axes = new_figure(5.2, 5)
+    axes = axes[0, 0]
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if math.isnan(curve.average_precision()):
+        axes.set_title(f"{name} never occurs in the labels", fontsize=10)
+        return figure
+    recall, precision, f1 = curve.recall(), curve.precision(), curve.f1()
+    axes.plot(recall, precision, color=COLORS[0], linewidth=2)
+    marks = [("best", curve.best_threshold(), COLORS[3])]
+    if threshold is not None:
+        marks.append(("in use", threshold, COLORS[5]))
+    for text, value, color in marks:
+        i = int(np.abs(curve.thresholds - value).argmin())
+        axes.scatter(
+            recall[i : i + 1],
+            precision[i : i + 1],
+            color=color,
+            zorder=3,
+            label=f"{text}: threshold {value:.3f}, F1 {f1[i]:.3f}",
+        )
+    axes.legend(loc="lower left", fontsize=8)
+    axes.set_title(
+        f"{name}: average precision {curve.average_precision():.4f}",
+        fontsize=10,
+    )
     return figure
 
 

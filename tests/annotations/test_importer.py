@@ -138,6 +138,24 @@ def cvat(root):
     )
 
 
+def cvat_xml(root, order_of_car=0, counts="0, 32"):
+    """Car as polygon, tree as run lengths in rows of a box, and a point."""
+    write_image(root / "images/a.png")
+    car = ";".join(f"{x}.00,{y}.00" for x, y in corners(*CAR))
+    (root / "annotations.xml").write_text(
+        "<annotations><version>1.1</version><meta><task><labels>"
+        "<label><name>car</name></label><label><name>tree</name></label>"
+        "</labels></task></meta>"
+        f'<image id="0" name="a.png" width="{WIDTH}" height="{HEIGHT}">'
+        f'<polygon label="car" points="{car}" z_order="{order_of_car}">'
+        '<attribute name="color">red</attribute></polygon>'
+        f'<mask label="tree" rle="{counts}" left="16" top="8" width="8" '
+        'height="4" z_order="3"></mask>'
+        '<points label="car" points="1.0,1.0" z_order="0"></points>'
+        "</image></annotations>"
+    )
+
+
 def voc(root):
     """Car and potted plant by their indices, with the border around them."""
     write_image(root / "JPEGImages/a.jpg")
@@ -240,6 +258,7 @@ SAMPLES = {
     "labelme": labelme,
     "yolo": yolo,
     "cvat": cvat,
+    "cvat_xml": cvat_xml,
     "voc": voc,
     "roboflow": roboflow,
     "cityscapes": cityscapes,
@@ -286,9 +305,7 @@ def test_images_are_copied_byte_by_byte(tmp_path):
     assert copy == (tmp_path / "source/JPEGImages/a.jpg").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "overlap, on_top", [("area", 2), ("file", 1), ("z_order", 1)]
-)
+@pytest.mark.parametrize("overlap, on_top", [("area", 2), ("file", 1)])
 def test_overlap_decides_which_region_is_on_top_and_is_counted(
     overlap, on_top, tmp_path
 ):
@@ -301,6 +318,34 @@ def test_overlap_decides_which_region_is_on_top_and_is_counted(
     assert (shared == on_top).all()
     assert report.overlaps == shared.size == 16
     assert any("16 pixels of 1 images" in note for note in report.notes)
+
+
+def test_the_z_order_of_the_tool_decides_if_it_has_one(tmp_path):
+    shared = []
+    for order in (0, 5):  # that of the tree is 3
+        cvat_xml(tmp_path / f"{order}", order_of_car=order)
+        out = tmp_path / f"out_{order}"
+        import_annotations(tmp_path / f"{order}", out, overlap="z_order")
+        shared.append(np.unique(labels_of(out)[0][8:12, 16:20]).tolist())
+    assert shared == [[2], [1]]
+    coco(tmp_path / "coco")
+    message = refused(tmp_path / "coco", tmp_path, overlap="z_order")
+    assert "state no z-order" in message
+    coco(tmp_path / "coco", attributes={"z_order": 7})  # of the tree
+    import_annotations(tmp_path / "coco", tmp_path / "out", overlap="z_order")
+    assert (labels_of(tmp_path / "out")[0][8:12, 16:20] == 2).all()
+
+
+def test_cvat_masks_are_run_lengths_in_rows(tmp_path):
+    cvat_xml(tmp_path / "source", counts="2, 5, 3, 22")
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    box = labels_of(tmp_path / "out")[0][TREE] == 2
+    assert box.ravel().tolist() == [False] * 2 + [True] * 5 + [False] * 3 + (
+        [True] * 22
+    )
+    for counts in ("0, 33", "-1, 33", "0, x", "9" * 30):
+        cvat_xml(tmp_path / "source", counts=counts)
+        assert "image 'a.png'" in refused(tmp_path / "source", tmp_path)
 
 
 def test_a_crowd_is_ignored_and_hides_nothing(tmp_path):
@@ -343,6 +388,30 @@ def test_an_uncompressed_mask_equals_the_compressed_one(tmp_path):
     np.testing.assert_array_equal(
         labels_of(tmp_path / "out_a")[0], labels_of(tmp_path / "out_b")[0]
     )
+
+
+# label_studio_sdk.converter.brush.mask2rle of version 2.1.2, for the tree
+# without the pixels (10, 18) and (9, 20).
+BRUSH = [
+    *(0, 0, 12, 0, 57, 27, 255, 4, 63, 0, 195, 255, 249, 124, 2, 255, 252),
+    *(96, 22, 255, 242, 248, 4, 255, 241, 128, 97, 63, 252, 190, 1, 135, 255),
+    *(248, 48, 248, 0),
+]
+
+
+def test_brush_strokes_are_decoded_as_label_studio_encodes_them(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    results = tasks[0]["annotations"][1]["result"]
+    results[0]["value"]["rle"] = BRUSH
+    write_json(root / "project.json", tasks)
+    import_annotations(root, tmp_path / "out")
+    labels, _ = labels_of(tmp_path / "out")
+    drawn = expected()
+    drawn[10, 18] = 1  # the car below
+    drawn[9, 20] = 0
+    np.testing.assert_array_equal(labels, drawn)
 
 
 @pytest.mark.parametrize("frame", ["upright", "stored"])
@@ -409,6 +478,26 @@ def test_a_zip_is_imported_as_its_folder(tmp_path):
     np.testing.assert_array_equal(labels, expected())
 
 
+def test_images_may_be_in_another_folder(tmp_path):
+    for name in ("coco", "labelme", "yolo"):
+        SAMPLES[name](tmp_path / name)
+        (image,) = (tmp_path / name).rglob("a.png")
+        target = (
+            tmp_path / f"images_{name}" / image.relative_to(tmp_path / name)
+        )
+        target.parent.mkdir(parents=True)
+        image.rename(target)
+        import_annotations(
+            tmp_path / name,
+            tmp_path / f"out_{name}",
+            images=tmp_path / f"images_{name}",
+        )
+        labels, _ = labels_of(tmp_path / f"out_{name}")
+        np.testing.assert_array_equal(labels, expected())
+    message = refused(tmp_path / "coco", tmp_path, images=tmp_path / "none")
+    assert "`images` must be a folder" in message
+
+
 def refused(source, tmp_path, **arguments):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         import_annotations(source, tmp_path / "refused", **arguments)
@@ -472,6 +561,43 @@ def test_annotations_without_image_are_counted(tmp_path):
     assert "2 images of all.json have no file, first a.png" in message
 
 
+def test_images_without_annotations_are_counted(tmp_path):
+    for name in ("coco", "labelme", "cityscapes", "roboflow"):
+        root = tmp_path / name
+        SAMPLES[name](root)
+        folder = "leftImg8bit/train/x" if name == "cityscapes" else "train"
+        write_image(root / folder / "more.png")
+        report = import_annotations(root, tmp_path / f"out_{name}")
+        (note,) = [n for n in report.notes if "have no annotations" in n]
+        assert "1 images" in note and "more.png" in note
+    yolo(tmp_path / "yolo")
+    write_image(tmp_path / "yolo/train/images/more.png")
+    report = import_annotations(tmp_path / "yolo", tmp_path / "out")
+    assert "1 images have no regions and are background" in report.notes
+    assert (labels_of(tmp_path / "out", "more")[0] == 0).all()
+
+
+def test_images_of_one_name_keep_their_own_masks(tmp_path):
+    root = tmp_path / "source"
+    coco(root, names=("x/a.png", "y/a.png", "z/a_2.png"))
+    report = import_annotations(root, tmp_path / "out")
+    assert sum(report.num_images.values()) == 3
+    names = {p.name for p in (tmp_path / "out/masks").rglob("*.png")}
+    assert names == {"a.png", "a_2.png", "a_2_2.png"}
+
+
+def test_nested_json_is_refused_before_it_takes_memory(tmp_path):
+    coco(tmp_path / "source")
+    path = tmp_path / "source/annotations/all.json"
+    whole = path.read_text()
+    for depth, space in ((500_000, 0), (500_000, 10**6)):
+        more = " " * space + "[" * depth
+        path.write_text(f'{whole[:-1]}, "more": {more}')
+        assert "nested at most" in refused(tmp_path / "source", tmp_path)
+    path.write_text(whole[:-20])
+    assert "Not valid JSON" in refused(tmp_path / "source", tmp_path)
+
+
 @pytest.mark.parametrize(
     "segmentation",
     [
@@ -480,6 +606,7 @@ def test_annotations_without_image_are_counted(tmp_path):
         {"counts": "zzzzzzzz", "size": [HEIGHT, WIDTH]},
         {"counts": "PPPP1", "size": [10**9, 10**9]},
         {"counts": ["a"], "size": [HEIGHT, WIDTH]},
+        {"counts": [[1], [1, 2]], "size": [HEIGHT, WIDTH]},
         [[0, 0, 1]],
         [[float("1e308"), 0, 1, 1, 2, 2]],
         [["a", 0, 1, 1, 2, 2]],
@@ -534,3 +661,31 @@ def test_the_command_reports_and_draws_and_names_the_next_one(tmp_path, capsys):
     assert main(["data", "import", *arguments]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.slow
+def test_an_import_trains_and_predicts_and_its_predictions_import(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    coco(tmp_path / "source", names=[f"{i}.png" for i in range(8)])
+    steps = (
+        "data import source mine",
+        "data check mine",
+        "train --config folder --data.root mine --workdir run "
+        "--model.backbone_weights null "
+        "--data.crop_size [32,32] --train.batch_size 2 "
+        "--train.total_steps 2 --export.formats []",
+        "predict --model run --output labeled --format coco --min_area 1 "
+        "source/images/0.png source/images/1.png",
+        "predict --model run --output shapes --format labelme --min_area 1 "
+        "source/images/0.png",
+        "data import labeled again --images source/images",
+        "data import shapes once_more --images source/images",
+    )
+    for step in steps:
+        assert main(step.split()) == 0, capsys.readouterr().err
+    content = json.loads((tmp_path / "labeled/predictions.json").read_text())
+    names = [category["name"] for category in content["categories"]]
+    assert names == ["car", "tree"]
+    assert [i["file_name"] for i in content["images"]] == ["0.png", "1.png"]

@@ -284,6 +284,15 @@ def test_an_internal_error_is_reported_as_one(bug, name, raising, capsys):
     ]
 
 
+@pytest.mark.parametrize("part", ["_leave_to", "_check_values"])
+def test_an_internal_error_while_a_configuration_loads(
+    part, monkeypatch, capsys
+):
+    monkeypatch.setattr(f"keras_aspp.config.load.{part}", lambda *_: {}["key"])
+    assert main([*PRINT, "--train.batch_size", "3"]) == 70
+    assert "internal error: KeyError: 'key'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_debug_shows_the_traceback_of_an_internal_error(at, raising, capsys):
     def a_faulty_function(*_):

@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from tiny_run import tiny_config
 
 from keras_aspp.config.load import config_text, load_config
 from keras_aspp.config.schema import Config, TrainConfig

@@ -163,13 +163,15 @@ def test_a_loss_that_cannot_be_shared():
         losses.Dice,
         losses.Tversky,
         losses.LovaszSoftmax,
+        losses.LovaszHinge,
     ],
 )
 @pytest.mark.parametrize("weigh", [False, True])
 def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
     """Two devices by turns: what one sums up is known to the other."""
-    logits = sample((4, 5, 6, 3))
-    labels = np.random.default_rng(1).integers(0, 3, (4, 5, 6))
+    classes = 2 if make is losses.LovaszHinge else 3
+    logits = sample((4, 5, 6, classes))
+    labels = np.random.default_rng(1).integers(0, classes, (4, 5, 6))
     labels[0, :3] = labels[3, 1:] = 255  # as many valid pixels nowhere
     batch = labels, logits
     if weigh:

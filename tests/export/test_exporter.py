@@ -14,10 +14,9 @@ import tensorflow as tf
 import yaml
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from conftest import ROOT
 from flatbuffers.number_types import Int8Flags
 from flatbuffers.table import Table
-from helpers import randomize
+from helpers import ROOT, randomize
 from PIL import Image
 
 import keras_aspp as ka

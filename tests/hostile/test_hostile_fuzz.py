@@ -11,7 +11,7 @@ import corpus
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hostile_models import pickled_tensors, safetensors, torch_zip

@@ -17,7 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from test_hostile_texts import said_by
 from tiny_run import toy_segmenter
 

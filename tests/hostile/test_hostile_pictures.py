@@ -11,7 +11,7 @@ import time
 import corpus
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from PIL import Image
 
 import keras_aspp as ka

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from keras_aspp.cli import demo
 from keras_aspp.cli.main import main

@@ -7,7 +7,7 @@ import time
 
 import corpus
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import load_config

@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import assert_close
 from PIL import Image
 
 import keras_aspp as ka
 from keras_aspp.data.resize import resize_image
+from keras_aspp.utils.exceptions import InputError
 
 
 def picture(height=70, width=85, seed=0):
@@ -225,3 +227,37 @@ def test_a_forked_process_answers_or_says_what_to_do(tiny_export, name):
         assert "forked after it was opened" in found and "spawn" in found
     else:
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("failed to invoke"),  # as LiteRT has them
+        tf.errors.InvalidArgumentError(None, None, "failed to invoke"),
+    ],
+)
+def test_an_image_that_the_runtime_refuses(tiny_export, error, monkeypatch):
+    predictor = ka.Predictor(tiny_export / "model_float32.tflite")
+
+    def refuse(images):
+        raise error
+
+    monkeypatch.setattr(predictor._engine, "labels", refuse)
+    message = r"cannot take an image of 64x96 \(failed to invoke\)"
+    with pytest.raises(InputError, match=message):
+        predictor.predict(np.zeros((64, 96, 3), "uint8"))
+
+
+@pytest.mark.parametrize("bug", [KeyError("key"), ValueError("broadcast")])
+def test_an_error_of_ours_is_not_blamed_on_the_image(
+    tiny_export, bug, monkeypatch
+):
+    predictor = ka.Predictor(tiny_export / "model_float32.tflite")
+
+    def fail(images):
+        raise bug
+
+    monkeypatch.setattr(predictor._engine, "labels", fail)
+    with pytest.raises(type(bug)) as raised:
+        predictor.predict(np.zeros((64, 96, 3), "uint8"))
+    assert raised.value is bug

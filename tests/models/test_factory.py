@@ -16,7 +16,7 @@ COMMON = {name: field for name, field in FIELDS.items() if not field.metadata}
 NO_FIELDS = {
     *("num_classes", "name", "dtype", "input_shape", "preprocess"),
     *("batch_norm_epsilon", "align_corners", "trained_output_stride"),
-    "rematerialize",
+    *("rematerialize", "task", "threshold"),
 }
 
 

@@ -1,8 +1,10 @@
-"""Every architecture, precision and way to run it: the same loss and labels.
+"""Architectures, precisions and ways to run them: the same loss and labels.
 
 The reference is float32 in graph mode. Tolerances are 3 to 10 times what was
 measured.
 """
+
+import itertools
 
 import keras
 import numpy as np
@@ -73,21 +75,44 @@ def test_every_architecture_is_here():
     } - {segmenter}
 
 
-@pytest.mark.slow  # 36 models, half of them compiled by XLA
+def ways(architecture):
+    """`(dtype, with XLA)` of an architecture, beside float32 without.
+
+    Each pair of architecture, precision and way to run is in one of them.
+    """
+    index = list(ARCHITECTURES).index(architecture)
+    even = index % 2 == 0
+    found = [("mixed_bfloat16", even), ("mixed_float16", not even)]
+    return [*found, ("float32", True)] if index == 0 else found
+
+
+def test_every_pair_is_in_one_of_the_ways():
+    found = {
+        (architecture, dtype, jit)
+        for architecture in ARCHITECTURES
+        for dtype, jit in [("float32", False), *ways(architecture)]
+    }
+    axes = (ARCHITECTURES, TOLERANCES, (False, True))
+    for i, j in itertools.combinations(range(3), 2):
+        pairs = set(itertools.product(axes[i], axes[j]))
+        assert {(row[i], row[j]) for row in found} == pairs
+
+
+@pytest.mark.slow  # compiled by XLA
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_loss_and_labels(numbers, architecture):
     expected, labels = numbers(architecture, "float32", False)
     assert len(np.unique(labels)) > 1
     assert expected[1] < expected[0]
-    for dtype, (rough, agreement) in TOLERANCES.items():
-        for jit_compile in (False, True)[dtype == "float32" :]:
-            found, predicted = numbers(architecture, dtype, jit_compile)
-            where = f"{architecture.__name__} {dtype} XLA {jit_compile}"
-            worst = np.abs(found / expected - 1).max()
-            share = np.mean(predicted == labels)
-            print(f"{where}: loss {worst:.1e}, labels {share:.5f}")
-            assert worst <= rough, where
-            assert share >= agreement, where
+    for dtype, jit_compile in ways(architecture):
+        rough, agreement = TOLERANCES[dtype]
+        found, predicted = numbers(architecture, dtype, jit_compile)
+        where = f"{architecture.__name__} {dtype} XLA {jit_compile}"
+        worst = np.abs(found / expected - 1).max()
+        share = np.mean(predicted == labels)
+        print(f"{where}: loss {worst:.1e}, labels {share:.5f}")
+        assert worst <= rough, where
+        assert share >= agreement, where
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

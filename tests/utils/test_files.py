@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from keras_aspp.utils import files
 from keras_aspp.utils.files import exchange, replacing_folder
