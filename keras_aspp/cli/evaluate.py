@@ -37,6 +37,9 @@ def run(arguments):
     from keras_aspp.inference import Predictor
     from keras_aspp.utils.files import write_json
 
+    figures = flags.figures
+    if flags.worst and figures is None:
+        figures = Path("worst")
     metrics = evaluate(
         Predictor(**model),
         source,
@@ -45,15 +48,26 @@ def run(arguments):
         boundaries=flags.boundaries,
         calibration=flags.calibration,
         objects=flags.objects,
-        figures=flags.figures,
+        figures=figures,
+        worst=flags.worst,
     )
     print_metrics(metrics)
-    if flags.figures:
-        print(f"\nfigures  {flags.figures}")
+    if flags.worst:
+        _print_worst(metrics["worst"])
+    if figures:
+        print(f"\nfigures  {figures}")
     if flags.json:
         write_json(flags.json, metrics)
         print(f"\nmetrics  {flags.json}")
     return 0
+
+
+def _print_worst(rows):
+    from keras_aspp.cli.output import print_table
+
+    print()
+    heads = [name.replace("_", " ") for name in rows[0]] if rows else ["none"]
+    print_table([heads, *([f"{v}" for v in row.values()] for row in rows)])
 
 
 def _parser():
@@ -115,6 +129,14 @@ def _parser():
         "--calibration the confidences",
     )
     parser.add_argument(
+        "--worst",
+        type=int,
+        metavar="N",
+        help="list and draw the N images of the lowest mean IoU, 1 to 100, "
+        "each over its own classes, and write worst.csv, into the folder of "
+        "--figures or ./worst",
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write the metrics to FILE"
     )
     add_beam(parser, "evaluate")
@@ -161,7 +183,7 @@ def window_options(parser, flags):
 
 
 def _check_beam(parser, flags):
-    for name in ("boundaries", "calibration", "objects", "figures"):
+    for name in ("boundaries", "calibration", "objects", "figures", "worst"):
         if getattr(flags, name):
             parser.error(
                 f"--{name} is not for --beam, which counts the confusion matrix"

@@ -287,6 +287,10 @@ class TrainConfig:
         keep_checkpoints: number of newest checkpoints to keep.
         checkpoint_steps: steps between two checkpoints within an epoch, or
             `null` to save at the end of epochs only.
+        callbacks: callbacks to call while training, by the path of their
+            class, e.g. `[{class: keras.callbacks.CSVLogger, arguments:
+            {filename: "{workdir}/log.csv"}}]`; `{workdir}` is the folder of
+            the run.
     """
 
     total_epochs: int | None = None
@@ -314,6 +318,7 @@ class TrainConfig:
     validate_every_epochs: int = 1
     keep_checkpoints: int = 2
     checkpoint_steps: int | None = None
+    callbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         given = {d: v for d in DURATIONS if (v := getattr(self, d)) is not None}
@@ -362,6 +367,8 @@ class TrainConfig:
                 "`recalibrate_steps` must be >= 0. "
                 f"Received: recalibrate_steps={self.recalibrate_steps}"
             )
+        for index, entry in enumerate(self.callbacks):
+            _check_callback(index, entry)
 
     def duration(self, num_examples: int) -> tuple[int, int]:
         """`(epochs, steps per epoch)` for a training split of that size.
@@ -378,6 +385,18 @@ class TrainConfig:
             steps = -(-self.total_examples // self.batch_size)
         epochs = min(-(-steps // per_epoch), 50)
         return epochs, -(-steps // epochs)
+
+
+def _check_callback(index, entry):
+    arguments = entry.get("arguments") or {}
+    valid = {*entry} <= {"class", "arguments"} and isinstance(arguments, dict)
+    path = entry.get("class")
+    if not valid or not isinstance(path, str) or "." not in path:
+        raise InputError(
+            f"`callbacks[{index}]` must be `class`, such as "
+            "keras.callbacks.CSVLogger, and `arguments`, a mapping. "
+            f"Received: {entry}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

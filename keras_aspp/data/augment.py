@@ -26,6 +26,11 @@ from keras_aspp.utils.types import Size, Tensor
 # Crops larger than the images by this factor of area are reported.
 TIMES_TOO_LARGE = 1.5
 
+# Streams of random numbers, apart from those of `AugmentConfig.layers`.
+_VERTICAL_FLIP, _RARE_CLASS, _ROTATION, _ERASING, _MIX = range(1001, 1006)
+# Share of a crop's height and width that `AugmentConfig.erasing` covers.
+_ERASED = {"height_factor": (0.1, 0.5), "width_factor": (0.1, 0.5)}
+
 # RGB to luma and the two axes of color (NTSC).
 _YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
@@ -52,6 +57,18 @@ class AugmentConfig:
             their arguments, and `probability`, the share of crops that they
             change, 1 by default, e.g. `{RandomHue: {factor: 0.1}}`, or `null`.
             docs/data.md lists them.
+        vertical_flip: mirror top to bottom with probability 0.5.
+        rotation: largest angle to either side, in degrees, in [0, 180];
+            uncovered pixels are ignored.
+        erasing: probability that a rectangle of a crop, of 10 to 50 % of its
+            height and width, is covered and ignored.
+        rare_class_crops: probability that a crop is placed around a pixel of
+            a class drawn from those in its image, all equally likely: a class
+            of few pixels is as likely to be shown as a large one.
+        cutmix: probability that a rectangle is replaced by that of the next
+            crop of the batch, with its labels.
+        classmix: probability that half of the classes of the next crop of the
+            batch are pasted, with their labels.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -62,6 +79,12 @@ class AugmentConfig:
     hue: float = 0.02
     blur: float = 0.0
     layers: dict[str, dict[str, Any]] | None = None
+    vertical_flip: bool = False
+    rotation: float = 0.0
+    erasing: float = 0.0
+    rare_class_crops: float = 0.0
+    cutmix: float = 0.0
+    classmix: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -70,8 +93,12 @@ class AugmentConfig:
                 "`scale` must be (low, high) with 0 < low <= high. "
                 f"Received: scale={self.scale}"
             )
-        limits = {"brightness": 1, "contrast": 1, "saturation": 1}
-        for name, limit in {**limits, "hue": 0.5, "blur": 10}.items():
+        shares = (
+            *("brightness", "contrast", "saturation", "erasing"),
+            *("rare_class_crops", "cutmix", "classmix"),
+        )
+        limits = {**dict.fromkeys(shares, 1), "hue": 0.5, "blur": 10}
+        for name, limit in {**limits, "rotation": 180}.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:
                 raise InputError(
@@ -147,10 +174,18 @@ class Augment:
         )
         # Each has a stream of random numbers of its own: switched on, it
         # changes no other draw.
-        chosen = enumerate([blur, *(config.layers or {}).items()], 1)
+        chosen = dict(enumerate([blur, *(config.layers or {}).items()], 1))
+        chosen[_ROTATION] = config.rotation and (
+            "RandomRotation",
+            {"factor": config.rotation / 360},
+        )
+        chosen[_ERASING] = config.erasing and (
+            "RandomCutout",
+            {**_ERASED, "probability": config.erasing},
+        )
         self.layers: dict[int, AugmentLayer] = {
             stream: AugmentLayer(*layer, self.crop_size, ignore_label)
-            for stream, layer in chosen
+            for stream, layer in chosen.items()
             if layer
         }
 
@@ -165,7 +200,7 @@ class Augment:
         # A range of values that excludes extremes must not clip them in
         # training alone.
         clip = image.dtype == tf.uint8
-        image, labels = self._crop(image, labels, draw[:4])
+        image, labels = self._crop(image, labels, draw[:4], seed)
         for stream, layer in self.layers.items():
             own_seed = tf.random.experimental.stateless_fold_in(seed, stream)
             image, labels = layer(image, labels, own_seed)
@@ -183,7 +218,7 @@ class Augment:
                 f"{image.shape[-1]} bands of {image.dtype.name}"
             )
 
-    def _crop(self, image, labels, draw):
+    def _crop(self, image, labels, draw, seed):
         """`draw`: four numbers in [0, 1): scale, row, column, flip."""
         import tensorflow as tf
 
@@ -193,15 +228,21 @@ class Augment:
         crop = tf.constant(self.crop_size, "float32")
         room = size * scale - crop
         # An image smaller than the crop is centered in it.
-        offset = tf.where(room > 0, draw[1:3] * room, room / 2)
+        offset = draw[1:3] * room
+        if self.config.rare_class_crops:
+            offset = self._around_class(labels, scale, room, offset, seed)
+        offset = tf.where(room > 0, offset, room / 2)
         # Half-pixel centers: output pixel i shows (i + 0.5 + o) / s - 0.5; a
         # rim of one pixel lets the fill begin where the image ends.
         first, last = (
             ((i + 0.5 + offset) / scale + 0.5) / (size + 1)
             for i in (0.0, crop - 1)
         )
-        flip = tf.cast(self.config.flip and draw[3] < 0.5, "float32")
-        turn = flip * tf.constant([0.0, 1.0])
+        across = self.config.flip and draw[3] < 0.5
+        down = self.config.vertical_flip and (
+            tf.random.stateless_uniform((), _stream(seed, _VERTICAL_FLIP)) < 0.5
+        )
+        turn = tf.stack([tf.cast(down, "float32"), tf.cast(across, "float32")])
         box = tf.concat(
             [first + turn * (last - first), last + turn * (first - last)], 0
         )
@@ -224,6 +265,85 @@ class Augment:
             )
         )
         return image, tf.cast(mask[..., 0], "int32")
+
+    def _around_class(self, labels, scale, room, offset, seed):
+        """Moves a crop to a pixel of a class, at a random place in the crop.
+
+        `offset / room` stays that place: 0 shows the pixel at the end of the
+        crop that is nearest to the image's origin.
+        """
+        import tensorflow as tf
+
+        draw = tf.random.stateless_uniform((3,), _stream(seed, _RARE_CLASS))
+        flat = tf.reshape(labels, [-1])
+        counts = tf.math.bincount(flat, minlength=256, maxlength=256)
+        # A boolean mask of the classes, without the ignored label.
+        classes = tf.range(256)
+        present = (counts > 0) & (classes != self.ignore_label)
+        classes = tf.boolean_mask(classes, present)
+
+        def around_pixel():
+            pixels = tf.where(labels == _pick(classes, draw[1]))
+            pixel = tf.cast(_pick(pixels, draw[2]), "float32")
+            place = tf.math.divide_no_nan(offset, room)
+            crop = tf.constant(self.crop_size, "float32")
+            around = (pixel + 0.5) * scale - place * crop
+            return tf.clip_by_value(around, 0.0, tf.maximum(room, 0.0))
+
+        chosen = draw[0] < self.config.rare_class_crops
+        return tf.cond(
+            chosen & (tf.size(classes) > 0), around_pixel, lambda: offset
+        )
+
+    def mix(
+        self, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pastes parts of each next crop of a batch: CutMix and ClassMix.
+
+        Args:
+            images: float32 `[B, h, w, channels]`.
+            labels: int32 `[B, h, w]`.
+            seeds: int `[B, 2]`, those of the crops.
+
+        Returns:
+            The same shapes. Without `cutmix` and `classmix`, the arguments.
+
+        References:
+            [Yun et al., 2019](https://arxiv.org/abs/1905.04899): a rectangle
+            of a uniform share of the area, clipped to the image.
+            [Olsson et al., 2021](https://arxiv.org/abs/2007.07936), here with
+            ground truth instead of pseudo-labels.
+        """
+        import tensorflow as tf
+
+        if not self.mixes:
+            return images, labels
+        other_images, other_labels = (
+            tf.roll(x, -1, axis=0) for x in (images, labels)
+        )
+        draws = tf.map_fn(
+            lambda seed: tf.random.stateless_uniform(
+                (_NUM_MIX_DRAWS,), _stream(seed, _MIX)
+            ),
+            seeds,
+            fn_output_signature="float32",
+        )
+        cut = _rectangles(draws[:, :3], self.crop_size)
+        cut &= (draws[:, 3] < self.config.cutmix)[:, None, None]
+        of_class = _half_of_classes(
+            other_labels, draws[:, 5:], self.ignore_label
+        )
+        of_class &= (draws[:, 4] < self.config.classmix)[:, None, None]
+        pasted = cut | of_class
+        return (
+            tf.where(pasted[..., None], other_images, images),
+            tf.where(pasted, other_labels, labels),
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """True if `mix` changes batches."""
+        return bool(self.config.cutmix or self.config.classmix)
 
     def _recolor(self, image, draw, clip):
         """`draw`: four numbers in [-1, 1]."""
@@ -248,3 +368,53 @@ class Augment:
         image = tf.tensordot(image, stretch * tf.transpose(colors), 1)
         image += tf.linalg.matvec(colors, moved)
         return tf.clip_by_value(image, 0.0, 255.0) if clip else image
+
+
+# Area, row and column of CutMix, the chances of both, an order of 256 classes.
+_NUM_MIX_DRAWS = 5 + 256
+
+
+def _stream(seed, stream):
+    """A seed of its own for each kind of draw."""
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_fold_in(seed, stream)
+
+
+def _pick(items, draw):
+    """Item of a nonempty tensor, by a number in [0, 1)."""
+    import tensorflow as tf
+
+    count = tf.shape(items)[0]
+    index = tf.cast(draw * tf.cast(count, "float32"), "int32")
+    return items[tf.minimum(index, count - 1)]
+
+
+def _rectangles(draws, size):
+    """Bool `[B, h, w]` from `[B, 3]`: share of the area, row, column."""
+    import tensorflow as tf
+
+    inside = True
+    for axis, length in enumerate(size):
+        half = tf.sqrt(draws[:, 0]) * length / 2
+        center = draws[:, 1 + axis] * length
+        cells = tf.range(length, dtype="float32") + 0.5
+        near = tf.abs(cells - center[:, None]) < half[:, None]
+        inside &= near[:, :, None] if axis == 0 else near[:, None, :]
+    return inside
+
+
+def _half_of_classes(labels, order, ignore_label):
+    """Bool `[B, h, w]`: pixels of half the classes of each, rounded up."""
+    import tensorflow as tf
+
+    flat = tf.reshape(labels, [tf.shape(labels)[0], -1])
+    counts = tf.math.bincount(
+        flat, minlength=256, maxlength=256, axis=-1, binary_output=True
+    )
+    present = (counts > 0) & (tf.range(256) != ignore_label)
+    order = tf.where(present, order, 2.0)
+    num_chosen = (tf.reduce_sum(tf.cast(present, "int32"), -1) + 1) // 2
+    rank = tf.argsort(tf.argsort(order, axis=-1), axis=-1)
+    chosen = present & (rank < num_chosen[:, None])
+    return tf.gather(chosen, labels, batch_dims=1)

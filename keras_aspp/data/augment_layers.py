@@ -69,7 +69,7 @@ _WRAPS = "it wraps other layers; list those, each with a `probability`"
 REFUSED = {
     "AugMix": "it averages class ids; use RandAugment",
     "Augmenter": _WRAPS,
-    "CutMix": _MIXES,
+    "CutMix": "it draws from a state; use `data.augment.cutmix`",
     "FourierMix": _MIXES,
     "JitteredResize": "it pads masks with class 0; use `data.augment.scale`",
     "MixUp": "it averages class ids; use RandomCutout",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from keras_aspp.data.augment import Augment, AugmentConfig
 from keras_aspp.data.sources import Source
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Dataset, Size
 
 # Limit of decoded images kept in memory, in bytes.
@@ -48,10 +49,19 @@ def training_dataset(
 
     Returns:
         `tf.data.Dataset` of `(float32 [B, h, w, C], int32 [B, h, w])`.
+
+    Raises:
+        InputError: images of a batch are to be mixed, and it holds one.
     """
     import tensorflow as tf
 
     crop = Augment(augment, crop_size, source.spec.ignore_label)
+    if crop.mixes and batch_size < 2:
+        raise InputError(
+            "`data.augment.cutmix` and `data.augment.classmix` need batches "
+            "of 2 images or more; raise `train.batch_size` or set both to 0. "
+            f"Received: batch_size={batch_size} on this machine"
+        )
     decode = _decoder(source)
     cached = _fits(source, split)
     # Colors are changed on the scale of 0..255.
@@ -64,7 +74,7 @@ def training_dataset(
         epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
         own_seed = tf.random.experimental.stateless_fold_in(epoch_seed, i)
         image, labels = crop(to_pixels(image), labels, own_seed)
-        return of_pixels(image), labels
+        return of_pixels(image), labels, own_seed
 
     return (
         _in_order(
@@ -73,6 +83,7 @@ def training_dataset(
         .shard(num_shards=shard[1], index=shard[0])
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
+        .map(crop.mix)
         .prefetch(2)
     )
 

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "train.early_stopping_epochs",
     "train.keep_checkpoints",
     "train.checkpoint_steps",
+    "train.callbacks",
     "export.",
 )
 _log = logging.getLogger(__name__)
@@ -127,13 +128,17 @@ class Checkpoints(keras.callbacks.Callback):
                 f"Received: {self.store.best_model}"
             )
 
+    @property
+    def patience(self):
+        """Epochs without a better mean IoU that end the run, or `None`."""
+        return self.config.train.early_stopping_epochs
+
     def out_of_patience(self):
         """Returns True if the last epoch ends the run by early stopping."""
-        patience = self.config.train.early_stopping_epochs
         return (
-            bool(patience and self.history)
+            bool(self.patience and self.history)
             and "val_mean_iou" in self.history[-1]
-            and self.epochs - self.best_epoch >= patience
+            and self.epochs - self.best_epoch >= self.patience
         )
 
     def request_stop(self, number, frame):
@@ -188,9 +193,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.write_history()
         self.end_if_requested()
         if self.out_of_patience():
-            patience = self.config.train.early_stopping_epochs
             _log.info(
-                "\nStopped early: no better mean IoU for %d epochs.", patience
+                "\nStopped early: no better mean IoU for %d epochs.",
+                self.patience,
             )
             self.model.stop_training = True
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import heapq
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
 from keras_aspp.data.sources import Source
@@ -29,10 +33,12 @@ from keras_aspp.plots.evaluation import (
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.files import write_text
 from keras_aspp.utils.types import PathLike
 
-# Images on the sheet of the worst.
-NUM_WORST = 8
+# Images on the sheet of the worst: by default, and at most, since the worst
+# are held in memory.
+NUM_WORST, MAX_WORST = 8, 100
 
 
 def evaluate(
@@ -45,6 +51,7 @@ def evaluate(
     calibration: bool = False,
     objects: bool = False,
     figures: PathLike | None = None,
+    worst: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates each image of a split once, at its own size.
 
@@ -61,23 +68,22 @@ def evaluate(
         figures: folder for the confusion matrix, the worst images and, with
             `calibration`, the confidences; created if needed. `None` draws
             nothing.
+        worst: int in 1..100, number of images to list under `worst` and, with
+            `figures`, in worst.csv and on the sheet, those of the lowest mean
+            IoU first. `None` lists none, and draws 8.
 
     Returns:
         dict, the contents of `metrics.json`; undefined numbers are
         `None`.
 
     Raises:
-        ValueError: model and data set differ in their number of classes, or
-            `calibration` is asked of a model without scores.
+        ValueError: model and data set differ in their number of classes,
+            `calibration` is asked of a model without scores, or `worst` is
+            out of range.
     """
     spec = source.spec
     resolve_num_classes(predictor, spec)
-    if calibration and not predictor.has_scores:
-        raise InputError(
-            "Only a .keras model has scores (and model_logits.tflite), which "
-            "calibration needs. "
-            f"Received: {predictor.path}"
-        )
+    _check_request(predictor, calibration, worst)
     if figures:
         # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,7 @@ def evaluate(
         rims = BoundaryIoU(*counted), BandIoU(*counted)
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
     curve = _curve_of(predictor, spec)
-    worst = _Worst(spec, NUM_WORST if figures else 0)
+    worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
         source, split, batch_size, numbered=True
@@ -115,7 +121,7 @@ def evaluate(
                 rim.update(one, guess)
             if objects:
                 recall.update(guess, *regions(one, *counted[::-1]))
-            worst.update(int(number), image, one, guess)
+            worst_images.update(int(number), image, one, guess)
         done = min(done + len(images), total)
         if progress:
             progress(done, total)
@@ -133,11 +139,48 @@ def evaluate(
     if calibration:
         found["calibration_error"] = _number(confidence.error())
         found["calibration"] = confidence.histogram()
+    if worst:
+        found["worst"] = worst_images.table(source, split)
     if figures:
         _draw(Path(figures), matrix, spec, confidence if calibration else None)
         _draw_curve(Path(figures), curve, spec, predictor)
-        worst.draw(Path(figures) / "worst_pictures.png", source, split)
+        _draw_worst(Path(figures), worst_images, found, source)
     return found
+
+
+def _check_request(predictor, calibration, worst):
+    if calibration and not predictor.has_scores:
+        raise InputError(
+            "Only a .keras model has scores (and model_logits.tflite), which "
+            "calibration needs. "
+            f"Received: {predictor.path}"
+        )
+    if worst is not None and not 1 <= worst <= MAX_WORST:
+        raise InputError(
+            f"`worst` must be in 1..{MAX_WORST}. Received: worst={worst}"
+        )
+
+
+def _draw_worst(folder, worst_images, found, source):
+    """Draws the worst images, and writes worst.csv if they are listed."""
+    split = found["split"]
+    worst_images.draw(folder / "worst_pictures.png", source, split)
+    if "worst" not in found:
+        return
+    with io.StringIO(newline="") as text:
+        writer = csv.DictWriter(text, _WORST_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found["worst"])
+        write_text(folder / "worst.csv", text.getvalue())
+
+
+_WORST_COLUMNS = (
+    "image",
+    "mean_iou",
+    "wrong_share",
+    "worst_class",
+    "worst_class_iou",
+)
 
 
 def _draw(folder, matrix, spec, confidence):
@@ -162,10 +205,10 @@ def _curve_of(predictor, spec):
 
     Scores of a file of one size do not fit the labels of other sizes.
     """
-    every_size = predictor.has_scores and predictor.image_size is None
-    if spec.task == "binary" and every_size:
-        return BinaryCurve(spec.ignore_label)
-    return None
+    if spec.task != "binary" or not predictor.has_scores:
+        return None
+    fixed_size = predictor.image_size is not None
+    return None if fixed_size else BinaryCurve(spec.ignore_label)
 
 
 def _binary_metrics(matrix, curve, threshold):
@@ -218,11 +261,37 @@ class _Worst:
         if len(self.heap) > self.count:
             heapq.heappop(self.heap)
 
+    def _sorted(self, source, split):
+        """Returns `(name, (-mean IoU, ...))` of each image, worst first."""
+        worst = sorted(self.heap, reverse=True, key=lambda item: item[:2])
+        names = names_of(source, split, [-number for _, number, *_ in worst])
+        return list(zip(names, worst, strict=True))
+
+    def table(self, source, split):
+        """Returns a dict of `_WORST_COLUMNS` for each image, worst first."""
+        rows = []
+        for name, (score, _, _, labels, predicted) in self._sorted(
+            source, split
+        ):
+            matrix = ConfusionMatrix(
+                self.spec.num_classes, self.spec.ignore_label
+            )
+            matrix.update_state(labels[None], predicted[None])
+            of_classes = np.asarray(matrix.per_class_iou())
+            class_id = int(np.nanargmin(of_classes))
+            values = (
+                name,
+                _number(-score),
+                _number(1 - matrix.pixel_accuracy()),
+                self.spec.class_names[class_id],
+                _number(of_classes[class_id]),
+            )
+            rows.append(dict(zip(_WORST_COLUMNS, values, strict=True)))
+        return rows
+
     def draw(self, path, source, split):
         if not self.heap:
             return
-        worst = sorted(self.heap, reverse=True, key=lambda item: item[:2])
-        names = names_of(source, split, [-number for _, number, *_ in worst])
         cells = [
             (
                 f"{caption(name, labels)}  mean IoU {-score:.3f}",
@@ -230,8 +299,8 @@ class _Worst:
                 labels,
                 predicted,
             )
-            for name, (score, _, image, labels, predicted) in zip(
-                names, worst, strict=True
+            for name, (score, _, image, labels, predicted) in self._sorted(
+                source, split
             )
         ]
         title = f"{split}, the lowest mean IoU: image, label, prediction"

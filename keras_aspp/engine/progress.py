@@ -92,8 +92,13 @@ class Progress(keras.callbacks.Callback):
             return ""
         if score > self.checkpoints.best:
             return "  best so far, kept"
-        best = self.checkpoints.best
-        return f"  kept: epoch {self.checkpoints.best_epoch} ({best:.4f})"
+        best, best_epoch = self.checkpoints.best, self.checkpoints.best_epoch
+        text = f"  kept: epoch {best_epoch} ({best:.4f})"
+        patience = self.checkpoints.patience
+        if patience:
+            left = max(best_epoch + patience - self._epoch - 1, 0)
+            text += f", early stopping in {left}"
+        return text
 
     def _run_left(self, step, now):
         """Returns the time left of all epochs, empty if it is unknown."""

@@ -23,6 +23,7 @@ from keras_aspp.engine.advice import (
     advise_on_length,
     zero_classes,
 )
+from keras_aspp.engine.callbacks import build_callbacks
 from keras_aspp.engine.checkpoint import Checkpoints, changes
 from keras_aspp.engine.cluster import check_supported, make_strategy, worker
 from keras_aspp.engine.compile import compile_model
@@ -104,6 +105,10 @@ def _train(config, workdir, resume, progress, owner):
         )
     chief = owner is not None
     changed = changes(workdir, config) if resume else []
+    # Before the data is read, which takes longer than to name a mistake.
+    callbacks = (
+        build_callbacks(config.train.callbacks, workdir) if chief else []
+    )
     run = Run(config)
     checkpoints = _make_checkpoints(run, workdir, owner)
     found = None
@@ -123,7 +128,7 @@ def _train(config, workdir, resume, progress, owner):
         checkpoints.store.remove_temporaries()
         checkpoints.write_history()
         run.spec.to_file(checkpoints.store.workdir / "dataset.json")
-        fit(run, checkpoints, xla, chief)
+        fit(run, checkpoints, xla, chief, callbacks)
     return _finish(run, checkpoints, owner, progress) if chief else None
 
 

@@ -22,7 +22,7 @@ _NUM_SHOWN = 4  # validation images in TensorBoard
 _log = logging.getLogger(__name__)
 
 
-def fit(run, checkpoints, xla, chief=True):
+def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
     """Trains to the end of the run, or until it stops early or is interrupted.
 
     Args:
@@ -30,6 +30,7 @@ def fit(run, checkpoints, xla, chief=True):
         checkpoints: `Checkpoints` of the run, restored if it is resumed.
         xla: str, whether XLA compiles the steps and why.
         chief: bool. Show the progress line.
+        own_callbacks: those of `train.callbacks`.
 
     Raises:
         KeyboardInterrupt: a signal came; a checkpoint is saved.
@@ -49,6 +50,8 @@ def fit(run, checkpoints, xla, chief=True):
     callbacks = _callbacks(
         run, checkpoints, validation, monitor, compilations, chief
     )
+    # The checkpoints are the last, so that they save what others have done.
+    callbacks[-1:-1] = own_callbacks
     with stop_signals(checkpoints.request_stop):
         if checkpoints.steps:
             # The rest of an epoch; Keras ends each fit with the averages as
@@ -107,7 +110,7 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
         monitor,
         TensorBoard(logs),
         compilations,
-        checkpoints,  # the last, so that it saves the results of the others
+        checkpoints,
     ]
 
 

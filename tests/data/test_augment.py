@@ -320,3 +320,191 @@ def test_crops_that_are_mostly_padding_are_noted(sizes, crop, scale, better):
         assert f"`--data.crop_size {better}`" in note
     if better == "[192,192]":
         assert "about 2.8 times as long as with 192x192" in note
+
+
+# Rotation, vertical flips, erasing, crops around rare classes.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rotation": 181.0}, r"in \[0, 180\]. Received: rotation=181.0"),
+        ({"cutmix": 1.5}, r"in \[0, 1\]. Received: cutmix=1.5"),
+        ({"rare_class_crops": -1.0}, "Received: rare_class_crops=-1.0"),
+    ],
+)
+def test_wrong_geometry_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(**fields)
+
+
+def test_vertical_flip_turns_half_of_the_crops_with_their_masks():
+    image, labels = picture()
+    flipped = 0
+    for ours, mask in augment_often(
+        image, labels, labels.shape, range(40), vertical_flip=True
+    ):
+        turn = slice(None, None, -1 if (mask != labels).any() else 1)
+        flipped += turn.step == -1
+        np.testing.assert_array_equal(mask, labels[turn])
+        np.testing.assert_allclose(ours, image[turn], atol=1e-3)
+    assert 10 < flipped < 30
+
+
+def test_rotation_moves_image_and_mask_alike_about_the_center():
+    labels = np.zeros((60, 60), "int32")
+    labels[6:16, 26:34] = 5
+    image = np.repeat(labels[..., None] * 40, 3, -1).astype("uint8")
+    angles = []
+    for ours, mask in augment_often(
+        image, labels, (60, 60), range(12), rotation=90.0
+    ):
+        row, column = np.argwhere(mask == 5).mean(0) - 29.5
+        of_image = np.argwhere(ours[..., 0] > 160).mean(0) - 29.5
+        np.testing.assert_allclose(of_image, (row, column), atol=0.5)
+        # The middle of the block is 19 pixels above that of the image.
+        assert abs(np.hypot(row, column) - 19) < 0.5
+        angles.append(np.degrees(np.arctan2(column, -row)))
+        # Uncovered corners are gray and ignored; nothing else is.
+        rows, columns = np.indices((60, 60)) - 29.5
+        turn = np.radians(angles[-1])
+        across = columns * np.cos(turn) + rows * np.sin(turn)
+        down = rows * np.cos(turn) - columns * np.sin(turn)
+        outside = np.maximum(abs(across), abs(down))
+        assert (mask[outside > 31.5] == IGNORE).all()
+        assert (mask[outside < 28.5] != IGNORE).all()
+        np.testing.assert_allclose(ours[outside > 31.5], FILL)
+    assert max(angles) < 91
+    assert min(angles) > -91
+    assert np.ptp(angles) > 60
+
+
+def test_erased_rectangle_is_gray_and_ignored():
+    image, labels = picture(48, 64)
+    for ours, mask in augment_often(
+        image, labels, labels.shape, range(8), erasing=1.0
+    ):
+        rows, columns = np.nonzero(mask == IGNORE)
+        box = np.s_[
+            rows.min() : rows.max() + 1, columns.min() : columns.max() + 1
+        ]
+        assert (mask[box] == IGNORE).all()
+        np.testing.assert_allclose(ours[box], FILL)
+        kept = mask != IGNORE
+        np.testing.assert_array_equal(mask[kept], labels[kept])
+        np.testing.assert_allclose(ours[kept], image[kept], atol=1e-3)
+        assert 4 <= rows.max() - rows.min() + 1 <= 25
+
+
+@pytest.mark.parametrize(
+    ("probability", "low", "high"), [(0, 0, 12), (1, 40, 80)]
+)
+def test_crops_find_a_rare_class(probability, low, high):
+    labels = np.zeros((90, 120), "int32")
+    labels[70, 30] = 3
+    labels[:9] = IGNORE
+    image = np.repeat(60 * (labels == 3)[..., None], 3, -1).astype("uint8")
+    found = 0
+    for ours, mask in augment_often(
+        image,
+        labels,
+        (12, 16),
+        range(100),
+        rare_class_crops=float(probability),
+        flip=True,
+    ):
+        found += (mask == 3).any()
+        # The mask stays with its image: a label's own pixel has a share of
+        # 1/4 or more of what a bilinear sample shows.
+        assert (ours[mask == 3] > 14.9).all()
+        assert (ours[mask == 0] < 45.1).all()
+    # Of the two classes, each is drawn for half of the crops.
+    assert low <= found <= high
+
+
+def test_crops_of_an_ignored_or_small_image_stay_where_they_are():
+    image, labels = picture(9, 11)
+    for labels_of in (labels, np.full_like(labels, IGNORE)):
+        plain = augment(image, labels_of, (20, 20))
+        rare = augment(image, labels_of, (20, 20), rare_class_crops=1.0)
+        for one, other in zip(plain, rare, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_switched_on_they_change_no_other_draw():
+    gray, labels = np.full((40, 40, 3), FILL, "uint8"), np.zeros((40, 40), int)
+    colors = {"brightness": 0.3, "saturation": 0.5}
+    more = {
+        "rotation": 30.0,
+        "vertical_flip": True,
+        "rare_class_crops": 0.5,
+        "cutmix": 0.5,
+    }
+    plain, _ = augment(gray, labels, (20, 20), 4, **colors)
+    moved, _ = augment(gray, labels, (20, 20), 4, **colors, **more)
+    assert abs(plain - FILL).max() > 1
+    np.testing.assert_allclose(moved, plain, atol=1e-3)
+
+
+# Mixing of batches.
+
+
+def mixed(count=6, **fields):
+    """A batch whose images show their number and their labels."""
+    labels = RNG.choice([0, 3, 5, 7, IGNORE], (count, 14, 18)).astype("int32")
+    number = np.broadcast_to(np.arange(count)[:, None, None], labels.shape)
+    images = np.stack([number, labels], -1).astype("float32")
+    seeds = tf.constant([[2, i] for i in range(count)], "int64")
+    crop = Augment(config(**fields), (14, 18), IGNORE)
+    ours, masks = map(np.asarray, crop.mix(images, labels, seeds))
+    np.testing.assert_array_equal(ours[..., 1], masks)
+    pasted = ours[..., 0] != number
+    following = np.roll(labels, -1, 0)
+    np.testing.assert_array_equal(
+        ours[..., 0][pasted], np.roll(number, -1, 0)[pasted]
+    )
+    np.testing.assert_array_equal(masks, np.where(pasted, following, labels))
+    return pasted, following
+
+
+def test_without_mixing_a_batch_is_as_it_was():
+    assert not mixed()[0].any()
+
+
+def test_cutmix_pastes_a_rectangle_of_the_next_image():
+    pasted, _ = mixed(60, cutmix=0.75)
+    shares = []
+    for one in pasted:
+        shares.append(one.mean())
+        if one.any():
+            rows, columns = np.nonzero(one)
+            box = one[
+                rows.min() : rows.max() + 1, columns.min() : columns.max() + 1
+            ]
+            assert box.all()
+    shares = np.array(shares)
+    assert 30 < (shares > 0).sum() < 56
+    # Squares of a uniform share, about uniform centers, cut at the rim.
+    assert 0.15 < shares[shares > 0].mean() < 0.5
+
+
+def test_classmix_pastes_half_of_the_classes_of_the_next_image():
+    pasted, following = mixed(40, classmix=1.0)
+    chosen = set()
+    for one, labels in zip(pasted, following, strict=True):
+        classes = {*labels[one].tolist()}
+        assert len(classes) == 2  # of four
+        assert IGNORE not in classes
+        np.testing.assert_array_equal(one, np.isin(labels, [*classes]))
+        chosen.add(frozenset(classes))
+    assert len(chosen) == 6  # all pairs
+
+
+def test_classmix_of_an_ignored_image_pastes_nothing():
+    crop = Augment(config(classmix=1.0), (4, 4), IGNORE)
+    labels = np.stack([np.zeros((4, 4)), np.full((4, 4), IGNORE)])
+    images = RNG.random((2, 4, 4, 3)).astype("float32")
+    seeds = tf.constant([[0, 0], [0, 1]], "int64")
+    ours, masks = crop.mix(images, labels.astype("int32"), seeds)
+    np.testing.assert_array_equal(ours[0], images[0])
+    np.testing.assert_array_equal(masks.numpy()[1], np.zeros((4, 4)))

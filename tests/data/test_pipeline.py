@@ -159,6 +159,26 @@ def test_resume_from_within_a_batch():
     assert later == seen[10:]
 
 
+def test_resumed_run_sees_the_mixed_batches_that_it_would_have_seen():
+    mixing = AugmentConfig(cutmix=0.5, classmix=0.5, rare_class_crops=0.5)
+
+    def some(count, augment=mixing, **kwargs):
+        dataset = training(Pictures(noise=True), augment=augment, **kwargs)
+        return [
+            tuple(part.numpy() for part in batch)
+            for batch in dataset.take(count)
+        ]
+
+    whole = some(4)
+    assert_same(some(2, first_example=6), whole[2:])
+    assert differ(some(4, AugmentConfig())[0], whole[0])
+
+
+def test_a_batch_of_one_cannot_be_mixed():
+    with pytest.raises(ValueError, match="Received: batch_size=1 on this"):
+        training(Pictures(), 1, AugmentConfig(classmix=0.5))
+
+
 def test_augmentation_of_an_example_differs_between_epochs():
     source = Pictures(sizes=((40, 40),), noise=True)
     config = AugmentConfig((1.0, 1.0), False, 0.0, 0.0, 0.0, 0.0)

@@ -1,5 +1,7 @@
 """evaluate: one pass, every number from it, and its figures."""
 
+import csv
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -65,6 +67,33 @@ def test_the_worst_pictures_come_first(source, tmp_path, monkeypatch):
         folder = source.root / "images" / "val"
         np.testing.assert_array_equal(image, Image.open(folder / name))
         assert labels.shape == predicted.shape == image.shape[:2]
+
+
+def test_the_worst_pictures_are_listed_for_labeling(source, tmp_path):
+    found = evaluate(Guesser(), source, "val", figures=tmp_path, worst=3)
+    shares = {}
+    for image, mask in source.pairs["val"]:
+        labels = np.array(Image.open(mask))
+        shares[image] = np.mean(labels[labels != 255] == 0)
+    names = sorted(shares, key=shares.get)[:3]
+    assert [row["image"] for row in found["worst"]] == names
+    with open(tmp_path / "worst.csv") as file:
+        rows = list(csv.DictReader(file))
+    for row, name in zip(rows, names, strict=True):
+        assert row["image"] == name
+        share = shares[name]
+        assert float(row["mean_iou"]) == pytest.approx(share / 3, abs=1e-6)
+        assert float(row["wrong_share"]) == pytest.approx(1 - share, abs=1e-6)
+        # The first of those that are missed.
+        assert row["worst_class"] == source.spec.class_names[1]
+        assert float(row["worst_class_iou"]) == 0
+    assert Image.open(tmp_path / "worst_pictures.png").size[0] > 0
+
+
+@pytest.mark.parametrize("worst", [0, 101])
+def test_a_number_of_worst_pictures_out_of_range_is_refused(source, worst):
+    with pytest.raises(ValueError, match=f"Received: worst={worst}"):
+        evaluate(Guesser(), source, "val", worst=worst)
 
 
 def write_tflite(path, labels):

@@ -95,7 +95,7 @@ def test_the_best_epoch_is_named_and_a_part_of_an_epoch_is_one(
     """Resumed at step 2 of 4 in epoch 3 of 5; epoch 1 was the best."""
     monkeypatch.setattr(progress, "time", clock := Clock())
     checkpoints = types.SimpleNamespace(
-        best=0.25, best_epoch=1, steps_per_epoch=4
+        best=0.25, best_epoch=1, steps_per_epoch=4, patience=3
     )
     shown = Progress(checkpoints, epochs=5)
     model = keras.Sequential()
@@ -114,7 +114,7 @@ def test_the_best_epoch_is_named_and_a_part_of_an_epoch_is_one(
         "Compiling the first step (about 0 s) ...",
         # Two epochs of four steps of 10 s are to come.
         "Epoch 3/5  2 steps in 20 s  val_mean_iou 0.2000  kept: epoch 1 "
-        "(0.2500)  1:20 left",
+        "(0.2500), early stopping in 1  1:20 left",
         "Epoch 4/5  4 steps in 40 s  val_mean_iou 0.5000  best so far, kept"
         "  40 s left",
         "Epoch 5/5  4 steps in 40 s",
