@@ -11,6 +11,7 @@ from keras_aspp.backbones import create_backbone
 from keras_aspp.export import tflite
 from keras_aspp.export.equalize import equalize
 from keras_aspp.models import LRASPP, DeepLabV3Plus, fold_batch_norm
+from keras_aspp.preprocess import KERAS_TF
 
 SIZE = (33, 49)
 
@@ -98,7 +99,9 @@ def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
 
     before = error(quantized(converter_of(model, tmp_path / "before")))
     converter = quantized(converter_of(model, tmp_path / "after"))
-    tflite._equalize_before_quantizing(converter, pictures(), SIZE)
+    tflite._equalize_before_quantizing(
+        converter, pictures(), SIZE, KERAS_TF
+    )
     assert error(converter) < 0.5 * before
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import keras_aspp as ka
 from keras_aspp.data.resize import resize_image
+from keras_aspp.inference.runtimes import Runtime
 from keras_aspp.inference.sliding_window import SlidingWindow, spans, weights
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.models import DeepLabV3Plus
@@ -16,7 +17,7 @@ from keras_aspp.models import DeepLabV3Plus
 RNG = np.random.default_rng(4)
 
 
-class Engine:
+class Engine(Runtime):
     """Scores that depend on the pixel alone, and remember what was asked."""
 
     num_classes = 3
