@@ -239,10 +239,10 @@ def test_a_forked_process_answers_or_says_what_to_do(tiny_export, name):
 def test_an_image_that_the_runtime_refuses(tiny_export, error, monkeypatch):
     predictor = ka.Predictor(tiny_export / "model_float32.tflite")
 
-    def refuse(images):
+    def refuse(images, names):
         raise error
 
-    monkeypatch.setattr(predictor._engine, "labels", refuse)
+    monkeypatch.setattr(predictor._engine, "answer", refuse)
     message = r"cannot take an image of 64x96 \(failed to invoke\)"
     with pytest.raises(InputError, match=message):
         predictor.predict(np.zeros((64, 96, 3), "uint8"))
@@ -254,10 +254,10 @@ def test_an_error_of_ours_is_not_blamed_on_the_image(
 ):
     predictor = ka.Predictor(tiny_export / "model_float32.tflite")
 
-    def fail(images):
+    def fail(images, names):
         raise bug
 
-    monkeypatch.setattr(predictor._engine, "labels", fail)
+    monkeypatch.setattr(predictor._engine, "answer", fail)
     with pytest.raises(type(bug)) as raised:
         predictor.predict(np.zeros((64, 96, 3), "uint8"))
     assert raised.value is bug
