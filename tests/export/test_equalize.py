@@ -99,9 +99,7 @@ def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
 
     before = error(quantized(converter_of(model, tmp_path / "before")))
     converter = quantized(converter_of(model, tmp_path / "after"))
-    tflite._equalize_before_quantizing(
-        converter, pictures(), SIZE, KERAS_TF
-    )
+    tflite._equalize_before_quantizing(converter, pictures(), SIZE, KERAS_TF)
     assert error(converter) < 0.5 * before
 
 
