@@ -16,6 +16,9 @@ from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 
 
+TFLITE = "model_float32.tflite"
+
+
 def build(toy_backbone, channels, **kwargs):
     return ka.models.DeepLabV3Plus(
         3,
@@ -82,12 +85,13 @@ def test_a_model_of_other_channels_fits_its_own_data_only(
     assert "`keras-aspp explain` needs" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # trains, and converts twice
 def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
     tmp_path, capsys
 ):
     """A model of RGB is spread over the bands, of which the last one tells."""
     root = write_bands(tmp_path / "data")
-    config = tiny_config(root, total_epochs=12, jit_compile=False)
+    config = tiny_config(root, total_epochs=40, jit_compile=False)
     toy = ka.models.DeepLabV3Plus(
         2,
         make_toy_backbone(),
@@ -117,12 +121,14 @@ def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
         assert taken[kind]["range"] == [1000, 9000]
     (image,) = root.glob("images/val/val_0.tif")
     mask = np.array(Image.open(root / "masks/val/val_0.png"))
-    for file in (run, exported, exported / "model_float32.tflite"):
+    # Ground alone is 0.853; the file of one size sees the image stretched.
+    files = (run, 0.92), (exported, 0.92), (exported / TFLITE, 0.87)
+    for file, least in files:
         predictor = ka.Predictor(file)
         assert predictor.pixels.describe() == "4 bands of uint16"
         labels = predictor.predict(image)
         np.testing.assert_array_equal(labels, predictor.predict(imread(image)))
-        assert (labels == mask).mean() > 0.9
+        assert (labels == mask).mean() > least
     flags = ["--model", str(run), "--output", str(tmp_path / "out")]
     assert main(["predict", *flags, str(image)]) == 0
     overlay = Image.open(tmp_path / "out/val_0_overlay.png")
