@@ -35,11 +35,12 @@ def segment(model, image, threads=None):
     )
     interpreter.allocate_tensors()
     (input_details,) = interpreter.get_input_details()
-    (output_details,) = interpreter.get_output_details()
+    # By name: an export may add `confidence` and `probabilities`.
+    outputs = interpreter.get_signature_runner().get_output_details()
     any_size = -1 in input_details["shape_signature"]
-    if any_size or len(output_details["shape"]) != 3:
+    if any_size or "labels" not in outputs:
         raise SystemExit(
-            f"{model} takes images of any size or returns scores; use another "
+            f"{model} takes images of any size or returns logits; use another "
             "artefact of the export."
         )
     _, height, width, _ = input_details["shape"]
@@ -48,7 +49,8 @@ def segment(model, image, threads=None):
     )
     interpreter.set_tensor(input_details["index"], np.asarray(small)[None])
     interpreter.invoke()
-    labels = interpreter.get_tensor(output_details["index"])[0].astype("uint8")
+    labels = interpreter.get_tensor(outputs["labels"]["index"])[0]
+    labels = labels.astype("uint8")
     # Nearest, since class ids cannot be interpolated.
     return np.asarray(
         Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)

@@ -131,6 +131,7 @@ class Workdir:
             max_int8_loss=settings.max_int8_loss,
             more_image_sizes=settings.more_image_sizes,
             coarse_labels=settings.coarse_labels,
+            outputs=settings.outputs,
             overwrite=overwrite,
             ignore_label=spec.ignore_label,
             colormap=spec.colormap,

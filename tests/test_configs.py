@@ -20,6 +20,7 @@ from keras_aspp.config.load import (
 )
 from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.data.sources import open_source
+from keras_aspp.utils.exceptions import InputError
 
 # From cityscapesScripts' labels.py: names of the raw ids, and the 19 that
 # count, in the order of their train ids.
@@ -130,6 +131,16 @@ def test_classes_and_label_map_fit_together(name):
     if data.label_map:
         assert kept == set(range(len(data.class_names)))
     assert data.license
+
+
+@pytest.mark.parametrize("name", ["data.crop_size", "train.loss.tversky"])
+def test_null_where_a_value_is_needed(name, tmp_path):
+    text = "null"
+    for key in reversed(name.split(".")):
+        text = f"{{{key}: {text}}}"
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"Received: {name}=null File: "):
+        load_config(tmp_path / "mine.yaml")
 
 
 def test_folder_configuration_needs_only_a_root(tmp_path):

@@ -12,13 +12,28 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp predict",
         description="Segment images, at their own size. Writes for each "
-        "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; of "
-        "a GeoTIFF, by window, NAME_labels.tif with its georeference.",
+        "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; "
+        "with --scores also NAME_confidence.png (8 bits, 255 is certain) and "
+        "NAME_probabilities.npz (float16 [height, width, classes]). Of a "
+        "GeoTIFF, by window, NAME_labels.tif with its georeference.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True, help="folder")
     add_window(parser)
+    parser.add_argument(
+        "--scores",
+        action="store_true",
+        help="write confidence and, if the model has them, probabilities too",
+    )
+    parser.add_argument(
+        "--min_confidence",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="pixels whose highest probability is below it get the ignore "
+        "label",
+    )
     parser.add_argument(
         "--format",
         choices=("coco", "labelme"),
@@ -41,7 +56,11 @@ def run(arguments):
     add_beam(parser, "predict")
     flags = parser.parse_args(arguments)
     options = beam_options(parser, flags)
-    model = {"path": flags.model, **window_options(parser, flags)}
+    model = {
+        "path": flags.model,
+        "min_confidence": flags.min_confidence,
+        **window_options(parser, flags),
+    }
     if options is not None:
         if flags.format:
             parser.error("--format does not work with --beam")
@@ -57,6 +76,7 @@ def run(arguments):
         show_progress,
         flags.format,
         flags.min_area,
+        flags.scores,
         show_progress,
     )
     print_table([("image", "overlay", "largest classes"), *written])
@@ -69,7 +89,7 @@ def _predict_with_beam(model, flags, options):
     from keras_aspp.engine.beam import PREDICTIONS, predict_with_beam
 
     count, failed = predict_with_beam(
-        model, flags.images, flags.output, options
+        model, flags.images, flags.output, options, flags.scores
     )
     print_table(
         [("images", count), ("written to", f"{flags.output}/{PREDICTIONS}")]

@@ -398,6 +398,8 @@ class ExportConfig:
             the suffix `_HxW`.
         coarse_labels: take the argmax before upsampling instead of after it;
             faster, for fractions of a point of mean IoU.
+        outputs: what artefacts return: `labels`, and beside them `confidence`
+            (the highest probability) and `probabilities` (of each class).
         verify_images: number of images on which artefacts are compared with
             the Keras model.
         preview_image: image file for `preview.png`, or `null` for one of the
@@ -426,6 +428,9 @@ class ExportConfig:
         default_factory=list
     )
     coarse_labels: bool = False
+    outputs: tuple[Literal["labels", "confidence", "probabilities"], ...] = (
+        "labels",
+    )
     verify_images: int = 8
     preview_image: str | None = None
     preview_note: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -72,6 +71,5 @@ def write_upright(
                 )
             turned += 1
             Image.fromarray(pixels).save(images / f"{path.stem}.png")
-        spec = dataclasses.replace(source.spec, mask_orientation="own")
-        spec.to_file(work / "dataset.json")
+        source.spec.to_file(work / "dataset.json")
     return turned

@@ -30,6 +30,7 @@ from keras_aspp.data.beam_io import (
 from keras_aspp.data.decode import read_image
 from keras_aspp.engine.evaluate import metrics_dict, resolve_num_classes
 from keras_aspp.inference import Predictor
+from keras_aspp.inference.files import check_scores, predict_scores
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
 from keras_aspp.utils.exceptions import InputError, UserError
@@ -82,7 +83,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
     return found
 
 
-def predict_with_beam(model, images, output, options=()):
+def predict_with_beam(model, images, output, options=(), scores=False):
     """Segments images; an unreadable one does not stop the others.
 
     Args:
@@ -92,6 +93,7 @@ def predict_with_beam(model, images, output, options=()):
             that Beam supports.
         output: folder to write to, also on any such file system.
         options: list of str, Beam's pipeline options.
+        scores: bool; see `predict_files`.
 
     Returns:
         `(num_images, messages)`: number of segmented images, and one line for
@@ -104,7 +106,11 @@ def predict_with_beam(model, images, output, options=()):
     import apache_beam as beam
 
     output = absolute_path(output)
-    spec = spec_of(Predictor(**model))
+    predictor = Predictor(**model)
+    spec = spec_of(predictor)
+    if scores:
+        check_scores(predictor)
+    answer = functools.partial(predict_scores, scores=scores)
     with file_errors(), beam.Pipeline(options=options) as pipeline:
         read = (
             pipeline
@@ -113,7 +119,8 @@ def predict_with_beam(model, images, output, options=()):
         )
         done = (
             read.good
-            | "predict" >> _inference(lambda: Predictor(**model), UserError)
+            | "predict"
+            >> _inference(lambda: Predictor(**model), UserError, answer)
             | "save" >> beam.Map(_save, spec, output)
         )
         failed = read.failed | "message" >> beam.Map(lambda m: (0, [m]))
@@ -132,12 +139,17 @@ def predict_with_beam(model, images, output, options=()):
 # Parts of the pipelines.
 
 
-def _inference(load, reported=()):
-    """Maps `(key, uint8 [H, W, 3])` to `(key, (image, int32 [H, W]))`.
+def _labels(predictor, image):
+    return predictor.predict_batch(image[None])[0]
+
+
+def _inference(load, reported=(), answer=_labels):
+    """Maps `(key, uint8 [H, W, 3])` to `(key, (image, answer))`.
 
     Args:
         load: function that returns the `Predictor` of a worker.
-        reported: type of errors whose message replaces the labels.
+        reported: type of errors whose message replaces the answer.
+        answer: function of `(predictor, image)`.
     """
     from apache_beam.ml.inference import base
 
@@ -148,10 +160,10 @@ def _inference(load, reported=()):
         def run_inference(self, batch, model, inference_args=None):
             for image in batch:
                 try:
-                    labels = model.predict_batch(image[None])[0]
+                    answered = answer(model, image)
                 except reported as error:
-                    labels = str(error)
-                yield image, labels
+                    answered = str(error)
+                yield image, answered
 
         def batch_elements_kwargs(self):
             return {"min_batch_size": 1, "max_batch_size": 1}
@@ -270,9 +282,12 @@ def _read(element):
 
 
 def _save(element, spec, output):
-    name, (image, labels) = element
-    if isinstance(labels, str):
-        return 0, [f"{labels} Image: {printable(name)}"]
+    name, (image, answered) = element
+    if isinstance(answered, str):
+        return 0, [f"{answered} Image: {printable(name)}"]
+    labels, files = answered
+    for end, content in files.items():
+        write_file(join_path(output, f"{name}_{end}"), content)
     for part, drawn in (
         ("labels", index_image(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),

@@ -243,6 +243,11 @@ def resolve_num_classes(predictor, spec):
 
     A file that does not state its number of classes gets that of the data set.
     """
+    if predictor.min_confidence:
+        raise InputError(
+            "Metrics count a prediction for every pixel, so `min_confidence` "
+            f"must be 0. Received: min_confidence={predictor.min_confidence}"
+        )
     if predictor.num_classes is None:
         predictor.num_classes = spec.num_classes
     if predictor.num_classes != spec.num_classes:

@@ -24,7 +24,7 @@ from keras_aspp.export.measure import (
 )
 from keras_aspp.export.metadata import add_metadata
 from keras_aspp.export.saved_model import write_saved_model
-from keras_aspp.inference import Predictor
+from keras_aspp.inference import Predictor, serving
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
@@ -61,6 +61,7 @@ def export_model(
     max_int8_loss: float = 1.0,
     more_image_sizes: Sequence[Size] = (),
     coarse_labels: bool = False,
+    outputs: Sequence[str] = ("labels",),
     progress: Callable[[str, float | None], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a folder of artefacts and compares each with the model.
@@ -106,6 +107,10 @@ def export_model(
             stride and repeat the labels, instead of resizing scores: faster,
             with outlines in steps of that stride. They must agree with Keras
             doing the same; `loss_points` reports the cost.
+        outputs: `"labels"`, and of `"confidence"` (the highest probability)
+            and `"probabilities"` what artefacts return beside them, float32
+            in 0..1. A SavedModel returns these by signatures of their own,
+            with confidence in any case; `"tflite_logits"` stays as it is.
         progress: function of `(phase, seconds)`, such as
             `ka.export.print_progress`, called when each phase begins (`None`
             seconds) and ends; `None` for a silent export.
@@ -121,16 +126,14 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
+    answers = _checked_answers(coarse_labels, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
-    if calibration_images is None:
-        calibration_images = ()
-    calibration = [np.asarray(image) for image in calibration_images]
-    _check_calibration(calibration, formats, model)
+    calibration = _checked_calibration(calibration_images, formats, model)
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
-            model, work, sizes, formats, calibration, coarse_labels, progress
+            model, work, sizes, formats, calibration, answers, spec, progress
         )
         # MediaPipe reads RGB of 8 bits.
         if PixelFormat(model.input_channels, model.preprocess.input_dtype) == (
@@ -242,7 +245,19 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
     _check_images("verify_images", verify_images, model)
 
 
-def _check_calibration(images, formats, model):
+def _checked_answers(coarse_labels, outputs):
+    """Returns the arguments of converters that say what files return."""
+    ordered = tuple(name for name in serving.OUTPUTS if name in outputs)
+    if len(ordered) != len(outputs) or "labels" not in ordered:
+        raise InputError(
+            f"`outputs` must be different names of {serving.OUTPUTS}, labels "
+            f"among them. Received: outputs={tuple(outputs)}"
+        )
+    return {"coarse_labels": coarse_labels, "outputs": ordered}
+
+
+def _checked_calibration(images, formats, model):
+    images = [] if images is None else [np.asarray(image) for image in images]
     wanted = "tflite_int8" in formats
     if wanted and not images:
         raise InputError(
@@ -256,6 +271,7 @@ def _check_calibration(images, formats, model):
             f"formats={tuple(formats)}"
         )
     _check_images("calibration_images", images, model)
+    return images
 
 
 def _check_images(name, images, model):
@@ -293,7 +309,7 @@ def _check_size(name, image_size, model):
 
 
 def _write_artefacts(
-    model, work, sizes, formats, calibration_images, coarse_labels, progress
+    model, work, sizes, formats, calibration_images, answers, spec, progress
 ):
     """Writes the artefacts; returns `(format, path)` of each."""
 
@@ -306,21 +322,23 @@ def _write_artefacts(
     if "saved_model" in formats:
         written.append(("saved_model", work / FILE_NAMES["saved_model"]))
         with writing(written[1][1]):
-            write_saved_model(model, written[1][1])
+            write_saved_model(
+                model, written[1][1], answers["outputs"], spec.ignore_label
+            )
     wanted = [f for f in formats if f.startswith("tflite")]
     for size in sizes:
         paths = {kind: _of_size(kind, work, size, sizes) for kind in FILE_NAMES}
         if "onnx" in formats:
             written.append(("onnx", paths["onnx"]))
             with writing(paths["onnx"]):
-                onnx.write_onnx(model, paths["onnx"], size, coarse_labels)
+                onnx.write_onnx(model, paths["onnx"], size, **answers)
         files = tflite.convert(
             model,
             size,
             wanted,
             calibration_images,
-            coarse_labels,
-            lambda kind, paths=paths: writing(paths[kind]),
+            phase=lambda kind, paths=paths: writing(paths[kind]),
+            **answers,
         )
         for kind, data in files.items():
             written.append((kind, paths[kind]))

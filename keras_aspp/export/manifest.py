@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,34 @@ def describe(
             else None,
         },
     }
+
+
+def further_outputs(
+    entry: dict[str, Any], names: Iterable[str], num_classes: int
+) -> list[dict[str, Any]]:
+    """Returns the descriptions of an artefact's outputs beside `output`.
+
+    Args:
+        entry: dict, see `describe`.
+        names: of `"confidence"` and `"probabilities"`.
+        num_classes: int.
+
+    Returns:
+        list of dict. Those of a SavedModel name their signature.
+    """
+    shape = entry["output"]["shape"]
+    signature = {}
+    if entry["format"] == "saved_model":
+        signature = {"signature": "serve_scores"}
+    return [
+        {
+            "name": name,
+            "shape": [*shape, num_classes]
+            if name == "probabilities"
+            else shape,
+            "dtype": "float32",
+            "range": [0, 1],
+            **signature,
+        }
+        for name in names
+    ]

@@ -1,6 +1,7 @@
 """Comparison of artefacts with the model, and their mean IoU."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import tensorflow as tf
@@ -47,12 +48,12 @@ class Comparison:
         self.smallest_side = None
         if None in model.input.shape[1:3]:
             self.smallest_side = serving.smallest_side(model)
-        self._label = _labels_of(model, serving.segment)
-        self._coarse_label = None
+        self._answer = _answer_of(model, serving.answer)
+        self._coarse_answer = None
         if coarse_labels:
             # Nearest cells are computed from the size.
-            self._coarse_label = _labels_of(
-                fold_batch_norm(model), serving.segment_coarsely, any_size=False
+            self._coarse_answer = _answer_of(
+                fold_batch_norm(model), serving.answer_coarsely, any_size=False
             )
 
     def entry(self, artefact):
@@ -76,19 +77,21 @@ class Comparison:
         size, images = predictor.image_size, self.images
         if size is not None:
             images = [resize_image(image, size) for image in images]
-        value = verify.agreement(
+        value, differences = verify.compare(
             path,
             self._expected(kind, size),
             self._with_parts(images, size),
             predictor.predict if kind == "keras" else None,
         )
         verify.check_agreement(value, kind, path.name, self.evaluated)
+        verify.check_differences(differences, kind, path.name)
         entry |= {
             "mean_iou": None,
             "keras_mean_iou": None,
             "loss_points": None,
             "agreement_with_keras": value,
             "max_abs_logit_difference": None,
+            "score_difference": differences or None,
         }
         if kind == "tflite_logits":
             entry["output"] |= {
@@ -103,18 +106,33 @@ class Comparison:
             entry["max_abs_logit_difference"] = verify.logit_difference(
                 predictor, self.reference, images
             )
+        entry["outputs"] = [
+            entry["output"],
+            *manifests.further_outputs(
+                entry, differences, self.reference.num_classes
+            ),
+        ]
         entry["latency_ms"] = verify.latency_ms(predictor, images[0])
         return entry
 
     def _expected(self, kind, size):
-        """Returns the function that labels an image as an artefact should."""
+        """Returns the function that answers as an artefact should."""
         if kind == "keras":
             # The file against the model in memory; all others against the
             # file, which is handed over with them.
-            return self._label
-        if self._coarse_label and size is not None and kind != "tflite_logits":
-            return self._coarse_label
-        return self.reference.predict
+            return self._answer
+        coarse = size is not None and kind != "tflite_logits"
+        if self._coarse_answer and coarse:
+            return self._coarse_answer
+        return self._reference_answer
+
+    def _reference_answer(self, image, outputs):
+        extra = [name for name in outputs if name != "labels"]
+        options = {f"return_{name}": True for name in extra}
+        found = self.reference.predict(image, **options)
+        # In the order of `serving.OUTPUTS`.
+        names = [name for name in serving.OUTPUTS if name in outputs]
+        return dict(zip(names, found if extra else [found], strict=True))
 
     def _with_parts(self, images, size):
         """Returns the images, and parts of odd sizes where any size fits."""
@@ -127,19 +145,28 @@ class Comparison:
         ]
 
 
-def _labels_of(model, segment, any_size=True):
-    """Returns a function of an image that labels it with a model.
+def _answer_of(model, answer, any_size=True):
+    """Returns a function of an image and names of outputs of a model.
 
     Args:
         model: `Segmenter`.
-        segment: function of `(model, images)`.
+        answer: function of `(model, images, outputs)`.
         any_size: bool. One trace for all sizes, or one for each.
     """
     signature = [serving.image_spec(model)]
-    label = tf.function(
-        lambda images: segment(model, images), signature if any_size else None
-    )
-    return lambda image: label(image[None])[0].numpy()
+
+    @functools.cache
+    def graph(outputs):
+        return tf.function(
+            lambda images: answer(model, images, outputs),
+            signature if any_size else None,
+        )
+
+    def answer_one(image, outputs):
+        found = graph(outputs)(image[None])
+        return {name: values[0].numpy() for name, values in found.items()}
+
+    return answer_one
 
 
 def _operators(path, predictor):

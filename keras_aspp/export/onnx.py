@@ -1,9 +1,10 @@
-"""ONNX export: raw pixels in, class ids out, for onnxruntime."""
+"""ONNX export: raw pixels in, labels out, for onnxruntime."""
 
 from __future__ import annotations
 
 import collections
 import logging
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -24,6 +25,7 @@ def write_onnx(
     path: PathLike,
     image_size: Size,
     coarse_labels: bool = False,
+    outputs: Sequence[str] = ("labels",),
 ) -> None:
     """Writes a segmenter at one image size.
 
@@ -32,16 +34,17 @@ def write_onnx(
         path: file to write.
         image_size: `(height, width)`. onnxruntime pads no dilated convolution
             of an open size.
-        coarse_labels: bool; see `serving.segment_coarsely`.
+        coarse_labels: bool; see `serving.answer_coarsely`.
+        outputs: of `serving.OUTPUTS`.
     """
     import tf2onnx
 
-    label = serving.segment_coarsely if coarse_labels else serving.segment
+    answer = serving.answer_coarsely if coarse_labels else serving.answer
     image = serving.image_spec(model, 1, image_size)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with export_form():
         tf2onnx.convert.from_function(
-            tf.function(lambda image: {"labels": label(model, image)}),
+            tf.function(lambda image: answer(model, image, outputs)),
             input_signature=[image],
             opset=18,
             output_path=str(path),

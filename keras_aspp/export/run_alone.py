@@ -1,6 +1,6 @@
 """Runs an artefact in a subprocess that does not import keras_aspp.
 
-    python -P run_alone.py ARTEFACT IMAGES.npz LABELS.npz
+    python -P run_alone.py ARTEFACT IMAGES.npz OUTPUTS.npz
 
 Python runs this file, which is never imported, so an artefact fails here if it
 needs more than TensorFlow, LiteRT or onnxruntime.
@@ -13,12 +13,16 @@ import numpy as np
 
 
 def main(artefact, images, output):
-    """Writes the labels of each image under its name."""
+    """Writes each output of each image as `image/output`."""
     kinds = {".tflite": tflite, ".onnx": onnx}
     run = kinds.get(pathlib.Path(artefact).suffix, saved)(artefact)
     with np.load(images) as file:
-        labels = {name: run(file[name][None]) for name in file.files}
-    np.savez(output, **labels)
+        found = {
+            f"{name}/{key}": values[0]
+            for name in file.files
+            for key, values in run(file[name][None]).items()
+        }
+    np.savez(output, **found)
     if "keras_aspp" in sys.modules:
         sys.exit("keras_aspp was imported.")
 
@@ -28,10 +32,8 @@ def tflite(path):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=path)
-    (input_details,), (output_details,) = (
-        interpreter.get_input_details(),
-        interpreter.get_output_details(),
-    )
+    (input_details,) = interpreter.get_input_details()
+    outputs = interpreter.get_signature_runner().get_output_details()
 
     def run(image):
         if -1 in input_details["shape_signature"]:
@@ -41,8 +43,10 @@ def tflite(path):
         image = image.astype(input_details["dtype"])
         interpreter.set_tensor(input_details["index"], image)
         interpreter.invoke()
-        found = interpreter.get_tensor(output_details["index"])[0]
-        return found if found.ndim == 2 else found.argmax(-1)
+        return {
+            name: interpreter.get_tensor(details["index"])
+            for name, details in outputs.items()
+        }
 
     return run
 
@@ -52,15 +56,31 @@ def onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    return lambda image: session.run(None, {"image": image})[0][0]
+    names = [output.name for output in session.get_outputs()]
+    return lambda image: dict(
+        zip(names, session.run(names, {"image": image}), strict=True)
+    )
 
 
 def saved(path):
-    """Opens a SavedModel by its default signature."""
+    """Opens a SavedModel by its signatures of pixels."""
     import tensorflow as tf
 
-    serve = tf.saved_model.load(path).signatures["serving_default"]
-    return lambda image: serve(image=tf.constant(image))["labels"].numpy()[0]
+    loaded = tf.saved_model.load(path)
+    signatures = loaded.signatures
+
+    def run(image):
+        image, found = tf.constant(image), {}
+        if "serve_scores" in signatures:
+            found = signatures["serve_scores"](
+                image=image, min_confidence=tf.constant(0.0)
+            )
+        found |= signatures["serving_default"](image=image)
+        return {name: values.numpy() for name, values in found.items()}
+
+    # A signature does not keep its variables alive.
+    run.loaded = loaded
+    return run
 
 
 if __name__ == "__main__":

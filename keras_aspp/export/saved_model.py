@@ -1,6 +1,8 @@
-"""SavedModel export: images of any size in, labels out."""
+"""SavedModel export: images of any size in, labels and scores out."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -9,43 +11,69 @@ from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.types import PathLike
 
 
-def write_saved_model(model: Segmenter, path: PathLike) -> None:
+def write_saved_model(
+    model: Segmenter,
+    path: PathLike,
+    outputs: Sequence[str] = ("labels",),
+    ignore_label: int = 255,
+) -> None:
     """Writes a SavedModel with `serving_default` and, for RGB, `serve_bytes`.
+
+    Both return labels alone. Further outputs have signatures of their own,
+    `serve_scores` and `serve_bytes_scores`, which take `min_confidence` and
+    return labels, confidence and the further outputs.
 
     Args:
         model: `Segmenter`.
         path: folder to write.
+        outputs: of `serving.OUTPUTS`.
+        ignore_label: int, label of pixels below `min_confidence`.
     """
+    names = tuple(dict.fromkeys(("labels", "confidence", *outputs)))
 
-    def segment(image):
+    def answer(image, names):
         image = serving.with_size_checked(model, image)
-        return serving.segment(model, image)
+        return serving.answer(model, image, names)
+
+    def answer_one(image_bytes, names):
+        image = serving.decode_bytes(image_bytes)
+        found = answer(image[None], names)
+        return {name: values[0] for name, values in found.items()}
+
+    def without_unsure(found, min_confidence):
+        labels = serving.without_unsure(found, min_confidence, ignore_label)
+        return {**found, "labels": labels}
 
     def serving_default(image):
-        return {"labels": segment(image)}
+        return answer(image, ("labels",))
 
     def serve_bytes(image_bytes):
-        image = serving.decode_bytes(image_bytes)
-        return {"labels": segment(image[None])[0]}
+        return answer_one(image_bytes, ("labels",))
+
+    def serve_scores(image, min_confidence):
+        return without_unsure(answer(image, names), min_confidence)
+
+    def serve_bytes_scores(image_bytes, min_confidence):
+        return without_unsure(answer_one(image_bytes, names), min_confidence)
 
     image = serving.image_spec(model)
-    endpoints = [(serving_default, image)]
+    image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+    share = tf.TensorSpec((), tf.float32, "min_confidence")
     # TensorFlow decodes RGB of 8 bits as Pillow does.
-    if image.shape[-1] == 3 and image.dtype == tf.uint8:
-        image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
+    decodes = image.shape[-1] == 3 and image.dtype == tf.uint8
+    endpoints = [(serving_default, image)]
+    if decodes:
         endpoints.append((serve_bytes, image_bytes))
+    if tuple(outputs) != ("labels",):
+        endpoints.append((serve_scores, image, share))
+        if decodes:
+            endpoints.append((serve_bytes_scores, image_bytes, share))
     _save(model, path, *endpoints)
 
 
-# Outputs of a TFLite file.
-ANSWERS = {
-    "labels": serving.segment,
-    "coarse_labels": serving.segment_coarsely,
-    "logits": serving.score,
-}
-
-
-def write_one_picture(model, path, image_size, dtype=None, answer="labels"):
+def write_one_picture(
+    model, path, image_size, dtype=None, outputs=("labels",), coarse=False
+):
     """Writes a SavedModel for the TFLite converter.
 
     A batch of one lets the converter keep every dilated convolution as one
@@ -56,12 +84,13 @@ def write_one_picture(model, path, image_size, dtype=None, answer="labels"):
         path: folder to write.
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the image, with the same values; `None` for the model's.
-        answer: of `ANSWERS`.
+        outputs: of `serving.OUTPUTS`, or `"logits"`.
+        coarse: bool; see `serving.answer_coarsely`.
     """
+    answer = serving.answer_coarsely if coarse else serving.answer
 
     def serving_default(image):
-        name = answer.removeprefix("coarse_")
-        return {name: ANSWERS[answer](model, image)}
+        return answer(model, image, outputs)
 
     image = serving.image_spec(model, 1, image_size)
     image = tf.TensorSpec(image.shape, dtype or image.dtype, "image")
@@ -69,7 +98,12 @@ def write_one_picture(model, path, image_size, dtype=None, answer="labels"):
 
 
 def _save(model, path, *endpoints):
-    """Writes functions of one argument, and the weights they use, once.
+    """Writes functions, and the weights they use, once.
+
+    Args:
+        model: `Segmenter`.
+        path: folder to write.
+        *endpoints: `(function, *specs)`, one spec for each argument.
 
     Keras' `ExportArchive` writes every weight twice (3.15.1).
     """
@@ -79,7 +113,7 @@ def _save(model, path, *endpoints):
         module,
         str(path),
         signatures={
-            function.__name__: tf.function(function, input_signature=[spec])
-            for function, spec in endpoints
+            function.__name__: tf.function(function, input_signature=specs)
+            for function, *specs in endpoints
         },
     )

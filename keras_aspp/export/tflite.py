@@ -1,4 +1,4 @@
-"""TFLite export: raw pixels in, class ids out, builtin operators only."""
+"""TFLite export: raw pixels in, labels out, builtin operators only."""
 
 import contextlib
 import os
@@ -27,6 +27,7 @@ def convert(
     calibration_images=(),
     coarse_labels=False,
     phase=contextlib.nullcontext,
+    outputs=("labels",),
 ):
     """Converts a segmenter at one image size.
 
@@ -40,10 +41,11 @@ def convert(
             `"tflite_int8"`, which takes float32 for images of more than 8
             bits.
         coarse_labels: bool. Label scores, not pixels; see
-            `serving.segment_coarsely`. Not for `"tflite_any_size"`, which
+            `serving.answer_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
         phase: function of a format that returns a context manager, within
             which that format is converted.
+        outputs: of `serving.OUTPUTS`. Not for `"tflite_logits"`.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -56,20 +58,21 @@ def convert(
         for name in formats:
             size = image_size
             input_type = tf.as_dtype(model.preprocess.input_dtype)
-            answer = "coarse_labels" if coarse_labels else "labels"
+            names, coarse = outputs, coarse_labels
             if name == "tflite_logits":
-                answer = "logits"
+                names, coarse = ("logits",), False
             if name == "tflite_any_size":
-                size, answer = (None, None), "labels"
+                size, coarse = (None, None), False
             if name == "tflite_int8":
                 # With a uint8 signature the input tensor would stay float.
                 input_type = tf.float32
-            folder = os.path.join(work, f"{input_type.name}_{size[0]}_{answer}")
+            folder = f"{input_type.name}_{size[0]}_{names[0]}"
+            folder = os.path.join(work, folder)
             with phase(name), filtered_stderr(hold=True):
                 if not os.path.exists(folder):
                     with export_form():
                         write_one_picture(
-                            model, folder, size, input_type, answer
+                            model, folder, size, input_type, names, coarse
                         )
                 found[name] = _convert_one(
                     folder,

@@ -8,6 +8,8 @@ pixels with equal labels.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import statistics
 import subprocess
@@ -39,6 +41,9 @@ PROTOCOL = (
     "model.keras under the same protocol, on images resized to the artefact's "
     "size if it has one. loss_points: by how much mean_iou is below it, in "
     "points (hundredths). "
+    "score_difference: mean and largest absolute difference of each further "
+    "output (confidence, probabilities) from that of Keras, on the same "
+    "images. "
     "latency_ms: wall time of one prediction: median, least and most, with as "
     "many threads as it says."
 )
@@ -55,22 +60,28 @@ _RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
 # Formats of 8 bits are checked by their loss of mean IoU; where that is not
 # measured, at least this share of pixels must agree.
 _8_BITS = {"tflite_dynamic_range": 0.9, "tflite_int8": 0.9}
+# Largest mean difference of confidence and probabilities from Keras'.
+MAX_DIFFERENCE = {
+    "tflite_float16": 0.01,
+    **dict.fromkeys(_8_BITS, 0.1),
+}
+_EXACT = 1e-3
 # Smallest side of a part of an image.
 _LEAST_PX = 33
 
 
-def agreement(
+def compare(
     path: PathLike,
-    label: Callable[[np.ndarray], np.ndarray],
+    expect: Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]],
     images: Sequence[np.ndarray],
     predict: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> float:
-    """Returns the share of pixels on which an artefact agrees with Keras.
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Compares the outputs of an artefact with those of Keras.
 
     Args:
         path: the artefact.
-        label: function of a uint8 image `[H, W, 3]` that labels it with the
-            Keras model.
+        expect: function of a uint8 image `[H, W, 3]` and names of outputs
+            that computes these with the Keras model.
         images: list of uint8 `[H, W, 3]`, of the artefact's size if it has
             one.
         predict: function of an image that labels it with the artefact;
@@ -78,31 +89,49 @@ def agreement(
             keras_aspp.
 
     Returns:
-        float in [0, 1].
+        `(agreement, differences)`: share of pixels with equal labels, in
+        [0, 1]; for each further output, `mean` and `max` absolute difference.
 
     Raises:
         ValueError: the artefact does not run alone.
     """
     if predict is None:
-        found = _labels_alone(path, images)
+        answers = _run_alone(path, images)
     else:
-        found = [predict(image) for image in images]
-    same = [
-        labels == label(image)
-        for labels, image in zip(found, images, strict=True)
-    ]
-    return sum(int(s.sum()) for s in same) / sum(s.size for s in same)
+        answers = ({"labels": predict(image)} for image in images)
+    same = pixels = 0
+    sums, counts, most = ({}, collections.Counter(), {})
+    for image, found in zip(images, answers, strict=True):
+        if "logits" in found:
+            found = {"labels": found["logits"].argmax(-1)}
+        expected = expect(image, tuple(found))
+        same += int((found.pop("labels") == expected["labels"]).sum())
+        pixels += expected["labels"].size
+        for name, values in found.items():
+            difference = np.abs(values - expected[name])
+            sums[name] = sums.get(name, 0.0) + float(difference.sum())
+            counts[name] += difference.size
+            # NaN stays, and fails the check.
+            most[name] = float(np.maximum(most.get(name, 0), difference.max()))
+    differences = {
+        name: {
+            "mean": round(sums[name] / counts[name], 6),
+            "max": round(most[name], 6),
+        }
+        for name in sums
+    }
+    return same / pixels, differences
 
 
-def _labels_alone(path, images):
-    """Labels images by an artefact in a subprocess without keras_aspp."""
+def _run_alone(path, images):
+    """Yields a dict of outputs per image, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        inputs, labels = (
+        inputs, outputs = (
             os.path.join(folder, name) for name in ("images.npz", "out.npz")
         )
         np.savez(inputs, **{f"{i:05d}": x for i, x in enumerate(images)})
         done = subprocess.run(
-            [sys.executable, "-P", _RUN_ALONE, str(path), inputs, labels],
+            [sys.executable, "-P", _RUN_ALONE, str(path), inputs, outputs],
             capture_output=True,
             text=True,
             # If there is a GPU, this process holds its memory.
@@ -113,8 +142,10 @@ def _labels_alone(path, images):
             raise InputError(
                 f"{path.name} does not run without keras_aspp: {reason}"
             )
-        with np.load(labels) as arrays:
-            return [arrays[name] for name in sorted(arrays.files)]
+        with np.load(outputs) as arrays:
+            names = sorted(name.split("/") for name in arrays.files)
+            for image, of_image in itertools.groupby(names, lambda n: n[0]):
+                yield {name: arrays[f"{image}/{name}"] for _, name in of_image}
 
 
 def sizes_of(image: np.ndarray, least: int = 1) -> list[np.ndarray]:
@@ -145,6 +176,19 @@ def check_agreement(
             f"{name} must agree with Keras on at least {least:.1%} of pixels. "
             f"Received: {value:.3%}"
         )
+
+
+def check_differences(
+    differences: dict[str, dict[str, float]], kind: str, name: str
+) -> None:
+    """Raises `ValueError` if scores differ too much from Keras'."""
+    least = MAX_DIFFERENCE.get(kind, _EXACT)
+    for output, found in differences.items():
+        if not found["mean"] <= least:
+            raise InputError(
+                f"{output} of {name} may differ from Keras' by {least} on the "
+                f"average. Received: {found['mean']}"
+            )
 
 
 def mean_iou(

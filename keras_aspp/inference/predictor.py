@@ -14,6 +14,7 @@ from PIL import Image
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference import serving
 from keras_aspp.inference.artefacts import (
     find_spec,
     find_threshold,
@@ -24,12 +25,15 @@ from keras_aspp.inference.runtimes import (
     LiteRTRuntime,
     ONNXRuntime,
     SavedModelRuntime,
+    joined,
     refuses_image,
 )
 from keras_aspp.inference.sliding_window import (
     SlidingWindow,
     alignment,
-    probabilities,
+    from_scores,
+    label_probability,
+    true_probabilities,
 )
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.pixels import PixelFormat
@@ -44,7 +48,8 @@ class Predictor:
     each uses all cores. After a fork only a `.tflite` works: open any other
     model in the worker process, or start workers by "spawn".
 
-    Arguments other than `path` need a `.keras` model; exported files are fixed.
+    Arguments other than `path` and `min_confidence` need a `.keras` model;
+    exported files are fixed.
 
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
@@ -58,6 +63,9 @@ class Predictor:
             this height and width, in pixels, and blended; or `None`.
         overlap: float in [0, 1). Share of a window that the next one predicts
             again. Defaults to 0.25.
+        min_confidence: float in [0, 1). Pixels whose confidence, the highest
+            probability, is below it get the ignore label: they are unsure.
+            Needs a model with confidence. Defaults to 0: none is unsure.
 
     Attributes:
         spec: `DatasetSpec` of the training data, or `None`.
@@ -68,6 +76,9 @@ class Predictor:
         window: int or `None`, as given.
         overlap: float, as given.
         has_scores: bool. True if `score_batch` and `probability_batch` work.
+        has_confidence: bool. True if `predict` can return confidence.
+        has_probabilities: bool. True if `predict` can return probabilities.
+        ignore_label: int, label of unsure pixels: that of `spec`, or 255.
         threshold: float, probability above which a binary model labels the
             object; `None` for other models, and where it is unknown.
 
@@ -90,6 +101,7 @@ class Predictor:
         flip: bool = False,
         window: int | None = None,
         overlap: float = 0.25,
+        min_confidence: float = 0.0,
     ) -> None:
         self.path: Path = resolve(path)
         self.window: int | None = window
@@ -125,9 +137,17 @@ class Predictor:
         self.threshold: float | None = self._engine.threshold
         if self.threshold is None:
             self.threshold = find_threshold(self.path)
+            self._engine.threshold = self.threshold
         self.image_size: tuple[int, int] | None = self._engine.image_size
         self.pixels: PixelFormat = self._engine.pixels
         self.has_scores: bool = hasattr(self._engine, "scores")
+        outputs = self._engine.outputs
+        self.has_probabilities: bool = "probabilities" in outputs
+        self.has_confidence: bool = (
+            self.has_probabilities or "confidence" in outputs
+        )
+        self.ignore_label: int = self.spec.ignore_label if self.spec else 255
+        self.min_confidence: float = self._checked_confidence(min_confidence)
         described = self.spec.num_classes if self.spec else None
         self.num_classes: int | None = self._engine.num_classes or described
         if described not in (None, self.num_classes):
@@ -137,28 +157,47 @@ class Predictor:
             )
 
     def predict(
-        self, image: np.ndarray | PathLike, return_scores: bool = False
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        self,
+        image: np.ndarray | PathLike,
+        return_scores: bool = False,
+        *,
+        return_confidence: bool = False,
+        return_probabilities: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, ...]:
         """Predicts the labels of an image, at its own size.
+
+        An artefact of another size predicts the resized image; each pixel
+        takes the values of the nearest one.
 
         Args:
             image: array `[H, W, C]` of the type of `pixels`, usually uint8
                 RGB, or a path; a file's EXIF orientation is respected.
             return_scores: bool. Logits too, float32 `[H, W, K]`; see
                 `score_batch`.
+            return_confidence: bool. The highest probability of each pixel too,
+                float32 `[H, W]` in 0..1.
+            return_probabilities: bool. Probabilities too, float32
+                `[H, W, K]`, which sum to 1 over the classes.
 
         Returns:
-            int32 `[H, W]`, or `(labels, scores)`. Where a file has no data,
-            the label is the spec's `ignore_label`.
+            int32 `[H, W]`, or a tuple: labels, then scores, confidence and
+            probabilities, as far as they are asked for. Where a file has no
+            data, the label is the spec's `ignore_label`.
 
         Raises:
-            ValueError: `image` is invalid, or the artefact has no scores.
+            ValueError: `image` is invalid, or the artefact does not compute
+                what is asked for.
         """
         if isinstance(image, (str, os.PathLike)):
             bands = read_fitting(image, None, True, self.pixels)
-            found = self.predict(bands.values, return_scores)
+            found = self.predict(
+                bands.values,
+                return_scores,
+                return_confidence,
+                return_probabilities,
+            )
             if bands.valid is not None:
-                labels = found[0] if return_scores else found
+                labels = found[0] if isinstance(found, tuple) else found
                 labels[~bands.valid] = self.ignore_label
             return found
         image = _check_images(np.asarray(image), self.pixels)
@@ -169,9 +208,40 @@ class Predictor:
                     "at its own size). "
                     f"Received: return_scores=True, {self.path}"
                 )
-            scores = self.score_batch(image[None])[0]
-            return np.argmax(scores, -1).astype("int32"), scores
-        return self.predict_batch(image[None])[0]
+            scores = self.score_batch(image[None])
+        wanted = ["labels"]
+        if return_confidence:
+            self._require("confidence", "return_confidence=True")
+            wanted.append("confidence")
+        if return_probabilities:
+            self._require("probabilities", "return_probabilities=True")
+            wanted.append("probabilities")
+        if return_scores:
+            names = {*wanted, *self._for_labels()}
+            found = from_scores(scores, sorted(names), self.threshold)
+            found = self._finished(found)
+            found = {name: values[0] for name, values in found.items()}
+            found["scores"] = scores[0]
+            wanted.insert(1, "scores")
+        else:
+            found = self._answer_at(image, self.image_size, wanted)
+        answered = tuple(found[name] for name in wanted)
+        return answered if len(answered) > 1 else answered[0]
+
+    def probabilities(self, image: np.ndarray | PathLike) -> np.ndarray:
+        """Predicts the probabilities of an image, at its own size.
+
+        Args:
+            image: uint8 array `[H, W, 3]` (RGB), or a path.
+
+        Returns:
+            float32 `[H, W, K]`, which sum to 1 over the classes.
+
+        Raises:
+            ValueError: `image` is invalid, or the artefact has no
+                probabilities (`has_probabilities`).
+        """
+        return self.predict(image, return_probabilities=True)[1]
 
     def align_windows(self, window: int) -> int:
         """Returns the pixels of which windows should start at multiples."""
@@ -197,7 +267,9 @@ class Predictor:
                 f"Scores of {self.path.name} are for images of its own size, "
                 f"{self.image_size}. Received: {images.shape[1:3]}"
             )
-        return self._in_memory(self._engine.scores, images)
+        return self._in_memory(
+            lambda images: {"scores": self._engine.scores(images)}, images
+        )["scores"]
 
     def probability_batch(self, images: np.ndarray) -> np.ndarray:
         """Computes probabilities float32 `[B, H, W, K]` of classes.
@@ -215,11 +287,7 @@ class Predictor:
 
     def to_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Converts logits of `score_batch` to probabilities, float32."""
-        if self.threshold is not None:
-            # The background's logit is that of the threshold.
-            shift = math.log(self.threshold / (1 - self.threshold))
-            scores = scores - np.array([shift, 0], "float32")
-        return probabilities(scores)
+        return true_probabilities(scores, self.threshold)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Predicts labels int32 `[B, H, W]` of images `[B, H, W, C]`.
@@ -229,7 +297,7 @@ class Predictor:
         """
         images = _check_images(np.asarray(images), self.pixels, batch=True)
         if self.image_size is None:
-            return self._labels(images)
+            return self._answers(images)["labels"]
         return np.stack(
             [self.predict_at(image, self.image_size) for image in images]
         )
@@ -244,18 +312,26 @@ class Predictor:
             image: `[H, W, C]`.
             size: `(height, width)`, or `None` for the image's own.
         """
-        own = image.shape[:2]
+        return self._answer_at(image, size)["labels"]
+
+    def _answer_at(self, image, size, wanted=("labels",)):
+        """Computes outputs of an image at another size, resized back."""
         resized = image if size is None else resize_image(image, size)
-        labels = self._labels(resized[None])[0]
-        if labels.shape == own:
-            return labels
-        back = Image.fromarray(labels.astype("uint8")).resize(
-            own[::-1], Image.Resampling.NEAREST
+        found = self._answers(resized[None], wanted)
+        rows, columns = (
+            _nearest(there, here)
+            for there, here in zip(
+                resized.shape[:2], image.shape[:2], strict=True
+            )
         )
-        return np.array(back).astype("int32")
+        same = resized.shape == image.shape
+        return {
+            name: values[0] if same else values[0][rows][:, columns]
+            for name, values in found.items()
+        }
 
     def _in_memory(self, answer, images):
-        """Computes `answer(images)`, one by one if memory is short."""
+        """Computes `answer(images)`, a dict, one by one if memory is short."""
         self._check_process()
         count, height, width, _ = images.shape
         needed = self._engine.bytes_needed(count, height, width)
@@ -282,9 +358,7 @@ class Predictor:
                 f"{needed / 1e9:.0f} GB, more than this machine has. Use a "
                 ".keras model with window=1024 (--window 1024)."
             )
-        return np.concatenate(
-            [self._in_memory(answer, image[None]) for image in images]
-        )
+        return joined(self._in_memory(answer, image[None]) for image in images)
 
     def _check_process(self):
         """Raises `RuntimeError` if a forked process would hang."""
@@ -301,16 +375,68 @@ class Predictor:
         self._engine.reopen()
         self._pid = os.getpid()
 
-    def _labels(self, images):
-        answered = self._in_memory(self._engine.labels, images)
-        labels = np.asarray(answered, "int32")
+    def _checked_confidence(self, value):
+        if isinstance(value, bool) or not 0 <= value < 1:
+            raise InputError(
+                "`min_confidence` must be in [0, 1). "
+                f"Received: min_confidence={value}"
+            )
+        if value:
+            self._require("confidence", f"min_confidence={value}")
+        return float(value)
+
+    def _require(self, output, received):
+        """Raises `ValueError` if the artefact does not compute an output."""
+        has = {
+            "confidence": self.has_confidence,
+            "probabilities": self.has_probabilities,
+        }
+        if not has[output]:
+            raise InputError(
+                f"The artefact has no {output}; a .keras model has, or export "
+                f'it with --export.outputs "[labels, {output}]". '
+                f"Received: {received}, {self.path}"
+            )
+
+    def _for_labels(self):
+        """Returns the outputs on which labels depend."""
+        return ("labels", "confidence") if self.min_confidence else ("labels",)
+
+    def _answers(self, images, wanted=("labels",)):
+        """Computes outputs of a batch at its size, checked."""
+        names = {*wanted, *self._for_labels()}
+        if "confidence" in names and "confidence" not in self._engine.outputs:
+            names = names - {"confidence"} | {"probabilities"}
+        names = [name for name in serving.OUTPUTS if name in names]
+        return self._finished(
+            self._in_memory(
+                lambda images: self._engine.answer(images, names), images
+            )
+        )
+
+    def _finished(self, found):
+        """Checks labels, and marks unsure pixels."""
+        labels = np.asarray(found["labels"], "int32")
+        if "confidence" not in found and "probabilities" in found:
+            found["confidence"] = label_probability(
+                found["probabilities"], labels
+            )
         most = (self.num_classes or 256) - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= most:
             raise InputError(
                 f"The model answers with labels {labels.min()} to "
                 f"{labels.max()}, not in 0..{most}. Received: {self.path}"
             )
-        return labels
+        if self.min_confidence:
+            unsure = found["confidence"] < self.min_confidence
+            labels = np.where(unsure, np.int32(self.ignore_label), labels)
+        return {**found, "labels": labels}
+
+
+def _nearest(there, here):
+    """Returns, for each of `here` pixels, the nearest of `there`."""
+    ramp = Image.fromarray(np.arange(there, dtype="int32")[None])
+    return np.array(ramp.resize((here, 1), Image.Resampling.NEAREST))[0]
 
 
 def _check_images(images, pixels, batch=False):

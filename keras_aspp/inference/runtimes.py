@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_aspp.inference import serving
+from keras_aspp.inference.sliding_window import from_scores
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import with_output_stride
 from keras_aspp.models.precision import in_float32
@@ -50,6 +52,13 @@ class Runtime:
     output_stride: int = 1  # pixels by which an image may move with its labels
     survives_fork: bool = False
     threshold: float | None = None  # of a binary model
+    outputs: tuple[str, ...] = ("labels",)  # of `serving.OUTPUTS`
+
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Computes outputs of a batch, at least those asked for."""
+        raise NotImplementedError
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Estimates the memory for a batch of images, in bytes."""
@@ -58,6 +67,8 @@ class Runtime:
 
 class KerasRuntime(Runtime):
     """A `.keras` model of any image size, with scores."""
+
+    outputs: tuple[str, ...] = serving.OUTPUTS
 
     def __init__(self, path: Path, output_stride: int | None) -> None:
         model = in_float32(load_saved(path))
@@ -76,18 +87,22 @@ class KerasRuntime(Runtime):
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
         signature = [serving.image_spec(model)]
-        self._labels = tf.function(
-            lambda images: serving.segment(model, images), signature
-        )
-        self._scores = tf.function(
-            lambda images: serving.score(model, images), signature
+        # A graph per set of outputs: reading back all scores for their labels
+        # would take longer than the argmax.
+        self._graph = functools.cache(
+            lambda outputs: tf.function(
+                lambda images: serving.answer(model, images, outputs), signature
+            )
         )
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        return self._labels(images).numpy()
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        found = self._graph(tuple(outputs))(images)
+        return {name: values.numpy() for name, values in found.items()}
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        return self._scores(images).numpy()
+        return self.answer(images, ("logits",))["logits"]
 
 
 class SavedModelRuntime(Runtime):
@@ -111,6 +126,9 @@ class SavedModelRuntime(Runtime):
             )
         image = self._serve.structured_input_signature[1]["image"]
         self.pixels: PixelFormat = PixelFormat(image.shape[3], image.dtype.name)
+        self._serve_scores = self._loaded.signatures.get("serve_scores")
+        if self._serve_scores is not None:
+            self.outputs = outputs_of(self._serve_scores.structured_outputs)
         check_finite(
             (
                 (weight.name, weight.numpy())
@@ -120,8 +138,17 @@ class SavedModelRuntime(Runtime):
             str(path),
         )
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        return self._serve(image=tf.constant(images))["labels"].numpy()
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        image = tf.constant(images)
+        if tuple(outputs) == ("labels",):
+            found = self._serve(image=image)
+        else:
+            found = self._serve_scores(
+                image=image, min_confidence=tf.constant(0.0)
+            )
+        return {name: values.numpy() for name, values in found.items()}
 
 
 class ONNXRuntime(Runtime):
@@ -155,13 +182,24 @@ class ONNXRuntime(Runtime):
         )
         self._input_name = input_details.name
         self.image_size: tuple[int, int] | None = tuple(size)
+        self._names = [out.name for out in self._session.get_outputs()]
+        if len(self._names) == 1:
+            # Earlier files may name it otherwise.
+            self._names = ["labels"]
+        self.outputs = outputs_of(self._names)
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [
-                self._session.run(None, {self._input_name: image[None]})[0]
-                for image in images
-            ]
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        return joined(
+            dict(
+                zip(
+                    self._names,
+                    self._session.run(None, {self._input_name: image[None]}),
+                    strict=True,
+                )
+            )
+            for image in images
         )
 
 
@@ -171,6 +209,22 @@ _ONNX_DTYPES = {
     "tensor(uint16)": "uint16",
     "tensor(float)": "float32",
 }
+
+
+def outputs_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names that are outputs of artefacts, in their order."""
+    return tuple(name for name in serving.OUTPUTS if name in set(names))
+
+
+def joined(
+    answers: Iterable[dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Concatenates the outputs of images."""
+    answers = list(answers)
+    return {
+        name: np.concatenate([answer[name] for answer in answers])
+        for name in answers[0]
+    }
 
 
 def _is_ours(signature):
@@ -222,13 +276,11 @@ class LiteRTRuntime(Runtime):
         self._path = path
         self.reopen()
         self._input_details = self._interpreter.get_input_details()[0]
-        self._output_details = self._interpreter.get_output_details()[0]
-        shape, given = (
-            self._output_details["shape"],
-            self._input_details["shape"],
-        )
+        self._indices = _output_indices(self._interpreter)
+        details = self._interpreter.get_output_details()
+        shape, given = details[0]["shape"], self._input_details["shape"]
         if (
-            len(shape) not in (3, 4)
+            not self._indices
             or len(given) != 4
             or given[0] != 1
             or self._input_details["dtype"].__name__ not in DTYPES
@@ -243,9 +295,13 @@ class LiteRTRuntime(Runtime):
         self.pixels: PixelFormat = PixelFormat(
             int(given[3]), self._input_details["dtype"].__name__
         )
-        if len(shape) == 4:
-            self.num_classes: int | None = int(shape[3])
-            self.scores: Callable[[np.ndarray], np.ndarray] = self._answers
+        for one in details:
+            if len(one["shape"]) == 4:
+                self.num_classes: int | None = int(one["shape"][3])
+        self.outputs = outputs_of(self._indices)
+        if "logits" in self._indices:
+            self.outputs = serving.OUTPUTS
+            self.scores: Callable[[np.ndarray], np.ndarray] = self._scores
         self.image_size = tuple(int(n) for n in given[1:3])
         if -1 in self._input_details["shape_signature"]:
             self.image_size = None
@@ -268,13 +324,20 @@ class LiteRTRuntime(Runtime):
         with filtered_once("XNNPACK"):
             self._interpreter.allocate_tensors()
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        found = self._answers(images)
-        return found if found.ndim == 3 else found.argmax(-1)
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        if "logits" in self._indices:
+            scores = self._scores(images)
+            return from_scores(scores, outputs, self.threshold)
+        return self._all(images)
 
-    def _answers(self, images):
+    def _scores(self, images):
+        return self._all(images)["logits"]
+
+    def _all(self, images):
         with self._lock:
-            return np.concatenate([self._one(image[None]) for image in images])
+            return joined(self._one(image[None]) for image in images)
 
     def _one(self, image):
         index = self._input_details["index"]
@@ -290,4 +353,20 @@ class LiteRTRuntime(Runtime):
                 raise InputError("no feature cell is left of it")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output_details["index"])
+        return {
+            name: self._interpreter.get_tensor(i)
+            for name, i in self._indices.items()
+        }
+
+
+def _output_indices(interpreter):
+    """Returns the tensor of each output of ours, `{}` for another model."""
+    if interpreter.get_signature_list():
+        details = interpreter.get_signature_runner().get_output_details()
+        found = {name: one["index"] for name, one in details.items()}
+        if set(found) <= {*serving.OUTPUTS, "logits"}:
+            return found
+    # Files of other converters.
+    details = interpreter.get_output_details()
+    name = {3: "labels", 4: "logits"}.get(len(details[0]["shape"]))
+    return {name: details[0]["index"]} if name and len(details) == 1 else {}

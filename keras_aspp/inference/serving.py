@@ -1,18 +1,23 @@
-"""Serving functions in TensorFlow: preprocessing, model, argmax."""
+"""Serving functions in TensorFlow: preprocessing, model, outputs."""
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
 MAX_SERVED_PIXELS = 2**24
+# Outputs that artefacts may have, of each pixel.
+OUTPUTS = ("labels", "confidence", "probabilities")
 
 
 def smallest_side(model: keras.Model) -> int:
@@ -75,32 +80,108 @@ def segment(model: keras.Model, image: Tensor) -> Tensor:
     Returns:
         int32 `[B, H, W]`.
     """
-    return tf.argmax(
-        score(model, image), axis=-1, output_type=tf.int32, name="labels"
-    )
+    return answer(model, image)["labels"]
 
 
-def segment_coarsely(model: keras.Model, image: Tensor) -> Tensor:
-    """Computes labels from the scores before they are resized.
+def answer(
+    model: keras.Model, image: Tensor, outputs: Sequence[str] = ("labels",)
+) -> dict[str, Tensor]:
+    """Computes outputs of unprocessed images.
 
-    Each pixel takes the label of the nearest score: much less to compute, and
+    Args:
+        model: `Segmenter`.
+        image: tensor `[B, H, W, 3]`, values 0..255, any dtype.
+        outputs: see `classify`.
+
+    Returns:
+        dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
+    """
+    return classify(score(model, image), outputs, _threshold(model))
+
+
+def classify(
+    scores: Tensor,
+    outputs: Sequence[str] = ("labels",),
+    threshold: float | None = None,
+) -> dict[str, Tensor]:
+    """Computes outputs from logits.
+
+    Args:
+        scores: float32 `[B, H, W, K]`.
+        outputs: of `"labels"` (int32), `"confidence"` (float32 in 0..1, the
+            probability of the label), `"probabilities"` (float32, the softmax
+            over classes) and `"logits"`.
+        threshold: float, of a binary model, whose logits contain it, or
+            `None`. Probabilities do not depend on it.
+
+    Returns:
+        dict: name -> tensor, as in `outputs`.
+    """
+    found = {"logits": scores}
+    if "labels" in outputs:
+        found["labels"] = tf.argmax(
+            scores, axis=-1, output_type=tf.int32, name="labels"
+        )
+    if {"confidence", "probabilities"} & set(outputs):
+        logits = scores
+        if threshold is not None:
+            logits -= [math.log(threshold / (1 - threshold)), 0.0]
+        found["probabilities"] = tf.nn.softmax(logits)
+        found["confidence"] = tf.reduce_max(found["probabilities"], axis=-1)
+        if threshold is not None:
+            background, thing = tf.unstack(found["probabilities"], axis=-1)
+            above = scores[..., 1] > scores[..., 0]
+            found["confidence"] = tf.where(above, thing, background)
+    return {name: found[name] for name in outputs}
+
+
+def _threshold(model):
+    """Returns the threshold of a binary model, `None` of another."""
+    layers = (x for x in model.layers if isinstance(x, BackgroundLogit))
+    return next((layer.threshold for layer in layers), None)
+
+
+def without_unsure(
+    found: dict[str, Tensor], min_confidence: Tensor, ignore_label: int
+) -> Tensor:
+    """Returns labels, with `ignore_label` where confidence is too low.
+
+    Args:
+        found: dict with `labels` and `confidence`.
+        min_confidence: scalar float.
+        ignore_label: int.
+    """
+    unsure = found["confidence"] < min_confidence
+    return tf.where(unsure, ignore_label, found["labels"])
+
+
+def answer_coarsely(
+    model: keras.Model, image: Tensor, outputs: Sequence[str] = ("labels",)
+) -> dict[str, Tensor]:
+    """Computes outputs from the scores before they are resized.
+
+    Each pixel takes the values of the nearest score: much less to compute, and
     outlines in steps of the scores' stride.
 
     Args:
         model: functional `keras.Model` that ends in a segmenter's resize, with
             its `preprocess`.
         image: tensor `[B, H, W, C]` of known size, as stored, any dtype.
+        outputs: see `classify`.
 
     Returns:
-        int32 `[B, H, W]`.
+        dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
     """
     resize = model.get_layer("logits")
     before = keras.Model(model.input, resize.input[0])
     scores = before(model.preprocess(image), training=False)
     rows, columns = resize.nearest_cells(scores.shape[1:3], image.shape[1:3])
-    labels = tf.argmax(scores, axis=-1, output_type=tf.int32)
-    labels = tf.gather(labels, rows, axis=1)
-    return tf.gather(labels, columns, axis=2, name="labels")
+    return {
+        name: tf.gather(
+            tf.gather(values, rows, axis=1), columns, axis=2, name=name
+        )
+        for name, values in classify(scores, outputs, _threshold(model)).items()
+    }
 
 
 def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_aspp.inference.serving import OUTPUTS
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
@@ -39,6 +41,7 @@ class SlidingWindow:
     """
 
     image_size: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
     survives_fork: bool = False
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
@@ -87,9 +90,11 @@ class SlidingWindow:
             mean[:, row, column] += found * weight
         return logarithm(mean, 1)
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        """Computes labels, int (B, H, W)."""
-        return self.scores(images).argmax(-1)
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Computes outputs of `from_scores`."""
+        return from_scores(self.scores(images), outputs, self.threshold)
 
 
 def alignment(engine: Any, window: int) -> int:
@@ -172,6 +177,47 @@ def weights(slices: Sequence[slice]) -> list[np.ndarray]:
 def probabilities(scores: Tensor) -> np.ndarray:
     """Computes the softmax over classes, float32."""
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
+
+
+def true_probabilities(
+    scores: np.ndarray, threshold: float | None = None
+) -> np.ndarray:
+    """Computes the softmax, whatever a binary model's threshold is."""
+    if threshold is not None:
+        # The background's logit is that of the threshold.
+        shift = math.log(threshold / (1 - threshold))
+        scores = scores - np.array([shift, 0], "float32")
+    return probabilities(scores)
+
+
+def label_probability(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Returns the probability of each pixel's label."""
+    at = np.asarray(labels)[..., None]
+    return np.take_along_axis(probabilities, at, -1)[..., 0]
+
+
+def from_scores(
+    scores: np.ndarray, outputs: Sequence[str], threshold: float | None = None
+) -> dict[str, np.ndarray]:
+    """Computes outputs from logits on the host.
+
+    Args:
+        scores: float32 (B, H, W, K).
+        outputs: of `"labels"`, `"confidence"` and `"probabilities"`.
+        threshold: float, of a binary model, or `None`.
+
+    Returns:
+        dict: name -> array (B, H, W) or (B, H, W, K).
+    """
+    found = {"labels": scores.argmax(-1)}
+    if {"confidence", "probabilities"} & set(outputs):
+        found["probabilities"] = true_probabilities(scores, threshold)
+        found["confidence"] = label_probability(
+            found["probabilities"], found["labels"]
+        )
+    return {name: found[name] for name in outputs}
 
 
 def logarithm(total: np.ndarray, count: float) -> np.ndarray:

@@ -13,7 +13,12 @@ import keras
 import numpy as np
 
 from keras_aspp.data.resize import resize_image
-from keras_aspp.inference.sliding_window import logarithm, probabilities
+from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.inference.sliding_window import (
+    from_scores,
+    logarithm,
+    probabilities,
+)
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
@@ -38,6 +43,7 @@ class MultiScale:
     """
 
     image_size: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
 
     def __init__(
         self, engine: Any, scales: Sequence[float] = (1.0,), flip: bool = False
@@ -84,9 +90,11 @@ class MultiScale:
                 total, count = total + seen, count + 1
         return logarithm(total, count)
 
-    def labels(self, images: np.ndarray) -> np.ndarray:
-        """Computes labels, int (B, H, W)."""
-        return self.scores(images).argmax(-1)
+    def answer(
+        self, images: np.ndarray, outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Computes outputs of `from_scores`."""
+        return from_scores(self.scores(images), outputs, self.threshold)
 
 
 def _resized(images, scale):

@@ -104,10 +104,12 @@ async function segment(source) {
     pixels[j + 2] = rgba[i + 2];
   }
   const input = new Tensor(pixels, [1, small.height, small.width, 3]);
-  const [output] = await model.run([input]);
-  const labels = (await output.data()).slice();
+  const outputs = await model.run([input]);
+  // Confidence and probabilities, which an export may add, are floats.
+  const at = model.getOutputDetails().findIndex(({dtype}) => dtype === 'int32');
+  const labels = (await outputs[Math.max(at, 0)].data()).slice();
   input.delete();
-  output.delete();
+  outputs.forEach((output) => output.delete());
   return labels;
 }
 

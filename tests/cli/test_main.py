@@ -19,6 +19,7 @@ from keras_aspp.cli.main import COMMANDS, main
 from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
+from keras_aspp.inference import Predictor
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
@@ -569,6 +570,42 @@ def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):
     colors = np.array(Image.open(output / "a picture_color.png"))
     np.testing.assert_array_equal(np.array(labels.convert("RGB")), colors)
     assert "a picture.jpg" in capsys.readouterr().out
+
+
+def test_predict_writes_scores(tiny_workdir, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
+    path = tmp_path / "a.png"
+    Image.fromarray(image.astype("uint8")).save(path)
+    expected = Predictor(tiny_workdir).probabilities(path)
+    share = float(np.median(expected.max(-1)))
+    output = tmp_path / "out"
+    command = ["predict", "--model", str(tiny_workdir), "--output", str(output)]
+    command += [str(path), "--scores", "--min_confidence", str(share)]
+    assert main(command) == 0
+    assert "unsure 50%" in capsys.readouterr().out
+    with np.load(output / "a_probabilities.npz") as file:
+        assert file["class_names"].tolist() == ["ground", "box", "bar"]
+        assert file["probabilities"].dtype == np.float16
+        np.testing.assert_allclose(file["probabilities"], expected, atol=3e-4)
+    gray = Image.open(output / "a_confidence.png")
+    assert (gray.mode, gray.size) == ("L", (70, 50))
+    np.testing.assert_allclose(
+        np.array(gray) / 255, expected.max(-1), atol=0.5 / 255 + 1e-6
+    )
+    labels = np.array(Image.open(output / "a_labels.png"))
+    unsure = expected.max(-1) < share
+    np.testing.assert_array_equal(
+        labels, np.where(unsure, 255, expected.argmax(-1))
+    )
+
+
+def test_predict_needs_confidence_for_scores(tiny_export, tmp_path, capsys):
+    command = ["predict", "--model", str(tiny_export), "a.png", "--scores"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err.strip()
+    assert "--scores needs a .keras model, or an artefact" in message
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):

@@ -97,6 +97,7 @@ class Flaky:
     """A predictor that fails at three pictures, once each, its work done."""
 
     num_classes, spec = len(CLASS_NAMES), None
+    min_confidence = 0.0
 
     def __init__(self, path):
         self.path, self.inner = path, Predictor(path["model"])
@@ -254,7 +255,7 @@ class Choosy:
 
     num_classes, spec = len(CLASS_NAMES), None
 
-    def __init__(self, path):
+    def __init__(self, path, min_confidence):
         self.path, self.inner = path, Predictor(path)
 
     def predict_batch(self, images):

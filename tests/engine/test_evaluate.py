@@ -16,7 +16,7 @@ class Guesser:
     """A predictor that finds nothing but ground, and is sure of it."""
 
     num_classes, path = 3, "nothing"
-    has_scores = True
+    has_scores, min_confidence = True, 0.0
 
     def predict_batch(self, images):
         return np.zeros(images.shape[:3], "int32")

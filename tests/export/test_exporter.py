@@ -287,7 +287,7 @@ def test_signatures(tiny_export):
 
 
 def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "agreement", lambda *_: 0.9985)
+    monkeypatch.setattr(verify, "compare", lambda *_: (0.9985, {}))
     with pytest.raises(ValueError, match=r"99\.9%.*Received: 99\.850%"):
         export(model, tmp_path / "out", formats=())
     assert list(tmp_path.iterdir()) == []
@@ -301,7 +301,7 @@ def test_forbidden_operator_leaves_nothing(
     monkeypatch.setattr(describe, "operators", lambda path: found)
     content = (exported[0] / "model_float32.tflite").read_bytes()
     monkeypatch.setattr(
-        tflite, "convert", lambda *_: {"tflite_float32": content}
+        tflite, "convert", lambda *_, **__: {"tflite_float32": content}
     )
     with pytest.raises(ValueError, match=f"Received: {name} in model_float32"):
         export(model, tmp_path / "out")
@@ -312,19 +312,22 @@ def test_agreement_is_measured(model, exported):
     other = type(model).from_config(model.get_config())
     randomize(other, seed=9)
 
-    def labels(image):
+    def answer(image, outputs):
+        assert outputs == ("labels",)
         scores = other(other.preprocess(image[None]), training=False)
-        return np.argmax(scores, -1)[0]
+        return {"labels": np.argmax(scores, -1)[0]}
 
     path = exported[0] / "model_float32.tflite"
-    assert verify.agreement(path, labels, pictures()) < 0.95
+    agreement, differences = verify.compare(path, answer, pictures())
+    assert agreement < 0.95
+    assert differences == {}
 
 
 def test_an_artefact_that_does_not_run_alone(tmp_path):
     broken = tmp_path / "model.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="model.tflite does not run without"):
-        verify.agreement(broken, None, pictures())
+        verify.compare(broken, None, pictures())
 
 
 def test_existing_folder_is_refused_then_replaced(model, tmp_path):
@@ -780,8 +783,8 @@ def test_formats_in_8_bits(model, tmp_path):
 def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         verify,
-        "agreement",
-        lambda path, *_: 1.0 if path.suffix == ".keras" else 0.89,
+        "compare",
+        lambda path, *_: (1.0 if path.suffix == ".keras" else 0.89, {}),
     )
     with pytest.raises(ValueError, match=r"90\.0%.*Received: 89\.000%"):
         export(model, tmp_path / "out", formats=("tflite_dynamic_range",))

@@ -7,15 +7,33 @@ import pytest
 from PIL import Image
 from tiny_run import replace, tiny_config, write_folder
 
+from keras_aspp.backbones.rebuild import configure
 from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import dump_config
+from keras_aspp.models import features
+from keras_aspp.preprocess import Preprocess
 from training import ablation, shrink
 
 
+@pytest.fixture
+def any_name_means_the_toy(toy_backbone, monkeypatch):
+    """Every variant starts from a name; the toy is traced in a third."""
+
+    def create(name, output_stride, weights, input_shape, **changes):
+        backbone = features.as_features(toy_backbone(), output_stride)
+        backbone = configure(backbone, **changes)
+        backbone.preprocess = Preprocess()
+        return backbone
+
+    monkeypatch.setattr(features, "create_backbone", create)
+
+
 @pytest.mark.slow
-def test_ablation_resumes_and_reports(tmp_path, tiny_folder, capsys):
+def test_ablation_resumes_and_reports(
+    tmp_path, tiny_folder, any_name_means_the_toy
+):
     config = tiny_config(tiny_folder, total_epochs=1)
-    # Every variant starts from a backbone, and none from a segmenter.
+    # None starts from a segmenter.
     config = replace(
         config,
         model={

@@ -15,7 +15,6 @@ import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 
-
 TFLITE = "model_float32.tflite"
 
 

@@ -1,5 +1,7 @@
 """What every loss must do, against NumPy in float64."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -468,6 +470,14 @@ def test_labels_with_a_channel(name):
     assert float(loss(labels[..., None], logits)) == float(loss(labels, logits))
 
 
+@functools.cache  # values of one dtype share a compilation
+def compiled_step(name, jit_compile):
+    loss = build(name)
+    return tf.function(
+        lambda y, x: with_gradient(loss, y, x), jit_compile=jit_compile
+    )
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -480,17 +490,13 @@ def test_labels_of_no_class_make_loss_and_gradient_nan(name, value):
     labels, logits = batch()
     labels = labels.astype("float64" if value != 128 else "uint8")
     labels[1, 2, 3] = value
-    loss, found = build(name), []
+    found = []
     # The check is common to all; how numbers become integers is the compiler's.
     compiled = ON_TENSORFLOW and (name == "cross_entropy" or value > 128)
-    for jit in (None, False, True) if compiled else (None,):
-
-        def step(y, x):
-            return with_gradient(loss, y, x)
-
-        if jit is not None:
-            step = tf.function(step, jit_compile=jit)
-        found.append(step(labels, ops.convert_to_tensor(logits)))
+    logits = ops.convert_to_tensor(logits)
+    for jit in (False, True) if compiled else ():
+        found.append(compiled_step(name, jit)(labels, logits))
+    found.append(with_gradient(build(name), labels, logits))
     for loss_value, gradient in found:
         assert np.isnan(npy(loss_value))
         assert np.isnan(npy(gradient)[1, 2, 3]).any()
@@ -506,7 +512,12 @@ def test_weights_below_0_make_the_loss_nan(name):
 
 @tensorflow_only
 @pytest.mark.parametrize(
-    "shape, jit_compile", [((4, 6, 5), False), ((4,), False), ((4,), True)]
+    "shape, jit_compile",
+    [
+        ((4, 6, 5), False),
+        ((4,), False),
+        pytest.param((4,), True, marks=pytest.mark.slow),  # XLA compiles
+    ],
 )
 def test_fit_weighs_as_with_the_loss_of_keras(shape, jit_compile):
     rng = np.random.default_rng(0)

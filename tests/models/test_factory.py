@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from keras_aspp.config.schema import ModelConfig
-from keras_aspp.models import Segmenter, factory
+from keras_aspp.models import Segmenter
 from keras_aspp.models.factory import ARCHITECTURES, build_model
 from keras_aspp.preprocess import Preprocess
 
