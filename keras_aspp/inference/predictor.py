@@ -247,11 +247,6 @@ class Predictor:
         """Returns the pixels of which windows should start at multiples."""
         return alignment(self._engine, window)
 
-    @property
-    def ignore_label(self) -> int:
-        """Label of pixels without data: the spec's, or 255."""
-        return self.spec.ignore_label if self.spec else 255
-
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """Computes logits float32 `[B, H, W, K]` of images `[B, H, W, C]`.
 
