@@ -193,8 +193,8 @@ class Predictor:
             found = self.predict(
                 bands.values,
                 return_scores,
-                return_confidence,
-                return_probabilities,
+                return_confidence=return_confidence,
+                return_probabilities=return_probabilities,
             )
             if bands.valid is not None:
                 labels = found[0] if isinstance(found, tuple) else found
