@@ -203,7 +203,14 @@ class _Scan:
             ):
                 total_of[: len(carried)] += carried[:, column]
                 done = total_of[: len(labels)]
-                labels[:, column] = done.argmax(-1)
+                found = done.argmax(-1).astype("uint8")
+                # Unsure: labels of an artefact may be so in every window.
+                best = np.take_along_axis(done, found[..., None], -1)[..., 0]
+                least = self.predictor.min_confidence or 0.0
+                found[(best <= 0) | (best < least)] = (
+                    self.predictor.ignore_label
+                )
+                labels[:, column] = found
                 rest[:, column] = total_of[len(labels) :]
                 if progress is not None:
                     progress(i * len(self.column_slices) + j + 1, total)
@@ -239,4 +246,5 @@ class _Scan:
         ):
             return probabilities(predictor.score_batch(image[None]))[0]
         labels = predictor.predict_batch(image[None])[0]
-        return np.eye(self.num_classes, dtype="float32")[labels]
+        # A label beyond the classes is that of unsure pixels.
+        return np.eye(256, self.num_classes, dtype="float32")[labels]

@@ -60,7 +60,7 @@ class SlidingWindow:
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
-        self.pixels: PixelFormat = engine.pixels
+        self.pixels: PixelFormat = getattr(engine, "pixels", PixelFormat())
         self.threshold: float | None = engine.threshold
         self.smallest_side: int = engine.smallest_side
         self.output_stride: int = engine.output_stride

@@ -58,12 +58,12 @@ class MultiScale:
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
-        self.pixels: PixelFormat = engine.pixels
+        self.pixels: PixelFormat = getattr(engine, "pixels", PixelFormat())
         self.threshold: float | None = engine.threshold
         least = engine.smallest_side / min(1.0, *scales)
         self.smallest_side: int = math.ceil(least)
         self.survives_fork: bool = False
-        self.output_stride: int = engine.output_stride
+        self.output_stride: int = getattr(engine, "output_stride", 1)
 
     def bytes_needed(self, count: int, height: int, width: int) -> int:
         """Returns the memory for the largest scale and the sum, in bytes."""
