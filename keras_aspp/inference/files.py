@@ -191,7 +191,9 @@ def _largest(counts, spec):
     order = counts.argsort(kind="stable")[::-1][:3]
     names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
     return ", ".join(
-        f"{names[i]} {counts[i] / counts.sum():.0%}" for i in order if counts[i]
+        f"{names[i]} {counts[i] / counts.sum():.0%}"
+        for i in order.tolist()
+        if counts[i]
     )
 
 

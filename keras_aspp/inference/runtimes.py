@@ -279,22 +279,24 @@ class LiteRTRuntime(Runtime):
         self._indices = _output_indices(self._interpreter)
         details = self._interpreter.get_output_details()
         shape, given = details[0]["shape"], self._input_details["shape"]
+        dtype = self._input_details["dtype"].__name__
+        # Files without our names of outputs: floats may be of another range.
+        known = ("uint8",) if _is_unnamed(self._interpreter) else DTYPES
         if (
             not self._indices
             or len(given) != 4
             or given[0] != 1
-            or self._input_details["dtype"].__name__ not in DTYPES
+            or dtype not in known
+            or (known != DTYPES and given[3] != 3)
         ):
             raise InputError(
                 "A .tflite of ours takes [1, height, width, channels] and "
-                "answers [1, height, width], or that with scores of classes. "
-                f"Received: {path} with "
-                f"{self._input_details['dtype'].__name__} "
+                "answers [1, height, width], or that with scores of classes; "
+                "one of other converters takes uint8 of 3 channels. "
+                f"Received: {path} with {dtype} "
                 f"{given.tolist()} and {shape.tolist()}"
             )
-        self.pixels: PixelFormat = PixelFormat(
-            int(given[3]), self._input_details["dtype"].__name__
-        )
+        self.pixels: PixelFormat = PixelFormat(int(given[3]), dtype)
         for one in details:
             if len(one["shape"]) == 4:
                 self.num_classes: int | None = int(one["shape"][3])
@@ -359,13 +361,19 @@ class LiteRTRuntime(Runtime):
         }
 
 
+def _is_unnamed(interpreter):
+    """Returns True for a file whose outputs do not have our names."""
+    if not interpreter.get_signature_list():
+        return True
+    names = interpreter.get_signature_runner().get_output_details()
+    return not set(names) <= {*serving.OUTPUTS, "logits"}
+
+
 def _output_indices(interpreter):
     """Returns the tensor of each output of ours, `{}` for another model."""
-    if interpreter.get_signature_list():
+    if not _is_unnamed(interpreter):
         details = interpreter.get_signature_runner().get_output_details()
-        found = {name: one["index"] for name, one in details.items()}
-        if set(found) <= {*serving.OUTPUTS, "logits"}:
-            return found
+        return {name: one["index"] for name, one in details.items()}
     # Files of other converters.
     details = interpreter.get_output_details()
     name = {3: "labels", 4: "logits"}.get(len(details[0]["shape"]))
