@@ -135,7 +135,9 @@ class Workdir:
             overwrite=overwrite,
             ignore_label=spec.ignore_label,
             colormap=spec.colormap,
-            preview_image=None if preview is None else read_image(preview),
+            preview_image=None
+            if preview is None
+            else read_image(preview, pixels=spec.pixels),
             about={
                 "dataset": name,
                 "trained_on": f"{name} (split {data.train_split})",

@@ -512,7 +512,7 @@ def read_mask(
     """
     path = _called(source, name)
     stored = read_stored(source, spec, name, image_orientation)
-    return to_labels(stored.values, spec, size, path)
+    return stored.labels(spec, size, path)
 
 
 def to_labels(
@@ -599,6 +599,7 @@ class StoredMask:
         is_colored: bool, whether `values` come from the colormap.
         num_transparent: int, pixels of a mask of colors that show nothing.
         orientation: int, the EXIF orientation that was applied.
+        valid: bool `[H, W]`, False where the file has no data, or `None`.
     """
 
     values: np.ndarray
@@ -606,6 +607,19 @@ class StoredMask:
     is_colored: bool = False
     num_transparent: int = 0
     orientation: int = 1
+    valid: np.ndarray | None = None
+
+    def labels(
+        self, spec: DatasetSpec, size: Size | None, path: PathLike
+    ) -> np.ndarray:
+        """Converts the values to labels; see `to_labels`.
+
+        Pixels without data are ignored, whatever the label map says.
+        """
+        found = to_labels(self.values, spec, size, path)
+        if self.valid is None:
+            return found
+        return np.where(self.valid, found, np.uint8(spec.ignore_label))
 
 
 def read_stored(
@@ -670,12 +684,12 @@ def _stored_in_tiff(source, path, spec, image_orientation):
             "Masks in TIFF must have one band of uint8. File: "
             f"{path} ({bands.values.shape[-1]} of {bands.values.dtype})"
         )
-    values = bands.values[..., 0]
-    if bands.valid is not None:
-        values = np.where(bands.valid, values, np.uint8(spec.ignore_label))
+    values, valid = bands.values[..., 0], bands.valid
     if spec.mask_orientation == "image":
         values = turn_upright(values, image_orientation)
-    return StoredMask(values)
+        if valid is not None:
+            valid = turn_upright(valid, image_orientation)
+    return StoredMask(values, valid=valid)
 
 
 def _rgb(image):

@@ -410,9 +410,7 @@ def _check_pair(report, seen, image, mask):
     if stored is None:
         return size, None
     seen.add(mask, stored)
-    labels = _try(
-        report, lambda: decode.to_labels(stored.values, spec, size, mask)
-    )
+    labels = _try(report, lambda: stored.labels(spec, size, mask))
     if labels is None:
         return size, None
     counts = np.bincount(labels.ravel(), minlength=256)
@@ -424,7 +422,7 @@ def _check_pair(report, seen, image, mask):
 def _read_bands(image, seen, spec):
     """Reads an image and, unless it is RGB of 8 bits, measures its bands."""
     stored = decode.is_banded(image)
-    if not stored and spec.pixels.is_default:
+    if not stored and (spec.channels, spec.dtype) == (3, "uint8"):
         return decode.read_fitting(image, None, True, spec.pixels)
     bands = decode.read_bands(image)
     if seen.measures:

@@ -300,6 +300,10 @@ def changes(workdir, config):
         return []
     # Fields that an earlier version lacked had their defaults.
     old = {**_flat(Config()), **before["config"]}
+    # Before there were tasks, the default weight of Dice was 0.
+    if "data.task" not in before["config"] and not old["train.loss.dice"]:
+        if not config.train.loss.dice:
+            old["train.loss.dice"] = config.train.loss.dice
     changed = {
         name: f"{name}: {old[name]} -> {value}"
         for name, value in _flat(config).items()

@@ -103,7 +103,7 @@ def evaluate(
             scores = predictor.score_batch(images.numpy())
             predicted = scores.argmax(-1)
             if calibration:
-                confidence.update(labels, scores)
+                confidence.update(labels, _true_scores(predictor, scores))
             if curve:
                 curve.update(labels, predictor.to_probabilities(scores)[..., 1])
         else:
@@ -198,6 +198,13 @@ def _draw_curve(folder, curve, spec, predictor):
             curve, spec.class_names[1], predictor.threshold
         )
         save(figure, folder, "precision_recall", ("png",))
+
+
+def _true_scores(predictor, scores):
+    """Returns logits of the probabilities, without a binary threshold."""
+    if predictor.threshold is None:
+        return scores
+    return np.log(np.maximum(predictor.to_probabilities(scores), 1e-30))
 
 
 def _curve_of(predictor, spec):

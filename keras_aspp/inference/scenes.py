@@ -13,7 +13,7 @@ import numpy as np
 from keras_aspp.data.decode import MAX_PIXELS
 from keras_aspp.data.tiff import is_scene, is_tiff, without_gaps
 from keras_aspp.inference.predictor import Predictor
-from keras_aspp.inference.sliding_window import probabilities, spans, weights
+from keras_aspp.inference.sliding_window import spans, weights
 from keras_aspp.plots.labels import color_labels, spec_of
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import require
@@ -175,6 +175,12 @@ class _Scan:
                 "The number of classes must be known; keep the artefact beside "
                 f"its manifest.json. Received: {predictor.path}"
             )
+        # A binary object must exceed its threshold, not one half; of labels
+        # that vote, the artefact has decided so already.
+        threshold = predictor.threshold if predictor.has_scores else None
+        self.odds = np.ones(self.num_classes, "float32")
+        if threshold is not None:
+            self.odds[:] = threshold, 1 - threshold
         align = 1 if predictor.image_size else predictor.align_windows(height)
         self.row_slices, self.column_slices = (
             spans(n, window, predictor.overlap, align)
@@ -203,7 +209,7 @@ class _Scan:
             ):
                 total_of[: len(carried)] += carried[:, column]
                 done = total_of[: len(labels)]
-                found = done.argmax(-1).astype("uint8")
+                found = (done * self.odds).argmax(-1).astype("uint8")
                 # Unsure: labels of an artefact may be so in every window.
                 best = np.take_along_axis(done, found[..., None], -1)[..., 0]
                 least = self.predictor.min_confidence or 0.0
@@ -244,7 +250,7 @@ class _Scan:
             None,
             image.shape[:2],
         ):
-            return probabilities(predictor.score_batch(image[None]))[0]
+            return predictor.probability_batch(image[None])[0]
         labels = predictor.predict_batch(image[None])[0]
         # A label beyond the classes is that of unsure pixels.
         return np.eye(256, self.num_classes, dtype="float32")[labels]

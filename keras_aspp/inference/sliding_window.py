@@ -85,10 +85,12 @@ class SlidingWindow:
         )
         mean = np.zeros((*images.shape[:3], self.num_classes), "float32")
         for (row, down), (column, across) in itertools.product(rows, columns):
-            found = probabilities(self.engine.scores(images[:, row, column]))
+            found = true_probabilities(
+                self.engine.scores(images[:, row, column]), self.threshold
+            )
             weight = down[:, None, None] * across[:, None]  # (h, w, 1)
             mean[:, row, column] += found * weight
-        return logarithm(mean, 1)
+        return with_threshold(logarithm(mean, 1), self.threshold)
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
@@ -188,6 +190,13 @@ def true_probabilities(
         shift = math.log(threshold / (1 - threshold))
         scores = scores - np.array([shift, 0], "float32")
     return probabilities(scores)
+
+
+def with_threshold(scores: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Adds the logit of a binary model's threshold to the background's."""
+    if threshold is not None:
+        scores[..., 0] += math.log(threshold / (1 - threshold))
+    return scores
 
 
 def label_probability(

@@ -17,7 +17,8 @@ from keras_aspp.inference.serving import OUTPUTS
 from keras_aspp.inference.sliding_window import (
     from_scores,
     logarithm,
-    probabilities,
+    true_probabilities,
+    with_threshold,
 )
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
@@ -80,7 +81,7 @@ class MultiScale:
             scaled = _resized(images, scale)
             for step in (1, -1) if self.flip else (1,):
                 seen = self.engine.scores(scaled[:, :, ::step])
-                seen = probabilities(seen)[:, :, ::step]
+                seen = true_probabilities(seen, self.threshold)[:, :, ::step]
                 if scaled.shape[1:3] != size:
                     seen = keras.ops.convert_to_numpy(
                         keras.ops.image.resize(
@@ -88,7 +89,7 @@ class MultiScale:
                         )
                     )
                 total, count = total + seen, count + 1
-        return logarithm(total, count)
+        return with_threshold(logarithm(total, count), self.threshold)
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]

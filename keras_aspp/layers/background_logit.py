@@ -43,9 +43,10 @@ class BackgroundLogit(keras.layers.Layer):
         super().__init__(**kwargs)
         self.threshold: float = check_threshold(threshold)
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         scores = ops.pad(inputs, [[0, 0], [0, 0], [0, 0], [1, 0]])
-        if self.threshold == 0.5:
+        # Losses learn the probability, which no threshold moves.
+        if training or self.threshold == 0.5:
             return scores
         background = math.log(self.threshold / (1 - self.threshold))
         return scores + ops.convert_to_tensor([background, 0.0], scores.dtype)

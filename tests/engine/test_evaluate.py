@@ -17,6 +17,7 @@ from keras_aspp.inference import Predictor
 class Guesser:
     """A predictor that finds nothing but ground, and is sure of it."""
 
+    threshold = None
     num_classes, path = 3, "nothing"
     has_scores, min_confidence = True, 0.0
 

@@ -259,3 +259,26 @@ print(peak.split()[1])  # KiB; ru_maxrss would be this process's at least
     shape, peak = done.stdout.strip().splitlines()[-2:]
     assert shape == "(3000, 4000)"
     assert int(peak) * 1024 < 4e9
+
+
+def test_a_binary_threshold_holds_for_the_mean_probability():
+    """At threshold 0.1, probabilities of 0.3 and 0.001 average to an object."""
+
+    class Binary(Engine):
+        num_classes = 2
+        threshold = 0.1
+
+        def scores(self, images):
+            self.sizes.append(images.shape[1:3])
+            p = 0.3 if len(self.sizes) == 1 else 0.001
+            scores = np.zeros((*images.shape[:3], 2), "float32")
+            scores[..., 0] = np.log(0.1 / 0.9)
+            scores[..., 1] = np.log(p / (1 - p))
+            return scores
+
+    both = MultiScale(Binary(), (1.0,), flip=True)
+    images = np.zeros((1, 4, 4, 3), "uint8")
+    scores = both.scores(images)
+    assert (scores.argmax(-1) == 1).all()
+    odds = np.exp(scores[..., 1] - scores[..., 0]) * 0.1 / 0.9
+    np.testing.assert_allclose(odds / (1 + odds), 0.1505, rtol=1e-4)

@@ -176,3 +176,13 @@ def test_exported_files_label_by_the_threshold(trained, tmp_path):
 
 def run_config(root):
     return replace(tiny_config(root)).data
+
+
+def test_pixels_without_data_in_a_mask_are_ignored(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="extra `tiff`")
+    values = np.array([[0, 255, 7]], "uint8")
+    path = tmp_path / "m.tif"
+    # Tag 42113 is GDAL's, which declares 7 as no data.
+    tifffile.imwrite(path, values, extratags=[(42113, "s", 0, "7", True)])
+    spec = DatasetSpec(["box"], task="binary")
+    assert read_mask(path, spec).tolist() == [[0, 1, 255]]

@@ -17,6 +17,12 @@ def test_the_object_is_larger_where_its_probability_exceeds_it(threshold):
     np.testing.assert_array_equal(scores.argmax(-1), probability > threshold)
 
 
+def test_losses_learn_the_probability_whatever_the_threshold():
+    z = np.full((1, 2, 2, 1), 0.7, "float32")
+    scores = keras.ops.convert_to_numpy(BackgroundLogit(0.2)(z, training=True))
+    np.testing.assert_array_equal(scores[..., 0], 0)
+
+
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, "a", None, True])
 def test_a_threshold_is_a_probability(threshold):
     with pytest.raises(ValueError, match="must be a probability in"):
