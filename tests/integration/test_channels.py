@@ -91,6 +91,8 @@ def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
     """A model of RGB is spread over the bands, of which the last one tells."""
     root = write_bands(tmp_path / "data")
     config = tiny_config(root, total_epochs=40, jit_compile=False)
+    # Of five starts, 40 steps reach 0.88 to 0.98.
+    keras.utils.set_random_seed(0)
     toy = ka.models.DeepLabV3Plus(
         2,
         make_toy_backbone(),
