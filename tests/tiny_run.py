@@ -59,18 +59,22 @@ def toy_segmenter(root):
     if not path.exists():
         # Some starts learn to predict one class only in two epochs.
         keras.utils.set_random_seed(1)
-        model = DeepLabV3Plus(
-            len(CLASS_NAMES),
-            make_toy_backbone(),
-            atrous_rates=(3,),
-            aspp_filters=8,
-            decoder_filters=8,
-            projection_filters=4,
-            separable=True,
-            dropout=0.0,
-        )
-        model.save(path)
+        toy_model(len(CLASS_NAMES)).save(path)
     return str(path)
+
+
+def toy_model(num_classes):
+    """DeepLabV3+ on the toy backbone, with a head as small."""
+    return DeepLabV3Plus(
+        num_classes,
+        make_toy_backbone(),
+        atrous_rates=(3,),
+        aspp_filters=8,
+        decoder_filters=8,
+        projection_filters=4,
+        separable=True,
+        dropout=0.0,
+    )
 
 
 def tiny_config(root, **train):

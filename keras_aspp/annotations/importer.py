@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import re
 import shutil
@@ -18,6 +17,7 @@ from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
 from keras_aspp.annotations.source import opened_source
 from keras_aspp.data import decode
+from keras_aspp.data.folder import place_of
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
@@ -392,7 +392,7 @@ def _split(images, pattern, validation_fraction, test_fraction):
         groups[_group(image.path.stem, pattern)].append(image)
 
     splits = dict.fromkeys(groups, "train")
-    places = {group: _place(group) for group in groups}
+    places = {group: place_of(group) for group in groups}
     below = 0.0
     for split, share in (("test", test_fraction), ("val", validation_fraction)):
         chosen = [g for g, p in places.items() if below <= p < below + share]
@@ -409,12 +409,6 @@ def _split(images, pattern, validation_fraction, test_fraction):
         f"the source names {named}; images were split by a hash of their names"
         + ", groups together" * bool(pattern.pattern)
     ]
-
-
-def _place(group):
-    """Returns a number in [0, 1) that depends on the name alone."""
-    digest = hashlib.sha256(group.encode("utf-8", "replace")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _group(stem, pattern):

@@ -31,8 +31,7 @@ def run(arguments):
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="pixels whose highest probability is below it get the ignore "
-        "label",
+        help="pixels whose label is less probable than it get the ignore label",
     )
     parser.add_argument(
         "--format",

@@ -418,7 +418,7 @@ class ExportConfig:
         coarse_labels: take the argmax before upsampling instead of after it;
             faster, for fractions of a point of mean IoU.
         outputs: what artefacts return: `labels`, and beside them `confidence`
-            (the highest probability) and `probabilities` (of each class).
+            (the probability of the label) and `probabilities` (of each class).
         verify_images: number of images on which artefacts are compared with
             the Keras model.
         preview_image: image file for `preview.png`, or `null` for one of the

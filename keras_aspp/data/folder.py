@@ -313,12 +313,17 @@ def _skipped_notes(folder, files):
         )
 
 
+def place_of(name: str) -> float:
+    """Returns a number in [0, 1) by a hash of a name, to split by it."""
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def _hashed_share(pairs, fraction):
     """Returns the pairs in the first `fraction` by hash, at least one."""
 
     def position(pair):
-        digest = hashlib.sha256(os.fsencode(Path(pair[0]).stem)).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
+        return place_of(Path(pair[0]).stem)
 
     held_out = {pair for pair in pairs if position(pair) < fraction}
     if not held_out and len(pairs) > 1:

@@ -210,12 +210,7 @@ def _choose_threshold(run, path):
     )
     model = load_saved(path)
     model.threshold = found
-    candidate = path.with_name(".threshold.tmp.keras")
-    try:
-        save_model(model, candidate)
-        commit(candidate, path)
-    finally:
-        candidate.unlink(missing_ok=True)
+    save_model(model, path)
     _log.info("Threshold: %.3f, the best F1 on validation.", found)
 
 

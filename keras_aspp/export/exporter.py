@@ -107,7 +107,7 @@ def export_model(
             stride and repeat the labels, instead of resizing scores: faster,
             with outlines in steps of that stride. They must agree with Keras
             doing the same; `loss_points` reports the cost.
-        outputs: `"labels"`, and of `"confidence"` (the highest probability)
+        outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
             with confidence in any case; `"tflite_logits"` stays as it is.

@@ -175,7 +175,7 @@ class Predictor:
                 RGB, or a path; a file's EXIF orientation is respected.
             return_scores: bool. Logits too, float32 `[H, W, K]`; see
                 `score_batch`.
-            return_confidence: bool. The highest probability of each pixel too,
+            return_confidence: bool. The probability of each label too,
                 float32 `[H, W]` in 0..1.
             return_probabilities: bool. Probabilities too, float32
                 `[H, W, K]`, which sum to 1 over the classes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
-from keras_aspp.layers.background_logit import BackgroundLogit
+from keras_aspp.layers.background_logit import BackgroundLogit, logit
 from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
@@ -70,19 +69,6 @@ def image_spec(
     return tf.TensorSpec(shape, model.preprocess.input_dtype, "image")
 
 
-def segment(model: keras.Model, image: Tensor) -> Tensor:
-    """Computes labels of unprocessed images.
-
-    Args:
-        model: `Segmenter`.
-        image: tensor `[B, H, W, C]` as stored, any dtype.
-
-    Returns:
-        int32 `[B, H, W]`.
-    """
-    return answer(model, image)["labels"]
-
-
 def answer(
     model: keras.Model, image: Tensor, outputs: Sequence[str] = ("labels",)
 ) -> dict[str, Tensor]:
@@ -90,7 +76,7 @@ def answer(
 
     Args:
         model: `Segmenter`.
-        image: tensor `[B, H, W, 3]`, values 0..255, any dtype.
+        image: tensor `[B, H, W, C]` as stored, any dtype.
         outputs: see `classify`.
 
     Returns:
@@ -125,7 +111,7 @@ def classify(
     if {"confidence", "probabilities"} & set(outputs):
         logits = scores
         if threshold is not None:
-            logits -= [math.log(threshold / (1 - threshold)), 0.0]
+            logits -= [logit(threshold), 0.0]
         found["probabilities"] = tf.nn.softmax(logits)
         found["confidence"] = tf.reduce_max(found["probabilities"], axis=-1)
         if threshold is not None:

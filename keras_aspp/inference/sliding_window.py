@@ -6,7 +6,6 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.layers.background_logit import logit
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
@@ -187,15 +187,14 @@ def true_probabilities(
     """Computes the softmax, whatever a binary model's threshold is."""
     if threshold is not None:
         # The background's logit is that of the threshold.
-        shift = math.log(threshold / (1 - threshold))
-        scores = scores - np.array([shift, 0], "float32")
+        scores = scores - np.array([logit(threshold), 0], "float32")
     return probabilities(scores)
 
 
 def with_threshold(scores: np.ndarray, threshold: float | None) -> np.ndarray:
     """Adds the logit of a binary model's threshold to the background's."""
     if threshold is not None:
-        scores[..., 0] += math.log(threshold / (1 - threshold))
+        scores[..., 0] += logit(threshold)
     return scores
 
 

@@ -48,8 +48,8 @@ class BackgroundLogit(keras.layers.Layer):
         # Losses learn the probability, which no threshold moves.
         if training or self.threshold == 0.5:
             return scores
-        background = math.log(self.threshold / (1 - self.threshold))
-        return scores + ops.convert_to_tensor([background, 0.0], scores.dtype)
+        shift = [logit(self.threshold), 0.0]
+        return scores + ops.convert_to_tensor(shift, scores.dtype)
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -58,6 +58,11 @@ class BackgroundLogit(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold}
+
+
+def logit(threshold: float) -> float:
+    """Returns the logit of a probability in (0, 1)."""
+    return math.log(threshold / (1 - threshold))
 
 
 def check_threshold(threshold: float) -> float:

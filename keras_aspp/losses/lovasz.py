@@ -16,8 +16,17 @@ from keras_aspp.utils.types import Tensor
 BINS = 4096
 
 
+class _Lovasz(SegmentationLoss):
+    """Base class: pixels are counted in ints, weights summed in floats."""
+
+    def compute_weighted(
+        self, labels: Tensor, logits: Tensor, weights: Tensor
+    ) -> Tensor:
+        return self.compute(labels, logits, weights, count_dtype="float32")
+
+
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class LovaszSoftmax(SegmentationLoss):
+class LovaszSoftmax(_Lovasz):
     """The Lovász extension of 1 - IoU, mean over labeled classes.
 
     Mostly used together with cross entropy, or after it. A histogram of errors
@@ -53,11 +62,6 @@ class LovaszSoftmax(SegmentationLoss):
     ) -> None:
         super().__init__(ignore_label, class_weights, name)
 
-    def compute_weighted(
-        self, labels: Tensor, logits: Tensor, weights: Tensor
-    ) -> Tensor:
-        return self.compute(labels, logits, weights, count_dtype="float32")
-
     def compute(
         self,
         labels: Tensor,
@@ -87,7 +91,7 @@ class LovaszSoftmax(SegmentationLoss):
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class LovaszHinge(SegmentationLoss):
+class LovaszHinge(_Lovasz):
     """The Lovász hinge of the IoU of one object, class 1, over the batch.
 
     The score of a pixel is the object's logit minus the background's; an error
@@ -123,11 +127,6 @@ class LovaszHinge(SegmentationLoss):
         self, ignore_label: int = 255, name: str | None = "lovasz_hinge"
     ) -> None:
         super().__init__(ignore_label, name=name)
-
-    def compute_weighted(
-        self, labels: Tensor, logits: Tensor, weights: Tensor
-    ) -> Tensor:
-        return self.compute(labels, logits, weights, count_dtype="float32")
 
     def compute(
         self,

@@ -6,10 +6,9 @@ import keras
 import numpy as np
 import pytest
 from channels_folder import write_bands
-from conftest import make_toy_backbone
 from PIL import Image
 from tifffile import imread
-from tiny_run import tiny_config, write_folder
+from tiny_run import tiny_config, toy_model, write_folder
 
 import keras_aspp as ka
 from keras_aspp.cli.main import main
@@ -93,17 +92,7 @@ def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
     config = tiny_config(root, total_epochs=40, jit_compile=False)
     # Of five starts, 40 steps reach 0.88 to 0.98.
     keras.utils.set_random_seed(0)
-    toy = ka.models.DeepLabV3Plus(
-        2,
-        make_toy_backbone(),
-        atrous_rates=(3,),
-        aspp_filters=8,
-        decoder_filters=8,
-        projection_filters=4,
-        separable=True,
-        dropout=0.0,
-    )
-    toy.save(tmp_path / "toy.keras")
+    toy_model(2).save(tmp_path / "toy.keras")
     path = tmp_path / "config.yaml"
     dump_config(config, path)
     run, exported = tmp_path / "run", tmp_path / "exported"
