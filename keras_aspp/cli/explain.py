@@ -27,7 +27,8 @@ def run(arguments):
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument(
-        "--model", help="workdir, exported folder or .keras file"
+        "--model",
+        help="workdir, exported folder or .keras file; also hf://user/name",
     )
     flags = parser.parse_args(arguments)
     image = read_picture(flags.image)

@@ -31,9 +31,10 @@ class ModelConfig:
         backbone_weights: `imagenet` or `torchvision` (downloaded), a weights
             file, or `null` to start from scratch. Environment variables in a
             path are expanded.
-        weights: saved segmenter to fine-tune, a `.keras` file or a folder
-            that holds one, or `null`. Its backbone is used, and its
-            classifier if the number of classes is equal.
+        weights: saved segmenter to fine-tune, a `.keras` file, a folder that
+            holds one or `hf://user/name` on the Hugging Face Hub, or `null`.
+            Its backbone is used, and its classifier if the number of classes
+            is equal.
         output_stride: input pixels per feature cell at the ASPP: 8, 16 or 32.
         high_level: feature that the head reads, e.g. `stride_16`, after which
             the backbone ends, or `null` for `stride_32`.

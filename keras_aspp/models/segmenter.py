@@ -40,6 +40,7 @@ from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
+from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.types import PathLike
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
@@ -519,13 +520,17 @@ def load_saved(path: PathLike) -> Segmenter:
     """Loads a segmenter from a `.keras` file or a folder that contains one.
 
     Args:
-        path: the file, or a folder with a `model.keras`.
+        path: the file, or a folder with a `model.keras`; also of the Hub,
+            `hf://user/name[@revision][/path]`.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: the Hub is needed and cannot be reached, or refuses access.
         ValueError: the file contains another model, or weights that are not
             finite.
     """
+    if is_address(path):
+        path = fetch(path)
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
         raise InputNotFoundError(
