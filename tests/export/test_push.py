@@ -41,7 +41,10 @@ def folder(tmp_path_factory):
     metrics = {"mean_iou": 0.7, "num_images": 3, "split": "val"}
     metrics["per_class_iou"] = scores
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    config = {"data": {"root": str(data), "license": "CC BY-NC 4.0"}}
+    config = {
+        "data": {"root": str(data), "license": "CC BY-NC 4.0"},
+        "train": {"total_epochs": 1},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "logs").mkdir()
     (folder / "logs" / "events").write_bytes(b"secret")
