@@ -99,6 +99,7 @@ def test_a_workdir_goes_there_and_back(folder, server, capsys, tmp_path):
         aspp_filters=8,
         decoder_filters=8,
         projection_filters=4,
+        separable=True,
         weights="hf://me/m",
     )
     original = keras.saving.load_model(folder / "model.keras")
@@ -106,6 +107,7 @@ def test_a_workdir_goes_there_and_back(folder, server, capsys, tmp_path):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
     push_model(folder, "hf://me/m@v1/toy", include=["config.yaml"])
     assert "toy/model.keras" in pushed(server, branch="v1")
