@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import logging
 import posixpath
@@ -29,6 +30,7 @@ SUMS = "SHA256SUMS"
 _DESCRIPTIONS = ("manifest.json", "dataset.json", "config.yaml")
 _MODELS = (".keras", ".tflite", ".onnx")
 _SAVED_MODEL = "saved_model.pb"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 # `pathlib` drops a slash of `hf://`.
 _PREFIX = re.compile(r"hf:/+")
 _log = logging.getLogger(__name__)
@@ -119,6 +121,11 @@ def explained(address: object) -> Iterator[None]:
             raise UnavailableError(
                 f"The Hub refuses this access: {login} with a token that may "
                 f"do it. {received} ({first_line(error)})"
+            ) from error
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise UnavailableError(
+                "The cache of huggingface_hub cannot be written; make room, or "
+                f"choose another folder by HF_HOME. {received} ({error})"
             ) from error
         raise UnreachableError(
             "The Hub cannot be reached, or fails, and the cache lacks what is "

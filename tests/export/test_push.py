@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 from helpers import sample
-from tiny_run import toy_model, write_folder
+from tiny_run import tiny_config, toy_model, write_folder
 
 import keras_aspp as ka
 from keras_aspp.cli.main import main
+from keras_aspp.config.load import dump_config
 from keras_aspp.export import push_model
 from keras_aspp.utils.exceptions import UserError
 
@@ -127,6 +128,13 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
     ):
         assert main(words) == 0, capsys.readouterr()
     assert "mean_iou" in capsys.readouterr().out
+    config = tiny_config(folder.parent / "data", total_epochs=1)
+    dump_config(config, tmp_path / "config.yaml")
+    words = ["train", "--config", str(tmp_path / "config.yaml")]
+    words += ["--workdir", f"{out}/run", "--model.weights"]
+    assert main([*words, "hf://me/missing"]) == 1
+    assert "no such repository" in capsys.readouterr().err
+    assert main([*words, address]) == 0
     # The export, pushed as well, is opened by the demo page.
     from keras_aspp.cli.demo import check_export, local_export
 

@@ -1,5 +1,6 @@
 """hf:// addresses and downloads, against a stand-in of the Hub."""
 
+import errno
 import hashlib
 import sys
 
@@ -172,6 +173,12 @@ def test_without_a_network_the_last_download_is_used(server):
     path.resolve().write_bytes(b"other")
     with pytest.raises(ValueError, match="differs from SHA256SUMS.*delete"):
         hub.fetch("hf://me/m")
+
+
+def test_a_full_disk_is_not_blamed_on_the_network():
+    with pytest.raises(OSError, match="make room.*HF_HOME.*No space left"):
+        with hub.explained("hf://me/m"):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
