@@ -25,11 +25,11 @@ _JPEG = 7
 _COMPRESSIONS = {
     1: "none",
     5: "LZW",
-    _JPEG: "JPEG",
     8: "Deflate",
     32946: "Deflate",
     32773: "PackBits",
     50000: "Zstandard",
+    _JPEG: "JPEG",
 }
 _EXTRA_SAMPLES, _GDAL_NODATA, _ALPHA = 338, 42113, (1, 2)
 # Tags of a position on the earth.
