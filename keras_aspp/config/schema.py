@@ -53,6 +53,12 @@ class ModelConfig:
             from scratch, where a loaded backbone is frozen.
         batch_norm_momentum: momentum of the moving statistics, in [0, 1);
             short runs need a smaller one.
+        auxiliary_weight: factor of the loss of an auxiliary head on the
+            middle of the backbone, which only training has, >= 0; 0.4 is
+            usual, 0 builds none.
+        auxiliary_feature: feature that the auxiliary head reads, or `null`
+            for the coarsest one that is finer than `high_level`, as a rule
+            `stride_16`.
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: channels of the 1x1 convolution on DeepLabV3+'s
             low-level feature.
@@ -94,6 +100,8 @@ class ModelConfig:
     dropout: float = 0.1
     batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
     batch_norm_momentum: float = 0.99
+    auxiliary_weight: float = 0.0
+    auxiliary_feature: str | None = None
     decoder_filters: int = _head_field(256, "deeplab_v3_plus")
     projection_filters: int = _head_field(48, "deeplab_v3_plus")
     decoder_kernel_sizes: tuple[int, ...] = _head_field(

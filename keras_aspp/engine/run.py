@@ -232,6 +232,12 @@ def _log_beginning(run, checkpoints, resume, xla):
         named = zip(run.spec.class_names, run.class_weights, strict=True)
         weights = ", ".join(f"{name} {w:.3g}" for name, w in named)
         _log.info("Class weights: %s", weights)
+    if run.model.auxiliary_weight:
+        _log.info(
+            "Auxiliary head: reads %s, weight %g, in training only.",
+            run.model.auxiliary_feature,
+            run.model.auxiliary_weight,
+        )
     _log_degenerate_rates(run.model, run.config.data.crop_size)
     if resume:
         begun = checkpoints.epochs or checkpoints.steps

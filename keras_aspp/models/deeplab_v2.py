@@ -77,6 +77,8 @@ class DeepLabV2(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l",
         fc_filters: int | None = None,
@@ -108,6 +110,8 @@ class DeepLabV2(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             pyramid=pyramid,
             fc_filters=fc_filters,
         )

@@ -194,6 +194,33 @@ def coarsest(backbone: keras.Model) -> str:
     return max(strides, key=strides.__getitem__)
 
 
+def middle(
+    backbone: keras.Model, high_level: str, key: str | None = None
+) -> tuple[str, int]:
+    """Returns the feature of an auxiliary head, and its nominal stride.
+
+    Args:
+        backbone: dense functional model with dict outputs.
+        high_level: key of the feature that the head reads.
+        key: of the feature to take, or `None` for the coarsest one that is
+            finer than `high_level`: of stages down to stride 32, `stride_16`.
+
+    Raises:
+        ValueError: no such feature.
+    """
+    strides = _nominal_strides(backbone)
+    if key is None:
+        finer = [k for k in strides if strides[k] < strides[high_level]]
+        if not finer:
+            raise InputError(
+                "An auxiliary head needs a feature of the backbone that is "
+                f"finer than `{high_level}`. Received: features="
+                f"{sorted(strides)}"
+            )
+        key = max(finer, key=strides.__getitem__)
+    return key, pick(strides, key)
+
+
 def end_at(backbone: keras.Model, key: str, output_stride: int) -> keras.Model:
     """Returns the backbone without the layers after a feature.
 

@@ -65,6 +65,8 @@ class LRASPP(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         gate_filters: int = 128,
     ) -> None:
@@ -90,6 +92,8 @@ class LRASPP(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             gate_filters=gate_filters,
         )
 

@@ -25,10 +25,16 @@ from keras_aspp.layers.background_logit import (
 from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
 from keras_aspp.models.archive import load_keras
+from keras_aspp.models.auxiliary import (
+    AuxiliaryHead,
+    AuxiliaryTraining,
+    check_auxiliary,
+)
 from keras_aspp.models.features import (
     choose_backbone,
     coarsest,
     end_at,
+    middle,
     resolve_input_shape,
     shift_px,
 )
@@ -67,7 +73,7 @@ class _SavedCount(int):
     """`num_classes` of a saved model, which older versions let be 1."""
 
 
-class Segmenter(keras.Model):
+class Segmenter(AuxiliaryTraining, keras.Model):
     """Semantic segmentation model: images in, logits of every pixel out.
 
     The base class of all architectures: a dense backbone, a head, and a
@@ -148,6 +154,15 @@ class Segmenter(keras.Model):
         threshold: float in (0, 1), probability above which a binary model
             labels a pixel as object. `model.threshold = 0.3` changes it.
             Defaults to 0.5.
+        auxiliary_weight: float >= 0, factor of the loss of an auxiliary head,
+            which training adds to that of the logits; 0.4 is usual, 0 builds
+            no such head. Only training computes it: `model(x, training=True)`
+            is then a dict of `"logits"` and `"auxiliary"`. Files, copies and
+            exports of the model do not contain it, nor does `model.weights`
+            (`model.trainable_variables` does). Defaults to 0.
+        auxiliary_feature: the feature that the auxiliary head reads, by
+            nominal stride, or `None` for the coarsest one that is finer than
+            `high_level`, which is `"stride_16"` as a rule. Defaults to `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
 
     Input shape:
@@ -203,6 +218,8 @@ class Segmenter(keras.Model):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         **head: Any,
     ) -> None:
         num_classes = _resolve_num_classes(num_classes, task, threshold)
@@ -243,9 +260,19 @@ class Segmenter(keras.Model):
             )
         backbone = self._adapt_backbone(backbone, config, arguments)
         images = keras.Input(config["input_shape"], name="image")
-        logits = self._build_logits(images, backbone, config, arguments)
+        builder = _head_builder(backbone, config)
+        features = backbone(builder.upsample_input(images, input_scale))
+        logits = self._build_logits(
+            images, features, builder, config, arguments
+        )
+        # After the head, whose initial weights stay those without it.
+        auxiliary = _build_auxiliary(
+            auxiliary_weight,
+            auxiliary_feature,
+            *(images, logits, features, backbone, builder, config),
+        )
         super().__init__(images, logits, name=name or self.architecture)
-        self._attach(backbone, config)
+        self._attach(backbone, config, auxiliary)
         if saved is not None:
             load_matching(self, saved, weights)
 
@@ -276,24 +303,17 @@ class Segmenter(keras.Model):
         backbone = self.modify_backbone(backbone, output_stride, head)
         return recomputed(backbone) if config["rematerialize"] else backbone
 
-    def _build_logits(self, images, backbone, config, head):
-        """Calls backbone and head; returns logits of the images' size."""
+    def _build_logits(self, images, features, builder, config, head):
+        """Builds the head; returns logits of the images' size."""
         input_scale = config["input_scale"]
-        builder = _head_builder(backbone, config)
-        features = backbone(builder.upsample_input(images, input_scale))
         scores, stride = self.build_head(features, builder, head)
         if config["task"] == "binary":
             scores = BackgroundLogit(
                 config["threshold"], dtype="float32", name=_BACKGROUND
             )(scores)
-        if stride % input_scale:
-            raise InputError(
-                f"`input_scale` must divide the {stride} pixels between two "
-                f"scores. Received: input_scale={input_scale}"
-            )
         return builder.resize(
             scores,
-            stride // input_scale,
+            _in_pixels(stride, input_scale),
             images,
             name="logits",
             dtype="float32",
@@ -302,8 +322,9 @@ class Segmenter(keras.Model):
             ),
         )  # (B, H, W, K)
 
-    def _attach(self, backbone, config):
-        """Sets the public attributes, once the Keras model exists."""
+    def _attach(self, backbone, config, auxiliary):
+        """Sets the attributes, once the Keras model exists."""
+        self._auxiliary = auxiliary
         self.backbone = backbone
         backbone.preprocess = config["preprocess"]
         if config["batch_norm"] in ("freeze", "group"):
@@ -646,6 +667,37 @@ def _head_builder(backbone, config):
         batch_norm_epsilon=config["batch_norm_epsilon"],
         dtype=config["dtype"],
     )
+
+
+def _build_auxiliary(
+    weight, feature, images, logits, features, backbone, builder, config
+):
+    """Returns an `AuxiliaryHead`, or `None` for weight 0."""
+    check_auxiliary(weight, feature)
+    if not weight:
+        return None
+    feature, stride = middle(backbone, builder.high_level, feature)
+    stride = min(stride, config["output_stride"])
+    return AuxiliaryHead(
+        images,
+        logits,
+        features,
+        feature,
+        _in_pixels(stride, config["input_scale"]),
+        builder,
+        config["task"],
+        float(weight),
+    )
+
+
+def _in_pixels(stride, input_scale):
+    """Returns the stride of scores in pixels of the image."""
+    if stride % input_scale:
+        raise InputError(
+            f"`input_scale` must divide the {stride} pixels between two "
+            f"scores. Received: input_scale={input_scale}"
+        )
+    return stride // input_scale
 
 
 def _warn_of_degenerate_rates(config):
