@@ -40,8 +40,9 @@ class ModelConfig:
         input_scale: factor by which images are upsampled before the backbone;
             2 finds smaller objects at four times the cost.
         atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
-            feature cells, or `auto` for the published ones at this output
-            stride; `[]` for DeepLabV3's mobile head.
+            feature cells or pairs `[height, width]` of them, or `auto` for
+            the published ones at this output stride; `[]` for DeepLabV3's
+            mobile head.
         aspp_filters: output channels of the ASPP.
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
@@ -84,7 +85,7 @@ class ModelConfig:
     output_stride: int = 16
     high_level: str | None = None
     input_scale: int = 1
-    atrous_rates: Literal["auto"] | list[int] = "auto"
+    atrous_rates: Literal["auto"] | list[int | tuple[int, int]] = "auto"
     aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
     separable: bool = _head_field(
         True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"

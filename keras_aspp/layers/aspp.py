@@ -17,7 +17,13 @@ from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Rate,
+    Shape,
+    Tensor,
+)
 
 FUSIONS = ("concat", "sum")
 
@@ -34,7 +40,8 @@ class ASPP(keras.layers.Layer):
     Args:
         filters: int > 0. Channels of every branch and of the result. Defaults
             to 256.
-        atrous_rates: sequence of ints > 0, in feature cells; any number of
+        atrous_rates: sequence of ints > 0 or pairs `(height, width)`,
+            in feature cells; any number of
             them, or an empty one beside image pooling, as in LR-ASPP. Defaults
             to (6, 12, 18), which is for output stride 16.
         fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
@@ -73,7 +80,7 @@ class ASPP(keras.layers.Layer):
     def __init__(
         self,
         filters: int = 256,
-        atrous_rates: Sequence[int] = (6, 12, 18),
+        atrous_rates: Sequence[Rate] = (6, 12, 18),
         fusion: Literal["concat", "sum"] = "concat",
         separable: bool = False,
         image_pooling: bool = True,

@@ -9,6 +9,7 @@ import keras
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
+from keras_aspp.utils.types import Rate
 
 # Prefix of the layers that make scores; the shapes of their weights depend on
 # the number of classes.
@@ -23,7 +24,7 @@ class HeadBuilder:
         num_classes: int > 0, channels of the scores; 1 for a binary task.
         output_stride: int, pixels per cell of the high-level feature.
         high_level: key of the high-level feature.
-        atrous_rates: tuple of ints > 0, in feature cells.
+        atrous_rates: tuple of ints > 0 or pairs, in feature cells.
         dropout: float in [0, 1), before the classifier.
         align_corners: bool, resize convention.
         shift_px: `(down, right)`, pixels by which the high-level map is
@@ -38,7 +39,7 @@ class HeadBuilder:
     num_classes: int
     output_stride: int
     high_level: str
-    atrous_rates: tuple[int, ...]
+    atrous_rates: tuple[Rate, ...]
     dropout: float
     align_corners: bool
     shift_px: tuple[float, float]
@@ -129,7 +130,7 @@ class HeadBuilder:
         x: keras.KerasTensor,
         name: str = CLASSIFIER,
         kernel_size: int = 1,
-        atrous_rate: int = 1,
+        atrous_rate: Rate = 1,
     ) -> keras.KerasTensor:
         """Computes scores of a map, (B, h, w, K).
 

@@ -1,7 +1,7 @@
 """with_output_stride: a trained segmenter at another output stride."""
 
 from keras_aspp.layers.checks import check_positive_int
-from keras_aspp.models.rates import whole_rates
+from keras_aspp.models.rates import offsets_of, whole_rates
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.utils.exceptions import InputTypeError
@@ -47,7 +47,7 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
     check_positive_int("output_stride", output_stride)
-    reach = [rate * segmenter.output_stride for rate in segmenter.atrous_rates]
+    reach = offsets_of(segmenter.atrous_rates, segmenter.output_stride)
     arguments = {
         **segmenter.arguments(),
         "output_stride": output_stride,

@@ -11,7 +11,7 @@ import re
 import textwrap
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import keras
@@ -40,7 +40,7 @@ from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
 BATCH_NORM: dict[str, bool | str] = {
@@ -85,9 +85,10 @@ class Segmenter(keras.Model):
         output_stride: int, a power of two; pixels per cell of the feature map
             that the head reads. The signature shows the default of the
             architecture.
-        atrous_rates: ints > 0, in feature cells, or `"auto"` for the rates of
-            the paper, scaled to `output_stride`. A head without atrous
-            branches accepts only `"auto"`. Defaults to `"auto"`.
+        atrous_rates: ints > 0 or pairs `(height, width)`, in feature cells, or
+            `"auto"` for the rates of the paper, scaled to `output_stride`. A
+            head without atrous branches accepts only `"auto"`. Defaults to
+            `"auto"`.
         backbone_weights: `"imagenet"`, `"torchvision"`, the path of a weights
             file, or `None` for random weights; see `create_backbone`. Ignored
             for a backbone that is a model. Defaults to `"imagenet"`.
@@ -170,7 +171,7 @@ class Segmenter(keras.Model):
     num_classes: int
     output_stride: int
     trained_output_stride: int
-    atrous_rates: tuple[int, ...]
+    atrous_rates: tuple[Rate, ...]
     input_scale: int
     task: str
 
@@ -184,7 +185,7 @@ class Segmenter(keras.Model):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),

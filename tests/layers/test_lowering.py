@@ -270,6 +270,7 @@ def test_depthwise(multiplier, rate, dtype, how):
         ((1, 1), "valid", 3, (2, 2)),
         ((1, 1), "same", 4, (1, 1)),
         ((1, 1), "same", 3, (2, 2)),
+        ((1, 1), "same", 3, (3, 2)),
     ],
 )
 def test_other_depthwise(strides, padding, size, rate, how):
