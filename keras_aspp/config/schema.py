@@ -69,9 +69,13 @@ class ModelConfig:
         growth_filters: channels that each rate of DenseASPP adds.
         bottleneck_filters: channels before each rate of DenseASPP.
         gate_filters: channels of LR-ASPP's gate.
+        fusion_stride: stride of the finest feature that DAFormer fuses, in
+            pixels; its ASPP reads this map, so `output_stride` may be 32.
+        embed_filters: channels of each feature that DAFormer fuses.
     """
 
     architecture: Literal[
+        "daformer",
         "deeplab_v2",
         "deeplab_v3",
         "deeplab_v3_cascaded",
@@ -86,9 +90,11 @@ class ModelConfig:
     high_level: str | None = None
     input_scale: int = 1
     atrous_rates: Literal["auto"] | list[int | tuple[int, int]] = "auto"
-    aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
+    aspp_filters: int = _head_field(
+        256, "deeplab_v3", "deeplab_v3_plus", "daformer"
+    )
     separable: bool = _head_field(
-        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"
+        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp", "daformer"
     )
     image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
@@ -112,6 +118,8 @@ class ModelConfig:
     growth_filters: int = _head_field(64, "dense_aspp")
     bottleneck_filters: int = _head_field(256, "dense_aspp")
     gate_filters: int = _head_field(128, "lr_aspp")
+    fusion_stride: int = _head_field(4, "daformer")
+    embed_filters: int = _head_field(256, "daformer")
 
 
 @dataclasses.dataclass(frozen=True)

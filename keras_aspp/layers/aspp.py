@@ -34,7 +34,7 @@ class ASPP(keras.layers.Layer):
 
     Branches: 1x1 convolution; one 3x3 convolution per rate; image-level
     pooling. Fusion `"concat"`: the branches are concatenated in this order,
-    projected by a 1x1 convolution and dropped out. Fusion `"sum"`: they are
+    projected by a convolution and dropped out. Fusion `"sum"`: they are
     added, then dropped out.
 
     Args:
@@ -53,6 +53,8 @@ class ASPP(keras.layers.Layer):
         batch_norm: see `AtrousConv2D`. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        projection_kernel_size: odd int > 0, of the convolution after the
+            concatenation; 3 in DAFormer and mmsegmentation. Defaults to 1.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Input shape:
@@ -89,6 +91,8 @@ class ASPP(keras.layers.Layer):
         batch_norm: BatchNorm = True,
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
+        *,
+        projection_kernel_size: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,6 +108,7 @@ class ASPP(keras.layers.Layer):
         self.fusion = fusion
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
+        self.projection_kernel_size = projection_kernel_size
         self.dropout = check_dropout(dropout)
         self.activation = keras.activations.get(activation)
         self.batch_norm = batch_norm
@@ -132,7 +137,7 @@ class ASPP(keras.layers.Layer):
         self.projection = None
         if fusion == "concat":
             self.projection = AtrousConv2D(
-                kernel_size=1, name="projection", **common
+                kernel_size=projection_kernel_size, name="projection", **common
             )
         self.drop = keras.layers.Dropout(
             dropout, dtype=self.dtype_policy, name="dropout"
@@ -164,6 +169,7 @@ class ASPP(keras.layers.Layer):
             lowering.form() == "export"
             and self.image_pooling
             and self.projection is not None
+            and self.projection_kernel_size == 1
             and self.projection.norm is None
         )
 
@@ -188,7 +194,7 @@ class ASPP(keras.layers.Layer):
         return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             **super().get_config(),
             "filters": self.filters,
             "atrous_rates": self.atrous_rates,
@@ -201,3 +207,7 @@ class ASPP(keras.layers.Layer):
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
         }
+        if self.projection_kernel_size > 1:
+            # Earlier versions load a layer without it.
+            config["projection_kernel_size"] = self.projection_kernel_size
+        return config

@@ -236,7 +236,9 @@ class Segmenter(keras.Model):
             backbone, backbone_weights, saved, config
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
-        _warn_of_degenerate_rates(config)
+        _warn_of_degenerate_rates(
+            config, self.branch_stride(output_stride, arguments)
+        )
         if trained_output_stride is None:
             config["trained_output_stride"] = (
                 output_stride if saved is None else saved.trained_output_stride
@@ -258,7 +260,9 @@ class Segmenter(keras.Model):
         """Returns the atrous rates as a tuple, `"auto"` replaced."""
         offsets_px = self.branch_offsets_px(head)
         if config["atrous_rates"] == "auto":
-            return whole_rates(offsets_px, config["output_stride"])
+            return whole_rates(
+                offsets_px, self.branch_stride(config["output_stride"], head)
+            )
         rates = check_atrous_rates(config["atrous_rates"], allow_empty=True)
         if rates and not offsets_px:
             raise InputError(
@@ -420,10 +424,29 @@ class Segmenter(keras.Model):
         """
         return backbone
 
+    def branch_stride(
+        self, output_stride: int, head: types.SimpleNamespace
+    ) -> int:
+        """Returns the pixels per cell of the map that atrous branches read.
+
+        The default is `output_stride`.
+
+        Args:
+            output_stride: int.
+            head: the arguments of the architecture, as attributes.
+        """
+        return output_stride
+
+    @property
+    def atrous_stride(self) -> int:
+        """Pixels per cell of the map that atrous branches read."""
+        head = types.SimpleNamespace(**self._arguments)
+        return self.branch_stride(self.output_stride, head)
+
     def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
         """Returns the pixels between taps of each atrous branch in the paper.
 
-        `atrous_rates="auto"` divides them by the output stride. Empty for a
+        `atrous_rates="auto"` divides them by `branch_stride`. Empty for a
         head without atrous branches, the default.
 
         Args:
@@ -624,6 +647,12 @@ def _check_arguments(config):
 def _head_builder(backbone, config):
     """Returns the `HeadBuilder` of a backbone and the common arguments."""
     high_level = config["high_level"] or coarsest(backbone)
+    shift_of = functools.partial(
+        shift_px,
+        backbone,
+        output_stride=config["output_stride"],
+        trained_output_stride=config["trained_output_stride"],
+    )
     return HeadBuilder(
         num_classes=1 if config["task"] == "binary" else config["num_classes"],
         output_stride=config["output_stride"],
@@ -631,12 +660,8 @@ def _head_builder(backbone, config):
         atrous_rates=config["atrous_rates"],
         dropout=config["dropout"],
         align_corners=config["align_corners"],
-        shift_px=shift_px(
-            backbone,
-            high_level,
-            config["output_stride"],
-            config["trained_output_stride"],
-        ),
+        shift_px=shift_of(high_level),
+        shift_of=shift_of,
         batch_norm=BATCH_NORM[config["batch_norm"]],
         batch_norm_momentum=config["batch_norm_momentum"],
         batch_norm_epsilon=config["batch_norm_epsilon"],
@@ -644,17 +669,18 @@ def _head_builder(backbone, config):
     )
 
 
-def _warn_of_degenerate_rates(config):
+def _warn_of_degenerate_rates(config, stride):
     height, width, _ = config["input_shape"]
     if height is None or width is None:
         return
     height, width = (n * config["input_scale"] for n in (height, width))
-    rates, output_stride = config["atrous_rates"], config["output_stride"]
-    lost, cells = degenerate_rates(rates, output_stride, (height, width))
+    lost, cells = degenerate_rates(
+        config["atrous_rates"], stride, (height, width)
+    )
     if lost:
         warnings.warn(
             f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
-            f"of a {height}x{width} image at output stride {output_stride}: "
+            f"of a {height}x{width} image at output stride {stride}: "
             "their 3x3 convolutions act as 1x1.",
             stacklevel=4,
         )

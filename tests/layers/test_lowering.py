@@ -287,6 +287,28 @@ def test_other_depthwise(strides, padding, size, rate, how):
 
 
 @tensorflow_only
+def test_large_depthwise_kernels_are_no_taps_under_xla(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        lowering,
+        "depthwise_taps",
+        lambda x, *args: used.append(args) or x,
+    )
+    for size, taps in ((7, True), (9, False)):
+        used.clear()
+        kernel = sample((size, size, 5, 1), seed=1)
+
+        def ours(x, kernel=kernel):
+            return lowering.convolve_depthwise(
+                x, kernel, (1, 1), "same", (1, 1)
+            )
+
+        actual = run("xla", ours, X)
+        assert bool(used) == taps
+    assert_close(actual, np_depthwise(X, kernel))
+
+
+@tensorflow_only
 def test_depthwise_taps_of_a_dynamic_size():
     kernel = sample((3, 3, 5, 1), seed=1)
     signature = [tf.TensorSpec((None, None, None, 5))]

@@ -26,6 +26,7 @@ def offsets_px(architecture, **head):
         ("deeplab_v3_plus", {}, 16, (6, 12, 18)),
         ("dense_aspp", {}, 8, (3, 6, 12, 18, 24)),
         ("lr_aspp", {}, 16, ()),
+        ("daformer", {}, 4, (6, 12, 18)),
     ],
 )
 def test_rates_of_the_papers(architecture, head, output_stride, rates):
