@@ -36,15 +36,8 @@ def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
     Raises:
         ValueError: the features are no maps of the image.
     """
-    levels = getattr(model, "pyramid_outputs", None)
-    if not levels:
-        try:
-            names = getattr(model, "pyramid_level_inputs", None) or {}
-        except NotImplementedError:  # keras-cv's ViTDet has one level only
-            names = {}
-        levels = {key: model.get_layer(n).output for key, n in names.items()}
     found = {}
-    for key, tensor in levels.items():
+    for key, tensor in _levels(model).items():
         stride = _stride(model, tensor)
         if stride is None:
             raise InputError(
@@ -54,6 +47,25 @@ def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
             )
         found[stride] = tensor
     return {f"stride_{stride}": found[stride] for stride in sorted(found)}
+
+
+def _levels(model):
+    """Returns dict: the backbone's own name of a feature -> feature map."""
+    if _stated(model):
+        return model.output
+    if has_pyramid(model):
+        return model.pyramid_outputs
+    try:
+        names = getattr(model, "pyramid_level_inputs", None) or {}
+    except NotImplementedError:  # keras-cv's ViTDet has one level only
+        names = {}
+    return {key: model.get_layer(name).output for key, name in names.items()}
+
+
+def _stated(model):
+    """Returns the `StatedPyramid` of what `as_it_is` returned, or `None`."""
+    layers = (x for x in model.layers if isinstance(x, StatedPyramid))
+    return next(layers, None)
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -96,14 +108,17 @@ def as_it_is(model: keras.Model) -> keras.Model:
     """Copies a backbone with a pyramid, its strides and layers unchanged.
 
     Args:
-        model: functional `keras.Model` of one image, with a pyramid.
+        model: functional `keras.Model` of one image, with a pyramid, or what
+            this function returned.
 
     Returns:
         Functional `keras.Model`, images -> dict keyed by nominal stride, with
         the weights of `model`.
     """
-    copy = type(model).from_config(model.get_config())
-    copy.set_weights(model.get_weights())
+    stated = _stated(model)
+    source = stated.backbone if stated else model
+    copy = type(source).from_config(source.get_config())
+    copy.set_weights(source.get_weights())
     image = keras.Input(graph_of(model).inputs[0].shape[1:], name="image")
     features = StatedPyramid(copy, name="pyramid")(image)
     return keras.Model(image, features, name=model.name)

@@ -114,6 +114,10 @@ def test_attention_backbone_is_used_at_its_own_stride(mit, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(npy(loaded(x)), npy(model(x)), atol=1e-5)
+    same = ka.models.with_output_stride(loaded, 32)
+    np.testing.assert_allclose(npy(same(x)), npy(model(x)), atol=1e-5)
+    with pytest.raises(ValueError, match="output_stride=32, it is used as it"):
+        ka.models.with_output_stride(loaded, 16)
     found = report(model, SQUARE)
     assert [row["shape"][:2] for row in found["stages"]] == [
         *([16, 16], [8, 8], [4, 4], [2, 2]),
