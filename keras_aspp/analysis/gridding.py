@@ -114,6 +114,7 @@ def gridding(
     ]
     suggestion = rates
     if better[0] == better[1] != by_axis[0]:
+        # The order of equal axes is free; rates of an axis keep their kernel.
         suggestion = tuple(sorted(better[0]))
     elif better != [*by_axis]:
         suggestion = check_atrous_rates([*zip(*better, strict=True)])
