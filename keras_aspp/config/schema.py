@@ -41,8 +41,9 @@ class ModelConfig:
         input_scale: factor by which images are upsampled before the backbone;
             2 finds smaller objects at four times the cost.
         atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
-            feature cells, or `auto` for the published ones at this output
-            stride; `[]` for DeepLabV3's mobile head.
+            feature cells or pairs `[height, width]` of them, or `auto` for
+            the published ones at this output stride; `[]` for DeepLabV3's
+            mobile head.
         aspp_filters: output channels of the ASPP.
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
@@ -75,9 +76,13 @@ class ModelConfig:
         growth_filters: channels that each rate of DenseASPP adds.
         bottleneck_filters: channels before each rate of DenseASPP.
         gate_filters: channels of LR-ASPP's gate.
+        fusion_stride: stride of the finest feature that DAFormer fuses, in
+            pixels; its ASPP reads this map, so `output_stride` may be 32.
+        embed_filters: channels of each feature that DAFormer fuses.
     """
 
     architecture: Literal[
+        "daformer",
         "deeplab_v2",
         "deeplab_v3",
         "deeplab_v3_cascaded",
@@ -91,10 +96,12 @@ class ModelConfig:
     output_stride: int = 16
     high_level: str | None = None
     input_scale: int = 1
-    atrous_rates: Literal["auto"] | list[int] = "auto"
-    aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
+    atrous_rates: Literal["auto"] | list[int | tuple[int, int]] = "auto"
+    aspp_filters: int = _head_field(
+        256, "deeplab_v3", "deeplab_v3_plus", "daformer"
+    )
     separable: bool = _head_field(
-        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"
+        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp", "daformer"
     )
     image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
@@ -120,6 +127,8 @@ class ModelConfig:
     growth_filters: int = _head_field(64, "dense_aspp")
     bottleneck_filters: int = _head_field(256, "dense_aspp")
     gate_filters: int = _head_field(128, "lr_aspp")
+    fusion_stride: int = _head_field(4, "daformer")
+    embed_filters: int = _head_field(256, "daformer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -473,11 +473,11 @@ def _check_splits(source, config):
 def _log_degenerate_rates(model, crop_size):
     size = [n * model.input_scale for n in crop_size]
     degenerate, cells = degenerate_rates(
-        model.atrous_rates, model.output_stride, size
+        model.atrous_rates, model.atrous_stride, size
     )
     if degenerate:
         _log.info(
             f"Note: rates {degenerate} reach beyond the {cells[0]}x{cells[1]} "
             f"map of a {crop_size[0]}x{crop_size[1]} crop at output stride "
-            f"{model.output_stride}; in training they act as 1x1."
+            f"{model.atrous_stride}; in training they act as 1x1."
         )

@@ -5,6 +5,7 @@ from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
+from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import (
@@ -29,6 +30,7 @@ __all__ = [
     "Cropping2D",
     "DenseASPP",
     "DepthwiseConv2D",
+    "DilatedReparamBlock",
     "GroupNormalization",
     "ImagePooling",
     "MaxPooling2D",

@@ -1,7 +1,7 @@
 """DeepLabV3: ASPP on a dense backbone, or a cascade of dilated blocks."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -13,7 +13,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -57,7 +57,7 @@ class DeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -184,7 +184,7 @@ class CascadedDeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),

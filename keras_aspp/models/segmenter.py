@@ -11,7 +11,7 @@ import re
 import textwrap
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import keras
@@ -47,7 +47,7 @@ from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.hub import fetch, is_address
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
 BATCH_NORM: dict[str, bool | str] = {
@@ -92,9 +92,10 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         output_stride: int, a power of two; pixels per cell of the feature map
             that the head reads. The signature shows the default of the
             architecture.
-        atrous_rates: ints > 0, in feature cells, or `"auto"` for the rates of
-            the paper, scaled to `output_stride`. A head without atrous
-            branches accepts only `"auto"`. Defaults to `"auto"`.
+        atrous_rates: ints > 0 or pairs `(height, width)`, in feature cells, or
+            `"auto"` for the rates of the paper, scaled to `output_stride`. A
+            head without atrous branches accepts only `"auto"`. Defaults to
+            `"auto"`.
         backbone_weights: `"imagenet"`, `"torchvision"`, the path of a weights
             file, or `None` for random weights; see `create_backbone`. Ignored
             for a backbone that is a model. Defaults to `"imagenet"`.
@@ -186,7 +187,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
     num_classes: int
     output_stride: int
     trained_output_stride: int
-    atrous_rates: tuple[int, ...]
+    atrous_rates: tuple[Rate, ...]
     input_scale: int
     task: str
 
@@ -200,7 +201,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -253,7 +254,9 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             backbone, backbone_weights, saved, config
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
-        _warn_of_degenerate_rates(config)
+        _warn_of_degenerate_rates(
+            config, self.branch_stride(output_stride, arguments)
+        )
         if trained_output_stride is None:
             config["trained_output_stride"] = (
                 output_stride if saved is None else saved.trained_output_stride
@@ -285,7 +288,9 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         """Returns the atrous rates as a tuple, `"auto"` replaced."""
         offsets_px = self.branch_offsets_px(head)
         if config["atrous_rates"] == "auto":
-            return whole_rates(offsets_px, config["output_stride"])
+            return whole_rates(
+                offsets_px, self.branch_stride(config["output_stride"], head)
+            )
         rates = check_atrous_rates(config["atrous_rates"], allow_empty=True)
         if rates and not offsets_px:
             raise InputError(
@@ -441,10 +446,29 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         """
         return backbone
 
+    def branch_stride(
+        self, output_stride: int, head: types.SimpleNamespace
+    ) -> int:
+        """Returns the pixels per cell of the map that atrous branches read.
+
+        The default is `output_stride`.
+
+        Args:
+            output_stride: int.
+            head: the arguments of the architecture, as attributes.
+        """
+        return output_stride
+
+    @property
+    def atrous_stride(self) -> int:
+        """Pixels per cell of the map that atrous branches read."""
+        head = types.SimpleNamespace(**self._arguments)
+        return self.branch_stride(self.output_stride, head)
+
     def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
         """Returns the pixels between taps of each atrous branch in the paper.
 
-        `atrous_rates="auto"` divides them by the output stride. Empty for a
+        `atrous_rates="auto"` divides them by `branch_stride`. Empty for a
         head without atrous branches, the default.
 
         Args:
@@ -649,6 +673,12 @@ def _check_arguments(config):
 def _head_builder(backbone, config):
     """Returns the `HeadBuilder` of a backbone and the common arguments."""
     high_level = config["high_level"] or coarsest(backbone)
+    shift_of = functools.partial(
+        shift_px,
+        backbone,
+        output_stride=config["output_stride"],
+        trained_output_stride=config["trained_output_stride"],
+    )
     return HeadBuilder(
         num_classes=1 if config["task"] == "binary" else config["num_classes"],
         output_stride=config["output_stride"],
@@ -656,12 +686,8 @@ def _head_builder(backbone, config):
         atrous_rates=config["atrous_rates"],
         dropout=config["dropout"],
         align_corners=config["align_corners"],
-        shift_px=shift_px(
-            backbone,
-            high_level,
-            config["output_stride"],
-            config["trained_output_stride"],
-        ),
+        shift_px=shift_of(high_level),
+        shift_of=shift_of,
         batch_norm=BATCH_NORM[config["batch_norm"]],
         batch_norm_momentum=config["batch_norm_momentum"],
         batch_norm_epsilon=config["batch_norm_epsilon"],
@@ -700,17 +726,18 @@ def _in_pixels(stride, input_scale):
     return stride // input_scale
 
 
-def _warn_of_degenerate_rates(config):
+def _warn_of_degenerate_rates(config, stride):
     height, width, _ = config["input_shape"]
     if height is None or width is None:
         return
     height, width = (n * config["input_scale"] for n in (height, width))
-    rates, output_stride = config["atrous_rates"], config["output_stride"]
-    lost, cells = degenerate_rates(rates, output_stride, (height, width))
+    lost, cells = degenerate_rates(
+        config["atrous_rates"], stride, (height, width)
+    )
     if lost:
         warnings.warn(
             f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
-            f"of a {height}x{width} image at output stride {output_stride}: "
+            f"of a {height}x{width} image at output stride {stride}: "
             "their 3x3 convolutions act as 1x1.",
             stacklevel=4,
         )
