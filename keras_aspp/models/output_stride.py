@@ -47,9 +47,9 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
     check_positive_int("output_stride", output_stride)
-    reach = offsets_of(segmenter.atrous_rates, segmenter.output_stride)
-    arguments = {
-        **segmenter.arguments(),
+    arguments = segmenter.arguments()
+    reach = offsets_of(arguments["atrous_rates"], segmenter.output_stride)
+    arguments |= {
         "output_stride": output_stride,
         "atrous_rates": whole_rates(reach, output_stride),
     }

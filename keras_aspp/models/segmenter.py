@@ -236,7 +236,7 @@ class Segmenter(keras.Model):
             backbone, backbone_weights, saved, config
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
-        _warn_of_degenerate_rates(config)
+        _warn_of_degenerate_rates(config, self._dilated_rates(config))
         if trained_output_stride is None:
             config["trained_output_stride"] = (
                 output_stride if saved is None else saved.trained_output_stride
@@ -267,6 +267,10 @@ class Segmenter(keras.Model):
                 f"Received: atrous_rates={rates}"
             )
         return rates
+
+    def _dilated_rates(self, config):
+        """Returns the rates of the head's dilated convolutions."""
+        return config["atrous_rates"]
 
     def _adapt_backbone(self, backbone, config, head):
         """Ends the backbone at the head's feature and modifies it."""
@@ -312,7 +316,7 @@ class Segmenter(keras.Model):
         self.num_classes = config["num_classes"]
         self.output_stride = config["output_stride"]
         self.trained_output_stride = config["trained_output_stride"]
-        self.atrous_rates = config["atrous_rates"]
+        self.atrous_rates = self._dilated_rates(config)
         self.input_scale = config["input_scale"]
         self.task = config["task"]
         self._arguments = {**config, "dtype": config["dtype"].name}
@@ -644,12 +648,12 @@ def _head_builder(backbone, config):
     )
 
 
-def _warn_of_degenerate_rates(config):
+def _warn_of_degenerate_rates(config, rates):
     height, width, _ = config["input_shape"]
     if height is None or width is None:
         return
     height, width = (n * config["input_scale"] for n in (height, width))
-    rates, output_stride = config["atrous_rates"], config["output_stride"]
+    output_stride = config["output_stride"]
     lost, cells = degenerate_rates(rates, output_stride, (height, width))
     if lost:
         warnings.warn(
