@@ -176,6 +176,7 @@ def test_a_copy_with_other_rates(name):
 
 
 @tensorflow_only
+@pytest.mark.slow  # a compilation each
 @every_layer
 def test_xla_computes_the_same(name):
     layer = built(name)
