@@ -6,6 +6,7 @@ from typing import Any, Literal
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import ContextName
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -47,6 +48,11 @@ class ModelConfig:
         aspp_filters: output channels of the ASPP.
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
+        context: module between the backbone and DeepLabV3's classifier or
+            DeepLabV3+'s decoder: `aspp`; `ksac`, an ASPP of one kernel; `wasp`
+            and `d_linknet`, cascades of rates; `dappm` and `pappm`, pools of
+            several sizes, whose strides are `atrous_rates`; `dpc`, a dense
+            prediction cell; `none`. docs/atrous.md compares them.
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a
@@ -104,6 +110,7 @@ class ModelConfig:
         True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp", "daformer"
     )
     image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
+    context: ContextName = _head_field("aspp", "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
     batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
     batch_norm_momentum: float = 0.99

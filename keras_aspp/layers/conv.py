@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
+from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_batch_norm,
@@ -130,22 +130,26 @@ class AtrousConv2D(keras.layers.Layer):
         self.norm = self._norm("norm")
 
     def _norm(self, name):
-        if not self.batch_norm:
-            return None
-        if self.batch_norm == "group":
-            return GroupNormalization(
-                epsilon=self.batch_norm_epsilon,
-                dtype=self.dtype_policy,
-                name=name,
-            )
-        return BatchNormalization(
-            frozen=self.batch_norm == "freeze",
-            synchronized=self.batch_norm == "sync",
-            momentum=self.batch_norm_momentum,
-            epsilon=self.batch_norm_epsilon,
+        return normalization(
+            self.batch_norm,
+            self.batch_norm_momentum,
+            self.batch_norm_epsilon,
             dtype=self.dtype_policy,
             name=name,
         )
+
+    def tie_kernels(self, owner: AtrousConv2D) -> None:
+        """Uses the kernels of another layer; call it before `build`.
+
+        Bias and batch norm stay this layer's own.
+
+        Args:
+            owner: `AtrousConv2D` of the same `filters`, `kernel_size` and
+                `separable`, which is built before this one.
+        """
+        self.conv.tie_kernel(owner.conv)
+        if self.separable:
+            self.depthwise.tie_kernel(owner.depthwise)
 
     def build(self, input_shape: Shape) -> None:
         if self.separable:

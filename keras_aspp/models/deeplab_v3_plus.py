@@ -2,17 +2,17 @@
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 
-from keras_aspp.layers.aspp import ASPP
+from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import PathLike, Rate
+from keras_aspp.utils.types import ContextName, PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -21,7 +21,7 @@ LEVELS[2] = (*LEVELS[4], ("stride_2", 2, "_stride_2"))
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DeepLabV3Plus(Segmenter):
+class DeepLabV3Plus(HasContext, Segmenter):
     """Backbone -> ASPP -> decoder -> classifier -> resize.
 
     The decoder resizes the ASPP's map to the low-level feature of stride 4,
@@ -42,6 +42,14 @@ class DeepLabV3Plus(Segmenter):
             Defaults to 256.
         decoder_kernel_sizes: odd ints > 0, one for each convolution of the
             decoder; keras-hub has `(1,)`. Defaults to (3, 3).
+        context: the module between backbone and decoder. `"aspp"`; `"ksac"`,
+            an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
+            rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
+            dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
+            Keras layer, of which an untrained copy is used as configured.
+            `atrous_rates` are the strides of the pools where the module has
+            pools instead of rates; `separable` and `image_pooling` apply
+            where the module has such parts. Defaults to `"aspp"`.
 
     Example:
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
@@ -91,6 +99,7 @@ class DeepLabV3Plus(Segmenter):
         projection_filters: int = 48,
         decoder_filters: int = 256,
         decoder_kernel_sizes: list[int] | tuple[int, ...] = (3, 3),
+        context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
     ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         if not decoder_kernel_sizes:
@@ -134,11 +143,8 @@ class DeepLabV3Plus(Segmenter):
             projection_filters=projection_filters,
             decoder_filters=decoder_filters,
             decoder_kernel_sizes=decoder_kernel_sizes,
+            context=as_context(context),
         )
-
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
-        # Those of DeepLabV3: 6, 12, 18 at output stride 16.
-        return (96, 192, 288)
 
     def build_head(
         self,
@@ -147,15 +153,7 @@ class DeepLabV3Plus(Segmenter):
         head: types.SimpleNamespace,
     ) -> tuple[keras.KerasTensor, int]:
         x, stride = pick(features, builder.high_level), builder.output_stride
-        x = ASPP(
-            head.aspp_filters,
-            builder.atrous_rates,
-            separable=head.separable,
-            image_pooling=head.image_pooling,
-            dropout=builder.dropout,
-            name="aspp",
-            **builder.common,
-        )(x)
+        x = self.build_context(x, builder, head)
         high_level = True
         for key, nominal, suffix in LEVELS[head.decoder_stride]:
             low_level = pick(features, key)

@@ -58,7 +58,13 @@ def fold_batch_norm(model: keras.Model) -> Any:
     norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
     changes = {conv: {"use_bias": True} for conv in pairs.values()}
     ours = {path: _has_batch_norm(layer) for path, layer in layers.items()}
-    changes |= {path: {"batch_norm": False} for path in ours if ours[path]}
+    # A kernel with batch norm folded into it belongs to one rate.
+    changes |= {
+        path: {"batch_norm": False}
+        | ({"shared": False} if getattr(layers[path], "shared", 0) else {})
+        for path in ours
+        if ours[path]
+    }
     changes |= {
         path: {"merged": True}
         for path, layer in layers.items()

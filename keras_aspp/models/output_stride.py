@@ -54,7 +54,7 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
     arguments |= {
         "output_stride": output_stride,
         "atrous_rates": whole_rates(
-            offsets_of(segmenter.atrous_rates, segmenter.atrous_stride),
+            offsets_of(arguments["atrous_rates"], segmenter.atrous_stride),
             segmenter.branch_stride(output_stride, head),
         ),
     }

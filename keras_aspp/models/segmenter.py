@@ -255,7 +255,9 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
         _warn_of_degenerate_rates(
-            config, self.branch_stride(output_stride, arguments)
+            config,
+            self._dilated_rates(config),
+            self.branch_stride(output_stride, arguments),
         )
         if trained_output_stride is None:
             config["trained_output_stride"] = (
@@ -300,6 +302,10 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             )
         return rates
 
+    def _dilated_rates(self, config):
+        """Returns the rates of the head's dilated convolutions."""
+        return config["atrous_rates"]
+
     def _adapt_backbone(self, backbone, config, head):
         """Ends the backbone at the head's feature and modifies it."""
         output_stride = config["output_stride"]
@@ -338,7 +344,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         self.num_classes = config["num_classes"]
         self.output_stride = config["output_stride"]
         self.trained_output_stride = config["trained_output_stride"]
-        self.atrous_rates = config["atrous_rates"]
+        self.atrous_rates = self._dilated_rates(config)
         self.input_scale = config["input_scale"]
         self.task = config["task"]
         self._arguments = {**config, "dtype": config["dtype"].name}
@@ -726,14 +732,12 @@ def _in_pixels(stride, input_scale):
     return stride // input_scale
 
 
-def _warn_of_degenerate_rates(config, stride):
+def _warn_of_degenerate_rates(config, rates, stride):
     height, width, _ = config["input_shape"]
     if height is None or width is None:
         return
     height, width = (n * config["input_scale"] for n in (height, width))
-    lost, cells = degenerate_rates(
-        config["atrous_rates"], stride, (height, width)
-    )
+    lost, cells = degenerate_rates(rates, stride, (height, width))
     if lost:
         warnings.warn(
             f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "

@@ -28,4 +28,15 @@ Initializer: TypeAlias = str | Callable[..., Any] | dict[str, Any]
 # A Keras regularizer or constraint, its name, or its configuration.
 Regularizer: TypeAlias = Initializer | None
 Constraint: TypeAlias = Initializer | None
+# Module between backbone and classifier; docs/atrous.md compares them.
+ContextName: TypeAlias = Literal[
+    "aspp",
+    "ksac",
+    "wasp",
+    "d_linknet",
+    "dappm",
+    "pappm",
+    "dpc",
+    "none",
+]
 BatchNorm: TypeAlias = bool | Literal["freeze", "sync", "group"]

@@ -13,6 +13,8 @@ from helpers import npy, sample
 from keras_aspp import models
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+# Convolutions without bias that no normalization follows: LR-ASPP, DAPPM.
+LINEAR = {"gate", "compression", "shortcut"}
 SIZE, CLASSES = (192, 160), 8
 CHANNELS = {4: 24, 8: 32, 16: 96}
 HEADS = [
@@ -23,6 +25,12 @@ HEADS = [
     ("DeepLabV3Plus", {}),
     ("DeepLabV3Plus", {"separable": True}),
     ("DeepLabV3Plus", {"separable": True, "batch_norm": "group"}),
+    *(
+        ("DeepLabV3", {"context": name})
+        for name in ("ksac", "wasp", "d_linknet", "dappm", "pappm", "none")
+    ),
+    ("DeepLabV3Plus", {"context": "ksac", "separable": True}),
+    ("DeepLabV3", {"context": "dpc", "atrous_rates": (1, (2, 3), 2, 1, 3)}),
     ("LRASPP", {}),
     ("DAFormer", {}),
     ("DenseASPP", {}),
@@ -50,7 +58,7 @@ def backbone():
 
 @pytest.mark.parametrize("name, arguments", HEADS, ids=str)
 def test_signals_and_gradients_of_a_fresh_head(backbone, name, arguments):
-    if name != "LRASPP":
+    if name != "LRASPP" and arguments.get("context") != "none":
         arguments = {"atrous_rates": (1, 2, 3), **arguments}
     model = getattr(models, name)(
         CLASSES, backbone, output_stride=16, dropout=0.0, **arguments
@@ -62,11 +70,14 @@ def test_signals_and_gradients_of_a_fresh_head(backbone, name, arguments):
             record_scale(layer, scales)
             # The ASPP normalizes what DAFormer's linear convolutions give.
             linear = layer.name.startswith("embed_")
-            plain = layer.use_bias and not linear or layer.name == "gate"
+            named = LINEAR & {*layer.path.split("/")}
+            plain = layer.use_bias and not linear or named
             (others if plain else behind_norm).append(layer.kernel)
     x = sample((4, *SIZE, 3))
     labels = np.random.default_rng(1).integers(0, CLASSES, (4, *SIZE))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # A shared kernel has several convolutions.
+    behind_norm = list({k.path: k for k in behind_norm}.values())
     kernels = behind_norm + others
     with tf.GradientTape() as tape:
         value = loss(labels, model(x, training=True))
