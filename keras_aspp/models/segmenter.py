@@ -254,11 +254,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             backbone, backbone_weights, saved, config
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
-        _warn_of_degenerate_rates(
-            config,
-            self._dilated_rates(config),
-            self.branch_stride(output_stride, arguments),
-        )
+        self._warn_of_degenerate_rates(config, arguments)
         if trained_output_stride is None:
             config["trained_output_stride"] = (
                 output_stride if saved is None else saved.trained_output_stride
@@ -305,6 +301,23 @@ class Segmenter(AuxiliaryTraining, keras.Model):
     def _dilated_rates(self, config):
         """Returns the rates of the head's dilated convolutions."""
         return config["atrous_rates"]
+
+    def _warn_of_degenerate_rates(self, config, head):
+        height, width, _ = config["input_shape"]
+        if height is None or width is None:
+            return
+        height, width = (n * config["input_scale"] for n in (height, width))
+        stride = self.branch_stride(config["output_stride"], head)
+        lost, cells = degenerate_rates(
+            self._dilated_rates(config), stride, (height, width)
+        )
+        if lost:
+            warnings.warn(
+                f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} "
+                f"map of a {height}x{width} image at output stride {stride}: "
+                "their 3x3 convolutions act as 1x1.",
+                stacklevel=4,
+            )
 
     def _adapt_backbone(self, backbone, config, head):
         """Ends the backbone at the head's feature and modifies it."""
@@ -730,18 +743,3 @@ def _in_pixels(stride, input_scale):
             f"scores. Received: input_scale={input_scale}"
         )
     return stride // input_scale
-
-
-def _warn_of_degenerate_rates(config, rates, stride):
-    height, width, _ = config["input_shape"]
-    if height is None or width is None:
-        return
-    height, width = (n * config["input_scale"] for n in (height, width))
-    lost, cells = degenerate_rates(rates, stride, (height, width))
-    if lost:
-        warnings.warn(
-            f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
-            f"of a {height}x{width} image at output stride {stride}: "
-            "their 3x3 convolutions act as 1x1.",
-            stacklevel=4,
-        )
