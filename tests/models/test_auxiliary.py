@@ -189,6 +189,7 @@ def test_files_and_copies_are_those_of_a_model_without(tmp_path):
     assert [c.auxiliary_weight for c in copies] == [0, 0, 0, WEIGHT]
 
 
+@pytest.mark.slow  # two conversions
 @tensorflow_only
 def test_an_export_is_that_of_a_model_without():
     from keras_aspp.export.tflite import convert
