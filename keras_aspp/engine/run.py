@@ -189,7 +189,7 @@ def _finish(run, checkpoints, owner, progress):
             run.batches().take(settings.recalibrate_steps),
             lambda path: _evaluate(run, path, data.validation_split),
         )
-    if settings.threshold == "auto" and run.spec.task == "binary":
+    if settings.threshold == "auto" and run.spec.task != "semantic":
         _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
@@ -211,7 +211,11 @@ def _choose_threshold(run, path):
     model = load_saved(path)
     model.threshold = found
     save_model(model, path)
-    _log.info("Threshold: %.3f, the best F1 on validation.", found)
+    values = found if isinstance(found, tuple) else (found,)
+    _log.info(
+        "Threshold: %s, the best F1 on validation.",
+        ", ".join(f"{value:.3f}" for value in values),
+    )
 
 
 def _is_known(workdir, found):
@@ -308,7 +312,7 @@ class Run:
                 pixels=self.spec.pixels,
                 task=self.spec.task,
             )
-            if self.spec.task == "binary" and config.train.threshold != "auto":
+            if "auto" != config.train.threshold and self.spec.task != "semantic":
                 self.model.threshold = config.train.threshold
         split = config.data.train_split
         self.num_examples = self.source.size(split)

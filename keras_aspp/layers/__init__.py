@@ -3,6 +3,7 @@
 from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
+from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
 from keras_aspp.layers.image_pooling import ImagePooling
@@ -25,6 +26,7 @@ __all__ = [
     "BackgroundLogit",
     "BatchNormalization",
     "BilinearResize",
+    "ClassThresholds",
     "Conv2D",
     "Cropping2D",
     "DenseASPP",

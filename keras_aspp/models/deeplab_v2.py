@@ -1,7 +1,7 @@
 """DeepLabV2: a sum of the scores at several rates."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -75,8 +75,8 @@ class DeepLabV2(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l",
         fc_filters: int | None = None,

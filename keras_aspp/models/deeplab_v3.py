@@ -1,7 +1,7 @@
 """DeepLabV3: ASPP on a dense backbone, or a cascade of dilated blocks."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -73,8 +73,8 @@ class DeepLabV3(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         aspp_filters: int = 256,
         separable: bool = False,
@@ -196,8 +196,8 @@ class CascadedDeepLabV3(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         blocks: int = 3,
         multi_grid: list[int] | tuple[int, ...] | None = None,

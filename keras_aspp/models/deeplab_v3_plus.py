@@ -1,7 +1,7 @@
 """DeepLabV3+: DeepLabV3 with a decoder that restores object boundaries."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -79,8 +79,8 @@ class DeepLabV3Plus(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         aspp_filters: int = 256,
         separable: bool = False,

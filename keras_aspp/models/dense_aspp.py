@@ -1,7 +1,7 @@
 """DenseASPP: densely connected atrous convolutions."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -64,8 +64,8 @@ class DenseASPP(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         growth_filters: int = 64,
         bottleneck_filters: int = 256,

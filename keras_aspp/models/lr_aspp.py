@@ -1,7 +1,7 @@
 """LR-ASPP: an image-level gate, and a sum of the scores of two strides."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -63,8 +63,8 @@ class LRASPP(Segmenter):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         *,
         gate_filters: int = 128,
     ) -> None:
