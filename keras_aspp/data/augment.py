@@ -259,9 +259,7 @@ class Augment:
             for x, how, fill in (
                 (image, "bilinear", FILL),
                 (
-                    labels
-                    if several
-                    else tf.cast(labels, "uint8")[..., None],
+                    labels if several else tf.cast(labels, "uint8")[..., None],
                     "nearest",
                     self.ignore_label,
                 ),

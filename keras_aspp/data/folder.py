@@ -715,7 +715,9 @@ def _notes(report, source):
                 + ("; they cannot be learned" if lost else "")
             )
     # Rare classes of the training split, if it exists.
-    measured = [source.train_split] if source.train_split in counted else counted
+    measured = (
+        [source.train_split] if source.train_split in counted else counted
+    )
     pixels = sum((counted[s] for s in measured), np.zeros(len(names), "int64"))
     total = pixels.sum()
     if source.spec.is_multilabel:

@@ -78,8 +78,10 @@ def read_stored_masks(
         values, valid = _read_all(masks, spec)
         if spec.mask_orientation == "image":
             values = decode.turn_upright(values, image_orientation)
-            valid = valid if valid is None else decode.turn_upright(
-                valid, image_orientation
+            valid = (
+                valid
+                if valid is None
+                else decode.turn_upright(valid, image_orientation)
             )
         return StoredMasks(
             tuple(
@@ -95,8 +97,7 @@ def read_stored_masks(
         tuple(
             (
                 str(path),
-                path
-                and decode.read_stored(path, one, None, image_orientation),
+                path and decode.read_stored(path, one, None, image_orientation),
             )
             for path in masks
         )
@@ -189,8 +190,7 @@ def _read_all(path, spec):
         )
     if values.dtype not in (np.uint8, np.bool_):
         raise InputError(
-            "Masks must be uint8. "
-            f"File: {printable(path)} ({values.dtype})"
+            f"Masks must be uint8. File: {printable(path)} ({values.dtype})"
         )
     return values.astype("uint8"), valid
 

@@ -104,7 +104,9 @@ def _check_named_classes(config):
             "mask for each image. Received: "
             f"{config.tfds or config.root!r}"
         )
-    described = os.path.exists(os.path.expandvars(f"{config.root}/dataset.json"))
+    described = os.path.exists(
+        os.path.expandvars(f"{config.root}/dataset.json")
+    )
     if config.class_names is None and not described:
         raise InputError(
             "`data.task` multilabel needs `data.class_names`, one for each "

@@ -149,7 +149,9 @@ def read_pages(
                 raise InputError(
                     f"Images must take at most {MAX_BYTES} bytes. File: {path}"
                 )
-            return np.stack([_pixels_of(page, path) for page in pages], -1), None
+            return np.stack(
+                [_pixels_of(page, path) for page in pages], -1
+            ), None
     bands = read_tiff(source, path, max_pixels)
     return bands.values, bands.valid
 

@@ -57,6 +57,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
     Raises:
         ValueError: Beam is not installed; or see `evaluate`.
     """
+    source.spec.require_one_mask("Beam")
     options = pipeline_options(options)
     import apache_beam as beam
 
@@ -108,6 +109,7 @@ def predict_with_beam(model, images, output, options=(), scores=False):
     output = absolute_path(output)
     predictor = Predictor(**model)
     spec = spec_of(predictor)
+    spec.require_one_mask("Beam")
     if scores:
         check_scores(predictor)
     answer = functools.partial(predict_scores, scores=scores)

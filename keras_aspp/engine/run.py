@@ -312,7 +312,10 @@ class Run:
                 pixels=self.spec.pixels,
                 task=self.spec.task,
             )
-            if "auto" != config.train.threshold and self.spec.task != "semantic":
+            if (
+                "auto" != config.train.threshold
+                and self.spec.task != "semantic"
+            ):
                 self.model.threshold = config.train.threshold
         split = config.data.train_split
         self.num_examples = self.source.size(split)

@@ -35,8 +35,8 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         f"---\n{_front_matter(manifest, about)}---\n\n# {manifest['name']}\n\n"
         "![An image and its predicted classes](preview.png)",
         about["preview"],
-        f"Labels every pixel with one of {manifest['num_classes']} classes: "
-        f"{classes}. Output stride {manifest['output_stride']}.",
+        f"{_what(manifest)}: {classes}. Output stride "
+        f"{manifest['output_stride']}.",
     ]
     if about["trained_on"]:
         parts.append(f"Trained on {about['trained_on']}.")
@@ -63,6 +63,17 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what(manifest):
+    """Says what the labels of the artefacts are."""
+    count = manifest["num_classes"]
+    if manifest.get("task") == "multilabel":
+        return (
+            f"Writes a mask of 0 and 1 for each of {count} classes, which may "
+            "overlap"
+        )
+    return f"Labels every pixel with one of {count} classes"
 
 
 def _inputs(manifest):

@@ -11,12 +11,15 @@ import tensorflow as tf
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
 from keras_aspp.layers.background_logit import BackgroundLogit, logit
+from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
 MAX_SERVED_PIXELS = 2**24
 # Outputs that artefacts may have, of each pixel.
 OUTPUTS = ("labels", "confidence", "probabilities")
+# Those of masks that may overlap, of which a pixel has several.
+MASK_OUTPUTS = ("labels", "probabilities")
 
 
 def smallest_side(model: keras.Model) -> int:
@@ -88,7 +91,7 @@ def answer(
 def classify(
     scores: Tensor,
     outputs: Sequence[str] = ("labels",),
-    threshold: float | None = None,
+    threshold: float | tuple[float, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Computes outputs from logits.
 
@@ -98,12 +101,21 @@ def classify(
             probability of the label), `"probabilities"` (float32, the softmax
             over classes) and `"logits"`.
         threshold: float, of a binary model, whose logits contain it, or
-            `None`. Probabilities do not depend on it.
+            `None`. Probabilities do not depend on it. Of a multilabel model, a
+            tuple: `labels` are uint8 `[B, H, W, K]`, and `probabilities` the
+            sigmoids.
 
     Returns:
         dict: name -> tensor, as in `outputs`.
     """
     found = {"logits": scores}
+    if isinstance(threshold, tuple):
+        shift = [logit(one) for one in threshold]
+        if "labels" in outputs:
+            found["labels"] = tf.cast(scores > 0.0, tf.uint8, name="labels")
+        if "probabilities" in outputs:
+            found["probabilities"] = tf.sigmoid(scores + shift)
+        return {name: found[name] for name in outputs}
     if "labels" in outputs:
         found["labels"] = tf.argmax(
             scores, axis=-1, output_type=tf.int32, name="labels"
@@ -122,9 +134,13 @@ def classify(
 
 
 def _threshold(model):
-    """Returns the threshold of a binary model, `None` of another."""
-    layers = (x for x in model.layers if isinstance(x, BackgroundLogit))
-    return next((layer.threshold for layer in layers), None)
+    """Returns the threshold as `classify` takes it."""
+    for layer in model.layers:
+        if isinstance(layer, BackgroundLogit):
+            return layer.threshold
+        if isinstance(layer, ClassThresholds):
+            return layer.thresholds
+    return None
 
 
 def without_unsure(

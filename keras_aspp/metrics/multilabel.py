@@ -110,8 +110,7 @@ class MultilabelConfusion(keras.metrics.Metric):
         counted = ops.cast(ops.logical_and(valid, good), self.counts.dtype)
         axes = tuple(range(len(shapes[0]) - 1))
         label, predicted = (
-            ops.cast(x, self.counts.dtype) * counted
-            for x in (label, predicted)
+            ops.cast(x, self.counts.dtype) * counted for x in (label, predicted)
         )
         pixels, labeled, positive, hit = (
             ops.sum(x, axis=axes)

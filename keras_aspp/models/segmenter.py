@@ -23,11 +23,11 @@ from keras_aspp.layers.background_logit import (
     check_threshold,
 )
 from keras_aspp.layers.batch_norm import freeze_batch_norm
+from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
 from keras_aspp.layers.class_thresholds import (
     ClassThresholds,
     check_thresholds,
 )
-from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
 from keras_aspp.models.archive import load_keras
 from keras_aspp.models.features import (
     choose_backbone,
