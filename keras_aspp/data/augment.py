@@ -158,8 +158,8 @@ class Augment:
         seed: int `[2]`; the same seed gives the same crop.
 
     Returns:
-        `(float32 [h, w, C], labels [h, w] or [h, w, K])`; pixels of a uint8 image in 0..255.
-        Saturation, hue and `layers` change RGB only.
+        `(float32 [h, w, C], labels [h, w] or [h, w, K])`; pixels of a uint8
+        image in 0..255. Saturation, hue and `layers` change RGB only.
     """
 
     def __init__(

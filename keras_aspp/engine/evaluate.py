@@ -85,18 +85,13 @@ def evaluate(
     spec = source.spec
     resolve_num_classes(predictor, spec)
     _check_request(predictor, calibration, worst)
-    if spec.is_multilabel:
-        _check_masks(
-            boundaries=boundaries, calibration=calibration, objects=objects
-        )
+    _check_measures(spec, boundaries, calibration, objects)
     if figures:
         # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
     matrix = confusion_of(spec.task, *counted)
-    rims = ()
-    if boundaries:
-        rims = BoundaryIoU(*counted), BandIoU(*counted)
+    rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
     curves = _curves_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
@@ -132,12 +127,7 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
-    if spec.task == "binary":
-        found["binary"] = _with_curve(
-            binary_scores(matrix.matrix()), predictor.threshold, *curves
-        )
-    elif spec.is_multilabel:
-        found |= _multilabel_metrics(matrix, curves, predictor.threshold, spec)
+    found |= _metrics_of_task(matrix, curves, predictor.threshold, spec)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -152,8 +142,8 @@ def evaluate(
     if worst:
         found["worst"] = worst_images.table(source, split)
     if figures:
-        _draw(Path(figures), matrix, spec, confidence if calibration else None)
-        _draw_curves(Path(figures), curves, spec, predictor.threshold)
+        parts = matrix, spec, confidence if calibration else None, curves
+        _draw(Path(figures), *parts, predictor.threshold)
         _draw_worst(Path(figures), worst_images, found, source)
     return found
 
@@ -193,8 +183,8 @@ _WORST_COLUMNS = (
 )
 
 
-def _draw(folder, matrix, spec, confidence):
-    """Draws the confusion matrix, and the confidences if there are any.
+def _draw(folder, matrix, spec, confidence, curves, thresholds):
+    """Draws the confusion matrix, and confidences and curves if there are any.
 
     Classes that may overlap are not confused with each other.
     """
@@ -203,6 +193,7 @@ def _draw(folder, matrix, spec, confidence):
         save(figure, folder, "confusion_matrix", ("png",))
     if confidence is not None:
         save(reliability_figure(confidence), folder, "confidence", ("png",))
+    _draw_curves(folder, curves, spec, thresholds)
 
 
 def _draw_curves(folder, curves, spec, thresholds):
@@ -223,10 +214,15 @@ def _true_scores(predictor, scores):
     return np.log(np.maximum(predictor.to_probabilities(scores), 1e-30))
 
 
-def _check_masks(**asked):
-    """Raises for measures of labels of which a pixel has one."""
+def _check_measures(spec, boundaries, calibration, objects):
+    """Raises for measures that classes which may overlap do not have."""
+    asked = {
+        "boundaries": boundaries,
+        "calibration": calibration,
+        "objects": objects,
+    }
     for name, value in asked.items():
-        if value:
+        if value and spec.is_multilabel:
             raise InputError(
                 f"`{name}` measures labels of which a pixel has one; classes "
                 "that may overlap have IoU, Dice, precision, recall and "
@@ -268,6 +264,16 @@ def _with_curve(scores, threshold, curve=None):
         found["average_precision"] = _number(curve.average_precision())
         found["best_threshold"] = _number(curve.best_threshold())
     return found
+
+
+def _metrics_of_task(matrix, curves, threshold, spec):
+    """Returns the entries of a binary or multilabel task, ready for JSON."""
+    if spec.is_multilabel:
+        return _multilabel_metrics(matrix, curves, threshold, spec)
+    if spec.task == "binary":
+        scores = binary_scores(matrix.matrix())
+        return {"binary": _with_curve(scores, threshold, *curves)}
+    return {}
 
 
 def _multilabel_metrics(matrix, curves, thresholds, spec):

@@ -30,7 +30,7 @@ def write_saved_model(
         outputs: of `serving.OUTPUTS`.
         ignore_label: int, label of pixels below `min_confidence`.
     """
-    masks = model.task == "multilabel"
+    masks = isinstance(serving.threshold_of(model), tuple)
     names = ("labels", *(() if masks else ("confidence",)), *outputs)
     names = tuple(dict.fromkeys(names))
 

@@ -61,8 +61,9 @@ def predict_files(
             `"labelme"` one `NAME.json` per image; `None` neither.
         min_area: pixels; annotations leave out smaller regions.
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1; not of
-            classes that may overlap) too and, if the model has them, `NAME_probabilities.npz` (`probabilities`,
-            float16 `[H, W, K]`, and `class_names`). Not of scenes.
+            classes that may overlap) too and, if the model has them,
+            `NAME_probabilities.npz` (`probabilities`, float16 `[H, W, K]`,
+            and `class_names`). Not of scenes.
         windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:

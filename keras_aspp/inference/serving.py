@@ -85,7 +85,7 @@ def answer(
     Returns:
         dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
     """
-    return classify(score(model, image), outputs, _threshold(model))
+    return classify(score(model, image), outputs, threshold_of(model))
 
 
 def classify(
@@ -133,8 +133,8 @@ def classify(
     return {name: found[name] for name in outputs}
 
 
-def _threshold(model):
-    """Returns the threshold as `classify` takes it."""
+def threshold_of(model: keras.Model) -> float | tuple[float, ...] | None:
+    """Returns the threshold of a model, as `classify` takes it."""
     for layer in model.layers:
         if isinstance(layer, BackgroundLogit):
             return layer.threshold
@@ -182,7 +182,9 @@ def answer_coarsely(
         name: tf.gather(
             tf.gather(values, rows, axis=1), columns, axis=2, name=name
         )
-        for name, values in classify(scores, outputs, _threshold(model)).items()
+        for name, values in classify(
+            scores, outputs, threshold_of(model)
+        ).items()
     }
 
 
