@@ -90,8 +90,10 @@ def export_model(
             bits), `"tflite_int8"` (everything in 8 bits),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that
-            MediaPipe needs), `"onnx"` (one size; extra `onnx`); `model.keras`
-            is always written.
+            MediaPipe needs), `"tflite_gpu"` (for the GPUs of phones: float32
+            RGB in [-1, 1] in, float32 scores at the decoder's stride out,
+            with the same metadata), `"onnx"` (one size; extra `onnx`);
+            `model.keras` is always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label of ignored pixels.
         colormap: one RGB color per class, or `None`.
@@ -139,10 +141,8 @@ def export_model(
         written = _write_artefacts(
             model, work, sizes, formats, calibration, answers, spec, progress
         )
-        # MediaPipe reads RGB of 8 bits.
-        if PixelFormat(model.input_channels, model.preprocess.input_dtype) == (
-            PixelFormat()
-        ):
+        if _is_rgb(model):
+            # MediaPipe reads no other images.
             add_metadata(written, directory.name, spec.class_names)
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
@@ -185,6 +185,12 @@ def export_model(
         )
         write_json(work / "manifest.json", content)
     return content
+
+
+def _is_rgb(model):
+    """Returns True for a model of RGB images of 8 bits."""
+    dtype = model.preprocess.input_dtype
+    return PixelFormat(model.input_channels, dtype) == PixelFormat()
 
 
 def _task_entries(model):
@@ -245,6 +251,11 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
+    if "tflite_gpu" in formats and not _is_rgb(model):
+        raise InputError(
+            "tflite_gpu is for models of RGB images of 8 bits. Received: "
+            f"{model.input_channels} bands of {model.preprocess.input_dtype}"
+        )
     if len(verify_images) == 0:
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"
@@ -265,10 +276,10 @@ def _checked_answers(coarse_labels, outputs):
 
 def _check_masks(formats, outputs):
     """Raises for what assumes one label for each pixel."""
-    if "tflite_logits" in formats:
+    if {"tflite_logits", "tflite_gpu"} & set(formats):
         raise InputError(
-            "`tflite_logits` is for MediaPipe, which takes one class for each "
-            "pixel; for scores of classes that may overlap, export "
+            "tflite_logits and tflite_gpu are for one class for each pixel; "
+            "for scores of classes that may overlap, export "
             '--export.outputs "[labels, probabilities]". Received: '
             f"formats={tuple(formats)}"
         )

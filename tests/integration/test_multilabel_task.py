@@ -133,7 +133,10 @@ def test_commands_write_masks_of_classes(trained, tmp_path, capsys):
         (["evaluate", "--objects"], "`objects` measures labels of which"),
         (["predict", "--min_confidence", "0.5"], "no common confidence"),
         (["predict", "--format", "coco"], "takes one mask for each image"),
-        (["export", "--formats", "tflite_logits"], "is for MediaPipe"),
+        (
+            ["export", "--formats", "tflite_logits"],
+            "are for one class for each",
+        ),
     ],
 )
 def test_what_needs_one_label_is_refused(
