@@ -198,7 +198,7 @@ def _read_all(path, spec):
 def _read_array(path):
     try:
         # Mapped, so that the header's size is checked before it is read.
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.lib.format.open_memmap(path, mode="r")
         height, width, *_ = values.shape
     except (ValueError, OSError, EOFError) as error:
         raise InputError(

@@ -400,8 +400,11 @@ def _advise(run, metrics):
     if zero_classes(metrics):
         splits = run.config.data.train_split, metrics["split"]
         pixels = [run.class_pixels(split) for split in splits]
+        total = None
+        if run.spec.is_multilabel:
+            total = run.report.num_pixels[splits[0]]
         advice += advise_on_classes(
-            metrics, run.config, run.spec.class_names, *pixels
+            metrics, run.config, run.spec.class_names, *pixels, total
         )
     return advice
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.layers.background_logit import logit
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
@@ -56,8 +56,10 @@ class SlidingWindow:
                 f"Received: window={window}"
             )
         self.engine: Any = engine
-        self.outputs: tuple[str, ...] = getattr(engine, "outputs", OUTPUTS)
         self.is_multilabel: bool = isinstance(engine.threshold, tuple)
+        self.outputs: tuple[str, ...] = (
+            MASK_OUTPUTS if self.is_multilabel else OUTPUTS
+        )
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_aspp.data.resize import resize_image
-from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.inference.sliding_window import (
     Threshold,
     from_scores,
@@ -55,8 +55,10 @@ class MultiScale:
                 f"Received: scales={scales}"
             )
         self.engine: Any = engine
-        self.outputs: tuple[str, ...] = getattr(engine, "outputs", OUTPUTS)
         self.is_multilabel: bool = isinstance(engine.threshold, tuple)
+        self.outputs: tuple[str, ...] = (
+            MASK_OUTPUTS if self.is_multilabel else OUTPUTS
+        )
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
