@@ -12,6 +12,7 @@ from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
 from keras_aspp.layers import ASPP
+from keras_aspp.layers.checks import rate_text
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
 
@@ -179,7 +180,7 @@ def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
         if title == "point":
             title = "1x1"
         elif title.startswith("atrous"):
-            title = f"rate {next(rates)}"
+            title = f"rate {rate_text(next(rates))}"
         maps[title] = _strength(branch(features, training=False))
     maps["together"] = _strength(aspp(features, training=False))
     return maps

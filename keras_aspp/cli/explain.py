@@ -27,7 +27,8 @@ def run(arguments):
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument(
-        "--model", help="workdir, exported folder or .keras file"
+        "--model",
+        help="workdir, exported folder or .keras file; also hf://user/name",
     )
     flags = parser.parse_args(arguments)
     image = read_picture(flags.image)
@@ -137,7 +138,7 @@ def _by_model(image, model):
     inputs = np.asarray(preprocess(image), "float32")
     found = feature_maps.strided_and_dense(backbone, inputs)
     rates = getattr(aspp or model, "atrous_rates", RATES)
-    stride = getattr(model, "output_stride", STRIDE)
+    stride = getattr(model, "atrous_stride", STRIDE)
     channels = plots.channels_to_show(found["dense"])
     figures = {
         "kernel": plots.kernel_figure(image, rates, stride),

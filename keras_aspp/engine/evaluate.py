@@ -93,7 +93,7 @@ def evaluate(
     matrix = confusion_of(spec.task, *counted)
     rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
-    curves = _curves_of(predictor, spec)
+    curves = curves_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
@@ -230,7 +230,7 @@ def _check_measures(spec, boundaries, calibration, objects):
             )
 
 
-def _curves_of(predictor, spec):
+def curves_of(predictor, spec):
     """Returns a `BinaryCurve` for the object, or for each class.
 
     Empty for a semantic task and without scores. Scores of a file of one size
@@ -271,9 +271,13 @@ def _metrics_of_task(matrix, curves, threshold, spec):
     if spec.is_multilabel:
         return _multilabel_metrics(matrix, curves, threshold, spec)
     if spec.task == "binary":
-        scores = binary_scores(matrix.matrix())
-        return {"binary": _with_curve(scores, threshold, *curves)}
+        return {"binary": binary_metrics(matrix, threshold, *curves)}
     return {}
+
+
+def binary_metrics(matrix, threshold, curve=None):
+    """Returns the measures of the object, ready for JSON."""
+    return _with_curve(binary_scores(matrix.matrix()), threshold, curve)
 
 
 def _multilabel_metrics(matrix, curves, thresholds, spec):
@@ -314,7 +318,7 @@ def choose_threshold(
         float, or one for each class of a multilabel model.
     """
     spec = source.spec
-    curves = _curves_of(predictor, spec)
+    curves = curves_of(predictor, spec)
     for images, labels in evaluation_dataset(source, split, batch_size):
         found = predictor.probability_batch(images.numpy())
         _update_curves(curves, labels, found, spec)

@@ -6,6 +6,7 @@ from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dense_aspp import DenseASPP
+from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import (
@@ -31,6 +32,7 @@ __all__ = [
     "Cropping2D",
     "DenseASPP",
     "DepthwiseConv2D",
+    "DilatedReparamBlock",
     "GroupNormalization",
     "ImagePooling",
     "MaxPooling2D",

@@ -17,7 +17,13 @@ from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Rate,
+    Shape,
+    Tensor,
+)
 
 FUSIONS = ("concat", "sum")
 
@@ -28,13 +34,14 @@ class ASPP(keras.layers.Layer):
 
     Branches: 1x1 convolution; one 3x3 convolution per rate; image-level
     pooling. Fusion `"concat"`: the branches are concatenated in this order,
-    projected by a 1x1 convolution and dropped out. Fusion `"sum"`: they are
+    projected by a convolution and dropped out. Fusion `"sum"`: they are
     added, then dropped out.
 
     Args:
         filters: int > 0. Channels of every branch and of the result. Defaults
             to 256.
-        atrous_rates: sequence of ints > 0, in feature cells; any number of
+        atrous_rates: sequence of ints > 0 or pairs `(height, width)`,
+            in feature cells; any number of
             them, or an empty one beside image pooling, as in LR-ASPP. Defaults
             to (6, 12, 18), which is for output stride 16.
         fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
@@ -46,6 +53,8 @@ class ASPP(keras.layers.Layer):
         batch_norm: see `AtrousConv2D`. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        projection_kernel_size: odd int > 0, of the convolution after the
+            concatenation; 3 in DAFormer and mmsegmentation. Defaults to 1.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Input shape:
@@ -73,7 +82,7 @@ class ASPP(keras.layers.Layer):
     def __init__(
         self,
         filters: int = 256,
-        atrous_rates: Sequence[int] = (6, 12, 18),
+        atrous_rates: Sequence[Rate] = (6, 12, 18),
         fusion: Literal["concat", "sum"] = "concat",
         separable: bool = False,
         image_pooling: bool = True,
@@ -82,6 +91,8 @@ class ASPP(keras.layers.Layer):
         batch_norm: BatchNorm = True,
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
+        *,
+        projection_kernel_size: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -97,6 +108,7 @@ class ASPP(keras.layers.Layer):
         self.fusion = fusion
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
+        self.projection_kernel_size = projection_kernel_size
         self.dropout = check_dropout(dropout)
         self.activation = keras.activations.get(activation)
         self.batch_norm = batch_norm
@@ -125,7 +137,7 @@ class ASPP(keras.layers.Layer):
         self.projection = None
         if fusion == "concat":
             self.projection = AtrousConv2D(
-                kernel_size=1, name="projection", **common
+                kernel_size=projection_kernel_size, name="projection", **common
             )
         self.drop = keras.layers.Dropout(
             dropout, dtype=self.dtype_policy, name="dropout"
@@ -157,6 +169,7 @@ class ASPP(keras.layers.Layer):
             lowering.form() == "export"
             and self.image_pooling
             and self.projection is not None
+            and self.projection_kernel_size == 1
             and self.projection.norm is None
         )
 
@@ -181,7 +194,7 @@ class ASPP(keras.layers.Layer):
         return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             **super().get_config(),
             "filters": self.filters,
             "atrous_rates": self.atrous_rates,
@@ -194,3 +207,7 @@ class ASPP(keras.layers.Layer):
             "batch_norm_momentum": self.batch_norm_momentum,
             "batch_norm_epsilon": self.batch_norm_epsilon,
         }
+        if self.projection_kernel_size > 1:
+            # Earlier versions load a layer without it.
+            config["projection_kernel_size"] = self.projection_kernel_size
+        return config

@@ -14,7 +14,13 @@ from keras import ops
 
 from keras_aspp.layers.checks import check_atrous_rates, check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
-from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Rate,
+    Shape,
+    Tensor,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -29,7 +35,8 @@ class DenseASPP(keras.layers.Layer):
         filters: int > 0. Channels that each rate adds. Defaults to 64.
         bottleneck_filters: int > 0. Channels between the two convolutions.
             Defaults to 256.
-        atrous_rates: non-empty sequence of ints > 0, in feature cells.
+        atrous_rates: non-empty sequence of ints > 0 or pairs `(height, width)`,
+            in feature cells.
             Defaults to (3, 6, 12, 18, 24), which is for output stride 8.
         separable: bool. Depthwise separable 3x3 convolutions. Defaults to
             `False`.
@@ -67,7 +74,7 @@ class DenseASPP(keras.layers.Layer):
         self,
         filters: int = 64,
         bottleneck_filters: int = 256,
-        atrous_rates: Sequence[int] = (3, 6, 12, 18, 24),
+        atrous_rates: Sequence[Rate] = (3, 6, 12, 18, 24),
         separable: bool = False,
         dropout: float = 0.1,
         activation: Activation = "relu",

@@ -13,7 +13,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -57,7 +57,7 @@ class DeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -75,6 +75,8 @@ class DeepLabV3(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary", "multilabel"] = "semantic",
         threshold: float | Sequence[float] = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         aspp_filters: int = 256,
         separable: bool = False,
@@ -104,6 +106,8 @@ class DeepLabV3(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
@@ -180,7 +184,7 @@ class CascadedDeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -198,6 +202,8 @@ class CascadedDeepLabV3(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary", "multilabel"] = "semantic",
         threshold: float | Sequence[float] = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         blocks: int = 3,
         multi_grid: list[int] | tuple[int, ...] | None = None,
@@ -225,6 +231,8 @@ class CascadedDeepLabV3(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             blocks=blocks,
             multi_grid=multi_grid,
         )

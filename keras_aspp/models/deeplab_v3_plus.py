@@ -12,7 +12,7 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -63,7 +63,7 @@ class DeepLabV3Plus(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -81,6 +81,8 @@ class DeepLabV3Plus(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary", "multilabel"] = "semantic",
         threshold: float | Sequence[float] = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         aspp_filters: int = 256,
         separable: bool = False,
@@ -123,6 +125,8 @@ class DeepLabV3Plus(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,

@@ -18,6 +18,8 @@ Dataset: TypeAlias = Any
 Shape: TypeAlias = tuple[int | None, ...]
 # Height and width.
 Size: TypeAlias = Sequence[int]
+# Atrous rate in cells: of both axes, or `(height, width)`.
+Rate: TypeAlias = int | tuple[int, int]
 # `((top, bottom), (left, right))`.
 Pads: TypeAlias = Sequence[Sequence[int]]
 Activation: TypeAlias = str | Callable[..., Any] | None
