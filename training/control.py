@@ -5,14 +5,16 @@
         --variants aspp_pooling v3_plus --seeds 0 1
 
 Trains each variant in both frameworks, from the same weights, on the same
-batches, with the same loss and schedule. `--starts` draws the kernels of the
-head as other packages do. The workdir gets one JSON file for each run and
-table.md; finished runs are kept. Needs PyTorch: `pip install
+batches, with the same loss and schedule; in PyTorch by `torch.optim.SGD`, and
+by the update of Keras' SGD. `--starts` draws the kernels of the head as other
+packages do; `ours` keeps those of the layers. The workdir gets one JSON file
+for each run and table.md; finished runs are kept. Needs PyTorch: `pip install
 keras-aspp[peers]`.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -28,6 +30,7 @@ from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.engine.compile import WarmupPolynomial, compile_model
 from keras_aspp.engine.run import Run
 from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from training.ablation import spread, variants
 from training.control_networks import (
@@ -124,14 +127,15 @@ def redraw(model, start, seed):
         kernel.assign(draw(rng, tuple(kernel.shape)).astype("float32"))
 
 
-def to_network(model, settings, width=1.0):
+def to_network(model, settings):
     """Returns the PyTorch network of a segmenter, with its weights.
 
     Args:
         model: `Segmenter` with a MobileNetV2.
-        settings: its `ModelConfig`, `separable`.
-        width: multiplier of the backbone's channels.
+        settings: its `ModelConfig`, `separable`; the backbone's name has its
+            width.
     """
+    width = float(settings.backbone.removeprefix("mobilenet_v2")[1:] or 1)
     eps = next(
         layer.epsilon
         for layer in model.backbone.layers
@@ -185,14 +189,43 @@ def to_tensors(images, labels):
     return images.movedim(-1, 1), torch.tensor(np.asarray(labels, "int64"))
 
 
+class KerasSGD(torch.optim.Optimizer):
+    """Keras' SGD: the rate is in the velocity, and decay is decoupled.
+
+    `torch.optim.SGD` multiplies the velocity by the rate of the step, and adds
+    decay to the gradient, where momentum 0.9 makes it ten times as large.
+    """
+
+    def __init__(self, groups, lr, momentum):
+        """Takes arguments as `torch.optim.SGD` does."""
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self):
+        """Updates all parameters."""
+        for group in self.param_groups:
+            rate = group["lr"]
+            for weight in group["params"]:
+                velocity = self.state[weight].setdefault(
+                    "velocity", torch.zeros_like(weight)
+                )
+                weight.mul_(1 - rate * group["weight_decay"])
+                velocity.mul_(group["momentum"]).sub_(rate * weight.grad)
+                weight.add_(velocity)
+
+
+OPTIMIZERS = {"torch": torch.optim.SGD, "torch_keras_sgd": KerasSGD}
+
+
 def report_step(step, losses):
     """Prints the loss now and then."""
     if step % 100 == 99:
         print(f"{step + 1}: {np.mean(losses[-CURVE_STEPS:]):.3f}", flush=True)
 
 
-def train_torch(run, network, batches):
-    """Trains with `torch.optim.SGD`; returns losses and a function."""
+def train_torch(run, network, batches, optimizer):
+    """Trains with an optimizer class; returns losses and a function."""
     config = run.config.train
     total = run.epochs * run.steps
     schedule = WarmupPolynomial(
@@ -200,7 +233,7 @@ def train_torch(run, network, batches):
     )
     kernels = [p for p in network.parameters() if p.ndim == 4]
     rest = [p for p in network.parameters() if p.ndim != 4]
-    optimizer = torch.optim.SGD(
+    optimizer = optimizer(
         [
             {"params": kernels, "weight_decay": config.weight_decay},
             {"params": rest},
@@ -262,10 +295,12 @@ def run_one(config, framework, start):
     run = Run(config)
     redraw(run.model, start, config.train.seed)
     batches = run.batches().take(run.epochs * run.steps).as_numpy_iterator()
-    if framework == "torch":
+    if framework in OPTIMIZERS:
         torch.manual_seed(config.train.seed)
         network = to_network(run.model, config.model)
-        losses, predict = train_torch(run, network, batches)
+        losses, predict = train_torch(
+            run, network, batches, OPTIMIZERS[framework]
+        )
     else:
         losses, predict = train_keras(run, batches)
     curve = [
@@ -289,33 +324,35 @@ def run(arguments):
     parser.add_argument(
         "--variants", nargs="+", default=["aspp_pooling", "v3_plus"]
     )
-    parser.add_argument("--frameworks", nargs="+", default=["torch", "keras"])
-    parser.add_argument("--starts", nargs="+", default=["ours"])
+    frameworks = [*OPTIMIZERS, "keras"]
+    parser.add_argument(
+        "--frameworks", nargs="+", default=frameworks, choices=frameworks
+    )
+    parser.add_argument("--starts", nargs="+", default=["ours"], choices=STARTS)
     flags, overrides = parser.parse_known_args(arguments)
     config = load_config(config_path(flags.config), overrides)
     known = variants(config.model)
+    unknown = sorted(set(flags.variants) - set(known))
+    if unknown:
+        raise InputError(
+            f"--variants must be among {', '.join(known)}. Received: {unknown}"
+        )
     flags.workdir.mkdir(parents=True, exist_ok=True)
-    for seed in flags.seeds:
-        for start in flags.starts:
-            for variant in flags.variants:
-                for framework in flags.frameworks:
-                    name = f"{variant}-{framework}-{start}-seed{seed}"
-                    file = flags.workdir / f"{name}.json"
-                    if file.exists():
-                        continue
-                    one = dataclasses.replace(
-                        config,
-                        model=known[variant][1],
-                        train=dataclasses.replace(config.train, seed=seed),
-                    )
-                    numbers = run_one(one, framework, start)
-                    write_json(file, numbers)
-                    print(
-                        name,
-                        {k: v for k, v in numbers.items() if k != "curve"},
-                        flush=True,
-                    )
-                    keras.backend.clear_session()
+    for seed, start, variant, framework in itertools.product(
+        flags.seeds, flags.starts, flags.variants, flags.frameworks
+    ):
+        name = f"{variant}-{framework}-{start}-seed{seed}"
+        file = flags.workdir / f"{name}.json"
+        if file.exists():
+            continue
+        print(name, flush=True)
+        one = dataclasses.replace(
+            config,
+            model=known[variant][1],
+            train=dataclasses.replace(config.train, seed=seed),
+        )
+        write_json(file, run_one(one, framework, start))
+        keras.backend.clear_session()
     print(table(flags.workdir))
     return 0
 

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 from helpers import npy, randomize, tensorflow_only
+from tiny_run import replace, tiny_config
 
+from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import ModelConfig, TrainConfig
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.models.factory import build_model
@@ -57,7 +59,7 @@ def both(architecture, weights, dtype="float32"):
         **HEADS[architecture],
     )
     model = randomize(build_model(settings, CLASSES, dtype=dtype))
-    return model, control.to_network(model, settings, WIDTH)
+    return model, control.to_network(model, settings)
 
 
 def batches(count):
@@ -200,3 +202,73 @@ def population_variances(network):
             before[part] = part.running_var.clone()
 
     return correct
+
+
+def test_the_update_of_keras_is_that_of_keras():
+    start = np.array([1.0, -2.0], "float32")
+    theirs, ours = (
+        torch.nn.Parameter(torch.tensor(start)),
+        keras.Variable(start),
+    )
+    group = {"params": [theirs], "weight_decay": 0.1}
+    copy = control.KerasSGD([group], lr=1.0, momentum=MOMENTUM)
+    optimizer = keras.optimizers.SGD(0.1, momentum=MOMENTUM, weight_decay=0.1)
+    for step, rate in enumerate((0.1, 0.3, 0.2)):
+        gradient = np.array([0.5, step], "float32")
+        theirs.grad = torch.tensor(gradient)
+        copy.param_groups[0]["lr"] = optimizer.learning_rate = rate
+        copy.step()
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [ours])
+    np.testing.assert_allclose(theirs.detach().numpy(), npy(ours), rtol=1e-6)
+    assert np.abs(npy(ours) - start).min() > 0.1
+
+
+def test_starts_have_the_variances_of_other_packages():
+    """Of a depthwise kernel, the 1x1 after it and a classifier."""
+    shapes = {(3, 3, 64, 1): True, (1, 1, 64, 96): False}
+    expected = {
+        # variances: depthwise, 1x1, classifier
+        "torch": (1 / 27, 1 / 192, 1 / 192),
+        "mmseg": (2 / 576, 2 / 96, 1e-4),
+        # A normal distribution cut off at two deviations: 0.774 of its own.
+        "deeplab": (0.774 * 0.33**2, 0.774 * 0.06**2, 0.774e-4),
+    }
+    rng = np.random.default_rng(0)
+    for name, variances in expected.items():
+        for (shape, depthwise), classifier, variance in zip(
+            [*shapes.items(), ((1, 1, 64, 96), False)],
+            (False, False, True),
+            variances,
+            strict=True,
+        ):
+            draw = control.STARTS[name](shape, depthwise, classifier)
+            found = draw(rng, shape).var()
+            np.testing.assert_allclose(found, variance, rtol=0.15)
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_and_kept(tmp_path, tiny_folder, weights, capsys):
+    config = replace(
+        tiny_config(tiny_folder, total_epochs=1),
+        model={
+            "architecture": "deeplab_v3",
+            "backbone": f"mobilenet_v2_{WIDTH}",
+            "backbone_weights": weights,
+            "weights": None,
+            "atrous_rates": [1, 2],
+            "decoder_filters": 256,
+            "projection_filters": 48,
+        },
+    )
+    dump_config(config, tmp_path / "small.yaml")
+    arguments = [
+        *("--config", str(tmp_path / "small.yaml")),
+        *("--workdir", str(tmp_path / "runs")),
+        *("--variants", "v3_plus", "--seeds", "0", "--starts", "mmseg"),
+    ]
+    assert control.run(arguments) == 0
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert table.count("| v3_plus | ") == 3 and "| mmseg |" in table
+    before = capsys.readouterr().out
+    assert control.run(arguments) == 0
+    assert "seed0" in before and "seed0" not in capsys.readouterr().out
