@@ -154,8 +154,12 @@ def convolve_depthwise(
 
 
 def has_fused_batch_norm(x: Tensor) -> bool:
-    """Returns True if `normalize` accepts `x`: a map, in graph form."""
-    return form() == "graph" and len(x.shape) == 4
+    """Returns True if `normalize` accepts `x`: a map, in graph form.
+
+    The kernel computes in at most 32 bits, so not float64.
+    """
+    wide = keras.backend.standardize_dtype(x.dtype) == "float64"
+    return form() == "graph" and len(x.shape) == 4 and not wide
 
 
 def normalize(
