@@ -105,6 +105,21 @@ class Preprocess:
             for row in (scale, shift)
         )
 
+    def affine(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the conversion as `image @ matrix + shift`.
+
+        Args:
+            channels: int > 0.
+
+        Returns:
+            `(matrix, shift)`: float32 (channels, channels) and (channels,).
+        """
+        scale, shift = self._scale_and_shift(channels)
+        matrix = np.diag(scale)
+        if self.channel_order == "bgr":
+            matrix = matrix[::-1]
+        return matrix, shift
+
     def _pixel_map(self):
         """Returns `(factor, offset)` from stored values to 0..255."""
         low, high = (np.atleast_1d(np.asarray(e)) for e in self.input_range)

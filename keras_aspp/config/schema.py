@@ -408,7 +408,8 @@ class ExportConfig:
             the median of the evaluated images, at most 1024, in multiples of
             32.
         formats: artefacts to write; `tflite_logits` is for MediaPipe,
-            `tflite_any_size` has an input that the interpreter resizes.
+            `tflite_any_size` has an input that the interpreter resizes,
+            `tflite_gpu` is for the GPUs of phones.
         calibration_images: number of training images that calibrate
             `tflite_int8`.
         max_int8_loss: largest loss of `tflite_int8`, in points of mean IoU;
@@ -437,6 +438,7 @@ class ExportConfig:
             "tflite_int8",
             "tflite_any_size",
             "tflite_logits",
+            "tflite_gpu",
             "onnx",
         ],
         ...,

@@ -89,8 +89,10 @@ def export_model(
             bits), `"tflite_int8"` (everything in 8 bits),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that
-            MediaPipe needs), `"onnx"` (one size; extra `onnx`); `model.keras`
-            is always written.
+            MediaPipe needs), `"tflite_gpu"` (for the GPUs of phones: float32
+            RGB in [-1, 1] in, float32 scores at the decoder's stride out,
+            with the same metadata), `"onnx"` (one size; extra `onnx`);
+            `model.keras` is always written.
         overwrite: bool. Replace `directory` if it exists.
         ignore_label: int, label of ignored pixels.
         colormap: one RGB color per class, or `None`.
@@ -135,10 +137,8 @@ def export_model(
         written = _write_artefacts(
             model, work, sizes, formats, calibration, answers, spec, progress
         )
-        # MediaPipe reads RGB of 8 bits.
-        if PixelFormat(model.input_channels, model.preprocess.input_dtype) == (
-            PixelFormat()
-        ):
+        if _is_rgb(model):
+            # MediaPipe reads no other images.
             add_metadata(written, directory.name, spec.class_names)
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
@@ -181,6 +181,12 @@ def export_model(
         )
         write_json(work / "manifest.json", content)
     return content
+
+
+def _is_rgb(model):
+    """Returns True for a model of RGB images of 8 bits."""
+    dtype = model.preprocess.input_dtype
+    return PixelFormat(model.input_channels, dtype) == PixelFormat()
 
 
 def _task_entries(model):
@@ -238,6 +244,11 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
+    if "tflite_gpu" in formats and not _is_rgb(model):
+        raise InputError(
+            "tflite_gpu is for models of RGB images of 8 bits. Received: "
+            f"{model.input_channels} bands of {model.preprocess.input_dtype}"
+        )
     if len(verify_images) == 0:
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"

@@ -9,6 +9,7 @@ FILE_NAMES = {
     "tflite_int8": "model_int8.tflite",
     "tflite_any_size": "model_any_size.tflite",
     "tflite_logits": "model_logits.tflite",
+    "tflite_gpu": "model_gpu.tflite",
     "onnx": "model.onnx",
 }
 FORMATS = tuple(FILE_NAMES)[1:]

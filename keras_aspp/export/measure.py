@@ -12,8 +12,17 @@ from keras_aspp.export import onnx, verify
 from keras_aspp.export.formats import FILE_NAMES
 from keras_aspp.inference import Predictor, serving
 from keras_aspp.litert import describe
+from keras_aspp.litert.float16 import (
+    LARGEST,
+    NotSimulatedError,
+    run_in_float16,
+)
 from keras_aspp.models import fold_batch_norm
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.progress import timed
+
+# Of files by their suffix, names of `run_alone.RUNTIMES`.
+_RUNTIMES = {".tflite": ("interpreter", "cpu"), ".onnx": ("onnx",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +86,7 @@ class Comparison:
         size, images = predictor.image_size, self.images
         if size is not None:
             images = [resize_image(image, size) for image in images]
-        value, differences = verify.compare(
-            path,
-            self._expected(kind, size),
-            self._with_parts(images, size),
-            predictor.predict if kind == "keras" else None,
-        )
-        verify.check_agreement(value, kind, path.name, self.evaluated)
-        verify.check_differences(differences, kind, path.name)
+        value, differences = self._compare(artefact, size, images, entry)
         entry |= {
             "mean_iou": None,
             "keras_mean_iou": None,
@@ -93,6 +95,15 @@ class Comparison:
             "max_abs_logit_difference": None,
             "score_difference": differences or None,
         }
+        if kind == "tflite_gpu":
+            described = describe.describe_tflite(path)
+            entry["input"] |= {"dtype": "float32", "range": [-1, 1]}
+            entry["output"] |= {
+                "name": serving.COARSE,
+                "shape": described["outputs"][0]["shape"],
+                "dtype": "float32",
+                "range": None,
+            }
         if kind == "tflite_logits":
             entry["output"] |= {
                 "name": "logits",
@@ -115,13 +126,49 @@ class Comparison:
         entry["latency_ms"] = verify.latency_ms(predictor, images[0])
         return entry
 
+    def _compare(self, artefact, size, images, entry):
+        """Checks an artefact in each runtime; returns `verify.compare`'s."""
+        kind, path = artefact.format, artefact.path
+        expect = self._expected(kind, size)
+        shown = self._with_parts(images, size)
+        if kind == "keras":
+            runtimes = {
+                "keras": [
+                    {"labels": artefact.predictor.predict(image)}
+                    for image in shown
+                ]
+            }
+        else:
+            names = _RUNTIMES.get(path.suffix, ("saved_model",))
+            # An app compiles a file for one size.
+            names = names[:1] if size is None else names
+            runtimes = verify.run_alone(path, shown, *names).outputs
+        found = {}
+        for name, answers in runtimes.items():
+            found[name] = verify.compare(answers, expect, shown)
+            verify.check_agreement(
+                found[name][0], kind, path.name, self.evaluated
+            )
+            verify.check_differences(found[name][1], kind, path.name)
+        if "cpu" in found:
+            on_gpu = _on_gpu(artefact, images[0], expect)
+            entry["compiled_model"] = {
+                "cpu": {"agreement_with_keras": found["cpu"][0]},
+                "gpu": on_gpu.pop("gpu", None),
+            }
+            entry |= on_gpu
+        if kind == "tflite_gpu":
+            entry["float16"] = _in_float16(artefact, images, expect)
+        return next(iter(found.values()))
+
     def _expected(self, kind, size):
         """Returns the function that answers as an artefact should."""
         if kind == "keras":
             # The file against the model in memory; all others against the
             # file, which is handed over with them.
             return self._answer
-        coarse = size is not None and kind != "tflite_logits"
+        exact = kind in ("tflite_logits", "tflite_gpu")
+        coarse = size is not None and not exact
         if self._coarse_answer and coarse:
             return self._coarse_answer
         return self._reference_answer
@@ -170,16 +217,73 @@ def _answer_of(model, answer, any_size=True):
 
 
 def _operators(path, predictor):
-    operators = gpu_compatible = None
+    found = {"operators": None, "gpu_compatible": None}
     if path.suffix == ".onnx":
-        operators = onnx.operators(path)
+        found["operators"] = onnx.operators(path)
     if path.suffix == ".tflite":
-        gpu_compatible = (
-            predictor.image_size is not None and describe.gpu_compatible(path)
+        found["operators"] = describe.operators(path)
+        describe.check_operators(found["operators"], path)
+        found["gpu_reason"] = "an app compiles files of one size only"
+        if predictor.image_size is not None:
+            found["gpu_static_verdict"] = {
+                "compatible": describe.gpu_compatible(path),
+                "by": f"analyzer of TensorFlow {tf.__version__}",
+            }
+    return found
+
+
+def _on_gpu(artefact, image, expect):
+    """Returns entries: whether this machine's GPU computes a `.tflite`.
+
+    One image, since a driver in software takes a minute for a large one.
+    """
+    kind, path = artefact.format, artefact.path
+    entries = {"gpu_compatible": None, "gpu_reason": None}
+    try:
+        run = verify.run_on_gpu(path, image)
+    except verify.NoGPUError as error:
+        return {**entries, "gpu_reason": str(error)}
+    except InputError as error:
+        if kind == "tflite_gpu":
+            raise
+        entries |= {"gpu_compatible": False, "gpu_reason": str(error)}
+        return entries
+    value, _ = verify.compare(run.outputs["gpu"], expect, [image])
+    if kind == "tflite_gpu":
+        verify.check_agreement(value, kind, path.name, False)
+    return {
+        "gpu_compatible": run.fully_accelerated,
+        "gpu_reason": None,
+        "gpu": {
+            "agreement_with_keras": value,
+            "is_fully_accelerated": run.fully_accelerated,
+        },
+    }
+
+
+def _in_float16(artefact, images, expect):
+    """Returns the entry of a `tflite_gpu` under float16 arithmetic."""
+    content = artefact.path.read_bytes()
+    runs = []
+    try:
+        for image in images:
+            unit = (image[None] / 127.5 - 1).astype("float32")
+            runs.append(run_in_float16(content, unit))
+    except NotSimulatedError as error:
+        return {"agreement_with_keras": None, "reason": str(error)}
+    value, _ = verify.compare(
+        [{serving.COARSE: run.output[0]} for run in runs], expect, images
+    )
+    largest = max(run.largest_sum for run in runs)
+    if largest > LARGEST:
+        raise InputError(
+            f"Sums of a tflite_gpu file must stay below {LARGEST:.0f}, the "
+            f"largest float16. Received: {largest:.0f} (smaller images help)"
         )
-        operators = describe.operators(path)
-        describe.check_operators(operators, path)
-    return {"operators": operators, "gpu_compatible": gpu_compatible}
+    verify.check_agreement(
+        value, artefact.format, f"{artefact.path.name} in float16", False
+    )
+    return {"agreement_with_keras": value, "largest_sum": round(largest, 3)}
 
 
 def evaluate_artefacts(artefacts, entries, reference, data, spec, progress):

@@ -18,6 +18,9 @@ import flatbuffers
 from keras_aspp.litert.graph import packed
 
 LABELS = "labels.txt"
+# By format, `(mean, std)` of the pixels that a file takes: one of logits
+# normalizes them itself.
+_NORMALIZED = {"tflite_logits": (0.0, 1.0), "tflite_gpu": (127.5, 127.5)}
 _IDENTIFIER = b"M001"
 _ENTRY = b"TFLITE_METADATA"
 # The oldest parser that reads these fields.
@@ -34,7 +37,9 @@ _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
 def add_metadata(
     written: Iterable[tuple[str, Path]], name: str, class_names: Sequence[str]
 ) -> None:
-    """Adds the metadata to the artefacts of the format `"tflite_logits"`.
+    """Adds the metadata to the artefacts of scores.
+
+    These are `"tflite_logits"` and `"tflite_gpu"`.
 
     Args:
         written: list of `(format, path)`.
@@ -42,22 +47,32 @@ def add_metadata(
         class_names: one str for each class.
     """
     for kind, path in written:
-        if kind == "tflite_logits":
+        if kind in _NORMALIZED:
             path.write_bytes(
-                with_metadata(path.read_bytes(), name, class_names)
+                with_metadata(
+                    path.read_bytes(), name, class_names, *_NORMALIZED[kind]
+                )
             )
 
 
-def with_metadata(model: bytes, name: str, class_names: Sequence[str]) -> bytes:
+def with_metadata(
+    model: bytes,
+    name: str,
+    class_names: Sequence[str],
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> bytes:
     """Returns a `.tflite` of logits that MediaPipe's ImageSegmenter reads.
 
     The metadata declares the softmax, so that confidence masks are
     probabilities; the logits of the file stay as they are.
 
     Args:
-        model: bytes of a `.tflite`, pixels 0..255 in, logits out.
+        model: bytes of a `.tflite`, pixels in, logits out.
         name: str, of the model.
         class_names: one str for each class.
+        mean: float. The file takes `(pixel - mean) / std` of pixels 0..255.
+        std: float > 0.
 
     Returns:
         bytes of the `.tflite`.
@@ -66,7 +81,7 @@ def with_metadata(model: bytes, name: str, class_names: Sequence[str]) -> bytes:
 
     content = schema.ModelT.InitFromPackedBuf(model)
     buffer = schema.BufferT()
-    buffer.data = _metadata(name)
+    buffer.data = _metadata(name, mean, std)
     content.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name = _ENTRY
@@ -83,15 +98,14 @@ def with_metadata(model: bytes, name: str, class_names: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def _metadata(name):
+def _metadata(name, mean, std):
     build = _Builder()
     properties = build.table(1, {0: build.int8(_RGB)})
     content = build.table(
         2, {0: build.int8(_IMAGE_PROPERTIES), 1: build.offset(properties)}
     )
-    # The model normalizes pixels itself.
     normalization = build.table(
-        2, {0: build.floats([0.0]), 1: build.floats([1.0])}
+        2, {0: build.floats([mean]), 1: build.floats([std])}
     )
     unit = build.table(
         2, {0: build.int8(_NORMALIZATION), 1: build.offset(normalization)}
@@ -100,7 +114,11 @@ def _metadata(name):
         7,
         {
             _NAME: build.text("image"),
-            _DESCRIPTION: build.text("RGB pixels, 0..255"),
+            _DESCRIPTION: build.text(
+                "RGB pixels, 0..255"
+                if (mean, std) == (0.0, 1.0)
+                else f"RGB, (pixel - {mean}) / {std} of pixels 0..255"
+            ),
             3: build.offset(content),
             4: build.tables([unit]),
         },
@@ -117,7 +135,7 @@ def _metadata(name):
         7,
         {
             _NAME: build.text("segmentation_masks"),
-            _DESCRIPTION: build.text("logits of every pixel"),
+            _DESCRIPTION: build.text("logits"),
             6: build.tables([labels]),
         },
     )

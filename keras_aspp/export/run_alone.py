@@ -1,33 +1,38 @@
 """Runs an artefact in a subprocess that does not import keras_aspp.
 
-    python -P run_alone.py ARTEFACT IMAGES.npz OUTPUTS.npz
+    python -P run_alone.py ARTEFACT IMAGES.npz OUTPUTS.npz RUNTIME ...
 
 Python runs this file, which is never imported, so an artefact fails here if it
-needs more than TensorFlow, LiteRT or onnxruntime.
+needs more than TensorFlow, LiteRT or onnxruntime. RUNTIME is `saved_model`,
+`onnx`, `interpreter` (LiteRT's), or `cpu` or `gpu` (its `CompiledModel`).
 """
 
-import pathlib
+import json
+import math
+import os
 import sys
 
 import numpy as np
 
 
-def main(artefact, images, output):
-    """Writes each output of each image as `image/output`."""
-    kinds = {".tflite": tflite, ".onnx": onnx}
-    run = kinds.get(pathlib.Path(artefact).suffix, saved)(artefact)
-    with np.load(images) as file:
-        found = {
-            f"{name}/{key}": values[0]
-            for name in file.files
-            for key, values in run(file[name][None]).items()
-        }
-    np.savez(output, **found)
+def main(artefact, images, output, *runtimes):
+    """Writes each output of each image as `runtime/image/output`."""
+    found, about = {}, {}
+    for runtime in runtimes:
+        run = RUNTIMES[runtime](artefact)
+        with np.load(images) as file:
+            found |= {
+                f"{runtime}/{name}/{key}": values[0]
+                for name in file.files
+                for key, values in run(file[name][None]).items()
+            }
+        about |= getattr(run, "about", {})
+    np.savez(output, about=json.dumps(about), **found)
     if "keras_aspp" in sys.modules:
         sys.exit("keras_aspp was imported.")
 
 
-def tflite(path):
+def interpreter(path):
     """Opens a `.tflite`; one of any size is resized."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -39,8 +44,7 @@ def tflite(path):
         if -1 in input_details["shape_signature"]:
             interpreter.resize_tensor_input(input_details["index"], image.shape)
         interpreter.allocate_tensors()
-        # Files of 8 bits take floats where images have more.
-        image = image.astype(input_details["dtype"])
+        image = to_input(image, input_details["dtype"], outputs)
         interpreter.set_tensor(input_details["index"], image)
         interpreter.invoke()
         return {
@@ -49,6 +53,45 @@ def tflite(path):
         }
 
     return run
+
+
+def compiled(path, accelerator):
+    """Opens a `.tflite` of one size, as apps do."""
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+
+    model = CompiledModel.from_file(
+        path, hardware_accel=getattr(HardwareAccelerator, accelerator)
+    )
+    (signature,) = model.get_signature_list()
+    (taken,) = model.get_input_tensor_details(signature).values()
+    outputs = model.get_output_tensor_details(signature)
+    (source,) = model.create_input_buffers(0)
+    results = model.create_output_buffers(0)
+
+    def run(image):
+        image = to_input(image, taken["dtype"], outputs)
+        source.write(np.ascontiguousarray(image))
+        model.run_by_index(0, [source], results)
+        found = {}
+        for (name, details), result in zip(
+            outputs.items(), results, strict=True
+        ):
+            count = math.prod(details["shape"])
+            values = result.read(count, np.dtype(details["dtype"]).type)
+            found[name] = values.reshape(details["shape"])
+        return found
+
+    run.about = {"fully_accelerated": model.is_fully_accelerated()}
+    return run
+
+
+def to_input(image, dtype, outputs):
+    """Returns an image as a `.tflite` takes it."""
+    if "coarse_logits" in outputs:
+        image = image / 127.5 - 1
+    # Files of 8 bits take floats where images have more.
+    return image.astype(dtype)
 
 
 def onnx(path):
@@ -62,7 +105,7 @@ def onnx(path):
     )
 
 
-def saved(path):
+def saved_model(path):
     """Opens a SavedModel by its signatures of pixels."""
     import tensorflow as tf
 
@@ -83,5 +126,16 @@ def saved(path):
     return run
 
 
+RUNTIMES = {
+    "saved_model": saved_model,
+    "onnx": onnx,
+    "interpreter": interpreter,
+    "cpu": lambda path: compiled(path, "CPU"),
+    "gpu": lambda path: compiled(path, "GPU"),
+}
+
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    # Without the tear-down of GPU drivers, which may crash.
+    os._exit(0)

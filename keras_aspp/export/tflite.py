@@ -10,12 +10,15 @@ import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
+from keras_aspp.export.gpu import check_for_gpu, for_gpu
 from keras_aspp.export.saved_model import write_one_picture
+from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
 from keras_aspp.preprocess import KERAS_TF
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.native_log import filtered_stderr
 
+_FLOAT32 = ("tflite_float32", "tflite_any_size", "tflite_logits", "tflite_gpu")
 # Largest number of images on which channels are equalized.
 _EQUALIZED_ON = 16
 
@@ -36,7 +39,7 @@ def convert(
         image_size: `(height, width)`.
         formats: of `"tflite_float32"`, `"tflite_float16"`,
             `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`,
-            `"tflite_logits"`.
+            `"tflite_logits"`, `"tflite_gpu"`.
         calibration_images: images `[H, W, C]` that calibrate
             `"tflite_int8"`, which takes float32 for images of more than 8
             bits.
@@ -45,7 +48,8 @@ def convert(
             stays exact.
         phase: function of a format that returns a context manager, within
             which that format is converted.
-        outputs: of `serving.OUTPUTS`. Not for `"tflite_logits"`.
+        outputs: of `serving.OUTPUTS`. Not for `"tflite_logits"` and
+            `"tflite_gpu"`.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -61,6 +65,9 @@ def convert(
             names, coarse = outputs, coarse_labels
             if name == "tflite_logits":
                 names, coarse = ("logits",), False
+            if name == "tflite_gpu":
+                input_type = tf.float32
+                names, coarse = (serving.COARSE,), False
             if name == "tflite_any_size":
                 size, coarse = (None, None), False
             if name == "tflite_int8":
@@ -91,7 +98,7 @@ def _convert_one(
         folder, signature_keys=["serving_default"]
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if name not in ("tflite_float32", "tflite_any_size", "tflite_logits"):
+    if name not in _FLOAT32:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if name == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -109,7 +116,7 @@ def _convert_one(
             converter, calibration_images, image_size, preprocess
         )
     try:
-        return converter.convert()
+        content = converter.convert()
     except Exception as error:
         # The converter raises its own unexported type.
         message = str(error)
@@ -118,6 +125,10 @@ def _convert_one(
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
+    if name == "tflite_gpu":
+        content = for_gpu(content)
+        check_for_gpu(content)
+    return content
 
 
 def _equalize_before_quantizing(converter, images, image_size, preprocess):

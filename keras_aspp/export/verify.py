@@ -9,12 +9,14 @@ pixels with equal labels.
 from __future__ import annotations
 
 import collections
-import itertools
+import dataclasses
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ import numpy as np
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import Predictor
+from keras_aspp.inference.serving import COARSE
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
@@ -54,6 +57,7 @@ MIN_AGREEMENT = {
     "tflite_float16": 0.995,
     "tflite_any_size": 0.999,
     "tflite_logits": 0.999,
+    "tflite_gpu": 0.99,
     "onnx": 0.999,
 }
 _RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
@@ -66,42 +70,36 @@ MAX_DIFFERENCE = {
     **dict.fromkeys(_8_BITS, 0.1),
 }
 _EXACT = 1e-3
+# What LiteRT's log says where no GPU is found, and that it was so once.
+_NO_GPU = "No adapters found"
+_no_gpu = threading.Event()
 # Smallest side of a part of an image.
 _LEAST_PX = 33
 
 
 def compare(
-    path: PathLike,
+    answers: Iterable[dict[str, np.ndarray]],
     expect: Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]],
     images: Sequence[np.ndarray],
-    predict: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Compares the outputs of an artefact with those of Keras.
 
     Args:
-        path: the artefact.
+        answers: the artefact's outputs of each image, name -> array.
         expect: function of a uint8 image `[H, W, 3]` and names of outputs
             that computes these with the Keras model.
         images: list of uint8 `[H, W, 3]`, of the artefact's size if it has
             one.
-        predict: function of an image that labels it with the artefact;
-            `None` runs the artefact in a subprocess that does not import
-            keras_aspp.
 
     Returns:
         `(agreement, differences)`: share of pixels with equal labels, in
         [0, 1]; for each further output, `mean` and `max` absolute difference.
-
-    Raises:
-        ValueError: the artefact does not run alone.
     """
-    if predict is None:
-        answers = _run_alone(path, images)
-    else:
-        answers = ({"labels": predict(image)} for image in images)
     same = pixels = 0
     sums, counts, most = ({}, collections.Counter(), {})
     for image, found in zip(images, answers, strict=True):
+        if COARSE in found:
+            found = {"logits": resize_image(found[COARSE], image.shape[:2])}
         if "logits" in found:
             found = {"labels": found["logits"].argmax(-1)}
         expected = expect(image, tuple(found))
@@ -123,29 +121,95 @@ def compare(
     return same / pixels, differences
 
 
-def _run_alone(path, images):
-    """Yields a dict of outputs per image, from a process of its own."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Outputs of an artefact in a process of its own.
+
+    Attributes:
+        outputs: dict, name of a runtime -> a dict of outputs for each image.
+        fully_accelerated: bool. Whether the accelerator runs the whole graph,
+            `None` without one.
+    """
+
+    outputs: dict[str, list[dict[str, np.ndarray]]]
+    fully_accelerated: bool | None
+
+
+def run_alone(
+    path: PathLike, images: Sequence[np.ndarray], *runtimes: str
+) -> Run:
+    """Runs an artefact in a process that does not import keras_aspp.
+
+    Args:
+        path: the artefact.
+        images: list of uint8 `[H, W, 3]`.
+        *runtimes: of `run_alone.RUNTIMES`.
+
+    Raises:
+        ValueError: it does not run.
+    """
+    path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = (
             os.path.join(folder, name) for name in ("images.npz", "out.npz")
         )
         np.savez(inputs, **{f"{i:05d}": x for i, x in enumerate(images)})
+        command = [sys.executable, "-P", _RUN_ALONE, str(path)]
         done = subprocess.run(
-            [sys.executable, "-P", _RUN_ALONE, str(path), inputs, outputs],
+            [*command, inputs, outputs, *runtimes],
             capture_output=True,
             text=True,
             # If there is a GPU, this process holds its memory.
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
         )
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if _NO_GPU in done.stderr:
+                raise NoGPUError(_NO_GPU)
             raise InputError(
-                f"{path.name} does not run without keras_aspp: {reason}"
+                f"{path.name} does not run without keras_aspp: "
+                f"{_reason(done.stderr)}"
             )
+        found = {runtime: [{} for _ in images] for runtime in runtimes}
         with np.load(outputs) as arrays:
-            names = sorted(name.split("/") for name in arrays.files)
-            for image, of_image in itertools.groupby(names, lambda n: n[0]):
-                yield {name: arrays[f"{image}/{name}"] for _, name in of_image}
+            about = json.loads(str(arrays["about"]))
+            for key in set(arrays.files) - {"about"}:
+                runtime, image, name = key.split("/")
+                found[runtime][int(image)][name] = arrays[key]
+    return Run(found, about.get("fully_accelerated"))
+
+
+def _reason(said):
+    """Returns the line of a process' log that says why it failed."""
+    lines = said.strip().splitlines() or ["no message"]
+    # LiteRT's last reason, before its log of the tear-down.
+    marked = [line for line in lines if line.startswith("└ ")]
+    return (marked or lines)[-1].removeprefix("└ ")
+
+
+class NoGPUError(Exception):
+    """LiteRT finds no GPU on this machine."""
+
+
+def run_on_gpu(path: PathLike, image: np.ndarray) -> Run:
+    """Runs a `.tflite` of one size on the machine's GPU.
+
+    Vulkan finds it; `VK_ICD_FILENAMES` may name a driver in software.
+
+    Args:
+        path: the file.
+        image: uint8 `[H, W, 3]` of its size.
+
+    Raises:
+        NoGPUError: there is none.
+        ValueError: the GPU does not run the file whole.
+    """
+    if _no_gpu.is_set():
+        raise NoGPUError(_NO_GPU)
+    try:
+        return run_alone(path, [image], "gpu")
+    except NoGPUError:
+        _no_gpu.set()
+        raise
 
 
 def sizes_of(image: np.ndarray, least: int = 1) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ _CANDIDATES = (
     "model_int8.tflite",
     "model.onnx",
     "model_logits.tflite",
+    "model_gpu.tflite",
 )
 
 

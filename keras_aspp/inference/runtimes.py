@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.data.resize import resize_image
 from keras_aspp.inference import serving
 from keras_aspp.inference.sliding_window import from_scores
 from keras_aspp.litert.sandbox import check_runs
@@ -280,6 +281,10 @@ class LiteRTRuntime(Runtime):
         details = self._interpreter.get_output_details()
         shape, given = details[0]["shape"], self._input_details["shape"]
         dtype = self._input_details["dtype"].__name__
+        self._of_gpu = serving.COARSE in self._indices
+        if self._of_gpu:
+            # Its floats are RGB pixels of another scale.
+            dtype = "uint8"
         # Files without our names of outputs: floats may be of another range.
         known = ("uint8",) if _is_unnamed(self._interpreter) else DTYPES
         if (
@@ -301,7 +306,7 @@ class LiteRTRuntime(Runtime):
             if len(one["shape"]) == 4:
                 self.num_classes: int | None = int(one["shape"][3])
         self.outputs = outputs_of(self._indices)
-        if "logits" in self._indices:
+        if self._has_scores():
             self.outputs = serving.OUTPUTS
             self.scores: Callable[[np.ndarray], np.ndarray] = self._scores
         self.image_size = tuple(int(n) for n in given[1:3])
@@ -329,10 +334,13 @@ class LiteRTRuntime(Runtime):
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        if "logits" in self._indices:
+        if self._has_scores():
             scores = self._scores(images)
             return from_scores(scores, outputs, self.threshold)
         return self._all(images)
+
+    def _has_scores(self):
+        return self._of_gpu or "logits" in self._indices
 
     def _scores(self, images):
         return self._all(images)["logits"]
@@ -353,12 +361,18 @@ class LiteRTRuntime(Runtime):
                 fits = False
             if not fits:
                 raise InputError("no feature cell is left of it")
+        if self._of_gpu:
+            image = (image / 127.5 - 1).astype("float32")
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
-        return {
+        found = {
             name: self._interpreter.get_tensor(i)
             for name, i in self._indices.items()
         }
+        if self._of_gpu:
+            scores = found.pop(serving.COARSE)[0]
+            found["logits"] = resize_image(scores, image.shape[1:3])[None]
+        return found
 
 
 def _is_unnamed(interpreter):
@@ -366,7 +380,7 @@ def _is_unnamed(interpreter):
     if not interpreter.get_signature_list():
         return True
     names = interpreter.get_signature_runner().get_output_details()
-    return not set(names) <= {*serving.OUTPUTS, "logits"}
+    return not set(names) <= {*serving.OUTPUTS, "logits", serving.COARSE}
 
 
 def _output_indices(interpreter):

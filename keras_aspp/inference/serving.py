@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
 from keras_aspp.layers.background_logit import BackgroundLogit, logit
+from keras_aspp.layers.lowering import convolve
+from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.types import Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
 MAX_SERVED_PIXELS = 2**24
 # Outputs that artefacts may have, of each pixel.
 OUTPUTS = ("labels", "confidence", "probabilities")
+# Output of files for GPUs: float32 `[1, h, w, K]` at the decoder's stride. They
+# take float32 pixels in [-1, 1].
+COARSE = "coarse_logits"
 
 
 def smallest_side(model: keras.Model) -> int:
@@ -158,9 +166,8 @@ def answer_coarsely(
     Returns:
         dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
     """
+    scores = score_coarsely(model, model.preprocess(image))
     resize = model.get_layer("logits")
-    before = keras.Model(model.input, resize.input[0])
-    scores = before(model.preprocess(image), training=False)
     rows, columns = resize.nearest_cells(scores.shape[1:3], image.shape[1:3])
     return {
         name: tf.gather(
@@ -168,6 +175,36 @@ def answer_coarsely(
         )
         for name, values in classify(scores, outputs, _threshold(model)).items()
     }
+
+
+def score_coarsely(model: keras.Model, inputs: Tensor) -> Tensor:
+    """Computes float32 logits `[B, h, w, K]` before they are resized.
+
+    Args:
+        model: functional `keras.Model` that ends in a segmenter's resize.
+        inputs: float tensor `[B, H, W, C]`, preprocessed images.
+    """
+    before = keras.Model(model.input, model.get_layer("logits").input[0])
+    return before(inputs, training=False)
+
+
+def from_unit_pixels(preprocess: Preprocess, image: Tensor) -> Tensor:
+    """Converts an RGB image whose pixels are in [-1, 1], as many apps do.
+
+    One convolution, since GPUs of phones take no reversal of channels.
+
+    Args:
+        preprocess: `Preprocess` of the model.
+        image: float32 `[B, H, W, 3]`.
+    """
+    unit = dataclasses.replace(
+        preprocess, input_dtype="float32", input_range=(-1.0, 1.0)
+    )
+    matrix, shift = unit.affine(3)
+    if np.allclose(matrix, np.eye(3)) and np.allclose(shift, 0):
+        return image
+    kernel = ops.convert_to_tensor(matrix[None, None])
+    return convolve(image, kernel, (1, 1), "valid", (1, 1)) + shift
 
 
 def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:

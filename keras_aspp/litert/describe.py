@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_aspp.litert.graph import operator_names
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
@@ -59,15 +60,8 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
 def _describe(content):
     model = schema.ModelT.InitFromPackedBuf(content)
     graph = model.subgraphs[0]
-    names = {
-        value: name
-        for name, value in vars(schema.BuiltinOperator).items()
-        if not name.startswith("_")
-    }
-    operators = [
-        (names[_code(model.operatorCodes[op.opcodeIndex])], op)
-        for op in graph.operators
-    ]
+    names = operator_names(model)
+    operators = [(names[op.opcodeIndex], op) for op in graph.operators]
     # A dequantized tensor is a weight.
     results = {
         i for n, op in operators for i in op.outputs if n != "DEQUANTIZE"
@@ -133,11 +127,6 @@ def describe_saved_model(path: PathLike) -> dict[str, Any]:
         "signatures": signatures,
         "manifest": _manifest(path),
     }
-
-
-def _code(code):
-    # Codes from 127 on do not fit into the field of the first format.
-    return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def _shape(tensor):

@@ -41,6 +41,15 @@ def packed(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
+def operator_names(model: Any) -> list[str]:
+    """Returns the name of each operator code of a `schema.ModelT`."""
+    return [
+        # Codes from 127 on do not fit into the field of the first format.
+        _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        for code in model.operatorCodes
+    ]
+
+
 class Operator:
     """Name, tensors and fused activation of an operator."""
 
@@ -62,10 +71,7 @@ class Graph:
         self.model: Any = schema.ModelT.InitFromPackedBuf(content)
         (graph,) = self.model.subgraphs
         self.graph: Any = graph
-        codes = [
-            _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            for code in self.model.operatorCodes
-        ]
+        codes = operator_names(self.model)
         self.operators: list[Operator] = [
             Operator(o, codes) for o in self.graph.operators
         ]

@@ -1,11 +1,14 @@
 """Exports: equal to the model, whole, or not there."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -23,10 +26,11 @@ import keras_aspp as ka
 from keras_aspp.export import exporter, formats, tflite, verify
 from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
-from keras_aspp.export.metadata import with_metadata
+from keras_aspp.export.metadata import add_metadata, with_metadata
 from keras_aspp.export.onnx import write_onnx
 from keras_aspp.litert import describe
 from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.preprocess import KERAS_CAFFE
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.progress import timed
@@ -239,7 +243,9 @@ def test_a_failed_conversion_names_operators_in_its_error_alone(
 def test_dilated_convolutions_stay_whole(exported):
     _, manifest = exported
     assert manifest["artefacts"][0]["gpu_compatible"] is None
-    assert manifest["artefacts"][1]["gpu_compatible"] is True
+    verdict = manifest["artefacts"][1]["gpu_static_verdict"]
+    assert verdict["compatible"] is True
+    assert verdict["by"] == f"analyzer of TensorFlow {tf.__version__}"
     found = manifest["artefacts"][1]["operators"]
     assert not any(name.startswith(describe.FORBIDDEN) for name in found)
     assert found["CONV_2D"] > 5
@@ -318,7 +324,13 @@ def test_agreement_is_measured(model, exported):
         return {"labels": np.argmax(scores, -1)[0]}
 
     path = exported[0] / "model_float32.tflite"
-    agreement, differences = verify.compare(path, answer, pictures())
+    run = verify.run_alone(path, pictures(), "interpreter", "cpu")
+    found = [
+        verify.compare(answers, answer, pictures())
+        for answers in run.outputs.values()
+    ]
+    (agreement, differences) = found[0]
+    assert found[1] == found[0]
     assert agreement < 0.95
     assert differences == {}
 
@@ -327,7 +339,7 @@ def test_an_artefact_that_does_not_run_alone(tmp_path):
     broken = tmp_path / "model.tflite"
     broken.write_bytes(b"no model")
     with pytest.raises(ValueError, match="model.tflite does not run without"):
-        verify.compare(broken, None, pictures())
+        verify.run_alone(broken, pictures(), "interpreter")
 
 
 def test_existing_folder_is_refused_then_replaced(model, tmp_path):
@@ -373,8 +385,90 @@ def test_formats_are_the_contract():
         "tflite_int8",
         "tflite_any_size",
         "tflite_logits",
+        "tflite_gpu",
         "onnx",
     )
+
+
+@pytest.fixture(scope="module")
+def gpu_file(model, tmp_path_factory):
+    """The path of a `tflite_gpu` and its entry, on a machine without GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VK_ICD_FILENAMES", "/none")
+        out = tmp_path_factory.mktemp("gpu") / "out"
+        manifest = export(model, out, formats=("tflite_gpu",))
+    return out / "model_gpu.tflite", manifest["artefacts"][1]
+
+
+def test_file_for_gpus_answers_with_scores_of_cells(model, gpu_file):
+    path, entry = gpu_file
+    assert entry["input"]["dtype"] == "float32"
+    assert entry["input"]["range"] == [-1, 1]
+    # The stride of the head is 8.
+    assert entry["output"]["shape"] == [1, 8, 12, 4]
+    assert entry["agreement_with_keras"] >= 0.99
+    assert entry["compiled_model"]["cpu"]["agreement_with_keras"] >= 0.99
+    assert entry["float16"]["agreement_with_keras"] >= 0.99
+    (image,) = pictures(1)
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(
+        interpreter.get_input_details()[0]["index"],
+        (image[None] / 127.5 - 1).astype("float32"),
+    )
+    interpreter.invoke()
+    index = interpreter.get_output_details()[0]["index"]
+    cells = keras.Model(model.input, model.get_layer("logits").input[0])
+    expected = cells(model.preprocess(image[None]), training=False)
+    found = interpreter.get_tensor(index)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    labels, scores = ka.Predictor(path).predict(image, return_scores=True)
+    resized = tf.image.resize(expected, (64, 96))[0]
+    np.testing.assert_allclose(scores, resized, atol=1e-3)
+    np.testing.assert_array_equal(labels, scores.argmax(-1))
+
+
+def test_machine_without_a_gpu_says_so(gpu_file):
+    _, entry = gpu_file
+    assert entry["gpu_compatible"] is None
+    assert entry["gpu_reason"] == "No adapters found"
+    assert entry["compiled_model"]["gpu"] is None
+
+
+# Chromium's Vulkan driver in software, which `.ci/run` installs.
+SOFTWARE_GPU = "/usr/lib/chromium/vk_swiftshader_icd.json"
+
+
+@pytest.mark.slow
+def test_gpu_of_litert_computes_the_file_for_gpus(model, tmp_path, monkeypatch):
+    if not os.path.exists(SOFTWARE_GPU):
+        pytest.skip("no Vulkan driver of Chromium (2026-11-29)")
+    monkeypatch.setenv("VK_ICD_FILENAMES", SOFTWARE_GPU)
+    monkeypatch.setattr(verify, "_no_gpu", threading.Event())
+    kinds = ("tflite_float32", "tflite_gpu")
+    manifest = export(model, tmp_path / "out", formats=kinds)
+    for entry in manifest["artefacts"][1:]:
+        assert entry["gpu_compatible"] is True, entry["gpu_reason"]
+        gpu = entry["compiled_model"]["gpu"]
+        assert gpu["is_fully_accelerated"] is True
+        assert gpu["agreement_with_keras"] >= 0.99
+
+
+def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
+    """By one convolution: GPUs take no reversal."""
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        preprocess=KERAS_CAFFE,
+    )
+    manifest = export(
+        randomize(made), tmp_path / "out", formats=("tflite_gpu",)
+    )
+    entry = manifest["artefacts"][1]
+    assert not {"REVERSE_V2", "STRIDED_SLICE"} & set(entry["operators"])
+    assert entry["agreement_with_keras"] >= 0.99
 
 
 @pytest.mark.slow
@@ -421,15 +515,17 @@ with vision.ImageSegmenter.create_from_options(options) as segmenter:
 
 
 @pytest.mark.slow
-def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path):
+@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
+def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path, kind):
+    """Of a file for GPUs it resizes the probabilities of cells."""
     pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-29)")
     size = (64, 96)
-    content = tflite.convert(model, size, ["tflite_logits"])["tflite_logits"]
+    content = tflite.convert(model, size, [kind])[kind]
     path, image, output = (
         str(tmp_path / name) for name in ("m.tflite", "image.npy", "out.npy")
     )
-    with open(path, "wb") as file:
-        file.write(with_metadata(content, "one", list("abcd")))
+    Path(path).write_bytes(content)
+    add_metadata([(kind, Path(path))], "one", list("abcd"))
     (pixels,) = pictures(1, size)
     np.save(image, pixels)
     done = subprocess.run(
@@ -440,9 +536,13 @@ def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     masks = np.load(output)
-    logits = np.asarray(model(model.preprocess(pixels[None]), training=False))
-    expected = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
-    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-5)
+    scores = model
+    if kind == "tflite_gpu":
+        scores = keras.Model(model.input, model.get_layer("logits").input[0])
+    logits = np.asarray(scores(model.preprocess(pixels[None]), training=False))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = tf.image.resize(expected, size)[0]
+    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-4)
     np.testing.assert_allclose(masks.sum(0), 1, atol=1e-5)
 
 
