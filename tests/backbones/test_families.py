@@ -6,7 +6,7 @@ The smallest member of each, random weights, both sizes odd and even.
 import keras
 import pytest
 from equality import assert_dense, errors
-from helpers import npy, randomize, sample
+from helpers import finalized, npy, randomize, sample
 
 from keras_aspp.backbones import with_output_stride
 
@@ -63,7 +63,7 @@ def with_fixed_gates(model):
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
-    return copy
+    return finalized(copy)
 
 
 @pytest.mark.slow
