@@ -14,6 +14,19 @@ from numpy.typing import ArrayLike
 from keras_aspp.utils.exceptions import InputError
 
 BACKGROUND = "background is a class, so one object class makes two"
+# What a pixel is: one of several classes, an object or not, or any number of
+# classes. Labels of the last have an axis of classes, with 0, 1 and ignored.
+TASKS = ("semantic", "binary", "multilabel")
+
+
+def check_task(task: Any) -> str:
+    """Returns a task, or raises `ValueError` if it is unknown."""
+    if task not in TASKS:
+        raise InputError(
+            "`task` must be 'semantic', 'binary' or 'multilabel'. "
+            f"Received: task={task!r}"
+        )
+    return task
 
 
 def check_num_classes(num_classes: Any) -> int:

@@ -400,8 +400,9 @@ def _print_report(report):
         rows.append((split, report.num_images[split], ", ".join(shown)))
     print_table(rows)
     print()
-    rows = [("% of labelled pixels", *splits)]
-    shares = {s: _shares(report.class_pixels[s]) for s in splits}
+    whole = "all" if report.spec.is_multilabel else "labelled"
+    rows = [(f"% of {whole} pixels", *splits)]
+    shares = {s: report.shares(s) for s in splits}
     for label, name in enumerate(report.spec.class_names):
         cells = (_percent(shares[s][0][label]) for s in splits)
         rows.append((f"{label:3} {name}", *cells))
@@ -420,16 +421,6 @@ def _by_frequency(sizes):
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _shares(pixels):
-    """Prints the share of each class, and that of ignored pixels."""
-    labelled, everything = pixels[:-1].sum(), pixels.sum()
-    nothing = np.full(len(pixels) - 1, np.nan)
-    return (
-        pixels[:-1] / labelled if labelled else nothing,
-        pixels[-1] / everything if everything else np.nan,
-    )
-
-
 def _percent(share):
     return "-" if np.isnan(share) else f"{100 * share:6.2f}"
 
@@ -437,7 +428,7 @@ def _percent(share):
 def _report_dict(root, report):
     splits = {}
     for split, pixels in report.class_pixels.items():
-        shares, ignored = _shares(pixels)
+        shares, ignored = report.shares(split)
         splits[split] = {
             "num_images": report.num_images[split],
             "sizes": [

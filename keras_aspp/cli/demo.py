@@ -19,7 +19,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
-from keras_aspp.utils.exceptions import InputNotFoundError, UnavailableError
+from keras_aspp.utils.exceptions import (
+    InputError,
+    InputNotFoundError,
+    UnavailableError,
+)
 from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.text import read_manifest
 
@@ -104,6 +108,11 @@ def check_export(folder):
         raise InputNotFoundError(
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {str(folder)!r}"
+        )
+    if read_manifest(folder / "manifest.json").get("task") == "multilabel":
+        raise InputError(
+            "The page shows one class for each pixel, and no masks that may "
+            f"overlap. Received: {str(folder)!r}"
         )
 
 

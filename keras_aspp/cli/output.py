@@ -80,6 +80,18 @@ def print_files(workdir):
     )
 
 
+def _print_multilabel(per_class, mean):
+    """Prints the measures of each class and their means."""
+    columns = [name for name in mean if name != "iou"]
+    found = {**per_class, "mean": mean}
+    table = [("class", "IoU", *columns, "threshold")]
+    for name, values in found.items():
+        shown = (values.get(key) for key in ("iou", *columns, "threshold"))
+        cells = ("" if v is None else f"{v:.4f}" for v in shown)
+        table.append((name, *cells))
+    print_table(table)
+
+
 def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table, then its advice."""
     print(f"\n{metrics['num_images']} images of split {metrics['split']}")
@@ -94,6 +106,9 @@ def print_metrics(metrics):
     for name, value in metrics.get("binary", {}).items():
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"object: {name}", shown))
+    if "multilabel" in metrics:
+        _print_multilabel(**metrics["multilabel"])
+        rows = []
     for width, value in metrics.get("band_mean_iou", {}).items():
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"mean_iou within {width} px", shown))
@@ -101,6 +116,7 @@ def print_metrics(metrics):
         count = metrics["objects_by_size_px"][size]
         shown = "none" if value is None else f"{value:.4f}"
         rows.append((f"recall, {count} objects of {size} px", shown))
-    print_table(rows)
+    if rows:
+        print_table(rows)
     for line in metrics.get("advice", []):
         print(f"\nAdvice: {printable(line)}.")

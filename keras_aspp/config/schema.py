@@ -156,8 +156,9 @@ class DataConfig:
         label_map: stored value -> class or `ignore`, applied before labels
             are checked, or `null`.
         license: license of the data, for the model card.
-        task: `semantic`, or `binary` for one kind of object, which masks show
-            as 1 or 255; of a data set without `dataset.json`.
+        task: `semantic`, `binary` for one kind of object, which masks show
+            as 1 or 255, or `multilabel` for classes that overlap, each with
+            such a mask; of a data set without `dataset.json`.
         train_split: name of the split to train on.
         validation_split: name of the split that selects the best model;
             `null` holds out images of `train_split`, where the data is a
@@ -180,7 +181,7 @@ class DataConfig:
     ignore_label: int = 255
     label_map: dict[int, int | str] | None = None
     license: str = ""
-    task: Literal["semantic", "binary"] = "semantic"
+    task: Literal["semantic", "binary", "multilabel"] = "semantic"
     train_split: str = "train"
     validation_split: str | None = "val"
     test_split: str | None = None
@@ -210,12 +211,14 @@ class LossConfig:
     Args:
         cross_entropy: weight of the cross entropy, >= 0.
         dice: weight of the Dice loss, >= 0; helps classes of few pixels.
-            `null` is 1 for a binary task, which learns thin objects late or
-            never without it, and 0 otherwise.
+            `null` is 1 for a binary or multilabel task, which learns thin
+            objects late or never without it, and 0 otherwise.
         tversky: weight of the Tversky loss, >= 0.
-        lovasz: weight of the Lovász-softmax loss, >= 0.
-        class_weights: weights of the classes in the cross entropy: one float
-            for each class, or `median_frequency` or `effective_number`,
+        lovasz: weight of the Lovász-softmax loss, >= 0, or of the Lovász
+            hinge of a binary or multilabel task.
+        class_weights: weights of the classes in the cross entropy, or in the
+            mean of the losses of a multilabel task: one float for each class,
+            or `median_frequency` or `effective_number`,
             computed from the training split, or `null` for equal weights.
         focal_gamma: exponent of the focal loss, in the cross entropy; 2 is
             usual, 0 turns it off.
@@ -260,7 +263,7 @@ class LossConfig:
         """Returns the settings with the default weight of Dice for a task."""
         if self.dice is not None:
             return self
-        return dataclasses.replace(self, dice=float(task == "binary"))
+        return dataclasses.replace(self, dice=float(task != "semantic"))
 
 
 # Fields of TrainConfig of which exactly one is given.
@@ -303,9 +306,10 @@ class TrainConfig:
         strategy: devices that share each batch: `none`, one; `mirrored`, all
             of this machine; `multi_worker`, all of several machines.
         seed: seed of weights, batches and augmentation.
-        threshold: probability above which a binary task labels the object, in
-            (0, 1); `auto` takes the one of the best F1 (and so the best IoU)
-            on the validation split at the end.
+        threshold: probability above which a binary task labels the object,
+            and a multilabel task each class, in (0, 1); `auto` takes the one
+            of the best F1 (and so the best IoU) on the validation split at
+            the end, for each class its own.
         early_stopping_epochs: epochs without a better validation mean IoU
             after which the run ends, or `null`.
         validate_every_epochs: epochs between two validations.

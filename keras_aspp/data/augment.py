@@ -154,12 +154,12 @@ class Augment:
     Call arguments:
         image: `[H, W, C]` on the scale of 0..255; uint8, or float32 that may
             exceed it.
-        labels: int32 `[H, W]`.
+        labels: int32 `[H, W]`, or uint8 `[H, W, K]` of a multilabel task.
         seed: int `[2]`; the same seed gives the same crop.
 
     Returns:
-        `(float32 [h, w, C], int32 [h, w])`; pixels of a uint8 image in 0..255.
-        Saturation, hue and `layers` change RGB only.
+        `(float32 [h, w, C], labels [h, w] or [h, w, K])`; pixels of a uint8
+        image in 0..255. Saturation, hue and `layers` change RGB only.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Augment:
 
         low, high = self.config.scale
         scale = low + (high - low) * draw[0]
-        size = tf.cast(tf.shape(labels), "float32")
+        size = tf.cast(tf.shape(labels)[:2], "float32")
         crop = tf.constant(self.crop_size, "float32")
         room = size * scale - crop
         # An image smaller than the crop is centered in it.
@@ -246,6 +246,7 @@ class Augment:
         box = tf.concat(
             [first + turn * (last - first), last + turn * (first - last)], 0
         )
+        several = len(labels.shape) == 3
         image, mask = (
             tf.image.crop_and_resize(
                 tf.pad(x, [[1, 1], [1, 1], [0, 0]], constant_values=fill)[None],
@@ -258,13 +259,14 @@ class Augment:
             for x, how, fill in (
                 (image, "bilinear", FILL),
                 (
-                    tf.cast(labels, "uint8")[..., None],
+                    labels if several else tf.cast(labels, "uint8")[..., None],
                     "nearest",
                     self.ignore_label,
                 ),
             )
         )
-        return image, tf.cast(mask[..., 0], "int32")
+        mask = mask if several else mask[..., 0]
+        return image, tf.cast(mask, labels.dtype)
 
     def _around_class(self, labels, scale, room, offset, seed):
         """Moves a crop to a pixel of a class, at a random place in the crop.
@@ -275,15 +277,21 @@ class Augment:
         import tensorflow as tf
 
         draw = tf.random.stateless_uniform((3,), _stream(seed, _RARE_CLASS))
-        flat = tf.reshape(labels, [-1])
-        counts = tf.math.bincount(flat, minlength=256, maxlength=256)
-        # A boolean mask of the classes, without the ignored label.
-        classes = tf.range(256)
-        present = (counts > 0) & (classes != self.ignore_label)
-        classes = tf.boolean_mask(classes, present)
+        if len(labels.shape) == 3:
+            present = tf.reduce_any(labels == 1, axis=(0, 1))
+        else:
+            flat = tf.reshape(labels, [-1])
+            counts = tf.math.bincount(flat, minlength=256, maxlength=256)
+            # A boolean mask of the classes, without the ignored label.
+            present = (counts > 0) & (tf.range(256) != self.ignore_label)
+        classes = tf.where(present)[:, 0]
 
         def around_pixel():
-            pixels = tf.where(labels == _pick(classes, draw[1]))
+            class_id = _pick(classes, draw[1])
+            if len(labels.shape) == 3:
+                pixels = tf.where(tf.gather(labels, class_id, axis=-1) == 1)
+            else:
+                pixels = tf.where(tf.cast(labels, "int64") == class_id)
             pixel = tf.cast(_pick(pixels, draw[2]), "float32")
             place = tf.math.divide_no_nan(offset, room)
             crop = tf.constant(self.crop_size, "float32")
@@ -302,7 +310,7 @@ class Augment:
 
         Args:
             images: float32 `[B, h, w, channels]`.
-            labels: int32 `[B, h, w]`.
+            labels: int32 `[B, h, w]`, or uint8 `[B, h, w, K]`.
             seeds: int `[B, 2]`, those of the crops.
 
         Returns:
@@ -330,6 +338,12 @@ class Augment:
         )
         cut = _rectangles(draws[:, :3], self.crop_size)
         cut &= (draws[:, 3] < self.config.cutmix)[:, None, None]
+        if len(labels.shape) == 4:  # ClassMix is refused
+            pasted = cut[..., None]
+            return (
+                tf.where(pasted, other_images, images),
+                tf.where(pasted, other_labels, labels),
+            )
         of_class = _half_of_classes(
             other_labels, draws[:, 5:], self.ignore_label
         )

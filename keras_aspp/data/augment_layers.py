@@ -176,11 +176,11 @@ class AugmentLayer:
 
     Call arguments:
         image: float32 `[h, w, 3]` in 0..255.
-        labels: int32 `[h, w]`.
+        labels: int32 `[h, w]`, or uint8 `[h, w, K]`.
         seed: int `[2]`; the same seed gives the same result.
 
     Returns:
-        `(float32 [h, w, 3] in 0..255, int32 [h, w])`.
+        `(float32 [h, w, 3] in 0..255, labels)`.
     """
 
     def __init__(
@@ -241,10 +241,19 @@ class AugmentLayer:
         if rim:
             image = image[rim:-rim, rim:-rim]
         if self.mask_layer is not None:
-            self.draws.restart(seed)
-            mask = self.mask_layer(tf.cast(labels, "float32")[..., None])
-            labels = tf.ensure_shape(tf.cast(mask[..., 0], "int32"), shape[:2])
+            several = len(labels.shape) == 3
+            masks = tf.unstack(labels, axis=-1) if several else [labels]
+            masks = [self._moved(mask, seed, shape[:2]) for mask in masks]
+            labels = tf.stack(masks, -1) if several else masks[0]
         return tf.ensure_shape(image, shape), labels
+
+    def _moved(self, mask, seed, shape):
+        """Returns a mask, moved as the image of the same seed."""
+        import tensorflow as tf
+
+        self.draws.restart(seed)
+        moved = self.mask_layer(tf.cast(mask, "float32")[..., None])
+        return tf.ensure_shape(tf.cast(moved[..., 0], mask.dtype), shape)
 
 
 def _build(name, arguments, given, draws):

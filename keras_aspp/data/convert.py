@@ -69,6 +69,7 @@ def convert_folder(
             "The folder to convert to must not exist yet. "
             f"Received: output={str(output)!r}"
         )
+    source.spec.require_one_mask("`data convert`")
     pairs = {split: found for split, found in source.pairs.items() if found}
     for split, found in pairs.items():
         if num_shards is not None and not 0 < num_shards <= len(found):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_aspp.data import decode, tiff
+from keras_aspp.data import decode, multilabel, tiff
 from keras_aspp.data.band_statistics import BandStatistics
 from keras_aspp.data.spec import DatasetSpec, grouped
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
@@ -51,7 +51,11 @@ class FolderSource:
 
     Attributes:
         spec: `DatasetSpec`.
-        pairs: dict, split -> list of `(image path, mask path)`, by name.
+        pairs: dict, split -> list of `(image path, mask path)`, by name. If
+            each class has a folder, the second is a name for the masks of the
+            image, `masks/<split>/*/NAME`.
+        class_masks: dict, such a name -> path of the mask of each class,
+            `None` where it is absent.
         unpaired: dict, split -> list of messages, one per file without a
             partner; under `""` those that belong to no split.
         skipped: dict, split -> list of messages, about files that are not
@@ -82,27 +86,25 @@ class FolderSource:
                     "A folder data set must hold images/ and masks/. "
                     f"Received: root={str(root)!r}, which has no {part}/"
                 )
-        folders = sorted(
-            {
-                path.name
-                for part in ("images", "masks")
-                for path in (self.root / part).iterdir()
-                if path.is_dir() and not _is_junk(path)
-            }
-        )
-        self.pairs: dict[str, list[tuple[Path, Path]]] = {}
+        self.pairs: dict[str, list[tuple[str, str]]] = {}
+        self.class_masks: dict[str, tuple[str | None, ...]] = {}
         self.unpaired: dict[str, list[str]] = {}
         self.skipped: dict[str, list[str]] = {}
         self.notes: list[str] = []
-        self.spec: DatasetSpec
+        file = self.root / "dataset.json"
+        described = os.path.lexists(file)
+        self.guessed: bool = spec is None and not described
+        if described:
+            spec = DatasetSpec.from_file(file, self.notes)
+        folders = self._split_folders(spec)
         for split in folders:
-            self.pairs[split] = self._find(split)
+            self.pairs[split] = self._find(split, spec)
         if folders:
             self._note_loose_images()
         if not folders or validation_split == HELD_OUT:
             within = train_split if folders else ""
             if within not in self.pairs:
-                self.pairs[within] = self._find(within)
+                self.pairs[within] = self._find(within, spec)
             everything = self.pairs.pop(within)
             held_out = _hashed_share(everything, validation_fraction)
             self.pairs |= {
@@ -117,15 +119,20 @@ class FolderSource:
                 f"masks/. Received: root={str(root)!r}"
                 + "".join(f"; {m}" for m in first)
             )
-        file = self.root / "dataset.json"
-        described = os.path.lexists(file)
-        self.guessed: bool = spec is None and not described
-        if described:
-            self.spec = DatasetSpec.from_file(file, self.notes)
-        else:
-            self.spec = spec or self._guess_spec()
+        self.spec: DatasetSpec = spec or self._guess_spec()
 
-    def _find(self, split):
+    def _split_folders(self, spec):
+        """Returns the names of the splits, empty without split folders."""
+        names = {
+            part: {p.name for p in _listed(self.root / part) if p.is_dir()}
+            for part in ("images", "masks")
+        }
+        # Folders of masks beside loose images are those of classes.
+        if spec is not None and spec.is_multilabel and not names["images"]:
+            return []
+        return sorted(names["images"] | names["masks"])
+
+    def _find(self, split, spec):
         messages = self.unpaired.setdefault(split, [])
         for part, other in (("images", "masks"), ("masks", "images")):
             if not (self.root / other / split).is_dir():
@@ -135,10 +142,19 @@ class FolderSource:
                 )
                 return []
         skipped = {"images": [], "masks": []}
+        several = spec is not None and spec.is_multilabel
         images, masks = (
-            self._by_name(part, split, skipped[part]) for part in skipped
+            self._by_name(part, split, skipped[part], several)
+            for part in skipped
         )
-        wanted = f"{self.root / 'masks' / split}{os.sep}{{}}.png"
+        if several and self._class_folders(split):
+            messages += [
+                f"Masks of all classes beside folders of classes. File: {path}"
+                for path in masks.values()
+            ]
+            masks = self._masks_of_classes(split, spec, images, skipped)
+        suffix = ".tif" if several else ".png"
+        wanted = f"{self.root / 'masks' / split}{os.sep}{{}}{suffix}"
         for name in sorted(images.keys() - masks.keys()):
             hint = _near(name, [*masks.values(), *skipped["masks"]])
             messages.append(
@@ -164,6 +180,47 @@ class FolderSource:
             )
         return [(str(images[name]), str(masks[name])) for name in found]
 
+    def _class_folders(self, split):
+        """Returns the folders in which the masks of a split may lie."""
+        listed = _listed(self.root / "masks" / split)
+        return [path for path in listed if path.is_dir()]
+
+    def _masks_of_classes(self, split, spec, images, skipped):
+        """Returns a name for the masks of each image, in `class_masks`."""
+        within = self.root / "masks" / split
+        found, messages = multilabel.find_class_masks(
+            self._class_folders(split), spec, _listed
+        )
+        self.unpaired[split] += messages
+        skipped["masks"] = [
+            path for path in skipped["masks"] if path.parent == within
+        ]
+        bare = sorted(images.keys() - found.keys())
+        if bare:
+            self.skipped.setdefault(split, []).append(
+                f"{len(bare)} images of {Path('images') / split} have no mask "
+                "of any class, so that all classes are absent there, first "
+                f"{images[bare[0]]}"
+            )
+        absent = (None,) * spec.num_classes
+        names = {name: within / "*" / name for name in {*found, *images}}
+        for name, path in names.items():
+            self.class_masks[str(path)] = found.get(name, absent)
+        return names
+
+    def masks_of(self, mask: str) -> str | tuple[str | None, ...]:
+        """Returns the path of a mask, or one for each class; see `pairs`."""
+        return self.class_masks.get(mask, mask)
+
+    def files(self, split: str) -> list[str]:
+        """Returns the paths of the images and masks of a split."""
+        found = []
+        for image, mask in self.pairs[split]:
+            masks = self.masks_of(mask)
+            masks = [masks] if isinstance(masks, str) else masks
+            found += [image, *(path for path in masks if path is not None)]
+        return found
+
     def _note_loose_images(self):
         loose = sorted(self._by_name("images", "", []).values())
         if loose:
@@ -172,18 +229,18 @@ class FolderSource:
                 f"not used, first {loose[0]}"
             )
 
-    def _by_name(self, part, split, skipped):
+    def _by_name(self, part, split, skipped, several=False):
         """Returns files by stem; other files are appended to `skipped`."""
-        found = {}
-        for path in sorted((self.root / part / split).iterdir()):
-            if _is_junk(path):
-                continue
+        found, suffixes = {}, IMAGE_SUFFIXES
+        if several and part == "masks":
+            suffixes = multilabel.ALL_MASKS
+        for path in _listed(self.root / part / split):
             if path.is_dir() and split:
                 skipped += _files_below(path)
             if not path.is_file():
                 continue
             # A mask under another suffix is named when it is read.
-            if path.suffix.lower() not in IMAGE_SUFFIXES and (
+            if path.suffix.lower() not in suffixes and (
                 part == "images" or path.suffix
             ):
                 skipped.append(path)
@@ -252,14 +309,26 @@ class FolderSource:
     def decode(
         self, image: PathLike | bytes, mask: PathLike | bytes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes a record to `(array [H, W, C], int32 [H, W])`."""
+        """Decodes a record.
+
+        Returns:
+            `(array [H, W, C], int32 [H, W])`; of a multilabel task, labels
+            are uint8 `[H, W, K]`.
+        """
         image, mask = os.fsdecode(image), os.fsdecode(mask)
+        if self.spec.is_multilabel:
+            return multilabel.read_pair(image, self.masks_of(mask), self.spec)
         pixels, labels = decode.read_pair(image, mask, self.spec)
         return pixels, labels.astype("int32")
 
 
 def _is_junk(path):
     return path.name.startswith(".") or path.name.lower() in _JUNK
+
+
+def _listed(folder):
+    """Lists the files and folders in a folder, by name."""
+    return [path for path in sorted(folder.iterdir()) if not _is_junk(path)]
 
 
 def _suffixes():
@@ -339,7 +408,9 @@ class FolderReport:
 
     `problems` and `notes` are lists of one-line messages. `class_pixels` is
     int64 `(num_classes + 1,)` per split, the last entry ignored pixels;
-    `sizes` counts images by `(height, width)`. `bands` has the statistics of
+    `sizes` counts images by `(height, width)`; `num_pixels` is the number of
+    their pixels per split, by which the classes of a multilabel task are
+    counted, since they overlap. `bands` has the statistics of
     the training images (of all, without that split) that are not RGB of 8
     bits, see `BandStatistics.result`; otherwise it is empty.
     """
@@ -351,6 +422,21 @@ class FolderReport:
     class_pixels: dict[str, np.ndarray]
     sizes: dict[tuple[int, int], int]
     bands: dict[str, Any] = dataclasses.field(default_factory=dict)
+    num_pixels: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def shares(self, split: str) -> tuple[np.ndarray, float]:
+        """Returns the share of each class, and that of ignored pixels.
+
+        Classes are counted against labeled pixels; those of a multilabel task
+        against all pixels, and ignored ones against those of all masks.
+        """
+        pixels = self.class_pixels[split]
+        total, everything = pixels[:-1].sum(), pixels.sum()
+        if self.spec.is_multilabel:
+            total = self.num_pixels[split]
+            everything = total * self.spec.num_classes
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return pixels[:-1] / total, pixels[-1] / everything
 
 
 def check_folder(
@@ -383,13 +469,15 @@ def check_folder(
             _try(report, lambda s=split: source.require(s))
         pixels = np.zeros(spec.num_classes + 1, "int64")
         sizes = collections.Counter()
+        report.num_pixels[split] = 0
         for image, mask in progress(pairs):
-            size, counts = _check_pair(report, seen, image, mask)
+            masks = source.masks_of(mask)
+            size, counts = _check_pair(report, seen, image, masks, mask)
             if size is not None:
                 sizes[size] += 1
+                report.num_pixels[split] += size[0] * size[1]
             if counts is not None:
-                pixels[:-1] += counts[: spec.num_classes]
-                pixels[-1] += counts[spec.ignore_label]
+                pixels += counts
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)
@@ -401,27 +489,58 @@ def check_folder(
     return report
 
 
-def _check_pair(report, seen, image, mask):
-    """Returns `(size, pixels of each label)`, `None` if unreadable."""
+def _check_pair(report, seen, image, masks, name):
+    """Returns `(size, counted labels)`, `None` if unreadable.
+
+    Args:
+        report: `FolderReport`, to which problems are added.
+        seen: `_Seen`.
+        image: path.
+        masks: see `FolderSource.masks_of`.
+        name: name of the masks for messages.
+    """
     spec, size, orientation = report.spec, None, 1
     read = _try(report, lambda: _read_bands(image, seen, spec))
     if read is not None:
         size, orientation = read.values.shape[:2], read.orientation
     if orientation != 1:
         seen.turned.append(image)
+    if spec.is_multilabel:
+        labels = _check_masks(report, seen, masks, size, orientation)
+    else:
+        labels = _check_mask(report, seen, masks, size, orientation)
+    if labels is None:
+        return size, None
+    if (labels == spec.ignore_label).all():
+        seen.blank.append(name)
+    return size, spec.count_pixels(labels)
+
+
+def _check_mask(report, seen, mask, size, orientation):
+    """Returns labels, or `None`."""
+    spec = report.spec
     stored = _try(
         report, lambda: decode.read_stored(mask, spec, None, orientation)
     )
     if stored is None:
-        return size, None
+        return None
     seen.add(mask, stored)
-    labels = _try(report, lambda: stored.labels(spec, size, mask))
-    if labels is None:
-        return size, None
-    counts = np.bincount(labels.ravel(), minlength=256)
-    if counts[spec.ignore_label] == labels.size:
-        seen.blank.append(mask)
-    return size, counts
+    return _try(report, lambda: stored.labels(spec, size, mask))
+
+
+def _check_masks(report, seen, masks, size, orientation):
+    """Returns the labels of a multilabel task, or `None`."""
+    spec = report.spec
+    stored = _try(
+        report,
+        lambda: multilabel.read_stored_masks(masks, spec, orientation),
+    )
+    if stored is None or size is None:
+        return None
+    for name, part in stored.parts:
+        if part is not None:
+            seen.add(name, part)
+    return _try(report, lambda: stored.labels(spec, size))
 
 
 def _read_bands(image, seen, spec):
@@ -458,6 +577,8 @@ class _Seen:
                 self.levels.setdefault(value * stored.levels, (value, mask))
 
     def problems(self, spec):
+        if spec.is_multilabel:
+            spec = spec.of_one_mask()
         return self._gray_colors(spec) or self._binary(spec)
 
     def _gray_colors(self, spec):
@@ -486,11 +607,15 @@ class _Seen:
         dropped = decode.label_table(spec)[255] == spec.ignore_label
         if not dropped or set(self.values) != {0, 255}:
             return []
+        fix = (
+            'If they are binary masks, put "task": "binary" into '
+            'dataset.json, or "label_map": {"255": 1}'
+        )
+        if spec.task == "binary":
+            fix = 'If 255 is the object, remove "ignore_label" in dataset.json'
         return [
             "Masks hold only 0 and 255, and 255 is ignored: the foreground "
-            "would be dropped. If they are binary masks, put "
-            '"task": "binary" into dataset.json, or "label_map": {"255": 1}. '
-            f"File: {self.values[255]}"
+            f"would be dropped. {fix}. File: {self.values[255]}"
         ]
 
     def notes(self, spec):
@@ -499,7 +624,10 @@ class _Seen:
                 f"{value} (first {self.values[value]})"
                 for value in sorted(self.values.keys() & {1, 255})
             )
-            yield f"masks show the object ({spec.class_names[1]}) as {shown}"
+            what = f"the object ({spec.class_names[-1]})"
+            if spec.is_multilabel:
+                what = "their class"
+            yield f"masks show {what} as {shown}"
         if self.blank:
             yield (
                 f"{len(self.blank)} masks have no valid pixel, all is ignored, "
@@ -587,16 +715,17 @@ def _notes(report, source):
                 + ("; they cannot be learned" if lost else "")
             )
     # Rare classes of the training split, if it exists.
-    pixels = counted.get(
-        source.train_split,
-        sum(counted.values(), np.zeros(len(names), "int64")),
+    measured = (
+        [source.train_split] if source.train_split in counted else counted
     )
+    pixels = sum((counted[s] for s in measured), np.zeros(len(names), "int64"))
+    total = pixels.sum()
+    if source.spec.is_multilabel:
+        total = sum(report.num_pixels[s] for s in measured)
     limit = min(RARE_SHARE, RARE_OF_EQUAL / len(names))
-    rare = np.flatnonzero((pixels > 0) & (pixels < limit * pixels.sum()))
+    rare = np.flatnonzero((pixels > 0) & (pixels < limit * total))
     if len(rare):
-        shown = ", ".join(
-            f"{names[i]} ({pixels[i] / pixels.sum():.2%})" for i in rare
-        )
+        shown = ", ".join(f"{names[i]} ({pixels[i] / total:.2%})" for i in rare)
         notes.append(
             f"rare classes, below {limit:.2%} of the labelled pixels: "
             f"{shown}; cross entropy alone learns such late "

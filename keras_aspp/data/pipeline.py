@@ -48,10 +48,12 @@ def training_dataset(
             read here; the others belong to other machines.
 
     Returns:
-        `tf.data.Dataset` of `(float32 [B, h, w, C], int32 [B, h, w])`.
+        `tf.data.Dataset` of `(float32 [B, h, w, C], int32 [B, h, w])`; labels
+        of a multilabel task are uint8 `[B, h, w, K]`.
 
     Raises:
-        InputError: images of a batch are to be mixed, and it holds one.
+        InputError: images of a batch are to be mixed, and it holds one; or
+            classes that overlap are to be mixed.
     """
     import tensorflow as tf
 
@@ -62,6 +64,8 @@ def training_dataset(
             "of 2 images or more; raise `train.batch_size` or set both to 0. "
             f"Received: batch_size={batch_size} on this machine"
         )
+    if augment.classmix:
+        source.spec.require_one_mask("`data.augment.classmix`")
     decode = _decoder(source)
     cached = _fits(source, split)
     # Colors are changed on the scale of 0..255.
@@ -146,12 +150,14 @@ def evaluation_dataset(
 
     Returns:
         `tf.data.Dataset` of `([B, H, W, C], int32 [B, H, W])`, images in the
-        type of `source.spec.pixels`, and int64 `[B]` if numbered, -1 for what
+        type of `source.spec.pixels`, labels of a multilabel task uint8
+        `[B, H, W, K]`, and int64 `[B]` if numbered, -1 for what
         fills a batch.
     """
     import tensorflow as tf
 
     ignore, channels = source.spec.ignore_label, source.spec.channels
+    axes = source.spec.label_axes
     batch_size = min(batch_size, source.size(split))
     fills = [n for n in (2**i for i in range(31)) if n < batch_size]
     fills = tf.constant([*fills, batch_size])
@@ -167,11 +173,13 @@ def evaluation_dataset(
         missing = tf.reduce_min(fills[fills >= count]) - count
         image = tf.pad(image, [[0, missing], [0, 0], [0, 0], [0, 0]])
         labels = tf.pad(
-            labels, [[0, missing], [0, 0], [0, 0]], constant_values=ignore
+            labels,
+            [[0, missing], [0, 0], [0, 0], *([[0, 0]] * len(axes))],
+            constant_values=tf.cast(ignore, labels.dtype),
         )
         batch = (
             tf.ensure_shape(image, (None, None, None, channels)),
-            tf.ensure_shape(labels, (None, None, None)),
+            tf.ensure_shape(labels, (None, None, None, *axes)),
         )
         if numbered:
             batch += (tf.pad(number, [[0, missing]], constant_values=-1),)
@@ -238,15 +246,18 @@ def _decoder(source):
     """Wraps `source.decode` for tf.data; errors name the file."""
     import tensorflow as tf
 
-    pixels = source.spec.pixels
+    spec, pixels = source.spec, source.spec.pixels
 
     def decode(*record):
         image, labels = tf.numpy_function(
-            source.decode, record, (pixels.dtype, tf.int32), stateful=False
+            source.decode,
+            record,
+            (pixels.dtype, spec.label_dtype),
+            stateful=False,
         )
         return (
             tf.ensure_shape(image, (None, None, pixels.channels)),
-            tf.ensure_shape(labels, (None, None)),
+            tf.ensure_shape(labels, (None, None, *spec.label_axes)),
         )
 
     return decode

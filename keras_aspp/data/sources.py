@@ -34,6 +34,7 @@ def open_source(config: Any) -> Source:
     names = config.class_names
     if names is None and config.task == "binary":
         names = ["object"]
+    _check_named_classes(config)
     if names is not None:
         spec = DatasetSpec(
             names,
@@ -65,10 +66,11 @@ def open_source(config: Any) -> Source:
 
 def _agreeing(source, spec):
     """Returns the source, or raises if dataset.json contradicts the names."""
-    if spec is not None and spec.task == "binary" != source.spec.task:
+    if spec is not None and spec.task not in ("semantic", source.spec.task):
         raise InputError(
             "`data.task` differs from the data set's dataset.json, which is "
-            'used; put "task": "binary" there. Received: data.task=binary'
+            f'used; put "task": "{spec.task}" there. '
+            f"Received: data.task={spec.task}"
         )
     if spec is not None and spec.num_classes != source.spec.num_classes:
         raise InputError(
@@ -89,6 +91,27 @@ def _check_described(config, root):
             "`data.label_map` and `data.ignore_label` need "
             "`data.class_names`, or a dataset.json in the folder. Received: "
             f"label_map={config.label_map}, ignore_label={config.ignore_label}"
+        )
+
+
+def _check_named_classes(config):
+    """Raises for several masks of unknown classes, or of records."""
+    if config.task != "multilabel":
+        return
+    if config.tfds is not None or is_converted(config.root):
+        raise InputError(
+            "`data.task` multilabel needs a folder data set; records hold one "
+            "mask for each image. Received: "
+            f"{config.tfds or config.root!r}"
+        )
+    described = os.path.exists(
+        os.path.expandvars(f"{config.root}/dataset.json")
+    )
+    if config.class_names is None and not described:
+        raise InputError(
+            "`data.task` multilabel needs `data.class_names`, one for each "
+            "mask, or a dataset.json in the folder. Received: "
+            f"root={config.root!r}"
         )
 
 

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from keras_aspp.labels import BACKGROUND
+import numpy as np
+
+from keras_aspp.labels import BACKGROUND, TASKS, check_task
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
@@ -30,6 +32,8 @@ _KEYS = (
 )
 # Masks of a binary task may show the object as 1 or as white.
 _WHITE_IS_OBJECT = {255: 1}
+# More masks for each image than this fit no memory.
+_MAX_MASKS = 255
 _NOTES = ("name", "num_classes", "source", "license")
 
 
@@ -39,7 +43,8 @@ class DatasetSpec:
 
     Args:
         class_names: one name per label value, background included; at least
-            two. For a binary task, the object's name alone is enough.
+            two. For a binary task, the object's name alone is enough; for
+            `"multilabel"`, one name per mask, and no background.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
         colormap: one `(red, green, blue)` per class, or `None`. It also says
@@ -59,8 +64,9 @@ class DatasetSpec:
         mean: see `value_range`.
         std: see `value_range`.
         task: `"semantic"`; or `"binary"`, one kind of object, which masks
-            show as 1 or as 255. With `label_map={}`, 255 is `ignore_label`
-            there, too.
+            show as 1 or as 255; or `"multilabel"`, classes that may overlap,
+            each with a mask like that. With `label_map={}`, 255 is
+            `ignore_label` there, too.
 
     Raises:
         ValueError: a value is not as above.
@@ -100,7 +106,7 @@ class DatasetSpec:
                 "overrides of the writing direction. Received: "
                 f"class_names={names!r}"
             )
-        if len(names) < 2:
+        if len(names) < 2 and not self.is_multilabel:
             raise InputError(
                 "`class_names` must hold at least 2 names, e.g. "
                 f"['background', {names[0]!r}], or be of \"task\": "
@@ -114,10 +120,11 @@ class DatasetSpec:
                 "`ignore_label` must be an int in 0..255. "
                 f"Received: ignore_label={self.ignore_label!r}"
             )
-        if self.ignore_label < self.num_classes:
+        if self.ignore_label < self.num_values:
             raise InputError(
-                f"`ignore_label` must not be one of the {self.num_classes} "
-                f"classes. Received: ignore_label={self.ignore_label}"
+                f"`ignore_label` must not be one of the {self.num_values} "
+                f"{'values' if self.is_multilabel else 'classes'}. "
+                f"Received: ignore_label={self.ignore_label}"
             )
         for key in ("name", "license"):
             value = getattr(self, key)
@@ -144,16 +151,78 @@ class DatasetSpec:
         names = (field.name for field in dataclasses.fields(PixelFormat))
         return PixelFormat(**{name: getattr(self, name) for name in names})
 
-    def _check_task(self):
-        if self.task not in ("semantic", "binary"):
+    @property
+    def is_multilabel(self) -> bool:
+        """True if each class has a mask of its own."""
+        return self.task == "multilabel"
+
+    @property
+    def num_values(self) -> int:
+        """Number of label values that are not ignored."""
+        return 2 if self.is_multilabel else self.num_classes
+
+    @property
+    def label_axes(self) -> tuple[int, ...]:
+        """Axes of labels after height and width: `(K,)` for multilabel."""
+        return (self.num_classes,) if self.is_multilabel else ()
+
+    @property
+    def label_dtype(self) -> str:
+        """Type of labels in data sets; K masks of int32 would fill memory."""
+        return "uint8" if self.is_multilabel else "int32"
+
+    def of_one_mask(self) -> DatasetSpec:
+        """Returns the binary spec of each mask of a multilabel task."""
+        return DatasetSpec(
+            ("absent", "present"),
+            self.ignore_label,
+            label_map=self.label_map,
+            mask_orientation=self.mask_orientation,
+            task="binary",
+        )
+
+    def require_one_mask(self, user: str) -> None:
+        """Raises `ValueError` for a multilabel task.
+
+        Args:
+            user: str, what takes one mask for each image only.
+        """
+        if self.is_multilabel:
             raise InputError(
-                "`task` must be 'semantic' or 'binary'. "
-                f"Received: task={self.task!r}"
+                f"{user} takes one mask for each image, not one for each "
+                'class. Received: a data set or model of "task": "multilabel"'
             )
+
+    def count_pixels(self, labels: np.ndarray) -> np.ndarray:
+        """Counts labels by class.
+
+        Args:
+            labels: int array `[H, W]`, or `[H, W, K]` for multilabel.
+
+        Returns:
+            int64 `(num_classes + 1,)`: pixels of each class, then ignored
+            ones, those of each mask for multilabel.
+        """
+        ignored = np.count_nonzero(labels == self.ignore_label)
+        if self.is_multilabel:
+            pixels = np.count_nonzero(labels == 1, axis=(0, 1))
+        else:
+            counts = np.bincount(labels.ravel(), minlength=256)
+            pixels = counts[: self.num_classes]
+        return np.append(pixels, ignored).astype("int64")
+
+    def _check_task(self):
+        check_task(self.task)
         if self.task == "semantic":
             return
         names = self.class_names
-        if isinstance(names, (list, tuple)) and len(names) == 1:
+        if self.is_multilabel:
+            if isinstance(names, (list, tuple)) and len(names) > _MAX_MASKS:
+                raise InputError(
+                    f"A multilabel task may have {_MAX_MASKS} classes. "
+                    f"Received: {len(names)} class_names"
+                )
+        elif isinstance(names, (list, tuple)) and len(names) == 1:
             object.__setattr__(self, "class_names", ("background", *names))
         elif not isinstance(names, (list, tuple)) or len(names) != 2:
             raise InputError(
@@ -162,13 +231,15 @@ class DatasetSpec:
                 f"Received: class_names={names!r}"
             )
         # Colors are classes already, and some of them may be ignored.
-        if self.label_map is None and self.colormap is None:
+        if self.label_map is None and (
+            self.colormap is None or self.is_multilabel
+        ):
             object.__setattr__(self, "label_map", dict(_WHITE_IS_OBJECT))
 
     @property
     def reads_white_as_object(self) -> bool:
         """True if masks of 0 and 255, and of 0 and 1, are both read."""
-        return self.task == "binary" and self.label_map == _WHITE_IS_OBJECT
+        return self.task != "semantic" and self.label_map == _WHITE_IS_OBJECT
 
     def _checked_colormap(self):
         colormap = _checked_colors("colormap", self.colormap)
@@ -195,6 +266,11 @@ class DatasetSpec:
                 f"Received: ignore_colors={colors!r}"
             )
         colors = _checked_colors("ignore_colors", colors)
+        if colors and self.is_multilabel:
+            raise InputError(
+                "`ignore_colors` is not for a multilabel task, whose masks "
+                f"hold 0, 1 and 255. Received: {list(colors[0])}"
+            )
         taken = [c for c in colors if c in (self.colormap or colors)]
         if taken:
             raise InputError(
@@ -212,13 +288,13 @@ class DatasetSpec:
             )
         for stored, label in label_map.items():
             good = label == "ignore" or (
-                type(label) is int and 0 <= label < self.num_classes
+                type(label) is int and 0 <= label < self.num_values
             )
             # Keys are strings in JSON.
             if not re.fullmatch(r"-?\d{1,9}", str(stored)) or not good:
                 raise InputError(
                     "`label_map` must map stored ints to a class in "
-                    f"0..{self.num_classes - 1} or 'ignore'. "
+                    f"0..{self.num_values - 1} or 'ignore'. "
                     f"Received: {stored}: {label!r}"
                 )
         return {int(stored): label for stored, label in label_map.items()}
@@ -254,7 +330,7 @@ class DatasetSpec:
                 f"Unknown keys {sorted(unknown)}. File: {path}. Known keys: "
                 f"{', '.join(_KEYS)}"
             )
-        if content.get("task") == "binary" and "ignore_label" in content:
+        if content.get("task") in TASKS[1:] and "ignore_label" in content:
             # Who names 255 as ignored means it.
             content.setdefault("label_map", {})
         wanted = {f.name for f in dataclasses.fields(cls)}
@@ -289,7 +365,11 @@ class DatasetSpec:
         """Returns one RGB color per class: the colormap, or distinct colors."""
         if self.colormap is not None:
             return self.colormap
-        return tuple(_distinct_color(i) for i in range(self.num_classes))
+        # The first color, black, is that of the background.
+        first = int(self.is_multilabel)
+        return tuple(
+            _distinct_color(i + first) for i in range(self.num_classes)
+        )
 
 
 def _notes(spec, content, repeated, path):

@@ -41,7 +41,7 @@ def sizes_of(
     """
     records = source.records(split).take(count).as_numpy_iterator()
     return collections.Counter(
-        source.decode(*record)[1].shape for record in records
+        source.decode(*record)[1].shape[:2] for record in records
     )
 
 
@@ -62,8 +62,9 @@ def count_classes(source: Source, split: str) -> ClassCounts:
     counts = np.zeros((3, spec.num_classes), "int64")
     for record in source.records(split).as_numpy_iterator():
         _, labels = source.decode(*record)
-        labels = labels[labels != spec.ignore_label]
-        pixels = np.bincount(labels, minlength=spec.num_classes)
+        pixels = spec.count_pixels(labels)[:-1]
+        # Of each mask for multilabel.
+        valid = np.count_nonzero(labels != spec.ignore_label, axis=(0, 1))
         seen = pixels > 0
-        counts += [pixels, seen, seen * labels.size]
+        counts += [pixels, seen, seen * valid]
     return ClassCounts(*counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import os
 from typing import Any
@@ -99,14 +100,7 @@ def read_tiff(
         _check_pages(file, path)
         if page.compression == _JPEG:
             _check_jpeg(file.filehandle, page, path)
-        try:
-            values = page.asarray(maxworkers=1)
-        except Exception as error:
-            # tifffile and its codecs raise exceptions of many types.
-            raise InputError(
-                f"Unreadable or truncated image. File: {path} "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from None
+        values = _pixels_of(page, path)
         if page.axes == "SYX":
             values = np.moveaxis(values, 0, -1)
         elif page.axes == "YX":
@@ -121,6 +115,67 @@ def read_tiff(
         tag = page.tags.get(_GDAL_NODATA)
         values, valid = without_gaps(values, tag and _number(tag.value))
         return Bands(values, valid, bool(extra) and extra[-1] in _ALPHA)
+
+
+def read_pages(
+    source: PathLike | bytes, path: str, max_pixels: int, count: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a TIFF of several pages of one size, or of several bands.
+
+    Args:
+        source: path or bytes of the file.
+        path: name for messages.
+        max_pixels: int, the most pixels of a page.
+        count: int > 0, pages or bands that the file must have.
+
+    Returns:
+        `(values [H, W, count], valid)`; see `Bands`.
+
+    Raises:
+        ValueError: as `read_tiff`, or another number of pages or bands.
+    """
+    with _opened(source, path) as (file, first):
+        try:
+            pages = list(itertools.islice(file.pages, count + 1))
+            # Overviews and masks of a page follow it.
+            pages = [page for page in pages if not page.subfiletype & 5]
+        except Exception as error:
+            raise InputError(
+                f"Unreadable or truncated image. File: {path} "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
+        if len(pages) > 1:
+            for page in pages:
+                _check_size(page, path, max_pixels, lossless=True)
+            if len(pages) != count or any(
+                page.axes != "YX" or page.shape != first.shape for page in pages
+            ):
+                raise InputError(
+                    f"A TIFF of masks must hold {count} pages of one size and "
+                    f"one band each. File: {path} (at least {len(pages)}, "
+                    f"{', '.join(sorted({page.axes for page in pages}))})"
+                )
+            if math.prod(first.shape) * count > MAX_BYTES:
+                raise InputError(
+                    f"Images must take at most {MAX_BYTES} bytes. File: {path}"
+                )
+            return np.stack(
+                [_pixels_of(page, path) for page in pages], -1
+            ), None
+    bands = read_tiff(source, path, max_pixels, lossless=True)
+    return bands.values, bands.valid
+
+
+def _pixels_of(page, path):
+    """Decodes a page whose size was checked."""
+    try:
+        return page.asarray(maxworkers=1)
+    except Exception as error:
+        # tifffile and its codecs raise exceptions of many types.
+        raise InputError(
+            f"Unreadable or truncated image. File: {path} "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
 
 
 def without_gaps(

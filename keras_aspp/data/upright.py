@@ -38,6 +38,7 @@ def write_upright(
         FileExistsError: `output` exists.
         ValueError: an image or mask is invalid; nothing is written then.
     """
+    source.spec.require_one_mask("`data fix`")
     output = Path(output)
     if output.exists():
         raise OutputExistsError(

@@ -26,7 +26,9 @@ def zero_classes(metrics: dict[str, Any]) -> list[str]:
     return [name for name, iou in scores if iou is not None and iou < ZERO]
 
 
-def advise_on_classes(metrics, config, class_names, learned, scored):
+def advise_on_classes(
+    metrics, config, class_names, learned, scored, total=None
+):
     """Explains classes at IoU 0.0000 and suggests remedies.
 
     Args:
@@ -35,12 +37,14 @@ def advise_on_classes(metrics, config, class_names, learned, scored):
         class_names: one name per class.
         learned: int `(K,)`, pixels of each class in the training split.
         scored: int `(K,)`, the same of the split that was evaluated.
+        total: int, all pixels of the training split, where classes may
+            overlap; `None` for the sum over classes.
 
     Returns:
         list of str, one line for each reason; empty if there is no such class.
     """
     lost = set(zero_classes(metrics))
-    shares = learned / max(learned.sum(), 1)
+    shares = learned / max(learned.sum() if total is None else total, 1)
     limit = min(RARE_SHARE, RARE_OF_EQUAL / len(class_names))
     reasons = {"unseen": [], "unlabeled": [], "rare": [], "frequent": []}
     for i in np.argsort(shares, kind="stable"):

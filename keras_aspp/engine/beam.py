@@ -30,7 +30,7 @@ from keras_aspp.data.beam_io import (
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.engine.evaluate import (
     binary_metrics,
-    curve_of,
+    curves_of,
     metrics_dict,
     resolve_num_classes,
 )
@@ -62,13 +62,14 @@ def evaluate_with_beam(model, source, split, path, options=()):
     Raises:
         ValueError: Beam is not installed; or see `evaluate`.
     """
+    source.spec.require_one_mask("Beam")
     options = pipeline_options(options)
     import apache_beam as beam
 
     total, spec = source.size(split), source.spec
     predictor = _counted_by(model, spec)
     # The curve of a binary task needs probabilities.
-    answer = _scored if curve_of(predictor, spec) else _labels
+    answer = _scored if curves_of(predictor, spec) else _labels
     path = absolute_path(path)
     with file_errors(), beam.Pipeline(options=options) as pipeline:
         _ = (
@@ -116,6 +117,7 @@ def predict_with_beam(model, images, output, options=(), scores=False):
     output = absolute_path(output)
     predictor = Predictor(**model)
     spec = spec_of(predictor)
+    spec.require_one_mask("Beam")
     if scores:
         check_scores(predictor)
     answer = functools.partial(
@@ -256,7 +258,7 @@ def _metrics(counts, spec, split, threshold):
         if np.ndim(pixels):
             curve = BinaryCurve(spec.ignore_label)
             curve.pixels = pixels
-        found["binary"] = binary_metrics(matrix, curve, threshold)
+        found["binary"] = binary_metrics(matrix, threshold, curve)
     return found
 
 

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.metrics import confusion_of
 from keras_aspp.utils.exceptions import InputError
 
 # Weight decay of these would scale outputs without regularizing the model.
@@ -200,7 +200,7 @@ def compile_model(
             config, total_steps, model.backbone, schedule
         ),
         loss=loss,
-        metrics=[ConfusionMatrix(model.num_classes, ignore_label)],
+        metrics=[confusion_of(model.task, model.num_classes, ignore_label)],
         jit_compile=jit,
     )
     prepare(model)

@@ -7,7 +7,7 @@ independent of it; losses have two attributes for it.
 
 import tensorflow as tf
 
-from keras_aspp.losses import SegmentationLoss, WeightedSum
+from keras_aspp.losses import PerClass, SegmentationLoss, WeightedSum
 from keras_aspp.utils.exceptions import InputError, InputTypeError
 
 # Ports of workers that Slurm starts; jobs that share a machine differ in it.
@@ -78,7 +78,7 @@ def share(loss, strategy):
     """Makes the losses of several devices add up to the loss of the batch.
 
     Args:
-        loss: `SegmentationLoss`, or `WeightedSum` of them.
+        loss: `SegmentationLoss`, or `WeightedSum` or `PerClass` of them.
         strategy: `tf.distribute.Strategy`.
 
     Returns:
@@ -87,8 +87,8 @@ def share(loss, strategy):
     Raises:
         TypeError: the loss is of another class, which averages on each device.
     """
-    if isinstance(loss, WeightedSum):
-        for part in loss.losses:
+    if isinstance(loss, (WeightedSum, PerClass)):
+        for part in getattr(loss, "losses", None) or [loss.loss]:
             share(part, strategy)
         return loss
     if not isinstance(loss, SegmentationLoss):

@@ -15,13 +15,14 @@ import numpy as np
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
 from keras_aspp.data.sources import Source
 from keras_aspp.inference import Predictor
+from keras_aspp.inference.sliding_window import decide
 from keras_aspp.metrics import (
     BandIoU,
     BinaryCurve,
     BoundaryIoU,
     Calibration,
-    ConfusionMatrix,
     SizeRecall,
+    confusion_of,
 )
 from keras_aspp.metrics.binary import binary_scores
 from keras_aspp.metrics.objects import regions
@@ -84,28 +85,28 @@ def evaluate(
     spec = source.spec
     resolve_num_classes(predictor, spec)
     _check_request(predictor, calibration, worst)
+    _check_measures(spec, boundaries, calibration, objects)
     if figures:
         # Before the evaluation, whose result would be lost if this fails.
         Path(figures).mkdir(parents=True, exist_ok=True)
     counted = spec.num_classes, spec.ignore_label
-    matrix = ConfusionMatrix(*counted)
-    rims = ()
-    if boundaries:
-        rims = BoundaryIoU(*counted), BandIoU(*counted)
+    matrix = confusion_of(spec.task, *counted)
+    rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
-    curve = curve_of(predictor, spec)
+    curves = curves_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
         source, split, batch_size, numbered=True
     ):
-        if calibration or curve:
+        if calibration or curves:
             scores = predictor.score_batch(images.numpy())
-            predicted = scores.argmax(-1)
+            predicted = decide(scores, predictor.threshold)
             if calibration:
                 confidence.update(labels, _true_scores(predictor, scores))
-            if curve:
-                curve.update(labels, predictor.to_probabilities(scores)[..., 1])
+            if curves:
+                probabilities = predictor.to_probabilities(scores)
+                _update_curves(curves, labels, probabilities, spec)
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
@@ -126,8 +127,7 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
-    if spec.task == "binary":
-        found["binary"] = binary_metrics(matrix, curve, predictor.threshold)
+    found |= _metrics_of_task(matrix, curves, predictor.threshold, spec)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -142,8 +142,8 @@ def evaluate(
     if worst:
         found["worst"] = worst_images.table(source, split)
     if figures:
-        _draw(Path(figures), matrix, spec, confidence if calibration else None)
-        _draw_curve(Path(figures), curve, spec, predictor)
+        parts = matrix, spec, confidence if calibration else None, curves
+        _draw(Path(figures), *parts, predictor.threshold)
         _draw_worst(Path(figures), worst_images, found, source)
     return found
 
@@ -183,21 +183,28 @@ _WORST_COLUMNS = (
 )
 
 
-def _draw(folder, matrix, spec, confidence):
-    """Draws the confusion matrix, and the confidences if there are any."""
-    figure = confusion_figure(matrix.matrix(), spec)
-    save(figure, folder, "confusion_matrix", ("png",))
+def _draw(folder, matrix, spec, confidence, curves, thresholds):
+    """Draws the confusion matrix, and confidences and curves if there are any.
+
+    Classes that may overlap are not confused with each other.
+    """
+    if not spec.is_multilabel:
+        figure = confusion_figure(matrix.matrix(), spec)
+        save(figure, folder, "confusion_matrix", ("png",))
     if confidence is not None:
         save(reliability_figure(confidence), folder, "confidence", ("png",))
+    _draw_curves(folder, curves, spec, thresholds)
 
 
-def _draw_curve(folder, curve, spec, predictor):
-    """Draws precision and recall of a binary task with scores."""
-    if curve:
-        figure = precision_recall_figure(
-            curve, spec.class_names[1], predictor.threshold
-        )
-        save(figure, folder, "precision_recall", ("png",))
+def _draw_curves(folder, curves, spec, thresholds):
+    """Draws precision and recall of an object, or of each class."""
+    if not spec.is_multilabel:
+        thresholds = (thresholds,)
+    names = spec.class_names[-len(curves) :]
+    for class_id, (curve, name) in enumerate(zip(curves, names, strict=False)):
+        figure = precision_recall_figure(curve, name, thresholds[class_id])
+        end = f"_{class_id}" if spec.is_multilabel else ""
+        save(figure, folder, f"precision_recall{end}", ("png",))
 
 
 def _true_scores(predictor, scores):
@@ -207,20 +214,51 @@ def _true_scores(predictor, scores):
     return np.log(np.maximum(predictor.to_probabilities(scores), 1e-30))
 
 
-def curve_of(predictor, spec):
-    """Returns a `BinaryCurve` for a binary task with scores, or `None`.
+def _check_measures(spec, boundaries, calibration, objects):
+    """Raises for measures that classes which may overlap do not have."""
+    asked = {
+        "boundaries": boundaries,
+        "calibration": calibration,
+        "objects": objects,
+    }
+    for name, value in asked.items():
+        if value and spec.is_multilabel:
+            raise InputError(
+                f"`{name}` measures labels of which a pixel has one; classes "
+                "that may overlap have IoU, Dice, precision, recall and "
+                f"average precision. Received: {name}=True"
+            )
 
-    Scores of a file of one size do not fit the labels of other sizes.
+
+def curves_of(predictor, spec):
+    """Returns a `BinaryCurve` for the object, or for each class.
+
+    Empty for a semantic task and without scores. Scores of a file of one size
+    do not fit the labels of other sizes.
     """
-    if spec.task != "binary" or not predictor.has_scores:
-        return None
-    fixed_size = predictor.image_size is not None
-    return None if fixed_size else BinaryCurve(spec.ignore_label)
+    if (
+        spec.task == "semantic"
+        or not predictor.has_scores
+        or predictor.image_size is not None
+    ):
+        return []
+    count = spec.num_classes if spec.is_multilabel else 1
+    return [BinaryCurve(spec.ignore_label) for _ in range(count)]
 
 
-def binary_metrics(matrix, curve, threshold):
-    """Returns the measures of the object, ready for JSON."""
-    found = {k: _number(v) for k, v in binary_scores(matrix.matrix()).items()}
+def _update_curves(curves, labels, probabilities, spec):
+    """Counts a batch in the curve of the object, or of each class."""
+    if not spec.is_multilabel:
+        curves[0].update(labels, probabilities[..., 1])
+        return
+    labels = np.asarray(labels)
+    for class_id, curve in enumerate(curves):
+        curve.update(labels[..., class_id], probabilities[..., class_id])
+
+
+def _with_curve(scores, threshold, curve=None):
+    """Returns the measures of an object, ready for JSON."""
+    found = {name: _number(value) for name, value in scores.items()}
     found["threshold"] = threshold
     if curve is not None:
         found["average_precision"] = _number(curve.average_precision())
@@ -228,25 +266,65 @@ def binary_metrics(matrix, curve, threshold):
     return found
 
 
+def _metrics_of_task(matrix, curves, threshold, spec):
+    """Returns the entries of a binary or multilabel task, ready for JSON."""
+    if spec.is_multilabel:
+        return _multilabel_metrics(matrix, curves, threshold, spec)
+    if spec.task == "binary":
+        return {"binary": binary_metrics(matrix, threshold, *curves)}
+    return {}
+
+
+def binary_metrics(matrix, threshold, curve=None):
+    """Returns the measures of the object, ready for JSON."""
+    return _with_curve(binary_scores(matrix.matrix()), threshold, curve)
+
+
+def _multilabel_metrics(matrix, curves, thresholds, spec):
+    """Returns the measures of each class, and their means over classes."""
+    count = spec.num_classes
+    rows = [
+        _with_curve(scores, threshold, *curve)
+        for scores, threshold, curve in zip(
+            matrix.per_class(),
+            thresholds or [None] * count,
+            [[curve] for curve in curves] or [[]] * count,
+            strict=True,
+        )
+    ]
+    means = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row[name] is not None]
+        if "threshold" not in name:
+            means[name] = round(float(np.mean(values)), 6) if values else None
+    named = dict(zip(spec.class_names, rows, strict=True))
+    return {"multilabel": {"per_class": named, "mean": means}}
+
+
 def choose_threshold(
     predictor: Predictor, source: Source, split: str, batch_size: int = 8
-) -> float:
+) -> float | tuple[float, ...]:
     """Returns the threshold of the best F1, and so the best IoU, of a split.
 
     It is 0.5 for a split without the object.
 
     Args:
-        predictor: `Predictor` of a binary model with scores.
+        predictor: `Predictor` of a binary or multilabel model with scores.
         source: `FolderSource` or `TfdsSource`.
         split: str.
         batch_size: int > 0.
+
+    Returns:
+        float, or one for each class of a multilabel model.
     """
-    curve = BinaryCurve(source.spec.ignore_label)
+    spec = source.spec
+    curves = curves_of(predictor, spec)
     for images, labels in evaluation_dataset(source, split, batch_size):
         found = predictor.probability_batch(images.numpy())
-        curve.update(labels, found[..., 1])
-    best = curve.best_threshold()
-    return 0.5 if math.isnan(best) else best
+        _update_curves(curves, labels, found, spec)
+    best = [curve.best_threshold() for curve in curves]
+    best = tuple(0.5 if math.isnan(one) else one for one in best)
+    return best if spec.is_multilabel else best[0]
 
 
 class _Worst:
@@ -258,8 +336,7 @@ class _Worst:
     def update(self, number, image, labels, predicted):
         if not self.count or number < 0:
             return
-        matrix = ConfusionMatrix(self.spec.num_classes, self.spec.ignore_label)
-        matrix.update_state(labels[None], predicted[None])
+        matrix = self._counted(labels, predicted)
         score = matrix.mean_iou()
         if math.isnan(score):
             return
@@ -267,6 +344,12 @@ class _Worst:
         heapq.heappush(self.heap, (-score, -number, image, labels, predicted))
         if len(self.heap) > self.count:
             heapq.heappop(self.heap)
+
+    def _counted(self, labels, predicted):
+        spec = self.spec
+        matrix = confusion_of(spec.task, spec.num_classes, spec.ignore_label)
+        matrix.update_state(labels[None], predicted[None])
+        return matrix
 
     def _sorted(self, source, split):
         """Returns `(name, (-mean IoU, ...))` of each image, worst first."""
@@ -280,10 +363,7 @@ class _Worst:
         for name, (score, _, _, labels, predicted) in self._sorted(
             source, split
         ):
-            matrix = ConfusionMatrix(
-                self.spec.num_classes, self.spec.ignore_label
-            )
-            matrix.update_state(labels[None], predicted[None])
+            matrix = self._counted(labels, predicted)
             of_classes = np.asarray(matrix.per_class_iou())
             class_id = int(np.nanargmin(of_classes))
             values = (
@@ -323,6 +403,12 @@ def resolve_num_classes(predictor, spec):
         raise InputError(
             "Metrics count a prediction for every pixel, so `min_confidence` "
             f"must be 0. Received: min_confidence={predictor.min_confidence}"
+        )
+    if predictor.is_multilabel != spec.is_multilabel:
+        raise InputError(
+            'Classes may overlap either in both model and data set ("task": '
+            f'"multilabel") or in neither. Received: {predictor.path}, data '
+            f"of task {spec.task}"
         )
     if predictor.num_classes is None:
         predictor.num_classes = spec.num_classes

@@ -171,10 +171,9 @@ def _changed_files(split, old, new):
 def _files(source, split):
     """Returns name -> `[bytes, digest]`, in the order of reading."""
     if isinstance(source, FolderSource):
-        paths = [path for pair in source.pairs[split] for path in pair]
         named = {
             Path(os.path.relpath(path, source.root)).as_posix(): path
-            for path in paths
+            for path in source.files(split)
         }
         digest = _digest
     else:

@@ -30,11 +30,16 @@ def build_loss(
         shared: bool. Use losses of `keras_aspp.losses` only, which can be
             normalized over several devices.
         task: `"binary"` measures overlap of the object alone, by Dice,
-            Tversky and the Lovász hinge.
+            Tversky and the Lovász hinge; `"multilabel"` is the mean of that
+            over classes, weighted by `class_weights`.
 
     Returns:
-        `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K).
+        `keras.losses.Loss` of labels (B, H, W) and logits (B, H, W, K); of a
+        multilabel task, both are (B, H, W, K).
     """
+    if task == "multilabel":
+        of_class = build_loss(config, ignore_label, None, True, "binary")
+        return losses.PerClass(of_class, class_weights)
     config = config.with_defaults(task)
     plain = config == LossConfig(dice=0.0) and class_weights is None
     if plain and not shared:

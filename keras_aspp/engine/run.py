@@ -189,7 +189,7 @@ def _finish(run, checkpoints, owner, progress):
             run.batches().take(settings.recalibrate_steps),
             lambda path: _evaluate(run, path, data.validation_split),
         )
-    if settings.threshold == "auto" and run.spec.task == "binary":
+    if settings.threshold == "auto" and run.spec.task != "semantic":
         _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
@@ -211,7 +211,11 @@ def _choose_threshold(run, path):
     model = load_saved(path)
     model.threshold = found
     save_model(model, path)
-    _log.info("Threshold: %.3f, the best F1 on validation.", found)
+    values = found if isinstance(found, tuple) else (found,)
+    _log.info(
+        "Threshold: %s, the best F1 on validation.",
+        ", ".join(f"{value:.3f}" for value in values),
+    )
 
 
 def _is_known(workdir, found):
@@ -314,7 +318,10 @@ class Run:
                 pixels=self.spec.pixels,
                 task=self.spec.task,
             )
-            if self.spec.task == "binary" and config.train.threshold != "auto":
+            if (
+                "auto" != config.train.threshold
+                and self.spec.task != "semantic"
+            ):
                 self.model.threshold = config.train.threshold
         split = config.data.train_split
         self.num_examples = self.source.size(split)
@@ -399,8 +406,11 @@ def _advise(run, metrics):
     if zero_classes(metrics):
         splits = run.config.data.train_split, metrics["split"]
         pixels = [run.class_pixels(split) for split in splits]
+        total = None
+        if run.spec.is_multilabel:
+            total = run.report.num_pixels[splits[0]]
         advice += advise_on_classes(
-            metrics, run.config, run.spec.class_names, *pixels
+            metrics, run.config, run.spec.class_names, *pixels, total
         )
     return advice
 

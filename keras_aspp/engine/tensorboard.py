@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_aspp.inference.sliding_window import decide
 from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import hatched
 from keras_aspp.utils.files import replacing
@@ -144,7 +145,8 @@ class ValidationPictures(keras.callbacks.Callback):
         if self.writer is None:
             self.writer = tf.summary.create_file_writer(self.log_dir)
         logits = self.model(self.model.preprocess(self.images), training=False)
-        predicted = np.argmax(logits, axis=-1)
+        threshold = getattr(self.model, "threshold", None)
+        predicted = decide(np.asarray(logits), threshold)
         rows = [
             np.concatenate(
                 [to_rgb(image), *(hatched(image, m, self.spec) for m in maps)],

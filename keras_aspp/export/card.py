@@ -37,8 +37,8 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         f"# {manifest['name']}\n\n"
         "![An image and its predicted classes](preview.png)",
         about["preview"],
-        f"Labels every pixel with one of {manifest['num_classes']} classes: "
-        f"{classes}. Output stride {manifest['output_stride']}.",
+        f"{_what(manifest['num_classes'], manifest.get('task'))}: {classes}. "
+        f"Output stride {manifest['output_stride']}.",
     ]
     if about["trained_on"]:
         parts.append(f"Trained on {about['trained_on']}.")
@@ -67,6 +67,16 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _what(count, task):
+    """Says what the labels of a model are."""
+    if task == "multilabel":
+        return (
+            f"Writes a mask of 0 and 1 for each of {count} classes, which may "
+            "overlap"
+        )
+    return f"Labels every pixel with one of {count} classes"
+
+
 def card_of_run(
     name: str,
     class_names: Sequence[str],
@@ -83,10 +93,10 @@ def card_of_run(
             `evaluated_on`; empty where unknown.
     """
     score = metrics.get("mean_iou")
+    task = "multilabel" if "multilabel" in metrics else None
     parts = [
         f"---\n{_front_matter(name, score, about, tags=())}---\n\n# {name}",
-        f"Labels every pixel with one of {len(class_names)} classes: "
-        f"{', '.join(class_names)}.",
+        f"{_what(len(class_names), task)}: {', '.join(class_names)}.",
     ]
     if about["trained_on"]:
         parts.append(f"Trained on {about['trained_on']}.")

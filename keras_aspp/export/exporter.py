@@ -83,7 +83,8 @@ def export_model(
             calibrate the ranges of `"tflite_int8"`; of the training split, so
             that the evaluation is fair. `None` without that format.
         evaluation_data: iterable of `([H, W, C], int [H, W])` that can
-            be iterated repeatedly, for the mean IoU; or `None`.
+            be iterated repeatedly, for the mean IoU; or `None`. Labels of a
+            multilabel model are `[H, W, K]`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (these are the default), `"tflite_dynamic_range"` (weights in 8
             bits), `"tflite_int8"` (everything in 8 bits),
@@ -112,7 +113,8 @@ def export_model(
         outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
-            with confidence in any case; `"tflite_logits"` stays as it is.
+            with confidence in any case; `"tflite_logits"` stays as it is. A
+            multilabel model has neither confidence nor `"tflite_logits"`.
         progress: function of `(phase, seconds)`, such as
             `ka.export.print_progress`, called when each phase begins (`None`
             seconds) and ends; `None` for a silent export.
@@ -129,6 +131,8 @@ def export_model(
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
     answers = _checked_answers(coarse_labels, outputs)
+    if spec.is_multilabel:
+        _check_masks(formats, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(calibration_images, formats, model)
@@ -190,10 +194,13 @@ def _is_rgb(model):
 
 
 def _task_entries(model):
-    """Returns the manifest's entries of a binary model."""
+    """Returns the manifest's entries of a binary or multilabel model."""
     if model.task == "semantic":
         return {}
-    return {"task": model.task, "threshold": model.threshold}
+    threshold = model.threshold
+    if isinstance(threshold, tuple):
+        threshold = list(threshold)
+    return {"task": model.task, "threshold": threshold}
 
 
 def _write_texts(work, content, spec, about):
@@ -265,6 +272,22 @@ def _checked_answers(coarse_labels, outputs):
             f"among them. Received: outputs={tuple(outputs)}"
         )
     return {"coarse_labels": coarse_labels, "outputs": ordered}
+
+
+def _check_masks(formats, outputs):
+    """Raises for what assumes one label for each pixel."""
+    if {"tflite_logits", "tflite_gpu"} & set(formats):
+        raise InputError(
+            "tflite_logits and tflite_gpu are for one class for each pixel; "
+            "for scores of classes that may overlap, export "
+            '--export.outputs "[labels, probabilities]". Received: '
+            f"formats={tuple(formats)}"
+        )
+    if "confidence" in outputs:
+        raise InputError(
+            "Classes that may overlap have probabilities, but no common "
+            f"confidence. Received: outputs={tuple(outputs)}"
+        )
 
 
 def _checked_calibration(images, formats, model):

@@ -57,14 +57,22 @@ def describe(
             "dtype": predictor.pixels.dtype,
             "range": list((pixels and pixels.value_range) or (0, 255)),
         },
-        "output": {
-            "name": "labels",
-            "shape": [batch, *size],
-            "dtype": "int32",
-            "range": [0, predictor.num_classes - 1]
-            if predictor.num_classes
-            else None,
-        },
+        "output": _labels_of(predictor, [batch, *size]),
+    }
+
+
+def _labels_of(predictor, shape):
+    """Returns the description of the labels of an artefact."""
+    count = predictor.num_classes
+    if predictor.is_multilabel:
+        shape, dtype, most = [*shape, count], "uint8", 1
+    else:
+        dtype, most = "int32", count and count - 1
+    return {
+        "name": "labels",
+        "shape": shape,
+        "dtype": dtype,
+        "range": [0, most] if most else None,
     }
 
 
@@ -81,7 +89,8 @@ def further_outputs(
     Returns:
         list of dict. Those of a SavedModel name their signature.
     """
-    shape = entry["output"]["shape"]
+    # Of an image; labels of classes that may overlap have their axis, too.
+    shape = entry["output"]["shape"][:3]
     signature = {}
     if entry["format"] == "saved_model":
         signature = {"signature": "serve_scores"}

@@ -81,7 +81,8 @@ class Comparison:
         kind, path = artefact.format, artefact.path
         predictor = artefact.predictor
         entry = manifests.describe(path, kind, predictor, self.reference.pixels)
-        entry["output"]["range"] = [0, self.reference.num_classes - 1]
+        if not predictor.is_multilabel:
+            entry["output"]["range"] = [0, self.reference.num_classes - 1]
         entry |= _operators(path, predictor)
         size, images = predictor.image_size, self.images
         if size is not None:

@@ -115,9 +115,11 @@ def saved_model(path):
     def run(image):
         image, found = tf.constant(image), {}
         if "serve_scores" in signatures:
-            found = signatures["serve_scores"](
-                image=image, min_confidence=tf.constant(0.0)
-            )
+            taken = signatures["serve_scores"].structured_input_signature[1]
+            share = {"min_confidence": tf.constant(0.0)}
+            if "min_confidence" not in taken:
+                share = {}
+            found = signatures["serve_scores"](image=image, **share)
         found |= signatures["serving_default"](image=image)
         return {name: values.numpy() for name, values in found.items()}
 

@@ -21,7 +21,8 @@ def write_saved_model(
 
     Both return labels alone. Further outputs have signatures of their own,
     `serve_scores` and `serve_bytes_scores`, which take `min_confidence` and
-    return labels, confidence and the further outputs.
+    return labels, confidence and the further outputs. Those of a multilabel
+    model, which has no confidence, take the image alone.
 
     Args:
         model: `Segmenter`.
@@ -29,7 +30,9 @@ def write_saved_model(
         outputs: of `serving.OUTPUTS`.
         ignore_label: int, label of pixels below `min_confidence`.
     """
-    names = tuple(dict.fromkeys(("labels", "confidence", *outputs)))
+    masks = isinstance(serving.threshold_of(model), tuple)
+    names = ("labels", *(() if masks else ("confidence",)), *outputs)
+    names = tuple(dict.fromkeys(names))
 
     def answer(image, names):
         image = serving.with_size_checked(model, image)
@@ -56,15 +59,28 @@ def write_saved_model(
     def serve_bytes_scores(image_bytes, min_confidence):
         return without_unsure(answer_one(image_bytes, names), min_confidence)
 
+    # Signatures have the names of functions, and their arguments.
+    def serve_mask_scores(image):
+        return answer(image, names)
+
+    def serve_bytes_mask_scores(image_bytes):
+        return answer_one(image_bytes, names)
+
     image = serving.image_spec(model)
-    share = tf.TensorSpec((), tf.float32, "min_confidence")
+    share = (tf.TensorSpec((), tf.float32, "min_confidence"),)
+    if masks:
+        share = ()
+        serve_mask_scores.__name__ = serve_scores.__name__
+        serve_bytes_mask_scores.__name__ = serve_bytes_scores.__name__
+        serve_scores = serve_mask_scores
+        serve_bytes_scores = serve_bytes_mask_scores
     endpoints = [(serving_default, image)]
-    scored = [(serve_scores, image, share)]
+    scored = [(serve_scores, image, *share)]
     # TensorFlow decodes RGB of 8 bits as Pillow does.
     if image.shape[-1] == 3 and image.dtype == tf.uint8:
         image_bytes = tf.TensorSpec((), tf.string, "image_bytes")
         endpoints.append((serve_bytes, image_bytes))
-        scored.append((serve_bytes_scores, image_bytes, share))
+        scored.append((serve_bytes_scores, image_bytes, *share))
     if tuple(outputs) != ("labels",):
         endpoints += scored
     _save(model, path, *endpoints)

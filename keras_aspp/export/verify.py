@@ -28,7 +28,7 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.serving import COARSE
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.metrics import confusion_of
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
@@ -264,10 +264,11 @@ def mean_iou(
 
     Args:
         predict: function of a uint8 image `[H, W, 3]` that labels it.
-        examples: iterable of `(uint8 [H, W, 3], int [H, W])`.
+        examples: iterable of `(uint8 [H, W, 3], int [H, W])`, or labels
+            `[H, W, K]` of a multilabel task.
         spec: `DatasetSpec`.
     """
-    matrix = ConfusionMatrix(spec.num_classes, spec.ignore_label)
+    matrix = confusion_of(spec.task, spec.num_classes, spec.ignore_label)
     for image, labels in examples:
         matrix.update_state(labels, predict(image))
     return matrix.mean_iou()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.layers.background_logit import check_threshold
+from keras_aspp.layers.class_thresholds import check_thresholds
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.hub import fetch, is_address
@@ -98,13 +99,22 @@ def find_spec(path: Path) -> DatasetSpec | None:
     return DatasetSpec.from_file(described) if described.is_file() else None
 
 
-def find_threshold(path: Path) -> float | None:
-    """Reads the threshold of a binary artefact in the manifest beside it."""
+def find_threshold(path: Path) -> float | tuple[float, ...] | None:
+    """Reads the threshold of an artefact in the manifest beside it.
+
+    Returns:
+        float, or one for each class of a multilabel artefact, or `None`.
+    """
     manifest = path.parent / "manifest.json"
     if not manifest.is_file():
         return None
-    threshold = read_manifest(manifest).get("threshold")
-    return None if threshold is None else check_threshold(threshold)
+    content = read_manifest(manifest)
+    threshold = content.get("threshold")
+    if threshold is None:
+        return None
+    if content.get("task") == "multilabel":
+        return check_thresholds(threshold, len(content["class_names"]))
+    return check_threshold(threshold)
 
 
 def _check_hash(path, manifest):

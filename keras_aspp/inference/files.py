@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from keras_aspp.annotations.writer import (
     write_labelme,
 )
 from keras_aspp.data.decode import read_fitting
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tiff import Bands
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
@@ -48,6 +50,9 @@ def predict_files(
     A TIFF with a georeference, or of more pixels than an image may have, is a
     scene: see `predict_scene`, which writes `NAME_labels.tif`.
 
+    Of a model whose classes may overlap, `masks/CLASS/NAME.png` replace labels
+    and colors: 255 where the class is, else 0, as a data set stores them.
+
     Args:
         predictor: `Predictor`.
         images: paths.
@@ -56,10 +61,11 @@ def predict_files(
         annotation_format: `"coco"` also writes `predictions.json`,
             `"labelme"` one `NAME.json` per image; `None` neither.
         min_area: pixels; annotations leave out smaller regions.
-        scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
-            if the model has them, `NAME_probabilities.npz` (`probabilities`,
-            float16 `[H, W, K]`, and `class_names`). A scene is refused with
-            `scores` or `annotation_format`.
+        scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1; not of
+            classes that may overlap) too and, if the model has them,
+            `NAME_probabilities.npz` (`probabilities`, float16 `[H, W, K]`,
+            and `class_names`). A scene is refused with `scores` or
+            `annotation_format`.
         windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
@@ -80,6 +86,8 @@ def predict_files(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
+    if annotation_format is not None:
+        spec.require_one_mask("`annotation_format` (--format)")
     collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
@@ -89,10 +97,11 @@ def predict_files(
                 _check_scene(name, scores, annotation_format)
                 path = output / f"{stem}_labels.tif"
                 counts = predict_scene(predictor, name, path, windows)
+                shares = _shares(counts, counts.sum(), spec)
             else:
                 path = output / f"{stem}_overlay.png"
                 labels = _predict_image(predictor, name, path, spec, scores)
-                counts = np.bincount(labels.ravel(), minlength=256)
+                shares = _shares_of(labels, spec)
                 if annotation_format == "coco":
                     collected.add(Path(name).name, labels)
                 elif annotation_format == "labelme":
@@ -103,7 +112,7 @@ def predict_files(
                         spec,
                         min_area,
                     )
-            rows.append((Path(name).name, path, _largest(counts, spec)))
+            rows.append((Path(name).name, path, _largest(shares)))
         except Exception as error:
             if not is_user_error(error):
                 raise
@@ -119,8 +128,12 @@ def predict_files(
 
 
 def check_scores(predictor: Predictor) -> None:
-    """Raises `ValueError` if a model has no confidence."""
-    if not predictor.has_confidence:
+    """Raises `ValueError` if a model has no confidence, or probabilities."""
+    if predictor.is_multilabel:
+        has_scores = predictor.has_probabilities
+    else:
+        has_scores = predictor.has_confidence
+    if not has_scores:
         raise InputError(
             "--scores needs a .keras model, or an artefact that was exported "
             'with --export.outputs "[labels, confidence]" or "[labels, '
@@ -144,20 +157,24 @@ def predict_scores(
     """
     if not scores:
         return predictor.predict_batch(image[None])[0], {}
-    labels, confidence, *probabilities = predictor.predict(
+    with_confidence = not predictor.is_multilabel
+    labels, *found = predictor.predict(
         image,
-        return_confidence=True,
+        return_confidence=with_confidence,
         return_probabilities=predictor.has_probabilities,
     )
-    files = {"confidence.png": io.BytesIO()}
-    gray = Image.fromarray(np.round(255 * confidence).astype("uint8"))
-    gray.save(files["confidence.png"], format="PNG")
-    if probabilities:
+    files = {}
+    if with_confidence:
+        confidence, *found = found
+        files["confidence.png"] = io.BytesIO()
+        gray = Image.fromarray(np.round(255 * confidence).astype("uint8"))
+        gray.save(files["confidence.png"], format="PNG")
+    if found:
         files["probabilities.npz"] = io.BytesIO()
         np.savez_compressed(
             files["probabilities.npz"],
             # 11 significant bits: an error of 0.0003 at most.
-            probabilities=probabilities[0].astype("float16"),
+            probabilities=found[0].astype("float16"),
             class_names=np.array(spec_of(predictor).class_names),
         )
     return labels, {name: file.getvalue() for name, file in files.items()}
@@ -194,8 +211,11 @@ def _predict_image(predictor, name, path, spec, scores):
     for end, content in files.items():
         with replacing(path.with_name(f"{stem}_{end}"), False) as temporary:
             temporary.write_bytes(content)
-    _save(index_image(labels, spec), path.with_name(f"{stem}_labels.png"))
-    _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
+    if spec.is_multilabel:
+        _write_masks(path.parent / "masks", stem, labels, spec)
+    else:
+        _save(index_image(labels, spec), path.with_name(f"{stem}_labels.png"))
+        _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
     _save(overlay(bands.values, labels, spec), path)
     return labels
 
@@ -220,15 +240,48 @@ def _unused(stem, taken):
     return unique
 
 
-def _largest(counts, spec):
-    """Names the largest labels by their pixels, int `(256,)`."""
-    order = counts.argsort(kind="stable")[::-1][:3]
+def _shares_of(labels, spec):
+    """Returns class names and their shares of the pixels of an image."""
+    if spec.is_multilabel:
+        counts = spec.count_pixels(labels)[:-1]
+    else:
+        counts = np.bincount(labels.ravel(), minlength=256)
+    return _shares(counts, np.prod(labels.shape[:2]), spec)
+
+
+def _shares(counts, total, spec):
+    """Returns names and shares of labels by their pixels, largest first."""
+    order = counts.argsort(kind="stable")[::-1]
     names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
-    return ", ".join(
-        f"{names[i]} {counts[i] / counts.sum():.0%}"
-        for i in order.tolist()
-        if counts[i]
-    )
+    return [(names[i], counts[i] / total) for i in order.tolist() if counts[i]]
+
+
+def _largest(shares):
+    """Formats the largest labels."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares[:3])
+
+
+def _write_masks(folder, stem, labels, spec):
+    """Writes the mask of each class into a folder of its name."""
+    for class_id, name in enumerate(mask_folders(spec)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        mask = np.where(labels[..., class_id] == 1, 255, 0).astype("uint8")
+        _save(mask, folder / name / f"{stem}.png")
+
+
+def mask_folders(spec: DatasetSpec) -> list[str]:
+    """Returns a name for the folder of the masks of each class.
+
+    It is the name of the class, without what paths give a meaning: names come
+    with a model.
+    """
+    found = []
+    for class_id, name in enumerate(spec.class_names):
+        safe = re.sub(r'[\\/:*?"<>|]', "_", name).strip(". ")
+        if not safe or safe in found:
+            safe = f"{safe}_{class_id}"
+        found.append(safe)
+    return found
 
 
 def _save(image, path):

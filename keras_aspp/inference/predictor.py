@@ -30,6 +30,7 @@ from keras_aspp.inference.runtimes import (
 )
 from keras_aspp.inference.sliding_window import (
     SlidingWindow,
+    Threshold,
     alignment,
     from_scores,
     label_probability,
@@ -83,7 +84,10 @@ class Predictor:
         ignore_label: int, label of unsure pixels and of those without data:
             that of `spec`, or 255.
         threshold: float, probability above which a binary model labels the
-            object; `None` for other models, and where it is unknown.
+            object; of a multilabel model a tuple, one for each class; `None`
+            for other models, and where it is unknown.
+        is_multilabel: bool. True if labels are masks of classes that may
+            overlap, uint8 `[H, W, K]` of 0 and 1.
 
     Raises:
         FileNotFoundError: `path` contains no model.
@@ -137,10 +141,16 @@ class Predictor:
         else:
             self._engine = SavedModelRuntime(self.path)
         self._pid = os.getpid()
-        self.threshold: float | None = self._engine.threshold
+        self.is_multilabel: bool = self._engine.is_multilabel
+        self.threshold: Threshold = self._engine.threshold
         if self.threshold is None:
             self.threshold = find_threshold(self.path)
             self._engine.threshold = self.threshold
+        if self.spec and self.spec.is_multilabel != self.is_multilabel:
+            raise InputError(
+                "The task of the model is not that of the file beside it, "
+                f"{self.spec.task}. Received: {self.path}"
+            )
         self.image_size: tuple[int, int] | None = self._engine.image_size
         self.pixels: PixelFormat = self._engine.pixels
         self.has_scores: bool = hasattr(self._engine, "scores")
@@ -185,7 +195,9 @@ class Predictor:
         Returns:
             int32 `[H, W]`, or a tuple: labels, then scores, confidence and
             probabilities, as far as they are asked for. Where a file has no
-            data, the label is the spec's `ignore_label`.
+            data, the label is the spec's `ignore_label`. Of a multilabel
+            model, labels are uint8 `[H, W, K]`, 1 where a class is, and
+            probabilities of classes are independent.
 
         Raises:
             ValueError: `image` is invalid, or the artefact does not compute
@@ -220,7 +232,7 @@ class Predictor:
             self._require("probabilities", "return_probabilities=True")
             wanted.append("probabilities")
         if return_scores:
-            names = {*wanted, *self._for_labels()}
+            names = {*wanted, *self._for_labels()} - {"scores"}
             found = from_scores(scores, sorted(names), self.threshold)
             found = self._finished(found)
             found = {name: values[0] for name, values in found.items()}
@@ -238,7 +250,8 @@ class Predictor:
             image: uint8 array `[H, W, 3]` (RGB), or a path.
 
         Returns:
-            float32 `[H, W, K]`, which sum to 1 over the classes.
+            float32 `[H, W, K]`, which sum to 1 over the classes unless
+            classes may overlap.
 
         Raises:
             ValueError: `image` is invalid, or the artefact has no
@@ -273,7 +286,7 @@ class Predictor:
         """Computes probabilities float32 `[B, H, W, K]` of classes.
 
         Of a binary model they are those of background and object, whatever its
-        threshold is.
+        threshold is; of a multilabel model those of independent classes.
 
         Args:
             images: uint8 `[B, H, W, 3]`.
@@ -288,7 +301,10 @@ class Predictor:
         return true_probabilities(scores, self.threshold)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
-        """Predicts labels int32 `[B, H, W]` of images `[B, H, W, C]`.
+        """Predicts labels of images `[B, H, W, C]`.
+
+        Returns:
+            int32 `[B, H, W]`, or uint8 `[B, H, W, K]`; see `predict`.
 
         Raises:
             ValueError: `images` is not such an array, or is empty.
@@ -301,7 +317,7 @@ class Predictor:
         )
 
     def predict_at(self, image: np.ndarray, size: Size | None) -> np.ndarray:
-        """Predicts labels int32 `[H, W]` of an image at another size.
+        """Predicts labels of an image at another size.
 
         Resizes the image (antialiased) and its labels back (nearest), as for
         an artefact of that size.
@@ -389,6 +405,11 @@ class Predictor:
             "confidence": self.has_confidence,
             "probabilities": self.has_probabilities,
         }
+        if self.is_multilabel and output == "confidence":
+            raise InputError(
+                "Classes that may overlap have probabilities, but no common "
+                f"confidence. Received: {received}, {self.path}"
+            )
         if not has[output]:
             raise InputError(
                 f"The artefact has no {output}; a .keras model has, or export "
@@ -414,6 +435,8 @@ class Predictor:
 
     def _finished(self, found):
         """Checks labels, and marks unsure pixels."""
+        if self.is_multilabel:
+            return self._finished_masks(found)
         labels = np.asarray(found["labels"], "int32")
         if "confidence" not in found and "probabilities" in found:
             found["confidence"] = label_probability(
@@ -429,6 +452,16 @@ class Predictor:
             unsure = found["confidence"] < self.min_confidence
             labels = np.where(unsure, np.int32(self.ignore_label), labels)
         return {**found, "labels": labels}
+
+    def _finished_masks(self, found):
+        """Checks the labels of classes that may overlap."""
+        labels = np.asarray(found["labels"])
+        if labels.ndim != 4 or (labels.size and labels.max() > 1):
+            raise InputError(
+                "The model answers with other values than 0 and 1. Received: "
+                f"{self.path}"
+            )
+        return {**found, "labels": labels.astype("uint8", copy=False)}
 
 
 def _nearest(there, here):

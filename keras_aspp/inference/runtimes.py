@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.inference import serving
-from keras_aspp.inference.sliding_window import from_scores
+from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import with_output_stride
 from keras_aspp.models.precision import in_float32
@@ -52,7 +52,9 @@ class Runtime:
     smallest_side: int = 1  # of an image, in pixels
     output_stride: int = 1  # pixels by which an image may move with its labels
     survives_fork: bool = False
-    threshold: float | None = None  # of a binary model
+    threshold: Threshold = None
+    # Labels are masks: uint8 (B, H, W, K).
+    is_multilabel: bool = False
     outputs: tuple[str, ...] = ("labels",)  # of `serving.OUTPUTS`
 
     def answer(
@@ -82,8 +84,11 @@ class KerasRuntime(Runtime):
         self.pixels: PixelFormat = PixelFormat(
             model.input_channels, preprocess.input_dtype, preprocess.input_range
         )
-        if model.task == "binary":
+        if model.task != "semantic":
             self.threshold = model.threshold
+        if model.task == "multilabel":
+            self.is_multilabel = True
+            self.outputs = serving.MASK_OUTPUTS
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
@@ -128,6 +133,10 @@ class SavedModelRuntime(Runtime):
         self._serve_scores = self._loaded.signatures.get("serve_scores")
         if self._serve_scores is not None:
             self.outputs = outputs_of(self._serve_scores.structured_outputs)
+        labels = self._serve.structured_outputs["labels"]
+        if labels.shape.rank == 4:
+            self.is_multilabel = True
+            self.num_classes: int | None = labels.shape[3]
         image = self._serve.structured_input_signature[1]["image"]
         self.pixels: PixelFormat = PixelFormat(image.shape[3], image.dtype.name)
         check_finite(
@@ -146,9 +155,10 @@ class SavedModelRuntime(Runtime):
         if tuple(outputs) == ("labels",):
             found = self._serve(image=image)
         else:
-            found = self._serve_scores(
-                image=image, min_confidence=tf.constant(0.0)
-            )
+            share = {"min_confidence": tf.constant(0.0)}
+            if self.is_multilabel:
+                share = {}
+            found = self._serve_scores(image=image, **share)
         return {name: values.numpy() for name, values in found.items()}
 
 
@@ -188,6 +198,11 @@ class ONNXRuntime(Runtime):
             # Earlier files may name it otherwise.
             self._names = ["labels"]
         self.outputs = outputs_of(self._names)
+        shapes = [output.shape for output in self._session.get_outputs()]
+        labels = dict(zip(self._names, shapes, strict=True)).get("labels", ())
+        if len(labels) == 4:
+            self.is_multilabel = True
+            self.num_classes: int | None = labels[3]
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
@@ -305,6 +320,8 @@ class LiteRTRuntime(Runtime):
         for one in details:
             if len(one["shape"]) == 4:
                 self.num_classes: int | None = int(one["shape"][3])
+                if one["index"] == self._indices.get("labels"):
+                    self.is_multilabel = True
         self.outputs = outputs_of(self._indices)
         if self._has_scores():
             self.outputs = serving.OUTPUTS

@@ -69,6 +69,7 @@ def predict_scene(
         ValueError: not a readable raster, bands or type that do not fit the
             model, or the extra `geo` is missing.
     """
+    spec_of(predictor).require_one_mask("A prediction by window, of a GeoTIFF,")
     require("Predicting a GeoTIFF", "geo", "rasterio")
     import rasterio
 

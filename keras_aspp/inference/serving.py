@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
 from keras_aspp.layers.background_logit import BackgroundLogit, logit
+from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.lowering import convolve
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.types import Tensor
@@ -22,6 +23,8 @@ from keras_aspp.utils.types import Tensor
 MAX_SERVED_PIXELS = 2**24
 # Outputs that artefacts may have, of each pixel.
 OUTPUTS = ("labels", "confidence", "probabilities")
+# Those of masks that may overlap, of which a pixel has several.
+MASK_OUTPUTS = ("labels", "probabilities")
 # Output of files for GPUs: float32 `[1, h, w, K]` at the decoder's stride. They
 # take float32 pixels in [-1, 1].
 COARSE = "coarse_logits"
@@ -90,13 +93,13 @@ def answer(
     Returns:
         dict: name -> tensor `[B, H, W]` or `[B, H, W, K]`.
     """
-    return classify(score(model, image), outputs, _threshold(model))
+    return classify(score(model, image), outputs, threshold_of(model))
 
 
 def classify(
     scores: Tensor,
     outputs: Sequence[str] = ("labels",),
-    threshold: float | None = None,
+    threshold: float | tuple[float, ...] | None = None,
 ) -> dict[str, Tensor]:
     """Computes outputs from logits.
 
@@ -106,12 +109,21 @@ def classify(
             probability of the label), `"probabilities"` (float32, the softmax
             over classes) and `"logits"`.
         threshold: float, of a binary model, whose logits contain it, or
-            `None`. Probabilities do not depend on it.
+            `None`. Probabilities do not depend on it. Of a multilabel model, a
+            tuple: `labels` are uint8 `[B, H, W, K]`, and `probabilities` the
+            sigmoids.
 
     Returns:
         dict: name -> tensor, as in `outputs`.
     """
     found = {"logits": scores}
+    if isinstance(threshold, tuple):
+        shift = [logit(one) for one in threshold]
+        if "labels" in outputs:
+            found["labels"] = tf.cast(scores > 0.0, tf.uint8, name="labels")
+        if "probabilities" in outputs:
+            found["probabilities"] = tf.sigmoid(scores + shift)
+        return {name: found[name] for name in outputs}
     if "labels" in outputs:
         found["labels"] = tf.argmax(
             scores, axis=-1, output_type=tf.int32, name="labels"
@@ -129,10 +141,14 @@ def classify(
     return {name: found[name] for name in outputs}
 
 
-def _threshold(model):
-    """Returns the threshold of a binary model, `None` of another."""
-    layers = (x for x in model.layers if isinstance(x, BackgroundLogit))
-    return next((layer.threshold for layer in layers), None)
+def threshold_of(model: keras.Model) -> float | tuple[float, ...] | None:
+    """Returns the threshold of a model, as `classify` takes it."""
+    for layer in model.layers:
+        if isinstance(layer, BackgroundLogit):
+            return layer.threshold
+        if isinstance(layer, ClassThresholds):
+            return layer.thresholds
+    return None
 
 
 def without_unsure(
@@ -173,7 +189,9 @@ def answer_coarsely(
         name: tf.gather(
             tf.gather(values, rows, axis=1), columns, axis=2, name=name
         )
-        for name, values in classify(scores, outputs, _threshold(model)).items()
+        for name, values in classify(
+            scores, outputs, threshold_of(model)
+        ).items()
     }
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
-from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.layers.background_logit import logit
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
@@ -41,7 +41,6 @@ class SlidingWindow:
     """
 
     image_size: tuple[int, int] | None = None
-    outputs: tuple[str, ...] = OUTPUTS
     survives_fork: bool = False
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
@@ -57,11 +56,15 @@ class SlidingWindow:
                 f"Received: window={window}"
             )
         self.engine: Any = engine
+        self.is_multilabel: bool = isinstance(engine.threshold, tuple)
+        self.outputs: tuple[str, ...] = (
+            MASK_OUTPUTS if self.is_multilabel else OUTPUTS
+        )
         self.window: int = window
         self.overlap: float = overlap
         self.num_classes: int = engine.num_classes
         self.pixels: PixelFormat = getattr(engine, "pixels", PixelFormat())
-        self.threshold: float | None = engine.threshold
+        self.threshold: Threshold = engine.threshold
         self.smallest_side: int = engine.smallest_side
         self.output_stride: int = engine.output_stride
         self.align: int = alignment(engine, window)
@@ -90,7 +93,7 @@ class SlidingWindow:
             )
             weight = down[:, None, None] * across[:, None]  # (h, w, 1)
             mean[:, row, column] += found * weight
-        return with_threshold(logarithm(mean, 1), self.threshold)
+        return to_scores(mean, 1, self.threshold)
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
@@ -181,21 +184,59 @@ def probabilities(scores: Tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(keras.ops.softmax(scores, axis=-1))
 
 
+# Of a binary model one threshold, of a multilabel one a tuple, one for each
+# class; `None` for the classes of a semantic one.
+Threshold: TypeAlias = float | tuple[float, ...] | None
+
+
 def true_probabilities(
-    scores: np.ndarray, threshold: float | None = None
+    scores: np.ndarray, threshold: Threshold = None
 ) -> np.ndarray:
-    """Computes the softmax, whatever a binary model's threshold is."""
+    """Computes probabilities, whatever a model's thresholds are.
+
+    The softmax over classes; of a multilabel model, whose threshold is a
+    tuple, the sigmoid of each.
+    """
+    if isinstance(threshold, tuple):
+        scores = scores + _logits(threshold)
+        return keras.ops.convert_to_numpy(keras.ops.sigmoid(scores))
     if threshold is not None:
         # The background's logit is that of the threshold.
         scores = scores - np.array([logit(threshold), 0], "float32")
     return probabilities(scores)
 
 
-def with_threshold(scores: np.ndarray, threshold: float | None) -> np.ndarray:
-    """Adds the logit of a binary model's threshold to the background's."""
+def to_scores(
+    total: np.ndarray, count: float, threshold: Threshold
+) -> np.ndarray:
+    """Computes the scores of mean probabilities in place of their sum.
+
+    Their labels are those of the mean, by the model's thresholds.
+
+    Args:
+        total: float32 (B, H, W, K), sum of probabilities.
+        count: number of summands.
+        threshold: see `true_probabilities`.
+    """
+    if isinstance(threshold, tuple):
+        total /= count
+        rest = np.log(np.maximum(1 - total, 1e-30))
+        return logarithm(total, 1) - rest - _logits(threshold)
+    scores = logarithm(total, count)
     if threshold is not None:
         scores[..., 0] += logit(threshold)
     return scores
+
+
+def _logits(thresholds):
+    return np.array([logit(one) for one in thresholds], "float32")
+
+
+def decide(scores: np.ndarray, threshold: Threshold = None) -> np.ndarray:
+    """Returns labels of scores: (B, H, W), or (B, H, W, K) of masks."""
+    if isinstance(threshold, tuple):
+        return (scores > 0).astype("uint8")
+    return scores.argmax(-1)
 
 
 def label_probability(
@@ -207,21 +248,22 @@ def label_probability(
 
 
 def from_scores(
-    scores: np.ndarray, outputs: Sequence[str], threshold: float | None = None
+    scores: np.ndarray, outputs: Sequence[str], threshold: Threshold = None
 ) -> dict[str, np.ndarray]:
     """Computes outputs from logits on the host.
 
     Args:
         scores: float32 (B, H, W, K).
         outputs: of `"labels"`, `"confidence"` and `"probabilities"`.
-        threshold: float, of a binary model, or `None`.
+        threshold: see `true_probabilities`. Masks have no confidence.
 
     Returns:
         dict: name -> array (B, H, W) or (B, H, W, K).
     """
-    found = {"labels": scores.argmax(-1)}
+    found = {"labels": decide(scores, threshold)}
     if {"confidence", "probabilities"} & set(outputs):
         found["probabilities"] = true_probabilities(scores, threshold)
+    if "confidence" in outputs:
         found["confidence"] = label_probability(
             found["probabilities"], found["labels"]
         )

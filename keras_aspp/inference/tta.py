@@ -13,12 +13,12 @@ import keras
 import numpy as np
 
 from keras_aspp.data.resize import resize_image
-from keras_aspp.inference.serving import OUTPUTS
+from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.inference.sliding_window import (
+    Threshold,
     from_scores,
-    logarithm,
+    to_scores,
     true_probabilities,
-    with_threshold,
 )
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
@@ -44,7 +44,6 @@ class MultiScale:
     """
 
     image_size: tuple[int, int] | None = None
-    outputs: tuple[str, ...] = OUTPUTS
 
     def __init__(
         self, engine: Any, scales: Sequence[float] = (1.0,), flip: bool = False
@@ -56,11 +55,15 @@ class MultiScale:
                 f"Received: scales={scales}"
             )
         self.engine: Any = engine
+        self.is_multilabel: bool = isinstance(engine.threshold, tuple)
+        self.outputs: tuple[str, ...] = (
+            MASK_OUTPUTS if self.is_multilabel else OUTPUTS
+        )
         self.scales: tuple[float, ...] = scales
         self.flip: bool = bool(flip)
         self.num_classes: int = engine.num_classes
         self.pixels: PixelFormat = getattr(engine, "pixels", PixelFormat())
-        self.threshold: float | None = engine.threshold
+        self.threshold: Threshold = engine.threshold
         least = engine.smallest_side / min(1.0, *scales)
         self.smallest_side: int = math.ceil(least)
         self.survives_fork: bool = False
@@ -89,7 +92,7 @@ class MultiScale:
                         )
                     )
                 total, count = total + seen, count + 1
-        return with_threshold(logarithm(total, count), self.threshold)
+        return to_scores(total, count, self.threshold)
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]

@@ -4,6 +4,7 @@ from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
 from keras_aspp.layers.cascade import AtrousCascade
+from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.dappm import DAPPM
 from keras_aspp.layers.dense_aspp import DenseASPP
@@ -30,6 +31,7 @@ __all__ = [
     "BackgroundLogit",
     "BatchNormalization",
     "BilinearResize",
+    "ClassThresholds",
     "Conv2D",
     "Cropping2D",
     "DAPPM",

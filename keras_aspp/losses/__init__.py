@@ -12,6 +12,7 @@ from keras_aspp.losses.base import SegmentationLoss
 from keras_aspp.losses.cross_entropy import CrossEntropy
 from keras_aspp.losses.lovasz import LovaszHinge, LovaszSoftmax
 from keras_aspp.losses.overlap import Dice, Tversky
+from keras_aspp.losses.per_class import PerClass
 from keras_aspp.losses.weighted_sum import WeightedSum
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Dice",
     "LovaszHinge",
     "LovaszSoftmax",
+    "PerClass",
     "SegmentationLoss",
     "Tversky",
     "WeightedSum",

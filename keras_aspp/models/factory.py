@@ -27,7 +27,7 @@ def build_model(
     dtype: str | keras.DTypePolicy | None = None,
     rematerialize: bool = False,
     pixels: PixelFormat = RGB,
-    task: Literal["semantic", "binary"] = "semantic",
+    task: Literal["semantic", "binary", "multilabel"] = "semantic",
 ) -> Segmenter:
     """Builds the segmenter that a `ModelConfig` describes.
 

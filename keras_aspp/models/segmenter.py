@@ -17,13 +17,17 @@ from typing import Any, Literal, Self
 import keras
 
 from keras_aspp.backbones.rematerialize import rematerialize as recomputed
-from keras_aspp.labels import check_num_classes
+from keras_aspp.labels import check_num_classes, check_task
 from keras_aspp.layers.background_logit import (
     BackgroundLogit,
     check_threshold,
 )
 from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
+from keras_aspp.layers.class_thresholds import (
+    ClassThresholds,
+    check_thresholds,
+)
 from keras_aspp.models.archive import load_keras
 from keras_aspp.models.auxiliary import (
     AuxiliaryHead,
@@ -57,7 +61,7 @@ BATCH_NORM: dict[str, bool | str] = {
     "group": "group",
 }
 
-_BACKGROUND = "background"
+_BACKGROUND, _THRESHOLDS = "background", "class_thresholds"
 
 # In the docstring of an architecture, the place of the arguments below.
 COMMON_ARGUMENTS = "{common_arguments}"
@@ -83,7 +87,8 @@ class Segmenter(AuxiliaryTraining, keras.Model):
 
     Args:
         num_classes: int > 1. Number of classes, background included; 1 and 2
-            mean the same with `task="binary"`.
+            mean the same with `task="binary"`. With `task="multilabel"`, int
+            > 0, and no background.
         backbone: a name of `list_backbones()`, or a functional `keras.Model`.
             Dict outputs (`"stride_4"`, ...) are used as they are; of a model
             with one output, the last tensor of each nominal stride is used.
@@ -151,10 +156,14 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         task: `"semantic"`: the head has a logit for each class. `"binary"`: it
             has one, that of the object; the background's is fixed
             (`layers.BackgroundLogit`), so that losses, metrics and exports of
-            two classes fit. Defaults to `"semantic"`.
+            two classes fit. `"multilabel"`: each class has a logit, which is
+            above 0 where the class is predicted
+            (`layers.ClassThresholds`); classes may overlap. Defaults to
+            `"semantic"`.
         threshold: float in (0, 1), probability above which a binary model
-            labels a pixel as object. `model.threshold = 0.3` changes it.
-            Defaults to 0.5.
+            labels a pixel as object, and a multilabel one predicts a class;
+            of the latter also one for each class. `model.threshold = 0.3`
+            changes it. Defaults to 0.5.
         auxiliary_weight: float >= 0, factor of the loss of an auxiliary head,
             which training adds to that of the logits; 0.4 is usual, 0 builds
             no such head. Only training computes it: `model(x, training=True)`
@@ -217,13 +226,13 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
-        task: Literal["semantic", "binary"] = "semantic",
-        threshold: float = 0.5,
+        task: Literal["semantic", "binary", "multilabel"] = "semantic",
+        threshold: float | Sequence[float] = 0.5,
         auxiliary_weight: float = 0.0,
         auxiliary_feature: str | None = None,
         **head: Any,
     ) -> None:
-        num_classes = _resolve_num_classes(num_classes, task, threshold)
+        num_classes, threshold = _resolve_task(num_classes, task, threshold)
         config = {
             "num_classes": num_classes,
             "output_stride": output_stride,
@@ -240,7 +249,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             "input_scale": input_scale,
             "rematerialize": bool(rematerialize),
             "task": task,
-            "threshold": float(threshold),
+            "threshold": threshold,
             "dtype": keras.dtype_policies.get(
                 dtype or keras.config.dtype_policy().name
             ),
@@ -335,6 +344,10 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             scores = BackgroundLogit(
                 config["threshold"], dtype="float32", name=_BACKGROUND
             )(scores)
+        elif config["task"] == "multilabel":
+            scores = ClassThresholds(
+                config["threshold"], dtype="float32", name=_THRESHOLDS
+            )(scores)
         return builder.resize(
             scores,
             _in_pixels(stride, input_scale),
@@ -363,20 +376,29 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         self._arguments = {**config, "dtype": config["dtype"].name}
 
     @property
-    def threshold(self) -> float:
-        """Probability above which a binary model labels a pixel as object."""
-        return self._arguments["threshold"]
+    def threshold(self) -> float | tuple[float, ...]:
+        """Probability above which a binary model labels a pixel as object.
+
+        One for each class of a multilabel model.
+        """
+        threshold = self._arguments["threshold"]
+        return tuple(threshold) if isinstance(threshold, list) else threshold
 
     @threshold.setter
-    def threshold(self, threshold: float) -> None:
-        if self.task != "binary":
+    def threshold(self, threshold: float | Sequence[float]) -> None:
+        if self.task == "binary":
+            threshold = check_threshold(threshold)
+            self.get_layer(_BACKGROUND).threshold = threshold
+        elif self.task == "multilabel":
+            threshold = check_thresholds(threshold, self.num_classes)
+            self.get_layer(_THRESHOLDS).thresholds = threshold
+            threshold = list(threshold)
+        else:
             raise InputError(
-                "Only a model of `task='binary'` has a threshold. "
-                f"Received: a model of task={self.task!r}"
+                "Only a model of `task='binary'` or 'multilabel' has a "
+                f"threshold. Received: a model of task={self.task!r}"
             )
-        layer = self.get_layer(_BACKGROUND)
-        layer.threshold = check_threshold(threshold)
-        self._arguments["threshold"] = layer.threshold
+        self._arguments["threshold"] = threshold
         # Compiled steps hold the former threshold.
         self.train_function = self.test_function = None
         self.predict_function = None
@@ -538,7 +560,7 @@ class Segmenter(AuxiliaryTraining, keras.Model):
                 "paths or names of them. "
                 f"Received: backbone={config['backbone']!r}"
             )
-        if config["num_classes"] == 1:
+        if config["num_classes"] == 1 and "task" not in config:
             config["num_classes"] = _SavedCount(1)
         config["preprocess"] = Preprocess.from_config(config["preprocess"])
         config["backbone"] = keras.saving.deserialize_keras_object(
@@ -638,28 +660,28 @@ def _refuse_class_weight(method, args, kwargs):
         )
 
 
-def _resolve_num_classes(num_classes, task, threshold):
-    """Returns the number of classes, background included."""
-    if task not in ("semantic", "binary"):
-        raise InputError(
-            f"`task` must be 'semantic' or 'binary'. Received: task={task!r}"
-        )
-    check_threshold(threshold)
+def _resolve_task(num_classes, task, threshold):
+    """Returns the number of classes, background included, and threshold."""
+    check_task(task)
+    if task == "multilabel":
+        check_positive_int("num_classes", num_classes)
+        return num_classes, list(check_thresholds(threshold, num_classes))
+    threshold = check_threshold(threshold)
     if task == "binary":
         if num_classes not in (1, 2):
             raise InputError(
                 "`num_classes` must be 1 or 2 with task='binary', an object "
                 f"before its background. Received: num_classes={num_classes!r}"
             )
-        return 2
+        return 2, threshold
     if threshold != 0.5:
         raise InputError(
-            "`threshold` needs task='binary'. "
+            "`threshold` needs task='binary' or 'multilabel'. "
             f"Received: threshold={threshold!r}"
         )
     if isinstance(num_classes, _SavedCount):
-        return num_classes
-    return check_num_classes(num_classes)
+        return num_classes, threshold
+    return check_num_classes(num_classes), threshold
 
 
 def _check_arguments(config):

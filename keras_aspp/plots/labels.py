@@ -23,11 +23,14 @@ LEGEND_CLASSES = 32  # with more, the legend names only those that occur
 def spec_of(predictor: Any) -> DatasetSpec:
     """Returns the spec of a model, or one of generated class names."""
     count = predictor.num_classes or 255
-    return predictor.spec or DatasetSpec([f"class_{i}" for i in range(count)])
+    return predictor.spec or DatasetSpec(
+        [f"class_{i}" for i in range(count)],
+        task="multilabel" if predictor.is_multilabel else "semantic",
+    )
 
 
 def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Colors labels, uint8 `[..., H, W, 3]`; ignored pixels are black."""
+    """Colors labels `[..., H, W]`, uint8; ignored pixels are black."""
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
     table[spec.ignore_label] = 0
@@ -48,6 +51,8 @@ def unpainted_classes(spec: DatasetSpec) -> list[int]:
     the black class, if there is one: black would hide the image, and by the
     palette of PASCAL VOC it means "none of the others".
     """
+    if spec.is_multilabel:
+        return []
     named = [
         i
         for i, name in enumerate(spec.class_names)
@@ -65,9 +70,12 @@ def overlay(
 ) -> np.ndarray:
     """Paints labels over an image, but not the background or ignored pixels.
 
+    Where classes of a multilabel task overlap, the paint is their mean color,
+    and each class keeps an outline in its own.
+
     Args:
         image: `[H, W, C]`; see `to_rgb`.
-        labels: int `[H, W]`.
+        labels: int `[H, W]`, or `[H, W, K]` of a multilabel task.
         spec: `DatasetSpec`.
         opacity: float in [0, 1], of the paint. Defaults to 0.55.
 
@@ -75,10 +83,45 @@ def overlay(
         uint8 `[H, W, 3]`.
     """
     image = to_rgb(image)
-    bare = np.isin(labels, [*unpainted_classes(spec), spec.ignore_label])
-    colors = color_labels(labels, spec).astype("float32")
+    if spec.is_multilabel:
+        colors, bare = _overlapping_colors(labels == 1, spec)
+    else:
+        bare = np.isin(labels, [*unpainted_classes(spec), spec.ignore_label])
+        colors = color_labels(labels, spec).astype("float32")
     blend = (1 - opacity) * image.astype("float32") + opacity * colors
     return np.where(bare[..., None], image, np.round(blend)).astype("uint8")
+
+
+def _overlapping_colors(shown, spec):
+    """Returns colors float32 `[H, W, 3]` of masks, and where there are none."""
+    table = np.array(spec.colors(), "float32")
+    count = shown.sum(-1, keepdims=True)
+    colors = (shown.astype("float32") @ table) / np.maximum(count, 1)
+    for class_id, color in enumerate(table):
+        colors[_outline(shown[..., class_id])] = color
+    return colors, count[..., 0] == 0
+
+
+def _outline(mask):
+    """Returns the pixels of a mask that have a neighbor outside of it."""
+    framed = np.pad(mask, 1, mode="edge")
+    inside = framed[:-2, 1:-1] & framed[2:, 1:-1]
+    inside &= framed[1:-1, :-2] & framed[1:-1, 2:]
+    return mask & ~inside
+
+
+def classes_shown(labels: np.ndarray, spec: DatasetSpec) -> list[int]:
+    """Returns the classes that occur in labels, in rising order."""
+    if spec.is_multilabel:
+        masks = np.reshape(labels, (-1, spec.num_classes))
+        return np.flatnonzero((masks == 1).any(0)).tolist()
+    return [i for i in np.unique(labels).tolist() if i < spec.num_classes]
+
+
+def ignored_pixels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
+    """Returns bool `[H, W]`, True where every label is ignored."""
+    ignored = labels == spec.ignore_label
+    return ignored.all(-1) if spec.is_multilabel else ignored
 
 
 def legend_name(class_id: int, spec: DatasetSpec) -> str:
@@ -100,7 +143,7 @@ def draw_sheet(
         output: path of the PNG.
         title: str.
         examples: list of `(caption, [H, W, C], *label maps)`, each map
-            int `[H, W]`; all have as many.
+            as for `overlay`; all have as many.
         spec: `DatasetSpec`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -180,22 +223,20 @@ def hatched(
 ) -> np.ndarray:
     """Returns the overlay of labels, with ignored pixels hatched."""
     over = overlay(image, labels, spec)
-    y, x = np.indices(labels.shape)
-    stripe_px = max(2, max(labels.shape) // 80)
+    y, x = np.indices(labels.shape[:2])
+    stripe_px = max(2, max(labels.shape[:2]) // 80)
     stripes = ((x + y) // stripe_px % 2)[..., None]
     hatched = np.where(stripes, 235, 150).astype("uint8")
-    return np.where((labels == spec.ignore_label)[..., None], hatched, over)
+    return np.where(ignored_pixels(labels, spec)[..., None], hatched, over)
 
 
 def _legend(examples, spec):
     from matplotlib.patches import Patch
 
-    seen = set()
-    for _, _, *maps in examples:
-        seen.update(np.unique(np.stack(maps)).tolist())
+    maps = [one for _, _, *maps in examples for one in maps]
     shown = range(spec.num_classes)
     if spec.num_classes > LEGEND_CLASSES:
-        shown = sorted(seen - {spec.ignore_label})
+        shown = sorted({i for one in maps for i in classes_shown(one, spec)})
     colors = np.array(spec.colors()) / 255
     bare = unpainted_classes(spec)
     handles = [
@@ -206,7 +247,7 @@ def _legend(examples, spec):
         )
         for i in shown
     ]
-    if spec.ignore_label in seen:
+    if any(ignored_pixels(one, spec).any() for one in maps):
         handles.append(
             Patch(
                 facecolor="0.92",

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import (
+    classes_shown,
     color_labels,
     legend_name,
     overlay,
@@ -30,7 +31,7 @@ def write_preview(
     Args:
         path: PNG file to write.
         image: `[H, W, C]`; see `to_rgb`.
-        labels: int `[H, W]`.
+        labels: as for `overlay`.
         spec: `DatasetSpec`.
     """
     image = to_rgb(image)
@@ -41,7 +42,7 @@ def write_preview(
     )
     gap = np.full((left.shape[0], _GAP, 3), 255, "uint8")
     pair = np.concatenate([left, gap, right], axis=1)
-    present = [i for i in np.unique(labels) if i < spec.num_classes]
+    present = classes_shown(labels, spec)
     names = [legend_name(i, spec) for i in present]
     font = ImageFont.load_default()
     longest = max((font.getlength(name) for name in names), default=0)

@@ -1,0 +1,213 @@
+"""Masks of a multilabel task: one for each class, which may overlap.
+
+Shape legend: H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_aspp.data import decode, tiff
+from keras_aspp.data.decode import StoredMask
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.text import printable
+from keras_aspp.utils.types import Size
+
+ARRAY_SUFFIX = ".npy"
+# Files with the mask of one class, and with those of all.
+ONE_MASK = (".png", *tiff.SUFFIXES)
+ALL_MASKS = (ARRAY_SUFFIX, *tiff.SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredMasks:
+    """Stored values of the masks of an image.
+
+    Attributes:
+        parts: for each class, name of the mask and its `StoredMask`, `None`
+            where there is no file: the class is absent.
+    """
+
+    parts: tuple[tuple[str, StoredMask | None], ...]
+
+    def labels(self, spec: DatasetSpec, size: Size) -> np.ndarray:
+        """Converts the values to labels.
+
+        Args:
+            spec: `DatasetSpec` of the task.
+            size: `(height, width)` of the image.
+
+        Returns:
+            uint8 `[H, W, K]`: 0, 1 or `ignore_label`.
+
+        Raises:
+            ValueError: names the file and the values at fault.
+        """
+        found = np.zeros((*size, len(self.parts)), "uint8")
+        one = spec.of_one_mask()
+        for class_id, (name, stored) in enumerate(self.parts):
+            if stored is not None:
+                found[..., class_id] = stored.labels(one, size, name)
+        return found
+
+
+def read_stored_masks(
+    masks: str | Sequence[str | None],
+    spec: DatasetSpec,
+    image_orientation: int = 1,
+) -> StoredMasks:
+    """Reads the masks of an image.
+
+    Args:
+        masks: one path for each class, `None` where it is absent; or the path
+            of a TIFF of one page or band for each class, or of an array
+            `[H, W, K]` (`.npy`).
+        spec: `DatasetSpec`.
+        image_orientation: EXIF orientation of the image; see
+            `decode.read_mask`.
+
+    Raises:
+        ValueError: names the file and what is wrong with it.
+    """
+    if isinstance(masks, str):
+        values, valid = _read_all(masks, spec)
+        if spec.mask_orientation == "image":
+            values = decode.turn_upright(values, image_orientation)
+            valid = (
+                valid
+                if valid is None
+                else decode.turn_upright(valid, image_orientation)
+            )
+        return StoredMasks(
+            tuple(
+                (
+                    f"{masks} (mask {class_id + 1}, {name})",
+                    StoredMask(values[..., class_id], valid=valid),
+                )
+                for class_id, name in enumerate(spec.class_names)
+            )
+        )
+    one = spec.of_one_mask()
+    return StoredMasks(
+        tuple(
+            (
+                str(path),
+                path and decode.read_stored(path, one, None, image_orientation),
+            )
+            for path in masks
+        )
+    )
+
+
+def read_pair(
+    image: str, masks: str | Sequence[str | None], spec: DatasetSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an image and its labels, both upright.
+
+    Args:
+        image: path of the image.
+        masks: see `read_stored_masks`.
+        spec: `DatasetSpec`.
+
+    Returns:
+        `(array [H, W, C], uint8 [H, W, K])`; where the image has no data,
+        labels are `ignore_label`.
+    """
+    bands = decode.read_fitting(image, None, True, spec.pixels)
+    stored = read_stored_masks(masks, spec, bands.orientation)
+    labels = stored.labels(spec, bands.values.shape[:2])
+    if bands.valid is not None:
+        labels[~bands.valid] = spec.ignore_label
+    return bands.values, labels
+
+
+def find_class_masks(
+    folders: Sequence[Path],
+    spec: DatasetSpec,
+    listed: Callable[[Path], list[Path]],
+) -> tuple[dict[str, tuple[str | None, ...]], list[str]]:
+    """Finds the masks in a folder for each class.
+
+    Args:
+        folders: folders named by classes.
+        spec: `DatasetSpec`.
+        listed: function that lists the files of a folder.
+
+    Returns:
+        `(masks, messages)`: name of the image -> one path for each class, or
+        `None`; one line for each file or folder that does not fit.
+    """
+    messages, found = [], {}
+    for folder in folders:
+        if folder.name not in spec.class_names:
+            messages.append(
+                "Masks of no class: the folder must be named as one of "
+                f"`class_names` in dataset.json. Folder: {folder}"
+            )
+            continue
+        class_id = spec.class_names.index(folder.name)
+        for path in listed(folder):
+            if path.suffix.lower() not in ONE_MASK:
+                messages.append(
+                    "A class's mask must be a PNG or a TIFF of one band. "
+                    f"File: {path}"
+                )
+                continue
+            masks = found.setdefault(path.stem, [None] * spec.num_classes)
+            if masks[class_id] is not None:
+                messages.append(
+                    f"Two files of one name. Files: {masks[class_id]}, {path}"
+                )
+            masks[class_id] = str(path)
+    return {name: tuple(masks) for name, masks in found.items()}, messages
+
+
+def _read_all(path, spec):
+    """Returns `(uint8 [H, W, K], bool [H, W] or None)` of one file."""
+    valid = None
+    if tiff.is_tiff(path):
+        values, valid = tiff.read_pages(
+            path, printable(path), decode.MAX_PIXELS, spec.num_classes
+        )
+    elif path.lower().endswith(ARRAY_SUFFIX):
+        values = _read_array(path)
+    else:
+        raise InputError(
+            "The masks of a multilabel task must be a folder for each class, "
+            "or a TIFF or .npy file with a page or channel for each class. "
+            f"File: {printable(path)}"
+        )
+    if values.ndim != 3 or values.shape[-1] != spec.num_classes:
+        raise InputError(
+            f"A file of masks must hold one for each of the "
+            f"{spec.num_classes} `class_names`, [height, width, classes]. "
+            f"File: {printable(path)} (shape {values.shape})"
+        )
+    if values.dtype not in (np.uint8, np.bool_):
+        raise InputError(
+            f"Masks must be uint8. File: {printable(path)} ({values.dtype})"
+        )
+    return values.astype("uint8"), valid
+
+
+def _read_array(path):
+    try:
+        # Mapped, so that the header's size is checked before it is read.
+        values = np.lib.format.open_memmap(path, mode="r")
+        height, width, *_ = values.shape
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"Not a readable .npy. File: {printable(path)} "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
+    if height * width > decode.MAX_PIXELS or values.nbytes > tiff.MAX_BYTES:
+        raise InputError(
+            f"Images must have at most {decode.MAX_PIXELS} pixels. File: "
+            f"{printable(path)} (shape {values.shape})"
+        )
+    return np.array(values)

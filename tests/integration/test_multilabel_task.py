@@ -1,0 +1,202 @@
+"""A multilabel task from two overlapping shapes to exported files."""
+
+import json
+
+import numpy as np
+import pytest
+from multilabel_folder import NAMES, make_folder
+from PIL import Image
+from tiny_run import tiny_config, toy_model, toy_segmenter
+
+from keras_aspp.cli.main import main
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.engine import run
+from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.inference import Predictor
+from keras_aspp.inference.files import mask_folders
+from keras_aspp.models import DeepLabV3Plus
+from keras_aspp.models.segmenter import load_saved
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = make_folder(tmp_path_factory.mktemp("data"))
+    toy_segmenter(root)
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny_config(root, threshold="auto", total_epochs=6)
+    # The start is a model of three classes.
+    with pytest.warns(UserWarning, match="except for the classifier"):
+        metrics = run.train(config, workdir)
+    return root, workdir, metrics
+
+
+def image_of(root):
+    return np.asarray(Image.open(root / "images/val/val_0.png"))
+
+
+def test_labels_are_probabilities_above_the_thresholds_of_classes(trained):
+    root, workdir, metrics = trained
+    predictor = Predictor(workdir)
+    assert predictor.is_multilabel and not predictor.has_confidence
+    found = metrics["multilabel"]["per_class"]
+    thresholds = [found[name]["threshold"] for name in NAMES]
+    assert list(predictor.threshold) == thresholds
+    best = [found[name]["best_threshold"] for name in NAMES]
+    np.testing.assert_allclose(best, thresholds, atol=1e-6)
+    assert set(thresholds) != {0.5}
+    labels, probabilities = predictor.predict(
+        image_of(root), return_probabilities=True
+    )
+    assert labels.shape == probabilities.shape == (64, 96, 2)
+    assert labels.dtype == np.uint8 and 0 < labels.mean() < 1
+    near = abs(probabilities - thresholds) < 1e-5
+    assert ((labels == 1) == (probabilities > thresholds))[~near].all()
+    scores = predictor.score_batch(image_of(root)[None])[0]
+    odds = np.array(thresholds) / (1 - np.array(thresholds))
+    np.testing.assert_allclose(
+        probabilities, 1 / (1 + np.exp(-scores) / odds), atol=1e-5
+    )
+
+
+def test_measures_of_classes_equal_numpy(trained):
+    root, workdir, metrics = trained
+    source, predictor = FolderSource(root), Predictor(workdir)
+    hit, union, both = np.zeros(2), np.zeros(2), np.zeros(2)
+    for record in source.records("val").as_numpy_iterator():
+        image, labels = source.decode(*record)
+        truth, found = labels == 1, predictor.predict(image) == 1
+        hit += (truth & found).sum((0, 1))
+        union += (truth | found).sum((0, 1))
+        both += truth.sum((0, 1)) + found.sum((0, 1))
+    per_class = metrics["multilabel"]["per_class"]
+    for i, name in enumerate(NAMES):
+        iou, dice = hit[i] / union[i], 2 * hit[i] / both[i]
+        assert metrics["per_class_iou"][name] == pytest.approx(iou, abs=1e-6)
+        assert per_class[name]["dice"] == pytest.approx(dice, abs=1e-6)
+    assert metrics["mean_iou"] == pytest.approx((hit / union).mean(), abs=1e-6)
+
+
+def test_the_file_keeps_task_and_thresholds(trained, tmp_path):
+    _, workdir, _ = trained
+    model = load_saved(workdir)
+    assert (model.task, model.num_classes) == ("multilabel", 2)
+    model.threshold = (0.2, 0.7)
+    model.save(tmp_path / "m.keras")
+    assert load_saved(tmp_path / "m.keras").threshold == (0.2, 0.7)
+    config = model.get_config()
+    assert config["threshold"] == [0.2, 0.7]
+    with pytest.raises(ValueError, match="one probability, or 2"):
+        model.threshold = (0.2, 0.7, 0.1)
+    backbone = toy_model(3).backbone
+    one = DeepLabV3Plus(1, backbone=backbone, task="multilabel")
+    assert one.output.shape[-1] == 1 and one.threshold == (0.5,)
+
+
+def test_averages_and_windows_keep_the_thresholds(trained):
+    root, workdir, _ = trained
+    image = image_of(root)
+    whole = Predictor(workdir)
+    windows = Predictor(workdir, window=48, flip=True)
+    probabilities = windows.probability_batch(image[None])[0]
+    labels = windows.predict(image)
+    near = abs(probabilities - whole.threshold) < 1e-4
+    above = probabilities > np.array(whole.threshold)
+    assert (labels == above)[~near].all()
+    assert windows.has_probabilities and not windows.has_confidence
+
+
+def test_commands_write_masks_of_classes(trained, tmp_path, capsys):
+    root, workdir, _ = trained
+    model, figures = ["--model", str(workdir)], tmp_path / "figures"
+    more = ["--figures", str(figures), "--worst", "2"]
+    assert main(["evaluate", *model, *more]) == 0
+    printed = capsys.readouterr().out
+    assert "average_precision" in printed and "mean " in printed
+    for name in ("precision_recall_1.png", "worst_pictures.png"):
+        assert (figures / name).stat().st_size > 5000
+    out = tmp_path / "out"
+    image = root / "images/val/val_0.png"
+    arguments = [*model, "--output", str(out), "--scores", str(image)]
+    assert main(["predict", *arguments]) == 0
+    labels = Predictor(workdir).predict(image)
+    for i, name in enumerate(NAMES):
+        mask = np.asarray(Image.open(out / "masks" / name / "val_0.png"))
+        np.testing.assert_array_equal(mask, labels[..., i] * 255)
+    with np.load(out / "val_0_probabilities.npz") as found:
+        assert found["probabilities"].shape == (64, 96, 2)
+    assert (out / "val_0_overlay.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["evaluate", "--objects"], "`objects` measures labels of which"),
+        (["predict", "--min_confidence", "0.5"], "no common confidence"),
+        (["predict", "--format", "coco"], "takes one mask for each image"),
+        (
+            ["export", "--formats", "tflite_logits"],
+            "are for one class for each",
+        ),
+    ],
+)
+def test_what_needs_one_label_is_refused(
+    command, message, trained, tmp_path, capsys
+):
+    root, workdir, _ = trained
+    name, *flags = command
+    arguments = ["--model", str(workdir)]
+    if name != "evaluate":
+        arguments += ["--output", str(tmp_path / "out")]
+    images = [str(root / "images/val/val_0.png")] if name == "predict" else []
+    assert main([name, *arguments, *flags, *images]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_names_of_classes_are_no_paths(trained):
+    root, _, _ = trained
+    spec = FolderSource(root).spec
+    names = ["../up", "a/b", "..", "a_b"]
+    spec = type(spec)(names, task="multilabel")
+    found = mask_folders(spec)
+    assert len(set(found)) == 4
+    assert not any("/" in name or name.startswith(".") for name in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coarse", [False, True])
+def test_exported_files_answer_as_the_model(coarse, trained, tmp_path, capsys):
+    root, workdir, _ = trained
+    out = tmp_path / "out"
+    formats = ["saved_model", "tflite_float32", "tflite_float16"]
+    formats += ["tflite_int8", "tflite_any_size", "onnx"]
+    settings = {
+        "formats": json.dumps(formats),
+        "image_size": "[64,96]",
+        "outputs": "[labels,probabilities]" if coarse else "[labels]",
+        "coarse_labels": str(coarse).lower(),
+        "max_int8_loss": "100",
+    }
+    flags = [x for k, v in settings.items() for x in (f"--export.{k}", v)]
+    arguments = ["--model", str(workdir), "--output", str(out)]
+    assert main(["export", *arguments, *flags]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["task"] == "multilabel"
+    assert tuple(manifest["threshold"]) == Predictor(workdir).threshold
+    output = manifest["artefacts"][2]["output"]
+    assert output["shape"] == [1, 64, 96, 2]
+    assert (output["dtype"], output["range"]) == ("uint8", [0, 1])
+    expected = Predictor(out / "model.keras").predict(image_of(root))
+    for name in ("saved_model", "model_any_size.tflite", "model.onnx"):
+        predictor = Predictor(out / name)
+        assert predictor.is_multilabel
+        assert predictor.has_probabilities == coarse
+        labels = predictor.predict(image_of(root))
+        assert labels.dtype == np.uint8
+        least = 0.9 if coarse and name == "model.onnx" else 0.999
+        assert (labels == expected).mean() > least
+        found = evaluate(predictor, FolderSource(root), "val")
+        assert set(found["multilabel"]["per_class"]) == set(NAMES)
+    capsys.readouterr()
+    assert main(["demo", str(out)]) == 1
+    assert "no masks that may overlap" in capsys.readouterr().err
