@@ -19,6 +19,7 @@ from keras_aspp.data.decode import read_image
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.image_size import choose_image_size
+from keras_aspp.inference.artefacts import local_folder
 from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.progress import print_progress, timed
@@ -32,17 +33,18 @@ class Workdir:
     """Folder of a training run.
 
     Args:
-        path: folder that `keras-aspp train` wrote.
+        path: folder that `keras-aspp train` wrote, also `hf://user/name` of
+            one that was pushed with its config.yaml.
 
     Attributes:
-        path: `pathlib.Path`.
+        path: `pathlib.Path`, on this machine.
 
     Raises:
         FileNotFoundError: the folder holds no config.yaml.
     """
 
     def __init__(self, path: PathLike) -> None:
-        self.path: Path = Path(path)
+        self.path: Path = local_folder(path)
         if not (self.path / CONFIG).is_file():
             raise InputNotFoundError(
                 "--model must be a workdir, which holds config.yaml and "
@@ -221,7 +223,8 @@ def open_data(
     Raises:
         ValueError: `name` is `None` and `model` is not a workdir.
     """
-    is_workdir = (Path(model) / CONFIG).is_file()
+    model = local_folder(model)
+    is_workdir = (model / CONFIG).is_file()
     if name is None:
         if not is_workdir:
             raise InputError(

@@ -80,11 +80,12 @@ def relu(x):
 
 def np_taps(x, size, rate):
     """The map as each tap of a 'same' kernel sees it: (i, j), array."""
-    pad = rate * (size - 1) // 2
-    p = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows, columns = (rate, rate) if np.isscalar(rate) else rate
+    high, wide = (n * (size - 1) // 2 for n in (rows, columns))
+    p = np.pad(x, ((0, 0), (high, high), (wide, wide), (0, 0)))
     for i in range(size):
         for j in range(size):
-            tap = p[:, i * rate :, j * rate :]
+            tap = p[:, i * rows :, j * columns :]
             yield (i, j), tap[:, : x.shape[1], : x.shape[2]]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.output_stride import feature_strides
-from keras_aspp.layers import ASPP
+from keras_aspp.layers.context import ContextLayer
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
 
@@ -152,37 +152,36 @@ def surroundings(
     return maps
 
 
-def aspp_of(model: keras.Model) -> ASPP | None:
-    """The `ASPP` among a model's layers, or `None`."""
-    return next((x for x in model.layers if isinstance(x, ASPP)), None)
+def context_of(model: keras.Model) -> ContextLayer | None:
+    """The ASPP, or other context module, among a model's layers, or `None`."""
+    return next((x for x in model.layers if isinstance(x, ContextLayer)), None)
 
 
 def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes the response of each branch of a model's ASPP.
+    """Computes the response of each branch of a model's context module.
 
     Args:
-        model: functional `keras.Model` with an `ASPP` among its layers.
+        model: functional `keras.Model` with a `ContextLayer`, such as `ASPP`,
+            among its layers.
         image: float array `(height, width, channels)`, as it takes it.
 
     Returns:
         dict: title -> float array `(h, w)`, root mean square over channels;
-        empty where the model has no ASPP.
+        empty where the model has no such layer.
     """
-    aspp = aspp_of(model)
-    if aspp is None:
+    context = context_of(model)
+    if context is None:
         return {}
-    features = keras.Model(model.input, aspp.input)(image[None], training=False)
-    rates = iter(aspp.atrous_rates)
-    maps = {}
-    for branch in aspp.branches:
-        title = branch.name.replace("_", " ")
-        if title == "point":
-            title = "1x1"
-        elif title.startswith("atrous"):
-            title = f"rate {next(rates)}"
-        maps[title] = _strength(branch(features, training=False))
-    maps["together"] = _strength(aspp(features, training=False))
-    return maps
+    features = keras.Model(model.input, context.input)(
+        image[None], training=False
+    )
+    maps = context.branch_maps(features, training=False)
+    together = context.fuse(maps, features, training=False)
+    named = zip(context.branch_titles, maps, strict=True)
+    return {
+        **{title: _strength(branch) for title, branch in named},
+        "together": _strength(together),
+    }
 
 
 def _strength(features):

@@ -11,6 +11,7 @@ from keras_aspp.analysis.gridding import gridding
 from keras_aspp.analysis.receptive_field import receptive_fields_of
 from keras_aspp.analysis.taps import valid_taps
 from keras_aspp.analysis.trace import Trace, output_of, trace
+from keras_aspp.layers.checks import rate_pair, rate_text
 from keras_aspp.utils.types import Size
 
 # A flat model of more layers is summed up by stride, not layer by layer.
@@ -187,12 +188,17 @@ def _square(pair):
     return pair is not None and len(pair) == 2 and pair[0] == pair[1]
 
 
+def _one_or_pair(pair):
+    """Returns `[height, width]`, or one int where both are equal."""
+    return pair[0] if _square(pair) else list(pair)
+
+
 def _atrous(traced, fields):
     """Dilated convolutions, those of one place and rate in one row."""
     rows = {}
     for step, field in zip(traced.steps, fields, strict=True):
         dilated = field.dilation is not None and max(field.dilation) > 1
-        if not dilated or not _square(field.dilation) or len(step.shape) != 3:
+        if not dilated or len(field.dilation) != 2 or len(step.shape) != 3:
             continue
         cells = tuple(step.inputs[0].shape[1:3])
         place = step.path.rpartition("/")[0]
@@ -208,17 +214,20 @@ def _atrous(traced, fields):
 
 
 def _atrous_row(name, field, cells):
-    kernel, rate = field.kernel_size[0], field.dilation[0]
+    kernel, rate = field.kernel_size[0], field.dilation
     taps = None
     if _square(field.kernel_size) and kernel % 2:
         taps = valid_taps(rate, cells, kernel)
+    spacing = field.stride and [
+        r * s for r, s in zip(rate, field.stride, strict=True)
+    ]
     return {
         "name": name,
         "layers": 0,
         "kernel_size": list(field.kernel_size),
-        "rate": rate,
+        "rate": _one_or_pair(rate),
         "map": list(cells),
-        "spacing_px": field.stride and rate * field.stride[0],
+        "spacing_px": spacing and _one_or_pair(spacing),
         "valid_taps": taps and taps.mean,
         "degenerate": bool(taps and taps.degenerate),
     }
@@ -241,12 +250,12 @@ def _stacks(traced, maps, stages):
             chain = chains.get(id(tensor), ())
             rates = tuple(rate for rate, _ in chain)
             # A single convolution is not a stack.
-            row = len(rates) > 1 and max(rates) > 1
+            row = len(rates) > 1 and max(map(max, rates)) > 1
             if not row or step.path not in ends or chain in known:
                 continue
             known.add(chain)
             run = len(rates)
-            while run and rates[run - 1] > 1:
+            while run and max(rates[run - 1]) > 1:
                 run -= 1
             found.append(
                 {
@@ -262,12 +271,14 @@ def _stacks(traced, maps, stages):
 def _stack(chain):
     found = gridding([r for r, _ in chain], [k for _, k in chain])
     return {
-        "rates": list(found.rates),
+        "rates": [_one_or_pair(rate_pair(rate)) for rate in found.rates],
         "kernel_sizes": list(found.kernel_sizes),
-        "field_cells": found.size,
+        "field_cells": _one_or_pair(found.shape),
         "unseen_share": found.unseen_share,
         "common_divisor": found.common_divisor,
-        "suggestion": list(found.suggestion),
+        "suggestion": [
+            _one_or_pair(rate_pair(rate)) for rate in found.suggestion
+        ],
     }
 
 
@@ -282,7 +293,9 @@ def _chains(traced, maps):
             continue
         source = max(
             (t for t in step.inputs),
-            key=lambda t: sum(r * (k - 1) for r, k in chains.get(id(t), ())),
+            key=lambda t: sum(
+                max(r) * (k - 1) for r, k in chains.get(id(t), ())
+            ),
         )
         chain = chains.get(id(source), ())
         field = maps.field_of[id(step.outputs[0])]
@@ -292,11 +305,11 @@ def _chains(traced, maps):
         elif (
             field.kernel_size is not None
             and _square(field.kernel_size)
-            and _square(field.dilation)
+            and len(field.dilation) == 2
             and field.kernel_size[0] % 2
             and field.kernel_size[0] > 1
         ):
-            chain = (*chain, (field.dilation[0], field.kernel_size[0]))
+            chain = (*chain, (field.dilation, field.kernel_size[0]))
         for tensor in step.outputs:
             chains[id(tensor)] = chain
     return chains
@@ -358,17 +371,18 @@ def _warnings(traced, fields, atrous, stacks, costs):
         if row["degenerate"]:
             cells = "x".join(map(str, row["map"]))
             found.append(
-                f"{row['name']}: rate {row['rate']} reaches beyond the "
-                f"{cells} map; the convolution acts as a 1x1."
+                f"{row['name']}: rate {rate_text(row['rate'])} reaches beyond "
+                f"the {cells} map; the convolution acts as a 1x1."
             )
     for stack in stacks:
         # What the widest branch leaves out, others of the part may see.
         if stack["unseen_share"] > 0 and not stack["of_branches"]:
+            cells = rate_text(rate_pair(stack["field_cells"]))
             found.append(
                 f"{stack['name']}: convolutions of rates {stack['rates']} "
                 f"never see {stack['unseen_share']:.0%} of the "
-                f"{stack['field_cells']}x{stack['field_cells']} cells they "
-                f"span. Rates {stack['suggestion']} would see all they span."
+                f"{cells} cells they span. "
+                f"Rates {stack['suggestion']} would see all they span."
             )
     guessed = [
         step.path

@@ -6,8 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from keras_aspp.layers.checks import check_odd, check_positive_int
-from keras_aspp.utils.types import Size
+from keras_aspp.layers.checks import (
+    check_atrous_rate,
+    check_odd,
+    check_positive_int,
+    rate_pair,
+)
+from keras_aspp.utils.types import Rate, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +20,7 @@ class ValidTaps:
     """Number of valid taps of a dilated kernel over the cells of a map.
 
     Attributes:
-        rate: int, in cells.
+        rate: int or `(height, width)`, in cells.
         size: `(height, width)` of the map, in cells.
         kernel_size: int.
         shares: dict: number of valid taps -> share of the map's cells that
@@ -24,7 +29,7 @@ class ValidTaps:
             all cells: 1/9 for a 3x3 that acts as a 1x1.
     """
 
-    rate: int
+    rate: Rate
     size: tuple[int, int]
     kernel_size: int
     shares: dict[int, float]
@@ -36,13 +41,13 @@ class ValidTaps:
         return set(self.shares) == {1} and self.kernel_size > 1
 
 
-def valid_taps(rate: int, size: int | Size, kernel_size: int = 3) -> ValidTaps:
+def valid_taps(rate: Rate, size: int | Size, kernel_size: int = 3) -> ValidTaps:
     """Counts the taps of a dilated kernel that fall on the map.
 
     The others fall into the zero padding and multiply nothing.
 
     Args:
-        rate: int > 0, in cells.
+        rate: int > 0 or two of them, `(height, width)`, in cells.
         size: int or `(height, width)`, ints > 0, cells of the map.
         kernel_size: odd int > 0. Defaults to 3.
 
@@ -60,16 +65,16 @@ def valid_taps(rate: int, size: int | Size, kernel_size: int = 3) -> ValidTaps:
         [Chen et al., 2017](https://arxiv.org/abs/1706.05587), figure 4, which
         shows the shares of 1, 4 and 9 valid taps on a map of 65x65.
     """
-    check_positive_int("rate", rate)
+    rate = check_atrous_rate("rate", rate)
     size = (size, size) if isinstance(size, int) else tuple(size)
     for cells in size:
         check_positive_int("size", cells)
     check_odd(kernel_size)
-    offsets = rate * (np.arange(kernel_size) - kernel_size // 2)
+    taps = np.arange(kernel_size) - kernel_size // 2
     rows, columns = (
         ((0 <= at) & (at < cells)).sum(axis=1)
-        for cells in size
-        for at in [np.arange(cells)[:, None] + offsets]
+        for cells, apart in zip(size, rate_pair(rate), strict=True)
+        for at in [np.arange(cells)[:, None] + apart * taps]
     )
     counts, cells = np.unique(np.outer(rows, columns), return_counts=True)
     shares = cells / cells.sum()

@@ -21,6 +21,7 @@ import keras
 from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
     graph_of,
@@ -211,6 +212,8 @@ class Walk:
             grid = dataclasses.replace(grid, is_pooled=True)
         elif isinstance(layer, WINDOWS):
             grid = self._visit_window(layer, path, node, grid)
+        elif isinstance(layer, DilatedReparamBlock):
+            self._dilate(layer, path, 1 if grid.is_pooled else grid.rate)
         elif isinstance(layer, _PADS_AND_CROPS):
             self._padded[id(node.output_tensors[0])] = path, layer, grid
             grid = self._visit_pad_or_crop(layer, path, grid)
@@ -261,6 +264,17 @@ class Walk:
         if path not in self._absorbed:
             self._change(path, change)
         return grid.padded([sign * grid.rate * sum(side) for side in cells])
+
+    def _dilate(self, layer, path, rate):
+        """Multiplies the rate of a block whose map keeps its size."""
+        change = restored(layer)
+        if rate > 1:
+            own = change.get("atrous_rate", layer.atrous_rate)
+            change = {
+                "atrous_rate": tuple(n * rate for n in pair(own)),
+                "original": {"atrous_rate": own},
+            }
+        self._change(path, change)
 
     def _visit_window(self, layer, path, node, grid):
         """Visits a convolution or pooling layer."""

@@ -25,6 +25,7 @@ FILES = {
     "deeplabv3_mobilenet_v3_large": (
         "deeplabv3_mobilenet_v3_large-fc3c493d.pth"
     ),
+    "lraspp_mobilenet_v3_large": "lraspp_mobilenet_v3_large-d234d4ea.pth",
 }
 # Suffixes of the weights of a layer, batch norm included.
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -141,6 +142,12 @@ class TorchState:
         self.source: str = str(source)
         self.left: dict[str, None] = dict.fromkeys(self.arrays)
 
+    def size_of(self, name: str) -> int:
+        """Returns the number of output channels of a tensor."""
+        if name not in self.arrays:
+            self._raise_missing(name)
+        return len(self.arrays[name])
+
     def fill(self, layer: keras.layers.Layer, name: str) -> None:
         """Assigns the tensors `name.weight`, ... to a layer."""
         for weight, suffix in zip(layer.weights, _NORM, strict=False):
@@ -167,12 +174,15 @@ class TorchState:
 
     def _take(self, name):
         if name not in self.left:
-            raise InputError(
-                f"Missing tensor {name}. Received: {self.source!r} with "
-                f"{len(self.arrays)} tensors"
-            )
+            self._raise_missing(name)
         del self.left[name]
         return self.arrays[name]
+
+    def _raise_missing(self, name):
+        raise InputError(
+            f"Missing tensor {name}. Received: {self.source!r} with "
+            f"{len(self.arrays)} tensors"
+        )
 
 
 def _resnet_name(layer):

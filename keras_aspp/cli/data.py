@@ -272,6 +272,11 @@ def _check(flags):
     used = (config.train_split, config.validation_split, config.test_split)
     splits = [*source.pairs, *(split for split in used if split is not None)]
     report = check_folder(source, splits, _counted)
+    if flags.write:
+        _write_bands(source, report)
+        # What is written may be all that was missing.
+        if report.problems:
+            report = check_folder(open_source(config), splits, _counted)
     if not os.path.isdir(flags.data):
         sizes = report.sizes[config.train_split]
         padding = padding_note(sizes, config.crop_size, config.augment.scale)
@@ -282,7 +287,7 @@ def _check(flags):
         print()
     _print_report(report)
     if flags.write:
-        _write_bands(source, report)
+        print(f"\nwritten  {source.root / 'dataset.json'}")
     if flags.json:
         from keras_aspp.utils.files import write_json
 
@@ -341,7 +346,6 @@ def _write_bands(source, report):
         content = read_json(path)
     content.pop("value_range", None)
     write_json(path, content | _bands_keys(report))
-    print(f"\nwritten  {path}")
 
 
 def _split_flags(flags):
@@ -530,10 +534,14 @@ def _augmented(examples, config, spec):
 
     preprocess = Preprocess().of_images(spec.pixels)
     crop = Augment(config.augment, config.crop_size, spec.ignore_label)
-    cropped = []
-    for index, (name, image, labels) in enumerate(examples):
-        image = preprocess.to_pixels(tf.constant(image))
-        image, labels = crop(image, labels, tf.constant([0, index]))
-        image = np.round(np.clip(image.numpy(), 0, 255)).astype("uint8")
-        cropped.append((name, image, labels.numpy()))
-    return cropped
+    seeds = [tf.constant([0, index]) for index in range(len(examples))]
+    crops = [
+        crop(preprocess.to_pixels(tf.constant(image)), labels, seed)
+        for (_, image, labels), seed in zip(examples, seeds, strict=True)
+    ]
+    images, labels = (tf.stack(part) for part in zip(*crops, strict=True))
+    # Of the images on the sheet, as of a batch.
+    images, labels = crop.mix(images, labels, tf.stack(seeds))
+    images = np.round(np.clip(images.numpy(), 0, 255)).astype("uint8")
+    names = [name for name, *_ in examples]
+    return list(zip(names, images, labels.numpy(), strict=True))

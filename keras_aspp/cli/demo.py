@@ -13,12 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
 from keras_aspp.utils.exceptions import InputNotFoundError, UnavailableError
+from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.text import read_manifest
 
 # A connection is closed after `IDLE_SECONDS` without a byte, and after
@@ -56,22 +58,42 @@ def run(arguments):
         "comes from npm on first use.",
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="DIR", type=Path, help="an export")
+    parser.add_argument(
+        "model", metavar="DIR", help="an export; also hf://user/name of one"
+    )
     parser.add_argument("--port", type=int, default=8000)
     flags = parser.parse_args(arguments)
     if not 0 <= flags.port <= 65535:
         parser.error(f"--port must be in 0..65535. Received: {flags.port}")
-    check_export(flags.model)
-    server = make_server(flags.model, modules(), flags.port)
-    host, port = server.server_address[:2]
-    print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
+    with local_export(flags.model) as folder:
+        check_export(folder)
+        server = make_server(folder, modules(), flags.port)
+        host, port = server.server_address[:2]
+        print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+        finally:
+            server.server_close()
     return 0
+
+
+@contextlib.contextmanager
+def local_export(path):
+    """Yields the folder of an export, that of the Hub in a temporary copy.
+
+    The Hub's cache consists of links, which the server does not follow out of
+    its folder.
+    """
+    if not is_address(path):
+        yield Path(path)
+        return
+    folder = fetch(path, ("manifest.json",), "*.tflite").parent
+    with tempfile.TemporaryDirectory(prefix="keras_aspp_") as copy:
+        for file in (folder / "manifest.json", *folder.glob("*.tflite")):
+            shutil.copy(file, copy)
+        yield Path(copy)
 
 
 def check_export(folder):

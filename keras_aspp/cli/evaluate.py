@@ -79,7 +79,8 @@ def _parser():
     parser.add_argument(
         "--model",
         required=True,
-        help="workdir, exported folder, .keras, SavedModel or .tflite",
+        help="workdir, exported folder, .keras, SavedModel or .tflite; also "
+        "hf://user/name of one",
     )
     parser.add_argument(
         "--data",

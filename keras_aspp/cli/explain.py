@@ -20,14 +20,15 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp explain",
         description="Draw, on an image of yours: what a dilated kernel sees; "
-        "feature maps of the same weights, strided and atrous; ASPP's "
-        "branches. Without --model, by filters set by hand.",
+        "feature maps of the same weights, strided and atrous; branches of "
+        "ASPP or its like. Without --model, by filters set by hand.",
         allow_abbrev=False,
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument(
-        "--model", help="workdir, exported folder or .keras file"
+        "--model",
+        help="workdir, exported folder or .keras file; also hf://user/name",
     )
     flags = parser.parse_args(arguments)
     image = read_picture(flags.image)
@@ -129,15 +130,15 @@ def _by_model(image, model):
     from keras_aspp.plots import explain as plots
     from keras_aspp.preprocess import Preprocess
 
-    aspp = feature_maps.aspp_of(model)
+    context = feature_maps.context_of(model)
     backbone = getattr(model, "backbone", None) or (
-        keras.Model(model.input, aspp.input) if aspp else model
+        keras.Model(model.input, context.input) if context else model
     )
     preprocess = getattr(model, "preprocess", None) or Preprocess()
     inputs = np.asarray(preprocess(image), "float32")
     found = feature_maps.strided_and_dense(backbone, inputs)
-    rates = getattr(aspp or model, "atrous_rates", RATES)
-    stride = getattr(model, "output_stride", STRIDE)
+    rates = getattr(context or model, "atrous_rates", RATES)
+    stride = getattr(model, "atrous_stride", STRIDE)
     channels = plots.channels_to_show(found["dense"])
     figures = {
         "kernel": plots.kernel_figure(image, rates, stride),
@@ -147,10 +148,15 @@ def _by_model(image, model):
     maps = feature_maps.branches_of(model, inputs)
     if maps:
         figures["branches"] = plots.branches_figure(
-            image, maps, "How strongly each branch of ASPP answers"
+            image,
+            maps,
+            f"How strongly each branch of {type(context).__name__} answers",
         )
     else:
-        said.append("The model has no ASPP layer: its branches are not drawn.")
+        said.append(
+            "The model has no ASPP or other context layer, whose branches "
+            "would be drawn."
+        )
     return figures, said
 
 

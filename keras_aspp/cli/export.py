@@ -15,7 +15,11 @@ def run(arguments):
         "export section are overridden by --export.field value.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, help="workdir")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="workdir; also hf://user/name of one with config.yaml",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_argument(
         "--formats", nargs="+", help="instead of the configuration's"

@@ -28,7 +28,7 @@ def run(arguments):
     which.add_argument(
         "--model",
         help="workdir, exported folder, any .keras model of one image, "
-        "SavedModel or .tflite",
+        "SavedModel or .tflite; also hf://user/name of one",
     )
     parser.add_argument(
         "--image-size",

@@ -19,7 +19,7 @@ def print_report(found, layers=False):
     if found["output_stride"]:
         facts.append(f"output stride {found['output_stride']:g}")
     if found["atrous_rates"]:
-        rates = ", ".join(map(str, found["atrous_rates"]))
+        rates = ", ".join(map(_one_or_size, found["atrous_rates"]))
         facts.append(f"atrous rates {rates}")
     if facts:
         print("; ".join(facts))
@@ -55,6 +55,11 @@ def _print_section(title, rows):
 
 def _size(pair):
     return "x".join(f"{n:g}" for n in pair)
+
+
+def _one_or_size(value):
+    """Formats one number for both axes, or `[height, width]`."""
+    return f"{value:g}" if isinstance(value, (int, float)) else _size(value)
 
 
 def _shape(row):
@@ -126,9 +131,9 @@ def _atrous_rows(atrous):
                 row["name"],
                 row["layers"],
                 _size(row["kernel_size"]),
-                row["rate"],
+                _one_or_size(row["rate"]),
                 _size(row["map"]),
-                "-" if spacing is None else f"{spacing:g} px",
+                "-" if spacing is None else f"{_one_or_size(spacing)} px",
                 taps + (" (acts as 1x1)" if row["degenerate"] else ""),
                 _sees(row),
             )
@@ -150,10 +155,11 @@ def _stack_cells(stack):
     from keras_aspp.analysis.gridding import rates_text
 
     cells = stack["field_cells"]
+    cells = _size([cells, cells] if isinstance(cells, int) else cells)
     holes = stack["unseen_share"] > 0
     return (
         rates_text(stack["rates"]),
-        f"{cells}x{cells} cells",
+        f"{cells} cells",
         f"{stack['unseen_share']:.0%}",
         rates_text(stack["suggestion"]) if holes else "-",
     )
@@ -234,7 +240,7 @@ def _print_tflite(found):
                 row["operator"],
                 row["layers"],
                 _size(row["kernel_size"]),
-                row["rate"],
+                _one_or_size(row["rate"]),
                 _size(row["map"]),
             )
         )

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "what a model costs, what it sees and what it misses",
     "explain": "draw the effect of atrous convolution on your image",
     "demo": "try an exported model in the browser",
+    "push": "upload a model to the Hugging Face Hub",
     "data": "import annotations; look at a data set, convert it",
 }
 

@@ -18,7 +18,12 @@ def run(arguments):
         "GeoTIFF, by window, NAME_labels.tif with its georeference.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="workdir, exported folder, .keras, SavedModel, .tflite or .onnx; "
+        "also hf://user/name of one",
+    )
     parser.add_argument("--output", required=True, help="folder")
     add_window(parser)
     parser.add_argument(

@@ -21,6 +21,7 @@ from keras_aspp.config.load import (
     load_config,
 )
 from keras_aspp.utils.exceptions import UnreachableError
+from keras_aspp.utils.hub import fetch, is_address
 
 # Published weights of backbones: value of `model.backbone_weights` -> origin.
 ORIGINS = {
@@ -123,6 +124,8 @@ def _check_download(model):
 
     Otherwise a run would read all its data before it fails.
     """
+    if is_address(model.weights):
+        fetch(model.weights)
     origin = ORIGINS.get(model.backbone_weights)
     if model.weights is not None or origin is None or _is_cached(model):
         return

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import ContextName
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -31,20 +32,27 @@ class ModelConfig:
         backbone_weights: `imagenet` or `torchvision` (downloaded), a weights
             file, or `null` to start from scratch. Environment variables in a
             path are expanded.
-        weights: saved segmenter to fine-tune, a `.keras` file or a folder
-            that holds one, or `null`. Its backbone is used, and its
-            classifier if the number of classes is equal.
+        weights: saved segmenter to fine-tune, a `.keras` file, a folder that
+            holds one or `hf://user/name` on the Hugging Face Hub, or `null`.
+            Its backbone is used, and its classifier if the number of classes
+            is equal.
         output_stride: input pixels per feature cell at the ASPP: 8, 16 or 32.
         high_level: feature that the head reads, e.g. `stride_16`, after which
             the backbone ends, or `null` for `stride_32`.
         input_scale: factor by which images are upsampled before the backbone;
             2 finds smaller objects at four times the cost.
         atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
-            feature cells, or `auto` for the published ones at this output
-            stride; `[]` for DeepLabV3's mobile head.
+            feature cells or pairs `[height, width]` of them, or `auto` for
+            the published ones at this output stride; `[]` for DeepLabV3's
+            mobile head.
         aspp_filters: output channels of the ASPP.
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
+        context: module between the backbone and DeepLabV3's classifier or
+            DeepLabV3+'s decoder: `aspp`; `ksac`, an ASPP of one kernel; `wasp`
+            and `d_linknet`, cascades of rates; `dappm` and `pappm`, pools of
+            several sizes, whose strides are `atrous_rates`; `dpc`, a dense
+            prediction cell; `none`. docs/atrous.md compares them.
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a
@@ -52,6 +60,12 @@ class ModelConfig:
             from scratch, where a loaded backbone is frozen.
         batch_norm_momentum: momentum of the moving statistics, in [0, 1);
             short runs need a smaller one.
+        auxiliary_weight: factor of the loss of an auxiliary head on the
+            middle of the backbone, which only training has, >= 0; 0.4 is
+            usual, 0 builds none.
+        auxiliary_feature: feature that the auxiliary head reads, or `null`
+            for the coarsest one that is finer than `high_level`, as a rule
+            `stride_16`.
         decoder_filters: channels of DeepLabV3+'s decoder.
         projection_filters: channels of the 1x1 convolution on DeepLabV3+'s
             low-level feature.
@@ -68,9 +82,13 @@ class ModelConfig:
         growth_filters: channels that each rate of DenseASPP adds.
         bottleneck_filters: channels before each rate of DenseASPP.
         gate_filters: channels of LR-ASPP's gate.
+        fusion_stride: stride of the finest feature that DAFormer fuses, in
+            pixels; its ASPP reads this map, so `output_stride` may be 32.
+        embed_filters: channels of each feature that DAFormer fuses.
     """
 
     architecture: Literal[
+        "daformer",
         "deeplab_v2",
         "deeplab_v3",
         "deeplab_v3_cascaded",
@@ -84,15 +102,20 @@ class ModelConfig:
     output_stride: int = 16
     high_level: str | None = None
     input_scale: int = 1
-    atrous_rates: Literal["auto"] | list[int] = "auto"
-    aspp_filters: int = _head_field(256, "deeplab_v3", "deeplab_v3_plus")
+    atrous_rates: Literal["auto"] | list[int | tuple[int, int]] = "auto"
+    aspp_filters: int = _head_field(
+        256, "deeplab_v3", "deeplab_v3_plus", "daformer"
+    )
     separable: bool = _head_field(
-        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp"
+        True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp", "daformer"
     )
     image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
+    context: ContextName = _head_field("aspp", "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
     batch_norm: Literal["train", "freeze", "sync", "group"] = "train"
     batch_norm_momentum: float = 0.99
+    auxiliary_weight: float = 0.0
+    auxiliary_feature: str | None = None
     decoder_filters: int = _head_field(256, "deeplab_v3_plus")
     projection_filters: int = _head_field(48, "deeplab_v3_plus")
     decoder_kernel_sizes: tuple[int, ...] = _head_field(
@@ -111,6 +134,8 @@ class ModelConfig:
     growth_filters: int = _head_field(64, "dense_aspp")
     bottleneck_filters: int = _head_field(256, "dense_aspp")
     gate_filters: int = _head_field(128, "lr_aspp")
+    fusion_stride: int = _head_field(4, "daformer")
+    embed_filters: int = _head_field(256, "daformer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -678,7 +678,7 @@ def read_stored(
 
 def _stored_in_tiff(source, path, spec, image_orientation):
     """Reads a mask of one band; what it declares as no data is ignored."""
-    bands = tiff.read_tiff(source, path, MAX_PIXELS)
+    bands = tiff.read_tiff(source, path, MAX_PIXELS, lossless=True)
     if bands.values.dtype != np.uint8 or bands.values.shape[-1] != 1:
         raise InputError(
             "Masks in TIFF must have one band of uint8. File: "

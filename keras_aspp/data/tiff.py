@@ -19,8 +19,9 @@ from keras_aspp.utils.types import PathLike
 SUFFIXES = (".tif", ".tiff")
 # Decoded size of a file, and of one of its tiles or strips.
 MAX_BYTES = 2**31
-# Lossless and bounded by the size of the tile; each further decoder can be
-# attacked. The values are those of TIFF's tag `Compression`.
+_JPEG = 7
+# Bounded by the size of the tile, JPEG by `_check_jpeg`; each further decoder
+# can be attacked. The values are those of TIFF's tag `Compression`.
 _COMPRESSIONS = {
     1: "none",
     5: "LZW",
@@ -28,6 +29,7 @@ _COMPRESSIONS = {
     32946: "Deflate",
     32773: "PackBits",
     50000: "Zstandard",
+    _JPEG: "JPEG",
 }
 _EXTRA_SAMPLES, _GDAL_NODATA, _ALPHA = 338, 42113, (1, 2)
 # Tags of a position on the earth.
@@ -72,13 +74,19 @@ def is_scene(path: PathLike, max_pixels: int) -> bool:
         )
 
 
-def read_tiff(source: PathLike | bytes, path: str, max_pixels: int) -> Bands:
+def read_tiff(
+    source: PathLike | bytes,
+    path: str,
+    max_pixels: int,
+    lossless: bool = False,
+) -> Bands:
     """Reads the first image of a TIFF file.
 
     Args:
         source: path or bytes of the file.
         path: name for messages.
         max_pixels: int, the most pixels that are decoded.
+        lossless: bool. Whether to refuse JPEG, which changes values.
 
     Returns:
         `Bands`; no data is what GDAL's tag names, and NaN.
@@ -87,8 +95,10 @@ def read_tiff(source: PathLike | bytes, path: str, max_pixels: int) -> Bands:
         ValueError: unreadable or too large, or the extra `tiff` is missing.
     """
     with _opened(source, path) as (file, page):
-        _check_size(page, path, max_pixels)
+        _check_size(page, path, max_pixels, lossless)
         _check_pages(file, path)
+        if page.compression == _JPEG:
+            _check_jpeg(file.filehandle, page, path)
         try:
             values = page.asarray(maxworkers=1)
         except Exception as error:
@@ -200,7 +210,58 @@ def _check_pages(file, path):
         )
 
 
-def _check_size(page, path, max_pixels):
+def _check_jpeg(file, page, path):
+    """Raises for JPEGs that would decode to more than their tile or strip."""
+    height = page.tilelength or min(page.rowsperstrip, page.imagelength)
+    width = page.tilewidth or page.imagewidth
+    tiles = zip(page.dataoffsets, page.databytecounts, strict=True)
+    for offset, count in tiles:
+        data = b""
+        if offset + count <= file.size:
+            file.seek(offset)
+            data = file.read(count)
+        if not _is_baseline(data, height, width, page.samplesperpixel):
+            raise InputError(
+                "JPEG in a TIFF must be baseline, of 8 bits and of the size "
+                "of its tiles; convert it, e.g. by gdal_translate -co "
+                f"COMPRESS=DEFLATE. File: {path}"
+            )
+
+
+def _is_baseline(data, height, width, samples):
+    """Returns True for a sequential JPEG that fits, of few scans.
+
+    Whatever precedes the first scan must be a sequence of whole segments.
+    """
+    place = 2
+    if data[:place] != b"\xff\xd8":  # start of image
+        return False
+    frames = []
+    while data[place : place + 1] == b"\xff":
+        marker = data[place + 1 : place + 2]
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == b"\xda":  # start of scan
+            # Within a scan, a byte 0xff is followed by 0 or a restart.
+            scans = data.count(b"\xff\xda")
+            return len(frames) == 1 and frames[0] and scans <= samples
+        segment = data[place + 4 : place + 2 + size]
+        if b"\xc0" <= marker <= b"\xcf" and marker not in b"\xc4\xc8\xcc":
+            of_frame = [
+                int.from_bytes(segment[i : i + 2], "big") for i in (1, 3)
+            ]
+            frames.append(
+                marker in b"\xc0\xc1"
+                and segment[:1] == b"\x08"
+                and 0 < of_frame[0] <= height
+                and of_frame[1] == width
+            )
+        if size < 2:
+            return False
+        place += 2 + size
+    return False
+
+
+def _check_size(page, path, max_pixels, lossless):
     """Raises before anything is decoded, by what the header says."""
     size = f"{page.imagelength}x{page.imagewidth}"
     if page.imagelength * page.imagewidth > max_pixels:
@@ -218,8 +279,15 @@ def _check_size(page, path, max_pixels):
             f"A TIFF must have 1 to {MAX_CHANNELS} bands. File: {path} "
             f"({page.samplesperpixel})"
         )
-    if page.compression not in _COMPRESSIONS:
-        names = ", ".join(dict.fromkeys(_COMPRESSIONS.values()))
+    refused = {_JPEG} if lossless else set()
+    if page.compression not in _COMPRESSIONS.keys() - refused:
+        names = ", ".join(
+            dict.fromkeys(
+                name
+                for value, name in _COMPRESSIONS.items()
+                if value not in refused
+            )
+        )
         raise InputError(
             f"A TIFF must be compressed by {names}; convert it, e.g. by "
             f"gdal_translate -co COMPRESS=DEFLATE. File: {path} "

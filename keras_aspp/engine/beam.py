@@ -27,11 +27,16 @@ from keras_aspp.data.beam_io import (
     write_file,
     write_json_file,
 )
-from keras_aspp.data.decode import read_image
-from keras_aspp.engine.evaluate import metrics_dict, resolve_num_classes
+from keras_aspp.data.decode import read_fitting
+from keras_aspp.engine.evaluate import (
+    binary_metrics,
+    curve_of,
+    metrics_dict,
+    resolve_num_classes,
+)
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.files import check_scores, predict_scores
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.inference.files import check_scores, predict_bands
+from keras_aspp.metrics import BinaryCurve, ConfusionMatrix
 from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
 from keras_aspp.utils.exceptions import InputError, UserError
 from keras_aspp.utils.text import printable
@@ -61,17 +66,20 @@ def evaluate_with_beam(model, source, split, path, options=()):
     import apache_beam as beam
 
     total, spec = source.size(split), source.spec
-    _counted_by(model, spec)
+    predictor = _counted_by(model, spec)
+    # The curve of a binary task needs probabilities.
+    answer = _scored if curve_of(predictor, spec) else _labels
     path = absolute_path(path)
     with file_errors(), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "records" >> _records(source, split)
             | "decode" >> beam.Map(_decode, source)
-            | "predict" >> _inference(lambda: _counted_by(model, spec))
+            | "predict"
+            >> _inference(lambda: _counted_by(model, spec), answer=answer)
             | "count" >> beam.Map(_count, spec)
             | "sum" >> beam.CombineGlobally(_total)
-            | "numbers" >> beam.Map(_metrics, spec, split)
+            | "numbers" >> beam.Map(_metrics, spec, split, predictor.threshold)
             | "write" >> beam.Map(write_json_file, path)
         )
     found = read_json_file(path)
@@ -110,12 +118,17 @@ def predict_with_beam(model, images, output, options=(), scores=False):
     spec = spec_of(predictor)
     if scores:
         check_scores(predictor)
-    answer = functools.partial(predict_scores, scores=scores)
+    answer = functools.partial(
+        predict_bands, ignore_label=spec.ignore_label, scores=scores
+    )
     with file_errors(), beam.Pipeline(options=options) as pipeline:
         read = (
             pipeline
             | "files" >> _files(images)
-            | "read" >> beam.FlatMap(_read).with_outputs("failed", main="good")
+            | "read"
+            >> beam.FlatMap(_read, predictor.pixels).with_outputs(
+                "failed", main="good"
+            )
         )
         done = (
             read.good
@@ -140,11 +153,18 @@ def predict_with_beam(model, images, output, options=(), scores=False):
 
 
 def _labels(predictor, image):
-    return predictor.predict_batch(image[None])[0]
+    return predictor.predict_batch(image[None])[0], None
+
+
+def _scored(predictor, image):
+    """Returns the labels and the probabilities of the object."""
+    scores = predictor.score_batch(image[None])
+    probabilities = predictor.to_probabilities(scores)
+    return scores.argmax(-1)[0], probabilities[0, ..., 1]
 
 
 def _inference(load, reported=(), answer=_labels):
-    """Maps `(key, uint8 [H, W, 3])` to `(key, (image, answer))`.
+    """Maps `(key, image)` to `(key, (image, answer))`.
 
     Args:
         load: function that returns the `Predictor` of a worker.
@@ -199,16 +219,22 @@ def _decode(record, source):
 
 
 def _count(element, spec):
-    """Returns the confusion matrix of an image, and 1."""
-    labels, (_, predicted) = element
+    """Returns confusion matrix, curve (0 without one) and 1 of an image."""
+    labels, (_, (predicted, probabilities)) = element
+    curve = 0
+    if probabilities is not None:
+        binary = BinaryCurve(spec.ignore_label)
+        binary.update(labels, probabilities)
+        curve = binary.pixels
     valid = labels != spec.ignore_label
     cells = labels[valid] * np.int64(spec.num_classes) + predicted[valid]
     size = spec.num_classes**2
-    return np.bincount(cells, minlength=size).reshape(-1, spec.num_classes), 1
+    matrix = np.bincount(cells, minlength=size).reshape(-1, spec.num_classes)
+    return matrix, curve, 1
 
 
 def _total(elements):
-    """Returns the sums of the first and second parts; `None` if empty."""
+    """Returns the sum of each part; `None` if empty."""
     elements = [element for element in elements if element is not None]
     if not elements:
         return None
@@ -219,11 +245,19 @@ def _total(elements):
     )
 
 
-def _metrics(counts, spec, split):
+def _metrics(counts, spec, split, threshold):
+    total, pixels, num_images = counts
     matrix = ConfusionMatrix(spec.num_classes, spec.ignore_label)
-    matrix.total_cm.assign(counts[0])
-    numbers = metrics_dict(matrix, spec)
-    return {**numbers, "num_images": counts[1], "split": split}
+    matrix.total_cm.assign(total)
+    found = {**metrics_dict(matrix, spec), "num_images": num_images}
+    found["split"] = split
+    if spec.task == "binary":
+        curve = None
+        if np.ndim(pixels):
+            curve = BinaryCurve(spec.ignore_label)
+            curve.pixels = pixels
+        found["binary"] = binary_metrics(matrix, curve, threshold)
+    return found
 
 
 def _files(images):
@@ -269,20 +303,20 @@ def _named(element):
         yield stem + unique, path
 
 
-def _read(element):
+def _read(element, pixels):
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.pvalue import TaggedOutput
 
     name, path = element
     try:
         with FileSystems.open(path) as file:
-            yield name, read_image(file.read(), name=path, exif=True)
+            yield name, read_fitting(file.read(), path, True, pixels)
     except (UserError, OSError) as error:
         yield TaggedOutput("failed", str(error))
 
 
 def _save(element, spec, output):
-    name, (image, answered) = element
+    name, (bands, answered) = element
     if isinstance(answered, str):
         return 0, [f"{answered} Image: {printable(name)}"]
     labels, files = answered
@@ -291,7 +325,7 @@ def _save(element, spec, output):
     for part, drawn in (
         ("labels", index_image(labels, spec)),
         ("color", Image.fromarray(color_labels(labels, spec))),
-        ("overlay", Image.fromarray(overlay(image, labels, spec))),
+        ("overlay", Image.fromarray(overlay(bands.values, labels, spec))),
     ):
         content = io.BytesIO()
         drawn.save(content, format="PNG")

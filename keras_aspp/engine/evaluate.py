@@ -93,7 +93,7 @@ def evaluate(
     if boundaries:
         rims = BoundaryIoU(*counted), BandIoU(*counted)
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
-    curve = _curve_of(predictor, spec)
+    curve = curve_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
@@ -127,7 +127,7 @@ def evaluate(
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
     if spec.task == "binary":
-        found["binary"] = _binary_metrics(matrix, curve, predictor.threshold)
+        found["binary"] = binary_metrics(matrix, curve, predictor.threshold)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -207,7 +207,7 @@ def _true_scores(predictor, scores):
     return np.log(np.maximum(predictor.to_probabilities(scores), 1e-30))
 
 
-def _curve_of(predictor, spec):
+def curve_of(predictor, spec):
     """Returns a `BinaryCurve` for a binary task with scores, or `None`.
 
     Scores of a file of one size do not fit the labels of other sizes.
@@ -218,7 +218,7 @@ def _curve_of(predictor, spec):
     return None if fixed_size else BinaryCurve(spec.ignore_label)
 
 
-def _binary_metrics(matrix, curve, threshold):
+def binary_metrics(matrix, curve, threshold):
     """Returns the measures of the object, ready for JSON."""
     found = {k: _number(v) for k, v in binary_scores(matrix.matrix()).items()}
     found["threshold"] = threshold

@@ -232,6 +232,12 @@ def _log_beginning(run, checkpoints, resume, xla):
         named = zip(run.spec.class_names, run.class_weights, strict=True)
         weights = ", ".join(f"{name} {w:.3g}" for name, w in named)
         _log.info("Class weights: %s", weights)
+    if run.model.auxiliary_weight:
+        _log.info(
+            "Auxiliary head: reads %s, weight %g, in training only.",
+            run.model.auxiliary_feature,
+            run.model.auxiliary_weight,
+        )
     _log_degenerate_rates(run.model, run.config.data.crop_size)
     if resume:
         begun = checkpoints.epochs or checkpoints.steps
@@ -467,11 +473,11 @@ def _check_splits(source, config):
 def _log_degenerate_rates(model, crop_size):
     size = [n * model.input_scale for n in crop_size]
     degenerate, cells = degenerate_rates(
-        model.atrous_rates, model.output_stride, size
+        model.atrous_rates, model.atrous_stride, size
     )
     if degenerate:
         _log.info(
             f"Note: rates {degenerate} reach beyond the {cells[0]}x{cells[1]} "
             f"map of a {crop_size[0]}x{crop_size[1]} crop at output stride "
-            f"{model.output_stride}; in training they act as 1x1."
+            f"{model.atrous_stride}; in training they act as 1x1."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Fields of a card that are not measured.
@@ -31,8 +31,10 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
             `evaluated_on`, `command`, `preview`; empty where unknown.
     """
     classes = ", ".join(manifest["class_names"])
+    score = manifest["artefacts"][0]["mean_iou"]
     parts = [
-        f"---\n{_front_matter(manifest, about)}---\n\n# {manifest['name']}\n\n"
+        f"---\n{_front_matter(manifest['name'], score, about)}---\n\n"
+        f"# {manifest['name']}\n\n"
         "![An image and its predicted classes](preview.png)",
         about["preview"],
         f"Labels every pixel with one of {manifest['num_classes']} classes: "
@@ -63,6 +65,50 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         "only from those you trust: they are programs.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def card_of_run(
+    name: str,
+    class_names: Sequence[str],
+    metrics: Mapping[str, Any],
+    about: Mapping[str, str],
+) -> str:
+    """Returns the model card of a training run as Markdown.
+
+    Args:
+        name: str, title.
+        class_names: names of the classes.
+        metrics: dict, the contents of `metrics.json`; may be empty.
+        about: dict of str: `dataset`, `trained_on`, `license` and
+            `evaluated_on`; empty where unknown.
+    """
+    score = metrics.get("mean_iou")
+    parts = [
+        f"---\n{_front_matter(name, score, about, tags=())}---\n\n# {name}",
+        f"Labels every pixel with one of {len(class_names)} classes: "
+        f"{', '.join(class_names)}.",
+    ]
+    if about["trained_on"]:
+        parts.append(f"Trained on {about['trained_on']}.")
+    if about["license"]:
+        parts.append(f"License: {about['license']}.")
+    if score is not None:
+        rows = {**metrics["per_class_iou"], "mean": score}
+        table = "".join(
+            f"| {row} | {_number(value) or 'absent'} |\n"
+            for row, value in rows.items()
+        )
+        parts.append(
+            f"## Evaluation\n\nOn {about['evaluated_on']}, each at its own "
+            f"size.\n\n| class | IoU |\n|---|---|\n{table.rstrip()}"
+        )
+    parts += [
+        "## Use\n\n```python\nimport keras_aspp as ka\n\n"
+        f'labels = ka.Predictor("{name}").predict("image.jpg")\n```',
+        "## Limits\n\nThe model is for images like those it was trained on "
+        "and labels every pixel, also of unknown objects.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _inputs(manifest):
@@ -138,18 +184,17 @@ def _size_cost(manifest):
     )
 
 
-def _front_matter(manifest, about):
+def _front_matter(name, score, about, tags=("tflite",)):
     """Returns the metadata for the Hugging Face Hub as YAML."""
     import yaml
 
     content = {
         "library_name": "keras",
         "pipeline_tag": "image-segmentation",
-        "tags": ["image-segmentation", "tflite", "keras-aspp"],
+        "tags": ["image-segmentation", *tags, "keras-aspp"],
     }
     if about["license"]:
         content = {"license": about["license"], **content}
-    score = manifest["artefacts"][0]["mean_iou"]
     if about["dataset"] and score is not None:
         result = {
             "task": {"type": "image-segmentation"},
@@ -163,9 +208,7 @@ def _front_matter(manifest, about):
             ],
         }
         content["metrics"] = ["mean_iou"]
-        content["model-index"] = [
-            {"name": manifest["name"], "results": [result]}
-        ]
+        content["model-index"] = [{"name": name, "results": [result]}]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

@@ -8,6 +8,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.layers.background_logit import check_threshold
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import sha256
+from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
 
@@ -29,11 +30,14 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
     """Returns the model file or SavedModel folder of a path.
 
     Every command and `Predictor` open the same artefact of one path: of a
-    workdir its `model.keras`, of an exported folder its SavedModel.
+    workdir its `model.keras`, of an exported folder its SavedModel. A
+    SavedModel is a program, so of a folder on the Hub it is `model.keras`, or
+    what there is of the other files.
 
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel, a workdir or
-            an exported folder.
+            an exported folder; or `hf://user/name[@revision][/path]` of one,
+            which is downloaded once.
         keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
 
     Returns:
@@ -41,7 +45,10 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
 
     Raises:
         FileNotFoundError: the path holds no model.
+        OSError: the Hub is needed and cannot be reached, or refuses access.
     """
+    if is_address(path):
+        path = fetch(path) if keras_only else fetch(path, _CANDIDATES)
     path = Path(path)
     if path.is_dir():
         if keras_only and (path / "model.keras").is_file():
@@ -61,6 +68,15 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
         f"an exported folder. Received: {str(path)!r}"
         + ("" if path.exists() else ", which does not exist")
     )
+
+
+def local_folder(path: PathLike) -> Path:
+    """Returns a path, or the local folder of a model on the Hub.
+
+    Args:
+        path: path of a model, also `hf://...`.
+    """
+    return resolve(path).parent if is_address(path) else Path(path)
 
 
 def find_spec(path: Path) -> DatasetSpec | None:

@@ -17,6 +17,7 @@ from keras_aspp.annotations.writer import (
     write_labelme,
 )
 from keras_aspp.data.decode import read_fitting
+from keras_aspp.data.tiff import Bands
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
 from keras_aspp.plots.labels import (
@@ -57,7 +58,8 @@ def predict_files(
         min_area: pixels; annotations leave out smaller regions.
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1) too and,
             if the model has them, `NAME_probabilities.npz` (`probabilities`,
-            float16 `[H, W, K]`, and `class_names`). Not of scenes.
+            float16 `[H, W, K]`, and `class_names`). A scene is refused with
+            `scores` or `annotation_format`.
         windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
@@ -84,6 +86,7 @@ def predict_files(
         try:
             stem = _unused(Path(name).stem, taken)
             if is_predicted_by_window(name):
+                _check_scene(name, scores, annotation_format)
                 path = output / f"{stem}_labels.tif"
                 counts = predict_scene(predictor, name, path, windows)
             else:
@@ -160,12 +163,33 @@ def predict_scores(
     return labels, {name: file.getvalue() for name, file in files.items()}
 
 
+def predict_bands(
+    predictor: Predictor,
+    bands: Bands,
+    ignore_label: int,
+    scores: bool = False,
+) -> tuple[np.ndarray, dict[str, bytes]]:
+    """Segments an image as `predict_scores`; gaps get the ignore label.
+
+    Args:
+        predictor: `Predictor`, with confidence if `scores` is True.
+        bands: `Bands` in the predictor's format.
+        ignore_label: int, label of pixels without a value.
+        scores: bool; see `predict_files`.
+
+    Returns:
+        `(labels, files)`; see `predict_scores`.
+    """
+    labels, files = predict_scores(predictor, bands.values, scores)
+    if bands.valid is not None:
+        labels[~bands.valid] = ignore_label
+    return labels, files
+
+
 def _predict_image(predictor, name, path, spec, scores):
     """Writes labels, colors and overlay of an image; returns the labels."""
     bands = read_fitting(name, None, True, predictor.pixels)
-    labels, files = predict_scores(predictor, bands.values, scores)
-    if bands.valid is not None:
-        labels[~bands.valid] = spec.ignore_label
+    labels, files = predict_bands(predictor, bands, spec.ignore_label, scores)
     stem = path.name.removesuffix("_overlay.png")
     for end, content in files.items():
         with replacing(path.with_name(f"{stem}_{end}"), False) as temporary:
@@ -174,6 +198,16 @@ def _predict_image(predictor, name, path, spec, scores):
     _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
     _save(overlay(bands.values, labels, spec), path)
     return labels
+
+
+def _check_scene(name, scores, annotation_format):
+    """Raises `ValueError` for outputs that a scene does not have."""
+    if scores or annotation_format:
+        raise InputError(
+            "Of a scene (a TIFF with a georeference, or too large to decode) "
+            "only the labels are written; predict it without --scores and "
+            f"--format. File: {printable(name)}"
+        )
 
 
 def _unused(stem, taken):

@@ -54,7 +54,9 @@ class Predictor:
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a
             workdir (its `model.keras`) or an exported folder (its SavedModel,
-            or what there is of `model.keras` and the other files).
+            or what there is of `model.keras` and the other files); or
+            `hf://user/name[@revision][/path]` of one on the Hugging Face Hub
+            (its `model.keras`, or what there is of the other files).
         output_stride: int, a power of two, or `None` for the model's own.
         scales: floats > 0, image scales whose probabilities are averaged.
             Defaults to (1.0,).

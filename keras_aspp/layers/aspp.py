@@ -13,32 +13,46 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
-from keras_aspp.layers.checks import check_atrous_rates, check_dropout
+from keras_aspp.layers.checks import check_atrous_rates, rate_text
+from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Rate,
+    Shape,
+    Tensor,
+)
 
-FUSIONS = ("concat", "sum")
+FUSIONS = ("concat", "sum", "linear_sum")
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class ASPP(keras.layers.Layer):
+class ASPP(ContextLayer):
     """Atrous Spatial Pyramid Pooling: parallel branches of different rates.
 
     Branches: 1x1 convolution; one 3x3 convolution per rate; image-level
     pooling. Fusion `"concat"`: the branches are concatenated in this order,
-    projected by a 1x1 convolution and dropped out. Fusion `"sum"`: they are
-    added, then dropped out.
+    projected by a convolution and dropped out. Fusion `"sum"`: they are
+    added, then dropped out. Fusion `"linear_sum"`: branches without activation
+    are added, then activated, then dropped out.
+
+    With `shared=True`, all rates use one 3x3 kernel (two where `separable`),
+    each followed by a batch norm of its own: kernel-sharing atrous convolution
+    (KSAC). A border cell of a large rate reads little but padding; the kernel
+    is trained by the small rates too.
 
     Args:
         filters: int > 0. Channels of every branch and of the result. Defaults
             to 256.
-        atrous_rates: sequence of ints > 0, in feature cells; any number of
-            them, or an empty one beside image pooling, as in LR-ASPP. Defaults
-            to (6, 12, 18), which is for output stride 16.
-        fusion: `"concat"` (DeepLabV3) or `"sum"` (DeepLabV2's rule). Defaults
-            to `"concat"`.
+        atrous_rates: sequence of ints > 0 or pairs `(height, width)`, in
+            feature cells; any number of them, or an empty one beside image
+            pooling, as in LR-ASPP. Defaults to (6, 12, 18), which is for
+            output stride 16.
+        fusion: `"concat"` (DeepLabV3), `"sum"` (DeepLabV2's rule) or
+            `"linear_sum"` (KSAC). Defaults to `"concat"`.
         separable: bool. Depthwise separable 3x3 branches. Defaults to `False`.
         image_pooling: bool. Defaults to `True`.
         dropout: float in [0, 1), rate after the fusion. Defaults to 0.1.
@@ -46,6 +60,9 @@ class ASPP(keras.layers.Layer):
         batch_norm: see `AtrousConv2D`. Defaults to `True`.
         batch_norm_momentum: float in [0, 1). Defaults to 0.99.
         batch_norm_epsilon: float > 0. Defaults to 1e-3.
+        projection_kernel_size: odd int > 0, of the convolution after the
+            concatenation; 3 in DAFormer and mmsegmentation. Defaults to 1.
+        shared: bool. One kernel for all rates. Defaults to `False`.
         **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
 
     Input shape:
@@ -66,15 +83,17 @@ class ASPP(keras.layers.Layer):
     Reference:
         [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.3;
         `"sum"`: [Chen et al., 2016](https://arxiv.org/abs/1606.00915),
-        section 3.2. Differs from them in: dropout is applied in the block,
+        section 3.2; `shared=True`: [Huang et al.,
+        2019](https://arxiv.org/abs/1908.09443), with `"linear_sum"` or
+        `"concat"`. Differs from them in: dropout is applied in the block,
         before the classifier, as in the published code.
     """
 
     def __init__(
         self,
         filters: int = 256,
-        atrous_rates: Sequence[int] = (6, 12, 18),
-        fusion: Literal["concat", "sum"] = "concat",
+        atrous_rates: Sequence[Rate] = (6, 12, 18),
+        fusion: Literal["concat", "sum", "linear_sum"] = "concat",
         separable: bool = False,
         image_pooling: bool = True,
         dropout: float = 0.1,
@@ -82,54 +101,61 @@ class ASPP(keras.layers.Layer):
         batch_norm: BatchNorm = True,
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
+        *,
+        projection_kernel_size: int = 1,
+        shared: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            filters,
+            dropout,
+            activation,
+            batch_norm,
+            batch_norm_momentum,
+            batch_norm_epsilon,
+            **kwargs,
+        )
         if fusion not in FUSIONS:
             raise InputError(
                 f"`fusion` must be one of {FUSIONS}. "
                 f"Received: fusion={fusion!r}"
             )
-        self.filters = filters
         self.atrous_rates = check_atrous_rates(
             atrous_rates, allow_empty=image_pooling
         )
         self.fusion = fusion
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
-        self.dropout = check_dropout(dropout)
-        self.activation = keras.activations.get(activation)
-        self.batch_norm = batch_norm
-        self.batch_norm_momentum = batch_norm_momentum
-        self.batch_norm_epsilon = batch_norm_epsilon
-        common = {
-            "filters": filters,
-            "activation": self.activation,
-            "batch_norm": batch_norm,
-            "batch_norm_momentum": batch_norm_momentum,
-            "batch_norm_epsilon": batch_norm_epsilon,
-            "dtype": self.dtype_policy,
-        }
-        self.branches = [AtrousConv2D(kernel_size=1, name="point", **common)]
-        for i, rate in enumerate(self.atrous_rates, start=1):
-            self.branches.append(
-                AtrousConv2D(
-                    atrous_rate=rate,
-                    separable=separable,
-                    name=f"atrous_{i}",
-                    **common,
-                )
-            )
+        self.projection_kernel_size = projection_kernel_size
+        self.shared = bool(shared)
+        branch = self.common
+        if fusion == "linear_sum":
+            branch["activation"] = None
+        stages = self.atrous_stages(
+            filters,
+            self.atrous_rates,
+            separable=separable,
+            activation=branch["activation"],
+        )
+        for stage in stages[1:] if shared else ():
+            stage.tie_kernels(stages[0])
+        self.branches = [
+            AtrousConv2D(filters, kernel_size=1, name="point", **branch),
+            *stages,
+        ]
         if image_pooling:
-            self.branches.append(ImagePooling(name="image_pooling", **common))
+            self.branches.append(
+                ImagePooling(filters, name="image_pooling", **branch)
+            )
         self.projection = None
         if fusion == "concat":
             self.projection = AtrousConv2D(
-                kernel_size=1, name="projection", **common
+                filters,
+                kernel_size=projection_kernel_size,
+                name="projection",
+                **self.common,
             )
-        self.drop = keras.layers.Dropout(
-            dropout, dtype=self.dtype_policy, name="dropout"
-        )
+        self.add_dropout()
 
     def build(self, input_shape: Shape) -> None:
         for branch in self.branches:
@@ -138,18 +164,32 @@ class ASPP(keras.layers.Layer):
             channels = self.filters * len(self.branches)
             self.projection.build((*input_shape[:-1], channels))
 
+    @property
+    def branch_titles(self) -> list[str]:
+        titles = ["1x1", *(f"rate {rate_text(r)}" for r in self.atrous_rates)]
+        return titles + ["image pooling"] * self.image_pooling
+
+    def branch_maps(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> list[Tensor]:
+        return [branch(inputs, training=training) for branch in self.branches]
+
+    def fuse(
+        self, maps: list[Tensor], inputs: Tensor, training: bool | None
+    ) -> Tensor:
+        if self.projection is None:
+            fused = sum(maps[1:], start=maps[0])
+            if self.fusion == "linear_sum":
+                fused = self.activation(fused)
+        else:
+            fused = ops.concatenate(maps, axis=-1)  # (B, h, w, (2+R)F)
+            fused = self.projection(fused, training=training)
+        return self.drop(fused, training=training)  # (B, h, w, F)
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self._pooling_is_a_bias():
             return self._project_apart(inputs)
-        outputs = [
-            branch(inputs, training=training) for branch in self.branches
-        ]
-        if self.projection is None:
-            fused = sum(outputs[1:], start=outputs[0])
-        else:
-            fused = ops.concatenate(outputs, axis=-1)  # (B, h, w, (2+R)F)
-            fused = self.projection(fused, training=training)
-        return self.drop(fused, training=training)  # (B, h, w, F)
+        return super().call(inputs, training=training)
 
     def _pooling_is_a_bias(self):
         """Returns True if the pooled branch is projected as one cell."""
@@ -157,6 +197,7 @@ class ASPP(keras.layers.Layer):
             lowering.form() == "export"
             and self.image_pooling
             and self.projection is not None
+            and self.projection_kernel_size == 1
             and self.projection.norm is None
         )
 
@@ -177,20 +218,18 @@ class ASPP(keras.layers.Layer):
         )
         return self.projection.activation(fused + (pooled + bias))
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return (*input_shape[:-1], self.filters)
-
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             **super().get_config(),
-            "filters": self.filters,
             "atrous_rates": self.atrous_rates,
             "fusion": self.fusion,
             "separable": self.separable,
             "image_pooling": self.image_pooling,
-            "dropout": self.dropout,
-            "activation": keras.activations.serialize(self.activation),
-            "batch_norm": self.batch_norm,
-            "batch_norm_momentum": self.batch_norm_momentum,
-            "batch_norm_epsilon": self.batch_norm_epsilon,
         }
+        if self.projection_kernel_size > 1:
+            # Earlier versions load a layer without it.
+            config["projection_kernel_size"] = self.projection_kernel_size
+        if self.shared:
+            # Earlier versions load a layer without it.
+            config["shared"] = True
+        return config

@@ -15,6 +15,7 @@ from keras import ops
 from keras_aspp.layers import lowering
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import (
+    BatchNorm,
     Constraint,
     Initializer,
     Regularizer,
@@ -268,3 +269,30 @@ class GroupNormalization(keras.layers.GroupNormalization):
     def build(self, input_shape: Shape) -> None:
         self.groups = math.gcd(self.groups, input_shape[self.axis])
         super().build(input_shape)
+
+
+def normalization(
+    batch_norm: BatchNorm,
+    momentum: float,
+    epsilon: float,
+    **kwargs: Any,
+) -> keras.layers.Layer | None:
+    """Creates the normalization layer of a policy, `None` for none.
+
+    Args:
+        batch_norm: see `AtrousConv2D`.
+        momentum: float in [0, 1).
+        epsilon: float > 0.
+        **kwargs: forwarded to the layer (`name`, `dtype`).
+    """
+    if not batch_norm:
+        return None
+    if batch_norm == "group":
+        return GroupNormalization(epsilon=epsilon, **kwargs)
+    return BatchNormalization(
+        frozen=batch_norm == "freeze",
+        synchronized=batch_norm == "sync",
+        momentum=momentum,
+        epsilon=epsilon,
+        **kwargs,
+    )

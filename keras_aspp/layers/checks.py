@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import BatchNorm
+from keras_aspp.utils.types import BatchNorm, Rate
 
 
 def check_odd(kernel_size: int) -> None:
@@ -21,21 +21,53 @@ def check_odd(kernel_size: int) -> None:
 MAX_RATE = 4096  # in feature cells
 
 
+def rate_pair(rate: Rate) -> tuple[int, int]:
+    """Returns a rate as `(height, width)`."""
+    return (rate, rate) if isinstance(rate, int) else tuple(rate)
+
+
+def rate_text(rate: Rate) -> str:
+    """Formats a rate: `6`, or `6x12` for 6 rows and 12 columns."""
+    return str(rate) if isinstance(rate, int) else "x".join(map(str, rate))
+
+
+def _as_rate(value):
+    """Returns a valid rate, an int where both axes are equal, or `None`."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    axes = tuple(value) if pair else (value, value)
+    if any(type(n) is not int or n < 1 for n in axes):
+        return None
+    return axes[0] if axes[0] == axes[1] else axes
+
+
+def check_atrous_rate(name: str, value: Rate) -> Rate:
+    """Returns a rate, an int where both axes are equal.
+
+    Raises:
+        ValueError: `value` is neither an int > 0 nor two of them.
+    """
+    rate = _as_rate(value)
+    if rate is None:
+        raise InputError(
+            f"`{name}` must be an int > 0, or two of them, (height, width). "
+            f"Received: {name}={value!r}"
+        )
+    return rate
+
+
 def check_atrous_rates(
-    atrous_rates: Sequence[int], allow_empty: bool = False
-) -> tuple[int, ...]:
+    atrous_rates: Sequence[Rate], allow_empty: bool = False
+) -> tuple[Rate, ...]:
     """Returns `atrous_rates` as a tuple, or raises `ValueError`."""
     sequence = isinstance(atrous_rates, (list, tuple))
-    rates = tuple(atrous_rates) if sequence else (None,)
-    if any(type(r) is not int or r < 1 for r in rates) or not (
-        rates or allow_empty
-    ):
+    rates = tuple(map(_as_rate, atrous_rates)) if sequence else (None,)
+    if None in rates or not (rates or allow_empty):
         wanted = "sequence" if allow_empty else "non-empty sequence"
         raise InputError(
-            f"`atrous_rates` must be a {wanted} of ints > 0. "
-            f"Received: atrous_rates={atrous_rates}"
+            f"`atrous_rates` must be a {wanted} of ints > 0, or of pairs "
+            f"(height, width) of them. Received: atrous_rates={atrous_rates}"
         )
-    if max(rates, default=0) > MAX_RATE:
+    if max((max(rate_pair(r)) for r in rates), default=0) > MAX_RATE:
         # Larger than any feature map; its padding would exhaust memory.
         raise InputError(
             f"`atrous_rates` must be {MAX_RATE} at most. "

@@ -10,14 +10,19 @@ from typing import Any
 
 import keras
 
-from keras_aspp.layers.batch_norm import BatchNormalization, GroupNormalization
-from keras_aspp.layers.checks import check_batch_norm, check_positive_int
+from keras_aspp.layers.batch_norm import normalization
+from keras_aspp.layers.checks import (
+    check_atrous_rate,
+    check_batch_norm,
+    check_positive_int,
+)
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
     Initializer,
+    Rate,
     Shape,
     Tensor,
 )
@@ -35,8 +40,9 @@ class AtrousConv2D(keras.layers.Layer):
     Args:
         filters: int > 0. Output channels.
         kernel_size: odd int > 0. Defaults to 3.
-        atrous_rate: int > 0, in feature cells. Distance between neighboring
-            taps; 1 is an ordinary convolution. Defaults to 1.
+        atrous_rate: int > 0, or two of them, `(height, width)`, in feature
+            cells. Distance between neighboring taps; 1 is an ordinary
+            convolution. Defaults to 1.
         separable: bool. Defaults to `False`.
         activation: Keras activation or its name, or `None`. Defaults to
             `"relu"`.
@@ -75,7 +81,7 @@ class AtrousConv2D(keras.layers.Layer):
         self,
         filters: int,
         kernel_size: int = 3,
-        atrous_rate: int = 1,
+        atrous_rate: Rate = 1,
         separable: bool = False,
         activation: Activation = "relu",
         batch_norm: BatchNorm = True,
@@ -93,7 +99,7 @@ class AtrousConv2D(keras.layers.Layer):
                 "on the input. "
                 f"Received: kernel_size={kernel_size}"
             )
-        self.atrous_rate = check_positive_int("atrous_rate", atrous_rate)
+        self.atrous_rate = check_atrous_rate("atrous_rate", atrous_rate)
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
         self.batch_norm = check_batch_norm(batch_norm)
@@ -102,7 +108,7 @@ class AtrousConv2D(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         spatial = {
             "kernel_size": kernel_size,
-            "dilation_rate": atrous_rate,
+            "dilation_rate": self.atrous_rate,
             "padding": "same",
             "use_bias": not batch_norm,
             "dtype": self.dtype_policy,
@@ -124,22 +130,26 @@ class AtrousConv2D(keras.layers.Layer):
         self.norm = self._norm("norm")
 
     def _norm(self, name):
-        if not self.batch_norm:
-            return None
-        if self.batch_norm == "group":
-            return GroupNormalization(
-                epsilon=self.batch_norm_epsilon,
-                dtype=self.dtype_policy,
-                name=name,
-            )
-        return BatchNormalization(
-            frozen=self.batch_norm == "freeze",
-            synchronized=self.batch_norm == "sync",
-            momentum=self.batch_norm_momentum,
-            epsilon=self.batch_norm_epsilon,
+        return normalization(
+            self.batch_norm,
+            self.batch_norm_momentum,
+            self.batch_norm_epsilon,
             dtype=self.dtype_policy,
             name=name,
         )
+
+    def tie_kernels(self, owner: AtrousConv2D) -> None:
+        """Uses the kernels of another layer; call it before `build`.
+
+        Bias and batch norm stay this layer's own.
+
+        Args:
+            owner: `AtrousConv2D` of the same `filters`, `kernel_size` and
+                `separable`, which is built before this one.
+        """
+        self.conv.tie_kernel(owner.conv)
+        if self.separable:
+            self.depthwise.tie_kernel(owner.depthwise)
 
     def build(self, input_shape: Shape) -> None:
         if self.separable:

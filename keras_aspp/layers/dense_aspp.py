@@ -12,13 +12,20 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_aspp.layers.checks import check_atrous_rates, check_dropout
+from keras_aspp.layers.checks import check_atrous_rates, rate_text
+from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
-from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
+from keras_aspp.utils.types import (
+    Activation,
+    BatchNorm,
+    Rate,
+    Shape,
+    Tensor,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DenseASPP(keras.layers.Layer):
+class DenseASPP(ContextLayer):
     """Densely connected atrous convolutions of rising rates.
 
     For each rate: the input and the outputs so far are concatenated, narrowed
@@ -29,7 +36,8 @@ class DenseASPP(keras.layers.Layer):
         filters: int > 0. Channels that each rate adds. Defaults to 64.
         bottleneck_filters: int > 0. Channels between the two convolutions.
             Defaults to 256.
-        atrous_rates: non-empty sequence of ints > 0, in feature cells.
+        atrous_rates: non-empty sequence of ints > 0 or pairs `(height, width)`,
+            in feature cells.
             Defaults to (3, 6, 12, 18, 24), which is for output stride 8.
         separable: bool. Depthwise separable 3x3 convolutions. Defaults to
             `False`.
@@ -67,7 +75,7 @@ class DenseASPP(keras.layers.Layer):
         self,
         filters: int = 64,
         bottleneck_filters: int = 256,
-        atrous_rates: Sequence[int] = (3, 6, 12, 18, 24),
+        atrous_rates: Sequence[Rate] = (3, 6, 12, 18, 24),
         separable: bool = False,
         dropout: float = 0.1,
         activation: Activation = "relu",
@@ -76,45 +84,33 @@ class DenseASPP(keras.layers.Layer):
         batch_norm_epsilon: float = 1e-3,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.filters = filters
+        super().__init__(
+            filters,
+            dropout,
+            activation,
+            batch_norm,
+            batch_norm_momentum,
+            batch_norm_epsilon,
+            **kwargs,
+        )
         self.bottleneck_filters = bottleneck_filters
         self.atrous_rates = check_atrous_rates(atrous_rates)
         self.separable = bool(separable)
-        self.dropout = check_dropout(dropout)
-        self.activation = keras.activations.get(activation)
-        self.batch_norm = batch_norm
-        self.batch_norm_momentum = batch_norm_momentum
-        self.batch_norm_epsilon = batch_norm_epsilon
-        common = {
-            "activation": self.activation,
-            "batch_norm": batch_norm,
-            "batch_norm_momentum": batch_norm_momentum,
-            "batch_norm_epsilon": batch_norm_epsilon,
-            "dtype": self.dtype_policy,
-        }
+        stages = self.atrous_stages(
+            filters, self.atrous_rates, separable=separable
+        )
         self.bottlenecks, self.atrous = [], []
-        for i, rate in enumerate(self.atrous_rates, start=1):
+        for i, stage in enumerate(stages, start=1):
             self.bottlenecks.append(
                 AtrousConv2D(
                     bottleneck_filters,
                     kernel_size=1,
                     name=f"bottleneck_{i}",
-                    **common,
+                    **self.common,
                 )
             )
-            self.atrous.append(
-                AtrousConv2D(
-                    filters,
-                    atrous_rate=rate,
-                    separable=separable,
-                    name=f"atrous_{i}",
-                    **common,
-                )
-            )
-        self.drop = keras.layers.Dropout(
-            dropout, dtype=self.dtype_policy, name="dropout"
-        )
+            self.atrous.append(stage)
+        self.add_dropout()
 
     def build(self, input_shape: Shape) -> None:
         *outer, channels = input_shape
@@ -125,13 +121,27 @@ class DenseASPP(keras.layers.Layer):
             atrous.build((*outer, self.bottleneck_filters))
             channels += self.filters
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        x = inputs
+    @property
+    def branch_titles(self) -> list[str]:
+        return [f"rate {rate_text(rate)}" for rate in self.atrous_rates]
+
+    def branch_maps(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> list[Tensor]:
+        x, maps = inputs, []
         for bottleneck, atrous in zip(
             self.bottlenecks, self.atrous, strict=True
         ):
-            output = atrous(bottleneck(x, training=training), training=training)
-            x = ops.concatenate([x, output], axis=-1)
+            if maps:
+                x = ops.concatenate([inputs, *maps], axis=-1)
+            narrow = bottleneck(x, training=training)
+            maps.append(atrous(narrow, training=training))
+        return maps
+
+    def fuse(
+        self, maps: list[Tensor], inputs: Tensor, training: bool | None
+    ) -> Tensor:
+        x = ops.concatenate([inputs, *maps], axis=-1)
         return self.drop(x, training=training)  # (B, h, w, C + RF)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -141,13 +151,7 @@ class DenseASPP(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "filters": self.filters,
             "bottleneck_filters": self.bottleneck_filters,
             "atrous_rates": self.atrous_rates,
             "separable": self.separable,
-            "dropout": self.dropout,
-            "activation": keras.activations.serialize(self.activation),
-            "batch_norm": self.batch_norm,
-            "batch_norm_momentum": self.batch_norm_momentum,
-            "batch_norm_epsilon": self.batch_norm_epsilon,
         }

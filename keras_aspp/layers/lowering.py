@@ -38,6 +38,10 @@ from keras_aspp.layers.live_taps import (
 )
 from keras_aspp.utils.types import Pads, Size, Tensor
 
+# With more, a sum of shifted maps compiles in minutes and runs slower than
+# XLA's own convolution: 13x13 takes 22 times as long (docs/performance.md).
+_MOST_TAPS = 49
+
 # A context variable, so that an export in one thread does not change the form
 # that another thread traces.
 _exporting = contextvars.ContextVar("exporting", default=False)
@@ -141,7 +145,8 @@ def convolve_depthwise(
     how = form()
     strided = max(strides) > 1
     static = all(isinstance(n, int) for n in x.shape[1:3])
-    if how == "xla" and (static or not strided) and _on_cpu():
+    few = math.prod(kernel.shape[:2]) <= _MOST_TAPS
+    if how == "xla" and few and (static or not strided) and _on_cpu():
         return depthwise_taps(x, kernel, strides, padding, atrous_rate)
     if how == "export" and not strided:
         import tensorflow as tf

@@ -40,19 +40,21 @@ class RemembersOriginal:
         self, *args: Any, original: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.original: dict[str, Any] = _listed(original or {})
+        self.original: dict[str, Any] = as_lists(original or {})
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "original": dict(self.original)}
 
 
-def _listed(value):
-    # Lists instead of tuples, so that `get_config()` is equal before and after
-    # saving.
+def as_lists(value: Any) -> Any:
+    """Replaces tuples by lists, at any depth of dicts and sequences.
+
+    So a configuration is equal before and after saving.
+    """
     if isinstance(value, dict):
-        return {key: _listed(inner) for key, inner in value.items()}
+        return {key: as_lists(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_listed(inner) for inner in value]
+        return [as_lists(inner) for inner in value]
     return value
 
 
@@ -110,8 +112,42 @@ class _Window(RemembersOriginal):
         }
 
 
+class _Tieable:
+    """Mixin for a convolution that can use the kernel of another one."""
+
+    _kernel_owner = None
+
+    def tie_kernel(self, owner):
+        """Uses the kernel of another layer, which is built before this one.
+
+        Args:
+            owner: layer of the same class, with a kernel of the same shape.
+        """
+        # A function, because Keras would track a layer as part of this one.
+        self._kernel_owner = lambda: owner
+
+    def add_weight(self, *args, name=None, **kwargs):
+        if name == "kernel" and self._kernel_owner is not None:
+            return self._kernel_owner().kernel
+        return super().add_weight(*args, name=name, **kwargs)
+
+    # A file contains the kernel once, with its owner.
+
+    def save_own_variables(self, store):
+        if self._kernel_owner is None:
+            super().save_own_variables(store)
+        elif self.use_bias:
+            store["bias"] = self.bias
+
+    def load_own_variables(self, store):
+        if self._kernel_owner is None:
+            super().load_own_variables(store)
+        elif self.use_bias:
+            self.bias.assign(store["bias"])
+
+
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class Conv2D(_Window, keras.layers.Conv2D):
+class Conv2D(_Tieable, _Window, keras.layers.Conv2D):
     """`keras.layers.Conv2D` that can be made dense."""
 
     def __init__(
@@ -187,7 +223,7 @@ class _Depthwise(_Window):
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
+class DepthwiseConv2D(_Tieable, _Depthwise, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` that can be made dense."""
 
     def __init__(

@@ -167,8 +167,11 @@ def _madds(name, operator, tensors):
 def _rates(operators, tensors):
     found = Counter()
     for name, op in operators:
-        rate = getattr(op.builtinOptions, "dilationHFactor", 1)
-        if rate > 1:
+        rate = tuple(
+            getattr(op.builtinOptions, f"dilation{axis}Factor", 1)
+            for axis in "HW"
+        )
+        if max(rate) > 1:
             height, width = tensors[op.inputs[0]].shape[1:3]
             kernel = tensors[op.inputs[1]].shape[1:3]
             found[
@@ -179,7 +182,7 @@ def _rates(operators, tensors):
             "operator": name,
             "layers": count,
             "kernel_size": list(kernel),
-            "rate": rate,
+            "rate": rate[0] if rate[0] == rate[1] else list(rate),
             "map": cells,
         }
         for (name, kernel, rate, *cells), count in found.items()

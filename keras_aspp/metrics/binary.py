@@ -27,6 +27,8 @@ class BinaryCurve:
 
     Attributes:
         thresholds: float `(N,)`, `0, 1 / bins, ..., 1 - 1 / bins`.
+        pixels: int64 `(2, N)`, pixels by label and by bin of probability.
+            Those of several curves add up to the curve of all their images.
 
     Raises:
         ValueError: an argument is not as above.
@@ -47,8 +49,7 @@ class BinaryCurve:
             )
         self.ignore_label: int = ignore_label
         self.thresholds: np.ndarray = np.arange(bins) / bins
-        # Pixels by label, 0 or 1, and by bin of probability.
-        self._pixels = np.zeros((2, bins), "int64")
+        self.pixels: np.ndarray = np.zeros((2, bins), "int64")
 
     def update(self, labels: ArrayLike, probabilities: ArrayLike) -> None:
         """Counts pixels.
@@ -84,11 +85,11 @@ class BinaryCurve:
         where = np.ceil(probabilities * bins).astype("int64") - 1
         where = labels * bins + np.maximum(where, 0)
         counted = np.bincount(where, minlength=2 * bins)
-        self._pixels += counted.reshape(2, bins)
+        self.pixels += counted.reshape(2, bins)
 
     def _counts(self):
         """Returns true positives, false positives and false negatives."""
-        false, true = np.cumsum(self._pixels[:, ::-1], axis=1)[:, ::-1]
+        false, true = np.cumsum(self.pixels[:, ::-1], axis=1)[:, ::-1]
         return true, false, true[0] - true
 
     def precision(self) -> np.ndarray:
@@ -131,7 +132,7 @@ class BinaryCurve:
         good thresholds it is the nearest to 0.5. `nan` if the object never
         occurs: no threshold is better than another then.
         """
-        if not self._pixels[1].any():
+        if not self.pixels[1].any():
             return float("nan")
         # 0 is no threshold, since every pixel exceeds it.
         f1, thresholds = self.f1()[1:], self.thresholds[1:]

@@ -1,5 +1,6 @@
 """Segmenters: one architecture, one file."""
 
+from keras_aspp.models.daformer import DAFormer
 from keras_aspp.models.deeplab_v2 import DeepLabV2
 from keras_aspp.models.deeplab_v3 import CascadedDeepLabV3, DeepLabV3
 from keras_aspp.models.deeplab_v3_plus import DeepLabV3Plus
@@ -13,6 +14,7 @@ from keras_aspp.models.segmenter import Segmenter
 
 __all__ = [
     "CascadedDeepLabV3",
+    "DAFormer",
     "DeepLabV2",
     "DeepLabV3",
     "DeepLabV3Plus",

@@ -1,7 +1,7 @@
 """DeepLabV2: a sum of the scores at several rates."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -12,7 +12,7 @@ from keras_aspp.models.head import CLASSIFIER, HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 # Chen et al., 2016, section 4.1. At output stride 8: LargeFOV 12; ASPP-S 2, 4,
 # 8, 12; ASPP-L 6, 12, 18, 24.
@@ -59,7 +59,7 @@ class DeepLabV2(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -77,6 +77,8 @@ class DeepLabV2(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         pyramid: Literal["large_fov", "aspp_s", "aspp_l"] = "aspp_l",
         fc_filters: int | None = None,
@@ -108,6 +110,8 @@ class DeepLabV2(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             pyramid=pyramid,
             fc_filters=fc_filters,
         )

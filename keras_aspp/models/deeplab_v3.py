@@ -1,23 +1,23 @@
 """DeepLabV3: ASPP on a dense backbone, or a cascade of dilated blocks."""
 
 import types
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
-from keras_aspp.layers.aspp import ASPP
 from keras_aspp.layers.checks import check_positive_int
+from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import ContextName, PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DeepLabV3(Segmenter):
+class DeepLabV3(HasContext, Segmenter):
     """Backbone -> ASPP -> classifier -> resize to the image.
 
     With `atrous_rates=()`, the ASPP is the head for phones: a 1x1 convolution
@@ -37,6 +37,14 @@ class DeepLabV3(Segmenter):
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` keeps the rates of the backbone. Defaults
             to `None`.
+        context: the module between backbone and classifier. `"aspp"`; `"ksac"`,
+            an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
+            rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
+            dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
+            Keras layer, of which an untrained copy is used as configured.
+            `atrous_rates` are the strides of the pools where the module has
+            pools instead of rates; `separable` and `image_pooling` apply
+            where the module has such parts. Defaults to `"aspp"`.
 
     Example:
     >>> model = DeepLabV3(21, backbone_weights=None)
@@ -57,7 +65,7 @@ class DeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -75,12 +83,15 @@ class DeepLabV3(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         aspp_filters: int = 256,
         separable: bool = False,
         image_pooling: bool = True,
         refine_filters: int | None = None,
         multi_grid: list[int] | tuple[int, ...] | None = None,
+        context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
     ) -> None:
         super().__init__(
             num_classes,
@@ -104,16 +115,15 @@ class DeepLabV3(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
             refine_filters=refine_filters,
             multi_grid=multi_grid,
+            context=as_context(context),
         )
-
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
-        # Section 4.1: 6, 12, 18 at output stride 16, doubled at 8.
-        return (96, 192, 288)
 
     def modify_backbone(
         self,
@@ -131,15 +141,8 @@ class DeepLabV3(Segmenter):
         builder: HeadBuilder,
         head: types.SimpleNamespace,
     ) -> tuple[keras.KerasTensor, int]:
-        x = ASPP(
-            head.aspp_filters,
-            builder.atrous_rates,
-            separable=head.separable,
-            image_pooling=head.image_pooling,
-            dropout=builder.dropout,
-            name="aspp",
-            **builder.common,
-        )(pick(features, builder.high_level))
+        x = pick(features, builder.high_level)
+        x = self.build_context(x, builder, head)
         if head.refine_filters is not None:
             x = builder.conv(x, head.refine_filters, name="refine")
         return builder.classify(x), builder.output_stride
@@ -180,7 +183,7 @@ class CascadedDeepLabV3(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -198,6 +201,8 @@ class CascadedDeepLabV3(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         blocks: int = 3,
         multi_grid: list[int] | tuple[int, ...] | None = None,
@@ -225,6 +230,8 @@ class CascadedDeepLabV3(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             blocks=blocks,
             multi_grid=multi_grid,
         )

@@ -1,18 +1,18 @@
 """DeepLabV3+: DeepLabV3 with a decoder that restores object boundaries."""
 
 import types
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 
-from keras_aspp.layers.aspp import ASPP
+from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import ContextName, PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -21,7 +21,7 @@ LEVELS[2] = (*LEVELS[4], ("stride_2", 2, "_stride_2"))
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class DeepLabV3Plus(Segmenter):
+class DeepLabV3Plus(HasContext, Segmenter):
     """Backbone -> ASPP -> decoder -> classifier -> resize.
 
     The decoder resizes the ASPP's map to the low-level feature of stride 4,
@@ -42,6 +42,14 @@ class DeepLabV3Plus(Segmenter):
             Defaults to 256.
         decoder_kernel_sizes: odd ints > 0, one for each convolution of the
             decoder; keras-hub has `(1,)`. Defaults to (3, 3).
+        context: the module between backbone and decoder. `"aspp"`; `"ksac"`,
+            an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
+            rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
+            dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
+            Keras layer, of which an untrained copy is used as configured.
+            `atrous_rates` are the strides of the pools where the module has
+            pools instead of rates; `separable` and `image_pooling` apply
+            where the module has such parts. Defaults to `"aspp"`.
 
     Example:
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
@@ -63,7 +71,7 @@ class DeepLabV3Plus(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -81,6 +89,8 @@ class DeepLabV3Plus(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         aspp_filters: int = 256,
         separable: bool = False,
@@ -89,6 +99,7 @@ class DeepLabV3Plus(Segmenter):
         projection_filters: int = 48,
         decoder_filters: int = 256,
         decoder_kernel_sizes: list[int] | tuple[int, ...] = (3, 3),
+        context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
     ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         if not decoder_kernel_sizes:
@@ -123,6 +134,8 @@ class DeepLabV3Plus(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             aspp_filters=aspp_filters,
             separable=separable,
             image_pooling=image_pooling,
@@ -130,11 +143,8 @@ class DeepLabV3Plus(Segmenter):
             projection_filters=projection_filters,
             decoder_filters=decoder_filters,
             decoder_kernel_sizes=decoder_kernel_sizes,
+            context=as_context(context),
         )
-
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
-        # Those of DeepLabV3: 6, 12, 18 at output stride 16.
-        return (96, 192, 288)
 
     def build_head(
         self,
@@ -143,15 +153,7 @@ class DeepLabV3Plus(Segmenter):
         head: types.SimpleNamespace,
     ) -> tuple[keras.KerasTensor, int]:
         x, stride = pick(features, builder.high_level), builder.output_stride
-        x = ASPP(
-            head.aspp_filters,
-            builder.atrous_rates,
-            separable=head.separable,
-            image_pooling=head.image_pooling,
-            dropout=builder.dropout,
-            name="aspp",
-            **builder.common,
-        )(x)
+        x = self.build_context(x, builder, head)
         high_level = True
         for key, nominal, suffix in LEVELS[head.decoder_stride]:
             low_level = pick(features, key)

@@ -13,6 +13,7 @@ from keras_aspp.backbones.output_stride import (
     stage_ends,
     with_output_stride,
 )
+from keras_aspp.backbones.pyramid import as_it_is, has_pyramid, pyramid_of
 from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
@@ -115,7 +116,7 @@ def resolve_input_shape(
 
 def shift_px(
     backbone: keras.Model,
-    high_level: str,
+    key: str,
     output_stride: int,
     trained_output_stride: int,
 ) -> tuple[float, float]:
@@ -126,8 +127,8 @@ def shift_px(
 
     Args:
         backbone: dense functional model with dict outputs.
-        high_level: key of the feature.
-        output_stride: int, pixels per cell of the feature.
+        key: of the feature.
+        output_stride: int, pixels per cell of the last feature.
         trained_output_stride: int, that of the training.
 
     Returns:
@@ -135,9 +136,13 @@ def shift_px(
     """
     if trained_output_stride == output_stride:
         return (0, 0)
+    nominal = _nominal_strides(backbone)[key]
     (top, left), (trained_top, trained_left) = (
-        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, high_level)]
-        for s in (output_stride, trained_output_stride)
+        [n * s + (s - 1) / 2 for n in first_cell(backbone, s, key)]
+        for s in (
+            min(nominal, output_stride),
+            min(nominal, trained_output_stride),
+        )
     )
     return trained_top - top, trained_left - left
 
@@ -155,6 +160,10 @@ def pick(features: Mapping[str, Any], key: str) -> Any:
 def as_features(model: keras.Model, output_stride: int) -> keras.Model:
     """Converts a functional model to a dense extractor with dict outputs.
 
+    A keras-hub backbone has the features of its `pyramid_outputs`. A backbone
+    with a pyramid that cannot be rewritten, e.g. with attention, is used as it
+    is at its own stride.
+
     Args:
         model: functional `keras.Model`.
         output_stride: int, pixels per cell of the last feature map.
@@ -166,7 +175,14 @@ def as_features(model: keras.Model, output_stride: int) -> keras.Model:
         ValueError: the model has several inputs, or cannot have this output
             stride.
     """
-    dense = with_output_stride(model, output_stride)
+    try:
+        stated = model
+        if has_pyramid(model):
+            features = {**stage_ends(model), **pyramid_of(model)}
+            stated = keras.Model(model.input, features, name=model.name)
+        dense = with_output_stride(stated, output_stride)
+    except InputError as error:
+        dense = _as_it_is(model, output_stride, error)
     if len(dense.inputs) != 1:
         raise InputError(
             "A backbone must have one input, the image. Received: "
@@ -175,6 +191,21 @@ def as_features(model: keras.Model, output_stride: int) -> keras.Model:
     if isinstance(dense.output, dict):
         return dense
     return keras.Model(dense.input, stage_ends(dense), name=dense.name)
+
+
+def _as_it_is(model, output_stride, error):
+    """Copies a backbone that cannot be rewritten, or raises `error`."""
+    features = pyramid_of(model)
+    own = [*features][-1:]
+    if own == [f"stride_{output_stride}"]:
+        return as_it_is(model)
+    if own:
+        raise InputError(
+            f"{error} At its own stride, output_stride="
+            f"{own[0].removeprefix('stride_')}, it is used as it is; "
+            "models.DAFormer needs no other."
+        ) from error
+    raise error
 
 
 def _nominal_strides(backbone):
@@ -190,8 +221,37 @@ def coarsest(backbone: keras.Model) -> str:
     """Returns `"stride_32"`, or else the key of the coarsest feature."""
     if LAST in backbone.output:
         return LAST
+    if len(backbone.output) == 1:
+        return next(iter(backbone.output))
     strides = _nominal_strides(backbone)
     return max(strides, key=strides.__getitem__)
+
+
+def middle(
+    backbone: keras.Model, high_level: str, key: str | None = None
+) -> tuple[str, int]:
+    """Returns the feature of an auxiliary head, and its nominal stride.
+
+    Args:
+        backbone: dense functional model with dict outputs.
+        high_level: key of the feature that the head reads.
+        key: of the feature to take, or `None` for the coarsest one that is
+            finer than `high_level`: of stages down to stride 32, `stride_16`.
+
+    Raises:
+        ValueError: no such feature.
+    """
+    strides = _nominal_strides(backbone)
+    if key is None:
+        finer = [k for k in strides if strides[k] < strides[high_level]]
+        if not finer:
+            raise InputError(
+                "An auxiliary head needs a feature of the backbone that is "
+                f"finer than `{high_level}`. Received: features="
+                f"{sorted(strides)}"
+            )
+        key = max(finer, key=strides.__getitem__)
+    return key, pick(strides, key)
 
 
 def end_at(backbone: keras.Model, key: str, output_stride: int) -> keras.Model:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_aspp.backbones.rebuild import copy_weights, rebuild
-from keras_aspp.layers import AtrousConv2D
+from keras_aspp.layers import AtrousConv2D, DilatedReparamBlock
 from keras_aspp.utils.keras_graph import (
     check_functional,
     graph_of,
@@ -31,7 +31,9 @@ def fold_batch_norm(model: keras.Model) -> Any:
 
     At inference batch norm multiplies each channel by a constant and adds
     another. These move into kernel and bias of the convolution before it;
-    batch norm after any other layer stays. Outputs at inference are the same.
+    batch norm after any other layer stays. The branches of a
+    `layers.DilatedReparamBlock` become its one merged kernel. Outputs at
+    inference are the same.
 
     Args:
         model: functional `keras.Model`, e.g. a segmenter.
@@ -56,10 +58,23 @@ def fold_batch_norm(model: keras.Model) -> Any:
     norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
     changes = {conv: {"use_bias": True} for conv in pairs.values()}
     ours = {path: _has_batch_norm(layer) for path, layer in layers.items()}
-    changes |= {path: {"batch_norm": False} for path in ours if ours[path]}
+    # A kernel with batch norm folded into it belongs to one rate.
+    changes |= {
+        path: {"batch_norm": False}
+        | ({"shared": False} if getattr(layers[path], "shared", 0) else {})
+        for path in ours
+        if ours[path]
+    }
+    changes |= {
+        path: {"merged": True}
+        for path, layer in layers.items()
+        if isinstance(layer, DilatedReparamBlock)
+    }
 
     def carry(layer, copy):
-        if id(layer) in norm_of:
+        if isinstance(layer, DilatedReparamBlock):
+            _merge(layer, norm_of.get(id(layer)), copy)
+        elif id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
         elif _has_batch_norm(layer):
             for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
@@ -100,12 +115,19 @@ def _pairs(model, prefix=""):
         (tensor,) = node.input_tensors
         before = producer(tensor)
         if (
-            isinstance(before, tuple(_KERNELS))
-            and before.activation is keras.activations.linear
+            _is_linear(before)
             and uses[id(tensor)] == calls[id(layer)] == calls[id(before)] == 1
             and layer.axis in (-1, 3)
         ):
             yield f"{prefix}{layer.name}", f"{prefix}{before.name}"
+
+
+def _is_linear(layer):
+    """Returns True for a layer that can absorb a batch norm."""
+    return isinstance(layer, DilatedReparamBlock) or (
+        isinstance(layer, tuple(_KERNELS))
+        and layer.activation is keras.activations.linear
+    )
 
 
 def _has_batch_norm(layer):
@@ -143,6 +165,31 @@ def _fold(convolution, norm, copy):
     values[name] = values[name] * by_channel
     for weight in copy.weights:
         weight.assign(shift if weight.name == "bias" else values[weight.name])
+
+
+def _merge(block, norm, copy):
+    """Fills a merged block with one in training form and its batch norm."""
+    size, kernel, bias = block.kernel_size, 0, 0
+    for i, (convolution, (taps, rate)) in enumerate(
+        zip(block.convolutions, block.parts, strict=True)
+    ):
+        scale, shift = 1, 0
+        if block.norms:
+            scale, shift = _scale_and_shift(block.norms[i])
+        if convolution.use_bias:
+            shift = _array(convolution.bias)
+        values = _array(convolution.kernel)[..., 0]  # (k, k, C)
+        dense = np.zeros((size, size, values.shape[-1]))
+        first = size // 2 - taps // 2 * rate
+        at = slice(first, size - first, rate)
+        dense[at, at] = values * scale
+        kernel, bias = kernel + dense, bias + shift
+    if norm is not None:
+        scale, shift = _scale_and_shift(norm)
+        kernel, bias = kernel * scale, bias * scale + shift
+    (merged,) = copy.convolutions
+    merged.kernel.assign(kernel[..., None])
+    merged.bias.assign(bias)
 
 
 def _scale_and_shift(norm):

@@ -1,7 +1,7 @@
 """HeadBuilder: makes the layers of a segmenter's head, all to one policy."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ import keras
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
+from keras_aspp.utils.types import Rate
 
 # Prefix of the layers that make scores; the shapes of their weights depend on
 # the number of classes.
@@ -23,7 +24,7 @@ class HeadBuilder:
         num_classes: int > 0, channels of the scores; 1 for a binary task.
         output_stride: int, pixels per cell of the high-level feature.
         high_level: key of the high-level feature.
-        atrous_rates: tuple of ints > 0, in feature cells.
+        atrous_rates: tuple of ints > 0 or pairs, in feature cells.
         dropout: float in [0, 1), before the classifier.
         align_corners: bool, resize convention.
         shift_px: `(down, right)`, pixels by which the high-level map is
@@ -33,12 +34,13 @@ class HeadBuilder:
         batch_norm_momentum: float in [0, 1).
         batch_norm_epsilon: float > 0.
         dtype: dtype policy.
+        shift_of: function: key of a feature -> the `shift_px` of its map.
     """
 
     num_classes: int
     output_stride: int
     high_level: str
-    atrous_rates: tuple[int, ...]
+    atrous_rates: tuple[Rate, ...]
     dropout: float
     align_corners: bool
     shift_px: tuple[float, float]
@@ -46,6 +48,7 @@ class HeadBuilder:
     batch_norm_momentum: float
     batch_norm_epsilon: float
     dtype: keras.DTypePolicy
+    shift_of: Callable[[str], tuple[float, float]]
 
     @property
     def common(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class HeadBuilder:
         name: str,
         dtype: str | keras.DTypePolicy | None = None,
         high_level_to: int | None = None,
+        feature: str | None = None,
     ) -> keras.KerasTensor:
         """Upsamples a map by `scale`, cropped to the size of another.
 
@@ -100,12 +104,15 @@ class HeadBuilder:
             name: name of the layer.
             dtype: dtype policy of the layer, or `None` for that of the head.
             high_level_to: pixels per cell of the result if `x` has the cells
-                of the high-level feature, which `shift_px` shifts; else
-                `None`.
+                of the high-level feature, which `shift_px` shifts, or of
+                `feature`; else `None`.
+            feature: key of the feature whose cells `x` has, `None` for the
+                high-level one.
         """
         shift = (0, 0)
         if high_level_to and not self.align_corners:
-            shift = tuple(n / high_level_to for n in self.shift_px)
+            pixels = self.shift_of(feature) if feature else self.shift_px
+            shift = tuple(n / high_level_to for n in pixels)
         return BilinearResize(
             scale=scale,
             align_corners=self.align_corners,
@@ -129,7 +136,7 @@ class HeadBuilder:
         x: keras.KerasTensor,
         name: str = CLASSIFIER,
         kernel_size: int = 1,
-        atrous_rate: int = 1,
+        atrous_rate: Rate = 1,
     ) -> keras.KerasTensor:
         """Computes scores of a map, (B, h, w, K).
 

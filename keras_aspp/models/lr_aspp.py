@@ -1,7 +1,7 @@
 """LR-ASPP: an image-level gate, and a sum of the scores of two strides."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import keras
@@ -10,7 +10,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import CLASSIFIER, HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.types import PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -47,7 +47,7 @@ class LRASPP(Segmenter):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -65,6 +65,8 @@ class LRASPP(Segmenter):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         *,
         gate_filters: int = 128,
     ) -> None:
@@ -90,6 +92,8 @@ class LRASPP(Segmenter):
             name=name,
             task=task,
             threshold=threshold,
+            auxiliary_weight=auxiliary_weight,
+            auxiliary_feature=auxiliary_feature,
             gate_filters=gate_filters,
         )
 

@@ -1,7 +1,9 @@
 """with_output_stride: a trained segmenter at another output stride."""
 
+import types
+
 from keras_aspp.layers.checks import check_positive_int
-from keras_aspp.models.rates import whole_rates
+from keras_aspp.models.rates import offsets_of, whole_rates
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.utils.exceptions import InputTypeError
@@ -47,11 +49,14 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
     check_positive_int("output_stride", output_stride)
-    reach = [rate * segmenter.output_stride for rate in segmenter.atrous_rates]
-    arguments = {
-        **segmenter.arguments(),
+    arguments = segmenter.arguments()
+    head = types.SimpleNamespace(**arguments)
+    arguments |= {
         "output_stride": output_stride,
-        "atrous_rates": whole_rates(reach, output_stride),
+        "atrous_rates": whole_rates(
+            offsets_of(arguments["atrous_rates"], segmenter.atrous_stride),
+            segmenter.branch_stride(output_stride, head),
+        ),
     }
     copy = type(segmenter)(**arguments)
     load_matching(copy, segmenter, segmenter.name)

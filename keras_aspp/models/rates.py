@@ -7,47 +7,64 @@ density of the feature map.
 
 from collections.abc import Sequence
 
+from keras_aspp.layers.checks import rate_pair
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Rate
 
 
-def whole_rates(offsets: Sequence[int], output_stride: int) -> tuple[int, ...]:
+def offsets_of(
+    atrous_rates: Sequence[Rate], output_stride: int
+) -> tuple[Rate, ...]:
+    """Converts rates in feature cells to offsets in pixels.
+
+    Args:
+        atrous_rates: ints > 0 or pairs `(height, width)`, in cells.
+        output_stride: int > 0, input pixels per feature cell.
+    """
+    return _per_axis(atrous_rates, lambda rate: rate * output_stride)
+
+
+def whole_rates(
+    offsets: Sequence[Rate], output_stride: int
+) -> tuple[Rate, ...]:
     """Converts offsets in pixels to rates in feature cells.
 
     Args:
-        offsets: ints > 0, in pixels.
+        offsets: ints > 0 or pairs `(height, width)`, in pixels.
         output_stride: int > 0, input pixels per feature cell.
 
     Returns:
-        Tuple of ints > 0, e.g. (6, 12, 18) for (96, 192, 288) at 16.
+        Tuple of rates, e.g. (6, 12, 18) for (96, 192, 288) at 16.
 
     Raises:
         ValueError: an offset is not a multiple of `output_stride`.
     """
-    if any(offset % output_stride for offset in offsets):
+    pixels = [n for offset in offsets for n in rate_pair(offset)]
+    if any(n % output_stride for n in pixels):
         works = [
-            2**n
-            for n in range(10)
-            if not any(offset % 2**n for offset in offsets)
+            2**power
+            for power in range(10)
+            if not any(n % 2**power for n in pixels)
         ]
         raise InputError(
             f"Atrous rates that reach {tuple(offsets)} px are whole numbers "
             f"at output strides {works}; elsewhere pass `atrous_rates`. "
             f"Received: output_stride={output_stride}"
         )
-    return tuple(offset // output_stride for offset in offsets)
+    return _per_axis(offsets, lambda offset: offset // output_stride)
 
 
 def degenerate_rates(
-    atrous_rates: Sequence[int],
+    atrous_rates: Sequence[Rate],
     output_stride: int,
     image_size: tuple[int, int],
-) -> tuple[tuple[int, ...], tuple[int, int]]:
+) -> tuple[tuple[Rate, ...], tuple[int, int]]:
     """Finds rates whose outer taps lie outside the map at every cell.
 
     Such a 3x3 convolution acts as a 1x1 (Chen et al., 2017, section 3.3).
 
     Args:
-        atrous_rates: ints, in feature cells.
+        atrous_rates: ints or pairs `(height, width)`, in feature cells.
         output_stride: int, input pixels per feature cell.
         image_size: `(height, width)` in pixels.
 
@@ -56,5 +73,16 @@ def degenerate_rates(
         `(height, width)` in cells.
     """
     height, width = (-(-n // output_stride) for n in image_size)
-    most = max(height, width)
-    return tuple(r for r in atrous_rates if r >= most), (height, width)
+    lost = []
+    for rate in atrous_rates:
+        rows, columns = rate_pair(rate)
+        if rows >= height and columns >= width:
+            lost.append(rate)
+    return tuple(lost), (height, width)
+
+
+def _per_axis(rates, function):
+    return tuple(
+        function(rate) if isinstance(rate, int) else tuple(map(function, rate))
+        for rate in rates
+    )

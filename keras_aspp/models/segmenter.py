@@ -11,7 +11,7 @@ import re
 import textwrap
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import keras
@@ -25,10 +25,16 @@ from keras_aspp.layers.background_logit import (
 from keras_aspp.layers.batch_norm import freeze_batch_norm
 from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
 from keras_aspp.models.archive import load_keras
+from keras_aspp.models.auxiliary import (
+    AuxiliaryHead,
+    AuxiliaryTraining,
+    check_auxiliary,
+)
 from keras_aspp.models.features import (
     choose_backbone,
     coarsest,
     end_at,
+    middle,
     resolve_input_shape,
     shift_px,
 )
@@ -40,7 +46,8 @@ from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
-from keras_aspp.utils.types import PathLike
+from keras_aspp.utils.hub import fetch, is_address
+from keras_aspp.utils.types import PathLike, Rate
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
 BATCH_NORM: dict[str, bool | str] = {
@@ -66,7 +73,7 @@ class _SavedCount(int):
     """`num_classes` of a saved model, which older versions let be 1."""
 
 
-class Segmenter(keras.Model):
+class Segmenter(AuxiliaryTraining, keras.Model):
     """Semantic segmentation model: images in, logits of every pixel out.
 
     The base class of all architectures: a dense backbone, a head, and a
@@ -85,9 +92,10 @@ class Segmenter(keras.Model):
         output_stride: int, a power of two; pixels per cell of the feature map
             that the head reads. The signature shows the default of the
             architecture.
-        atrous_rates: ints > 0, in feature cells, or `"auto"` for the rates of
-            the paper, scaled to `output_stride`. A head without atrous
-            branches accepts only `"auto"`. Defaults to `"auto"`.
+        atrous_rates: ints > 0 or pairs `(height, width)`, in feature cells, or
+            `"auto"` for the rates of the paper, scaled to `output_stride`. A
+            head without atrous branches accepts only `"auto"`. Defaults to
+            `"auto"`.
         backbone_weights: `"imagenet"`, `"torchvision"`, the path of a weights
             file, or `None` for random weights; see `create_backbone`. Ignored
             for a backbone that is a model. Defaults to `"imagenet"`.
@@ -147,6 +155,15 @@ class Segmenter(keras.Model):
         threshold: float in (0, 1), probability above which a binary model
             labels a pixel as object. `model.threshold = 0.3` changes it.
             Defaults to 0.5.
+        auxiliary_weight: float >= 0, factor of the loss of an auxiliary head,
+            which training adds to that of the logits; 0.4 is usual, 0 builds
+            no such head. Only training computes it: `model(x, training=True)`
+            is then a dict of `"logits"` and `"auxiliary"`. Files, copies and
+            exports of the model do not contain it, nor does `model.weights`
+            (`model.trainable_variables` does). Defaults to 0.
+        auxiliary_feature: the feature that the auxiliary head reads, by
+            nominal stride, or `None` for the coarsest one that is finer than
+            `high_level`, which is `"stride_16"` as a rule. Defaults to `None`.
         **head: arguments of the architecture, e.g. `decoder_filters`.
 
     Input shape:
@@ -170,7 +187,7 @@ class Segmenter(keras.Model):
     num_classes: int
     output_stride: int
     trained_output_stride: int
-    atrous_rates: tuple[int, ...]
+    atrous_rates: tuple[Rate, ...]
     input_scale: int
     task: str
 
@@ -184,7 +201,7 @@ class Segmenter(keras.Model):
         num_classes: int,
         backbone: str | keras.Model = "mobilenet_v2",
         output_stride: int = 16,
-        atrous_rates: Literal["auto"] | list[int] | tuple[int, ...] = "auto",
+        atrous_rates: Literal["auto"] | Sequence[Rate] = "auto",
         backbone_weights: PathLike | None = "imagenet",
         weights: PathLike | None = None,
         input_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -202,6 +219,8 @@ class Segmenter(keras.Model):
         name: str | None = None,
         task: Literal["semantic", "binary"] = "semantic",
         threshold: float = 0.5,
+        auxiliary_weight: float = 0.0,
+        auxiliary_feature: str | None = None,
         **head: Any,
     ) -> None:
         num_classes = _resolve_num_classes(num_classes, task, threshold)
@@ -235,16 +254,30 @@ class Segmenter(keras.Model):
             backbone, backbone_weights, saved, config
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
-        _warn_of_degenerate_rates(config)
+        _warn_of_degenerate_rates(
+            config,
+            self._dilated_rates(config),
+            self.branch_stride(output_stride, arguments),
+        )
         if trained_output_stride is None:
             config["trained_output_stride"] = (
                 output_stride if saved is None else saved.trained_output_stride
             )
         backbone = self._adapt_backbone(backbone, config, arguments)
         images = keras.Input(config["input_shape"], name="image")
-        logits = self._build_logits(images, backbone, config, arguments)
+        builder = _head_builder(backbone, config)
+        features = backbone(builder.upsample_input(images, input_scale))
+        logits = self._build_logits(
+            images, features, builder, config, arguments
+        )
+        # After the head, whose initial weights stay those without it.
+        auxiliary = _build_auxiliary(
+            auxiliary_weight,
+            auxiliary_feature,
+            *(images, logits, features, backbone, builder, config),
+        )
         super().__init__(images, logits, name=name or self.architecture)
-        self._attach(backbone, config)
+        self._attach(backbone, config, auxiliary)
         if saved is not None:
             load_matching(self, saved, weights)
 
@@ -257,7 +290,9 @@ class Segmenter(keras.Model):
         """Returns the atrous rates as a tuple, `"auto"` replaced."""
         offsets_px = self.branch_offsets_px(head)
         if config["atrous_rates"] == "auto":
-            return whole_rates(offsets_px, config["output_stride"])
+            return whole_rates(
+                offsets_px, self.branch_stride(config["output_stride"], head)
+            )
         rates = check_atrous_rates(config["atrous_rates"], allow_empty=True)
         if rates and not offsets_px:
             raise InputError(
@@ -267,6 +302,10 @@ class Segmenter(keras.Model):
             )
         return rates
 
+    def _dilated_rates(self, config):
+        """Returns the rates of the head's dilated convolutions."""
+        return config["atrous_rates"]
+
     def _adapt_backbone(self, backbone, config, head):
         """Ends the backbone at the head's feature and modifies it."""
         output_stride = config["output_stride"]
@@ -275,24 +314,17 @@ class Segmenter(keras.Model):
         backbone = self.modify_backbone(backbone, output_stride, head)
         return recomputed(backbone) if config["rematerialize"] else backbone
 
-    def _build_logits(self, images, backbone, config, head):
-        """Calls backbone and head; returns logits of the images' size."""
+    def _build_logits(self, images, features, builder, config, head):
+        """Builds the head; returns logits of the images' size."""
         input_scale = config["input_scale"]
-        builder = _head_builder(backbone, config)
-        features = backbone(builder.upsample_input(images, input_scale))
         scores, stride = self.build_head(features, builder, head)
         if config["task"] == "binary":
             scores = BackgroundLogit(
                 config["threshold"], dtype="float32", name=_BACKGROUND
             )(scores)
-        if stride % input_scale:
-            raise InputError(
-                f"`input_scale` must divide the {stride} pixels between two "
-                f"scores. Received: input_scale={input_scale}"
-            )
         return builder.resize(
             scores,
-            stride // input_scale,
+            _in_pixels(stride, input_scale),
             images,
             name="logits",
             dtype="float32",
@@ -301,8 +333,9 @@ class Segmenter(keras.Model):
             ),
         )  # (B, H, W, K)
 
-    def _attach(self, backbone, config):
-        """Sets the public attributes, once the Keras model exists."""
+    def _attach(self, backbone, config, auxiliary):
+        """Sets the attributes, once the Keras model exists."""
+        self._auxiliary = auxiliary
         self.backbone = backbone
         backbone.preprocess = config["preprocess"]
         if config["batch_norm"] in ("freeze", "group"):
@@ -311,7 +344,7 @@ class Segmenter(keras.Model):
         self.num_classes = config["num_classes"]
         self.output_stride = config["output_stride"]
         self.trained_output_stride = config["trained_output_stride"]
-        self.atrous_rates = config["atrous_rates"]
+        self.atrous_rates = self._dilated_rates(config)
         self.input_scale = config["input_scale"]
         self.task = config["task"]
         self._arguments = {**config, "dtype": config["dtype"].name}
@@ -419,10 +452,29 @@ class Segmenter(keras.Model):
         """
         return backbone
 
+    def branch_stride(
+        self, output_stride: int, head: types.SimpleNamespace
+    ) -> int:
+        """Returns the pixels per cell of the map that atrous branches read.
+
+        The default is `output_stride`.
+
+        Args:
+            output_stride: int.
+            head: the arguments of the architecture, as attributes.
+        """
+        return output_stride
+
+    @property
+    def atrous_stride(self) -> int:
+        """Pixels per cell of the map that atrous branches read."""
+        head = types.SimpleNamespace(**self._arguments)
+        return self.branch_stride(self.output_stride, head)
+
     def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
         """Returns the pixels between taps of each atrous branch in the paper.
 
-        `atrous_rates="auto"` divides them by the output stride. Empty for a
+        `atrous_rates="auto"` divides them by `branch_stride`. Empty for a
         head without atrous branches, the default.
 
         Args:
@@ -519,13 +571,17 @@ def load_saved(path: PathLike) -> Segmenter:
     """Loads a segmenter from a `.keras` file or a folder that contains one.
 
     Args:
-        path: the file, or a folder with a `model.keras`.
+        path: the file, or a folder with a `model.keras`; also of the Hub,
+            `hf://user/name[@revision][/path]`.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        OSError: the Hub is needed and cannot be reached, or refuses access.
         ValueError: the file contains another model, or weights that are not
             finite.
     """
+    if is_address(path):
+        path = fetch(path)
     file = os.path.join(path, "model.keras") if os.path.isdir(path) else path
     if not os.path.isfile(file):
         raise InputNotFoundError(
@@ -623,6 +679,12 @@ def _check_arguments(config):
 def _head_builder(backbone, config):
     """Returns the `HeadBuilder` of a backbone and the common arguments."""
     high_level = config["high_level"] or coarsest(backbone)
+    shift_of = functools.partial(
+        shift_px,
+        backbone,
+        output_stride=config["output_stride"],
+        trained_output_stride=config["trained_output_stride"],
+    )
     return HeadBuilder(
         num_classes=1 if config["task"] == "binary" else config["num_classes"],
         output_stride=config["output_stride"],
@@ -630,12 +692,8 @@ def _head_builder(backbone, config):
         atrous_rates=config["atrous_rates"],
         dropout=config["dropout"],
         align_corners=config["align_corners"],
-        shift_px=shift_px(
-            backbone,
-            high_level,
-            config["output_stride"],
-            config["trained_output_stride"],
-        ),
+        shift_px=shift_of(high_level),
+        shift_of=shift_of,
         batch_norm=BATCH_NORM[config["batch_norm"]],
         batch_norm_momentum=config["batch_norm_momentum"],
         batch_norm_epsilon=config["batch_norm_epsilon"],
@@ -643,17 +701,47 @@ def _head_builder(backbone, config):
     )
 
 
-def _warn_of_degenerate_rates(config):
+def _build_auxiliary(
+    weight, feature, images, logits, features, backbone, builder, config
+):
+    """Returns an `AuxiliaryHead`, or `None` for weight 0."""
+    check_auxiliary(weight, feature)
+    if not weight:
+        return None
+    feature, stride = middle(backbone, builder.high_level, feature)
+    stride = min(stride, config["output_stride"])
+    return AuxiliaryHead(
+        images,
+        logits,
+        features,
+        feature,
+        _in_pixels(stride, config["input_scale"]),
+        builder,
+        config["task"],
+        float(weight),
+    )
+
+
+def _in_pixels(stride, input_scale):
+    """Returns the stride of scores in pixels of the image."""
+    if stride % input_scale:
+        raise InputError(
+            f"`input_scale` must divide the {stride} pixels between two "
+            f"scores. Received: input_scale={input_scale}"
+        )
+    return stride // input_scale
+
+
+def _warn_of_degenerate_rates(config, rates, stride):
     height, width, _ = config["input_shape"]
     if height is None or width is None:
         return
     height, width = (n * config["input_scale"] for n in (height, width))
-    rates, output_stride = config["atrous_rates"], config["output_stride"]
-    lost, cells = degenerate_rates(rates, output_stride, (height, width))
+    lost, cells = degenerate_rates(rates, stride, (height, width))
     if lost:
         warnings.warn(
             f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} map "
-            f"of a {height}x{width} image at output stride {output_stride}: "
+            f"of a {height}x{width} image at output stride {stride}: "
             "their 3x3 convolutions act as 1x1.",
             stacklevel=4,
         )

@@ -5,8 +5,10 @@ import warnings
 
 import keras
 
+from keras_aspp.backbones.pyramid import StatedPyramid
 from keras_aspp.models.head import CLASSIFIER
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import PathLike
 
 
@@ -67,8 +69,17 @@ def _differs_in_channels(ours, theirs, name):
 def _weights_by_name(model):
     """Weights by names that are equal in models of one architecture."""
     found = {}
-    for weight in model.weights:
+    whole = {
+        id(weight)
+        for layer in sublayers(model)
+        if isinstance(layer, StatedPyramid)
+        for weight in layer.weights
+    }
+    for i, weight in enumerate(model.weights):
         name = weight.path.removeprefix(f"{model.name}/")
+        if id(weight) in whole:
+            # Unnamed layers within, which Keras numbers likewise.
+            name = f"pyramid/{i}"
         # Keras numbers unnamed weights over all models of a process, such as
         # the LayerScale of ConvNeXt.
         name = re.sub(r"/variable_\d+$", "/variable", name)

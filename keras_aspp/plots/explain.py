@@ -7,28 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_aspp.layers.checks import rate_pair, rate_text
+from keras_aspp.models.rates import offsets_of
 from keras_aspp.plots.figure import COLORS, new_figure
+from keras_aspp.utils.types import Rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def kernel_figure(
-    image: np.ndarray, rates: Sequence[int], stride: int
+    image: np.ndarray, rates: Sequence[Rate], stride: int
 ) -> Figure:
     """Draws the taps of 3x3 kernels on an image.
 
     Args:
         image: uint8 array `(height, width, 3)`.
-        rates: ints > 0, in cells; shown beside rate 1, four at most.
+        rates: ints > 0 or pairs `(height, width)`, in cells; shown beside
+            rate 1, four at most.
         stride: int, pixels per cell.
     """
     from matplotlib.patches import Rectangle
 
-    rates = sorted({1, *rates})[:4]
+    rates = sorted({1, *rates}, key=rate_pair)[:4]
     height, width = image.shape[:2]
     middle = height // stride // 2, width // stride // 2
-    reach = max(rates) * stride
+    reach = max(max(rate_pair(rate)) for rate in rates) * stride
     figure, axes = new_figure(
         3.1 * len(rates),
         3.1 * max(height, 2 * reach) / max(width, 2 * reach) + 1.1,
@@ -37,9 +41,10 @@ def kernel_figure(
     for ax, rate, color in zip(axes[0], rates, COLORS, strict=False):
         ax.imshow(image, alpha=0.55)
         outside = 0
+        rows, columns = rate_pair(rate)
         for dy, dx in np.ndindex(3, 3):
-            y = (middle[0] + (dy - 1) * rate) * stride
-            x = (middle[1] + (dx - 1) * rate) * stride
+            y = (middle[0] + (dy - 1) * rows) * stride
+            x = (middle[1] + (dx - 1) * columns) * stride
             on_map = 0 <= y < height and 0 <= x < width
             outside += not on_map
             ax.add_patch(
@@ -52,9 +57,10 @@ def kernel_figure(
                     linestyle="-" if on_map else ":",
                 )
             )
+        apart = rate_text(offsets_of([rate], stride)[0])
         lost = f"{outside} of 9 taps on padding" if outside else "9 taps"
         ax.set_title(
-            f"rate {rate}: {rate * stride} px apart\n{lost}", fontsize=10
+            f"rate {rate_text(rate)}: {apart} px apart\n{lost}", fontsize=10
         )
         ax.set_xlim(
             min(0, middle[1] * stride - reach) - 4,

@@ -15,8 +15,9 @@ from keras_aspp.analysis.effective import (
 from keras_aspp.analysis.gridding import gridding, rates_text
 from keras_aspp.analysis.taps import valid_taps
 from keras_aspp.analysis.trace import output_of
+from keras_aspp.layers.checks import rate_pair, rate_text
 from keras_aspp.plots.figure import COLORS, new_figure
-from keras_aspp.utils.types import Size
+from keras_aspp.utils.types import Rate, Size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,17 +116,18 @@ def valid_taps_figure(report: dict[str, Any]) -> Figure:
 
 
 def valid_taps_curves(
-    size: Size, rates: Sequence[int] = (), most: int | None = None
+    size: Size, rates: Sequence[Rate] = (), most: int | None = None
 ) -> Figure:
     """Draws the shares of cells with 1, 4 and 9 valid taps by rate.
 
     Args:
         size: `(height, width)` of the map, in cells.
-        rates: ints to mark.
+        rates: ints to mark; a pair `(height, width)` at each of its two.
         most: int, the largest rate shown; beyond the map if not given.
     """
     figure, axes = new_figure(8.6, 4.2)
     axes = axes[0, 0]
+    rates = sorted({n for rate in rates for n in rate_pair(rate)})
     most = most or max(max(size) + max(size) // 8, max(rates, default=0) + 1)
     shown = np.arange(1, most + 1)
     counted = [valid_taps(int(rate), tuple(size)) for rate in shown]
@@ -177,7 +179,7 @@ def _kernels_text(sizes):
 
 
 def gridding_figure(
-    stacks: Sequence[tuple[Sequence[int], Sequence[int]]],
+    stacks: Sequence[tuple[Sequence[Rate], Sequence[int]]],
 ) -> Figure:
     """Draws the cells that stacks of convolutions read.
 
@@ -187,8 +189,7 @@ def gridding_figure(
     figure, axes = new_figure(3.6 * len(stacks), 4.1, columns=len(stacks))
     for ax, (rates, kernel_sizes) in zip(axes[0], stacks, strict=True):
         found = gridding(rates, kernel_sizes)
-        ways = np.array([float(n) for n in found.paths])
-        pattern = np.outer(ways, ways)
+        pattern = np.outer(*(paths.astype(float) for paths in found.axes))
         pattern = np.where(
             pattern > 0, np.sqrt(pattern / pattern.max()), np.nan
         )
@@ -197,7 +198,7 @@ def gridding_figure(
         ax.set_title(
             f"rates {rates_text(rates)}{_kernels_text(found.kernel_sizes)}\n"
             f"{found.unseen_share:.0%} of "
-            f"{found.size}x{found.size} cells never seen",
+            f"{rate_text(found.shape)} cells never seen",
             fontsize=10,
         )
         ax.set_xticks([])

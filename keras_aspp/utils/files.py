@@ -30,7 +30,8 @@ def sha256(path: PathLike) -> str:
     """Hashes a file, or a folder by its sorted `path sha256` lines."""
     path = Path(path)
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     lines = [
         f"{file.relative_to(path).as_posix()} {sha256(file)}\n"
         for file in files_of(path)

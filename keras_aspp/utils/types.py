@@ -18,6 +18,8 @@ Dataset: TypeAlias = Any
 Shape: TypeAlias = tuple[int | None, ...]
 # Height and width.
 Size: TypeAlias = Sequence[int]
+# Atrous rate in cells: of both axes, or `(height, width)`.
+Rate: TypeAlias = int | tuple[int, int]
 # `((top, bottom), (left, right))`.
 Pads: TypeAlias = Sequence[Sequence[int]]
 Activation: TypeAlias = str | Callable[..., Any] | None
@@ -26,4 +28,15 @@ Initializer: TypeAlias = str | Callable[..., Any] | dict[str, Any]
 # A Keras regularizer or constraint, its name, or its configuration.
 Regularizer: TypeAlias = Initializer | None
 Constraint: TypeAlias = Initializer | None
+# Module between backbone and classifier; docs/atrous.md compares them.
+ContextName: TypeAlias = Literal[
+    "aspp",
+    "ksac",
+    "wasp",
+    "d_linknet",
+    "dappm",
+    "pappm",
+    "dpc",
+    "none",
+]
 BatchNorm: TypeAlias = bool | Literal["freeze", "sync", "group"]

@@ -10,9 +10,10 @@ from keras_aspp.analysis import gridding
 
 def seen_by_force(rates, kernel_size):
     """Cells from which a lone 1 reaches around: the field is symmetric."""
-    reach = sum(rates) * (kernel_size - 1) // 2
-    x = np.zeros((1, 2 * reach + 1, 2 * reach + 1, 1))
-    x[0, reach, reach] = 1
+    pairs = [(r, r) if isinstance(r, int) else r for r in rates]
+    high, wide = np.sum(pairs, axis=0) * (kernel_size - 1) // 2
+    x = np.zeros((1, 2 * high + 1, 2 * wide + 1, 1))
+    x[0, high, wide] = 1
     for rate in rates:
         kernel = np.ones((kernel_size, kernel_size, 1, 1))
         x = np_dilated_conv(x, kernel, rate)
@@ -21,14 +22,26 @@ def seen_by_force(rates, kernel_size):
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize(
-    "rates", [(1,), (2, 2, 2), (1, 2, 5), (1, 2, 9), (4, 2), (3, 6), (2, 3)]
+    "rates",
+    [
+        (1,),
+        (2, 2, 2),
+        (1, 2, 5),
+        (1, 2, 9),
+        (4, 2),
+        (3, 6),
+        (2, 3),
+        (1, (2, 5)),
+        ((1, 2), (3, 2), (2, 2)),
+    ],
 )
 def test_counts_are_those_of_a_convolution(rates, kernel_size):
     found = gridding(rates, kernel_size)
     expected = seen_by_force(rates, kernel_size)
-    pattern = np.outer(found.paths, found.paths).astype(float)
+    pattern = np.outer(*found.axes).astype(float)
     np.testing.assert_array_equal(pattern, expected)
-    assert found.size == len(expected)
+    assert found.shape == expected.shape
+    assert found.size == max(expected.shape)
     assert found.unseen == (expected == 0).sum()
     assert found.unseen_share == pytest.approx((expected == 0).mean())
 
@@ -44,6 +57,23 @@ def test_wang_et_al():
     assert gridding((1, 2, 9)).suggestion == (1, 3, 8)
     # Three 3x3 without a hole span 27 cells at most, not the 73 of these.
     assert gridding((6, 12, 18)).suggestion == (1, 3, 9)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_suggestions_of_rates_by_axis_leave_nothing_out(kernel_size):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        pairs = rng.integers(1, 9, (rng.integers(2, 5), 2)).tolist()
+        found = gridding(pairs, kernel_size)
+        better = gridding(found.suggestion, kernel_size)
+        assert better.unseen == 0
+        assert np.all(np.array(better.shape) <= found.shape)
+        sizes = rng.choice([3, 5], len(pairs)).tolist()
+        assert gridding(gridding(pairs, sizes).suggestion, sizes).unseen == 0
+    # The axis without holes keeps its rates.
+    found = gridding([(2, 1), (2, 2), (2, 5)])
+    assert [columns for _, columns in found.suggestion[1:]] == [2, 5]
+    assert found.common_divisor == 2
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])

@@ -8,7 +8,7 @@ import pytest
 from helpers import randomize
 
 import keras_aspp as ka
-from keras_aspp.analysis import cost, receptive_fields
+from keras_aspp.analysis import cost, receptive_fields, valid_taps
 from keras_aspp.analysis.report import report
 from keras_aspp.plots import figure, model_report
 
@@ -155,8 +155,31 @@ def test_unequal_rates_and_kernels_do_not_stop_it():
         keras.ops.reshape(x, (-1, 99, 2))
     )
     found = report(keras.Model(inputs, x), (11, 9))
-    (row,) = found["atrous"]
-    assert (row["kernel_size"], row["valid_taps"]) == ([4, 4], None)
+    tall, even = found["atrous"]
+    assert (tall["kernel_size"], tall["rate"]) == ([3, 1], [2, 1])
+    assert (even["kernel_size"], even["rate"]) == ([4, 4], 2)
+    assert tall["valid_taps"] is even["valid_taps"] is None
+
+
+def test_rates_of_both_axes_are_reported_and_drawn(tmp_path):
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.MaxPooling2D(2)(inputs)
+    for rate in ((2, 3), (2, 9)):
+        x = keras.layers.Conv2D(2, 3, dilation_rate=rate, padding="same")(x)
+    model = keras.Model(inputs, x)
+    found = report(model, (34, 18))
+    json.dumps(found)
+    first, last = found["atrous"]
+    assert (first["rate"], first["spacing_px"]) == ([2, 3], [4, 6])
+    assert (first["map"], first["degenerate"]) == ([17, 9], False)
+    assert first["valid_taps"] == valid_taps((2, 3), (17, 9)).mean
+    # Beyond the map along one axis: still a column of three taps.
+    assert last["valid_taps"] == pytest.approx((3 * 17 - 4) / 17 / 9)
+    (stack,) = found["gridding"]
+    assert stack["rates"] == [[2, 3], [2, 9]]
+    assert stack["field_cells"] == [9, 25]
+    assert any("never see" in w and "9x25" in w for w in found["warnings"])
+    assert set(model_report.of_report(model, found)) >= {"gridding"}
 
 
 def test_figures_of_what_users_built(tmp_path):

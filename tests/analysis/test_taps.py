@@ -17,7 +17,7 @@ def counted(rate, size, kernel_size):
     return npy(counts)[0, ..., 0].round().astype(int)
 
 
-@pytest.mark.parametrize("rate", [1, 2, 4, 5, 9, 12])
+@pytest.mark.parametrize("rate", [1, 2, 4, 5, 9, 12, (2, 5), (12, 1)])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_a_convolution_of_ones_counts_the_same(rate, kernel_size):
     counts = counted(rate, (11, 9), kernel_size)
@@ -40,7 +40,9 @@ def test_figure_4_of_deeplab_v3():
     assert valid_taps(65, 65).shares == {1: 1.0}
 
 
-@pytest.mark.parametrize("rate", [8, 9, 11, 12])
+@pytest.mark.parametrize(
+    "rate", [8, 9, 11, 12, (11, 8), (11, 9), (10, 9), (9, 11)]
+)
 def test_degenerate_is_what_the_models_warn_of(rate):
     lost, cells = degenerate_rates((rate,), 16, (11 * 16, 9 * 16))
     assert valid_taps(rate, cells).degenerate == bool(lost)

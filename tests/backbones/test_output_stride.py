@@ -159,14 +159,15 @@ def test_feature_strides(toy_backbone):
     assert strides["block4_inner_relu"] == 32
 
 
-def test_original_dilation_is_multiplied():
+@pytest.mark.parametrize("rate, dense_rate", [(2, (4, 4)), ((1, 3), (2, 6))])
+def test_original_dilation_is_multiplied(rate, dense_rate):
     layers = keras.layers
     model = model_of(
         layers.Conv2D(8, 3, strides=2, padding="same"),
-        layers.Conv2D(8, 3, dilation_rate=2, padding="same", name="wide"),
+        layers.Conv2D(8, 3, dilation_rate=rate, padding="same", name="wide"),
     )
     dense = with_output_stride(model, 1)
-    assert dense.get_layer("wide").dilation_rate == (4, 4)
+    assert dense.get_layer("wide").dilation_rate == dense_rate
     x = sample((1, 15, 21, 3))
     assert_close(dense(x)[:, ::2, ::2], model(x), 1e-5)
 

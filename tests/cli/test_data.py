@@ -277,6 +277,33 @@ def test_preview_of_training_crops(folder, tmp_path, monkeypatch):
         assert np.sum(labels == 255) == outside + np.sum(mask == 255)
 
 
+def test_preview_of_mixed_crops(folder, tmp_path, monkeypatch):
+    """CutMix pastes a rectangle of the next crop of the sheet."""
+    config = tmp_path / "mine.yaml"
+    drawn = []
+    monkeypatch.setattr(
+        plots, "draw_sheet", lambda *arguments: drawn.append(arguments)
+    )
+    for cutmix in (0.0, 1.0):
+        config.write_text(
+            f"data:\n  root: {folder}\n  crop_size: [96, 128]\n"
+            f"  augment: {{cutmix: {cutmix}}}\ntrain: {{total_epochs: 1}}\n"
+        )
+        arguments = [str(config), "--augmented", "--output", "x.png"]
+        assert main(["data", "preview", *arguments]) == 0
+    plain, mixed = ([cell[1:] for cell in sheet[2]] for sheet in drawn)
+    for i, (image, labels) in enumerate(mixed):
+        own, own_labels = plain[i]
+        other, other_labels = plain[(i + 1) % len(plain)]
+        pasted = (image != own).any(-1)
+        assert pasted.any()
+        np.testing.assert_array_equal(image[pasted], other[pasted])
+        np.testing.assert_array_equal(labels[pasted], other_labels[pasted])
+        np.testing.assert_array_equal(
+            labels != own_labels, pasted & (other_labels != own_labels)
+        )
+
+
 def test_preview_of_a_configuration_by_name(tmp_path, monkeypatch):
     from keras_aspp.data.datasets.multiscale_shapes import MultiscaleShapes
 

@@ -124,3 +124,20 @@ def test_bad_input(
     assert "\n" not in said
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_rates_of_both_axes_are_drawn(tmp_path, picture):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(5, 3, strides=4, padding="same")(inputs)
+    x = ka.layers.ASPP(4, [(2, 5), 3])(x)
+    path = tmp_path / "own.keras"
+    keras.Model(inputs, x).save(path)
+    figures, _ = command.explain(command.read_picture(picture), path)
+    titles = [ax.get_title() for ax in figures["kernel"].axes]
+    assert [title.split(" px")[0] for title in titles] == [
+        "rate 1: 16",
+        "rate 2x5: 32x80",
+        "rate 3: 48",
+    ]
+    titles = [ax.get_title() for ax in figures["branches"].axes]
+    assert titles[1:4] == ["1x1", "rate 2x5", "rate 3"]

@@ -29,11 +29,11 @@ def test_a_configuration(capsys, tmp_path):
     status = inspect(
         *("--config", "multiscale_shapes", "--json", numbers),
         *("--model.output_stride", "8", "--image-size", "96", "128"),
-        *("--model.atrous_rates", "[2, 4]"),
+        *("--model.atrous_rates", "[[2, 3], 4]"),
     )
     assert status == 0
     said = capsys.readouterr().out
-    assert "output stride 8; atrous rates 2, 4" in said
+    assert "output stride 8; atrous rates 2x3, 4" in said
     assert "built without its weights, for 8 classes" in said
     assert "aspp/image_pooling" in said
     found = json.loads(numbers.read_text())

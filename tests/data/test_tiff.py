@@ -1,6 +1,7 @@
 """TIFFs and deep PNGs: what is read, and what is refused before decoding."""
 
 import sys
+import warnings
 
 import imagecodecs
 import numpy as np
@@ -157,6 +158,70 @@ def test_other_files_are_refused(tmp_path):
             read(path, 1)
 
 
+def write_jpeg(path, **options):
+    """A TIFF of JPEG as GDAL writes it, its tables apart; what it shows."""
+    import rasterio
+
+    y, x = np.mgrid[:96, :144]
+    image = np.stack([2 * y, x, x + y // 2], -1).astype("uint8")
+    profile = {"driver": "GTiff", "height": 96, "width": 144, "count": 3}
+    with warnings.catch_warnings():
+        # It has no position on the earth.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", dtype="uint8", compress="jpeg", **profile, **options
+        ) as to:
+            to.write(np.moveaxis(image, -1, 0))
+    return image
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"photometric": "ycbcr", "interleave": "pixel"},
+        {"photometric": "ycbcr", "interleave": "pixel", "tiled": True},
+        {"blockysize": 40, "interleave": "pixel"},
+    ],
+    ids=str,
+)
+def test_images_may_be_jpeg_in_tiff(tmp_path, options):
+    path = tmp_path / "a.tif"
+    if options.get("tiled"):
+        options = {**options, "blockxsize": 64, "blockysize": 64}
+    shown = write_jpeg(path, **options, jpeg_quality=95).astype(int)
+    found = read(path)
+    assert found.shape == shown.shape
+    assert np.abs(found - shown).mean() < 2
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].compression == 7
+    with pytest.raises(ValueError, match=r"LZW, Deflate, PackBits, Zst.*\(com"):
+        decode.read_mask(path, DatasetSpec(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        (1, b"\xc2"),  # progressive: any number of scans
+        (4, b"\x0c"),  # 12 bits
+        (5, b"\xff\xff"),  # height
+        (7, b"\xff\xff"),  # width
+        (2, b"\0\1"),  # a segment shorter than its length
+    ],
+)
+def test_a_jpeg_larger_than_its_tile_is_refused_undecoded(
+    tmp_path, monkeypatch, place, content
+):
+    path = tmp_path / "a.tif"
+    write_jpeg(path, photometric="ycbcr", interleave="pixel")
+    data = bytearray(path.read_bytes())
+    place += data.rindex(b"\xff\xc0\0\x11\x08")
+    data[place : place + len(content)] = content
+    path.write_bytes(data)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", None)
+    with pytest.raises(ValueError, match="must be baseline.*File: .*a.tif"):
+        read(path)
+
+
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", values(1, "uint8"))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
@@ -169,8 +234,10 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     assert main(["data", "check", str(root)]) == 1
     said = capsys.readouterr().out
     assert '"channels": 4, "dtype": "uint16", "mean": [' in said
-    assert main(["data", "check", str(root), "--write"]) == 1
-    capsys.readouterr()
+    assert main(["data", "check", str(root), "--write"]) == 0
+    said = capsys.readouterr().out
+    assert "No problems." in said
+    assert "dataset.json" in said
     assert main(["data", "check", str(root)]) == 0
     assert "No problems." in capsys.readouterr().out
     spec = FolderSource(root).spec
@@ -183,3 +250,14 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     )
     np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)
+
+
+def test_check_that_writes_still_fails_for_what_that_does_not_mend(
+    tmp_path, capsys
+):
+    root = write_bands(tmp_path, spec={})
+    (root / "masks/val/val_0.png").unlink()
+    assert main(["data", "check", str(root), "--write"]) == 1
+    said = capsys.readouterr().out
+    assert "val_0" in said
+    assert "1 problem." in said

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from channels_folder import RANGE, write_bands
+from helpers import make_toy_backbone, randomize
 from PIL import Image
 from tiny_run import CLASS_NAMES, toy_segmenter, write_folder
 
@@ -17,6 +19,8 @@ from keras_aspp.data.tfds import TfdsSource
 from keras_aspp.engine import beam as engine
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor
+from keras_aspp.models import DeepLabV3
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
 beam = pytest.importorskip(
@@ -66,6 +70,45 @@ def test_evaluation_of_shards(folder, model, expected, tmp_path):
     assert found == expected
 
 
+def test_evaluation_of_a_binary_task_of_four_bands(tmp_path):
+    path = tmp_path / "model.keras"
+    root = write_bands(
+        tmp_path / "set",
+        spec={**RANGE, "class_names": ["box"], "task": "binary"},
+    )
+    source = FolderSource(root)
+    model = DeepLabV3(
+        1,
+        make_toy_backbone(channels=4),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        task="binary",
+        threshold=0.4,
+    )
+    model.preprocess = model.preprocess.of_images(source.spec.pixels)
+    randomize(model).save(path)
+    expected = evaluate(Predictor(path), source, "val")
+    arguments = ["--model", str(path), "--data", str(root), "--split", "val"]
+    numbers = str(tmp_path / "numbers.json")
+    assert main(["evaluate", *arguments, "--json", numbers, "--beam"]) == 0
+    assert json.loads(Path(numbers).read_text()) == expected
+    binary = expected["binary"]
+    assert binary["threshold"] == 0.4
+    assert 0 < binary["average_precision"] < 1
+    assert 0 < binary["iou"] < 1
+    # Predictions too.
+    images = sorted(str(p) for p in (root / "images/val").iterdir())
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    arguments = ["predict", "--model", str(path), "--scores", "--output"]
+    assert main([*arguments, str(theirs), *images]) == 0
+    assert main([*arguments, str(ours), *images, "--beam"]) == 0
+    names = {p.name for p in theirs.iterdir()}
+    assert {p.name for p in ours.iterdir()} == {*names, engine.PREDICTIONS}
+    assert any(name.endswith("_confidence.png") for name in names)
+    for name in names:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+
 def test_convert_gives_the_records_of_the_ordinary_one(folder, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     arguments = ["data", "convert", "--root", str(folder), "--shards", "2"]
@@ -84,10 +127,13 @@ def test_counts_are_int64_and_sum_beyond_int32():
     spec.num_classes, spec.ignore_label = 2, 255
     labels = np.array([[0, 1, 1, 255]], "int32")
     predicted = np.array([[0, 0, 1, 1]], "int32")
-    counts, one = engine._count((labels, (None, predicted)), spec)
+    predicted = (predicted, None)
+    counts, curve, one = engine._count((labels, (None, predicted)), spec)
+    assert curve == 0
     assert counts.dtype == np.int64
     np.testing.assert_array_equal(counts, [[1, 0], [1, 1]])
-    total, pictures = engine._total([(counts * 2**31, one)] * 3)
+    element = counts * 2**31, curve, one
+    total, _, pictures = engine._total([element] * 3)
     assert total[1, 0] == 3 * 2**31
     assert pictures == 3
     assert engine._total([]) is None
@@ -97,7 +143,7 @@ class Flaky:
     """A predictor that fails at three pictures, once each, its work done."""
 
     num_classes, spec = len(CLASS_NAMES), None
-    min_confidence = 0.0
+    min_confidence, threshold = 0.0, None
 
     def __init__(self, path):
         self.path, self.inner = path, Predictor(path["model"])
@@ -254,6 +300,7 @@ class Choosy:
     """A predictor that takes no picture of one pixel's width."""
 
     num_classes, spec = len(CLASS_NAMES), None
+    pixels, ignore_label = PixelFormat(), 255
 
     def __init__(self, path, min_confidence):
         self.path, self.inner = path, Predictor(path)

@@ -153,6 +153,11 @@ def test_the_command_writes_a_raster_beside_other_images(
     assert "broken.tif" in said.err
     with rasterio.open(tmp_path / "out/scene_labels.tif") as out:
         assert out.shape == (90, 110)
+    for more in (["--scores"], ["--format", "coco"]):
+        assert main(["predict", *flags, *more, str(scene)]) == 1
+        first, _ = capsys.readouterr().err.strip().splitlines()[-2:]
+        assert "without --scores and --format. File: " in first
+        assert "scene.tif" in first
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert main(["predict", *flags, str(scene)]) == 1
     assert "pip install 'keras-aspp[geo]'" in capsys.readouterr().err

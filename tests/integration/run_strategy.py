@@ -36,7 +36,8 @@ def train(strategy, root, workdir, resume=False):
         ema_momentum=0.9,
         learning_rate=0.003,
     )
-    config = replace(config, model={"batch_norm": "sync"})
+    model = {"batch_norm": "sync", "auxiliary_weight": 0.4}
+    config = replace(config, model=model)
     chief = worker(strategy)[0] == 0
 
     def keep(self, matrix):

@@ -23,16 +23,17 @@ FIELDS = {
     "ema_momentum": (None, 0.8),
     "backbone_learning_rate_factor": (1.0, 0.1),
     "rematerialize": (False, True),
+    "auxiliary_weight": (0.0, 0.4),
 }
 # Rows of indices into the values of each field.
 ROWS = [
-    (0, 0, 0, 0, 0, 1),
-    (0, 1, 1, 1, 1, 0),
-    (1, 0, 0, 1, 1, 1),
-    (1, 1, 1, 0, 0, 0),
-    (2, 0, 0, 1, 0, 0),
-    (2, 0, 1, 0, 1, 1),
-    (2, 1, 0, 0, 0, 1),
+    (0, 0, 0, 0, 0, 1, 0),
+    (0, 1, 1, 1, 1, 0, 1),
+    (1, 0, 0, 1, 1, 1, 1),
+    (1, 1, 1, 0, 0, 0, 0),
+    (2, 0, 0, 1, 0, 0, 0),
+    (2, 0, 1, 0, 1, 1, 0),
+    (2, 1, 0, 0, 0, 1, 1),
 ]
 SIZE, CLASSES, STEPS = (32, 32), 3, 3
 
@@ -66,9 +67,11 @@ def run(workdir, settings, toy_backbone):
         aspp_filters=4,
         dropout=0.3,
         rematerialize=settings["rematerialize"],
+        auxiliary_weight=settings["auxiliary_weight"],
         dtype=precision,
     )
-    config = replace(Config(), train={**settings, "warmup_steps": 1})
+    train = {k: v for k, v in settings.items() if k != "auxiliary_weight"}
+    config = replace(Config(), train={**train, "warmup_steps": 1})
     averages = None
     if config.train.ema_momentum:
         averages = keras.callbacks.SwapEMAWeights()

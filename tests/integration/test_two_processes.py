@@ -1,5 +1,6 @@
 """Two devices, and two processes, give what one gives."""
 
+import csv
 import json
 import os
 import shutil
@@ -110,7 +111,17 @@ def assert_nearly_equal(actual, expected):
         assert actual == expected
 
 
+def auxiliary_losses(workdir):
+    with open(workdir / "logs/history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "val_auxiliary_loss" not in rows[0]
+    return [float(row["auxiliary_loss"]) for row in rows]
+
+
 def assert_same_run(workdir, alone):
+    assert auxiliary_losses(workdir) == pytest.approx(
+        auxiliary_losses(alone), rel=1e-4
+    )
     expected = variables(alone)
     actual = variables(workdir)
     assert len(actual) == len(expected) > 100

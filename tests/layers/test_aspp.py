@@ -208,3 +208,78 @@ def test_pooling_as_a_bias_is_the_same_block(atrous_rates):
         assert layer._pooling_is_a_bias()
         found = layer(X)
     assert_close(found, expected, 1e-5)
+
+
+def test_shared_kernels_against_the_published_form():
+    """ReLU(BN(1x1 x) + sum of BN_r(conv(x, W, r)) + BN(1x1 mean x))."""
+    layer = built(atrous_rates=(1, (2, 3), 4), shared=True, fusion="linear_sum")
+    point, *atrous, pooling = layer.branches
+    kernel = npy(atrous[0].conv.kernel)
+    total = np_batch_norm(X @ npy(point.conv.kernel)[0, 0], point.norm)
+    for branch, rate in zip(atrous, (1, (2, 3), 4), strict=True):
+        total = total + np_batch_norm(
+            np_dilated_conv(X, kernel, rate), branch.norm
+        )
+    mean = X.mean((1, 2), keepdims=True) @ npy(pooling.conv.conv.kernel)[0, 0]
+    total = total + np_batch_norm(mean, pooling.conv.norm)
+    assert_close(layer(X), relu(total))
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_shared_kernels_are_one_variable(separable, tmp_path):
+    shared = built(separable=separable, shared=True, atrous_rates=(1, 2, 3))
+    own = built(separable=separable, atrous_rates=(1, 2, 3))
+    kernels = 9 * 5 + 5 * 4 if separable else 9 * 5 * 4
+    assert own.count_params() - shared.count_params() == 2 * kernels
+    first, second, _ = shared.branches[1:4]
+    assert second.conv.kernel is first.conv.kernel
+    assert second.norm.gamma is not first.norm.gamma
+    # Equal kernels of an ASPP give an equal result.
+    for mine, theirs in zip(own.branches, shared.branches, strict=True):
+        for a, b in zip(mine.weights, theirs.weights, strict=True):
+            a.assign(b)
+    own.projection.set_weights(shared.projection.get_weights())
+    assert_close(shared(X), own(X), 1e-6)
+
+
+def test_a_file_contains_a_shared_kernel_once(tmp_path):
+    import h5py
+
+    layer = built(shared=True, batch_norm=False, atrous_rates=(1, 2))
+    inputs = keras.Input(SHAPE[1:])
+    model = keras.Model(inputs, layer(inputs))
+    model.save_weights(tmp_path / "model.weights.h5")
+    sizes = []
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))
+    assert sum(sizes) == layer.count_params()
+    expected = npy(layer(X))
+    randomize(layer, seed=1)
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(npy(layer(X)), expected)
+
+
+@tensorflow_only
+def test_a_shared_kernel_has_the_gradient_of_all_rates():
+    import tensorflow as tf
+
+    layer = built(shared=True, fusion="linear_sum", image_pooling=False)
+    (kernel,) = (
+        v for v in layer.trainable_variables if tuple(v.shape[:2]) == (3, 3)
+    )
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(layer(X) ** 2)
+    gradient = tape.gradient(value, kernel.value)
+    step = sample(kernel.shape, seed=2) * 1e-3
+    before = npy(kernel)
+    values = []
+    for sign in (1, -1):
+        kernel.assign(before + sign * step)
+        values.append(npy(layer(X)).astype("float64"))
+    slope = (values[0] ** 2).sum() - (values[1] ** 2).sum()
+    assert slope / 2 == pytest.approx((npy(gradient) * step).sum(), rel=1e-2)
+
+
+def test_the_configuration_of_an_unchanged_layer_is_unchanged():
+    assert "shared" not in ASPP().get_config()
+    assert ASPP.from_config(ASPP(shared=True).get_config()).shared

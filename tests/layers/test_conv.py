@@ -42,7 +42,8 @@ def oracle(layer, x, epsilon=1e-3):
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize(
-    "kernel_size, atrous_rate", [(1, 1), (3, 1), (3, 2), (3, 5), (5, 2)]
+    "kernel_size, atrous_rate",
+    [(1, 1), (3, 1), (3, 2), (3, 5), (5, 2), (3, (1, 4)), (5, [3, 2])],
 )
 def test_values(kernel_size, atrous_rate, separable, batch_norm):
     x = sample()
@@ -75,6 +76,26 @@ def test_convention_rate_beyond_map_is_the_centre_tap(separable):
     else:
         expected = x @ npy(layer.conv.kernel)[1, 1]
     assert_close(layer(x), np_batch_norm(expected, layer.norm))
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_rates_of_both_axes_trade_places_with_the_axes(separable):
+    x = sample()
+    layer = built(atrous_rate=(4, 1), separable=separable)
+    turned = built(atrous_rate=(1, 4), separable=separable)
+    for weight, other in zip(turned.weights, layer.weights, strict=True):
+        axes = (1, 0, 2, 3) if len(weight.shape) == 4 else (0,)
+        weight.assign(npy(other).transpose(axes))
+    expected = npy(turned(x.transpose(0, 2, 1, 3))).transpose(0, 2, 1, 3)
+    assert_close(layer(x), expected)
+
+
+def test_equal_rates_of_both_axes_are_one_int():
+    assert AtrousConv2D(4, atrous_rate=(3, 3)).get_config()["atrous_rate"] == 3
+    layer = AtrousConv2D(4, atrous_rate=[3, 5])
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert copy.atrous_rate == copy.conv.dilation_rate == (3, 5)
 
 
 @pytest.mark.parametrize("separable", [True, False])
@@ -173,6 +194,8 @@ def test_dynamic_size(separable):
         ({"kernel_size": (3, 3)}, r"Received: kernel_size=\(3, 3\)"),
         ({"atrous_rate": 0}, "Received: atrous_rate=0"),
         ({"atrous_rate": True}, "Received: atrous_rate=True"),
+        ({"atrous_rate": (1, 0)}, r"two of them.*atrous_rate=\(1, 0\)"),
+        ({"atrous_rate": (1, 2, 3)}, r"atrous_rate=\(1, 2, 3\)"),
     ],
 )
 def test_errors(kwargs, message):

@@ -372,6 +372,7 @@ def test_depthwise(multiplier, rate, dtype, how):
         ((1, 1), "valid", 3, (2, 2)),
         ((1, 1), "same", 4, (1, 1)),
         ((1, 1), "same", 3, (2, 2)),
+        ((1, 1), "same", 3, (3, 2)),
     ],
 )
 def test_other_depthwise(strides, padding, size, rate, how):
@@ -385,6 +386,28 @@ def test_other_depthwise(strides, padding, size, rate, how):
 
     actual = run_tflite(ours, X) if how == "export" else run(how, ours, X)
     assert_close(actual, expected, TOLERANCE["float32"])
+
+
+@tensorflow_only
+def test_large_depthwise_kernels_are_no_taps_under_xla(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        lowering,
+        "depthwise_taps",
+        lambda x, *args: used.append(args) or x,
+    )
+    for size, taps in ((7, True), (9, False)):
+        used.clear()
+        kernel = sample((size, size, 5, 1), seed=1)
+
+        def ours(x, kernel=kernel):
+            return lowering.convolve_depthwise(
+                x, kernel, (1, 1), "same", (1, 1)
+            )
+
+        actual = run("xla", ours, X)
+        assert bool(used) == taps
+    assert_close(actual, np_depthwise(X, kernel))
 
 
 @tensorflow_only

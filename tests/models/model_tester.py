@@ -42,6 +42,7 @@ class ModelTester:
         changed: arguments of the head with values that are no defaults.
         scores: name of the layer that gives the scores.
         decoder_stride: pixels per score, `None` for the output stride.
+        rates_follow: whether rates are in cells of the output stride.
         dense: arguments and layer without which, or beyond which, features
             depend on their density: an average over cells, a resize.
     """
@@ -54,6 +55,7 @@ class ModelTester:
     changed = {}
     scores = "classifier"
     decoder_stride = None
+    rates_follow = True
     dense = ({}, "classifier")
 
     @pytest.fixture(scope="class")
@@ -128,7 +130,9 @@ class ModelTester:
         dense = ka.models.with_output_stride(model, 8)
         assert type(dense) is self.architecture
         assert (dense.name, dense.output_stride) == (model.name, 8)
-        assert dense.atrous_rates == tuple(2 * r for r in model.atrous_rates)
+        factor = 2 if self.rates_follow else 1
+        rates = tuple(factor * r for r in model.atrous_rates)
+        assert dense.atrous_rates == rates
         x = sample((2, *ODD, 3))
         assert_close(
             npy(self.at(dense, name)(x))[:, ::2, ::2], self.at(model, name)(x)

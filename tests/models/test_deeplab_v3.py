@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import assert_close, np_resize, npy, randomize, sample
-from model_tester import KERAS, ODD, SIZE, TOY, ModelTester
+from model_tester import (
+    KERAS,
+    ODD,
+    SIZE,
+    TOY,
+    ModelTester,
+    run_tflite,
+    write_logits,
+)
 
 import keras_aspp as ka
 from keras_aspp.backbones.rebuild import configure
+from keras_aspp.export.onnx import write_onnx
+from keras_aspp.layers.lowering import export_form
 from keras_aspp.losses import CrossEntropy
 from keras_aspp.models import CascadedDeepLabV3, DeepLabV3, DeepLabV3Plus
 from keras_aspp.preprocess import TORCHVISION
@@ -521,3 +531,60 @@ class TestCascadedDeepLabV3(ModelTester):
             build(
                 backbone=keras.Model(inputs, {"stride_32": x}), output_stride=32
             )
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_rates_of_both_axes_in_all_that_follows(toy_backbone, separable):
+    model = randomize(
+        DeepLabV3(
+            3,
+            toy_backbone(padding=1, features=True),
+            atrous_rates=[(1, 3), 2, (4, 2)],
+            aspp_filters=6,
+            separable=separable,
+        )
+    )
+    assert model.atrous_rates == ((1, 3), 2, (4, 2))
+    dense = ka.models.with_output_stride(model, 8)
+    assert dense.atrous_rates == ((2, 6), 4, (8, 4))
+    x = sample((1, *SIZE, 3))
+    conv = ("depthwise" if separable else "conv", (2, 6))
+    branch = dense.get_layer("aspp").branches[1]
+    assert getattr(branch, conv[0]).dilation_rate == conv[1]
+    assert_close(ka.models.fold_batch_norm(dense)(x), dense(x))
+    back = ka.models.with_output_stride(dense, 16)
+    assert back.get_config() == model.get_config()
+    copy = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(dense)
+    )
+    assert copy.atrous_rates == dense.atrous_rates
+
+
+@pytest.mark.slow  # TFLite
+@pytest.mark.parametrize("separable", [False, True])
+def test_rates_of_both_axes_export_to_builtins(
+    toy_backbone, tmp_path, separable
+):
+    model = randomize(
+        DeepLabV3(
+            3,
+            toy_backbone(padding=1, features=True),
+            output_stride=8,
+            atrous_rates=[(1, 3), (4, 2)],
+            aspp_filters=6,
+            separable=separable,
+        )
+    )
+    x = sample((1, *SIZE, 3))
+    with export_form():
+        write_logits(model, tmp_path / "one", x.shape)
+    assert_close(run_tflite(tmp_path / "one", x), model(x))
+    for module in ("onnxruntime", "tf2onnx"):
+        pytest.importorskip(
+            module, reason="extra onnx is not installed (2026-11-29)"
+        )
+    write_onnx(model, tmp_path / "model.onnx", SIZE)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), "uint8")
+    labels = ka.Predictor(tmp_path / "model.onnx").predict(image)
+    expected = npy(model(model.preprocess(image[None])))[0].argmax(-1)
+    assert (labels == expected).mean() > 0.999

@@ -28,6 +28,7 @@ def scales(model):
         (models.DeepLabV3Plus, "mobilenet_v2", {"separable": True}, 0),
         (models.DeepLabV3, "resnet50", {"atrous_rates": (2, 3)}, 0),
         (models.LRASPP, "mobilenet_v3_small", {}, 0),
+        (models.DAFormer, "mobilenet_v2", {}, 0),
         (models.DenseASPP, "mobilenet_v2", {}, 0),
         (models.DeepLabV2, "mobilenet", {}, 0),
         (models.DeepLabV3, "densenet121", {}, 62),

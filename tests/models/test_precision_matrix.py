@@ -29,6 +29,12 @@ ARCHITECTURES = {
         "bottleneck_filters": 6,
     },
     ka.models.LRASPP: {"gate_filters": 8},
+    ka.models.DAFormer: {
+        "atrous_rates": (1, 2),
+        "embed_filters": 6,
+        "aspp_filters": 8,
+        "output_stride": 16,
+    },
 }
 # Loss: relative difference. Labels: share of pixels that must agree.
 TOLERANCES = {

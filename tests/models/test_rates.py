@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from keras_aspp.models.factory import ARCHITECTURES
-from keras_aspp.models.rates import degenerate_rates, whole_rates
+from keras_aspp.models.rates import degenerate_rates, offsets_of, whole_rates
 
 
 def offsets_px(architecture, **head):
@@ -26,6 +26,7 @@ def offsets_px(architecture, **head):
         ("deeplab_v3_plus", {}, 16, (6, 12, 18)),
         ("dense_aspp", {}, 8, (3, 6, 12, 18, 24)),
         ("lr_aspp", {}, 16, ()),
+        ("daformer", {}, 4, (6, 12, 18)),
     ],
 )
 def test_rates_of_the_papers(architecture, head, output_stride, rates):
@@ -38,6 +39,19 @@ def test_offsets_are_reached_at_every_stride(output_stride):
         offsets = offsets_px(architecture, pyramid="aspp_s")
         rates = whole_rates(offsets, output_stride)
         assert tuple(r * output_stride for r in rates) == offsets
+
+
+def test_rates_of_both_axes_scale_by_axis():
+    offsets = offsets_of((6, (6, 12), (18, 3)), 16)
+    assert offsets == (96, (96, 192), (288, 48))
+    assert whole_rates(offsets, 8) == (12, (12, 24), (36, 6))
+    with pytest.raises(ValueError, match=r"\[1, 2, 4, 8, 16\].*stride=32"):
+        whole_rates(offsets, 32)
+
+
+def test_rates_of_both_axes_degenerate_when_both_leave_the_map():
+    rates = ((5, 12), (12, 4), (4, 12), 12)
+    assert degenerate_rates(rates, 16, (5 * 16, 9 * 16))[0] == ((5, 12), 12)
 
 
 def test_no_whole_rate():

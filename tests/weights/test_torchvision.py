@@ -193,8 +193,10 @@ def test_segmenter_on_resnet_equals_pytorch(resnet_segmenter):
 
 
 @pytest.mark.slow
-def test_segmenter_on_mobilenet_equals_pytorch(networks, tmp_path):
-    name = "deeplabv3_mobilenet_v3_large"
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
+)
+def test_segmenter_on_mobilenet_equals_pytorch(networks, name, tmp_path):
     network = networks.randomized(networks.SEGMENTERS[name](num_classes=6))
     model = from_torchvision(name, saved(network, tmp_path / "state.pth"))
     for size in ((64, 96), (96, 48)):
@@ -211,7 +213,38 @@ def test_segmenters_are_of_the_published_backbones_and_strides():
         "deeplabv3_resnet50": ("resnet50", 8),
         "deeplabv3_resnet101": ("resnet101", 8),
         "deeplabv3_mobilenet_v3_large": ("mobilenet_v3_large", 16),
+        "lraspp_mobilenet_v3_large": ("mobilenet_v3_large", 16),
     }
+
+
+def test_tensors_of_lr_aspp_have_the_published_names(networks):
+    """Number of parameters as torchvision's documentation states it."""
+    network = networks.SEGMENTERS["lraspp_mobilenet_v3_large"](num_classes=21)
+    assert sum(p.numel() for p in network.parameters()) == 3_221_538
+    names = network.state_dict().keys()
+    assert {
+        "backbone.0.0.weight",
+        "backbone.4.block.2.fc1.weight",
+        "backbone.16.0.weight",
+        "classifier.cbr.0.weight",
+        "classifier.cbr.1.running_mean",
+        "classifier.scale.1.weight",
+        "classifier.low_classifier.bias",
+        "classifier.high_classifier.weight",
+    } <= names
+
+
+@pytest.mark.slow
+def test_lr_aspp_without_a_tensor_names_it(networks, tmp_path):
+    import torch
+
+    name = "lraspp_mobilenet_v3_large"
+    state = networks.SEGMENTERS[name](num_classes=6).state_dict()
+    for tensor in ("cbr.0.weight", "scale.1.weight"):
+        less = {k: v for k, v in state.items() if not k.endswith(tensor)}
+        torch.save(less, tmp_path / "state.pth")
+        with pytest.raises(ValueError, match=f"Missing tensor {tensor}"):
+            from_torchvision(name, tmp_path / "state.pth")
 
 
 @pytest.mark.slow

@@ -195,6 +195,46 @@ class DeepLabV3(nn.Module):
         )
 
 
+class GatedHead(nn.Module):
+    """Head of LR-ASPP, with torchvision's names."""
+
+    def __init__(self, low, high, num_classes, filters=128):
+        super().__init__()
+        self.cbr = nn.Sequential(
+            nn.Conv2d(high, filters, 1, bias=False), norm(filters), nn.ReLU()
+        )
+        self.scale = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(high, filters, 1, bias=False),
+            nn.Sigmoid(),
+        )
+        self.low_classifier = nn.Conv2d(low, num_classes, 1)
+        self.high_classifier = nn.Conv2d(filters, num_classes, 1)
+
+    def forward(self, low, high):
+        x = self.cbr(high) * self.scale(high)
+        x = nn.functional.interpolate(
+            x, low.shape[2:], mode="bilinear", align_corners=False
+        )
+        return self.low_classifier(low) + self.high_classifier(x)
+
+
+class LRASPP(nn.Module):
+    """Reads the first block of stride 8, and the last layer."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.backbone = mobilenet_v3_features(dilated=True)
+        self.classifier = GatedHead(40, 960, num_classes)
+
+    def forward(self, x):
+        low = self.backbone[:5](x)
+        scores = self.classifier(low, self.backbone[5:](low))
+        return nn.functional.interpolate(
+            scores, x.shape[2:], mode="bilinear", align_corners=False
+        )
+
+
 BACKBONES = {
     "resnet50": lambda: ResNet((3, 4, 6, 3)),
     "mobilenet_v3_large": MobileNetV3,
@@ -209,6 +249,7 @@ SEGMENTERS = {
     "deeplabv3_mobilenet_v3_large": lambda num_classes: DeepLabV3(
         mobilenet_v3_features(dilated=True), 960, num_classes
     ),
+    "lraspp_mobilenet_v3_large": LRASPP,
 }
 
 

@@ -1,0 +1,143 @@
+"""Feature pyramids that backbones of keras-hub and keras-cv state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import graph_of
+from keras_aspp.utils.types import Tensor
+
+# Pixels of the image on which strides are measured: any stride divides them.
+_SIZE = 256
+
+
+def has_pyramid(model: keras.Model) -> bool:
+    """Returns True for a model with `pyramid_outputs`, as keras-hub's have."""
+    return bool(getattr(model, "pyramid_outputs", None))
+
+
+def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
+    """Returns the features that a backbone states, by nominal stride.
+
+    keras-hub states tensors (`pyramid_outputs`), keras-cv names of layers
+    (`pyramid_level_inputs`). Their keys do not always tell the stride: `P1` is
+    stride 2 of a ResNet and stride 4 of MiT. So strides are measured.
+
+    Args:
+        model: functional `keras.Model`.
+
+    Returns:
+        dict: `"stride_4"` and so on -> feature map, in rising order; empty for
+        a model that states none.
+
+    Raises:
+        ValueError: the features are no maps of the image.
+    """
+    found = {}
+    for key, tensor in _levels(model).items():
+        stride = _stride(model, tensor)
+        if stride is None:
+            raise InputError(
+                f"The features of {type(model).__name__} must be maps whose "
+                "stride is a power of two. "
+                f"Received: {key} of shape {tuple(tensor.shape)}"
+            )
+        found[stride] = tensor
+    return {f"stride_{stride}": found[stride] for stride in sorted(found)}
+
+
+def _levels(model):
+    """Returns dict: the backbone's own name of a feature -> feature map."""
+    if _stated(model):
+        return model.output
+    if has_pyramid(model):
+        return model.pyramid_outputs
+    try:
+        names = getattr(model, "pyramid_level_inputs", None) or {}
+    except NotImplementedError:  # keras-cv's ViTDet has one level only
+        names = {}
+    return {key: model.get_layer(name).output for key, name in names.items()}
+
+
+def _stated(model):
+    """Returns the `StatedPyramid` of what `as_it_is` returned, or `None`."""
+    layers = (x for x in model.layers if isinstance(x, StatedPyramid))
+    return next(layers, None)
+
+
+@keras.saving.register_keras_serializable(package="keras_aspp")
+class StatedPyramid(keras.layers.Layer):
+    """Features that a backbone states, with the backbone as one layer.
+
+    Some layers of keras-hub's and keras-cv's MiT cannot be copied or loaded
+    on their own, but the whole backbone can.
+
+    Args:
+        backbone: functional `keras.Model` with a pyramid.
+        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+
+    Output shape:
+        dict: nominal stride -> `(batch_size, height, width, channels)`.
+    """
+
+    def __init__(self, backbone: keras.Model, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self._features = keras.Model(backbone.input, pyramid_of(backbone))
+        self.built = True
+
+    def call(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> dict[str, Tensor]:
+        return self._features(inputs, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        backbone = keras.saving.serialize_keras_object(self.backbone)
+        return {**super().get_config(), "backbone": backbone}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> StatedPyramid:
+        backbone = keras.saving.deserialize_keras_object(config["backbone"])
+        return cls(**{**config, "backbone": backbone})
+
+
+def as_it_is(model: keras.Model) -> keras.Model:
+    """Copies a backbone with a pyramid, its strides and layers unchanged.
+
+    Args:
+        model: functional `keras.Model` of one image, with a pyramid, or what
+            this function returned.
+
+    Returns:
+        Functional `keras.Model`, images -> dict keyed by nominal stride, with
+        the weights of `model`.
+    """
+    stated = _stated(model)
+    source = stated.backbone if stated else model
+    copy = type(source).from_config(source.get_config())
+    copy.set_weights(source.get_weights())
+    image = keras.Input(graph_of(model).inputs[0].shape[1:], name="image")
+    features = StatedPyramid(copy, name="pyramid")(image)
+    return keras.Model(image, features, name=model.name)
+
+
+def _stride(model, tensor):
+    """Pixels per cell, or `None` for what is no map of the image."""
+    image = graph_of(model).inputs[0].shape
+    shape = tensor.shape
+    if len(image) != 4 or len(shape) != 4:
+        return None
+    if None in image[1:3]:
+        image = (1, _SIZE, _SIZE, image[-1])
+        shape = keras.Model(model.input, tensor).compute_output_shape(image)
+    strides = {
+        -(-pixels // cells)
+        for pixels, cells in zip(image[1:3], shape[1:3], strict=True)
+    }
+    if len(strides) > 1:
+        return None
+    (stride,) = strides
+    return stride if stride & (stride - 1) == 0 else None

@@ -1,0 +1,221 @@
+"""AuxiliaryHead: a second head of a segmenter, which only training uses.
+
+Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_aspp.layers.background_logit import BackgroundLogit
+from keras_aspp.models.features import pick
+from keras_aspp.models.head import HeadBuilder
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Tensor
+
+LOGITS, AUXILIARY = "logits", "auxiliary"
+# Channels of the feature for each filter of the 3x3 convolution, as in
+# torchvision's FCNHead.
+_REDUCTION = 4
+
+
+class AuxiliaryHead:
+    """Fully convolutional head on a feature in the middle of the backbone.
+
+    3x3 convolution -> batch norm -> ReLU -> dropout -> classifier -> resize.
+    Its loss gives the first stages of the backbone a shorter gradient.
+
+    It is no Keras layer, so that its segmenter does not track it: weights,
+    saved files and exports of the segmenter are those without it.
+
+    Args:
+        images: symbolic input of the segmenter, (B, H, W, C).
+        logits: symbolic output of the segmenter, (B, H, W, K).
+        features: symbolic feature maps of the backbone, by nominal stride.
+        feature: key of the feature that the head reads.
+        stride: int, pixels of the image per cell of that feature.
+        builder: `HeadBuilder` of the segmenter.
+        task: see `Segmenter`.
+        weight: float > 0, factor of the head's loss.
+
+    Attributes:
+        model: functional `keras.Model`, images -> dict of the two logits.
+        layers: layers of the head that have state.
+        metric: `keras.metrics.Mean` of the head's loss, without its weight.
+
+    Reference:
+        [Zhao et al., 2017](https://arxiv.org/abs/1612.01105), section 3.3;
+        filters and feature are those of torchvision.
+    """
+
+    def __init__(
+        self,
+        images: keras.KerasTensor,
+        logits: keras.KerasTensor,
+        features: Mapping[str, keras.KerasTensor],
+        feature: str,
+        stride: int,
+        builder: HeadBuilder,
+        task: str,
+        weight: float,
+    ) -> None:
+        self.feature, self.weight = feature, weight
+        x = pick(features, feature)
+        filters = max(x.shape[-1] // _REDUCTION, 1)
+        x = builder.conv(x, filters, name="auxiliary_conv")
+        x = builder.drop(x, name="auxiliary_dropout")
+        x = builder.classify(x, name="auxiliary_classifier")  # (B, h, w, K)
+        if task == "binary":
+            x = BackgroundLogit(dtype="float32", name="auxiliary_background")(x)
+        x = builder.resize(
+            x, stride, images, name="auxiliary_logits", dtype="float32"
+        )
+        self.model = keras.Model(images, {LOGITS: logits, AUXILIARY: x})
+        self.layers = [
+            layer
+            for layer in self.model.layers
+            if layer.name.startswith("auxiliary_")
+        ]
+        self.metric = keras.metrics.Mean("auxiliary_loss")
+        self.is_listed = True
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Weights of the head, and states of its random numbers."""
+        return [v for layer in self.layers for v in layer.variables]
+
+    @contextlib.contextmanager
+    def unlisted(self) -> Iterator[None]:
+        """Hides the metric, which evaluation does not update."""
+        self.is_listed = False
+        try:
+            yield
+        finally:
+            self.is_listed = True
+
+
+class AuxiliaryTraining:
+    """Mixin of a Keras model that trains an `AuxiliaryHead` with it.
+
+    Without a head, every method is that of Keras. `weights` are those of the
+    saved model. `variables` include what only training has; optimizers,
+    averages of weights and checkpoints read these.
+    """
+
+    _auxiliary: AuxiliaryHead | None = None
+
+    @property
+    def auxiliary_weight(self) -> float:
+        """Factor of the auxiliary head's loss; 0 without such a head."""
+        return self._auxiliary.weight if self._auxiliary else 0.0
+
+    @property
+    def auxiliary_feature(self) -> str | None:
+        """Feature that the auxiliary head reads, or `None` without one."""
+        return self._auxiliary.feature if self._auxiliary else None
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        own = super().variables
+        return [*own, *self._auxiliary.variables] if self._auxiliary else own
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        if self._auxiliary:
+            return self.trainable_variables
+        return super().trainable_weights
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        own = super().metrics
+        if self._auxiliary and self._auxiliary.is_listed:
+            own.append(self._auxiliary.metric)
+        return own
+
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        if training and self._auxiliary:
+            return self._auxiliary.model(inputs, training=True)
+        return super().call(inputs, training=training, mask=mask)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        if not isinstance(y_pred, dict):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss = super().compute_loss(
+            x, y, y_pred[LOGITS], sample_weight, training
+        )
+        auxiliary = self.loss(y, y_pred[AUXILIARY], sample_weight)
+        # A replica of a strategy has its part of the sum over all of them,
+        # of which the metric takes the mean.
+        strategy = getattr(self, "distribute_strategy", None)
+        replicas = strategy.num_replicas_in_sync if strategy else 1
+        self._auxiliary.metric.update_state(auxiliary * replicas)
+        return loss + self._auxiliary.weight * auxiliary
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        if isinstance(y_pred, dict):
+            y_pred = y_pred[LOGITS]
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @functools.wraps(keras.Model.compile)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        if self._auxiliary and not isinstance(
+            self.loss, (keras.losses.Loss, type(None))
+        ):
+            raise InputError(
+                "The loss of a model with an auxiliary head must be a "
+                "`keras.losses.Loss`, such as keras_aspp.losses.CrossEntropy()."
+                f" Received: loss={self.loss!r}"
+            )
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_training_metrics():
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_training_metrics():
+            return super().test_on_batch(*args, **kwargs)
+
+    def _without_training_metrics(self):
+        if self._auxiliary:
+            return self._auxiliary.unlisted()
+        return contextlib.nullcontext()
+
+
+def check_auxiliary(weight: Any, feature: str | None) -> None:
+    """Raises `ValueError` for a weight that is no finite number >= 0."""
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not 0 <= weight < math.inf
+    ):
+        raise InputError(
+            "`auxiliary_weight` must be a number >= 0; 0 builds no auxiliary "
+            f"head. Received: auxiliary_weight={weight!r}"
+        )
+    if feature is not None and not weight:
+        raise InputError(
+            "`auxiliary_feature` needs `auxiliary_weight` > 0. "
+            f"Received: auxiliary_feature={feature!r}, "
+            f"auxiliary_weight={weight}"
+        )

@@ -1,0 +1,196 @@
+"""Backbones that state a feature pyramid, given as `backbone=`."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from equality import assert_dense
+from helpers import npy, randomize, sample, tensorflow_only
+from model_tester import run_tflite, write_logits
+
+import keras_aspp as ka
+from keras_aspp.analysis.report import report
+from keras_aspp.backbones import with_output_stride
+from keras_aspp.backbones.pyramid import pyramid_of
+from keras_aspp.layers.lowering import export_form
+from keras_aspp.models.features import as_features
+
+SIZE = (64, 96)
+SQUARE = (64, 64)  # of keras-hub's and keras-cv's MiT
+ANY = (None, None, 3)
+RESNET = {
+    "input_conv_filters": [64],
+    "input_conv_kernel_sizes": [7],
+    "stackwise_num_filters": [64, 24, 32, 40],
+    "stackwise_num_blocks": [1, 1, 2, 1],
+    "stackwise_num_strides": [1, 2, 2, 2],
+    "block_type": "basic_block",
+    "image_shape": ANY,
+}
+MIT = {
+    "layerwise_depths": [1, 1, 1, 1],
+    "num_layers": 4,
+    "layerwise_num_heads": [1, 1, 2, 2],
+    "layerwise_sr_ratios": [4, 2, 2, 1],
+    "max_drop_path_rate": 0.1,
+    "layerwise_patch_sizes": [7, 3, 3, 3],
+    "layerwise_strides": [4, 2, 2, 2],
+    "image_shape": (*SQUARE, 3),
+    "hidden_dims": [8, 12, 16, 24],
+}
+HUB = {
+    "ResNetBackbone": RESNET,
+    "ResNetBackbone, pre-activation": {**RESNET, "use_pre_activation": True},
+    "DenseNetBackbone": {
+        "stackwise_num_repeats": [2, 2, 2, 2],
+        "image_shape": ANY,
+    },
+}
+HEAD = {"embed_filters": 6, "aspp_filters": 8, "atrous_rates": (1, 2)}
+
+
+def from_hub(name, arguments):
+    reason = "keras-hub is not installed (2026-11-29)"
+    models = pytest.importorskip("keras_hub", reason=reason).models
+    return randomize(getattr(models, name.split(",")[0])(**arguments))
+
+
+def from_cv(name, **arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at its import
+        import keras_cv
+    return randomize(
+        getattr(keras_cv.models, name)(include_rescaling=False, **arguments)
+    )
+
+
+@pytest.fixture(scope="module")
+def mit():
+    return from_hub("MiTBackbone", MIT)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_pyramid_of_keras_hub_is_read_and_made_dense(name):
+    backbone = from_hub(name, HUB[name])
+    stated = keras.Model(backbone.input, backbone.pyramid_outputs)
+    x = sample((1, *SIZE, 3))
+    expected = {
+        f"stride_{2 ** int(key[1:])}": y for key, y in stated(x).items()
+    }
+    seen = as_features(backbone, 32)(x)
+    for key, y in expected.items():
+        np.testing.assert_allclose(npy(seen[key]), npy(y), atol=1e-5)
+    dense = as_features(backbone, 8)
+    assert {y.shape[1:3] for y in list(dense(x).values())[-3:]} == {(8, 12)}
+    for key, y in expected.items():
+        step = max(SIZE[0] // 8 // y.shape[1], 1)
+        assert_dense(dense(x)[key], y, step)
+
+
+def test_strides_are_measured_and_not_read_from_the_names(mit):
+    # MiT calls its stride 4 "P1".
+    assert {key: y.shape[1:3] for key, y in pyramid_of(mit).items()} == {
+        "stride_4": (16, 16),
+        "stride_8": (8, 8),
+        "stride_16": (4, 4),
+        "stride_32": (2, 2),
+    }
+
+
+def test_attention_backbone_is_used_at_its_own_stride(mit, tmp_path):
+    model = ka.models.DAFormer(3, backbone=mit, **HEAD)
+    assert model.input.shape == (None, *SQUARE, 3)
+    x = sample((2, *SQUARE, 3))
+    stated = keras.Model(mit.input, mit.pyramid_outputs)(x)
+    seen = model.backbone(x)
+    for level, key in zip(sorted(stated), pyramid_of(mit), strict=True):
+        np.testing.assert_allclose(
+            npy(seen[key]), npy(stated[level]), atol=1e-5
+        )
+    # A copy: training it leaves the given backbone alone.
+    ids = {id(weight) for weight in mit.weights}
+    assert not ids & {id(weight) for weight in model.weights}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(npy(loaded(x)), npy(model(x)), atol=1e-5)
+    same = ka.models.with_output_stride(loaded, 32)
+    np.testing.assert_allclose(npy(same(x)), npy(model(x)), atol=1e-5)
+    with pytest.raises(ValueError, match="output_stride=32, it is used as it"):
+        ka.models.with_output_stride(loaded, 16)
+    found = report(model, SQUARE)
+    assert [row["shape"][:2] for row in found["stages"]] == [
+        *([16, 16], [8, 8], [4, 4], [2, 2]),
+    ]
+
+
+def test_attention_backbone_is_refused_at_another_stride_by_name(mit):
+    message = (
+        r"`patch_and_embed_0` .OverlappingPatchingAndEmbedding.*"
+        r"output_stride=32, it is used as it is; models.DAFormer"
+    )
+    for stride in (8, 16):
+        with pytest.raises(ValueError, match=message) as caught:
+            ka.models.DeepLabV3Plus(3, backbone=mit, output_stride=stride)
+        assert "\n" not in str(caught.value)
+    model = ka.models.DeepLabV3Plus(
+        3, backbone=mit, output_stride=32, atrous_rates=(1,)
+    )
+    assert model(sample((1, *SQUARE, 3))).shape == (1, *SQUARE, 3)
+
+
+@tensorflow_only
+@pytest.mark.slow  # TFLite
+def test_attention_backbone_exports_to_builtins(mit, tmp_path):
+    model = ka.models.fold_batch_norm(
+        randomize(ka.models.DAFormer(3, backbone=mit, **HEAD))
+    )
+    x = sample((1, *SQUARE, 3))
+    expected = npy(model(x))
+    with export_form():
+        write_logits(model, tmp_path / "one", x.shape)
+    error = np.abs(run_tflite(tmp_path / "one", x) - expected).max()
+    assert error < 1e-3 * expected.std()
+
+
+CV = {
+    "MiTBackbone": {
+        "depths": [1, 1, 1, 1],
+        "embedding_dims": [16, 32, 40, 64],
+        "input_shape": (*SQUARE, 3),
+    },
+    "CSPDarkNetBackbone": {
+        "stackwise_channels": [16, 32, 48, 64],
+        "stackwise_depth": [1, 1, 2, 1],
+        "input_shape": ANY,
+    },
+}
+
+
+@pytest.mark.slow  # imports keras-cv
+@pytest.mark.parametrize("name", CV)
+def test_closed_backbone_of_keras_cv_is_used_at_its_own_stride(name, tmp_path):
+    backbone = from_cv(name, **CV[name])
+    model = ka.models.DAFormer(3, backbone=backbone, **HEAD)
+    x = sample((1, *SQUARE, 3))
+    *_, layer = backbone.pyramid_level_inputs.values()
+    last = keras.Model(backbone.input, backbone.get_layer(layer).output)
+    np.testing.assert_allclose(
+        npy(model.backbone(x)["stride_32"]), npy(last(x)), atol=1e-5
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(npy(loaded(x)), npy(model(x)), atol=1e-5)
+
+
+def test_tokens_are_no_maps():
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 8, 8)(image)
+    tokens = keras.layers.Reshape((16, 4))(x)
+    model = keras.Model(image, tokens)
+    model.pyramid_outputs = {"stage1": tokens}
+    with pytest.raises(ValueError, match=r"stage1 of shape \(None, 16, 4\)"):
+        pyramid_of(model)
+    assert pyramid_of(keras.Model(image, x)) == {}
+    with pytest.raises(ValueError):
+        with_output_stride(model, 4)
