@@ -109,7 +109,8 @@ def convolve_live_taps(
 
         return forward(x, kernel), gradient
 
-    return convolved(x, ops.convert_to_tensor(kernel))
+    # A variable would be read inside, where its gradient is not returned.
+    return convolved(x, ops.reshape(kernel, kernel.shape))
 
 
 def _sum_of_taps(rows, columns, x, kernel):

@@ -23,7 +23,7 @@ from helpers import (
 )
 from keras import ops
 
-from keras_aspp.layers import lowering
+from keras_aspp.layers import Conv2D, lowering
 
 X = sample((2, 9, 7, 5))
 # Standard deviations; measured 1.6e-6, 2.7e-2, an eighth of that and 5e-6 at
@@ -252,6 +252,31 @@ def test_operations_on_a_small_map():
     found = operations(wide_convolution, WIDE, WIDE_KERNEL, how="export")
     assert found["Conv2D"].get_attr("dilations") == [1, *WIDE_RATE, 1]
     assert "MatMul" not in found
+
+
+@tensorflow_only
+@pytest.mark.parametrize("eager", [True, False])
+def test_layer_on_a_small_map_learns(eager):
+    layer = Conv2D(128, 3, padding="same", dilation_rate=WIDE_RATE)
+    layer(WIDE)
+    layer.kernel.assign(WIDE_KERNEL)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(WIDE) ** 2)
+        return tape.gradient(loss, layer.kernel.value)
+
+    def plain(k):
+        y = ops.conv(WIDE, k, padding="same", dilation_rate=WIDE_RATE)
+        return tf.reduce_sum(y**2)
+
+    actual = gradient() if eager else tf.function(gradient)()
+    kernel = tf.constant(WIDE_KERNEL)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        loss = plain(kernel)
+    expected = tape.gradient(loss, kernel)
+    assert_close(actual, expected, TOLERANCE["float32"])
 
 
 @tensorflow_only
