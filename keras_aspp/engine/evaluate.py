@@ -404,7 +404,8 @@ def resolve_num_classes(predictor, spec):
             "Metrics count a prediction for every pixel, so `min_confidence` "
             f"must be 0. Received: min_confidence={predictor.min_confidence}"
         )
-    if predictor.is_multilabel != spec.is_multilabel:
+    # Predictors of users know nothing of masks that overlap.
+    if getattr(predictor, "is_multilabel", False) != spec.is_multilabel:
         raise InputError(
             'Classes may overlap either in both model and data set ("task": '
             f'"multilabel") or in neither. Received: {predictor.path}, data '

@@ -25,7 +25,9 @@ def spec_of(predictor: Any) -> DatasetSpec:
     count = predictor.num_classes or 255
     return predictor.spec or DatasetSpec(
         [f"class_{i}" for i in range(count)],
-        task="multilabel" if predictor.is_multilabel else "semantic",
+        task="multilabel"
+        if getattr(predictor, "is_multilabel", False)
+        else "semantic",
     )
 
 
