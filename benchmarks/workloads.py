@@ -867,6 +867,69 @@ def _forms():
         )
 
 
+def _all_taps(make):
+    """Makes a model or layer that computes taps over the padding too."""
+
+    def plain():
+        from keras_aspp.layers import lowering
+
+        lowering._live_taps = lambda *_: None
+        return make()
+
+    return plain
+
+
+def _live_taps():
+    """Convolutions that compute only the taps on the map."""
+    part = functools.partial
+    wide = {"padding": "same", "dilation_rate": 18}
+    conv = _layer("keras_aspp.layers", "Conv2D", 256, 3, **wide)
+    for name, what, make, share, smoke in (
+        (
+            "form_live_taps",
+            "3x3 convolution of rate 18, 33x33x1024 to 256",
+            part(layer_gradient, cells=33, channels=1024),
+            1.0,
+            True,
+        ),
+        (
+            "form_live_taps_xla",
+            "3x3 convolution of rate 18, 33x33x1024 to 256, under XLA",
+            part(layer_gradient, cells=33, channels=1024, jit_compile=True),
+            1.0,
+            True,
+        ),
+        (
+            "live_taps_aspp_33",
+            "ASPP, rates 6 12 18, 33x33x2048",
+            part(layer_gradient, cells=33),
+            0.85,
+            False,
+        ),
+        (
+            "live_taps_train_step",
+            "train step, DeepLabV3 ResNet-50, stride 16, 513x513",
+            part(train_step, size_px=513),
+            0.93,
+            False,
+        ),
+    ):
+        layer = conv if smoke else aspp
+        layer = deeplab_v3 if "train" in name else layer
+        yield (
+            name,
+            Comparison(
+                f"{what}, batch 2, forward and gradient",
+                {
+                    "live taps": part(make, layer),
+                    "all taps": part(make, _all_taps(layer)),
+                },
+                (Target("live taps", "all taps", share),),
+                smoke=smoke,
+            ),
+        )
+
+
 def _growth():
     """Growth of cost for our DeepLabV3+ MobileNetV2; one side for each size."""
 
@@ -921,6 +984,7 @@ def _growth():
 COMPARISONS = {
     **dict(_comparisons()),
     **dict(_forms()),
+    **dict(_live_taps()),
     **dict(_growth()),
     **dict(_on_a_gpu()),
     **dict(_rates_on_a_gpu()),

@@ -45,7 +45,7 @@ def randomize(layer, seed=0):
         name, shape = weight.path.rsplit("/", 1)[-1], tuple(weight.shape)
         if name == "gamma":
             value = rng.uniform(0.7, 1.3, shape)
-        elif name == "moving_variance":
+        elif name in ("moving_variance", "variance"):
             value = rng.uniform(0.5, 1.5, shape)
         elif name == "kernel":
             axes = shape[:2] if id(weight) in depthwise else shape[:-1]
@@ -55,6 +55,14 @@ def randomize(layer, seed=0):
         else:
             value = rng.normal(0, 0.3, shape)
         weight.assign(value)
+    return finalized(layer)
+
+
+def finalized(layer):
+    """Updates what `keras.layers.Normalization` derives from its weights."""
+    for inner in layer._flatten_layers():
+        if hasattr(inner, "finalize_state"):
+            inner.finalize_state()
     return layer
 
 

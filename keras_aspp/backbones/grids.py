@@ -57,6 +57,7 @@ _POOLED = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalMaxPooling2D,
 )
+# Layers that act on each cell alone, where their axis is that of channels.
 _CELLWISE = (
     keras.layers.Activation,
     keras.layers.Add,
@@ -382,10 +383,13 @@ class Walk:
 
     def _visit_other(self, layer, path, node, grid):
         """Visits any other layer, which must be point-wise or is refused."""
-        _check_hidden(layer, path, grid)
-        if grid.is_pooled or isinstance(layer, _CELLWISE):
+        if grid.is_pooled or _is_cellwise(layer):
             return grid
         more = growth(node)
+        # A closed block may stride where the original network does.
+        stays = grid.rate == 1 and len(node.output_tensors) == 1
+        if not (stays and more and grid.stride / more <= self.output_stride):
+            _check_hidden(layer, path, grid)
         if more == 0:
             return dataclasses.replace(grid, is_pooled=True)
         if more == 1 and not isinstance(layer, _NOT_CONVERTIBLE):
@@ -480,6 +484,13 @@ def _padding(pads, reach, rate):
         "padding": "valid",
         "pads": pads if any(n for p in pads for n in p) else None,
     }
+
+
+def _is_cellwise(layer):
+    """Returns True for a known layer that acts on each cell alone."""
+    axes = getattr(layer, "axis", -1)
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    return isinstance(layer, _CELLWISE) and axes in ([-1], [3])
 
 
 def _check_hidden(layer, path, grid):

@@ -134,10 +134,13 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
     _check_image_model(model)
+    return {name: grid.stride for name, grid in _grids(model).items()}
+
+
+def _grids(model):
+    """Returns the grid of each layer's output at the model's own strides."""
     grids = Walk(model, _UNLIMITED).grids
-    return {
-        path: grid.stride for path, grid in grids.items() if "/" not in path
-    }
+    return {path: grid for path, grid in grids.items() if "/" not in path}
 
 
 def stage_ends(
@@ -156,13 +159,16 @@ def stage_ends(
     Returns:
         dict: `"stride_2"` and so on -> feature map, in rising order.
     """
+    _check_image_model(model)
     last, ends = {}, {}
     graph = graph_of(model)
     operations = {operation.name: operation for operation in graph.operations}
-    for name, stride in feature_strides(model).items():
-        operation = operations[name]
-        if isinstance(operation, keras.layers.ZeroPadding2D) or (
-            len(getattr(operation.output, "shape", ())) != 4
+    for name, grid in _grids(model).items():
+        operation, stride = operations[name], grid.stride
+        if (
+            isinstance(operation, keras.layers.ZeroPadding2D)
+            or grid.is_pooled  # of a classifier: it has no position
+            or len(getattr(operation.output, "shape", ())) != 4
         ):
             continue
         last[stride] = operation.output

@@ -31,9 +31,13 @@ def growth(node: Any) -> float | None:
         return None
     if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
         return 0
-    if len(small) != 4 or any(
-        2 * a != b or a != small[1]
-        for a, b in zip(small[1:3], large[1:3], strict=True)
+    if (
+        len(small) != 4
+        or None in small[1:3] + large[1:3]
+        or any(
+            2 * a != b or a != small[1]
+            for a, b in zip(small[1:3], large[1:3], strict=True)
+        )
     ):
         return None
     return small[1] / 96

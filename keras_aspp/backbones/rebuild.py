@@ -15,14 +15,26 @@ from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
     layers_by_path,
+    sublayers,
 )
 
 
 def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     """Assigns the weights of a layer to its copy."""
+    shapes, ours = ([w.shape for w in x.weights] for x in (layer, copy))
+    if shapes != ours:
+        raise InputError(
+            f"Layer `{layer.name}` ({type(layer).__name__}) cannot be copied: "
+            "the weights of a layer of its configuration have other shapes. "
+            f"Received: {len(shapes)} weights, and {len(ours)} of the copy"
+        )
     # Variable to variable, without a copy in NumPy.
     for to, value in zip(copy.weights, layer.weights, strict=True):
         to.assign(value)
+    # Normalization computes with tensors that it derives from its weights.
+    for inner in sublayers(copy):
+        if hasattr(inner, "finalize_state"):
+            inner.finalize_state()
 
 
 def rebuild(
@@ -61,8 +73,14 @@ def rebuild(
         A new model with the weights of `model`.
     """
     padding_before = padding_before or {}
+    # Of the copies, since a layer may change the name in its configuration.
+    copies = {}
 
     def clone(layer):
+        copies[layer.name] = copy_of(layer)
+        return copies[layer.name]
+
+    def copy_of(layer):
         if is_functional(layer):
             return rebuild(
                 layer,
@@ -74,17 +92,7 @@ def rebuild(
                 _within(layer, resized),
                 any_size=layer.name in resized,
             )
-        layer_type = OURS.get(type(layer), type(layer))
-        try:
-            return layer_type.from_config(
-                {**layer.get_config(), **changes.get(layer.name, {})}
-            )
-        except Exception as error:
-            raise InputError(
-                f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
-                "copied: `from_config(get_config())` fails. Replace a Lambda "
-                "of a Python function by a registered function or a layer."
-            ) from error
+        return _configured(layer, changes.get(layer.name, {}))
 
     def steps(layer):
         """Returns the layers to call in sequence in place of one."""
@@ -110,17 +118,34 @@ def rebuild(
         lambda t: _input_like(t, any_size, channels), graph_of(model).input
     )
     if isinstance(model, keras.Sequential):
-        copies = [s for layer in model.layers for s in steps(clone(layer))]
-        copy = keras.Sequential([inputs, *copies], name=model.name)
+        chain = [s for layer in model.layers for s in steps(clone(layer))]
+        copy = keras.Sequential([inputs, *chain], name=model.name)
     else:
         copy = keras.models.clone_model(
             model, inputs, clone_function=clone, call_function=call
         )
-    kept = {layer.name: layer for layer in copy.layers}
+    called = set(map(id, copy.layers))
     for layer in model.layers:
-        if layer.weights and layer.name in kept and not is_functional(layer):
-            carry(layer, kept[layer.name])
+        if (
+            layer.weights
+            and id(copies.get(layer.name)) in called
+            and not is_functional(layer)
+        ):
+            carry(layer, copies[layer.name])
     return copy
+
+
+def _configured(layer, changes):
+    """Builds a layer of the same configuration but for `changes`."""
+    layer_type = OURS.get(type(layer), type(layer))
+    try:
+        return layer_type.from_config({**layer.get_config(), **changes})
+    except Exception as error:
+        raise InputError(
+            f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
+            "copied: `from_config(get_config())` fails. Replace a Lambda "
+            "of a Python function by a registered function or a layer."
+        ) from error
 
 
 def _input_like(tensor, any_size, channels=None):

@@ -156,7 +156,7 @@ class Predictor:
         self.has_scores: bool = hasattr(self._engine, "scores")
         outputs = self._engine.outputs
         self.has_probabilities: bool = "probabilities" in outputs
-        self.has_confidence: bool = (
+        self.has_confidence: bool = not self.is_multilabel and (
             self.has_probabilities or "confidence" in outputs
         )
         self.ignore_label: int = self.spec.ignore_label if self.spec else 255

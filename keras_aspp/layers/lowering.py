@@ -7,6 +7,7 @@ Only this module chooses among them; layers call it.
 | operation | graph | XLA | export (TFLite) |
 |---|---|---|---|
 | dilated convolution | `tf.nn.conv2d` | the same | the same |
+| - on a small map (CPU) | live taps | live taps | as above |
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
 | preprocessing | multiply, add | the same | native depthwise |
@@ -30,6 +31,11 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers.depthwise_taps import depthwise_taps
+from keras_aspp.layers.live_taps import (
+    convolve_live_taps,
+    crop_kernel,
+    live_share,
+)
 from keras_aspp.utils.types import Pads, Size, Tensor
 
 # With more, a sum of shifted maps compiles in minutes and runs slower than
@@ -87,15 +93,27 @@ def convolve(
         # One group for each channel: a depthwise convolution in ConvNeXt.
         kernel = ops.transpose(kernel, (0, 1, 3, 2))
         return convolve_depthwise(x, kernel, strides, padding, atrous_rate)
+    kernel, atrous_rate = _without_dead_taps(
+        x, kernel, strides, padding, atrous_rate
+    )
+    how = _live_taps(x, kernel, strides, padding, atrous_rate)
+    if how == "all":
+        return convolve_live_taps(x, kernel, atrous_rate)
+    if how == "kernel":
+        return convolve_live_taps(
+            x,
+            kernel,
+            atrous_rate,
+            functools.partial(_conv2d, atrous_rate=atrous_rate),
+            functools.partial(_conv2d_gradient, atrous_rate=atrous_rate),
+        )
     plain = (
         keras.backend.backend() != "tensorflow"
         or x.shape[-1] != kernel.shape[-2]  # groups, which Keras handles
         or (
             max(atrous_rate) > 1
             and form() == "graph"
-            and not _conv2d_has_dilated_gradient(
-                keras.backend.standardize_dtype(x.dtype)
-            )
+            and not _has_dilated_gradient(x)
         )
     )
     if plain:
@@ -107,13 +125,7 @@ def convolve(
             dilation_rate=tuple(atrous_rate),
             data_format="channels_last",
         )
-    import tensorflow as tf
-
-    # tf.nn.convolution, which Keras calls, wraps a dilated convolution in
-    # SpaceToBatch and BatchToSpace; tf.nn.conv2d is one kernel.
-    return tf.nn.conv2d(
-        x, kernel, strides, padding.upper(), dilations=atrous_rate
-    )
+    return _conv2d(x, kernel, atrous_rate, strides, padding)
 
 
 def convolve_depthwise(
@@ -127,6 +139,9 @@ def convolve_depthwise(
 
     Arguments and result as `convolve`, F = C * multiplier.
     """
+    kernel, atrous_rate = _without_dead_taps(
+        x, kernel, strides, padding, atrous_rate
+    )
     how = form()
     strided = max(strides) > 1
     static = all(isinstance(n, int) for n in x.shape[1:3])
@@ -154,8 +169,12 @@ def convolve_depthwise(
 
 
 def has_fused_batch_norm(x: Tensor) -> bool:
-    """Returns True if `normalize` accepts `x`: a map, in graph form."""
-    return form() == "graph" and len(x.shape) == 4
+    """Returns True if `normalize` accepts `x`: a map, in graph form.
+
+    The kernel computes in at most 32 bits, so not float64.
+    """
+    wide = keras.backend.standardize_dtype(x.dtype) == "float64"
+    return form() == "graph" and len(x.shape) == 4 and not wide
 
 
 def normalize(
@@ -454,6 +473,54 @@ def extend_edge(x: Tensor, rows: Any, columns: Any) -> Tensor:
     return tf.pad(x, [[0, 0], [0, rows], [0, columns], [0, 0]], "SYMMETRIC")
 
 
+def _without_dead_taps(x, kernel, strides, padding, atrous_rate):
+    """Returns the kernel without outer taps that only read padding."""
+    if padding == "valid" or max(strides) > 1 or not _is_static(x):
+        return kernel, atrous_rate
+    return crop_kernel(kernel, x.shape[1:3], atrous_rate)
+
+
+def _live_taps(x, kernel, strides, padding, atrous_rate):
+    """Returns what is computed by live taps: `"all"`, `"kernel"` or `None`.
+
+    `"kernel"` is its gradient alone. The limits are measured on a processor
+    with AVX512; see docs/decisions/0014-live-taps.md.
+    """
+    kh, kw, channels, filters = kernel.shape
+    if (
+        keras.backend.backend() != "tensorflow"
+        or form() == "export"
+        or not _on_cpu()
+        or keras.backend.standardize_dtype(x.dtype) != "float32"
+        or padding == "valid"
+        or max(strides) > 1
+        or max(atrous_rate) == 1
+        or not _is_static(x)
+        or kh % 2 == 0
+        or kw % 2 == 0
+        or x.shape[-1] != channels
+        or channels < max(filters, 256)
+    ):
+        return None
+    if form() == "xla":
+        most = {"all": 0.7, "kernel": 0.9}
+    elif _has_dilated_gradient(x):
+        # oneDNN skips padding, but not in the gradient of the kernel where
+        # rates exceed half of the map: a share of 4/9.
+        most = {"kernel": 0.9 if channels >= 1024 else 0.45}
+        if filters < 128:
+            most = {}
+    else:
+        most = {"all": 0.8}
+    share = live_share(x.shape[1:3], (kh, kw), atrous_rate)
+    return next((what for what in most if share <= most[what]), None)
+
+
+def _is_static(x):
+    """Returns True if the size of a map is known."""
+    return all(isinstance(n, int) for n in x.shape[1:3])
+
+
 def _pads_of(size, padding, atrous_rate, pads):
     """Returns the `same` padding of a dilated window, `None` if the op pads."""
     if padding == "valid" or max(atrous_rate) == 1:
@@ -519,6 +586,38 @@ def _on_cpu():
 
         return jax.default_backend() == "cpu"
     return False
+
+
+def _conv2d(x, kernel, atrous_rate, strides=(1, 1), padding="same"):
+    """Computes `convolve` without groups in one kernel.
+
+    `tf.nn.convolution`, which Keras calls, wraps a dilated convolution in
+    SpaceToBatch and BatchToSpace.
+    """
+    import tensorflow as tf
+
+    return tf.nn.conv2d(
+        x, kernel, strides, padding.upper(), dilations=atrous_rate
+    )
+
+
+def _conv2d_gradient(x, kernel, upstream, atrous_rate):
+    """Returns the gradient of `x` of `_conv2d`."""
+    import tensorflow as tf
+
+    return tf.raw_ops.Conv2DBackpropInput(
+        input_sizes=tf.shape(x),
+        filter=kernel,
+        out_backprop=upstream,
+        strides=(1, 1, 1, 1),
+        padding="SAME",
+        dilations=(1, *atrous_rate, 1),
+    )
+
+
+def _has_dilated_gradient(x):
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return _conv2d_has_dilated_gradient(dtype)
 
 
 @functools.cache

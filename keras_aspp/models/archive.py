@@ -1,10 +1,14 @@
 """Loads `.keras` files, after bounding the memory that this needs."""
 
 import collections
+import contextlib
 import io
 import json
+import math
 import os
+import threading
 import zipfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import h5py
@@ -23,6 +27,10 @@ _ENTRIES = ("metadata.json", "config.json", _WEIGHTS)
 # Keras nests one group per object: models within models, and their layers.
 # HDF5 needs quadratic time for chains of groups.
 _MAX_DEPTH = 64
+# A segmenter creates up to 1.9 times its weights until it is built, since its
+# backbone is a model that is copied; states such as seeds may not be saved.
+_MAX_COPIES, _UNSAVED = 2, 2**20
+_patching = threading.RLock()
 
 
 def check_archive(path: PathLike) -> None:
@@ -110,6 +118,45 @@ def _fault(item):
     return None
 
 
+@contextlib.contextmanager
+def _weights_within(path: PathLike) -> Iterator[None]:
+    """Refuses to create more weights than a `.keras` stores bytes for.
+
+    Its configuration declares shapes, and Keras allocates them before it
+    reads a weight. No method of Keras counts them first, so this counts the
+    variables that the thread creates, before each is allocated.
+    """
+    with zipfile.ZipFile(path) as archive:
+        stored = archive.getinfo(_WEIGHTS).file_size
+    # A number takes at least one byte.
+    limit = _MAX_COPIES * stored + _UNSAVED
+    thread, declared = threading.get_ident(), 0
+
+    def count(shape):
+        nonlocal declared
+        if threading.get_ident() != thread or not shape:
+            return  # another thread's, or a number
+        declared += math.prod(shape)
+        if declared > limit:
+            raise InputError(
+                f"config.json declares {declared} weights or more, and "
+                f"{_WEIGHTS} holds {stored} bytes"
+            )
+
+    with _patching:
+        create = keras.Variable.__init__
+
+        def counted(self, initializer, shape=None, *args, **kwargs):
+            count(shape)
+            create(self, initializer, shape, *args, **kwargs)
+
+        keras.Variable.__init__ = counted
+        try:
+            yield
+        finally:
+            keras.Variable.__init__ = create
+
+
 class Refused(NamedTuple):
     """A layer that Keras cannot build, and the error."""
 
@@ -180,9 +227,11 @@ def load_keras(path: PathLike) -> Any:
     try:
         check_archive(path)
         try:
-            return keras.saving.load_model(path, compile=False)
+            with _weights_within(path):
+                return keras.saving.load_model(path, compile=False)
         except Exception:
-            layer = refused_layer(path)
+            with _weights_within(path):
+                layer = refused_layer(path)
             raise
     except Exception as error:
         # The type of Keras' error depends on which byte is wrong. Its default

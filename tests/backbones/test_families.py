@@ -6,7 +6,7 @@ The smallest member of each, random weights, both sizes odd and even.
 import keras
 import pytest
 from equality import assert_dense, errors
-from helpers import npy, randomize, sample
+from helpers import finalized, npy, randomize, sample
 
 from keras_aspp.backbones import with_output_stride
 
@@ -45,9 +45,9 @@ class Remembered(keras.layers.GlobalAveragePooling2D):
         return self.means.setdefault(self.name, mean)
 
 
-def build(name):
+def build(name, **fixed):
     arguments, odd = FAMILIES[name]
-    arguments = {"input_shape": (None, None, 3), **arguments}
+    arguments = {"input_shape": (None, None, 3), **arguments, **fixed}
     model = getattr(keras.applications, name)(
         weights=None, include_top=False, **arguments
     )
@@ -63,7 +63,7 @@ def with_fixed_gates(model):
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())
-    return copy
+    return finalized(copy)
 
 
 @pytest.mark.slow
@@ -89,6 +89,20 @@ def test_family_is_exact(name):
             first = assert_dense(features, expected, step)
             if size == (64, 96):
                 assert first == (odd * (step - 1),) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_built_for_one_size_is_exact(name):
+    size = (131, 163)
+    model, _ = build(name, input_shape=(*size, 3))
+    if name in SQUEEZED:
+        model = with_fixed_gates(model)
+    dense = with_output_stride(model, 8)
+    x = sample((1, *size, 3))
+    Remembered.means.clear()
+    assert_dense(dense(x), model(x), 4)
+    assert dense.output.shape[1:3] == dense(x).shape[1:3]
 
 
 @pytest.mark.slow

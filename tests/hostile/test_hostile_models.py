@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import re
+import resource
 import shutil
 import struct
 import time
@@ -266,6 +267,25 @@ def test_a_refused_layer_is_named(
     assert "mine.keras" in named
     assert message in reason
     assert len(reason) < 500
+
+
+def test_huge_layers_are_refused_before_they_take_memory(
+    segmenter, tmp_path, capsys
+):
+    """40 GB of weights in a configuration, and none of them in the file."""
+    create = keras.Variable.__init__
+    path = repacked(
+        segmenter,
+        tmp_path / "mine.keras",
+        backboned(lambda c: c["config"].update(depth_multiplier=10**9)),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = said_by(["inspect", "--model", path], capsys)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert "layer 'block1_depthwise': config.json declares 7" in said
+    assert f"{WEIGHTS} holds" in said
+    assert grown < 2**19  # KiB
+    assert keras.Variable.__init__ is create
 
 
 @pytest.mark.parametrize("name", EDITS)

@@ -282,3 +282,8 @@ def test_a_binary_threshold_holds_for_the_mean_probability():
     assert (scores.argmax(-1) == 1).all()
     odds = np.exp(scores[..., 1] - scores[..., 0]) * 0.1 / 0.9
     np.testing.assert_allclose(odds / (1 + odds), 0.1505, rtol=1e-4)
+
+
+def test_windows_start_at_multiples_even_of_a_whole_step():
+    starts = [one.start for one in spans(9, 4, 0.5, align=2)]
+    assert starts == [0, 2, 4, 6]

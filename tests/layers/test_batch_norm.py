@@ -107,8 +107,9 @@ def test_graph_form_is_one_operation():
         ((2, 5, 9, 7), {"axis": 1}, {}),
         ((2, 9, 7, 5), {}, {"mask": np.ones((2, 9, 7), bool)}),
         ((2, 9, 7, 5), {"renorm": True}, {}),
+        ((2, 9, 7, 5), {"dtype": "float64"}, {}),
     ],
-    ids=["vector", "axis", "mask", "renorm"],
+    ids=["vector", "axis", "mask", "renorm", "float64"],
 )
 def test_what_the_kernel_cannot_do_is_left_to_keras(shape, arguments, options):
     x, results = sample(shape), []

@@ -23,7 +23,7 @@ from helpers import (
 )
 from keras import ops
 
-from keras_aspp.layers import lowering
+from keras_aspp.layers import Conv2D, lowering
 
 X = sample((2, 9, 7, 5))
 # Standard deviations; measured 1.6e-6, 2.7e-2, an eighth of that and 5e-6 at
@@ -214,6 +214,133 @@ def test_convolution_without_onednn(monkeypatch):
     )
     actual = lowering.convolve(X, kernel, (1, 1), "same", (2, 2))
     assert_close(actual, np_dilated_conv(X, kernel, 2))
+
+
+# Wide enough for live taps; 37 % of the taps are on the map.
+WIDE, WIDE_KERNEL = sample((2, 9, 7, 256)), sample((3, 3, 256, 128), seed=1)
+WIDE_RATE = (5, 4)
+
+
+def wide_convolution(x, kernel):
+    return lowering.convolve(x, kernel, (1, 1), "same", WIDE_RATE)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("how", ["graph", "xla"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_convolution_of_a_small_map(dtype, how):
+    args = [tf.cast(a, dtype) for a in (WIDE, WIDE_KERNEL)]
+
+    def plain(x, k):
+        return ops.conv(x, k, padding="same", dilation_rate=WIDE_RATE)
+
+    expected = with_gradients(plain)(*(tf.cast(a, "float32") for a in args))
+    actual = run(how, with_gradients(wide_convolution), *args)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(tf.cast(a, "float32"), e, TOLERANCE[dtype])
+
+
+@tensorflow_only
+def test_operations_on_a_small_map():
+    gradients = with_gradients(wide_convolution)
+    found = operations(gradients, WIDE, WIDE_KERNEL, how="xla")
+    assert not {name for name in found if name.startswith("Conv2D")}
+    if lowering._conv2d_has_dilated_gradient("float32"):
+        found = operations(gradients, WIDE, WIDE_KERNEL)
+        assert {"Conv2D", "Conv2DBackpropInput", "MatMul"} <= set(found)
+        assert "Conv2DBackpropFilter" not in found
+    found = operations(wide_convolution, WIDE, WIDE_KERNEL, how="export")
+    assert found["Conv2D"].get_attr("dilations") == [1, *WIDE_RATE, 1]
+    assert "MatMul" not in found
+
+
+@tensorflow_only
+@pytest.mark.parametrize("eager", [True, False])
+def test_layer_on_a_small_map_learns(eager):
+    layer = Conv2D(128, 3, padding="same", dilation_rate=WIDE_RATE)
+    layer(WIDE)
+    layer.kernel.assign(WIDE_KERNEL)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(WIDE) ** 2)
+        return tape.gradient(loss, layer.kernel.value)
+
+    def plain(k):
+        y = ops.conv(WIDE, k, padding="same", dilation_rate=WIDE_RATE)
+        return tf.reduce_sum(y**2)
+
+    actual = gradient() if eager else tf.function(gradient)()
+    kernel = tf.constant(WIDE_KERNEL)
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        loss = plain(kernel)
+    expected = tape.gradient(loss, kernel)
+    assert_close(actual, expected, TOLERANCE["float32"])
+
+
+@tensorflow_only
+@pytest.mark.parametrize("unknown", ["batch", "size"])
+def test_a_small_map_of_unknown_shape(unknown):
+    shape = {"batch": (None, 9, 7, 256), "size": (2, None, None, 256)}[unknown]
+    traced = tf.function(
+        with_gradients(wide_convolution),
+        jit_compile=True,
+        input_signature=[
+            tf.TensorSpec(shape),
+            tf.TensorSpec(WIDE_KERNEL.shape),
+        ],
+    )
+    graph = traced.get_concrete_function().graph
+    types = {op.type for op in graph.get_operations()}
+    # Bands follow from the size; the batch may be any.
+    assert ("MatMul" in types) == (unknown == "batch")
+    expected = run("graph", with_gradients(wide_convolution), WIDE, WIDE_KERNEL)
+    for a, e in zip(traced(WIDE, WIDE_KERNEL), expected, strict=True):
+        assert_close(a, e, TOLERANCE["float32"])
+
+
+@tensorflow_only
+@pytest.mark.parametrize("how", FORMS)
+def test_a_rate_beyond_the_map_is_a_small_kernel(how):
+    kernel = sample((3, 3, 5, 4), seed=1)
+    depthwise = sample((3, 3, 5, 1), seed=1)
+    for rate, size in (((9, 7), (1, 1)), ((2, 8), (3, 1)), ((8, 6), (3, 3))):
+
+        def conv(x, k, rate=rate):
+            return lowering.convolve(x, k, (1, 1), "same", rate)
+
+        def deep(x, rate=rate):
+            return lowering.convolve_depthwise(
+                x, depthwise, (1, 1), "same", rate
+            )
+
+        expected = ops.conv(X, kernel, padding="same", dilation_rate=rate)
+        actual = run(how, conv, tf.constant(X), tf.constant(kernel))
+        assert_close(actual, expected, TOLERANCE["float32"])
+        native = operations(conv, X, kernel, how="export")["Conv2D"]
+        assert tuple(native.inputs[1].shape[:2]) == size
+        expected = ops.depthwise_conv(
+            X, depthwise, padding="same", dilation_rate=rate
+        )
+        actual = run_tflite(deep, X) if how == "export" else run(how, deep, X)
+        assert_close(actual, expected, TOLERANCE["float32"])
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "kernel_size, groups", [((2, 4), 1), ((3, 3), 2), ((4, 4), 1)]
+)
+def test_even_and_grouped_kernels_keep_the_plain_form(kernel_size, groups):
+    kernel = sample((*kernel_size, 256 // groups, 8), seed=1)
+
+    def plain(x, k):
+        return ops.conv(x, k, padding="same", dilation_rate=WIDE_RATE)
+
+    expected = with_gradients(plain)(tf.constant(WIDE), tf.constant(kernel))
+    actual = run("graph", with_gradients(wide_convolution), WIDE, kernel)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, TOLERANCE["float32"])
 
 
 @pytest.mark.slow  # a second TensorFlow
