@@ -166,8 +166,9 @@ def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
         image: float array `(height, width, channels)`, as it takes it.
 
     Returns:
-        dict: title -> float array `(h, w)`, root mean square over channels;
-        empty where the model has no such layer.
+        dict: title -> float array `(h, w)`, root mean square over channels,
+        `"rate 6 (2)"` for a second branch of one title; empty where the model
+        has no such layer.
     """
     context = context_of(model)
     if context is None:
@@ -177,11 +178,18 @@ def branches_of(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
     )
     maps = context.branch_maps(features, training=False)
     together = context.fuse(maps, features, training=False)
-    named = zip(context.branch_titles, maps, strict=True)
+    named = zip(_unlike(context.branch_titles), maps, strict=True)
     return {
         **{title: _strength(branch) for title, branch in named},
         "together": _strength(together),
     }
+
+
+def _unlike(titles):
+    """Numbers titles that occurred before."""
+    for i, title in enumerate(titles):
+        count = titles[: i + 1].count(title)
+        yield title if count == 1 else f"{title} ({count})"
 
 
 def _strength(features):

@@ -14,10 +14,11 @@ from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_batch_norm,
+    check_odd,
     check_positive_int,
 )
+from keras_aspp.layers.initializers import fresh
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
-from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -92,13 +93,8 @@ class AtrousConv2D(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.filters = check_positive_int("filters", filters)
-        self.kernel_size = check_positive_int("kernel_size", kernel_size)
-        if kernel_size % 2 == 0:
-            raise InputError(
-                "`kernel_size` must be odd, so that the output stays centered "
-                "on the input. "
-                f"Received: kernel_size={kernel_size}"
-            )
+        check_odd(kernel_size)
+        self.kernel_size = kernel_size
         self.atrous_rate = check_atrous_rate("atrous_rate", atrous_rate)
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
@@ -115,7 +111,7 @@ class AtrousConv2D(keras.layers.Layer):
         }
         if separable:
             self.depthwise = DepthwiseConv2D(
-                depthwise_initializer=_fresh(self.kernel_initializer),
+                depthwise_initializer=fresh(self.kernel_initializer),
                 name="depthwise",
                 **spatial,
             )
@@ -123,7 +119,7 @@ class AtrousConv2D(keras.layers.Layer):
             spatial |= {"kernel_size": 1, "dilation_rate": 1}
         self.conv = Conv2D(
             filters,
-            kernel_initializer=_fresh(self.kernel_initializer),
+            kernel_initializer=fresh(self.kernel_initializer),
             name="conv",
             **spatial,
         )
@@ -196,8 +192,3 @@ class AtrousConv2D(keras.layers.Layer):
                 self.kernel_initializer
             ),
         }
-
-
-def _fresh(initializer):
-    # One initializer instance gives two layers the same draw.
-    return initializer.__class__.from_config(initializer.get_config())

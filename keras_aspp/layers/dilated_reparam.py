@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import keras
 
-from keras_aspp.layers.batch_norm import BatchNormalization
+from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_batch_norm,
     check_odd,
     rate_pair,
 )
+from keras_aspp.layers.initializers import fresh
 from keras_aspp.layers.rewritable import DepthwiseConv2D, RemembersOriginal
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Initializer, Rate, Shape, Tensor
@@ -41,7 +42,8 @@ class DilatedReparamBlock(RemembersOriginal, keras.layers.Layer):
     depthwise of rate r -> batch norm, added. A dilated kernel is a larger one
     with zeros between its taps, so all branches and their batch norms merge
     into one plain K x K depthwise convolution with a bias: the merged form,
-    which `models.fold_batch_norm` and every export compute.
+    which `models.fold_batch_norm` and every export compute of a block that is
+    a layer of the model itself. A block within another layer stays as it is.
 
     Args:
         kernel_size: odd int > 2, K. Defaults to 13.
@@ -128,26 +130,21 @@ class DilatedReparamBlock(RemembersOriginal, keras.layers.Layer):
 
     def _depthwise(self, size, rate, suffix):
         rows, columns = rate_pair(self.atrous_rate)
-        initializer = self.kernel_initializer
         return DepthwiseConv2D(
             size,
             padding="same",
             dilation_rate=(rate * rows, rate * columns),
             use_bias=self.merged or not self.batch_norm,
-            # One initializer instance gives two kernels the same draw.
-            depthwise_initializer=initializer.from_config(
-                initializer.get_config()
-            ),
+            depthwise_initializer=fresh(self.kernel_initializer),
             dtype=self.dtype_policy,
             name=f"depthwise{suffix}",
         )
 
     def _norm(self, suffix):
-        return BatchNormalization(
-            frozen=self.batch_norm == "freeze",
-            synchronized=self.batch_norm == "sync",
-            momentum=self.batch_norm_momentum,
-            epsilon=self.batch_norm_epsilon,
+        return normalization(
+            self.batch_norm,
+            self.batch_norm_momentum,
+            self.batch_norm_epsilon,
             dtype=self.dtype_policy,
             name=f"norm{suffix}",
         )

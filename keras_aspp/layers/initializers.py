@@ -8,6 +8,13 @@ from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import Initializer
 
 
+def fresh(
+    initializer: keras.initializers.Initializer,
+) -> keras.initializers.Initializer:
+    """Copies an initializer; one instance gives two layers the same draw."""
+    return type(initializer).from_config(initializer.get_config())
+
+
 def with_depthwise_fans(
     initializer: Initializer, groups: int | None = None
 ) -> keras.initializers.Initializer:

@@ -121,7 +121,9 @@ class DAFormer(Segmenter):
             separable=separable,
         )
 
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+    def branch_offsets_px(
+        self, head: types.SimpleNamespace
+    ) -> tuple[Rate, ...]:
         # 6, 12, 18 on a map of stride 4; the rate 1 is the 1x1 convolution.
         return (24, 48, 72)
 

@@ -116,7 +116,9 @@ class DeepLabV2(Segmenter):
             fc_filters=fc_filters,
         )
 
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+    def branch_offsets_px(
+        self, head: types.SimpleNamespace
+    ) -> tuple[Rate, ...]:
         return OFFSETS_PX[head.pyramid]
 
     def build_head(

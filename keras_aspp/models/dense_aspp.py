@@ -102,7 +102,9 @@ class DenseASPP(Segmenter):
             separable=separable,
         )
 
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+    def branch_offsets_px(
+        self, head: types.SimpleNamespace
+    ) -> tuple[Rate, ...]:
         # Section 3: 3, 6, 12, 18, 24 at output stride 8.
         return (24, 48, 96, 144, 192)
 

@@ -506,7 +506,9 @@ class Segmenter(AuxiliaryTraining, keras.Model):
         head = types.SimpleNamespace(**self._arguments)
         return self.branch_stride(self.output_stride, head)
 
-    def branch_offsets_px(self, head: types.SimpleNamespace) -> tuple[int, ...]:
+    def branch_offsets_px(
+        self, head: types.SimpleNamespace
+    ) -> tuple[Rate, ...]:
         """Returns the pixels between taps of each atrous branch in the paper.
 
         `atrous_rates="auto"` divides them by `branch_stride`. Empty for a

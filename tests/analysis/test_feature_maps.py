@@ -73,6 +73,13 @@ def test_branches_of_a_segmenter(toy_backbone):
     assert feature_maps.branches_of(toy_backbone(), IMAGE) == {}
 
 
+def test_branches_of_equal_rates_are_told_apart(toy_backbone):
+    toy = toy_backbone(features=True)
+    model = ka.models.DeepLabV3(3, toy, atrous_rates=(2, 2), aspp_filters=4)
+    titles = ["1x1", "rate 2", "rate 2 (2)", "image pooling", "together"]
+    assert [*feature_maps.branches_of(model, IMAGE)] == titles
+
+
 def test_channels_that_vary_most():
     features = sample((5, 6, 4)) * np.array([1, 0, 3, 2])
     assert explain.channels_to_show(features) == [2, 3, 0]
