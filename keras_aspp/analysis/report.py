@@ -51,7 +51,8 @@ def report_of(traced: Trace) -> dict[str, Any]:
     atrous = _atrous(traced, fields)
     stacks = _stacks(traced, maps, stages)
     model = traced.model
-    coarsest = max((stage["stride"] for stage in stages), default=None)
+    strides = (stage["stride"] for stage in stages)
+    coarsest = max(filter(None, strides), default=None)
     return {
         "name": model.name,
         "kind": type(model).__name__,
@@ -95,6 +96,8 @@ class _Maps:
         """A nested model that takes the image down to the last stride."""
         if not step.opened or not isinstance(step.operation, keras.Model):
             return False
+        if step.operation is getattr(self.traced.model, "backbone", None):
+            return True  # also where attention leaves no stride to compare
         before = self.field_of[id(step.inputs[0])]
         strides = [self._stride(tensor) for tensor in step.outputs]
         coarsest = max(
