@@ -14,7 +14,7 @@ import yaml
 
 from keras_aspp.config.load import load_config
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.export.card import card_of_run
+from keras_aspp.export.card import LEADS, card_of_run
 from keras_aspp.utils.exceptions import (
     InputError,
     InputNotFoundError,
@@ -42,7 +42,8 @@ _LICENSES = re.compile(
 )
 # The preview of a card of ours and the note below it.
 _PREVIEW = re.compile(
-    r"!\[[^\]]*\]\(preview\.png\)\n\n(?:(?!Labels every pixel).+\n\n)?"
+    r"!\[[^\]]*\]\(preview\.png\)\n\n"
+    rf"(?:(?!{'|'.join(LEADS)}).+\n\n)?"
 )
 _log = logging.getLogger(__name__)
 
