@@ -89,7 +89,10 @@ def read_stored_masks(
             tuple(
                 (
                     f"{masks} (mask {class_id + 1}, {name})",
-                    StoredMask(values[..., class_id], valid=valid),
+                    StoredMask(
+                        values[..., class_id],
+                        valid=valid if valid is None else valid[..., class_id],
+                    ),
                 )
                 for class_id, name in enumerate(spec.class_names)
             )
@@ -199,7 +202,7 @@ def find_class_masks(
 
 
 def _read_all(path, spec):
-    """Returns `(uint8 [H, W, K], bool [H, W] or None)` of one file."""
+    """Returns `(uint8, bool or None)`, both `[H, W, K]`, of one file."""
     valid = None
     if tiff.is_tiff(path):
         values, valid = tiff.read_pages(
