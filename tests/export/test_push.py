@@ -165,6 +165,39 @@ def test_a_second_push_leaves_nothing_of_the_first(folder, server):
     assert "by_hand.txt" in pushed(server)
 
 
+def test_wildcards_match_no_hidden_files_and_no_checkpoints(
+    folder, server, tmp_path
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    others = {
+        ".env",
+        ".git/config",
+        "logs/.more/token",
+        "checkpoints/epoch_1.weights.h5",
+    }
+    for name in others:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(b"secret")
+    sent = set()
+    for pattern in ("*", "**", "**/*", "*/"):
+        push_model(copy, "hf://me/m", include=[pattern])
+        sent |= set(pushed(server))
+    assert {"config.yaml", "logs/events"} <= sent
+    assert not sent & others
+    for pattern in ("check*", "checkpoints", "checkpoints/*.h5"):
+        push_model(copy, "hf://me/named", include=[pattern])
+        assert set(pushed(server, "me/named")) & others == {
+            "checkpoints/epoch_1.weights.h5"
+        }
+    push_model(copy, "hf://me/named", include=["*/.more/*", ".e*"])
+    assert set(pushed(server, "me/named")) & others == {
+        ".env",
+        "logs/.more/token",
+    }
+    with pytest.raises(UserError, match="names hidden files and checkp"):
+        push_model(copy, "hf://me/named", include=["?git/*"])
+
+
 def test_private_is_private(folder, server):
     push_model(folder, "hf://me/new", private=True)
     assert "me/new" in server.private
