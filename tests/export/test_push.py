@@ -149,7 +149,7 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
     assert "preview.png" not in card
     assert 'ka.Predictor("hf://me/app")' in card
     with local_export("hf://me/app") as local:
-        check_export(local)
+        check_export(local, "hf://me/app")
         assert not any(path.is_symlink() for path in local.iterdir())
     file = ka.Predictor("hf://me/app/model_float32.tflite")
     assert file.image_size == (64, 96)
