@@ -49,6 +49,22 @@ def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
     return {f"stride_{stride}": found[stride] for stride in sorted(found)}
 
 
+def stated_strides(model: keras.Model) -> dict[str, int]:
+    """Returns the strides of what `as_it_is` returned, as it measured them.
+
+    The layers of such a backbone cannot be walked through.
+
+    Args:
+        model: functional `keras.Model`.
+
+    Returns:
+        dict: `"stride_4"` and so on -> 4 and so on; empty for other models.
+    """
+    if _stated(model) is None:
+        return {}
+    return {key: int(key.removeprefix("stride_")) for key in model.output}
+
+
 def _levels(model):
     """Returns dict: the backbone's own name of a feature -> feature map."""
     if _stated(model):

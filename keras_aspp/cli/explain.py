@@ -127,6 +127,7 @@ def _by_model(image, model):
     import keras
 
     from keras_aspp.analysis import feature_maps
+    from keras_aspp.backbones.pyramid import stated_strides
     from keras_aspp.plots import explain as plots
     from keras_aspp.preprocess import Preprocess
 
@@ -136,15 +137,19 @@ def _by_model(image, model):
     )
     preprocess = getattr(model, "preprocess", None) or Preprocess()
     inputs = np.asarray(preprocess(image), "float32")
-    found = feature_maps.strided_and_dense(backbone, inputs)
     rates = getattr(context or model, "atrous_rates", RATES)
     stride = getattr(model, "atrous_stride", STRIDE)
-    channels = plots.channels_to_show(found["dense"])
-    figures = {
-        "kernel": plots.kernel_figure(image, rates, stride),
-        "dense": plots.dense_figure(image, found, channels),
-    }
-    said = _sentences(image, found)
+    figures = {"kernel": plots.kernel_figure(image, rates, stride)}
+    if stated_strides(backbone):
+        said = [
+            "The backbone cannot be made dense and is used as it is, so its "
+            "strided features are not drawn against dense ones."
+        ]
+    else:
+        found = feature_maps.strided_and_dense(backbone, inputs)
+        channels = plots.channels_to_show(found["dense"])
+        figures["dense"] = plots.dense_figure(image, found, channels)
+        said = _sentences(image, found)
     maps = feature_maps.branches_of(model, inputs)
     if maps:
         figures["branches"] = plots.branches_figure(

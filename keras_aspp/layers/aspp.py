@@ -131,18 +131,18 @@ class ASPP(ContextLayer):
         branch = self.common
         if fusion == "linear_sum":
             branch["activation"] = None
-        stages = self.atrous_stages(
-            filters,
-            self.atrous_rates,
-            separable=separable,
-            activation=branch["activation"],
-        )
-        for stage in stages[1:] if shared else ():
-            stage.tie_kernels(stages[0])
+        # The order of creation decides the initial weights of a seed.
         self.branches = [
             AtrousConv2D(filters, kernel_size=1, name="point", **branch),
-            *stages,
+            *self.atrous_stages(
+                filters,
+                self.atrous_rates,
+                separable=separable,
+                activation=branch["activation"],
+            ),
         ]
+        for stage in self.branches[2:] if shared else ():
+            stage.tie_kernels(self.branches[1])
         if image_pooling:
             self.branches.append(
                 ImagePooling(filters, name="image_pooling", **branch)

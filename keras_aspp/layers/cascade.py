@@ -126,8 +126,8 @@ class AtrousCascade(ContextLayer):
             self.first = AtrousConv2D(
                 filters, kernel_size=1, name="point", **self.common
             )
-        self.stages = self.atrous_stages(
-            filters, self.atrous_rates, separable=separable
+        self.stages = list(
+            self.atrous_stages(filters, self.atrous_rates, separable=separable)
         )
         if image_pooling:
             self.pooling = ImagePooling(

@@ -5,7 +5,7 @@ Shape legend: B batch, h x w feature cells, C input channels, F `filters`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import keras
@@ -72,23 +72,24 @@ class ContextLayer(keras.layers.Layer):
 
     def atrous_stages(
         self, filters: int, rates: Sequence[Rate], **kwargs: Any
-    ) -> list[AtrousConv2D]:
-        """Returns a 3x3 convolution of each rate, `atrous_1`, `atrous_2`, ...
+    ) -> Iterator[AtrousConv2D]:
+        """Yields a 3x3 convolution of each rate, `atrous_1`, `atrous_2`, ...
+
+        Each is created when it is taken: the order of creation decides the
+        initial weights of a seed.
 
         Args:
             filters: int > 0. Channels of each.
             rates: ints > 0 or pairs `(height, width)`, in feature cells.
             **kwargs: further arguments of `AtrousConv2D`.
         """
-        return [
-            AtrousConv2D(
+        for i, rate in enumerate(rates, start=1):
+            yield AtrousConv2D(
                 filters,
                 atrous_rate=rate,
                 name=f"atrous_{i}",
                 **{**self.common, **kwargs},
             )
-            for i, rate in enumerate(rates, start=1)
-        ]
 
     def add_dropout(self) -> None:
         """Creates the sublayer `drop`; call it last in the constructor."""

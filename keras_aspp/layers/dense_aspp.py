@@ -100,7 +100,7 @@ class DenseASPP(ContextLayer):
             filters, self.atrous_rates, separable=separable
         )
         self.bottlenecks, self.atrous = [], []
-        for i, stage in enumerate(stages, start=1):
+        for i in range(1, len(self.atrous_rates) + 1):
             self.bottlenecks.append(
                 AtrousConv2D(
                     bottleneck_filters,
@@ -109,7 +109,7 @@ class DenseASPP(ContextLayer):
                     **self.common,
                 )
             )
-            self.atrous.append(stage)
+            self.atrous.append(next(stages))
         self.add_dropout()
 
     def build(self, input_shape: Shape) -> None:

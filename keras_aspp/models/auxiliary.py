@@ -4,6 +4,7 @@ Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 """
 
 import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ LOGITS, AUXILIARY = "logits", "auxiliary"
 # Channels of the feature for each filter of the 3x3 convolution, as in
 # torchvision's FCNHead.
 _REDUCTION = 4
+# The model whose training step runs; each replica of a strategy has a thread.
+_TRAINED = contextvars.ContextVar("_TRAINED", default=None)
 
 
 class AuxiliaryHead:
@@ -101,7 +104,9 @@ class AuxiliaryHead:
 class AuxiliaryTraining:
     """Mixin of a Keras model that trains an `AuxiliaryHead` with it.
 
-    Without a head, every method is that of Keras. `weights` are those of the
+    Without a head, every method is that of Keras. Only the model's own training
+    step calls the head; the model within another one, or called by hand, has
+    its logits only. `weights` are those of the
     saved model. `variables` include what only training has; optimizers,
     averages of weights and checkpoints read these.
     """
@@ -142,9 +147,16 @@ class AuxiliaryTraining:
         training: bool | None = None,
         mask: Tensor | None = None,
     ) -> Any:
-        if training and self._auxiliary:
+        if training and self._auxiliary and _TRAINED.get() is self:
             return self._auxiliary.model(inputs, training=True)
         return super().call(inputs, training=training, mask=mask)
+
+    def train_step(self, *args: Any) -> Any:
+        token = _TRAINED.set(self)
+        try:
+            return super().train_step(*args)
+        finally:
+            _TRAINED.reset(token)
 
     def compute_loss(
         self,

@@ -146,7 +146,7 @@ class DAFormer(Segmenter):
             x = Conv2D(
                 head.embed_filters, 1, dtype=builder.dtype, name=f"embed_{key}"
             )(features[key])
-            if maps:
+            if maps or _is_shifted(builder, key):
                 x = builder.resize(
                     x,
                     min(nominal, builder.output_stride) // finest,
@@ -169,3 +169,8 @@ class DAFormer(Segmenter):
             **builder.common,
         )(maps[0])
         return builder.classify(x), finest
+
+
+def _is_shifted(builder, key):
+    """Returns True for a feature that is denser than it was in training."""
+    return not builder.align_corners and any(builder.shift_of(key))

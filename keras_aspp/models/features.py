@@ -13,7 +13,12 @@ from keras_aspp.backbones.output_stride import (
     stage_ends,
     with_output_stride,
 )
-from keras_aspp.backbones.pyramid import as_it_is, has_pyramid, pyramid_of
+from keras_aspp.backbones.pyramid import (
+    as_it_is,
+    has_pyramid,
+    pyramid_of,
+    stated_strides,
+)
 from keras_aspp.backbones.rebuild import configure, group_normalize, synchronize
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
@@ -210,6 +215,9 @@ def _as_it_is(model, output_stride, error):
 
 def _nominal_strides(backbone):
     """Nominal stride of each feature, by its key."""
+    stated = stated_strides(backbone)
+    if stated:
+        return stated
     by_layer = feature_strides(backbone)
     return {
         key: by_layer[producer(tensor).name]

@@ -166,10 +166,10 @@ class Segmenter(AuxiliaryTraining, keras.Model):
             changes it. Defaults to 0.5.
         auxiliary_weight: float >= 0, factor of the loss of an auxiliary head,
             which training adds to that of the logits; 0.4 is usual, 0 builds
-            no such head. Only training computes it: `model(x, training=True)`
-            is then a dict of `"logits"` and `"auxiliary"`. Files, copies and
-            exports of the model do not contain it, nor does `model.weights`
-            (`model.trainable_variables` does). Defaults to 0.
+            no such head. Only `fit` and `train_on_batch` of the model compute
+            it; the model within another one has its logits only. Files,
+            copies and exports of the model do not contain it, nor does
+            `model.weights` (`model.trainable_variables` does). Defaults to 0.
         auxiliary_feature: the feature that the auxiliary head reads, by
             nominal stride, or `None` for the coarsest one that is finer than
             `high_level`, which is `"stride_16"` as a rule. Defaults to `None`.

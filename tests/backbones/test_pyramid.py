@@ -12,9 +12,9 @@ from model_tester import run_tflite, write_logits
 import keras_aspp as ka
 from keras_aspp.analysis.report import report
 from keras_aspp.backbones import with_output_stride
-from keras_aspp.backbones.pyramid import pyramid_of
+from keras_aspp.backbones.pyramid import pyramid_of, stated_strides
 from keras_aspp.layers.lowering import export_form
-from keras_aspp.models.features import as_features
+from keras_aspp.models.features import as_features, coarsest
 
 SIZE = (64, 96)
 SQUARE = (64, 64)  # of keras-hub's and keras-cv's MiT
@@ -122,6 +122,20 @@ def test_attention_backbone_is_used_at_its_own_stride(mit, tmp_path):
     assert [row["shape"][:2] for row in found["stages"]] == [
         *([16, 16], [8, 8], [4, 4], [2, 2]),
     ]
+
+
+def test_strides_of_an_attention_backbone_are_those_it_states(mit):
+    model = ka.models.DAFormer(3, backbone=mit, auxiliary_weight=0.4, **HEAD)
+    assert model.auxiliary_feature == "stride_16"
+    model = ka.models.DAFormer(3, backbone=mit, high_level="stride_32", **HEAD)
+    assert [*model.backbone.output] == [*pyramid_of(mit)]
+    assert stated_strides(model.backbone)["stride_16"] == 16
+    assert stated_strides(mit) == {}
+    fine = as_features(mit, 32)
+    fine = keras.Model(
+        fine.input, {key: fine.output[key] for key in ("stride_8", "stride_4")}
+    )
+    assert coarsest(fine) == "stride_8"
 
 
 def test_attention_backbone_is_refused_at_another_stride_by_name(mit):

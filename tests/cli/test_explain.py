@@ -84,6 +84,33 @@ def test_squeeze_and_excite_is_named(tmp_path, picture):
     assert "squeeze-and-excite" in said[1]
 
 
+def test_a_backbone_that_is_used_as_it_is_is_not_drawn_dense(tmp_path):
+    hub = pytest.importorskip(
+        "keras_hub", reason="keras-hub is not installed (2026-11-29)"
+    )
+    mit = hub.models.MiTBackbone(
+        layerwise_depths=[1, 1],
+        num_layers=2,
+        layerwise_num_heads=[1, 1],
+        layerwise_sr_ratios=[2, 1],
+        max_drop_path_rate=0.1,
+        layerwise_patch_sizes=[7, 3],
+        layerwise_strides=[4, 2],
+        image_shape=(64, 64, 3),
+        hidden_dims=[8, 12],
+    )
+    path = tmp_path / "mit.keras"
+    ka.models.DAFormer(
+        3, mit, 8, (1, 2), embed_filters=6, aspp_filters=8
+    ).save(path)
+    figures, said = command.explain(np.zeros((64, 64, 3), "uint8"), path)
+    assert set(figures) == {"kernel", "branches"}
+    assert said == [
+        "The backbone cannot be made dense and is used as it is, so its "
+        "strided features are not drawn against dense ones."
+    ]
+
+
 def test_large_pictures_are_made_smaller(tmp_path):
     path = tmp_path / "large.png"
     Image.fromarray(np.zeros((900, 1280, 3), "uint8")).save(path)

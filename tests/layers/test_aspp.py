@@ -17,7 +17,7 @@ from helpers import (
     tensorflow_only,
 )
 
-from keras_aspp.layers import ASPP
+from keras_aspp.layers import ASPP, AtrousConv2D
 from keras_aspp.layers.lowering import export_form
 
 X = sample() + sample(SHAPE[-1:], seed=1)
@@ -283,3 +283,16 @@ def test_a_shared_kernel_has_the_gradient_of_all_rates():
 def test_the_configuration_of_an_unchanged_layer_is_unchanged():
     assert "shared" not in ASPP().get_config()
     assert ASPP.from_config(ASPP(shared=True).get_config()).shared
+
+
+def test_a_seed_gives_the_weights_of_branches_created_from_left_to_right():
+    keras.utils.set_random_seed(1)
+    layer = ASPP(4, (1, 2), image_pooling=False)
+    layer.build(SHAPE)
+    keras.utils.set_random_seed(1)
+    plain = [AtrousConv2D(4, k, rate) for k, rate in ((1, 1), (3, 1), (3, 2))]
+    for branch, alone in zip(layer.branches, plain, strict=True):
+        alone.build(SHAPE)
+        np.testing.assert_array_equal(
+            npy(branch.conv.kernel), npy(alone.conv.kernel)
+        )

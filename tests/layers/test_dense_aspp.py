@@ -16,7 +16,7 @@ from helpers import (
     sample,
 )
 
-from keras_aspp.layers import DenseASPP
+from keras_aspp.layers import AtrousConv2D, DenseASPP
 
 X = sample() + sample(SHAPE[-1:], seed=1)
 
@@ -129,3 +129,21 @@ def test_dynamic_size():
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DenseASPP(**kwargs)
+
+
+def test_a_seed_gives_the_weights_of_layers_created_rate_by_rate():
+    keras.utils.set_random_seed(1)
+    layer = DenseASPP(4, 6, (1, 2))
+    layer.build(SHAPE)
+    keras.utils.set_random_seed(1)
+    for i, channels in enumerate((SHAPE[-1], SHAPE[-1] + 4)):
+        narrow, wide = AtrousConv2D(6, 1), AtrousConv2D(4, 3, i + 1)
+        narrow.build((*SHAPE[:-1], channels))
+        wide.build((*SHAPE[:-1], 6))
+        for found, alone in (
+            (layer.bottlenecks[i], narrow),
+            (layer.atrous[i], wide),
+        ):
+            np.testing.assert_array_equal(
+                npy(found.conv.kernel), npy(alone.conv.kernel)
+            )

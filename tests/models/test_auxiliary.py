@@ -98,7 +98,7 @@ def test_the_loss_is_that_of_numpy(arguments, feature, stride):
     else:
         magnified = x
     auxiliary = np_head(model, npy(model.backbone(magnified)[feature]), stride)
-    found = model(x, training=True)
+    found = model._auxiliary.model(x, training=True)
     assert_close(found["auxiliary"], auxiliary)
     np.testing.assert_allclose(
         npy(found["logits"]), npy(model(x)), rtol=1e-4, atol=1e-5
@@ -119,7 +119,8 @@ def test_its_gradient_reaches_the_stages_before_its_feature_only():
     variables = [v for v in variables if v.path.endswith("kernel")]
 
     def loss():
-        return CrossEntropy()(y, model(x, training=True)["auxiliary"])
+        found = model._auxiliary.model(x, training=True)
+        return CrossEntropy()(y, found["auxiliary"])
 
     with tf.GradientTape() as tape:
         value = loss()
@@ -237,6 +238,26 @@ def test_it_trains_in_every_mode(arguments):
     after = [npy(v) for v in model._auxiliary.variables if v.trainable]
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
     assert npy(model(x)).shape == (2, 64, 64, arguments["num_classes"])
+
+
+def test_within_another_model_only_the_logits_are_trained():
+    """Two steps of an outer model are those of a segmenter without it."""
+    x, y = batch()
+    losses = []
+    for weight in (0, WEIGHT):
+        inner = build(weight)
+        image = keras.Input((*SIZE, 3))
+        for outer in (
+            keras.Model(image, inner(image)),
+            keras.Sequential([image, build(weight)]),
+        ):
+            assert outer(x, training=True).shape == (2, *SIZE, 3)
+            compiled(outer)
+            losses.append([outer.train_on_batch(x, y)[0] for _ in range(2)])
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-4)
+    assert "auxiliary_loss" in compiled(inner).train_on_batch(
+        x, y, return_dict=True
+    )
 
 
 def fit(model):

@@ -75,6 +75,22 @@ class TestDAFormer(ModelTester):
         assert dense.get_layer("resize_stride_16").shift == (1, 1)
         assert dense.get_layer("resize_stride_32").shift == (3, 3)
 
+    @pytest.mark.parametrize("fusion_stride, dense", [(16, 8), (4, 2)])
+    def test_a_denser_finest_map_is_shifted_too(
+        self, build, fusion_stride, dense
+    ):
+        model = build(fusion_stride=fusion_stride, output_stride=32)
+        key = f"stride_{fusion_stride}"
+        assert f"resize_{key}" not in [layer.name for layer in model.layers]
+        model = ka.models.with_output_stride(model, dense)
+        x = sample((1, *SIZE, 3))
+        y = npy(self.at(model, f"embed_{key}")(x))
+        # Half a cell down and right: (16 - 8) / 2 and (4 - 2) / 2 pixels.
+        y = (y[:, 1:] + y[:, :-1]) / 2
+        expected = (y[:, :, 1:] + y[:, :, :-1]) / 2
+        found = npy(self.at(model, "concat")(x))[..., : expected.shape[-1]]
+        assert_close(found[:, 1:, 1:], expected)
+
     def test_a_backbone_that_is_not_dense_is_left_as_it_is(self, toy_backbone):
         toy = toy_backbone(padding=1, features=True)
         model = DAFormer(5, toy, **self.head)
