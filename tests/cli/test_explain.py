@@ -100,9 +100,9 @@ def test_a_backbone_that_is_used_as_it_is_is_not_drawn_dense(tmp_path):
         hidden_dims=[8, 12],
     )
     path = tmp_path / "mit.keras"
-    ka.models.DAFormer(
-        3, mit, 8, (1, 2), embed_filters=6, aspp_filters=8
-    ).save(path)
+    ka.models.DAFormer(3, mit, 8, (1, 2), embed_filters=6, aspp_filters=8).save(
+        path
+    )
     figures, said = command.explain(np.zeros((64, 64, 3), "uint8"), path)
     assert set(figures) == {"kernel", "branches"}
     assert said == [
