@@ -113,8 +113,8 @@ def gridding(
         for axis, paths in zip(by_axis, axes, strict=True)
     ]
     suggestion = rates
-    if better[0] == better[1] != by_axis[0]:
-        # The order of equal axes is free; rates of an axis keep their kernel.
+    if better[0] == better[1] != by_axis[0] and len(set(sizes)) == 1:
+        # The order of equal axes and kernels is free.
         suggestion = tuple(sorted(better[0]))
     elif better != [*by_axis]:
         suggestion = check_atrous_rates([*zip(*better, strict=True)])

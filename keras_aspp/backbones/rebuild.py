@@ -206,8 +206,14 @@ def configure(
 
 def synchronize(model: keras.Model) -> keras.Model:
     """Copies a model with batch statistics over all replicas."""
-    norms = [path for path, layer in layers_by_path(model) if _is_norm(layer)]
-    return rebuild(model, dict.fromkeys(norms, {"synchronized": True}))
+    changes = {}
+    for path, layer in layers_by_path(model):
+        if _is_norm(layer):
+            changes[path] = {"synchronized": True}
+        elif getattr(layer, "batch_norm", None) is True:
+            # A layer of `keras_aspp.layers` that contains batch norm.
+            changes[path] = {"batch_norm": "sync"}
+    return rebuild(model, changes)
 
 
 def group_normalize(model: keras.Model) -> keras.Model:
@@ -249,9 +255,13 @@ def configuration_of(
     """Returns dict: path of each layer -> configuration values to replace."""
     norm = {"epsilon": batch_norm_epsilon, "momentum": batch_norm_momentum}
     norm = {key: value for key, value in norm.items() if value is not None}
+    inner = {f"batch_norm_{key}": value for key, value in norm.items()}
     changes = {}
     for path, layer in layers_by_path(model):
         changes[path] = dict(norm) if _is_norm(layer) else {}
+        if all(hasattr(layer, key) for key in inner):
+            # A layer of `keras_aspp.layers` that contains batch norm.
+            changes[path] |= inner
         if dtype is not None:
             changes[path]["dtype"] = dtype
     return changes

@@ -94,6 +94,7 @@ def evaluate(
     rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
     curves = curves_of(predictor, spec)
+    thresholds = _thresholds_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
@@ -101,7 +102,8 @@ def evaluate(
     ):
         if calibration or curves:
             scores = predictor.score_batch(images.numpy())
-            predicted = decide(scores, predictor.threshold)
+            masks = thresholds if spec.is_multilabel else None
+            predicted = decide(scores, masks)
             if calibration:
                 confidence.update(labels, _true_scores(predictor, scores))
             if curves:
@@ -127,7 +129,7 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
-    found |= _metrics_of_task(matrix, curves, predictor.threshold, spec)
+    found |= _metrics_of_task(matrix, curves, thresholds, spec)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -143,7 +145,7 @@ def evaluate(
         found["worst"] = worst_images.table(source, split)
     if figures:
         parts = matrix, spec, confidence if calibration else None, curves
-        _draw(Path(figures), *parts, predictor.threshold)
+        _draw(Path(figures), *parts, thresholds)
         _draw_worst(Path(figures), worst_images, found, source)
     return found
 
@@ -198,13 +200,19 @@ def _draw(folder, matrix, spec, confidence, curves, thresholds):
 
 def _draw_curves(folder, curves, spec, thresholds):
     """Draws precision and recall of an object, or of each class."""
-    if not spec.is_multilabel:
-        thresholds = (thresholds,)
     names = spec.class_names[-len(curves) :]
-    for class_id, (curve, name) in enumerate(zip(curves, names, strict=False)):
-        figure = precision_recall_figure(curve, name, thresholds[class_id])
+    rows = zip(curves, names, thresholds, strict=False)
+    for class_id, (curve, name, threshold) in enumerate(rows):
+        figure = precision_recall_figure(curve, name, threshold)
         end = f"_{class_id}" if spec.is_multilabel else ""
         save(figure, folder, f"precision_recall{end}", ("png",))
+
+
+def _thresholds_of(predictor, spec):
+    """Returns the threshold of the object, or of each class, `None` without."""
+    if not spec.is_multilabel:
+        return (predictor.threshold,)
+    return predictor.threshold or (None,) * spec.num_classes
 
 
 def _true_scores(predictor, scores):
@@ -266,12 +274,12 @@ def _with_curve(scores, threshold, curve=None):
     return found
 
 
-def _metrics_of_task(matrix, curves, threshold, spec):
+def _metrics_of_task(matrix, curves, thresholds, spec):
     """Returns the entries of a binary or multilabel task, ready for JSON."""
     if spec.is_multilabel:
-        return _multilabel_metrics(matrix, curves, threshold, spec)
+        return _multilabel_metrics(matrix, curves, thresholds, spec)
     if spec.task == "binary":
-        return {"binary": binary_metrics(matrix, threshold, *curves)}
+        return {"binary": binary_metrics(matrix, *thresholds, *curves)}
     return {}
 
 
@@ -287,7 +295,7 @@ def _multilabel_metrics(matrix, curves, thresholds, spec):
         _with_curve(scores, threshold, *curve)
         for scores, threshold, curve in zip(
             matrix.per_class(),
-            thresholds or [None] * count,
+            thresholds,
             [[curve] for curve in curves] or [[]] * count,
             strict=True,
         )

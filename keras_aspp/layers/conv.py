@@ -151,6 +151,11 @@ class AtrousConv2D(keras.layers.Layer):
         if self.separable:
             self.depthwise.tie_kernel(owner.depthwise)
 
+    @property
+    def is_tied(self) -> bool:
+        """True for a layer that uses the kernels of another one."""
+        return self.conv.is_tied
+
     def build(self, input_shape: Shape) -> None:
         if self.separable:
             self.depthwise.build(input_shape)

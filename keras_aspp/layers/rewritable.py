@@ -126,21 +126,25 @@ class _Tieable:
         # A function, because Keras would track a layer as part of this one.
         self._kernel_owner = lambda: owner
 
+    @property
+    def is_tied(self):
+        return self._kernel_owner is not None
+
     def add_weight(self, *args, name=None, **kwargs):
-        if name == "kernel" and self._kernel_owner is not None:
+        if name == "kernel" and self.is_tied:
             return self._kernel_owner().kernel
         return super().add_weight(*args, name=name, **kwargs)
 
     # A file contains the kernel once, with its owner.
 
     def save_own_variables(self, store):
-        if self._kernel_owner is None:
+        if not self.is_tied:
             super().save_own_variables(store)
         elif self.use_bias:
             store["bias"] = self.bias
 
     def load_own_variables(self, store):
-        if self._kernel_owner is None:
+        if not self.is_tied:
             super().load_own_variables(store)
         elif self.use_bias:
             self.bias.assign(store["bias"])

@@ -16,6 +16,7 @@ from keras_aspp.layers.background_logit import BackgroundLogit
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import producer
 from keras_aspp.utils.types import Tensor
 
 LOGITS, AUXILIARY = "logits", "auxiliary"
@@ -69,20 +70,16 @@ class AuxiliaryHead:
         self.feature, self.weight = feature, weight
         x = pick(features, feature)
         filters = max(x.shape[-1] // _REDUCTION, 1)
-        x = builder.conv(x, filters, name="auxiliary_conv")
-        x = builder.drop(x, name="auxiliary_dropout")
-        x = builder.classify(x, name="auxiliary_classifier")  # (B, h, w, K)
+        x = conv = builder.conv(x, filters, name="auxiliary_conv")
+        x = drop = builder.drop(x, name="auxiliary_dropout")
+        x = scores = builder.classify(x, name="auxiliary_classifier")
         if task == "binary":
             x = BackgroundLogit(dtype="float32", name="auxiliary_background")(x)
         x = builder.resize(
             x, stride, images, name="auxiliary_logits", dtype="float32"
         )
         self.model = keras.Model(images, {LOGITS: logits, AUXILIARY: x})
-        self.layers = [
-            layer
-            for layer in self.model.layers
-            if layer.name.startswith("auxiliary_")
-        ]
+        self.layers = [producer(made) for made in (conv, drop, scores)]
         self.metric = keras.metrics.Mean("auxiliary_loss")
         self.is_listed = True
 

@@ -76,10 +76,7 @@ class HasContext:
         if head.context == "none":
             return builder.drop(x)
         if not isinstance(head.context, str):
-            layer = _layer_of(head.context)
-            if isinstance(layer, ContextLayer):
-                layer = layer.with_rates(builder.atrous_rates, name="context")
-            return layer(x)
+            return _rebuilt(_layer_of(head.context), builder.atrous_rates)(x)
         layer_type, arguments, taken = _MODULES[head.context]
         return layer_type(
             **{
@@ -110,7 +107,7 @@ class HasContext:
         if isinstance(head.context, str):
             return super()._resolve_rates(config, head)
         layer = _layer_of(head.context)
-        own = getattr(layer, getattr(layer, "rates_argument", ""), ())
+        own = _rates_of(layer)
         if config["atrous_rates"] == "auto":
             return own
         rates = check_atrous_rates(config["atrous_rates"], allow_empty=True)
@@ -118,6 +115,11 @@ class HasContext:
             raise InputError(
                 f"The context {type(layer).__name__} has no atrous rates; "
                 "leave `atrous_rates` at 'auto'. "
+                f"Received: atrous_rates={rates}"
+            )
+        if not isinstance(layer, ContextLayer) and len(rates) > 1:
+            raise InputError(
+                f"The context {type(layer).__name__} has one atrous rate. "
                 f"Received: atrous_rates={rates}"
             )
         return rates
@@ -158,3 +160,25 @@ def _layer_type(context):
 def _layer_of(context):
     """Creates the layer of a serialized context, without weights."""
     return keras.saving.deserialize_keras_object(context)
+
+
+def _rates_of(layer):
+    """Returns the distances of a context layer, empty without any."""
+    if isinstance(layer, ContextLayer):
+        return getattr(layer, layer.rates_argument)
+    rate = getattr(layer, "atrous_rate", None)
+    return () if rate is None else (rate,)
+
+
+def _rebuilt(layer, rates):
+    """Copies a layer, without weights, with the rates and the name here.
+
+    An automatic name would differ between two models of one process, whose
+    weights are then not found.
+    """
+    if isinstance(layer, ContextLayer):
+        return layer.with_rates(rates, name="context")
+    config = {**layer.get_config(), "name": "context"}
+    if rates:
+        (config["atrous_rate"],) = rates
+    return type(layer).from_config(config)

@@ -41,7 +41,9 @@ class DeepLabV3(HasContext, Segmenter):
             an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
             rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
             dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
-            Keras layer, of which an untrained copy is used as configured.
+            Keras layer, of which an untrained copy is used as configured,
+            batch norm included; `atrous_rates` are those of a `ContextLayer`,
+            or the one `atrous_rate` that a layer has.
             `atrous_rates` are the strides of the pools where the module has
             pools instead of rates; `separable` and `image_pooling` apply
             where the module has such parts. Defaults to `"aspp"`.

@@ -131,12 +131,20 @@ def _is_linear(layer):
 
 
 def _has_batch_norm(layer):
-    """Returns True for a layer of `keras_aspp.layers` with batch norm."""
-    return bool(_blocks(layer)) and layer.get_config()["batch_norm"] in (
+    """Returns True for a layer of `keras_aspp.layers` with batch norm.
+
+    Its argument `batch_norm` leaves batch norm out of a copy, and `shared`
+    gives each rate of the copy a kernel; other layers stay as they are.
+    """
+    blocks = _blocks(layer)
+    if not blocks or layer.get_config().get("batch_norm") not in (
         True,
         "freeze",
         "sync",
-    )
+    ):
+        return False
+    tied = any(block.is_tied for block in blocks)
+    return not tied or getattr(layer, "shared", False)
 
 
 def _blocks(layer):

@@ -14,7 +14,9 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
 
     The backbone's strides are traded for dilation, and the rates of the head
     are rescaled to reach as many pixels as before. Weights are copied exactly,
-    so converting back restores the same logits.
+    so converting back restores the same logits. Of a `context` layer of one's
+    own, only the rates of a `ContextLayer` and one `atrous_rate` are rescaled;
+    other distances in cells, e.g. Keras' `dilation_rate`, stay.
 
     Upsampling at half-pixel centers puts cell i of stride s at pixel
     i * s + (s - 1) / 2, and the head was trained with these positions. The

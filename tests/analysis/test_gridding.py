@@ -116,6 +116,10 @@ def test_bad_rates(rates):
 def test_kernels_of_different_sizes():
     found = gridding((2, 1), kernel_size=(3, 5))
     assert found.paths.tolist() == [1, 1, 2, 2, 3, 2, 2, 1, 1]
+    # Each suggested rate is that of its kernel.
+    found = gridding((6, 2), kernel_size=(3, 5))
+    assert found.suggestion == (5, 1)
+    assert gridding(found.suggestion, (3, 5)).unseen == 0
     with pytest.raises(ValueError, match="shorter"):
         gridding((2, 1), kernel_size=(3,))
 

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import tensorflow as tf
+from multilabel_folder import make_folder
 from PIL import Image
 from tiny_run import write_folder
 
@@ -144,3 +145,24 @@ def test_figures_of_a_split_without_valid_pixels(source, tmp_path):
     assert found["mean_iou"] is None
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["confidence.png", "confusion_matrix.png"]
+
+
+def test_figures_of_classes_of_a_predictor_without_thresholds(tmp_path):
+    class Overlapping(Guesser):
+        num_classes, image_size, is_multilabel = 2, None, True
+
+        def predict_batch(self, images):
+            return np.ones((*images.shape[:3], 2), "int32")
+
+        def score_batch(self, images):
+            return np.full((*images.shape[:3], 2), 2.0)
+
+        def to_probabilities(self, scores):
+            return 1 / (1 + np.exp(-scores))
+
+    source = FolderSource(make_folder(tmp_path / "data", splits=("val",)))
+    found = evaluate(Overlapping(), source, "val", figures=tmp_path / "out")
+    rows = found["multilabel"]["per_class"]
+    assert [row["threshold"] for row in rows.values()] == [None, None]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"precision_recall_0.png", "precision_recall_1.png"}

@@ -71,7 +71,7 @@ def np_cross_entropy(logits, labels):
 
 def np_head(model, feature, stride):
     """The auxiliary logits, computed from the feature map."""
-    conv, _, classifier, _ = model._auxiliary.layers
+    conv, _, classifier = model._auxiliary.layers
     x = np_dilated_conv(feature, npy(conv.conv.kernel))
     x = relu(np_batch_norm(x, conv.norm))
     x = x @ npy(classifier.kernel)[0, 0] + npy(classifier.bias)

@@ -15,6 +15,7 @@ from keras_aspp.layers import (
     ASPP,
     DAPPM,
     AtrousCascade,
+    AtrousConv2D,
     DenseASPP,
     DensePredictionCell,
 )
@@ -155,10 +156,28 @@ def test_a_pyramid_of_another_output_size(build):
 
 def test_a_layer_of_keras(build):
     model = build(keras.layers.Conv2D(7, 3, padding="same", name="own"))
-    assert model.get_layer("own").kernel.shape == (3, 3, 24, 7)
+    assert model.get_layer("context").kernel.shape == (3, 3, 24, 7)
     assert model.atrous_rates == ()
     with pytest.raises(ValueError, match=r"Conv2D has no atrous rates"):
         build(keras.layers.Conv2D(7, 3), atrous_rates=(1, 2))
+
+
+def test_a_layer_of_one_rate(build, tmp_path):
+    mine = AtrousConv2D(7, atrous_rate=(2, 3))
+    model = build(mine)
+    assert model.atrous_rates == ((2, 3),)
+    dense = ka.models.with_output_stride(model, 8)
+    assert dense.get_layer("context").atrous_rate == (4, 6)
+    back = ka.models.with_output_stride(dense, 16)
+    x = sample((1, 65, 97, 3))
+    np.testing.assert_array_equal(npy(back(x)), npy(model(x)))
+    # Its weights are found in another model of the same process.
+    model.save(tmp_path / "model.keras")
+    again = randomize(build(AtrousConv2D(7, atrous_rate=(2, 3))), seed=1)
+    again.load_weights(tmp_path / "model.keras")
+    np.testing.assert_array_equal(npy(again(x)), npy(model(x)))
+    with pytest.raises(ValueError, match=r"AtrousConv2D has one atrous rate"):
+        build(mine, atrous_rates=(1, 2))
 
 
 def test_without_a_module(build):

@@ -103,6 +103,41 @@ def test_what_cannot_be_folded_stays():
     assert sorted(folded.output) == ["after", "before"]
 
 
+@keras.saving.register_keras_serializable("test_fold")
+class Plain(keras.layers.Layer):
+    """A layer of one's own, whose configuration has no batch norm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.AtrousConv2D(4, name="inner")
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+
+    def call(self, inputs, training=None):
+        return self.inner(inputs, training=training)
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Tied(layers.ASPP):
+    """Two rates of one kernel, which no argument gives each rate."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _, first, second, *_ = self.branches
+        second.tie_kernels(first)
+
+
+@pytest.mark.parametrize(
+    "layer, left", [(Plain(), 1), (Tied(4, (1, 2)), 5)], ids=["plain", "tied"]
+)
+def test_a_layer_of_ones_own_that_cannot_be_folded_stays(layer, left):
+    model = build(layer)
+    folded = models.fold_batch_norm(model)
+    assert len(scales(folded)) == left
+    assert_same(model, folded, (9, 11))
+
+
 def test_the_model_is_left_as_it_is():
     model = randomize(models.DeepLabV3(4, backbone_weights=None))
     before = [npy(w) for w in model.weights]

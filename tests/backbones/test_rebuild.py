@@ -1,0 +1,42 @@
+"""Rebuilt models: what holds for batch norm within a layer, too."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import npy, randomize, sample, tensorflow_only
+
+from keras_aspp.backbones.rebuild import configure, synchronize
+from keras_aspp.layers import AtrousConv2D, DilatedReparamBlock
+
+
+@pytest.fixture
+def model():
+    x = inputs = keras.Input((None, None, 3))
+    x = DilatedReparamBlock(5, name="block")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = AtrousConv2D(4, batch_norm="freeze", name="frozen")(x)
+    return randomize(keras.Model(inputs, x))
+
+
+def assert_same(model, copy):
+    x = sample((1, 9, 11, 3))
+    np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+
+
+@tensorflow_only
+def test_batch_norm_within_a_layer_is_synchronized(model):
+    copy = synchronize(model)
+    norms = [copy.get_layer("norm"), *copy.get_layer("block").norms]
+    assert [norm.synchronized for norm in norms] == [True] * 4
+    frozen = copy.get_layer("frozen").norm
+    assert frozen.frozen and not frozen.synchronized
+    assert_same(model, copy)
+
+
+def test_batch_norm_within_a_layer_has_the_momentum(model):
+    copy = configure(model, batch_norm_momentum=0.7)
+    norms = [copy.get_layer("norm"), *copy.get_layer("block").norms]
+    norms.append(copy.get_layer("frozen").norm)
+    assert [norm.momentum for norm in norms] == [0.7] * 5
+    assert {norm.epsilon for norm in norms} == {1e-3}
+    assert_same(model, copy)
