@@ -102,8 +102,9 @@ def evaluate(
     ):
         if calibration or curves:
             scores = predictor.score_batch(images.numpy())
-            masks = thresholds if spec.is_multilabel else None
-            predicted = decide(scores, masks)
+            predicted = decide(
+                scores, thresholds if spec.is_multilabel else None
+            )
             if calibration:
                 confidence.update(labels, _true_scores(predictor, scores))
             if curves:
