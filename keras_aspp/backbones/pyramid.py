@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
 
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import graph_of
+from keras_aspp.utils.keras_graph import graph_of, sublayers
 from keras_aspp.utils.types import Tensor
 
 # Pixels of the image on which strides are measured: any stride divides them.
@@ -93,14 +94,22 @@ class StatedPyramid(keras.layers.Layer):
 
     Args:
         backbone: functional `keras.Model` with a pyramid.
-        **kwargs: forwarded to `keras.layers.Layer` (`name`, `dtype`, ...).
+        **kwargs: forwarded to `keras.layers.Layer`: `name`, and `dtype`, by
+            default that of the backbone, which must have it.
 
     Output shape:
         dict: nominal stride -> `(batch_size, height, width, channels)`.
     """
 
     def __init__(self, backbone: keras.Model, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        own = _policy_of(backbone)
+        super().__init__(**{"dtype": own, **kwargs})
+        if self.dtype_policy.name != own.name:
+            raise InputError(
+                f"The backbone {type(backbone).__name__} cannot be copied to "
+                "another dtype; create it with this one. Received: dtype="
+                f"{self.dtype_policy.name!r}, a backbone of {own.name!r}"
+            )
         self.backbone = backbone
         self._features = keras.Model(backbone.input, pyramid_of(backbone))
         self.built = True
@@ -116,8 +125,42 @@ class StatedPyramid(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StatedPyramid:
-        backbone = keras.saving.deserialize_keras_object(config["backbone"])
+        inner = config["backbone"]
+        policy = keras.dtype_policies.get(config["dtype"])
+        if "dtype" in inner["config"]:
+            # A copy may be of another dtype.
+            arguments = {**inner["config"], "dtype": policy.name}
+            inner = {**inner, "config": arguments}
+        with _global_policy(policy):
+            backbone = keras.saving.deserialize_keras_object(inner)
         return cls(**{**config, "backbone": backbone})
+
+
+@contextlib.contextmanager
+def _global_policy(policy):
+    """Gives layers that are created within a policy.
+
+    keras-hub's MiT does not pass its `dtype` on to its layers.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _policy_of(model):
+    """Returns the dtype policy of a model's layers.
+
+    That of a functional model itself is the global one.
+    """
+    layers = (
+        layer
+        for layer in sublayers(model)
+        if layer.weights and not isinstance(layer, keras.Model)
+    )
+    return next(layers, model).dtype_policy
 
 
 def as_it_is(model: keras.Model) -> keras.Model:
@@ -133,7 +176,10 @@ def as_it_is(model: keras.Model) -> keras.Model:
     """
     stated = _stated(model)
     source = stated.backbone if stated else model
-    copy = type(source).from_config(source.get_config())
+    config = source.get_config()
+    policy = keras.dtype_policies.get(config.get("dtype") or _policy_of(source))
+    with _global_policy(policy):
+        copy = type(source).from_config(config)
     copy.set_weights(source.get_weights())
     image = keras.Input(graph_of(model).inputs[0].shape[1:], name="image")
     features = StatedPyramid(copy, name="pyramid")(image)

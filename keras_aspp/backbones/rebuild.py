@@ -140,6 +140,8 @@ def _configured(layer, changes):
     layer_type = OURS.get(type(layer), type(layer))
     try:
         return layer_type.from_config({**layer.get_config(), **changes})
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "

@@ -12,9 +12,15 @@ from model_tester import run_tflite, write_logits
 import keras_aspp as ka
 from keras_aspp.analysis.report import report
 from keras_aspp.backbones import with_output_stride
-from keras_aspp.backbones.pyramid import pyramid_of, stated_strides
+from keras_aspp.backbones.pyramid import (
+    as_it_is,
+    pyramid_of,
+    stated_strides,
+)
+from keras_aspp.backbones.rebuild import configure
 from keras_aspp.layers.lowering import export_form
 from keras_aspp.models.features import as_features, coarsest
+from keras_aspp.models.precision import compute_dtypes, with_dtype
 
 SIZE = (64, 96)
 SQUARE = (64, 64)  # of keras-hub's and keras-cv's MiT
@@ -151,6 +157,49 @@ def test_attention_backbone_is_refused_at_another_stride_by_name(mit):
         3, backbone=mit, output_stride=32, atrous_rates=(1,)
     )
     assert model(sample((1, *SQUARE, 3))).shape == (1, *SQUARE, 3)
+
+
+def test_attention_backbone_is_copied_to_another_dtype(mit):
+    half = from_hub("MiTBackbone", {**MIT, "dtype": "mixed_float16"})
+    half.set_weights(mit.get_weights())
+    model = ka.models.DAFormer(3, half, dtype="mixed_float16", **HEAD)
+    assert compute_dtypes(model.backbone) == {"float16"}
+    copy = with_dtype(model, "float32")
+    assert compute_dtypes(copy) == {"float32"}
+    x = sample((1, *SQUARE, 3))
+    expected = as_features(mit, 32)(x)
+    for key, y in copy.backbone(x).items():
+        np.testing.assert_allclose(npy(y), npy(expected[key]), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("test_pyramid")
+class Closed(keras.Model):
+    """A backbone that takes no dtype."""
+
+    def __init__(self, name=None):
+        image = keras.Input((*SQUARE, 3))
+        x = keras.layers.Conv2D(4, 3, 2, "same", dtype="float32")(image)
+        super().__init__(image, x, name=name)
+        self.pyramid_outputs = {"P1": x}
+
+    def get_config(self):
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_the_dtype_is_that_of_the_backbone_whatever_the_global_one_is():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = as_it_is(Closed())
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.get_layer("pyramid").compute_dtype == "float32"
+    with pytest.raises(ValueError, match="Closed cannot be copied to another"):
+        configure(model, dtype="mixed_bfloat16")
 
 
 @tensorflow_only
