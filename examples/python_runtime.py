@@ -22,6 +22,11 @@ from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
 from PIL import Image, ImageOps
 
+OVERLAP = (
+    "{} answers with masks that may overlap, of which this example makes no "
+    "label map; use keras_aspp.Predictor"
+)
+
 
 def segment(model, image, accelerator="CPU", threads=None):
     """Returns the label map of an image, at its own size.
@@ -60,6 +65,8 @@ def segment(model, image, accelerator="CPU", threads=None):
             f"{model} takes images of any size or returns logits; use another "
             "artefact of the export"
         )
+    if name == "labels" and len(outputs[name]["shape"]) == 4:
+        raise SystemExit(OVERLAP.format(model))
     pixels = np.asarray(
         image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     )
@@ -96,9 +103,11 @@ def main(arguments=None):
     )
     parser.add_argument("--output", type=Path, help="labels as a palette PNG")
     flags = parser.parse_args(arguments)
+    manifest = json.loads((flags.model.parent / "manifest.json").read_text())
+    if manifest.get("task") == "multilabel":
+        raise SystemExit(OVERLAP.format(flags.model))
     image = ImageOps.exif_transpose(Image.open(flags.image))
     labels = segment(flags.model, image, flags.accelerator)
-    manifest = json.loads((flags.model.parent / "manifest.json").read_text())
     for class_id, name in enumerate(manifest["class_names"]):
         share = np.mean(labels == class_id)
         if share:

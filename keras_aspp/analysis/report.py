@@ -51,8 +51,9 @@ def report_of(traced: Trace) -> dict[str, Any]:
     atrous = _atrous(traced, fields)
     stacks = _stacks(traced, maps, stages)
     model = traced.model
-    strides = (stage["stride"] for stage in stages)
-    coarsest = max(filter(None, strides), default=None)
+    coarsest = max(
+        (stage["stride"] for stage in stages if stage["stride"]), default=None
+    )
     return {
         "name": model.name,
         "kind": type(model).__name__,
@@ -96,20 +97,32 @@ class _Maps:
         """A nested model that takes the image down to the last stride."""
         if not step.opened or not isinstance(step.operation, keras.Model):
             return False
-        if step.operation is getattr(self.traced.model, "backbone", None):
-            return True  # also where attention leaves no stride to compare
         before = self.field_of[id(step.inputs[0])]
-        strides = [self._stride(tensor) for tensor in step.outputs]
+        strides = [
+            self._stride(tensor) or self._stride_by_size(tensor)
+            for tensor in step.outputs
+        ]
         coarsest = max(
             self._stride(leaf.outputs[0]) for leaf in self.traced.leaves
         )
         # The image, or a magnified one.
         whole = before.size == (1, 1) or max(before.stride or (1,)) < 1
-        return whole and 1 < max(strides) == coarsest
+        return whole and max(strides) > 1 and max(strides) >= coarsest
 
     def _stride(self, tensor):
         """Pixels per cell, 0 for tensors that are not maps."""
         return max(self.field_of[id(tensor)].stride or (0,))
+
+    def _stride_by_size(self, tensor):
+        """Pixels per cell behind layers that see everything, 0 of no map."""
+        if len(tensor.shape) != 4 or None in tensor.shape[1:3]:
+            return 0
+        return max(
+            -(-pixels // cells)
+            for pixels, cells in zip(
+                self.traced.image_size, tensor.shape[1:3], strict=True
+            )
+        )
 
     def stages(self):
         """One row for each feature map that the backbone, or all, gives."""

@@ -70,7 +70,7 @@ def run(arguments):
     if not 0 <= flags.port <= 65535:
         parser.error(f"--port must be in 0..65535. Received: {flags.port}")
     with local_export(flags.model) as folder:
-        check_export(folder)
+        check_export(folder, flags.model)
         server = make_server(folder, modules(), flags.port)
         host, port = server.server_address[:2]
         print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
@@ -100,19 +100,28 @@ def local_export(path):
         yield Path(copy)
 
 
-def check_export(folder):
-    """Raises `FileNotFoundError` if a folder has no model for the page."""
+def check_export(folder, received):
+    """Raises if a folder has no model for the page.
+
+    Args:
+        folder: `pathlib.Path`.
+        received: str, what the user gave, for messages.
+
+    Raises:
+        FileNotFoundError: it is no export.
+        ValueError: the page does not show what the model predicts.
+    """
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
     ):
         raise InputNotFoundError(
             "The model must be an exported folder, with manifest.json and a "
-            f".tflite (`keras-aspp export`). Received: {str(folder)!r}"
+            f".tflite (`keras-aspp export`). Received: {received!r}"
         )
     if read_manifest(folder / "manifest.json").get("task") == "multilabel":
         raise InputError(
             "The page shows one class for each pixel, and no masks that may "
-            f"overlap. Received: {str(folder)!r}"
+            f"overlap. Received: {received!r}"
         )
 
 

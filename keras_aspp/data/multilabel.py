@@ -6,6 +6,8 @@ Shape legend: H x W pixels, K classes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,7 +89,10 @@ def read_stored_masks(
             tuple(
                 (
                     f"{masks} (mask {class_id + 1}, {name})",
-                    StoredMask(values[..., class_id], valid=valid),
+                    StoredMask(
+                        values[..., class_id],
+                        valid=valid if valid is None else valid[..., class_id],
+                    ),
                 )
                 for class_id, name in enumerate(spec.class_names)
             )
@@ -126,6 +131,33 @@ def read_pair(
     return bands.values, labels
 
 
+def mask_folders(spec: DatasetSpec) -> list[str]:
+    """Returns a name for the folder of the masks of each class.
+
+    It is the name of the class, without what paths give a meaning: names come
+    with a model. Names that differ only in case differ by a number, too: some
+    disks hold them for one.
+    """
+    safe = [
+        re.sub(r'[\\/:*?"<>|]', "_", name).strip(". ")
+        for name in spec.class_names
+    ]
+    found, taken = {}, {""}
+    # A name that is a folder's already is not given to another class.
+    for class_id, name in sorted(
+        enumerate(safe), key=lambda pair: pair[1] != spec.class_names[pair[0]]
+    ):
+        numbers = itertools.count(class_id)
+        unique = name
+        while unique.casefold() in taken or (
+            unique != spec.class_names[class_id] and unique in spec.class_names
+        ):
+            unique = f"{name}_{next(numbers)}"
+        taken.add(unique.casefold())
+        found[class_id] = unique
+    return [found[class_id] for class_id in range(len(safe))]
+
+
 def find_class_masks(
     folders: Sequence[Path],
     spec: DatasetSpec,
@@ -134,7 +166,7 @@ def find_class_masks(
     """Finds the masks in a folder for each class.
 
     Args:
-        folders: folders named by classes.
+        folders: folders named by classes, or as `mask_folders` has it.
         spec: `DatasetSpec`.
         listed: function that lists the files of a folder.
 
@@ -143,14 +175,16 @@ def find_class_masks(
         `None`; one line for each file or folder that does not fit.
     """
     messages, found = [], {}
+    ids = {name: i for i, name in enumerate(mask_folders(spec))}
+    ids.update((name, i) for i, name in enumerate(spec.class_names))
     for folder in folders:
-        if folder.name not in spec.class_names:
+        if folder.name not in ids:
             messages.append(
                 "Masks of no class: the folder must be named as one of "
                 f"`class_names` in dataset.json. Folder: {folder}"
             )
             continue
-        class_id = spec.class_names.index(folder.name)
+        class_id = ids[folder.name]
         for path in listed(folder):
             if path.suffix.lower() not in ONE_MASK:
                 messages.append(
@@ -168,7 +202,7 @@ def find_class_masks(
 
 
 def _read_all(path, spec):
-    """Returns `(uint8 [H, W, K], bool [H, W] or None)` of one file."""
+    """Returns `(uint8, bool or None)`, both `[H, W, K]`, of one file."""
     valid = None
     if tiff.is_tiff(path):
         values, valid = tiff.read_pages(

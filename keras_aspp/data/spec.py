@@ -44,7 +44,7 @@ class DatasetSpec:
     Args:
         class_names: one name per label value, background included; at least
             two. For a binary task, the object's name alone is enough; for
-            `"multilabel"`, one name per mask, and no background.
+            `"multilabel"`, one name per mask, at least one, and no background.
         ignore_label: label value that counts for nothing, in 0..255. Defaults
             to 255.
         colormap: one `(red, green, blue)` per class, or `None`. It also says

@@ -20,6 +20,9 @@ from keras_aspp.utils.types import PathLike
 SUFFIXES = (".tif", ".tiff")
 # Decoded size of a file, and of one of its tiles or strips.
 MAX_BYTES = 2**31
+# Pages that are looked at for each mask: its overviews, and their masks, are
+# pages, too.
+_MAX_PAGES = 64
 _JPEG = 7
 # Bounded by the size of the tile, JPEG by `_check_jpeg`; each further decoder
 # can be attacked. The values are those of TIFF's tag `Compression`.
@@ -96,24 +99,10 @@ def read_tiff(
         ValueError: unreadable or too large, or the extra `tiff` is missing.
     """
     with _opened(source, path) as (file, page):
-        _check_size(page, path, max_pixels, lossless)
-        _check_pages(file, path)
-        if page.compression == _JPEG:
-            _check_jpeg(file.filehandle, page, path)
-        values = _pixels_of(page, path)
-        if page.axes == "SYX":
-            values = np.moveaxis(values, 0, -1)
-        elif page.axes == "YX":
-            values = values[..., None]
-        elif page.axes != "YXS":
-            raise InputError(
-                "A TIFF must hold one image of rows, columns and bands. "
-                f"File: {path} (axes {page.axes})"
-            )
+        values = _bands_of(file, page, path, max_pixels, lossless)
         extra = page.tags.get(_EXTRA_SAMPLES)
         extra = np.atleast_1d(extra.value).tolist() if extra else []
-        tag = page.tags.get(_GDAL_NODATA)
-        values, valid = without_gaps(values, tag and _number(tag.value))
+        values, valid = without_gaps(values, _nodata(page))
         return Bands(values, valid, bool(extra) and extra[-1] in _ALPHA)
 
 
@@ -129,16 +118,22 @@ def read_pages(
         count: int > 0, pages or bands that the file must have.
 
     Returns:
-        `(values [H, W, count], valid)`; see `Bands`.
+        `(values [H, W, count], valid)`: `valid` is bool `[H, W, count]`,
+        False where a page or band has no data, or `None`.
 
     Raises:
         ValueError: as `read_tiff`, or another number of pages or bands.
     """
     with _opened(source, path) as (file, first):
         try:
-            pages = list(itertools.islice(file.pages, count + 1))
             # Overviews and masks of a page follow it.
-            pages = [page for page in pages if not page.subfiletype & 5]
+            most = _MAX_PAGES * (count + 1)
+            pages = (
+                page
+                for page in itertools.islice(file.pages, most)
+                if not page.subfiletype & 5
+            )
+            pages = list(itertools.islice(pages, count + 1))
         except Exception as error:
             raise InputError(
                 f"Unreadable or truncated image. File: {path} "
@@ -159,11 +154,43 @@ def read_pages(
                 raise InputError(
                     f"Images must take at most {MAX_BYTES} bytes. File: {path}"
                 )
-            return np.stack(
-                [_pixels_of(page, path) for page in pages], -1
-            ), None
-    bands = read_tiff(source, path, max_pixels, lossless=True)
-    return bands.values, bands.valid
+            parts = [
+                without_gaps(_pixels_of(page, path)[..., None], _nodata(page))
+                for page in pages
+            ]
+        else:
+            values = _bands_of(file, first, path, max_pixels, lossless=True)
+            nodata = _nodata(first)
+            parts = [
+                without_gaps(band[..., None], nodata)
+                for band in np.moveaxis(values, -1, 0)
+            ]
+    values = np.concatenate([part for part, _ in parts], -1)
+    if all(valid is None for _, valid in parts):
+        return values, None
+    everywhere = np.ones(values.shape[:2], bool)
+    return values, np.stack(
+        [everywhere if valid is None else valid for _, valid in parts], -1
+    )
+
+
+def _bands_of(file, page, path, max_pixels, lossless):
+    """Decodes the only image of a file: `[H, W, C]`."""
+    _check_size(page, path, max_pixels, lossless)
+    _check_pages(file, path)
+    if page.compression == _JPEG:
+        _check_jpeg(file.filehandle, page, path)
+    values = _pixels_of(page, path)
+    if page.axes == "SYX":
+        return np.moveaxis(values, 0, -1)
+    if page.axes == "YX":
+        return values[..., None]
+    if page.axes != "YXS":
+        raise InputError(
+            "A TIFF must hold one image of rows, columns and bands. "
+            f"File: {path} (axes {page.axes})"
+        )
+    return values
 
 
 def _pixels_of(page, path):
@@ -357,8 +384,10 @@ def _check_size(page, path, max_pixels, lossless):
         )
 
 
-def _number(text):
+def _nodata(page):
+    """Returns the value that GDAL's tag declares as no data, or `None`."""
+    tag = page.tags.get(_GDAL_NODATA)
     try:
-        return float(str(text).strip("\0 "))
+        return tag and float(str(tag.value).strip("\0 "))
     except ValueError:
         return None

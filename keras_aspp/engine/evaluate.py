@@ -154,8 +154,8 @@ def evaluate(
 def _check_request(predictor, calibration, worst):
     if calibration and not predictor.has_scores:
         raise InputError(
-            "Only a .keras model has scores (and model_logits.tflite), which "
-            "calibration needs. "
+            "Only a .keras model has scores (and model_logits.tflite and "
+            "model_gpu.tflite), which calibration needs. "
             f"Received: {predictor.path}"
         )
     if worst is not None and not 1 <= worst <= MAX_WORST:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# The first words of what a model does, for semantic and multilabel ones.
+LEADS = ("Labels every pixel with", "Writes a mask of 0 and 1 for")
 # Fields of a card that are not measured.
 ABOUT = (
     "dataset",
@@ -70,11 +72,8 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
 def _what(count, task):
     """Says what the labels of a model are."""
     if task == "multilabel":
-        return (
-            f"Writes a mask of 0 and 1 for each of {count} classes, which may "
-            "overlap"
-        )
-    return f"Labels every pixel with one of {count} classes"
+        return f"{LEADS[1]} each of {count} classes, which may overlap"
+    return f"{LEADS[0]} one of {count} classes"
 
 
 def card_of_run(

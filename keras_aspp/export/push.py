@@ -7,6 +7,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from keras_aspp.config.load import load_config
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.export.card import card_of_run
+from keras_aspp.export.card import LEADS, card_of_run
 from keras_aspp.utils.exceptions import (
     InputError,
     InputNotFoundError,
@@ -34,6 +35,8 @@ from keras_aspp.utils.text import read_json, read_manifest, read_text
 from keras_aspp.utils.types import PathLike
 
 README = "README.md"
+# The folder of a workdir with the state of its training.
+_CHECKPOINTS = "checkpoints"
 # The names by which the Hub knows common licenses.
 _LICENSES = re.compile(
     r"apache-2\.0|mit|bsd(-[23]-clause)?|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?"
@@ -42,7 +45,8 @@ _LICENSES = re.compile(
 )
 # The preview of a card of ours and the note below it.
 _PREVIEW = re.compile(
-    r"!\[[^\]]*\]\(preview\.png\)\n\n(?:(?!Labels every pixel).+\n\n)?"
+    r"!\[[^\]]*\]\(preview\.png\)\n\n"
+    rf"(?:(?!{'|'.join(LEADS)}).+\n\n)?"
 )
 _log = logging.getLogger(__name__)
 
@@ -74,7 +78,8 @@ def push_model(
             private.
         message: str, of the commit, or `None` for a default.
         include: patterns of further files of the folder to send, such as
-            `"preview.png"`, `"config.yaml"` or `"logs/*"`.
+            `"preview.png"`, `"config.yaml"` or `"logs/*"`. Wildcards do not
+            stand for a first dot, nor for the folder of checkpoints.
         dry_run: bool. Log what would be sent, and send nothing.
 
     Returns:
@@ -117,27 +122,47 @@ def push_model(
 
 def _collect(folder, where, include):
     """Returns the contents to send, bytes or a path, by their names."""
-    names = _names_of_model(folder)
+    paths = [
+        path
+        for name in _names_of_model(folder)
+        for path in files_of(folder / name)
+    ]
     for pattern in include:
         pattern = pattern.rstrip("/")
         found = sorted(folder.glob(pattern)) if is_within(pattern) else []
+        found = [
+            path
+            for top in found
+            for path in files_of(top)
+            if _is_meant(path.relative_to(folder).parts, pattern.split("/"))
+        ]
         if not found:
             raise InputNotFoundError(
-                "Files to include must match a pattern within the folder. "
+                "Files to include must match a pattern within the folder "
+                "(which names hidden files and checkpoints, if these are "
+                "meant). "
                 f"Received: {pattern!r} in {str(folder)!r}"
             )
-        names += [path.relative_to(folder).as_posix() for path in found]
+        paths += found
     files = {}
-    for name in names:
-        for path in files_of(folder / name):
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise InputError(
-                    "Only files within the folder are sent. Received: "
-                    f"{str(path)!r}, which leads to {path.resolve()}"
-                )
-            files[path.relative_to(folder).as_posix()] = path
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                "Only files within the folder are sent. Received: "
+                f"{str(path)!r}, which leads to {path.resolve()}"
+            )
+        files[path.relative_to(folder).as_posix()] = path
     card = _card(folder, where, "preview.png" in files)
     return {**files, README: card.encode()}
+
+
+def _is_meant(parts, pattern):
+    """Returns False for hidden files and checkpoints met by a wildcard."""
+    return all(
+        any(word[:1] == part[0] and fnmatch(part, word) for word in pattern)
+        for part in parts
+        if part.startswith(".") or part == _CHECKPOINTS
+    )
 
 
 def _names_of_model(folder):

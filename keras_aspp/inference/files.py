@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from keras_aspp.annotations.writer import (
     write_labelme,
 )
 from keras_aspp.data.decode import read_fitting
-from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.multilabel import mask_folders
 from keras_aspp.data.tiff import Bands
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
@@ -267,21 +266,6 @@ def _write_masks(folder, stem, labels, spec):
         (folder / name).mkdir(parents=True, exist_ok=True)
         mask = np.where(labels[..., class_id] == 1, 255, 0).astype("uint8")
         _save(mask, folder / name / f"{stem}.png")
-
-
-def mask_folders(spec: DatasetSpec) -> list[str]:
-    """Returns a name for the folder of the masks of each class.
-
-    It is the name of the class, without what paths give a meaning: names come
-    with a model.
-    """
-    found = []
-    for class_id, name in enumerate(spec.class_names):
-        safe = re.sub(r'[\\/:*?"<>|]', "_", name).strip(". ")
-        if not safe or safe in found:
-            safe = f"{safe}_{class_id}"
-        found.append(safe)
-    return found
 
 
 def _save(image, path):

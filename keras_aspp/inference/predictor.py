@@ -219,8 +219,8 @@ class Predictor:
         if return_scores:
             if not self.has_scores:
                 raise InputError(
-                    "Only a .keras model has scores (and model_logits.tflite, "
-                    "at its own size). "
+                    "Only a .keras model has scores (and model_logits.tflite "
+                    "and model_gpu.tflite, at their own size). "
                     f"Received: return_scores=True, {self.path}"
                 )
             scores = self.score_batch(image[None])
@@ -232,7 +232,7 @@ class Predictor:
             self._require("probabilities", "return_probabilities=True")
             wanted.append("probabilities")
         if return_scores:
-            names = {*wanted, *self._for_labels()} - {"scores"}
+            names = {*wanted, *self._for_labels()}
             found = from_scores(scores, sorted(names), self.threshold)
             found = self._finished(found)
             found = {name: values[0] for name, values in found.items()}
@@ -267,7 +267,8 @@ class Predictor:
         """Computes logits float32 `[B, H, W, K]` of images `[B, H, W, C]`.
 
         With `scales` or `flip`, the logarithm of the mean probability. Needs
-        a `.keras` model, or `model_logits.tflite` and images of its size.
+        a `.keras` model, or `model_logits.tflite` or `model_gpu.tflite` and
+        images of its size.
 
         Raises:
             ValueError: `images` is not such an array, or is empty.

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_aspp.data.resize import resize_image
 from keras_aspp.inference import serving
 from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
@@ -379,7 +378,7 @@ class LiteRTRuntime(Runtime):
             if not fits:
                 raise InputError("no feature cell is left of it")
         if self._of_gpu:
-            image = (image / 127.5 - 1).astype("float32")
+            image = serving.to_unit_pixels(image)
         self._interpreter.set_tensor(index, image)
         self._interpreter.invoke()
         found = {
@@ -387,8 +386,9 @@ class LiteRTRuntime(Runtime):
             for name, i in self._indices.items()
         }
         if self._of_gpu:
-            scores = found.pop(serving.COARSE)[0]
-            found["logits"] = resize_image(scores, image.shape[1:3])[None]
+            one = {name: values[0] for name, values in found.items()}
+            one = serving.full_scores(one, image.shape[1:3])
+            found = {name: values[None] for name, values in one.items()}
         return found
 
 

@@ -13,11 +13,12 @@ import tensorflow as tf
 from keras import ops
 
 from keras_aspp.data.decode import MAX_SCANS, SCAN_STARTS
+from keras_aspp.data.resize import resize_image
 from keras_aspp.layers.background_logit import BackgroundLogit, logit
 from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.lowering import convolve
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import Tensor
+from keras_aspp.utils.types import Size, Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
 MAX_SERVED_PIXELS = 2**24
@@ -206,8 +207,13 @@ def score_coarsely(model: keras.Model, inputs: Tensor) -> Tensor:
     return before(inputs, training=False)
 
 
+def to_unit_pixels(image: np.ndarray) -> np.ndarray:
+    """Maps pixels 0..255 to [-1, 1], float32, as many apps do."""
+    return (image / 127.5 - 1).astype("float32")
+
+
 def from_unit_pixels(preprocess: Preprocess, image: Tensor) -> Tensor:
-    """Converts an RGB image whose pixels are in [-1, 1], as many apps do.
+    """Converts an RGB image that `to_unit_pixels` returns.
 
     One convolution, since GPUs of phones take no reversal of channels.
 
@@ -215,14 +221,31 @@ def from_unit_pixels(preprocess: Preprocess, image: Tensor) -> Tensor:
         preprocess: `Preprocess` of the model.
         image: float32 `[B, H, W, 3]`.
     """
+    low, high = map(np.asarray, preprocess.input_range or (0.0, 255.0))
     unit = dataclasses.replace(
-        preprocess, input_dtype="float32", input_range=(-1.0, 1.0)
+        preprocess,
+        input_dtype="float32",
+        input_range=(low / 127.5 - 1, high / 127.5 - 1),
     )
     matrix, shift = unit.affine(3)
     if np.allclose(matrix, np.eye(3)) and np.allclose(shift, 0):
         return image
     kernel = ops.convert_to_tensor(matrix[None, None])
     return convolve(image, kernel, (1, 1), "valid", (1, 1)) + shift
+
+
+def full_scores(
+    found: dict[str, np.ndarray], size: Size
+) -> dict[str, np.ndarray]:
+    """Replaces the scores of cells by those of pixels, as an app resizes them.
+
+    Args:
+        found: outputs of an image, name -> array.
+        size: `(height, width)` of the image.
+    """
+    if COARSE not in found:
+        return found
+    return {"logits": resize_image(found[COARSE], size)}
 
 
 def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:

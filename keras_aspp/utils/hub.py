@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import json
 import logging
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from keras_aspp.utils import extras
 from keras_aspp.utils.errors import first_line
@@ -33,6 +35,8 @@ _SAVED_MODEL = "saved_model.pb"
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 # `pathlib` drops a slash of `hf://`.
 _PREFIX = re.compile(r"hf:/+")
+# Revisions whose slashes an address holds as they are.
+_SPECIAL_REVISION = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)")
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +48,10 @@ class Address(NamedTuple):
     path: str
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = self.revision or ""
+        if not _SPECIAL_REVISION.fullmatch(revision):
+            revision = quote(revision, safe="")
+        revision = f"@{revision}" if revision else ""
         path = f"/{self.path}" if self.path else ""
         return f"hf://{self.repo}{revision}{path}"
 
@@ -114,10 +121,8 @@ def explained(address: object) -> Iterator[None]:
             "The repository has no such branch, tag or commit (write a slash "
             f"in a name as %2F). {received}"
         ) from error
-    # Which errors of the network there are depends on its HTTP client.
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
+        if _is_refusal(error):
             raise UnavailableError(
                 f"The Hub refuses this access: {login} with a token that may "
                 f"do it. {received} ({first_line(error)})"
@@ -127,11 +132,43 @@ def explained(address: object) -> Iterator[None]:
                 "The cache of huggingface_hub cannot be written; make room, or "
                 f"choose another folder by HF_HOME. {received} ({error})"
             ) from error
+        if not _is_of_transfers(error):
+            if not isinstance(error, ValueError):
+                raise
+            raise InputError(
+                "The Hub does not take this; correct what it names. "
+                f"{received} ({' '.join(str(error).split())[:300]})"
+            ) from error
         raise UnreachableError(
             "The Hub cannot be reached, or fails, and the cache lacks what is "
             "needed. Try again with a network, or pass a local path. "
             f"{received} ({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def _is_refusal(error):
+    """Returns True for an answer of the Hub that denies access."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in (401, 403)
+
+
+def _is_of_transfers(error):
+    """Returns True for what a network or the Hub causes, False for a fault."""
+    from huggingface_hub import errors
+
+    if isinstance(error, FileNotFoundError) and error.errno is not None:
+        return False  # a file to send
+    return type(error) is RuntimeError or isinstance(
+        # The last one: what answers is no Hub. Uploads raise RuntimeError.
+        error,
+        (
+            errors.HTTPError,
+            errors.EntryNotFoundError,
+            errors.RevisionResolutionError,
+            OSError,
+            json.JSONDecodeError,
+        ),
+    )
 
 
 def fetch(
@@ -200,6 +237,8 @@ def _list_files(api, repo, commit):
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise
     except Exception as error:
+        if _is_refusal(error) or not _is_of_transfers(error):
+            raise
         # The pattern matches nothing, so that no file of it is missing.
         folder = Path(
             api.snapshot_download(

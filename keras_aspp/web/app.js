@@ -57,6 +57,9 @@ async function start() {
     throw new Error('There is no model/manifest.json beside this page.');
   }
   manifest = await answer.json();
+  if (manifest.task === 'multilabel') {
+    throw new Error('The page shows one class for each pixel, and no masks that may overlap.');
+  }
   part('name').textContent = manifest.name;
   document.title = manifest.name;
   const found = await artefacts();

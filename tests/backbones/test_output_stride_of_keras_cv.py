@@ -65,7 +65,8 @@ REFUSED = {
             "stackwise_squeeze_and_excite_ratios": [0, 0, 0, 0.25, 0.25],
             "stackwise_conv_types": [*["fused"] * 3, *["unfused"] * 2],
         },
-        "`block2a_` .FusedMBConvBlock. holds a Conv2D that a rewrite",
+        # Blocks before keep their stride.
+        "`block4a_` .MBConvBlock. holds a DepthwiseConv2D that a rewrite",
     ),
     # Its gates are one closed layer, and Keras cannot load their activation:
     # `mobilenet_v3_large` of `create_backbone` is the same network.

@@ -1,6 +1,7 @@
 """keras-aspp demo: the server, and the page in a real browser."""
 
 import http.client
+import json
 import shutil
 import threading
 
@@ -92,6 +93,18 @@ def test_no_export(make, message, tmp_path, capsys):
     said = capsys.readouterr().err.strip()
     assert "\n" not in said
     assert message in said
+
+
+def test_masks_that_overlap_are_refused_by_the_address(
+    tmp_path, monkeypatch, capsys
+):
+    manifest = {"class_names": ["a"], "task": "multilabel", "artefacts": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "model.tflite").write_bytes(b"")
+    monkeypatch.setattr(demo, "fetch", lambda *_: tmp_path / "manifest.json")
+    assert main(["demo", "hf://me/m@v1"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("may overlap. Received: 'hf://me/m@v1'")
 
 
 def test_no_npm_and_no_network(tiny_export, tmp_path, monkeypatch, capsys):

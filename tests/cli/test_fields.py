@@ -45,9 +45,9 @@ def test_every_path_can_be_asked_for():
                 "train.loss.dice  float | null; default null",
                 "    Weight of the Dice loss, >= 0; helps classes of few "
                 "pixels. `null` is 1 for",
-                "    a binary task, which learns thin objects late or never "
-                "without it, and 0",
-                "    otherwise.",
+                "    a binary or multilabel task, which learns thin objects "
+                "late or never",
+                "    without it, and 0 otherwise.",
             ],
         ),
         (

@@ -12,6 +12,7 @@ from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.augment import Augment, AugmentConfig
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.multilabel import find_class_masks, mask_folders
 from keras_aspp.data.pipeline import evaluation_dataset, training_dataset
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.spec import DatasetSpec
@@ -225,3 +226,32 @@ def test_masks_are_saved_and_read_alike(tmp_path):
     save_masks(tmp_path / "masks/train", "a", masks, "folders")
     stored = np.array(Image.open(tmp_path / f"masks/train/{NAMES[0]}/a.png"))
     np.testing.assert_array_equal(stored, masks[..., 0] * 255)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["../up", "a/b", "..", "a_b"],
+        ["a_b_2", "a_b", "a/b"],
+        ["x_2", "x", "x."],
+        ["Car", "car", "car_1", "CAR_1"],
+        ["a/b", "A_b", "a_b_0"],
+    ],
+)
+def test_folders_of_masks_are_no_paths_and_lead_back(names, tmp_path):
+    spec = DatasetSpec(names, task="multilabel")
+    found = mask_folders(spec)
+    assert len({name.casefold() for name in found}) == len(names)
+    assert not any("/" in name or name.startswith(".") for name in found)
+    folders = [tmp_path / name for name in found]
+    masks, messages = find_class_masks(
+        folders, spec, lambda folder: [folder / "i.png"]
+    )
+    assert masks == {"i": tuple(str(f / "i.png") for f in folders)}
+    assert not messages
+    # A name that is safe alone is a class's own folder.
+    assert all(
+        name == own
+        for name, own in zip(found, names, strict=True)
+        if name in names
+    )

@@ -13,6 +13,7 @@ from PIL import Image
 from keras_aspp.cli.main import main
 from keras_aspp.data import decode, tiff
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.multilabel import read_stored_masks
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.pixels import PixelFormat
 
@@ -110,6 +111,55 @@ def test_masks_may_be_tiffs(tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", mask.astype("uint16"))
     with pytest.raises(ValueError, match="one band of uint8.*1 of uint16"):
         decode.read_mask(tmp_path / "m.tif", spec)
+
+
+def write_masks(path, masks, layout, nodata=None, num_overviews=0):
+    """Writes masks `[H, W, K]` as pages or as bands, with GDAL's tag."""
+    tags = [] if nodata is None else [(42113, "s", 0, nodata, True)]
+    options = {"photometric": "minisblack", "extratags": tags}
+    if layout != "pages":
+        planes = np.moveaxis(masks, -1, 0) if layout == "separate" else masks
+        tifffile.imwrite(path, planes, planarconfig=layout, **options)
+        return
+    with tifffile.TiffWriter(path) as file:
+        for mask in np.moveaxis(masks, -1, 0):
+            file.write(mask, **options)
+            for i in range(1, num_overviews + 1):
+                small = mask[:: 2**i, :: 2**i]
+                file.write(small, subfiletype=1, photometric="minisblack")
+
+
+@pytest.mark.parametrize("layout", ["pages", "contig", "separate"])
+def test_each_mask_of_a_file_has_its_own_no_data(tmp_path, layout):
+    masks = values(3, "uint8", (32, 24)) % 2
+    masks[3, 4, 0] = masks[5, 6, 2] = 7
+    path = tmp_path / "m.tif"
+    write_masks(path, masks, layout, nodata="7")
+    found, valid = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(valid, masks != 7)
+    np.testing.assert_array_equal(found, masks * valid)
+    # As the mask of one class in a file of its own.
+    spec = DatasetSpec(["a", "b", "c"], task="multilabel")
+    labels = read_stored_masks(str(path), spec).labels(spec, (32, 24))
+    alone = []
+    for i in range(3):
+        alone.append(str(tmp_path / f"{i}.tif"))
+        write_masks(alone[i], masks[..., i : i + 1], "pages", nodata="7")
+    expected = read_stored_masks(alone, spec).labels(spec, (32, 24))
+    np.testing.assert_array_equal(labels, expected)
+    assert np.argwhere(labels == 255).tolist() == [[3, 4, 0], [5, 6, 2]]
+
+
+@pytest.mark.parametrize("num_overviews", [0, 1, 3])
+def test_overviews_are_no_masks(tmp_path, num_overviews):
+    masks = values(3, "uint8", (32, 24)) % 2
+    path = tmp_path / "m.tif"
+    write_masks(path, masks, "pages", num_overviews=num_overviews)
+    found, valid = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(found, masks)
+    assert valid is None
+    with pytest.raises(ValueError, match="must hold 2 pages.*at least 3"):
+        tiff.read_pages(path, "m", 10**6, 2)
 
 
 def test_bands_that_do_not_fit_are_refused_with_what_to_write(tmp_path):

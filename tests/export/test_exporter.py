@@ -1,5 +1,6 @@
 """Exports: equal to the model, whole, or not there."""
 
+import dataclasses
 import json
 import os
 import re
@@ -431,7 +432,7 @@ def test_file_for_gpus_answers_with_scores_of_cells(model, gpu_file):
 def test_machine_without_a_gpu_says_so(gpu_file):
     _, entry = gpu_file
     assert entry["gpu_compatible"] is None
-    assert entry["gpu_reason"] == "No adapters found"
+    assert entry["gpu_reason"].startswith("no GPU that LiteRT can use")
     assert entry["compiled_model"]["gpu"] is None
 
 
@@ -454,6 +455,39 @@ def test_gpu_of_litert_computes_the_file_for_gpus(model, tmp_path, monkeypatch):
         assert gpu["agreement_with_keras"] >= 0.99
 
 
+def partly(*_):
+    raise verify.NotRunError("Some ops are not accelerated.")
+
+
+def elsewhere(*_):
+    labels = np.full((64, 96), 3, "int32")
+    return verify.Run({"gpu": [{"labels": labels}]}, True)
+
+
+@pytest.mark.parametrize(
+    "run, reason",
+    [
+        (partly, "Some ops are not accelerated."),
+        (elsewhere, r"the GPU agrees with Keras on \d+\.\d% of the pixels"),
+        (
+            lambda *_: dataclasses.replace(
+                elsewhere(), fully_accelerated=False
+            ),
+            "the GPU runs a part of it",
+        ),
+    ],
+)
+def test_gpu_that_fails_is_told_from_no_gpu(
+    model, tmp_path, monkeypatch, run, reason
+):
+    monkeypatch.setattr(verify, "run_on_gpu", run)
+    entry = export(model, tmp_path / "out")["artefacts"][1]
+    assert entry["gpu_compatible"] is False
+    assert re.search(reason, entry["gpu_reason"])
+    with pytest.raises(ValueError, match=reason):
+        export(model, tmp_path / "gpu", formats=("tflite_gpu",))
+
+
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
     """By one convolution: GPUs take no reversal."""
     made = ka.models.DeepLabV3(
@@ -461,7 +495,8 @@ def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
         toy_backbone(padding=1),
         aspp_filters=8,
         output_stride=8,
-        preprocess=KERAS_CAFFE,
+        # A range of its own, as a data set may state it.
+        preprocess=dataclasses.replace(KERAS_CAFFE, input_range=(10.0, 200.0)),
     )
     manifest = export(
         randomize(made), tmp_path / "out", formats=("tflite_gpu",)

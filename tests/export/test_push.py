@@ -16,6 +16,7 @@ import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 from keras_aspp.export import push_model
+from keras_aspp.export.card import ABOUT, card
 from keras_aspp.utils.exceptions import UserError
 
 pytest.importorskip("huggingface_hub", reason="extra `hub`")
@@ -148,7 +149,7 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
     assert "preview.png" not in card
     assert 'ka.Predictor("hf://me/app")' in card
     with local_export("hf://me/app") as local:
-        check_export(local)
+        check_export(local, "hf://me/app")
         assert not any(path.is_symlink() for path in local.iterdir())
     file = ka.Predictor("hf://me/app/model_float32.tflite")
     assert file.image_size == (64, 96)
@@ -162,6 +163,39 @@ def test_a_second_push_leaves_nothing_of_the_first(folder, server):
     push_model(folder, "hf://me/m")
     assert "logs/events" not in pushed(server)
     assert "by_hand.txt" in pushed(server)
+
+
+def test_wildcards_match_no_hidden_files_and_no_checkpoints(
+    folder, server, tmp_path
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    others = {
+        ".env",
+        ".git/config",
+        "logs/.more/token",
+        "checkpoints/epoch_1.weights.h5",
+    }
+    for name in others:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(b"secret")
+    sent = set()
+    for pattern in ("*", "**", "**/*", "*/"):
+        push_model(copy, "hf://me/m", include=[pattern])
+        sent |= set(pushed(server))
+    assert {"config.yaml", "logs/events"} <= sent
+    assert not sent & others
+    for pattern in ("check*", "checkpoints", "checkpoints/*.h5"):
+        push_model(copy, "hf://me/named", include=[pattern])
+        assert set(pushed(server, "me/named")) & others == {
+            "checkpoints/epoch_1.weights.h5"
+        }
+    push_model(copy, "hf://me/named", include=["*/.more/*", ".e*"])
+    assert set(pushed(server, "me/named")) & others == {
+        ".env",
+        "logs/.more/token",
+    }
+    with pytest.raises(UserError, match="names hidden files and checkp"):
+        push_model(copy, "hf://me/named", include=["?git/*"])
 
 
 def test_private_is_private(folder, server):
@@ -186,6 +220,46 @@ def test_without_a_token_the_command_says_how_to_log_in(
     error = capsys.readouterr().err
     assert "hf auth login" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("note", ["", "Of the split val."])
+@pytest.mark.parametrize("task", ["semantic", "multilabel"])
+def test_without_its_preview_a_card_keeps_what_the_model_does(
+    task, note, folder, tmp_path, server
+):
+    entry = {
+        "path": "model.keras",
+        "sha256": hashlib.sha256(
+            (folder / "model.keras").read_bytes()
+        ).hexdigest(),
+        "input": {"shape": [1, 64, 96, 3], "dtype": "uint8"},
+        "bytes": 1,
+        "agreement_with_keras": 1.0,
+        "mean_iou": 0.5,
+        "loss_points": 0.0,
+        "latency_ms": {"median": 1, "min": 1, "max": 1},
+    }
+    manifest = {
+        "name": "mine",
+        "class_names": ["box", "bar"],
+        "num_classes": 2,
+        "task": task,
+        "output_stride": 16,
+        "calibration_images": 0,
+        "machine": "one",
+        "date": "today",
+        "artefacts": [entry],
+    }
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    text = card(manifest, {**dict.fromkeys(ABOUT, ""), "preview": note})
+    (copy / "README.md").write_text(text)
+    (says,) = (line for line in text.splitlines() if ": box, bar." in line)
+    push_model(copy, "hf://me/m")
+    sent = pushed(server)["README.md"].decode()
+    assert says in sent.splitlines()
+    assert "preview.png" not in sent
+    assert not note or note in text and note not in sent
 
 
 def test_licenses_that_the_hub_does_not_know_are_named_other(

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,58 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
     assert sum(float(s.rstrip("%")) for s in shares) == pytest.approx(
         100, abs=1
     )
+
+
+def test_python_runtime_refuses_masks_that_overlap(picture, tmp_path):
+    example = runpy.run_path(str(EXAMPLES / "python_runtime.py"))
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 8, 6, 3), "uint8")])
+    def masks(image):
+        return {"labels": tf.cast(image[..., :2], "int32")}
+
+    module, saved = tf.Module(), str(tmp_path / "saved")
+    tf.saved_model.save(module, saved, signatures=masks)
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+    model = tmp_path / "model.tflite"
+    model.write_bytes(converter.convert())
+    with Image.open(picture) as image:
+        with pytest.raises(SystemExit, match="model.tflite .*may overlap"):
+            example["segment"](model, image)
+    # By its manifest too: scores of cells do not show it.
+    (tmp_path / "manifest.json").write_text('{"task": "multilabel"}')
+    with pytest.raises(SystemExit, match="gpu.tflite .*may overlap"):
+        example["main"]([str(tmp_path / "gpu.tflite"), str(picture)])
+
+
+@pytest.mark.parametrize("task", ["semantic", "multilabel"])
+def test_the_page_refuses_masks_that_overlap(task):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    page = (EXAMPLES / "web" / "app.js").read_text("utf-8")
+    # Of a browser, what the page asks before it loads a model.
+    manifest = json.dumps({"name": "mine", "task": task, "artefacts": []})
+    browser = f"""
+        const parts = {{}};
+        const one = () => ({{
+          addEventListener() {{}}, style: {{}}, classList: {{toggle() {{}}}}}});
+        globalThis.document = {{
+          createElement: one,
+          getElementById: (id) => parts[id] ??= one()}};
+        globalThis.fetch = async () => (
+          {{ok: true, json: async () => ({manifest})}});
+        setTimeout(() => console.log(parts.status.textContent), 0);
+    """
+    page = re.sub(r"^import .*;$", browser, page, count=1, flags=re.M)
+    done = subprocess.run(
+        [node, "--input-type=module"],
+        input=page,
+        capture_output=True,
+        text=True,
+    )
+    refused = "no masks that may overlap" in done.stdout
+    assert refused == (task == "multilabel"), done.stderr
+    assert refused or "no .tflite that answers" in done.stdout
 
 
 @pytest.mark.slow

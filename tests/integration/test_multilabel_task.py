@@ -13,7 +13,6 @@ from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine import run
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.files import mask_folders
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.models.segmenter import load_saved
 
@@ -151,16 +150,6 @@ def test_what_needs_one_label_is_refused(
     assert main([name, *arguments, *flags, *images]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_names_of_classes_are_no_paths(trained):
-    root, _, _ = trained
-    spec = FolderSource(root).spec
-    names = ["../up", "a/b", "..", "a_b"]
-    spec = type(spec)(names, task="multilabel")
-    found = mask_folders(spec)
-    assert len(set(found)) == 4
-    assert not any("/" in name or name.startswith(".") for name in found)
 
 
 @pytest.mark.slow

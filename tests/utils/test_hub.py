@@ -41,6 +41,11 @@ def test_an_address_has_a_repository_a_revision_and_a_path():
     }.items():
         assert hub.is_address(text)
         assert hub.parse(text) == parts
+        # Pasted from a message or a card, it leads to the same place.
+        assert hub.parse(hub.Address(*parts)) == parts
+    assert str(hub.parse("hf://me/m@a%2F100%25/b/c")) == (
+        "hf://me/m@a%2F100%25/b/c"
+    )
     for path in ("runs/mine", "/hf:/x", "hf", "xhf://me/m"):
         assert not hub.is_address(path)
 
@@ -179,6 +184,46 @@ def test_a_full_disk_is_not_blamed_on_the_network():
     with pytest.raises(OSError, match="make room.*HF_HOME.*No space left"):
         with hub.explained("hf://me/m"):
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fault", [TypeError, KeyError, AssertionError])
+def test_a_fault_is_not_blamed_on_the_network(fault):
+    with pytest.raises(fault, match="ours"):
+        with hub.explained("hf://me/m"):
+            raise fault("ours")
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (ConnectionResetError("reset"), "cannot be reached.*reset"),
+        (TimeoutError("late"), "cannot be reached.*late"),
+        (RuntimeError("Error while uploading"), "cannot be reached.*uploadi"),
+        (ValueError("Invalid\nlicense"), r"does not take.*\(Invalid license"),
+    ],
+)
+def test_errors_of_transfers_are_one_line(error, message):
+    with pytest.raises(UserError, match=message):
+        with hub.explained("hf://me/m"):
+            raise error
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_who_loses_access_to_a_commit_is_told_to_log_in(
+    is_cached, server, monkeypatch
+):
+    server.add("me/m", {"model.keras": b"model"})
+    commit, _ = server.files("me/m", "main")
+    if is_cached:
+        hub.fetch("hf://me/m")
+    # A token that may not read, of a repository that all may see.
+    monkeypatch.setattr(
+        hub_server.Handler,
+        "look_up",
+        lambda handler, repo, revision: handler.fail(403, "", "Forbidden"),
+    )
+    with pytest.raises(UserError, match="refuses this access.*hf auth login"):
+        hub.fetch(f"hf://me/m@{commit}")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
