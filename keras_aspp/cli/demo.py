@@ -20,7 +20,6 @@ from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
 from keras_aspp.utils.exceptions import (
-    InputError,
     InputNotFoundError,
     UnavailableError,
 )
@@ -109,7 +108,6 @@ def check_export(folder, received):
 
     Raises:
         FileNotFoundError: it is no export.
-        ValueError: the page does not show what the model predicts.
     """
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
@@ -117,11 +115,6 @@ def check_export(folder, received):
         raise InputNotFoundError(
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {received!r}"
-        )
-    if read_manifest(folder / "manifest.json").get("task") == "multilabel":
-        raise InputError(
-            "The page shows one class for each pixel, and no masks that may "
-            f"overlap. Received: {received!r}"
         )
 
 

@@ -50,11 +50,11 @@ def absolute_path(path: PathLike) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def join_path(folder: str, name: str) -> str:
+def join_path(folder: str, *names: str) -> str:
     """Joins paths on any file system that Beam supports."""
     from apache_beam.io.filesystems import FileSystems
 
-    return FileSystems.join(folder, name)
+    return FileSystems.join(folder, *names)
 
 
 def write_file(path: str, content: bytes) -> None:

@@ -16,7 +16,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from keras_aspp.data.beam_io import (
     absolute_path,
@@ -29,15 +28,19 @@ from keras_aspp.data.beam_io import (
 )
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.engine.evaluate import (
-    binary_metrics,
     curves_of,
     metrics_dict,
+    metrics_of_task,
+    new_curves,
     resolve_num_classes,
+    thresholds_of,
+    update_curves,
 )
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.files import check_scores, predict_bands
-from keras_aspp.metrics import BinaryCurve, ConfusionMatrix
-from keras_aspp.plots.labels import color_labels, index_image, overlay, spec_of
+from keras_aspp.inference.files import check_scores, drawings, predict_bands
+from keras_aspp.inference.sliding_window import decide
+from keras_aspp.metrics import confusion_of
+from keras_aspp.plots.labels import spec_of
 from keras_aspp.utils.exceptions import InputError, UserError
 from keras_aspp.utils.text import printable
 
@@ -62,13 +65,12 @@ def evaluate_with_beam(model, source, split, path, options=()):
     Raises:
         ValueError: Beam is not installed; or see `evaluate`.
     """
-    source.spec.require_one_mask("Beam")
     options = pipeline_options(options)
     import apache_beam as beam
 
     total, spec = source.size(split), source.spec
     predictor = _counted_by(model, spec)
-    # The curve of a binary task needs probabilities.
+    # Curves need probabilities.
     answer = _scored if curves_of(predictor, spec) else _labels
     path = absolute_path(path)
     with file_errors(), beam.Pipeline(options=options) as pipeline:
@@ -80,7 +82,8 @@ def evaluate_with_beam(model, source, split, path, options=()):
             >> _inference(lambda: _counted_by(model, spec), answer=answer)
             | "count" >> beam.Map(_count, spec)
             | "sum" >> beam.CombineGlobally(_total)
-            | "numbers" >> beam.Map(_metrics, spec, split, predictor.threshold)
+            | "numbers"
+            >> beam.Map(_metrics, spec, split, thresholds_of(predictor, spec))
             | "write" >> beam.Map(write_json_file, path)
         )
     found = read_json_file(path)
@@ -117,7 +120,6 @@ def predict_with_beam(model, images, output, options=(), scores=False):
     output = absolute_path(output)
     predictor = Predictor(**model)
     spec = spec_of(predictor)
-    spec.require_one_mask("Beam")
     if scores:
         check_scores(predictor)
     answer = functools.partial(
@@ -159,10 +161,10 @@ def _labels(predictor, image):
 
 
 def _scored(predictor, image):
-    """Returns the labels and the probabilities of the object."""
+    """Returns the labels and the probabilities of classes."""
     scores = predictor.score_batch(image[None])
-    probabilities = predictor.to_probabilities(scores)
-    return scores.argmax(-1)[0], probabilities[0, ..., 1]
+    masks = predictor.threshold if predictor.is_multilabel else None
+    return decide(scores, masks)[0], predictor.to_probabilities(scores)[0]
 
 
 def _inference(load, reported=(), answer=_labels):
@@ -221,18 +223,27 @@ def _decode(record, source):
 
 
 def _count(element, spec):
-    """Returns confusion matrix, curve (0 without one) and 1 of an image."""
+    """Returns counts, those of curves (0 without them) and 1 of an image."""
     labels, (_, (predicted, probabilities)) = element
-    curve = 0
+    pixels = 0
     if probabilities is not None:
-        binary = BinaryCurve(spec.ignore_label)
-        binary.update(labels, probabilities)
-        curve = binary.pixels
+        curves = new_curves(spec)
+        update_curves(curves, labels, probabilities, spec)
+        pixels = np.stack([curve.pixels for curve in curves])
+    if not spec.is_multilabel:
+        matrix = _confusion(labels, predicted, spec.num_classes, spec)
+        return matrix, pixels, 1
+    matrices = [
+        _confusion(labels[..., i], predicted[..., i], 2, spec)
+        for i in range(spec.num_classes)
+    ]
+    return np.stack(matrices), pixels, 1
+
+
+def _confusion(labels, predicted, count, spec):
     valid = labels != spec.ignore_label
-    cells = labels[valid] * np.int64(spec.num_classes) + predicted[valid]
-    size = spec.num_classes**2
-    matrix = np.bincount(cells, minlength=size).reshape(-1, spec.num_classes)
-    return matrix, curve, 1
+    cells = labels[valid] * np.int64(count) + predicted[valid]
+    return np.bincount(cells, minlength=count**2).reshape(-1, count)
 
 
 def _total(elements):
@@ -247,19 +258,16 @@ def _total(elements):
     )
 
 
-def _metrics(counts, spec, split, threshold):
+def _metrics(counts, spec, split, thresholds):
     total, pixels, num_images = counts
-    matrix = ConfusionMatrix(spec.num_classes, spec.ignore_label)
-    matrix.total_cm.assign(total)
+    matrix = confusion_of(spec.task, spec.num_classes, spec.ignore_label)
+    matrix.variables[0].assign(total)
     found = {**metrics_dict(matrix, spec), "num_images": num_images}
     found["split"] = split
-    if spec.task == "binary":
-        curve = None
-        if np.ndim(pixels):
-            curve = BinaryCurve(spec.ignore_label)
-            curve.pixels = pixels
-        found["binary"] = binary_metrics(matrix, threshold, curve)
-    return found
+    curves = new_curves(spec) if np.ndim(pixels) else []
+    for curve, counted in zip(curves, pixels if curves else (), strict=True):
+        curve.pixels = counted
+    return found | metrics_of_task(matrix, curves, thresholds, spec)
 
 
 def _files(images):
@@ -324,14 +332,11 @@ def _save(element, spec, output):
     labels, files = answered
     for end, content in files.items():
         write_file(join_path(output, f"{name}_{end}"), content)
-    for part, drawn in (
-        ("labels", index_image(labels, spec)),
-        ("color", Image.fromarray(color_labels(labels, spec))),
-        ("overlay", Image.fromarray(overlay(bands.values, labels, spec))),
-    ):
+    for place, drawn in drawings(bands.values, labels, spec, name).items():
         content = io.BytesIO()
         drawn.save(content, format="PNG")
-        write_file(join_path(output, f"{name}_{part}.png"), content.getvalue())
+        path = join_path(output, *place.split("/"))
+        write_file(path, content.getvalue())
     return 1, []
 
 

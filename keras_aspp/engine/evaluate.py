@@ -94,7 +94,7 @@ def evaluate(
     rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
     confidence, recall = Calibration(spec.ignore_label), SizeRecall()
     curves = curves_of(predictor, spec)
-    thresholds = _thresholds_of(predictor, spec)
+    thresholds = thresholds_of(predictor, spec)
     worst_images = _Worst(spec, worst or (NUM_WORST if figures else 0))
     total, done = source.size(split), 0
     for images, labels, numbers in evaluation_dataset(
@@ -109,7 +109,7 @@ def evaluate(
                 confidence.update(labels, _true_scores(predictor, scores))
             if curves:
                 probabilities = predictor.to_probabilities(scores)
-                _update_curves(curves, labels, probabilities, spec)
+                update_curves(curves, labels, probabilities, spec)
         else:
             predicted = predictor.predict_batch(images.numpy())
         matrix.update_state(labels, predicted)
@@ -130,7 +130,7 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
-    found |= _metrics_of_task(matrix, curves, thresholds, spec)
+    found |= metrics_of_task(matrix, curves, thresholds, spec)
     if boundaries:
         found["boundary_iou"] = _number(rims[0].mean())
         found["band_mean_iou"] = {
@@ -209,7 +209,7 @@ def _draw_curves(folder, curves, spec, thresholds):
         save(figure, folder, f"precision_recall{end}", ("png",))
 
 
-def _thresholds_of(predictor, spec):
+def thresholds_of(predictor, spec):
     """Returns the threshold of the object, or of each class, `None` without."""
     if not spec.is_multilabel:
         return (predictor.threshold,)
@@ -251,11 +251,16 @@ def curves_of(predictor, spec):
         or predictor.image_size is not None
     ):
         return []
+    return new_curves(spec)
+
+
+def new_curves(spec):
+    """Returns an empty `BinaryCurve` for the object, or for each class."""
     count = spec.num_classes if spec.is_multilabel else 1
     return [BinaryCurve(spec.ignore_label) for _ in range(count)]
 
 
-def _update_curves(curves, labels, probabilities, spec):
+def update_curves(curves, labels, probabilities, spec):
     """Counts a batch in the curve of the object, or of each class."""
     if not spec.is_multilabel:
         curves[0].update(labels, probabilities[..., 1])
@@ -275,7 +280,7 @@ def _with_curve(scores, threshold, curve=None):
     return found
 
 
-def _metrics_of_task(matrix, curves, thresholds, spec):
+def metrics_of_task(matrix, curves, thresholds, spec):
     """Returns the entries of a binary or multilabel task, ready for JSON."""
     if spec.is_multilabel:
         return _multilabel_metrics(matrix, curves, thresholds, spec)
@@ -330,7 +335,7 @@ def choose_threshold(
     curves = curves_of(predictor, spec)
     for images, labels in evaluation_dataset(source, split, batch_size):
         found = predictor.probability_batch(images.numpy())
-        _update_curves(curves, labels, found, spec)
+        update_curves(curves, labels, found, spec)
     best = [curve.best_threshold() for curve in curves]
     best = tuple(0.5 if math.isnan(one) else one for one in best)
     return best if spec.is_multilabel else best[0]

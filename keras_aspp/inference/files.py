@@ -18,6 +18,7 @@ from keras_aspp.annotations.writer import (
 )
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.data.multilabel import mask_folders
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tiff import Bands
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
@@ -210,13 +211,43 @@ def _predict_image(predictor, name, path, spec, scores):
     for end, content in files.items():
         with replacing(path.with_name(f"{stem}_{end}"), False) as temporary:
             temporary.write_bytes(content)
-    if spec.is_multilabel:
-        _write_masks(path.parent / "masks", stem, labels, spec)
-    else:
-        _save(index_image(labels, spec), path.with_name(f"{stem}_labels.png"))
-        _save(color_labels(labels, spec), path.with_name(f"{stem}_color.png"))
-    _save(overlay(bands.values, labels, spec), path)
+    for place, drawn in drawings(bands.values, labels, spec, stem).items():
+        file = path.parent / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, durable=False) as temporary:
+            drawn.save(temporary, format="PNG")
     return labels
+
+
+def drawings(
+    image: np.ndarray, labels: np.ndarray, spec: DatasetSpec, stem: str
+) -> dict[str, Image.Image]:
+    """Draws what is written of an image: labels or masks, and the overlay.
+
+    Args:
+        image: `[H, W, C]`.
+        labels: int `[H, W]`, or `[H, W, K]` of a multilabel task.
+        spec: `DatasetSpec`.
+        stem: str, name of the image.
+
+    Returns:
+        dict: place within the output folder -> PIL image; see
+        `predict_files`.
+    """
+    if spec.is_multilabel:
+        found = {
+            f"masks/{folder}/{stem}.png": Image.fromarray(
+                np.where(labels[..., i] == 1, 255, 0).astype("uint8")
+            )
+            for i, folder in enumerate(mask_folders(spec))
+        }
+    else:
+        found = {
+            f"{stem}_labels.png": index_image(labels, spec),
+            f"{stem}_color.png": Image.fromarray(color_labels(labels, spec)),
+        }
+    painted = Image.fromarray(overlay(image, labels, spec))
+    return {**found, f"{stem}_overlay.png": painted}
 
 
 def _check_scene(name, scores, annotation_format):
@@ -258,18 +289,3 @@ def _shares(counts, total, spec):
 def _largest(shares):
     """Formats the largest labels."""
     return ", ".join(f"{name} {share:.0%}" for name, share in shares[:3])
-
-
-def _write_masks(folder, stem, labels, spec):
-    """Writes the mask of each class into a folder of its name."""
-    for class_id, name in enumerate(mask_folders(spec)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        mask = np.where(labels[..., class_id] == 1, 255, 0).astype("uint8")
-        _save(mask, folder / name / f"{stem}.png")
-
-
-def _save(image, path):
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
-    with replacing(path, durable=False) as temporary:
-        image.save(temporary, format="PNG")

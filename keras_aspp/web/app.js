@@ -57,9 +57,6 @@ async function start() {
     throw new Error('There is no model/manifest.json beside this page.');
   }
   manifest = await answer.json();
-  if (manifest.task === 'multilabel') {
-    throw new Error('The page shows one class for each pixel, and no masks that may overlap.');
-  }
   part('name').textContent = manifest.name;
   document.title = manifest.name;
   const found = await artefacts();
@@ -89,11 +86,17 @@ async function choose() {
   say('Choose an image, or start the camera.');
 }
 
+/** Whether masks of classes may overlap. */
+function overlapping() {
+  return manifest.task === 'multilabel';
+}
+
 /**
  * Labels of what is drawn, at the model's size.
  *
  * @param {CanvasImageSource} source
- * @return {Promise<Int32Array>} row by row.
+ * @return {Promise<Int32Array|Uint8Array>} row by row; of masks that may
+ *     overlap, 0 or 1 for each class of a pixel.
  */
 async function segment(source) {
   const context = small.getContext('2d', {willReadFrequently: true});
@@ -109,7 +112,8 @@ async function segment(source) {
   const input = new Tensor(pixels, [1, small.height, small.width, 3]);
   const outputs = await model.run([input]);
   // Confidence and probabilities, which an export may add, are floats.
-  const at = model.getOutputDetails().findIndex(({dtype}) => dtype === 'int32');
+  const type = overlapping() ? 'uint8' : 'int32';
+  const at = model.getOutputDetails().findIndex(({dtype}) => dtype === type);
   const labels = (await outputs[Math.max(at, 0)].data()).slice();
   input.delete();
   outputs.forEach((output) => output.delete());
@@ -121,10 +125,23 @@ async function segment(source) {
  * what is black, which would hide the image.
  */
 function unpainted() {
+  if (overlapping()) {
+    return new Set();
+  }
   const ids = manifest.class_names.map((_, i) => i);
   const named = ids.filter((i) => /^[ _]*background[ _]*$/i.test(manifest.class_names[i]));
   const black = ids.filter((i) => manifest.colormap[i].every((v) => v === 0));
   return new Set(named.length ? named : black);
+}
+
+/** Classes of a pixel: one, or of masks that may overlap any number. */
+function classesOf(labels, pixel) {
+  if (!overlapping()) {
+    return [labels[pixel]];
+  }
+  const count = manifest.class_names.length;
+  const own = labels.subarray(pixel * count, (pixel + 1) * count);
+  return [...own.keys()].filter((id) => own[id]);
 }
 
 /** Draws labels over the image, and the legend under it. */
@@ -135,10 +152,16 @@ function show(labels) {
   const context = overlay.getContext('2d');
   const image = context.createImageData(small.width, small.height);
   const counts = new Map();
-  labels.forEach((label, i) => {
-    image.data.set([...manifest.colormap[label], bare.has(label) ? 0 : 255], 4 * i);
-    counts.set(label, (counts.get(label) || 0) + 1);
-  });
+  const pixels = small.width * small.height;
+  for (let i = 0; i < pixels; i++) {
+    const found = classesOf(labels, i);
+    found.forEach((id) => counts.set(id, (counts.get(id) || 0) + 1));
+    const painted = found.filter((id) => !bare.has(id));
+    // Where masks overlap, their mean color.
+    const color = [0, 1, 2].map((band) => painted.reduce(
+        (sum, id) => sum + manifest.colormap[id][band] / painted.length, 0));
+    image.data.set([...color, painted.length ? 255 : 0], 4 * i);
+  }
   context.putImageData(image, 0, 0);
   const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => {
     const row = document.createElement('li');
@@ -146,7 +169,7 @@ function show(labels) {
     swatch.className = 'swatch';
     swatch.style.background = bare.has(label) ? 'none' : `rgb(${manifest.colormap[label]})`;
     const share = document.createElement('b');
-    share.textContent = `${(100 * count / labels.length).toFixed(1)} %`;
+    share.textContent = `${(100 * count / pixels).toFixed(1)} %`;
     row.append(swatch, manifest.class_names[label], share);
     return row;
   });

@@ -1,12 +1,12 @@
 """keras-aspp demo: the server, and the page in a real browser."""
 
 import http.client
-import json
 import shutil
 import threading
 
 import numpy as np
 import pytest
+from helpers import randomize
 from PIL import Image
 
 import keras_aspp as ka
@@ -95,16 +95,12 @@ def test_no_export(make, message, tmp_path, capsys):
     assert message in said
 
 
-def test_masks_that_overlap_are_refused_by_the_address(
-    tmp_path, monkeypatch, capsys
-):
-    manifest = {"class_names": ["a"], "task": "multilabel", "artefacts": []}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "model.tflite").write_bytes(b"")
+def test_nothing_at_an_address_is_named_by_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(demo, "fetch", lambda *_: tmp_path / "manifest.json")
     assert main(["demo", "hf://me/m@v1"]) == 1
     said = capsys.readouterr().err.strip()
-    assert said.endswith("may overlap. Received: 'hf://me/m@v1'")
+    assert said.endswith("(`keras-aspp export`). Received: 'hf://me/m@v1'")
 
 
 def test_no_npm_and_no_network(tiny_export, tmp_path, monkeypatch, capsys):
@@ -155,6 +151,69 @@ def browser():
         launched.close()
 
 
+def segmented(page, port, picture):
+    """The labels of a picture, a list, once the page shows them."""
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.wait_for_selector("#image:enabled, #status.error", state="attached")
+    page.set_input_files("#image", picture)
+    page.wait_for_selector("#legend li, #status.error")
+    return page.evaluate("() => Array.from(window.segmentation.labels)")
+
+
+def paint(page):
+    """The pixels of the overlay, RGBA."""
+    found = page.evaluate(
+        "() => { const c = document.getElementById('overlay');"
+        " const d = c.getContext('2d');"
+        " const p = d.getImageData(0, 0, c.width, c.height);"
+        " return Array.from(p.data); }"
+    )
+    return np.reshape(found, (64, 96, 4))
+
+
+@pytest.mark.slow
+def test_the_page_paints_masks_that_overlap(
+    toy_backbone, tmp_path, serve, browser
+):
+    model = ka.models.DeepLabV3(
+        2, toy_backbone(padding=1), aspp_filters=8, task="multilabel"
+    )
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
+    randomize(model)
+    logits = model(model.preprocess(pixels[None]), training=False)
+    # Each class at half of the pixels.
+    medians = np.median(logits, (0, 1, 2)).astype("float64")
+    model.threshold = tuple((1 / (1 + np.exp(-medians))).tolist())
+    ka.export.export_model(
+        model,
+        tmp_path / "out",
+        image_size=(64, 96),
+        class_names=["a", "b"],
+        colormap=[[255, 0, 0], [0, 255, 0]],
+        verify_images=[pixels],
+        formats=("tflite_float32",),
+        outputs=("labels", "probabilities"),
+    )
+    port = serve(tmp_path / "out", demo.modules())
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    page = browser.new_page()
+    found = segmented(page, port, tmp_path / "picture.png")
+    expected = ka.Predictor(tmp_path / "out").predict(pixels)
+    masks = np.reshape(found, (64, 96, 2))
+    np.testing.assert_array_equal(masks, expected)
+    both, neither = masks.all(-1), ~masks.any(-1)
+    assert both.any() and neither.any()
+    painted = paint(page)
+    assert np.abs(painted[both] - [128, 128, 0, 255]).max() <= 1
+    assert not painted[neither].any()
+    shares = {
+        name: f"{100 * masks[..., i].mean():.1f} %"
+        for i, name in enumerate("ab")
+    }
+    rows = page.inner_text("#legend").split("\n")
+    assert dict(zip(rows[::2], rows[1::2], strict=True)) == shares
+
+
 @pytest.mark.slow
 def test_the_page_answers_like_predictor_and_asks_nobody(
     tiny_export, tmp_path, serve, browser
@@ -168,11 +227,7 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(f"http://127.0.0.1:{port}/")
-    page.wait_for_selector("#image:enabled, #status.error", state="attached")
-    page.set_input_files("#image", tmp_path / "picture.png")
-    page.wait_for_selector("#legend li, #status.error")
-    found = page.evaluate("() => Array.from(window.segmentation.labels)")
+    found = segmented(page, port, tmp_path / "picture.png")
     chosen = page.input_value("#artefact")
     expected = ka.Predictor(tiny_export / chosen).predict(pixels)
     np.testing.assert_array_equal(np.reshape(found, (64, 96)), expected)
@@ -185,14 +240,8 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     assert rows[1] == f"{100 * counts.max() / expected.size:.1f} %"
     assert page.inner_text("#status").startswith("96x64, ")
     # The ground has the palette's black, and so no paint.
-    assert (
-        page.evaluate(
-            "() => { const c = document.getElementById('overlay');"
-            " const d = c.getContext('2d');"
-            " const p = d.getImageData(0, 0, c.width, c.height);"
-            " return Array.from(p.data).filter((_, i) => i % 4 === 3); }"
-        )
-        == np.where(expected == 0, 0, 255).ravel().tolist()
+    np.testing.assert_array_equal(
+        paint(page)[..., 3], np.where(expected == 0, 0, 255)
     )
     page.fill("#opacity", "25")
     style = "() => document.getElementById('overlay').style.opacity"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from channels_folder import RANGE, write_bands
 from helpers import make_toy_backbone, randomize
+from multilabel_folder import make_folder
 from PIL import Image
 from tiny_run import CLASS_NAMES, toy_segmenter, write_folder
 
@@ -15,6 +16,7 @@ from keras_aspp.cli.main import main
 from keras_aspp.data import beam_io
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource
 from keras_aspp.engine import beam as engine
 from keras_aspp.engine.evaluate import evaluate
@@ -70,6 +72,36 @@ def test_evaluation_of_shards(folder, model, expected, tmp_path):
     assert found == expected
 
 
+def test_masks_that_overlap_are_counted_and_written(tmp_path):
+    root, path = make_folder(tmp_path / "set"), tmp_path / "model.keras"
+    model = DeepLabV3(
+        2,
+        make_toy_backbone(),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        task="multilabel",
+        threshold=(0.4, 0.6),
+    )
+    randomize(model).save(path)
+    expected = evaluate(Predictor(path), FolderSource(root), "val")
+    data = ["--data", str(root), "--split", "val"]
+    numbers = str(tmp_path / "numbers.json")
+    arguments = ["evaluate", "--model", str(path), *data, "--json", numbers]
+    assert main([*arguments, "--beam"]) == 0
+    assert json.loads(Path(numbers).read_text()) == expected
+    assert 0 < expected["multilabel"]["mean"]["average_precision"] < 1
+    image = str(root / "images/val/val_0.png")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    arguments = ["predict", "--model", str(path), "--output"]
+    assert main([*arguments, str(theirs), image]) == 0
+    assert main([*arguments, str(ours), image, "--beam"]) == 0
+    written = [p for p in theirs.rglob("*") if p.is_file()]
+    assert len(written) == 3
+    for file in written:
+        own = ours / file.relative_to(theirs)
+        assert own.read_bytes() == file.read_bytes()
+
+
 def test_evaluation_of_a_binary_task_of_four_bands(tmp_path):
     path = tmp_path / "model.keras"
     root = write_bands(
@@ -123,8 +155,7 @@ def test_convert_gives_the_records_of_the_ordinary_one(folder, tmp_path):
 
 
 def test_counts_are_int64_and_sum_beyond_int32():
-    spec = FolderSource.__new__(FolderSource)  # only what `_count` reads
-    spec.num_classes, spec.ignore_label = 2, 255
+    spec = DatasetSpec(["a", "b"])
     labels = np.array([[0, 1, 1, 255]], "int32")
     predicted = np.array([[0, 0, 1, 1]], "int32")
     predicted = (predicted, None)
