@@ -3,6 +3,8 @@
     KERAS_ASPP_SHARED=../shared python -m training.ablation \
         --config ablation_shapes --workdir runs/ablation_shapes
 
+`--compare contexts` compares context modules of about equal cost instead.
+
 Each variant and seed is a run of its own under the workdir, with a
 configuration that `keras-aspp train` takes. Finished runs are kept and an
 interrupted one goes on, so the same command resumes. The workdir gets
@@ -27,9 +29,11 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, SizeRecall
+from keras_aspp.models.factory import build_model
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.workdir import Examples
+from training.context_variants import contexts
 
 BOUNDARY_PX = 3
 # Diameters in multiscale_shapes: three bins of equal share, log-uniform.
@@ -92,9 +96,17 @@ def run(arguments):
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", help="instead of all")
+    parser.add_argument(
+        "--compare",
+        choices=("parts", "contexts"),
+        default="parts",
+        help="parts of DeepLab, or context modules of about equal cost",
+    )
     flags, overrides = parser.parse_known_args(arguments)
     config = load_config(config_path(flags.config), overrides)
     known = variants(config.model)
+    if flags.compare == "contexts":
+        known = contexts_of(config)
     wanted = flags.variants or list(known)
     unknown = sorted(set(wanted) - set(known))
     if unknown:
@@ -115,6 +127,15 @@ def run(arguments):
             report(results, known, flags.workdir)
     print((flags.workdir / "table.md").read_text())
     return 0
+
+
+def contexts_of(config):
+    """Returns `contexts` of the feature that the configured head reads."""
+    untrained = dataclasses.replace(config.model, backbone_weights=None)
+    model = build_model(untrained, len(config.data.class_names))
+    channels = model.get_layer("aspp").input.shape[-1]
+    keras.backend.clear_session()
+    return contexts(config.model, channels, config.data.crop_size)
 
 
 def run_one(config, folder):

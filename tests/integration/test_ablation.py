@@ -1,5 +1,6 @@
 """The scripts around the comparison of architectures."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,9 +11,11 @@ from tiny_run import replace, tiny_config, write_folder
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models import features
 from keras_aspp.preprocess import Preprocess
 from training import ablation, shrink
+from training.context_variants import contexts, head_madds
 
 
 @pytest.fixture
@@ -70,6 +73,31 @@ def test_ablation_resumes_and_reports(
     assert "| no dilation, stride 32 | " in table
     assert table.count("±") == 2
     assert Image.open(tmp_path / "runs" / "figure.png").width > 300
+
+
+@pytest.mark.slow
+def test_context_modules_are_compared_at_equal_cost():
+    model = ModelConfig(
+        architecture="deeplab_v3", atrous_rates=[1, 2, 6], aspp_filters=128
+    )
+    found = contexts(model, channels=24, size=(128, 128))
+    # By hand: 8x8 cells of stride 16; 1x1, three separable 3x3, projection
+    # of four maps, the pooled map and its share, and 8 classes.
+    cells, f = 64, 128
+    spatial = 24 * f + 3 * (9 * 24 + 24 * f) + 4 * f * f + 8 * f
+    pooled = 24 * f
+    assert found["aspp"][1] == dataclasses.replace(model, context="aspp")
+    madds = {
+        name: head_madds(one, 24, (128, 128))
+        for name, (_, one) in found.items()
+    }
+    broadcast = cells * f * f  # the pooled map is spread, then projected
+    assert madds["aspp"] == cells * spatial + pooled + broadcast
+    for name, value in madds.items():
+        if name != "none":
+            assert value == pytest.approx(madds["aspp"], rel=0.15), name
+    assert found["wasp"][1].atrous_rates == [6, 2, 1]
+    assert "filters" in found["dpc"][0]
 
 
 def test_unknown_variant_is_named(tmp_path, capsys):
