@@ -35,7 +35,7 @@ class MultilabelConfusion(keras.metrics.Metric):
         name: str. Defaults to `"mean_iou"`.
         dtype: Keras dtype of the result.
 
-    Call arguments (`update_state`):
+    Call arguments:
         y_true: int (B, H, W, K) or (H, W, K): 1, 0 or `ignore_label`.
         y_pred: float scores of the same shape, above 0 where the class is
             predicted, as a segmenter's logits are; or int or bool labels.
