@@ -76,6 +76,7 @@ def mit():
     return from_hub("MiTBackbone", MIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HUB)
 def test_pyramid_of_keras_hub_is_read_and_made_dense(name):
     backbone = from_hub(name, HUB[name])
@@ -159,6 +160,7 @@ def test_attention_backbone_is_refused_at_another_stride_by_name(mit):
     assert model(sample((1, *SQUARE, 3))).shape == (1, *SQUARE, 3)
 
 
+@pytest.mark.slow
 def test_attention_backbone_is_copied_to_another_dtype(mit):
     half = from_hub("MiTBackbone", {**MIT, "dtype": "mixed_float16"})
     half.set_weights(mit.get_weights())

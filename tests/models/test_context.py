@@ -70,6 +70,7 @@ def test_the_list_of_modules_is_whole():
     assert {name for name, *_ in MODULES} == set(NAMES) - {"none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "architecture",
