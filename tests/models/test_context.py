@@ -72,10 +72,7 @@ def test_the_list_of_modules_is_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "architecture",
-    [DeepLabV3, pytest.param(DeepLabV3Plus, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("architecture", [DeepLabV3, DeepLabV3Plus])
 def test_a_file_another_stride_and_folded_batch_norm(
     build, name, architecture, tmp_path
 ):
