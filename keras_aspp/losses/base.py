@@ -21,7 +21,51 @@ from keras_aspp.utils.types import Tensor
 _RENAMED_METHODS = {"of_valid": "compute", "of_weighted": "compute_weighted"}
 
 
-class SegmentationLoss(keras.losses.Loss):
+def check_class_weights(
+    class_weights: Sequence[float] | None,
+) -> tuple[float, ...] | None:
+    """Returns class weights as a tuple; `None` stays `None`.
+
+    Raises:
+        ValueError: they are not floats >= 0, or all are 0.
+    """
+    if class_weights is None:
+        return None
+    class_weights = tuple(float(w) for w in class_weights)
+    if not any(class_weights) or not all(
+        0 <= w < math.inf for w in class_weights
+    ):
+        raise InputError(
+            "`class_weights` must be floats >= 0, one for each class, and not "
+            f"all 0. Received: class_weights={class_weights}"
+        )
+    return class_weights
+
+
+class WholeLoss(keras.losses.Loss):
+    """Base class of losses whose `call` returns the loss of the batch.
+
+    `call` takes `sample_weight` too: Keras would weight its result, which is
+    already a mean, and its own mean would count ignored pixels.
+
+    Args:
+        name: str or `None`.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(name=name, reduction=None, dtype="float32")
+
+    def __call__(
+        self,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        with keras.name_scope(self.name):
+            return self.call(y_true, y_pred, sample_weight)
+
+
+class SegmentationLoss(WholeLoss):
     """Base class of losses that reduce a batch over its valid pixels.
 
     Subclasses implement `compute`. The loss of a batch without a valid pixel
@@ -79,31 +123,11 @@ class SegmentationLoss(keras.losses.Loss):
         class_weights: Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
-        # `call` reduces the batch over its valid pixels; the mean of Keras
-        # would count the ignored ones.
-        super().__init__(name=name, reduction=None, dtype="float32")
-        if class_weights is not None:
-            class_weights = tuple(float(w) for w in class_weights)
-            if not any(class_weights) or not all(
-                0 <= w < math.inf for w in class_weights
-            ):
-                raise InputError(
-                    "`class_weights` must be floats >= 0, one for each class, "
-                    "and not all 0. Received: "
-                    f"class_weights={class_weights}"
-                )
+        super().__init__(name)
         self.ignore_label: int = ignore_label
-        self.class_weights: tuple[float, ...] | None = class_weights
-
-    def __call__(
-        self,
-        y_true: Tensor,
-        y_pred: Tensor,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        # Keras would weight the result of `call`, which is already a mean.
-        with keras.name_scope(self.name):
-            return self.call(y_true, y_pred, sample_weight)
+        self.class_weights: tuple[float, ...] | None = check_class_weights(
+            class_weights
+        )
 
     def call(
         self,

@@ -11,12 +11,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_aspp.losses.base import WholeLoss, check_class_weights
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class PerClass(keras.losses.Loss):
+class PerClass(WholeLoss):
     """Weighted mean over classes of a loss of one object each.
 
     Each class is an object before a background of logit 0, so that the cross
@@ -55,26 +56,11 @@ class PerClass(keras.losses.Loss):
         class_weights: Sequence[float] | None = None,
         name: str | None = "per_class",
     ) -> None:
-        super().__init__(name=name, reduction=None, dtype="float32")
-        if class_weights is not None:
-            class_weights = tuple(float(weight) for weight in class_weights)
-            if not sum(class_weights) > 0 or min(class_weights) < 0:
-                raise InputError(
-                    "`class_weights` must be floats >= 0, one for each class, "
-                    f"and not all 0. Received: class_weights={class_weights}"
-                )
+        super().__init__(name)
         self.loss: keras.losses.Loss = loss
-        self.class_weights: tuple[float, ...] | None = class_weights
-
-    def __call__(
-        self,
-        y_true: Tensor,
-        y_pred: Tensor,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        # The loss of a class applies the weights; Keras would weight the mean.
-        with keras.name_scope(self.name):
-            return self.call(y_true, y_pred, sample_weight)
+        self.class_weights: tuple[float, ...] | None = check_class_weights(
+            class_weights
+        )
 
     def call(
         self,

@@ -9,12 +9,13 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
+from keras_aspp.losses.base import WholeLoss
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
-class WeightedSum(keras.losses.Loss):
+class WeightedSum(WholeLoss):
     """Weighted sum of losses.
 
     Args:
@@ -39,23 +40,13 @@ class WeightedSum(keras.losses.Loss):
         weights: Sequence[float],
         name: str | None = "weighted_sum",
     ) -> None:
-        super().__init__(name=name, reduction=None, dtype="float32")
+        super().__init__(name)
         if not losses or len(losses) != len(weights):
             raise InputError(
                 "`losses` must hold at least one loss, and `weights` as many "
                 f"numbers. Received: {len(losses)} losses, weights={weights}"
             )
         self.losses, self.weights = list(losses), list(weights)
-
-    def __call__(
-        self,
-        y_true: Tensor,
-        y_pred: Tensor,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        # Each loss applies the weights itself; Keras would weight the sum.
-        with keras.name_scope(self.name):
-            return self.call(y_true, y_pred, sample_weight)
 
     def call(
         self,
