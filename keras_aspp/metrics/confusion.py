@@ -197,8 +197,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
     def mean_iou(self) -> float:
         """Returns the mean IoU over classes that occur, or `nan`."""
-        iou = self.per_class_iou()
-        return _mean(iou[~np.isnan(iou)])
+        return mean_of_known(self.per_class_iou())
 
     def pixel_accuracy(self) -> float:
         """Returns the share of pixels predicted correctly, or `nan`."""
@@ -208,8 +207,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
     def mean_accuracy(self) -> float:
         """Returns the mean accuracy over labeled classes, or `nan`."""
         matrix = self.matrix()
-        recall = _ratio(np.diag(matrix), matrix.sum(1))
-        return _mean(recall[~np.isnan(recall)])
+        return mean_of_known(_ratio(np.diag(matrix), matrix.sum(1)))
 
     def frequency_weighted_iou(self) -> float:
         """Returns the mean IoU weighted by the pixels of each class."""
@@ -283,5 +281,7 @@ def _ratio(part, whole):
         return np.divide(part, whole, dtype="float64")
 
 
-def _mean(values):
+def mean_of_known(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not NaN, or NaN."""
+    values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_aspp.label_tensors import split_labels
 from keras_aspp.metrics.binary import binary_scores
-from keras_aspp.metrics.confusion import ConfusionMatrix
+from keras_aspp.metrics.confusion import ConfusionMatrix, mean_of_known
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -162,7 +162,7 @@ class MultilabelConfusion(keras.metrics.Metric):
 
     def mean_iou(self) -> float:
         """Returns the mean IoU over classes that occur, or `nan`."""
-        return _mean(self.per_class_iou())
+        return mean_of_known(self.per_class_iou())
 
     def pixel_accuracy(self) -> float:
         """Returns the share of right decisions, one per class and pixel."""
@@ -172,7 +172,9 @@ class MultilabelConfusion(keras.metrics.Metric):
 
     def mean_accuracy(self) -> float:
         """Returns the mean recall over labeled classes, or `nan`."""
-        return _mean(np.array([found["recall"] for found in self.per_class()]))
+        return mean_of_known(
+            np.array([found["recall"] for found in self.per_class()])
+        )
 
     def frequency_weighted_iou(self) -> float:
         """Returns the mean IoU weighted by the pixels of each class."""
@@ -203,8 +205,3 @@ def confusion_of(
     """
     counts = MultilabelConfusion if task == "multilabel" else ConfusionMatrix
     return counts(num_classes, ignore_label)
-
-
-def _mean(values):
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
