@@ -101,22 +101,23 @@ def _resize_instead(model, graph, operator):
     if not one_cell or [before[0], before[3]] != [after[0], after[3]]:
         return
     size = _ints(model, graph, [int(n) for n in after[1:3]])
-    operator.opcodeIndex = _code(model, schema.BuiltinOperator.RESIZE_BILINEAR)
+    operator.opcodeIndex = _code(model, "RESIZE_BILINEAR")
     operator.inputs = [int(operator.inputs[0]), size]
     operator.builtinOptionsType = schema.BuiltinOptions.ResizeBilinearOptions
     operator.builtinOptions = schema.ResizeBilinearOptionsT()
 
 
-def _code(model, builtin):
+def _code(model, name):
     """Returns the index of an operator code, added if it is missing."""
-    for i, code in enumerate(model.operatorCodes):
-        if builtin in (code.builtinCode, code.deprecatedBuiltinCode):
-            return i
+    names = operator_names(model)
+    if name in names:
+        return names.index(name)
     code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.builtinCode = getattr(schema.BuiltinOperator, name)
+    code.deprecatedBuiltinCode = code.builtinCode
     code.version = 1
     model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+    return len(names)
 
 
 def _ints(model, graph, values):

@@ -156,12 +156,12 @@ class Comparison:
             )
             verify.check_differences(found[name][1], kind, path.name)
         if "cpu" in found:
-            on_gpu = _on_gpu(artefact, images[0], expect)
+            gpu, compatible, reason = _on_gpu(artefact, images[0], expect)
             entry["compiled_model"] = {
                 "cpu": {"agreement_with_keras": found["cpu"][0]},
-                "gpu": on_gpu.pop("gpu", None),
+                "gpu": gpu,
             }
-            entry |= on_gpu
+            entry |= {"gpu_compatible": compatible, "gpu_reason": reason}
         if kind == "tflite_gpu":
             entry["float16"] = _in_float16(artefact, images, expect)
         return next(iter(found.values()))
@@ -238,37 +238,39 @@ def _operators(path, predictor):
 
 
 def _on_gpu(artefact, image, expect):
-    """Returns entries: whether this machine's GPU computes a `.tflite`.
+    """Tries a `.tflite` on this machine's GPU.
 
     One image, since a driver in software takes a minute for a large one.
+
+    Returns:
+        `(found, compatible, reason)`: agreement and acceleration, `None`
+        where it did not run; whether the GPU computes it, `None` without a
+        GPU; why not, or `None`.
     """
     kind, path = artefact.format, artefact.path
-    entries = {"gpu_compatible": None, "gpu_reason": None}
+    found = reason = None
     try:
         run = verify.run_on_gpu(path, image)
     except verify.NoGPUError as error:
-        return {**entries, "gpu_reason": str(error)}
+        return None, None, str(error)
     except InputError as error:
-        if kind == "tflite_gpu":
-            raise
-        entries |= {"gpu_compatible": False, "gpu_reason": str(error)}
-        return entries
-    value, _ = verify.compare(run.outputs["gpu"], expect, [image])
-    whole, reason = run.fully_accelerated, None
-    if not whole:
-        reason = "the GPU runs a part of it"
-    elif value < _LEAST_ON_GPU:
-        reason = f"the GPU agrees with Keras on {value:.1%} of the pixels"
+        reason = str(error)
+    else:
+        value, _ = verify.compare(run.outputs["gpu"], expect, [image])
+        found = {
+            "agreement_with_keras": value,
+            "is_fully_accelerated": run.fully_accelerated,
+        }
+        if not run.fully_accelerated:
+            reason = "the GPU runs a part of it"
+        elif value < _LEAST_ON_GPU:
+            reason = f"the GPU agrees with Keras on {value:.1%} of the pixels"
     if reason and kind == "tflite_gpu":
         raise InputError(
             "A tflite_gpu file must run on this machine's GPU. "
             f"Received: {path.name}, {reason}"
         )
-    return {
-        "gpu_compatible": reason is None,
-        "gpu_reason": reason,
-        "gpu": {"agreement_with_keras": value, "is_fully_accelerated": whole},
-    }
+    return found, reason is None, reason
 
 
 def _in_float16(artefact, images, expect):

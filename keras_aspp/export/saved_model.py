@@ -53,27 +53,27 @@ def write_saved_model(
     def serve_bytes(image_bytes):
         return answer_one(image_bytes, ("labels",))
 
-    def serve_scores(image, min_confidence):
-        return without_unsure(answer(image, names), min_confidence)
-
-    def serve_bytes_scores(image_bytes, min_confidence):
-        return without_unsure(answer_one(image_bytes, names), min_confidence)
-
     # Signatures have the names of functions, and their arguments.
-    def serve_mask_scores(image):
-        return answer(image, names)
-
-    def serve_bytes_mask_scores(image_bytes):
-        return answer_one(image_bytes, names)
-
-    image = serving.image_spec(model)
-    share = (tf.TensorSpec((), tf.float32, "min_confidence"),)
     if masks:
         share = ()
-        serve_mask_scores.__name__ = serve_scores.__name__
-        serve_bytes_mask_scores.__name__ = serve_bytes_scores.__name__
-        serve_scores = serve_mask_scores
-        serve_bytes_scores = serve_bytes_mask_scores
+
+        def serve_scores(image):
+            return answer(image, names)
+
+        def serve_bytes_scores(image_bytes):
+            return answer_one(image_bytes, names)
+
+    else:
+        share = (tf.TensorSpec((), tf.float32, "min_confidence"),)
+
+        def serve_scores(image, min_confidence):
+            return without_unsure(answer(image, names), min_confidence)
+
+        def serve_bytes_scores(image_bytes, min_confidence):
+            found = answer_one(image_bytes, names)
+            return without_unsure(found, min_confidence)
+
+    image = serving.image_spec(model)
     endpoints = [(serving_default, image)]
     scored = [(serve_scores, image, *share)]
     # TensorFlow decodes RGB of 8 bits as Pillow does.

@@ -27,7 +27,7 @@ import numpy as np
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.serving import full_scores
+from keras_aspp.inference.serving import COARSE, full_scores
 from keras_aspp.metrics import confusion_of
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
@@ -102,7 +102,8 @@ def compare(
     same = pixels = 0
     sums, counts, most = ({}, collections.Counter(), {})
     for image, found in zip(images, answers, strict=True):
-        found = full_scores(found, image.shape[:2])
+        if COARSE in found:
+            found = {"logits": full_scores(found[COARSE], image.shape[:2])}
         if "logits" in found:
             found = {"labels": found["logits"].argmax(-1)}
         expected = expect(image, tuple(found))
@@ -190,9 +191,12 @@ def _reason(said):
     """Returns the line of a process' log that says why it failed."""
     lines = said.strip().splitlines() or ["no message"]
     no_adapter = [line for line in lines if "adapters" in line.lower()]
-    # LiteRT's last reason, before its log of the tear-down.
-    marked = [line for line in lines if line.startswith("└ ")]
-    return (no_adapter or marked or lines)[-1].removeprefix("└ ")
+    # LiteRT logs before the error, and its tear-down after it.
+    raised = said.rpartition("Traceback (most recent call last):")[2]
+    raised = [
+        line for line in raised.splitlines() if line and "INFO:" not in line
+    ]
+    return (no_adapter or raised or lines)[-1].removeprefix("└ ")
 
 
 class NotRunError(InputError):

@@ -386,9 +386,10 @@ class LiteRTRuntime(Runtime):
             for name, i in self._indices.items()
         }
         if self._of_gpu:
-            one = {name: values[0] for name, values in found.items()}
-            one = serving.full_scores(one, image.shape[1:3])
-            found = {name: values[None] for name, values in one.items()}
+            scores = serving.full_scores(
+                found[serving.COARSE][0], image.shape[1:3]
+            )
+            return {"logits": scores[None]}
         return found
 
 

@@ -234,18 +234,14 @@ def from_unit_pixels(preprocess: Preprocess, image: Tensor) -> Tensor:
     return convolve(image, kernel, (1, 1), "valid", (1, 1)) + shift
 
 
-def full_scores(
-    found: dict[str, np.ndarray], size: Size
-) -> dict[str, np.ndarray]:
-    """Replaces the scores of cells by those of pixels, as an app resizes them.
+def full_scores(scores: np.ndarray, size: Size) -> np.ndarray:
+    """Returns the scores of pixels from those of cells, as an app resizes them.
 
     Args:
-        found: outputs of an image, name -> array.
+        scores: float32 `[h, w, K]`, the output `COARSE`.
         size: `(height, width)` of the image.
     """
-    if COARSE not in found:
-        return found
-    return {"logits": resize_image(found[COARSE], size)}
+    return resize_image(scores, size)
 
 
 def with_size_checked(model: keras.Model, image: Tensor) -> Tensor:
