@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from keras_aspp.analysis import cost
+from keras_aspp.analysis.gridding import rates_text
+from keras_aspp.layers.checks import rate_pair
 from keras_aspp.layers.dense_prediction_cell import CITYSCAPES_RATES
 from keras_aspp.models import DeepLabV3
 
@@ -44,12 +46,11 @@ def head_madds(model, channels, size):
     image = keras.Input((None, None, 3))
     stride = model.output_stride
     feature = keras.layers.Conv2D(channels, stride, stride)(image)
-    rates = model.atrous_rates
     head = DeepLabV3(
         8,
         keras.Model(image, {f"stride_{stride}": feature}),
         output_stride=stride,
-        atrous_rates=rates if rates == "auto" else tuple(map(_rate, rates)),
+        atrous_rates=model.atrous_rates,
         context=model.context,
         aspp_filters=model.aspp_filters,
         separable=model.separable,
@@ -61,18 +62,14 @@ def head_madds(model, channels, size):
     return madds
 
 
-def _rate(rate):
-    return tuple(rate) if isinstance(rate, list) else rate
-
-
 def _rates(pyramid):
     """Returns the rates of each module where those of the ASPP are given."""
     reach = max(pyramid)
     # Published: 1, 2, 4, 8 beside 6, 12, 18.
     doubling = [max(1, round(reach * share)) for share in (1 / 8, 1 / 4, 1 / 2)]
-    largest = max(max(rate) for rate in map(_pair, CITYSCAPES_RATES))
+    largest = max(max(rate) for rate in map(rate_pair, CITYSCAPES_RATES))
     cell = [
-        [max(1, round(n * reach / largest)) for n in _pair(rate)]
+        [max(1, round(n * reach / largest)) for n in rate_pair(rate)]
         for rate in CITYSCAPES_RATES
     ]
     return {
@@ -86,10 +83,6 @@ def _rates(pyramid):
         "pappm": [2, 4, 8],
         "dpc": cell,
     }
-
-
-def _pair(rate):
-    return (rate, rate) if isinstance(rate, int) else rate
 
 
 def _filters(model, budget, channels, size):
@@ -111,10 +104,7 @@ def _description(model, channels, size):
     madds = head_madds(model, channels, size) / 1e6
     if model.context == "none":
         return f"no context module ({madds:.0f} M)"
-    rates = ", ".join(
-        "x".join(map(str, rate)) if isinstance(rate, list) else str(rate)
-        for rate in model.atrous_rates
-    )
+    rates = rates_text(model.atrous_rates)
     return (
         f"{model.context} ({rates}), {model.aspp_filters} filters "
         f"({madds:.0f} M)"

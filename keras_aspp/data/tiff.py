@@ -125,7 +125,7 @@ def read_pages(
         ValueError: as `read_tiff`, or another number of pages or bands.
     """
     with _opened(source, path) as (file, first):
-        try:
+        with _decoded(path):
             # Overviews and masks of a page follow it.
             most = _MAX_PAGES * (count + 1)
             pages = (
@@ -134,11 +134,6 @@ def read_pages(
                 if not page.subfiletype & 5
             )
             pages = list(itertools.islice(pages, count + 1))
-        except Exception as error:
-            raise InputError(
-                f"Unreadable or truncated image. File: {path} "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from None
         if len(pages) > 1:
             for page in pages:
                 _check_size(page, path, max_pixels, lossless=True)
@@ -195,8 +190,15 @@ def _bands_of(file, page, path, max_pixels, lossless):
 
 def _pixels_of(page, path):
     """Decodes a page whose size was checked."""
-    try:
+    with _decoded(path):
         return page.asarray(maxworkers=1)
+
+
+@contextlib.contextmanager
+def _decoded(path):
+    """Turns errors of decoding into one line."""
+    try:
+        yield
     except Exception as error:
         # tifffile and its codecs raise exceptions of many types.
         raise InputError(

@@ -15,6 +15,7 @@ from keras import ops
 from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.checks import check_batch_norm, check_positive_int
 from keras_aspp.layers.context import ContextLayer
+from keras_aspp.layers.image_pooling import mean_of_map
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
 from keras_aspp.utils.exceptions import InputError
@@ -152,11 +153,8 @@ class DAPPM(ContextLayer):
                 x = self.resizes[i](x, reference=inputs)
                 x = ops.cast(x, self.compute_dtype)
             else:
-                # float16 sums of a large map overflow.
-                mean = ops.mean(
-                    ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True
-                )
-                x = scale(mean, training=training)  # (B, 1, 1, G)
+                # (B, 1, 1, G)
+                x = scale(mean_of_map(inputs), training=training)
             other = maps[0] if self.parallel else maps[-1]
             maps.append(process(x + other, training=training))
         return maps

@@ -82,9 +82,8 @@ class ImagePooling(keras.layers.Layer):
 
     def pool(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Computes the branch before the broadcast, (B, 1, 1, F)."""
-        # float16 sums of a large map overflow, so the mean is in float32.
-        mean = ops.mean(ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
-        return self.conv(ops.cast(mean, self.compute_dtype), training=training)
+        mean = ops.cast(mean_of_map(inputs), self.compute_dtype)
+        return self.conv(mean, training=training)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.conv.filters)
@@ -99,3 +98,14 @@ class ImagePooling(keras.layers.Layer):
             "batch_norm_epsilon",
         )
         return {**super().get_config(), **{name: conv[name] for name in names}}
+
+
+def mean_of_map(x: Tensor) -> Tensor:
+    """Computes the mean over space, float32 (B, 1, 1, C).
+
+    float16 sums of a large map overflow, so the mean is in float32.
+
+    Args:
+        x: float tensor (B, h, w, C).
+    """
+    return ops.mean(ops.cast(x, "float32"), axis=(1, 2), keepdims=True)
