@@ -71,7 +71,7 @@ def of_torch(shape, depthwise, classifier):
 
 
 def of_mmseg(shape, depthwise, classifier):
-    """As mmcv's `ConvModule`: normal, variance 2 / fan out.
+    """Draws as mmcv's `ConvModule`: normal, variance 2 / fan out.
 
     A depthwise kernel's fan out is counted over all channels. Classifiers
     have deviation 0.01.
@@ -83,7 +83,7 @@ def of_mmseg(shape, depthwise, classifier):
 
 
 def of_deeplab(shape, depthwise, classifier):
-    """As tensorflow/models' deeplab: truncated normal of fixed deviations.
+    """Draws as tensorflow/models' deeplab: truncated normal, fixed deviations.
 
     Depthwise 0.33, the 1x1 after it 0.06, classifier 0.01. Convolutions that
     are not separable (there Glorot's) have 0.06 too.
