@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
 from keras_aspp.annotations.source import opened_source
 from keras_aspp.data import decode
-from keras_aspp.data.folder import place_of
+from keras_aspp.data.groups import by_group, compile_group_by, place_of
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
@@ -107,7 +105,7 @@ def import_annotations(
             f"Received: output={str(output)!r}"
         )
     _check_shares(validation_fraction, test_fraction)
-    pattern = _compiled(group_by)
+    pattern = compile_group_by(group_by)
     with opened_source(source, images) as files:
         name, found = read_annotations(files, annotation_format)
         if not found.images:
@@ -363,16 +361,6 @@ def _check_z_order(images, name):
         )
 
 
-def _compiled(group_by):
-    try:
-        return re.compile(group_by or "")
-    except re.error as error:
-        raise InputError(
-            f"`group_by` must be a regular expression. "
-            f"Received: {group_by!r} ({error})"
-        ) from None
-
-
 def _split(images, pattern, validation_fraction, test_fraction):
     """Sets the split of each image: the source's own, or by hash.
 
@@ -387,10 +375,7 @@ def _split(images, pattern, validation_fraction, test_fraction):
         found = f"the splits are the source's own, {', '.join(sorted(own))}"
         rest = f"; {len(unnamed)} images of none are in train" * bool(unnamed)
         return [found + rest]
-    groups = collections.defaultdict(list)
-    for image in images:
-        groups[_group(image.path.stem, pattern)].append(image)
-
+    groups = by_group((image.path.stem for image in images), pattern)
     splits = dict.fromkeys(groups, "train")
     places = {group: place_of(group) for group in groups}
     below = 0.0
@@ -401,18 +386,13 @@ def _split(images, pattern, validation_fraction, test_fraction):
             chosen = [min(rest, key=places.get)]
         splits |= dict.fromkeys(chosen, split)
         below += share
-    for group, members in groups.items():
-        for image in members:
-            image.split = splits[group]
+    split_of = {
+        name: splits[group] for group, names in groups.items() for name in names
+    }
+    for image in images:
+        image.split = split_of[image.path.stem]
     named = f"only the split {next(iter(own))}" if own else "no splits"
     return [
         f"the source names {named}; images were split by a hash of their names"
-        + ", groups together" * bool(pattern.pattern)
+        + ", groups together" * (pattern is not None)
     ]
-
-
-def _group(stem, pattern):
-    found = pattern.match(stem)
-    if not pattern.pattern or found is None:
-        return stem
-    return found[1] if pattern.groups and found[1] is not None else found[0]

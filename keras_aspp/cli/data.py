@@ -100,6 +100,12 @@ def _add_check(commands):
             metavar="NAME",
             help=f"{split} split, as for `keras-aspp train`",
         )
+    check.add_argument(
+        "--data.group_by",
+        metavar="REGEX",
+        help="note groups, such as videos, that lie in several splits, as for "
+        "`keras-aspp train`",
+    )
     check.add_argument("--json", type=Path, metavar="FILE")
     check.add_argument(
         "--write",
@@ -349,11 +355,11 @@ def _write_bands(source, report):
 
 
 def _split_flags(flags):
-    """Returns the splits that the flags name; `null` means none."""
+    """Returns what the flags say about splits; `null` means none."""
     given = {k.removeprefix("data."): v for k, v in vars(flags).items()}
     return {
         name: None if given[name] == "null" else given[name]
-        for name in ("train_split", "validation_split")
+        for name in ("train_split", "validation_split", "group_by")
         if given[name] is not None
     }
 

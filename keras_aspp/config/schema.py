@@ -168,6 +168,11 @@ class DataConfig:
         validation_fraction: share of the images that is held out for
             validation, in (0, 1), for a folder without split folders, or with
             `validation_split: null`.
+        group_by: regular expression, or `null`; images whose names begin with
+            the same match, or the same first group of it, are held out
+            together, e.g. `[^_]+` for frames named `VIDEO_0001`.
+        validation_groups: the groups to hold out, or `null` for
+            `validation_fraction` of them.
         crop_size: `[height, width]` of training crops, multiples of 32.
         augment: random changes of training images.
     """
@@ -186,6 +191,8 @@ class DataConfig:
     validation_split: str | None = "val"
     test_split: str | None = None
     validation_fraction: float = 0.1
+    group_by: str | None = None
+    validation_groups: list[str] | None = None
     crop_size: tuple[int, int] = (320, 320)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 

@@ -14,6 +14,12 @@ import numpy as np
 
 from keras_aspp.data import decode, multilabel, tiff
 from keras_aspp.data.band_statistics import BandStatistics
+from keras_aspp.data.groups import (
+    by_group,
+    compile_group_by,
+    hold_out,
+    shared_groups,
+)
 from keras_aspp.data.spec import DatasetSpec, grouped
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import look
@@ -45,6 +51,11 @@ class FolderSource:
         validation_fraction: float in (0, 1). Where `images/` has no split
             folders, this share of the names (by their hash) is
             `validation_split`, the rest `train_split`.
+        group_by: str or `None`, regular expression; images whose names begin
+            with the same match, or the same first group of it, are held out
+            together.
+        validation_groups: list of str or `None`, the groups to hold out
+            instead of `validation_fraction` of them.
         train_split: str, name of the split to train on.
         validation_split: str; `HELD_OUT` takes its images from `train_split`
             where `images/` has split folders too.
@@ -75,7 +86,10 @@ class FolderSource:
         validation_fraction: float = 0.1,
         train_split: str = "train",
         validation_split: str = "val",
+        group_by: str | None = None,
+        validation_groups: Sequence[str] | None = None,
     ) -> None:
+        pattern = compile_group_by(group_by)
         self.root: Path = Path(root)
         self.train_split: str = train_split
         self.validation_split: str = validation_split
@@ -105,12 +119,14 @@ class FolderSource:
             within = train_split if folders else ""
             if within not in self.pairs:
                 self.pairs[within] = self._find(within, spec)
-            everything = self.pairs.pop(within)
-            held_out = _hashed_share(everything, validation_fraction)
-            self.pairs |= {
-                train_split: [p for p in everything if p not in held_out],
-                validation_split: [p for p in everything if p in held_out],
-            }
+            self._hold_out(within, pattern, validation_groups)
+        elif validation_groups is not None:
+            raise InputError(
+                "`validation_groups` are held out of the training split; add "
+                "`--data.validation_split null`. Received: "
+                f"validation_split={validation_split!r}"
+            )
+        self._note_shared_groups(pattern)
         if not any(self.pairs.values()):
             found = [*self.unpaired.values(), *self.skipped.values()]
             first = [message for messages in found for message in messages][:1]
@@ -120,6 +136,33 @@ class FolderSource:
                 + "".join(f"; {m}" for m in first)
             )
         self.spec: DatasetSpec = spec or self._guess_spec()
+
+    def _hold_out(self, within, pattern, validation_groups):
+        """Moves images of `within` to the validation split."""
+        everything = self.pairs.pop(within)
+        groups = by_group((_stem(pair) for pair in everything), pattern)
+        chosen = hold_out(
+            list(groups), self.validation_fraction, validation_groups
+        )
+        names = {name for group in chosen for name in groups[group]}
+        self.pairs |= {
+            self.train_split: [p for p in everything if _stem(p) not in names],
+            self.validation_split: [p for p in everything if _stem(p) in names],
+        }
+
+    def _note_shared_groups(self, pattern):
+        names = {
+            split: [_stem(pair) for pair in pairs]
+            for split, pairs in self.pairs.items()
+        }
+        shared = shared_groups(names, pattern)
+        if shared:
+            group, splits = next(iter(shared.items()))
+            self.notes.append(
+                f"groups that lie in several splits: {len(shared)} (first "
+                f"{group} in {' and '.join(splits)}), which makes scores of "
+                "these splits too good"
+            )
 
     def _split_folders(self, spec):
         """Returns the names of the splits, empty without split folders."""
@@ -382,24 +425,8 @@ def _skipped_notes(folder, files):
         )
 
 
-def place_of(name: str) -> float:
-    """Returns a number in [0, 1) by a hash of a name, to split by it."""
-    digest = hashlib.sha256(os.fsencode(name)).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _hashed_share(pairs, fraction):
-    """Returns the pairs in the first `fraction` by hash, at least one."""
-
-    def position(pair):
-        return place_of(Path(pair[0]).stem)
-
-    held_out = {pair for pair in pairs if position(pair) < fraction}
-    if not held_out and len(pairs) > 1:
-        held_out = {min(pairs, key=position)}
-    if len(held_out) == len(pairs) > 1:
-        held_out -= {max(pairs, key=position)}
-    return held_out
+def _stem(pair):
+    return Path(pair[0]).stem
 
 
 @dataclasses.dataclass

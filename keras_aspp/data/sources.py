@@ -55,6 +55,8 @@ def open_source(config: Any) -> Source:
             config.validation_fraction,
             config.train_split,
             config.validation_split,
+            config.group_by,
+            config.validation_groups,
         )
         return _agreeing(source, spec)
     _check_named(config)
@@ -117,6 +119,13 @@ def _check_named_classes(config):
 
 def _check_named(config):
     """Raises if images are to be held out of records, which use slices."""
+    if config.group_by is not None or config.validation_groups is not None:
+        raise InputError(
+            "`data.group_by` and `data.validation_groups` need a folder data "
+            "set; records have no names. Received: "
+            f"group_by={config.group_by!r}, "
+            f"validation_groups={config.validation_groups}"
+        )
     if config.validation_split == HELD_OUT:
         name = config.train_split
         raise InputError(

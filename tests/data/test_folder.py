@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -674,3 +675,45 @@ def test_camvid_is_without_fault(shared):
     }
     assert report.class_pixels["val"].sum() == 101 * 360 * 480
     assert (report.class_pixels["train"] > 0).all()
+
+
+def make_videos(root):
+    """Frames of three videos, of which one is in both splits."""
+    describe(root)
+    for video in "abc":
+        for frame in range(3):
+            write_pair(root, f"{video}_{frame}")
+    write_pair(root, "c_3", "val")
+    return root
+
+
+def test_frames_of_a_video_are_held_out_together(tmp_path):
+    root = make_videos(tmp_path)
+    source = FolderSource(root, None, 0.4, "train", HELD_OUT, "[a-z]_")
+    train, held_out = (
+        {Path(image).stem[0] for image, _ in source.pairs[split]}
+        for split in ("train", HELD_OUT)
+    )
+    assert train | held_out == set("abc")
+    assert train.isdisjoint(held_out)
+
+
+def test_named_videos_are_held_out(tmp_path):
+    root = make_videos(tmp_path)
+    source = FolderSource(root, None, 0.1, "train", HELD_OUT, "(.)_", ["b"])
+    images = [Path(image).stem for image, _ in source.pairs[HELD_OUT]]
+    assert images == ["b_0", "b_1", "b_2"]
+    assert source.size("train") == 6
+
+
+def test_a_video_in_two_splits_is_noted(tmp_path):
+    source = FolderSource(make_videos(tmp_path), group_by="(.)_")
+    (note,) = check_folder(source).notes
+    assert "several splits: 1 (first c in train and val)" in note
+
+
+def test_groups_to_hold_out_need_images_to_be_held_out(tmp_path):
+    with pytest.raises(ValueError, match="--data.validation_split null"):
+        FolderSource(
+            make_videos(tmp_path), group_by="(.)_", validation_groups=["b"]
+        )

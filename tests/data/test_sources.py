@@ -82,6 +82,18 @@ def test_null_of_records_names_slices():
         open_source(config)
 
 
+def test_groups_reach_the_folder_and_are_refused_of_records(root):
+    groups = {"group_by": "[0-4]|(.)", "validation_groups": ["3", "7"]}
+    source = open_source(
+        DataConfig(root=str(root), validation_split=None, **groups)
+    )
+    names = [name for name, _ in source.pairs[HELD_OUT]]
+    assert names == [str(root / f"images/{i}.png") for i in (3, 7)]
+    for name, value in groups.items():
+        with pytest.raises(ValueError, match=f"no names.*{name}=.[^o]"):
+            open_source(DataConfig(tfds="multiscale_shapes", **{name: value}))
+
+
 def test_environment_variables_in_a_root(root, monkeypatch):
     monkeypatch.setenv("WHERE", str(root.parent))
     source = open_source(DataConfig(root="${WHERE}/" + root.name))
