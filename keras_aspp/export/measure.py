@@ -212,6 +212,7 @@ def _answer_of(model, answer, any_size=True):
         return tf.function(
             lambda images: answer(model, images, outputs),
             signature if any_size else None,
+            autograph=False,
         )
 
     def answer_one(image, outputs):

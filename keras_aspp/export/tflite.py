@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.export.equalize import equalize
-from keras_aspp.export.gpu import check_for_gpu, for_gpu
+from keras_aspp.export.gpu import for_gpu
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
@@ -125,10 +125,7 @@ def _convert_one(
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
-    if name == "tflite_gpu":
-        content = for_gpu(content)
-        check_for_gpu(content)
-    return content
+    return for_gpu(content) if name == "tflite_gpu" else content
 
 
 def _equalize_before_quantizing(converter, images, image_size, preprocess):

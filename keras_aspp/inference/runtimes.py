@@ -96,7 +96,9 @@ class KerasRuntime(Runtime):
         # would take longer than the argmax.
         self._graph = functools.cache(
             lambda outputs: tf.function(
-                lambda images: serving.answer(model, images, outputs), signature
+                lambda images: serving.answer(model, images, outputs),
+                signature,
+                autograph=False,
             )
         )
 
