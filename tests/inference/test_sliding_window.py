@@ -237,9 +237,9 @@ def test_wrong_arguments(make, message):
         make()
 
 
-def test_predictor(tiny_workdir, tiny_export):
+def test_predictor(tiny_workdir, tiny_export, predictor_of):
     image = picture(48, 72)[0]
-    plain = ka.Predictor(tiny_workdir)
+    plain = predictor_of(tiny_workdir)
     whole = ka.Predictor(tiny_workdir, window=200)
     np.testing.assert_array_equal(whole.predict(image), plain.predict(image))
     averaged = ka.Predictor(
