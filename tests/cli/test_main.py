@@ -19,7 +19,6 @@ from keras_aspp.cli.main import COMMANDS, main
 from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
-from keras_aspp.inference import Predictor
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
@@ -572,11 +571,11 @@ def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):
     assert "a picture.jpg" in capsys.readouterr().out
 
 
-def test_predict_writes_scores(tiny_workdir, tmp_path, capsys):
+def test_predict_writes_scores(tiny_workdir, tmp_path, capsys, predictor_of):
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
     path = tmp_path / "a.png"
     Image.fromarray(image.astype("uint8")).save(path)
-    expected = Predictor(tiny_workdir).probabilities(path)
+    expected = predictor_of(tiny_workdir).probabilities(path)
     share = float(np.median(expected.max(-1)))
     output = tmp_path / "out"
     command = ["predict", "--model", str(tiny_workdir), "--output", str(output)]
