@@ -111,27 +111,7 @@ class DeepLabV3Plus(HasContext, Segmenter):
         decoder: Literal["paper", "light"] = "paper",
     ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
-        if decoder not in ("paper", "light"):
-            raise InputError(
-                "`decoder` must be 'paper' or 'light'. "
-                f"Received: decoder={decoder!r}"
-            )
-        if decoder == "light" and decoder_kernel_sizes != (3, 3):
-            raise InputError(
-                "`decoder_kernel_sizes` needs decoder='paper'; 'light' has one "
-                "1x1 convolution. "
-                f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
-            )
-        if not decoder_kernel_sizes:
-            raise InputError(
-                "`decoder_kernel_sizes` must not be empty. "
-                f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
-            )
-        if decoder_stride not in LEVELS:
-            raise InputError(
-                "`decoder_stride` must be 4 or 2. "
-                f"Received: decoder_stride={decoder_stride!r}"
-            )
+        _check_decoder(decoder, decoder_stride, decoder_kernel_sizes)
         super().__init__(
             num_classes,
             backbone=backbone,
@@ -217,3 +197,28 @@ class DeepLabV3Plus(HasContext, Segmenter):
             # Earlier versions load the file, too.
             del config["decoder"]
         return config
+
+
+def _check_decoder(decoder, decoder_stride, decoder_kernel_sizes):
+    """Raises `ValueError` for arguments of the decoder that do not fit."""
+    if decoder not in ("paper", "light"):
+        raise InputError(
+            "`decoder` must be 'paper' or 'light'. "
+            f"Received: decoder={decoder!r}"
+        )
+    if decoder == "light" and decoder_kernel_sizes != (3, 3):
+        raise InputError(
+            "`decoder_kernel_sizes` needs decoder='paper'; 'light' has one "
+            "1x1 convolution. "
+            f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+        )
+    if not decoder_kernel_sizes:
+        raise InputError(
+            "`decoder_kernel_sizes` must not be empty. "
+            f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+        )
+    if decoder_stride not in LEVELS:
+        raise InputError(
+            "`decoder_stride` must be 4 or 2. "
+            f"Received: decoder_stride={decoder_stride!r}"
+        )
