@@ -73,6 +73,8 @@ class ModelConfig:
         decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
             decoder.
         decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
+        decoder: DeepLabV3+'s `paper`, two 3x3 convolutions, or `light`, one
+            1x1 convolution; docs/performance.md compares their cost.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
             and its classifier, or `null` for none.
         multi_grid: DeepLabV3's rates within the last block, or `null`.
@@ -123,6 +125,7 @@ class ModelConfig:
         (3, 3), "deeplab_v3_plus"
     )
     decoder_stride: int = _head_field(4, "deeplab_v3_plus")
+    decoder: Literal["paper", "light"] = _head_field("paper", "deeplab_v3_plus")
     refine_filters: int | None = _head_field(None, "deeplab_v3")
     multi_grid: list[int] | None = _head_field(
         None, "deeplab_v3", "deeplab_v3_cascaded"
