@@ -195,6 +195,9 @@ def compile_model(
     )
     if shared:
         share(loss, strategy)
+        for term in model.training_terms:
+            if term.loss is not None:
+                share(term.loss, strategy)
     model.compile(
         optimizer=build_optimizer(
             config, total_steps, model.backbone, schedule
