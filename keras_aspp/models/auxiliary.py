@@ -162,17 +162,6 @@ class AuxiliaryTraining:
         """Feature that the auxiliary head reads, or `None` without one."""
         return self._auxiliary.feature if self._auxiliary else None
 
-    def learn_from(self, teacher: TrainingTerm) -> None:
-        """Adds a teacher's term to the training step; see `models.distill`."""
-        self._teacher = teacher
-        # A compiled step lacks the term.
-        self.train_function = None
-
-    @property
-    def training_terms(self) -> list[TrainingTerm]:
-        """Terms that the training step adds to the compiled loss."""
-        return [term for term in (self._auxiliary, self._teacher) if term]
-
     @property
     def variables(self) -> list[keras.Variable]:
         own = super().variables
@@ -188,7 +177,7 @@ class AuxiliaryTraining:
     def metrics(self) -> list[keras.metrics.Metric]:
         own = super().metrics
         if not self._evaluates:
-            own += [term.metric for term in self.training_terms]
+            own += [term.metric for term in training_terms(self)]
         return own
 
     def call(
@@ -227,7 +216,7 @@ class AuxiliaryTraining:
         # of which the metric takes the mean.
         strategy = getattr(self, "distribute_strategy", None)
         replicas = strategy.num_replicas_in_sync if strategy else 1
-        for term in self.training_terms:
+        for term in training_terms(self):
             value = term.compute(self, x, y, y_pred, sample_weight)
             term.metric.update_state(value * replicas)
             loss = loss + term.weight * value
@@ -270,6 +259,18 @@ class AuxiliaryTraining:
             yield
         finally:
             self._evaluates = False
+
+
+def training_terms(model: AuxiliaryTraining) -> list[TrainingTerm]:
+    """Returns the terms that a model's training step adds to its loss."""
+    return [term for term in (model._auxiliary, model._teacher) if term]
+
+
+def add_teacher(model: AuxiliaryTraining, teacher: TrainingTerm) -> None:
+    """Adds a teacher's term to a model's training step, or replaces it."""
+    model._teacher = teacher
+    # A compiled step lacks the term.
+    model.train_function = None
 
 
 def check_auxiliary(weight: Any, feature: str | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.losses.distillation import Distillation
-from keras_aspp.models.auxiliary import LOGITS, TrainingTerm
+from keras_aspp.models.auxiliary import LOGITS, TrainingTerm, add_teacher
 from keras_aspp.models.precision import with_dtype
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.exceptions import InputError
@@ -116,7 +116,7 @@ def distill(
             f"teacher of {size[0]}x{size[1]} images"
         )
     loss = Distillation(temperature, ignore_label)
-    student.learn_from(Teacher(teacher, student, float(weight), loss))
+    add_teacher(student, Teacher(teacher, student, float(weight), loss))
 
 
 def _between(student, teacher):
