@@ -49,10 +49,11 @@ class ModelConfig:
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
         context: module between the backbone and DeepLabV3's classifier or
-            DeepLabV3+'s decoder: `aspp`; `ksac`, an ASPP of one kernel; `wasp`
-            and `d_linknet`, cascades of rates; `dappm` and `pappm`, pools of
-            several sizes, whose strides are `atrous_rates`; `dpc`, a dense
-            prediction cell; `none`. docs/atrous.md compares them.
+            DeepLabV3+'s decoder: `aspp`; `ksac` and `ksac_concat`, an ASPP of
+            one kernel; `wasp` and `d_linknet`, cascades of rates; `dappm` and
+            `pappm`, pools of several sizes, whose strides are `atrous_rates`;
+            `dpc`, a dense prediction cell; `none`. docs/atrous.md compares
+            them.
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a

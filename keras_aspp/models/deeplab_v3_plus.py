@@ -42,16 +42,16 @@ class DeepLabV3Plus(HasContext, Segmenter):
             Defaults to 256.
         decoder_kernel_sizes: odd ints > 0, one for each convolution of the
             decoder; keras-hub has `(1,)`. Defaults to (3, 3).
-        context: the module between backbone and decoder. `"aspp"`; `"ksac"`,
-            an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
-            rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
-            dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
-            Keras layer, of which an untrained copy is used as configured,
-            batch norm included; `atrous_rates` are those of a `ContextLayer`,
-            or the one `atrous_rate` that a layer has.
+        context: the module between backbone and decoder. `"aspp"`; `"ksac"` and
+            `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and `"d_linknet"`,
+            cascades of rates; `"dappm"` and `"pappm"`, pools of several sizes;
+            `"dpc"`, a dense prediction cell; `"none"`. docs/atrous.md compares
+            them. Or a Keras layer, of which an untrained copy is used as
+            configured, batch norm included; `atrous_rates` are those of a
+            `ContextLayer`, or the one `atrous_rate` that a layer has.
             `atrous_rates` are the strides of the pools where the module has
-            pools instead of rates; `separable` and `image_pooling` apply
-            where the module has such parts. Defaults to `"aspp"`.
+            pools instead of rates; `separable` and `image_pooling` apply where
+            the module has such parts. Defaults to `"aspp"`.
 
     Example:
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
