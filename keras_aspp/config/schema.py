@@ -306,6 +306,12 @@ class TrainConfig:
         ema_momentum: momentum of an exponential moving average of the
             weights, in (0, 1), which is validated and kept instead of them,
             or `null`.
+        distill_from: trained segmenter, whose scores the model learns besides
+            the labels: a `.keras` file, or a workdir or exported folder that
+            holds one, or `null`. Environment variables are expanded.
+        distill_weight: factor of that term of the loss, > 0.
+        distill_temperature: temperature of the soft labels, > 0; a higher one
+            weights the classes that the teacher finds improbable more.
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
             validation does not get worse.
@@ -348,6 +354,9 @@ class TrainConfig:
     weight_decay: float = 1e-4
     backbone_learning_rate_factor: float = 1.0
     ema_momentum: float | None = None
+    distill_from: str | None = None
+    distill_weight: float = 1.0
+    distill_temperature: float = 1.0
     recalibrate_steps: int = 0
     lr_finder: bool = False
     jit_compile: Literal["auto"] | bool = "auto"
@@ -387,7 +396,12 @@ class TrainConfig:
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
-        for name in ("learning_rate", "backbone_learning_rate_factor"):
+        for name in (
+            "learning_rate",
+            "backbone_learning_rate_factor",
+            "distill_weight",
+            "distill_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(
                     f"`{name}` must be > 0. "

@@ -36,6 +36,8 @@ from keras_aspp.utils.files import sha256
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.progress import timed
 
+SAVED = sorted(path.name for path in (ROOT / "saved_models").iterdir())
+
 
 def pictures(count=2, size=(64, 96)):
     rng = np.random.default_rng(8)
@@ -94,10 +96,31 @@ def test_card_is_of_the_manifest(tiny_export, tiny_folder):
     assert score["value"] == manifest["artefacts"][0]["mean_iou"]
 
 
-def test_table_of_the_results_is_that_of_the_saved_model():
-    folder = ROOT / "saved_models" / "camvid_mobilenet_v2"
+@pytest.mark.parametrize("name", SAVED)
+def test_files_of_a_saved_model_are_those_of_its_manifest(name):
+    """What git holds; SavedModels and large files are made anew."""
+    folder = ROOT / "saved_models" / name
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert artefact_table(manifest) in (ROOT / "docs/results.md").read_text()
+    names = (folder / "labels.txt").read_text().split("\n")[:-1]
+    assert names == manifest["class_names"]
+    listed = {entry["path"]: entry for entry in manifest["artefacts"]}
+    present = {
+        path.name: path
+        for path in folder.iterdir()
+        if path.suffix in (".keras", ".tflite")
+    }
+    assert "model_float16.tflite" in present
+    for file, path in present.items():
+        assert sha256(path) == listed[file]["sha256"]
+        assert path.stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("name", [n for n in SAVED if "camvid" in n])
+def test_table_of_card_and_results_is_that_of_the_saved_model(name):
+    folder = ROOT / "saved_models" / name
+    table = artefact_table(json.loads((folder / "manifest.json").read_text()))
+    assert table in (folder / "README.md").read_text()
+    assert table in (ROOT / "docs/results.md").read_text()
 
 
 def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
