@@ -2,7 +2,13 @@
 
 import sys
 
-from keras_aspp.cli.evaluate import add_window, window_options
+from keras_aspp.cli.evaluate import (
+    add_runtime,
+    add_window,
+    print_runtime,
+    runtime_options,
+    window_options,
+)
 from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
 
@@ -26,6 +32,7 @@ def run(arguments):
     )
     parser.add_argument("--output", required=True, help="folder")
     add_window(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--scores",
         action="store_true",
@@ -64,6 +71,7 @@ def run(arguments):
         "path": flags.model,
         "min_confidence": flags.min_confidence,
         **window_options(parser, flags),
+        **runtime_options(flags),
     }
     if options is not None:
         if flags.format:
@@ -73,6 +81,7 @@ def run(arguments):
     from keras_aspp.inference.files import predict_files
 
     predictor = Predictor(**model)
+    print_runtime(predictor, model, flags.images[0])
     written, failed = predict_files(
         predictor,
         flags.images,
