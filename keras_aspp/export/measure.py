@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 from pathlib import Path
 
 import tensorflow as tf
@@ -162,6 +163,8 @@ class Comparison:
                 "gpu": gpu,
             }
             entry |= {"gpu_compatible": compatible, "gpu_reason": reason}
+        if size is not None and importlib.util.find_spec("openvino"):
+            entry["openvino"] = _in_openvino(artefact, images, expect)
         if kind == "tflite_gpu":
             entry["float16"] = _in_float16(artefact, images, expect)
         return next(iter(found.values()))
@@ -271,6 +274,16 @@ def _on_gpu(artefact, image, expect):
             f"Received: {path.name}, {reason}"
         )
     return found, reason is None, reason
+
+
+def _in_openvino(artefact, images, expect):
+    """Returns the agreement of a file in OpenVINO, which may not read it."""
+    try:
+        run = verify.run_alone(artefact.path, images, "openvino")
+    except verify.NotRunError as error:
+        return {"agreement_with_keras": None, "reason": str(error)}
+    value, _ = verify.compare(run.outputs["openvino"], expect, images)
+    return {"agreement_with_keras": value}
 
 
 def _in_float16(artefact, images, expect):

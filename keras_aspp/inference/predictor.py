@@ -47,8 +47,8 @@ class Predictor:
     each uses all cores. After a fork only a `.tflite` works: open any other
     model in the worker process, or start workers by "spawn".
 
-    `output_stride`, `scales`, `flip` and windows need a `.keras` model; exported
-    files are fixed.
+    `output_stride`, `scales`, `flip` and windows need a `.keras` model, since
+    exported files are fixed.
 
     Args:
         path: a `.keras`, `.tflite` or `.onnx` file, a SavedModel folder, a

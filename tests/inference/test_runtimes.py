@@ -1,6 +1,8 @@
 """Runtimes that a model can be predicted by, and how one is chosen."""
 
 import importlib.util
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -37,8 +39,8 @@ def test_bfloat16_of_a_keras_model_differs_a_little(tiny_export):
     coarse = ka.Predictor(path, precision="bfloat16")
     assert (coarse.runtime, coarse.precision) == ("keras", "bfloat16")
     expected = exact.score_batch(image[None])
-    difference = np.abs(coarse.score_batch(image[None]) - expected).max()
-    assert 1e-4 < difference / expected.std() < 0.3
+    difference = np.abs(coarse.score_batch(image[None]) - expected).mean()
+    assert 1e-4 < difference / expected.std() < 0.1
     assert (coarse.predict(image) == exact.predict(image)).mean() > 0.9
 
 
@@ -57,8 +59,6 @@ def test_openvino_predicts_a_tflite_as_litert_does(tiny_export):
 
 def test_openvino_answers_threads(tiny_export):
     pytest.importorskip("openvino", reason=ABSENT)
-    from concurrent.futures import ThreadPoolExecutor
-
     predictor = ka.Predictor(
         tiny_export / "model_float32.tflite", runtime="openvino"
     )
@@ -123,7 +123,7 @@ def test_wrong_choices_are_one_line(tiny_export, name, arguments, message):
 
 
 def test_openvino_without_its_extra(tiny_export, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ValueError, match=r"keras-aspp\[openvino\]"):
         ka.Predictor(tiny_export / "model_float32.tflite", runtime="openvino")
 
