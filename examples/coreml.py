@@ -58,7 +58,7 @@ def convert(path, size, precision="float16"):
     converted = coremltools.convert(
         [graph],
         source="tensorflow",
-        inputs=[coremltools.ImageType(name="image", shape=image.shape)],
+        inputs=[coremltools.ImageType(name="image", shape=(1, *size, 3))],
         compute_precision=PRECISIONS[precision],
         minimum_deployment_target=coremltools.target.iOS16,
     )

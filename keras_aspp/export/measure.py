@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 from pathlib import Path
 
 import tensorflow as tf
@@ -20,6 +19,7 @@ from keras_aspp.litert.float16 import (
 )
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.progress import timed
 
 # Of files by their suffix, names of `run_alone.RUNTIMES`.
@@ -163,7 +163,7 @@ class Comparison:
                 "gpu": gpu,
             }
             entry |= {"gpu_compatible": compatible, "gpu_reason": reason}
-        if size is not None and importlib.util.find_spec("openvino"):
+        if size is not None and is_installed("openvino"):
             entry["openvino"] = _in_openvino(artefact, images, expect)
         if kind == "tflite_gpu":
             entry["float16"] = _in_float16(artefact, images, expect)

@@ -36,14 +36,14 @@ _CANDIDATES = (
     "model_logits.tflite",
     "model_gpu.tflite",
 )
-# Of a folder, for `runtime="auto"`: by the times in docs/performance.md. Files
-# of 8 bits are faster, but predict other labels.
+# Of a folder, for `runtime="auto"`: by the times in docs/performance.md; of
+# equally fast ones the most exact. Files of 8 bits predict other labels.
 _FASTEST = (
-    "model_any_size.tflite",
     "model_float32.tflite",
-    "model_float16.tflite",
     "model.onnx",
+    "model_float16.tflite",
     _SAVED_MODEL,
+    "model_any_size.tflite",
     "model.keras",
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +25,7 @@ from keras_aspp.models.segmenter import load_saved
 from keras_aspp.pixels import DTYPES, PixelFormat
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.extras import require
+from keras_aspp.utils.extras import is_installed, require
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.native_log import filtered_once
 
@@ -525,22 +524,22 @@ def choose(path: Path, runtime: str | None, precision: str) -> str:
 
     Args:
         path: model file, or folder of a SavedModel.
-        runtime: of `artefacts.RUNTIMES`; `"auto"` prefers OpenVINO, which was
-            measured to be faster, where it is installed. `None` for the file's
-            own.
+        runtime: of `artefacts.RUNTIMES`; `"auto"` takes OpenVINO where it is
+            installed and was measured to be faster: for an `.onnx`, and in
+            bfloat16. `None` for the file's own.
         precision: of `PRECISIONS`.
 
     Raises:
         ValueError: the runtime does not compute in that precision.
     """
     own = next(name for name in READS if path.suffix in READS[name])
-    if runtime == "auto":
-        found = own
-        reads = path.suffix in READS["openvino"]
-        if reads and importlib.util.find_spec("openvino"):
-            found = "openvino"
-    else:
-        found = runtime or own
+    found = own if runtime in (None, "auto") else runtime
+    # LiteRT is the fastest for a .tflite in float32.
+    gains = own == "onnxruntime" or (
+        own == "litert" and precision == "bfloat16"
+    )
+    if runtime == "auto" and gains and is_installed("openvino"):
+        found = "openvino"
     if precision not in PRECISIONS:
         raise InputError(
             f"`precision` must be one of {PRECISIONS}. Received: {precision!r}"

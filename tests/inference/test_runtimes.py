@@ -1,14 +1,15 @@
 """Runtimes that a model can be predicted by, and how one is chosen."""
 
-import importlib.util
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import keras_aspp as ka
+from keras_aspp.inference import predictor as predictors
 from keras_aspp.inference import runtimes
 from keras_aspp.models.segmenter import load_saved
 
@@ -72,12 +73,23 @@ def test_openvino_answers_threads(tiny_export):
 
 
 def test_auto_takes_the_fastest_file_and_runtime(tiny_export, monkeypatch):
-    has = importlib.util.find_spec("openvino") is not None
     predictor = ka.Predictor(tiny_export, runtime="auto")
     assert predictor.path.name == "model_float32.tflite"
-    assert predictor.runtime == ("openvino" if has else "litert")
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
-    assert ka.Predictor(tiny_export, runtime="auto").runtime == "litert"
+    assert predictor.runtime == "litert"
+    tflite, onnx = Path("a.tflite"), Path("a.onnx")
+    for has, of_onnx in ((True, "openvino"), (False, "onnxruntime")):
+        monkeypatch.setattr(runtimes, "is_installed", lambda _, has=has: has)
+        assert runtimes.choose(tflite, "auto", "float32") == "litert"
+        assert runtimes.choose(onnx, "auto", "float32") == of_onnx
+    monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
+    assert runtimes.choose(tflite, "auto", "bfloat16") == "openvino"
+
+
+def test_auto_in_bfloat16_without_openvino_is_keras(tiny_export, monkeypatch):
+    for module in (runtimes, predictors):
+        monkeypatch.setattr(module, "is_installed", lambda _: False)
+    found = ka.Predictor(tiny_export, runtime="auto", precision="bfloat16")
+    assert (found.runtime, found.path.name) == ("keras", "model.keras")
 
 
 def test_auto_takes_keras_for_what_keras_alone_does(tiny_export):
