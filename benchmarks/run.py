@@ -3,6 +3,7 @@
     python -m benchmarks                        # everything
     python -m benchmarks train_step aspp_33     # some of it
     python -m benchmarks --list
+    python -m benchmarks runtimes               # see benchmarks/runtimes.py
     python -m benchmarks --smoke                # without peers
     python -m benchmarks train_step --profile ours   # by operation
     KERAS_BACKEND=jax python -m benchmarks      # on a GPU
@@ -33,7 +34,10 @@ from benchmarks.workloads import COMPARISONS
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 
-PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
+PACKAGES = (
+    *("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax"),
+    *("ai-edge-litert", "onnxruntime", "openvino"),
+)
 RESULTS = Path("benchmarks/results")
 
 

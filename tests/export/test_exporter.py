@@ -1013,3 +1013,14 @@ def test_a_signal_while_it_works_leaves_nothing(
         export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(number) is before
+
+
+def test_files_of_one_size_are_compared_in_openvino(tiny_export):
+    pytest.importorskip(
+        "openvino", reason="extra openvino is not installed (2026-11-29)"
+    )
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    entries = {entry["path"]: entry for entry in manifest["artefacts"]}
+    found = entries["model_float32.tflite"]["openvino"]
+    assert found["agreement_with_keras"] > 0.999
+    assert "openvino" not in entries["saved_model"]
