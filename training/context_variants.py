@@ -76,6 +76,7 @@ def _rates(pyramid):
         "none": "auto",
         "aspp": pyramid,
         "ksac": pyramid,
+        "ksac_concat": pyramid,
         "wasp": pyramid[::-1],
         "d_linknet": [*doubling, reach],
         # Strides of pools, of twice as many cells.

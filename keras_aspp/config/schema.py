@@ -49,10 +49,11 @@ class ModelConfig:
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
         context: module between the backbone and DeepLabV3's classifier or
-            DeepLabV3+'s decoder: `aspp`; `ksac`, an ASPP of one kernel; `wasp`
-            and `d_linknet`, cascades of rates; `dappm` and `pappm`, pools of
-            several sizes, whose strides are `atrous_rates`; `dpc`, a dense
-            prediction cell; `none`. docs/atrous.md compares them.
+            DeepLabV3+'s decoder: `aspp`; `ksac` and `ksac_concat`, an ASPP of
+            one kernel; `wasp` and `d_linknet`, cascades of rates; `dappm` and
+            `pappm`, pools of several sizes, whose strides are `atrous_rates`;
+            `dpc`, a dense prediction cell; `none`. docs/atrous.md compares
+            them.
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a
@@ -72,6 +73,8 @@ class ModelConfig:
         decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
             decoder.
         decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
+        decoder: DeepLabV3+'s `paper`, two 3x3 convolutions, or `light`, one
+            1x1 convolution; docs/performance.md compares their cost.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
             and its classifier, or `null` for none.
         multi_grid: DeepLabV3's rates within the last block, or `null`.
@@ -122,6 +125,7 @@ class ModelConfig:
         (3, 3), "deeplab_v3_plus"
     )
     decoder_stride: int = _head_field(4, "deeplab_v3_plus")
+    decoder: Literal["paper", "light"] = _head_field("paper", "deeplab_v3_plus")
     refine_filters: int | None = _head_field(None, "deeplab_v3")
     multi_grid: list[int] | None = _head_field(
         None, "deeplab_v3", "deeplab_v3_cascaded"
@@ -302,6 +306,12 @@ class TrainConfig:
         ema_momentum: momentum of an exponential moving average of the
             weights, in (0, 1), which is validated and kept instead of them,
             or `null`.
+        distill_from: trained segmenter, whose scores the model learns besides
+            the labels: a `.keras` file, or a workdir or exported folder that
+            holds one, or `null`. Environment variables are expanded.
+        distill_weight: factor of that term of the loss, > 0.
+        distill_temperature: temperature of the soft labels, > 0; a higher one
+            weights the classes that the teacher finds improbable more.
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
             validation does not get worse.
@@ -344,6 +354,9 @@ class TrainConfig:
     weight_decay: float = 1e-4
     backbone_learning_rate_factor: float = 1.0
     ema_momentum: float | None = None
+    distill_from: str | None = None
+    distill_weight: float = 1.0
+    distill_temperature: float = 1.0
     recalibrate_steps: int = 0
     lr_finder: bool = False
     jit_compile: Literal["auto"] | bool = "auto"
@@ -383,7 +396,12 @@ class TrainConfig:
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
-        for name in ("learning_rate", "backbone_learning_rate_factor"):
+        for name in (
+            "learning_rate",
+            "backbone_learning_rate_factor",
+            "distill_weight",
+            "distill_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(
                     f"`{name}` must be > 0. "

@@ -36,6 +36,9 @@ def for_gpu(content: bytes) -> bytes:
 
     Args:
         content: bytes of a `.tflite` of one size.
+
+    Raises:
+        ValueError: GPUs refuse an operator or a tensor that is left.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     (graph,) = model.subgraphs
@@ -49,14 +52,12 @@ def for_gpu(content: bytes) -> bytes:
             _resize_instead(model, graph, operator)
         operators.append(operator)
     graph.operators = operators
+    _check(graph, operator_names(model))
     return packed(model)
 
 
-def check_for_gpu(content: bytes) -> None:
-    """Raises `ValueError` if GPUs refuse an operator or a tensor of a file."""
-    model = schema.ModelT.InitFromPackedBuf(content)
-    (graph,) = model.subgraphs
-    names = operator_names(model)
+def _check(graph, names):
+    """Raises `ValueError` if GPUs refuse an operator or a tensor of a graph."""
     bad = {names[o.opcodeIndex] for o in graph.operators} & set(_REFUSED)
     bad |= {
         f"{names[o.opcodeIndex]} of rank {len(graph.tensors[i].shape)}"

@@ -18,7 +18,7 @@ from keras_aspp.export.explain import (
     operator_labels,
     select,
 )
-from keras_aspp.export.gpu import check_for_gpu, for_gpu
+from keras_aspp.export.gpu import for_gpu
 from keras_aspp.export.quantize import QUANTIZED, quantize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference import serving
@@ -178,10 +178,7 @@ def _convert_one(folder, name):
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
-    if name == "tflite_gpu":
-        content = for_gpu(content)
-        check_for_gpu(content)
-    return content
+    return for_gpu(content) if name == "tflite_gpu" else content
 
 
 def _examples(images, image_size, preprocess):

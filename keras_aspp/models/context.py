@@ -25,6 +25,7 @@ _ASPP_LIKE = ("separable", "image_pooling")
 _MODULES = {
     "aspp": (ASPP, {}, _ASPP_LIKE),
     "ksac": (ASPP, {"shared": True, "fusion": "linear_sum"}, _ASPP_LIKE),
+    "ksac_concat": (ASPP, {"shared": True}, _ASPP_LIKE),
     "wasp": (AtrousCascade, {}, _ASPP_LIKE),
     "d_linknet": (
         AtrousCascade,
@@ -40,6 +41,7 @@ _ASPP_PX = (96, 192, 288)
 _OFFSETS_PX = {
     "aspp": _ASPP_PX,
     "ksac": _ASPP_PX,
+    "ksac_concat": _ASPP_PX,
     # As those of ASPP, the largest first.
     "wasp": _ASPP_PX[::-1],
     # 1, 2, 4, 8 at stride 32.

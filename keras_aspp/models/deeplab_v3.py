@@ -37,16 +37,17 @@ class DeepLabV3(HasContext, Segmenter):
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` keeps the rates of the backbone. Defaults
             to `None`.
-        context: the module between backbone and classifier. `"aspp"`; `"ksac"`,
-            an ASPP of one kernel; `"wasp"` and `"d_linknet"`, cascades of
-            rates; `"dappm"` and `"pappm"`, pools of several sizes; `"dpc"`, a
-            dense prediction cell; `"none"`. docs/atrous.md compares them. Or a
-            Keras layer, of which an untrained copy is used as configured,
-            batch norm included; `atrous_rates` are those of a `ContextLayer`,
-            or the one `atrous_rate` that a layer has.
-            `atrous_rates` are the strides of the pools where the module has
-            pools instead of rates; `separable` and `image_pooling` apply
-            where the module has such parts. Defaults to `"aspp"`.
+        context: the module between backbone and classifier. `"aspp"`; `"ksac"`
+            and `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and
+            `"d_linknet"`, cascades of rates; `"dappm"` and `"pappm"`, pools of
+            several sizes; `"dpc"`, a dense prediction cell; `"none"`.
+            docs/atrous.md compares them. Or a Keras layer, of which an
+            untrained copy is used as configured, batch norm included;
+            `atrous_rates` are those of a `ContextLayer`, or the one
+            `atrous_rate` that a layer has. `atrous_rates` are the strides of
+            the pools where the module has pools instead of rates; `separable`
+            and `image_pooling` apply where the module has such parts. Defaults
+            to `"aspp"`.
 
     Example:
     >>> model = DeepLabV3(21, backbone_weights=None)

@@ -32,6 +32,7 @@ Constraint: TypeAlias = Initializer | None
 ContextName: TypeAlias = Literal[
     "aspp",
     "ksac",
+    "ksac_concat",
     "wasp",
     "d_linknet",
     "dappm",
