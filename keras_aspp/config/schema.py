@@ -506,9 +506,11 @@ class ExportConfig:
             `tflite_any_size` has an input that the interpreter resizes,
             `tflite_gpu` is for the GPUs of phones.
         calibration_images: number of training images that calibrate
-            `tflite_int8`.
-        max_int8_loss: largest loss of `tflite_int8`, in points of mean IoU;
-            export fails above it.
+            `tflite_int8` and `tflite_int16x8`.
+        max_int8_loss: largest loss of the formats of 8 and 16 bits, in points
+            of mean IoU; export fails above it.
+        int8_in_float: operators that `tflite_int8` leaves in float, by the
+            names that `--explain-int8` prints.
         more_image_sizes: further input sizes of the TFLite files, which get
             the suffix `_HxW`.
         coarse_labels: take the argmax before upsampling instead of after it;
@@ -531,6 +533,7 @@ class ExportConfig:
             "tflite_float16",
             "tflite_dynamic_range",
             "tflite_int8",
+            "tflite_int16x8",
             "tflite_any_size",
             "tflite_logits",
             "tflite_gpu",
@@ -540,6 +543,7 @@ class ExportConfig:
     ] = ("saved_model", "tflite_float32", "tflite_float16")
     calibration_images: int = 64
     max_int8_loss: float = 1.0
+    int8_in_float: list[str] = dataclasses.field(default_factory=list)
     more_image_sizes: list[tuple[int, int]] = dataclasses.field(
         default_factory=list
     )

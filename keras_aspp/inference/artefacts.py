@@ -30,6 +30,7 @@ _CANDIDATES = (
     "model_any_size.tflite",
     "model_float32.tflite",
     "model_float16.tflite",
+    "model_int16x8.tflite",
     "model_dynamic_range.tflite",
     "model_int8.tflite",
     "model.onnx",
