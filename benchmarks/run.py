@@ -3,6 +3,7 @@
     python -m benchmarks                        # everything
     python -m benchmarks train_step aspp_33     # some of it
     python -m benchmarks --list
+    python -m benchmarks runtimes               # see benchmarks/runtimes.py
     python -m benchmarks --smoke                # without peers
     python -m benchmarks train_step --profile ours   # by operation
     KERAS_BACKEND=jax python -m benchmarks      # on a GPU
@@ -33,7 +34,10 @@ from benchmarks.workloads import COMPARISONS
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 
-PACKAGES = ("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax")
+PACKAGES = (
+    *("tensorflow", "keras", "keras-hub", "keras-cv", "torch", "jax"),
+    *("ai-edge-litert", "onnxruntime", "openvino"),
+)
 RESULTS = Path("benchmarks/results")
 
 
@@ -326,7 +330,9 @@ def peak_bytes():
 
 
 def profile(comparisons, side):
-    """Prints what each kind of TensorFlow operation takes in one step.
+    """Prints what operations take in one step, by kind and by part.
+
+    A part is a layer of the model, such as its backbone or its ASPP.
 
     Operations overlap, so the sum is more than the step.
 
@@ -351,18 +357,37 @@ def profile(comparisons, side):
             work.step()
         (file,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
-    took, count = collections.Counter(), collections.Counter()
+    took, count, parts = (collections.Counter() for _ in range(3))
     for plane in space.planes:
         names = {key: m.name for key, m in plane.event_metadata.items()}
         for event in (e for line in plane.lines for e in line.events):
-            _, colon, kind = names[event.metadata_id].partition(":")
+            path, colon, kind = names[event.metadata_id].partition(":")
             if colon and kind[:1].isalpha() or kind[:4] == "_Mkl":
                 took[kind] += event.duration_ps / 1e12
                 count[kind] += 1
+                parts[part_of(path)] += event.duration_ps / 1e12
     total = sum(took.values())
     for kind, seconds in took.most_common(20):
         print(f"{seconds:8.3f} s {seconds / total:5.1%} {count[kind]:5} {kind}")
+    print()
+    for part, seconds in parts.most_common(20):
+        print(f"{seconds:8.3f} s {seconds / total:5.1%} {part}")
     return 0
+
+
+def part_of(operation):
+    """Returns the layer of the model that a TensorFlow operation belongs to.
+
+    Keras' paths are `model/layer/...`, gradients the same behind
+    `gradient_tape/`; a number at the end of a name tells calls apart.
+
+    Args:
+        operation: str, name of the operation.
+    """
+    path = operation.removeprefix("gradient_tape/").split("/")
+    if len(path) < 3 or path[0] == "compile_loss":
+        return "the rest: loss, optimizer, labels"
+    return re.sub(r"_\d+$", "", path[1])
 
 
 def report(result):

@@ -388,35 +388,22 @@ def deeplab_v3(dtype="float32"):
     return DeepLabV3(21, "resnet50", 16, backbone_weights=None, dtype=dtype)
 
 
-def as_keras_hub(dtype="float32", fold=False, rematerialize=False):
-    """keras-hub's DeepLabV3+, weight for weight, of our layers.
+def as_keras_hub(
+    dtype="float32", fold=False, rematerialize=False, decoder="light"
+):
+    """Our DeepLabV3+ as keras-hub's, weight for weight.
 
-    Its decoder is one 1x1 convolution, where the paper has two of 3x3.
-    Linear steps change places where that costs less: ASPP's part of that
-    convolution comes before the first resize, the classifier before the last.
+    `decoder="paper"` is our default decoder instead.
     """
-    import keras
+    from keras_aspp import models
 
-    from keras_aspp import backbones, layers, models
-
-    backbone = backbones.create_backbone("resnet50", 32, None, dtype=dtype)
-    if rematerialize:
-        backbone = backbones.rematerialize(backbone)
-    image = keras.Input((None, None, 3))
-    features = backbone(image)
-    x = layers.ASPP(256, (6, 12, 18), dtype=dtype)(features["stride_32"])
-    low_level = features["stride_4"]
-    linear = {"use_bias": False, "dtype": dtype}
-    x = layers.Conv2D(256, 1, **linear)(x)
-    x = layers.BilinearResize(scale=8, dtype=dtype)(x, reference=low_level)
-    low_level = layers.AtrousConv2D(48, 1, dtype=dtype)(low_level)
-    low_level = layers.Conv2D(256, 1, **linear)(low_level)
-    x = keras.layers.Add(dtype=dtype)([x, low_level])
-    x = layers.BatchNormalization(dtype=dtype)(x)
-    x = keras.layers.ReLU(dtype=dtype)(x)
-    x = layers.Conv2D(21, 1, **linear)(x)
-    scores = layers.BilinearResize(scale=4, dtype="float32")(x, reference=image)
-    model = keras.Model(image, scores)
+    model = segmenter(
+        atrous_rates=(6, 12, 18),
+        dropout=0.0,
+        decoder=decoder,
+        rematerialize=rematerialize,
+        dtype=dtype,
+    )
     return models.fold_batch_norm(model) if fold else model
 
 
@@ -513,6 +500,29 @@ def _whole_models():
                 Target("ours", "keras-hub", 0.5),
                 Target("ours", "keras-hub", 0.5, "peak_bytes"),
             ),
+        ),
+    )
+    paper = part(ours, decoder="paper")
+    yield (
+        "decoders_train_step",
+        Comparison(
+            f"train step, {network}, batch 2, float32, by decoder",
+            {
+                "light": part(train_step, ours),
+                "paper": part(train_step, paper),
+                "keras-hub": part(train_step, theirs),
+            },
+        ),
+    )
+    yield (
+        "decoders_inference",
+        Comparison(
+            f"images to labels, {network}, batch 2, by decoder",
+            {
+                "light": part(inference, part(ours, fold=True)),
+                "paper": part(inference, part(paper, fold=True)),
+                "keras-hub": part(inference, theirs),
+            },
         ),
     )
     yield (

@@ -18,10 +18,14 @@ from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
+from keras_aspp.export.explain import OperatorCost
 from keras_aspp.export.image_size import choose_image_size
+from keras_aspp.export.quantize import QUANTIZED
+from keras_aspp.export.tflite import explain_int8
 from keras_aspp.inference.artefacts import local_folder
 from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
+from keras_aspp.utils.files import write_json
 from keras_aspp.utils.progress import print_progress, timed
 from keras_aspp.utils.types import PathLike
 
@@ -112,7 +116,7 @@ class Workdir:
             verify_images, sizes = examples.survey(settings.verify_images)
         image_size = settings.image_size or _choose_size(model, sizes)
         calibration = None
-        if "tflite_int8" in formats:
+        if {*QUANTIZED} & {*formats}:
             with timed(
                 print_progress, f"images of {data.train_split}: reading"
             ):
@@ -131,6 +135,7 @@ class Workdir:
             evaluation_data=examples,
             formats=formats,
             max_int8_loss=settings.max_int8_loss,
+            int8_in_float=settings.int8_in_float,
             more_image_sizes=settings.more_image_sizes,
             coarse_labels=settings.coarse_labels,
             outputs=settings.outputs,
@@ -154,6 +159,38 @@ class Workdir:
             },
             progress=print_progress,
         )
+
+    def explain_int8(
+        self, output: PathLike, settings: ExportConfig | None = None
+    ) -> list[OperatorCost]:
+        """Measures which operators of an int8 file cost most.
+
+        Args:
+            output: folder for `int8_operators.json`, made if it is missing.
+            settings: `ExportConfig`; the run's own if `None`.
+
+        Returns:
+            list of `OperatorCost`, the costliest first.
+        """
+        settings = settings or self.config.export
+        model = self.model()
+        _, sizes = self.examples(self.held_out_split).survey(1)
+        images = self.examples(self.config.data.train_split).first(
+            settings.calibration_images
+        )
+        with timed(print_progress, "operators of int8: measuring"):
+            costs = explain_int8(
+                model,
+                settings.image_size or _choose_size(model, sizes),
+                images,
+                settings.coarse_labels,
+                settings.outputs,
+            )
+        output = Path(output)
+        output.mkdir(parents=True, exist_ok=True)
+        rows = [dataclasses.asdict(cost) for cost in costs]
+        write_json(output / "int8_operators.json", rows)
+        return costs
 
 
 def _choose_size(model, sizes):

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import tempfile
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -83,6 +84,20 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False  # by the number of tests
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """The system's temporary folder is pytest's, which pytest clears.
+
+    AutoGraph and TFDS leave files there when a process of pytest-xdist ends,
+    since that runs no exit handlers.
+    """
+    folder = str(tmp_path_factory.mktemp("system"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

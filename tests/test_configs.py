@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from keras_aspp.analysis.cost import cost
 from keras_aspp.config.load import (
     config_names,
     config_path,
@@ -20,6 +21,8 @@ from keras_aspp.config.load import (
 )
 from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.data.sources import open_source
+from keras_aspp.models.factory import build_model
+from keras_aspp.models.rates import degenerate_rates
 from keras_aspp.utils.exceptions import InputError
 
 # From cityscapesScripts' labels.py: names of the raw ids, and the 19 that
@@ -85,6 +88,7 @@ CITYSCAPES_TRAIN_IDS = (
 
 def test_the_packages_configurations():
     assert set(config_names()) >= {
+        "camvid_mobile",
         "camvid_mobilenet_v2",
         "cityscapes",
         "folder",
@@ -167,6 +171,21 @@ def test_folder_configuration_fits_the_saved_camvid_model():
     for name in ("backbone_weights", "batch_norm_momentum", "input_scale"):
         del ours[name], theirs[name]
     assert ours == theirs
+
+
+def test_camvid_mobile_costs_what_its_header_says():
+    config = load_config(config_path("camvid_mobile"))
+    model = build_model(
+        dataclasses.replace(config.model, backbone_weights=None), 11
+    )
+    found = cost(model, (360, 480))
+    assert f"{model.count_params() / 1e6:.2f}" == "0.67"
+    assert f"{found.madds / 1e9:.2f}" == "0.90"
+    # A crop trains every tap of the branches.
+    cells = [n // config.model.output_stride for n in config.data.crop_size]
+    assert degenerate_rates(
+        model.atrous_rates, model.atrous_stride, config.data.crop_size
+    ) == ((), tuple(cells))
 
 
 def source_of(name, data_dir, overrides=()):

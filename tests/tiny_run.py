@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from keras_aspp.config.schema import (
     ModelConfig,
     TrainConfig,
 )
+from keras_aspp.inference import Predictor
 from keras_aspp.models import DeepLabV3Plus
 
 CLASS_NAMES = ["ground", "box", "bar"]
@@ -154,6 +156,12 @@ def tiny_export(tmp_path_factory, tiny_workdir):
         Workdir(tiny_workdir).export(folder)
 
     return once(tmp_path_factory, "tiny", build)
+
+
+@pytest.fixture(scope="session")
+def predictor_of():
+    """`Predictor`, which opens each model once, for tests that only ask it."""
+    return functools.cache(Predictor)
 
 
 def replace(config, **sections):

@@ -1,6 +1,5 @@
-"""Command `keras-aspp demo`: an exported model in the browser."""
+"""Command `keras-aspp demo`: exported models in the browser."""
 
-import base64
 import contextlib
 import functools
 import hashlib
@@ -33,7 +32,7 @@ MAX_SECONDS = 60
 # One thread each. A browser opens six at a time.
 MAX_CONNECTIONS = 32
 PAGE = Path(__file__).parents[1] / "web"
-_FILES = ("index.html", "app.js", "style.css")
+_FILES = ("index.html", "app.js", "worker.js", "png.js", "style.css")
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -43,11 +42,15 @@ _TYPES = {
     ".wasm": "application/wasm",
     ".tflite": "application/octet-stream",
 }
-# Suffixes served from each folder. The exported folder may come from
-# elsewhere, so it must not add scripts or pages to the origin.
-_SUFFIXES = {
-    "model": (".tflite",),
-    "node_modules": (".js", ".json", ".map", ".wasm"),
+# Suffixes served of the runtime. An exported folder may come from elsewhere, so
+# it must not add scripts or pages to the origin.
+_RUNTIME_SUFFIXES = (".js", ".json", ".map", ".wasm")
+# Import maps do not apply in workers, so a bare name becomes a path.
+_RUNTIME_ENTRY = ["node_modules", "@litertjs", "core", "dist", "index.js"]
+_IMPORTS = {
+    b'"@litertjs/wasm-utils"': (
+        b'"/node_modules/@litertjs/wasm-utils/dist/index.js"'
+    )
 }
 
 
@@ -56,21 +59,28 @@ def run(arguments):
     parser = Parser(
         prog="keras-aspp demo",
         description="Serve, on this machine, a page that segments your "
-        "images and your camera in the browser with an exported model. No "
-        "image leaves the browser. The runtime (@litertjs/core, some 40 MB) "
-        "comes from npm on first use.",
+        "images, videos and your camera in the browser with exported models, "
+        "side by side if there are several. No image leaves the browser. "
+        "The runtime (@litertjs/core, some 40 MB) comes from npm on first "
+        "use.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "model", metavar="DIR", help="an export; also hf://user/name of one"
+        "models",
+        metavar="DIR",
+        nargs="+",
+        help="an export; also hf://user/name of one",
     )
     parser.add_argument("--port", type=int, default=8000)
     flags = parser.parse_args(arguments)
     if not 0 <= flags.port <= 65535:
         parser.error(f"--port must be in 0..65535. Received: {flags.port}")
-    with local_export(flags.model) as folder:
-        check_export(folder, flags.model)
-        server = make_server(folder, modules(), flags.port)
+    with contextlib.ExitStack() as stack:
+        folders = {}
+        for given in dict.fromkeys(flags.models):
+            folders[given] = stack.enter_context(local_export(given))
+            check_export(folders[given], given)
+        server = make_server(folders, modules(), flags.port)
         host, port = server.server_address[:2]
         print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
         try:
@@ -171,20 +181,27 @@ def modules():
     return folder / "node_modules"
 
 
-def make_server(model, node_modules, port):
+def make_server(models, node_modules, port):
     """Creates an HTTP server of the page, for this machine only.
 
     Args:
-        model: exported folder.
+        models: dict, name of each model as the user gave it -> exported
+            folder.
         node_modules: see `modules`.
         port: int; 0 takes a free one.
 
     Raises:
         OSError: the port is not available.
     """
+    roots = {f"model{i}": Path(path) for i, path in enumerate(models.values())}
+    listing = [
+        {"folder": folder, "given": given}
+        for folder, given in zip(roots, models, strict=True)
+    ]
     handler = functools.partial(
         _Handler,
-        roots={"model": Path(model), "node_modules": Path(node_modules)},
+        roots={"node_modules": Path(node_modules), **roots},
+        listing=json.dumps(listing).encode(),
     )
     try:
         return _Server(("127.0.0.1", port), handler)
@@ -231,10 +248,11 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Serves files of the page, the model and the runtime, and no others."""
+    """Serves files of the page, the models and the runtime, and no others."""
 
-    def __init__(self, *args, roots, **kwargs):
+    def __init__(self, *args, roots, listing, **kwargs):
         self.roots = roots
+        self.listing = listing
         self.timeout = IDLE_SECONDS
         super().__init__(*args, **kwargs)
 
@@ -260,7 +278,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Type", _TYPES[path.suffix])
             self.send_header("Content-Length", str(file.seek(0, io.SEEK_END)))
-            if parts[0] == "model":
+            if parts[0] in self.roots and parts[0] != "node_modules":
                 self.send_header("Content-Disposition", "attachment")
             self.end_headers()
             if body:
@@ -277,28 +295,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self, parts):
         """Returns the requested file, or `None`."""
-        if len(parts) == 1 and parts[0] in _FILES:
+        if len(parts) == 1 and parts[0] in (*_FILES, "models.json"):
             return PAGE / parts[0]
         root = self.roots.get(parts[0]) if parts else None
         if root is None or any(p in ("", ".", "..") for p in parts):
             return None
         path = root.joinpath(*parts[1:])
-        served = path.suffix in _SUFFIXES[parts[0]]
+        if parts[0] == "node_modules":
+            served = path.suffix in _RUNTIME_SUFFIXES
+        else:
+            served = path.suffix == ".tflite" or _is_manifest(parts)
         # `os.path` accepts names that no file can have.
-        if not (served or _is_manifest(parts)) or not os.path.isfile(path):
+        if not served or not os.path.isfile(path):
             return None
         # A link in a folder from elsewhere may lead out of it.
         return path if path.resolve().is_relative_to(root.resolve()) else None
 
     def _open(self, parts, path):
-        """Opens a file; the manifest lists only artefacts that exist."""
+        """Opens a file; a manifest lists only artefacts that exist."""
+        if parts == ["models.json"]:
+            return io.BytesIO(self.listing)
+        if parts == _RUNTIME_ENTRY:
+            source = path.read_bytes()
+            for name, place in _IMPORTS.items():
+                source = source.replace(name, place)
+            return io.BytesIO(source)
         if not _is_manifest(parts):
             return open(path, "rb")
         manifest = read_manifest(path)
         manifest["artefacts"] = [
             entry
             for entry in manifest["artefacts"]
-            if self._file(["model", *entry["path"].split("/")])
+            if self._file([parts[0], *entry["path"].split("/")])
         ]
         return io.BytesIO(json.dumps(manifest).encode())
 
@@ -312,26 +340,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _is_manifest(parts):
-    return parts == ["model", "manifest.json"]
+    return parts[0] != "node_modules" and parts[1:] == ["manifest.json"]
 
 
-@functools.cache
 def headers():
     """Headers of every answer: one origin, no sniffing, threads allowed."""
-    page = (PAGE / "index.html").read_text()
-    (inline,) = re.findall(r"<script type=\"importmap\">(.*?)</script>", page)
-    digest = base64.b64encode(hashlib.sha256(inline.encode()).digest())
     policy = {
         "default-src": "'self'",
-        "script-src": f"'self' 'wasm-unsafe-eval' 'sha256-{digest.decode()}'",
+        "script-src": "'self' 'wasm-unsafe-eval'",
         "worker-src": "'self' blob:",
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' blob: data:",
+        "media-src": "blob:",
         # `default-src` does not cover these.
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
+    # Threads of WebAssembly need an isolated origin: the two Cross-Origin
+    # policies of the opener and the embedder.
     return {
         "Content-Security-Policy": "; ".join(
             f"{name} {value}" for name, value in policy.items()

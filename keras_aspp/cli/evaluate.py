@@ -25,6 +25,7 @@ def run(arguments):
         "scales": flags.scales,
         "flip": flags.flip,
         **windows,
+        **runtime_options(flags),
     }
     if options is not None:
         from keras_aspp.engine.beam import evaluate_with_beam
@@ -40,8 +41,10 @@ def run(arguments):
     figures = flags.figures
     if flags.worst and figures is None:
         figures = Path("worst")
+    predictor = Predictor(**model)
+    print_runtime(predictor, model)
     metrics = evaluate(
-        Predictor(**model),
+        predictor,
         source,
         split,
         progress=show_progress,
@@ -107,6 +110,7 @@ def _parser():
         "--flip", action="store_true", help="average over mirrored images too"
     )
     add_window(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--boundaries",
         action="store_true",
@@ -181,6 +185,64 @@ def window_options(parser, flags):
     if flags.overlap is not None:
         options["overlap"] = flags.overlap
     return options
+
+
+def add_runtime(parser):
+    """Adds `--runtime` and `--precision`."""
+    # Names are checked by `Predictor`: they are beside TensorFlow, and this
+    # command's --help does not wait for it.
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help="keras, saved_model, litert, onnxruntime, openvino (reads .tflite "
+        "and .onnx), or auto: the fastest that is installed for what a folder "
+        "holds; that of the file if not given",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        metavar="DTYPE",
+        help="float32 (default) or bfloat16, of the runtimes keras and "
+        "openvino: faster on processors that compute in it",
+    )
+
+
+def runtime_options(flags):
+    """Returns the arguments of `Predictor` that `add_runtime` added."""
+    return {"runtime": flags.runtime, "precision": flags.precision}
+
+
+def print_runtime(predictor, model, image=None):
+    """Prints the runtime, if one was asked for, and how far labels agree.
+
+    Args:
+        predictor: `Predictor(**model)`.
+        model: dict of its arguments.
+        image: path of the image to compare with the file's own runtime in
+            float32, or `None`.
+    """
+    if (model["runtime"], model["precision"]) == (None, "float32"):
+        return
+    from keras_aspp.inference import Predictor
+    from keras_aspp.inference.agreement import agreement
+
+    line = f"runtime  {predictor.runtime} ({predictor.precision}), "
+    line += predictor.path.name
+    if predictor.image_size:
+        line += " at {}x{}".format(*predictor.image_size)
+    own = {"path": predictor.path, "runtime": None, "precision": "float32"}
+    reference = Predictor(**model | own) if image else predictor
+    if (reference.runtime, reference.precision) != (
+        predictor.runtime,
+        predictor.precision,
+    ):
+        share = agreement(predictor, reference, image)
+        if share is not None:
+            line += (
+                f"; on the first image {share:.2%} of the labels are those of "
+                f"{reference.runtime} (float32)"
+            )
+    print(line)
 
 
 def _check_beam(parser, flags):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keras_aspp.cli.evaluate import print_writer
 from keras_aspp.cli.main import Parser
-from keras_aspp.cli.output import print_artefacts
+from keras_aspp.cli.output import print_artefacts, print_operator_costs
 
 
 def run(arguments):
@@ -25,6 +25,12 @@ def run(arguments):
         "--formats", nargs="+", help="instead of the configuration's"
     )
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--explain-int8",
+        action="store_true",
+        help="instead of exporting, measure which operators of tflite_int8 "
+        "cost most; writes OUTPUT/int8_operators.json",
+    )
     flags, overrides = parser.parse_known_args(arguments)
     for word in overrides:
         if word.startswith("--") and not word.startswith("--export."):
@@ -34,9 +40,14 @@ def run(arguments):
 
     workdir = Workdir(flags.model)
     print_writer(flags.model)
+    settings = workdir.config_with(overrides).export
+    if flags.explain_int8:
+        print_operator_costs(workdir.explain_int8(flags.output, settings))
+        print(f"\n{flags.output / 'int8_operators.json'}")
+        return 0
     manifest = workdir.export(
         flags.output,
-        workdir.config_with(overrides).export,
+        settings,
         flags.formats,
         flags.overwrite,
     )

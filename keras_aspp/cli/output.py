@@ -55,6 +55,9 @@ def print_artefacts(manifest, output):
                 f"costs {points:.2f} points against their own sizes "
                 "(--export.image_size chooses another)"
             )
+    slower = card.slower_than_float(manifest)
+    if slower:
+        print(f"Slower than float32 on this machine: {', '.join(slower)}")
     print_table(
         [
             (name, Path(output) / file)
@@ -64,6 +67,24 @@ def print_artefacts(manifest, output):
                 ("preview", "preview.png"),
             )
         ]
+    )
+
+
+def print_operator_costs(costs):
+    """Prints the operators of an int8 file, the costliest first."""
+    head = ("operator", "type", "dB of its result", "dB lost over it")
+    rows = [(*head, "dB of the scores, alone in int8")]
+    for cost in costs:
+        if cost.alone_db is not None:
+            numbers = (f"{cost.snr_db:.1f}", f"{cost.drop_db:.1f}")
+            rows.append(
+                (cost.name, cost.type, *numbers, f"{cost.alone_db:.1f}")
+            )
+    print()
+    print_table(rows)
+    print(
+        "dB: signal to rounding error, low is costly. --export.int8_in_float "
+        '"[operator, ...]" leaves operators, or whole layers, in float.'
     )
 
 

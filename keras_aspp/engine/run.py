@@ -27,6 +27,7 @@ from keras_aspp.engine.callbacks import build_callbacks
 from keras_aspp.engine.checkpoint import Checkpoints, changes
 from keras_aspp.engine.cluster import check_supported, make_strategy, worker
 from keras_aspp.engine.compile import compile_model
+from keras_aspp.engine.distill import distill_from
 from keras_aspp.engine.evaluate import choose_threshold, evaluate
 from keras_aspp.engine.fingerprint import (
     FINGERPRINT_FILE,
@@ -244,6 +245,14 @@ def _log_beginning(run, checkpoints, resume, xla):
             run.model.auxiliary_feature,
             run.model.auxiliary_weight,
         )
+    settings = run.config.train
+    if settings.distill_from is not None:
+        _log.info(
+            "Teacher: %s, weight %g, temperature %g.",
+            settings.distill_from,
+            settings.distill_weight,
+            settings.distill_temperature,
+        )
     _log_degenerate_rates(run.model, run.config.data.crop_size)
     if resume:
         begun = checkpoints.epochs or checkpoints.steps
@@ -325,6 +334,8 @@ class Run:
                 and self.spec.task != "semantic"
             ):
                 self.model.threshold = config.train.threshold
+            if config.train.distill_from is not None:
+                distill_from(self.model, config.train, self.spec)
         split = config.data.train_split
         self.num_examples = self.source.size(split)
         self.epochs, self.steps = config.train.duration(self.num_examples)

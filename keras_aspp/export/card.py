@@ -17,6 +17,8 @@ ABOUT = (
     "preview",
 )
 
+_INTEGERS = ("tflite_dynamic_range", "tflite_int8", "tflite_int16x8")
+
 
 def latency(entry: dict[str, Any]) -> str:
     """Formats a latency: median (minimum to maximum), in milliseconds."""
@@ -183,6 +185,25 @@ def size_costs(manifest: dict[str, Any]) -> dict[tuple[int, int], float]:
         if at_size is not None and "height" not in size:
             costs[size] = round(100 * (first["mean_iou"] - at_size), 2) + 0.0
     return costs
+
+
+def slower_than_float(manifest: dict[str, Any]) -> list[str]:
+    """Returns the integer files that are slower than float32 of their size.
+
+    Empty if no float32 file of their size was exported.
+    """
+    times = {}
+    for entry in manifest["artefacts"]:
+        if entry["format"] == "tflite_float32":
+            size = tuple(entry["input"]["shape"])
+            times[size] = entry["latency_ms"]["median"]
+    return [
+        entry["path"]
+        for entry in manifest["artefacts"]
+        if entry["format"] in _INTEGERS
+        and entry["latency_ms"]["median"]
+        > times.get(tuple(entry["input"]["shape"]), float("inf"))
+    ]
 
 
 def _size_cost(manifest):

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from keras_aspp.litert.graph import CONV, Graph, packed
+from keras_aspp.litert.values import run_with_values
 
 _LIMIT = 64.0
 
@@ -92,24 +93,9 @@ def _shares(kernel):
 
 def _largest_values(content, images):
     """Returns map -> float (C,), largest absolute value of each channel."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=(
-            OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        ),
-    )
-    interpreter.allocate_tensors()
-    (input_details,) = interpreter.get_input_details()
     found = {}
-    for image in images:
-        interpreter.set_tensor(input_details["index"], image)
-        interpreter.invoke()
-        for operator in interpreter._get_ops_details():
-            tensor = operator["outputs"][0]
-            values = interpreter.get_tensor(tensor)
+    for tensors in run_with_values(content, images):
+        for tensor, values in tensors:
             if values.ndim == 4 and values.dtype == np.float32:
                 largest = np.abs(values).max((0, 1, 2))
                 found[tensor] = np.maximum(found.get(tensor, 0.0), largest)

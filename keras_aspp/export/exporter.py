@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from keras_aspp.export.measure import (
     evaluate_artefacts,
 )
 from keras_aspp.export.metadata import add_metadata
+from keras_aspp.export.quantize import QUANTIZED
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.inference import Predictor, serving
 from keras_aspp.models import fold_batch_norm
@@ -59,6 +60,7 @@ def export_model(
     about: Mapping[str, str] | None = None,
     preview_image: np.ndarray | None = None,
     max_int8_loss: float = 1.0,
+    int8_in_float: Sequence[str] = (),
     more_image_sizes: Sequence[Size] = (),
     coarse_labels: bool = False,
     outputs: Sequence[str] = ("labels",),
@@ -80,14 +82,16 @@ def export_model(
         verify_images: images `[H, W, C]` in the model's type, at least one;
             every artefact must agree with Keras on them.
         calibration_images: images `[H, W, C]` in the model's type that
-            calibrate the ranges of `"tflite_int8"`; of the training split, so
-            that the evaluation is fair. `None` without that format.
+            calibrate the ranges of `"tflite_int8"` and `"tflite_int16x8"`; of
+            the training split, so that the evaluation is fair. `None`
+            without these formats.
         evaluation_data: iterable of `([H, W, C], int [H, W])` that can
             be iterated repeatedly, for the mean IoU; or `None`. Labels of a
             multilabel model are `[H, W, K]`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (these are the default), `"tflite_dynamic_range"` (weights in 8
             bits), `"tflite_int8"` (everything in 8 bits),
+            `"tflite_int16x8"` (activations in 16 bits, for NPUs),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that
             MediaPipe needs), `"tflite_gpu"` (for the GPUs of phones: float32
@@ -102,8 +106,10 @@ def export_model(
         preview_image: `[H, W, C]` shown in `preview.png`; the first of
             `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
-            against Keras, in points, of the formats of 8 bits. Without that
-            data they must agree on 90% of the pixels.
+            against Keras, in points, of the formats of 8 and 16 bits. Without
+            that data they must agree on 90% of the pixels.
+        int8_in_float: operators that `"tflite_int8"` leaves in float, by the
+            names of `ka.export.explain_int8`.
         more_image_sizes: further sizes; the files of one size are written
             for each, under names that end in `_HxW`.
         coarse_labels: bool. Files of one size label the scores at their own
@@ -135,7 +141,9 @@ def export_model(
         _check_masks(formats, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
-    calibration = _checked_calibration(calibration_images, formats, model)
+    calibration = _checked_calibration(
+        calibration_images, formats, model, int8_in_float
+    )
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
@@ -150,12 +158,7 @@ def export_model(
         comparison = Comparison(
             model, reference, images, evaluated, coarse_labels
         )
-        artefacts, entries = [], []
-        for kind, path in written:
-            with timed(progress, f"{path.name}: comparing with the model"):
-                predictor = reference if kind == "keras" else Predictor(path)
-                artefacts.append(Artefact(kind, path, predictor))
-                entries.append(comparison.entry(artefacts[-1]))
+        artefacts, entries = _compared(written, comparison, progress)
         if evaluated:
             evaluate_artefacts(
                 artefacts, entries, reference, evaluation_data, spec, progress
@@ -175,7 +178,7 @@ def export_model(
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
             "date": datetime.date.today().isoformat(),
             "protocol": verify.PROTOCOL,
-            "calibration_images": len(calibration),
+            "calibration_images": len(calibration.images),
             "artefacts": entries,
         }
         shown = images[0] if preview_image is None else preview_image
@@ -185,6 +188,19 @@ def export_model(
         )
         write_json(work / "manifest.json", content)
     return content
+
+
+def _compared(written, comparison, progress):
+    """Opens the artefacts; returns them and their entries of the manifest."""
+    artefacts, entries = [], []
+    for kind, path in written:
+        with timed(progress, f"{path.name}: comparing with the model"):
+            predictor = comparison.reference
+            if kind != "keras":
+                predictor = Predictor(path)
+            artefacts.append(Artefact(kind, path, predictor))
+            entries.append(comparison.entry(artefacts[-1]))
+    return artefacts, entries
 
 
 def _is_rgb(model):
@@ -290,22 +306,34 @@ def _check_masks(formats, outputs):
         )
 
 
-def _checked_calibration(images, formats, model):
+class _Calibration(NamedTuple):
+    """Images that calibrate integers, and operators that stay in float."""
+
+    images: list[np.ndarray]
+    in_float: tuple[str, ...]
+
+
+def _checked_calibration(images, formats, model, in_float):
     images = [] if images is None else [np.asarray(image) for image in images]
-    wanted = "tflite_int8" in formats
+    if in_float and "tflite_int8" not in formats:
+        raise InputError(
+            "`int8_in_float` is for tflite_int8, which is not among the "
+            f"formats. Received: int8_in_float={list(in_float)}"
+        )
+    wanted = bool({*QUANTIZED} & {*formats})
     if wanted and not images:
         raise InputError(
             "`calibration_images` must hold images of the training split "
-            "for tflite_int8. Received: none"
+            f"for {' and '.join(QUANTIZED)}. Received: none"
         )
     if images and not wanted:
         raise InputError(
-            "`calibration_images` are for tflite_int8, which is not among the "
-            f"formats. Received: {len(images)} images, "
+            f"`calibration_images` are for {' and '.join(QUANTIZED)}, which "
+            f"are not among the formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
     _check_images("calibration_images", images, model)
-    return images
+    return _Calibration(images, tuple(in_float))
 
 
 def _check_images(name, images, model):
@@ -343,7 +371,7 @@ def _check_size(name, image_size, model):
 
 
 def _write_artefacts(
-    model, work, sizes, formats, calibration_images, answers, spec, progress
+    model, work, sizes, formats, calibration, answers, spec, progress
 ):
     """Writes the artefacts; returns `(format, path)` of each."""
 
@@ -370,8 +398,9 @@ def _write_artefacts(
             model,
             size,
             wanted,
-            calibration_images,
+            calibration.images,
             phase=lambda kind, paths=paths: writing(paths[kind]),
+            in_float=calibration.in_float,
             **answers,
         )
         for kind, data in files.items():

@@ -7,6 +7,7 @@ FILE_NAMES = {
     "tflite_float16": "model_float16.tflite",
     "tflite_dynamic_range": "model_dynamic_range.tflite",
     "tflite_int8": "model_int8.tflite",
+    "tflite_int16x8": "model_int16x8.tflite",
     "tflite_any_size": "model_any_size.tflite",
     "tflite_logits": "model_logits.tflite",
     "tflite_gpu": "model_gpu.tflite",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_aspp.litert.edit import add_constant, add_tensor, operator_code
 from keras_aspp.litert.graph import operator_names, packed
 from keras_aspp.utils.exceptions import InputError
 
@@ -37,6 +36,9 @@ def for_gpu(content: bytes) -> bytes:
 
     Args:
         content: bytes of a `.tflite` of one size.
+
+    Raises:
+        ValueError: GPUs refuse an operator or a tensor that is left.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     (graph,) = model.subgraphs
@@ -50,14 +52,12 @@ def for_gpu(content: bytes) -> bytes:
             _resize_instead(model, graph, operator)
         operators.append(operator)
     graph.operators = operators
+    _check(graph, operator_names(model))
     return packed(model)
 
 
-def check_for_gpu(content: bytes) -> None:
-    """Raises `ValueError` if GPUs refuse an operator or a tensor of a file."""
-    model = schema.ModelT.InitFromPackedBuf(content)
-    (graph,) = model.subgraphs
-    names = operator_names(model)
+def _check(graph, names):
+    """Raises `ValueError` if GPUs refuse an operator or a tensor of a graph."""
     bad = {names[o.opcodeIndex] for o in graph.operators} & set(_REFUSED)
     bad |= {
         f"{names[o.opcodeIndex]} of rank {len(graph.tensors[i].shape)}"
@@ -83,8 +83,10 @@ def _mean_of_rows(model, graph, operator):
     shape[_COLUMNS] = 1
     first = schema.OperatorT()
     first.opcodeIndex = operator.opcodeIndex
-    first.inputs = [int(operator.inputs[0]), _ints(model, graph, [_COLUMNS])]
-    first.outputs = [_tensor(graph, source.name + b"/rows", shape, source.type)]
+    columns = add_constant(model, graph, np.int32([_COLUMNS]))
+    first.inputs = [int(operator.inputs[0]), columns]
+    first.outputs = [add_tensor(graph, source.name + b"/rows", source)]
+    graph.tensors[first.outputs[0]].shape = shape
     first.builtinOptionsType = schema.BuiltinOptions.ReducerOptions
     first.builtinOptions = schema.ReducerOptionsT()
     first.builtinOptions.keepDims = True
@@ -100,40 +102,8 @@ def _resize_instead(model, graph, operator):
     one_cell = len(before) == 4 and before[1:3] == [1, 1]
     if not one_cell or [before[0], before[3]] != [after[0], after[3]]:
         return
-    size = _ints(model, graph, [int(n) for n in after[1:3]])
-    operator.opcodeIndex = _code(model, "RESIZE_BILINEAR")
+    size = add_constant(model, graph, np.int32(after[1:3]))
+    operator.opcodeIndex = operator_code(model, "RESIZE_BILINEAR")
     operator.inputs = [int(operator.inputs[0]), size]
     operator.builtinOptionsType = schema.BuiltinOptions.ResizeBilinearOptions
     operator.builtinOptions = schema.ResizeBilinearOptionsT()
-
-
-def _code(model, name):
-    """Returns the index of an operator code, added if it is missing."""
-    names = operator_names(model)
-    if name in names:
-        return names.index(name)
-    code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, name)
-    code.deprecatedBuiltinCode = code.builtinCode
-    code.version = 1
-    model.operatorCodes.append(code)
-    return len(names)
-
-
-def _ints(model, graph, values):
-    """Adds a constant; returns its tensor."""
-    buffer: Any = schema.BufferT()
-    buffer.data = np.frombuffer(np.asarray(values, "int32").tobytes(), "uint8")
-    model.buffers.append(buffer)
-    found = _tensor(graph, b"", [len(values)], schema.TensorType.INT32)
-    graph.tensors[found].buffer = len(model.buffers) - 1
-    return found
-
-
-def _tensor(graph, name, shape, dtype):
-    """Adds a tensor without values; returns its index."""
-    tensor: Any = schema.TensorT()
-    tensor.name, tensor.shape, tensor.type = name, shape, dtype
-    tensor.buffer = 0  # the empty one
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1

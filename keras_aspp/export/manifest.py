@@ -14,7 +14,13 @@ from keras_aspp.utils.files import files_of, sha256
 from keras_aspp.utils.types import PathLike
 from keras_aspp.version import __version__
 
-_PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy")
+_PACKAGES = (
+    "keras",
+    "tensorflow",
+    "ai-edge-litert",
+    "litert-quantizer",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from keras_aspp.litert.float16 import (
 )
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.progress import timed
 
 # Of files by their suffix, names of `run_alone.RUNTIMES`.
@@ -162,6 +163,8 @@ class Comparison:
                 "gpu": gpu,
             }
             entry |= {"gpu_compatible": compatible, "gpu_reason": reason}
+        if size is not None and is_installed("openvino"):
+            entry["openvino"] = _in_openvino(artefact, images, expect)
         if kind == "tflite_gpu":
             entry["float16"] = _in_float16(artefact, images, expect)
         return next(iter(found.values()))
@@ -212,6 +215,7 @@ def _answer_of(model, answer, any_size=True):
         return tf.function(
             lambda images: answer(model, images, outputs),
             signature if any_size else None,
+            autograph=False,
         )
 
     def answer_one(image, outputs):
@@ -271,6 +275,16 @@ def _on_gpu(artefact, image, expect):
             f"Received: {path.name}, {reason}"
         )
     return found, reason is None, reason
+
+
+def _in_openvino(artefact, images, expect):
+    """Returns the agreement of a file in OpenVINO, which may not read it."""
+    try:
+        run = verify.run_alone(artefact.path, images, "openvino")
+    except verify.NotRunError as error:
+        return {"agreement_with_keras": None, "reason": str(error)}
+    value, _ = verify.compare(run.outputs["openvino"], expect, images)
+    return {"agreement_with_keras": value}
 
 
 def _in_float16(artefact, images, expect):

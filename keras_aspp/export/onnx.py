@@ -44,7 +44,9 @@ def write_onnx(
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     with export_form():
         tf2onnx.convert.from_function(
-            tf.function(lambda image: answer(model, image, outputs)),
+            tf.function(
+                lambda image: answer(model, image, outputs), autograph=False
+            ),
             input_signature=[image],
             opset=18,
             output_path=str(path),

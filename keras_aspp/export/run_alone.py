@@ -4,7 +4,8 @@
 
 Python runs this file, which is never imported, so an artefact fails here if it
 needs more than TensorFlow, LiteRT or onnxruntime. RUNTIME is `saved_model`,
-`onnx`, `interpreter` (LiteRT's), or `cpu` or `gpu` (its `CompiledModel`).
+`onnx`, `interpreter` (LiteRT's), `cpu` or `gpu` (its `CompiledModel`), or
+`openvino`, in float32.
 """
 
 import json
@@ -111,6 +112,36 @@ def onnx(path):
     )
 
 
+def openvino(path):
+    """Opens a `.tflite` of one size, or an `.onnx`, with OpenVINO."""
+    import openvino
+
+    model = openvino.Core().compile_model(
+        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    taken = {"dtype": model.inputs[0].element_type.to_dtype()}
+    if path.endswith(".onnx"):
+        names = [min(one.names, key=len) for one in model.outputs]
+    else:
+        names = _names_in_order(path)
+
+    def run(image):
+        found = model([to_input(image, taken["dtype"], names)])
+        return {name: found[i] for i, name in enumerate(names)}
+
+    return run
+
+
+def _names_in_order(path):
+    """Returns the names of a `.tflite`'s outputs, in its order."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path)
+    named = interpreter.get_signature_runner().get_output_details()
+    names = {details["index"]: name for name, details in named.items()}
+    return [names[one["index"]] for one in interpreter.get_output_details()]
+
+
 def saved_model(path):
     """Opens a SavedModel by its signatures of pixels."""
     import tensorflow as tf
@@ -140,6 +171,7 @@ RUNTIMES = {
     "interpreter": interpreter,
     "cpu": lambda path: compiled(path, "CPU"),
     "gpu": lambda path: compiled(path, "GPU"),
+    "openvino": openvino,
 }
 
 if __name__ == "__main__":

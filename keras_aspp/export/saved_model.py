@@ -133,7 +133,9 @@ def _save(model, path, *endpoints):
         module,
         str(path),
         signatures={
-            function.__name__: tf.function(function, input_signature=specs)
+            function.__name__: tf.function(
+                function, input_signature=specs, autograph=False
+            )
             for function, *specs in endpoints
         },
     )

@@ -1,26 +1,35 @@
 """TFLite export: raw pixels in, labels out, builtin operators only."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
-from keras_aspp.export.equalize import equalize
-from keras_aspp.export.gpu import check_for_gpu, for_gpu
+from keras_aspp.export.explain import (
+    OperatorCost,
+    operator_costs,
+    operator_labels,
+    select,
+)
+from keras_aspp.export.gpu import for_gpu
+from keras_aspp.export.quantize import QUANTIZED, quantize
 from keras_aspp.export.saved_model import write_one_picture
 from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
-from keras_aspp.preprocess import KERAS_TF
+from keras_aspp.models import fold_batch_norm
+from keras_aspp.models.precision import in_float32
+from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.native_log import filtered_stderr
-
-_FLOAT32 = ("tflite_float32", "tflite_any_size", "tflite_logits", "tflite_gpu")
-# Largest number of images on which channels are equalized.
-_EQUALIZED_ON = 16
+from keras_aspp.utils.types import Size
 
 
 def convert(
@@ -31,6 +40,7 @@ def convert(
     coarse_labels=False,
     phase=contextlib.nullcontext,
     outputs=("labels",),
+    in_float=(),
 ):
     """Converts a segmenter at one image size.
 
@@ -38,11 +48,11 @@ def convert(
         model: `Segmenter`.
         image_size: `(height, width)`.
         formats: of `"tflite_float32"`, `"tflite_float16"`,
-            `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_any_size"`,
-            `"tflite_logits"`, `"tflite_gpu"`.
-        calibration_images: images `[H, W, C]` that calibrate
-            `"tflite_int8"`, which takes float32 for images of more than 8
-            bits.
+            `"tflite_dynamic_range"`, `"tflite_int8"`, `"tflite_int16x8"`,
+            `"tflite_any_size"`, `"tflite_logits"`, `"tflite_gpu"`.
+        calibration_images: images `[H, W, C]` that calibrate `"tflite_int8"`
+            and `"tflite_int16x8"`, which take float32 for images of more than
+            8 bits.
         coarse_labels: bool. Label scores, not pixels; see
             `serving.answer_coarsely`. Not for `"tflite_any_size"`, which
             stays exact.
@@ -50,6 +60,8 @@ def convert(
             which that format is converted.
         outputs: of `serving.OUTPUTS`. Not for `"tflite_logits"` and
             `"tflite_gpu"`.
+        in_float: operators that `"tflite_int8"` leaves in float, by the names
+            of `explain_int8`.
 
     Returns:
         dict: format -> bytes of the `.tflite`.
@@ -70,7 +82,7 @@ def convert(
                 names, coarse = (serving.COARSE,), False
             if name == "tflite_any_size":
                 size, coarse = (None, None), False
-            if name == "tflite_int8":
+            if name in QUANTIZED:
                 # With a uint8 signature the input tensor would stay float.
                 input_type = tf.float32
             folder = f"{input_type.name}_{size[0]}_{names[0]}"
@@ -81,40 +93,81 @@ def convert(
                         write_one_picture(
                             model, folder, size, input_type, names, coarse
                         )
-                found[name] = _convert_one(
-                    folder,
-                    name,
-                    image_size,
-                    calibration_images,
-                    model.preprocess,
-                )
+                content = _convert_one(folder, name)
+                if name in QUANTIZED:
+                    content = quantize(
+                        content,
+                        name,
+                        *_calibration(model, calibration_images, image_size),
+                        _in_float(model, content, in_float)
+                        if name == "tflite_int8"
+                        else (),
+                    )
+                found[name] = content
     return found
 
 
-def _convert_one(
-    folder, name, image_size=None, calibration_images=(), preprocess=KERAS_TF
-):
+def explain_int8(
+    model: Segmenter,
+    image_size: Size,
+    calibration_images: Sequence[np.ndarray],
+    coarse_labels: bool = False,
+    outputs: Sequence[str] = ("labels",),
+) -> list[OperatorCost]:
+    """Measures which operators of `tflite_int8` cost most.
+
+    Args:
+        model: `Segmenter`.
+        image_size: `(height, width)`, in pixels.
+        calibration_images: images `[H, W, C]` in the model's type, of the
+            training split. The first four are compared.
+        coarse_labels: bool; see `export_model`.
+        outputs: see `export_model`.
+
+    Returns:
+        list of `OperatorCost`, the costliest first.
+    """
+    model = fold_batch_norm(in_float32(model))
+    with tempfile.TemporaryDirectory() as work, filtered_stderr(hold=True):
+        folder = os.path.join(work, "float")
+        with export_form():
+            write_one_picture(
+                model, folder, image_size, tf.float32, outputs, coarse_labels
+            )
+        return operator_costs(
+            _convert_one(folder, "tflite_float32"),
+            *_calibration(model, calibration_images, image_size),
+            _layers(model),
+        )
+
+
+def _calibration(model, images, image_size):
+    """Returns the inputs that calibrate, and whether they are pixels."""
+    examples = list(_examples(images, image_size, model.preprocess))
+    # A scale of its own per tensor leaves 16 bits to the input.
+    return examples, model.preprocess.input_dtype == "uint8"
+
+
+def _layers(model):
+    """Returns the names of the layers of a model, nested ones included."""
+    return {layer.name for layer in sublayers(model)}
+
+
+def _in_float(model, content, wanted):
+    if not wanted:
+        return ()
+    return select(operator_labels(content, _layers(model)), wanted)
+
+
+def _convert_one(folder, name):
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder, signature_keys=["serving_default"]
     )
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if name not in _FLOAT32:
+    if name in ("tflite_float16", "tflite_dynamic_range"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if name == "tflite_float16":
         converter.target_spec.supported_types = [tf.float16]
-    if name == "tflite_int8":
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-        ]
-        # A scale of its own per tensor leaves 16 bits to the input.
-        if preprocess.input_dtype == "uint8":
-            converter.inference_input_type = tf.uint8
-        converter.representative_dataset = lambda: _examples(
-            calibration_images, image_size, preprocess
-        )
-        _equalize_before_quantizing(
-            converter, calibration_images, image_size, preprocess
-        )
     try:
         content = converter.convert()
     except Exception as error:
@@ -125,34 +178,16 @@ def _convert_one(
             "TFLite conversion needs operators that are no builtins, or "
             f"failed: {', '.join(lacking) or ' '.join(message.split())[:300]}"
         ) from error
-    if name == "tflite_gpu":
-        content = for_gpu(content)
-        check_for_gpu(content)
-    return content
+    return for_gpu(content) if name == "tflite_gpu" else content
 
 
-def _equalize_before_quantizing(converter, images, image_size, preprocess):
-    # The converter has no hook between its conversion and its quantization.
-    quantize = converter._quantize
-    few = images[:: -(-len(images) // _EQUALIZED_ON)]
-
-    def equalize_first(content, *arguments, **options):
-        examples = _examples(few, image_size, preprocess)
-        content = equalize(content, (example for (example,) in examples))
-        return quantize(content, *arguments, **options)
-
-    converter._quantize = equalize_first
-
-
-def _examples(images, image_size, preprocess=KERAS_TF):
-    """Yields the inputs on which the converter calibrates."""
+def _examples(images, image_size, preprocess):
+    """Yields the inputs, float32 `[1, H, W, C]`, that calibrate ranges."""
     for image in images:
-        yield [resize_image(image, image_size)[None].astype("float32")]
+        yield resize_image(image, image_size)[None].astype("float32")
     # The range of pixel values, so that the input's scale is 1.
     channels = images[0].shape[-1]
     for value in preprocess.input_range or (0.0, 255.0):
-        yield [
-            np.broadcast_to(
-                np.float32(value), (1, *image_size, channels)
-            ).copy()
-        ]
+        yield np.broadcast_to(
+            np.float32(value), (1, *image_size, channels)
+        ).copy()

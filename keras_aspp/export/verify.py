@@ -63,7 +63,9 @@ MIN_AGREEMENT = {
 _RUN_ALONE = str(Path(__file__).with_name("run_alone.py"))
 # Formats of 8 bits are checked by their loss of mean IoU; where that is not
 # measured, at least this share of pixels must agree.
-_8_BITS = {"tflite_dynamic_range": 0.9, "tflite_int8": 0.9}
+_8_BITS = dict.fromkeys(
+    ("tflite_dynamic_range", "tflite_int8", "tflite_int16x8"), 0.9
+)
 # Largest mean difference of confidence and probabilities from Keras'.
 MAX_DIFFERENCE = {
     "tflite_float16": 0.01,

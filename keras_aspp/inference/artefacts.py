@@ -13,21 +13,45 @@ from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike
 
-# Files that represent a folder without a SavedModel, the most exact first.
+# What each runtime reads, by suffix; a SavedModel is a folder.
+READS = {
+    "keras": (".keras",),
+    "saved_model": ("",),
+    "litert": (".tflite",),
+    "onnxruntime": (".onnx",),
+    "openvino": (".tflite", ".onnx"),
+}
+RUNTIMES = (*READS, "auto")
+_SAVED_MODEL = "saved_model"
+# Files that represent a folder, the most exact first.
 _CANDIDATES = (
+    _SAVED_MODEL,
     "model.keras",
     "model_any_size.tflite",
     "model_float32.tflite",
     "model_float16.tflite",
+    "model_int16x8.tflite",
     "model_dynamic_range.tflite",
     "model_int8.tflite",
     "model.onnx",
     "model_logits.tflite",
     "model_gpu.tflite",
 )
+# Of a folder, for `runtime="auto"`: by the times in docs/performance.md; of
+# equally fast ones the most exact. Files of 8 bits predict other labels.
+_FASTEST = (
+    "model_float32.tflite",
+    "model.onnx",
+    "model_float16.tflite",
+    _SAVED_MODEL,
+    "model_any_size.tflite",
+    "model.keras",
+)
 
 
-def resolve(path: PathLike, keras_only: bool = False) -> Path:
+def resolve(
+    path: PathLike, keras_only: bool = False, runtime: str | None = None
+) -> Path:
     """Returns the model file or SavedModel folder of a path.
 
     Every command and `Predictor` open the same artefact of one path: of a
@@ -40,35 +64,74 @@ def resolve(path: PathLike, keras_only: bool = False) -> Path:
             an exported folder; or `hf://user/name[@revision][/path]` of one,
             which is downloaded once.
         keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
+        runtime: of `RUNTIMES`. Of a folder, the most exact file that it reads,
+            or for `"auto"` the fastest of those that compute in float.
 
     Returns:
         `pathlib.Path`.
 
     Raises:
         FileNotFoundError: the path holds no model.
+        ValueError: no such runtime, or it reads no file of the path.
         OSError: the Hub is needed and cannot be reached, or refuses access.
     """
+    names = _candidates(runtime)
     if is_address(path):
-        path = fetch(path) if keras_only else fetch(path, _CANDIDATES)
+        files = [name for name in names if name != _SAVED_MODEL]
+        path = fetch(path) if keras_only else fetch(path, files)
     path = Path(path)
+    found = path
     if path.is_dir():
-        if keras_only and (path / "model.keras").is_file():
-            return path / "model.keras"
-        if (path / "saved_model.pb").exists():
-            return path
-        if (path / "saved_model" / "saved_model.pb").exists():
-            return path / "saved_model"
+        if keras_only:
+            names = ("model.keras", *names)
+        found = next(filter(None, (_inside(path, n) for n in names)), path)
+    elif path.suffix not in (".keras", ".tflite", ".onnx"):
+        found = None
+    if found is not None and (found.is_file() or _is_saved_model(found)):
+        if runtime not in (None, "auto") and found.suffix not in READS[runtime]:
+            raise _cannot_read(runtime, found)
+        return found
+    if runtime is not None and path.is_dir():
         for name in _CANDIDATES:
-            if (path / name).is_file():
-                return path / name
-    elif path.is_file() and path.suffix in (".keras", ".tflite", ".onnx"):
-        return path
+            if _inside(path, name):
+                raise _cannot_read(runtime, path)
     raise InputNotFoundError(
         "A model must be a .keras, .tflite or .onnx file, a SavedModel, a "
         "workdir or "
         f"an exported folder. Received: {str(path)!r}"
         + ("" if path.exists() else ", which does not exist")
     )
+
+
+def _candidates(runtime):
+    """Returns the names of a folder's models, those to take first."""
+    if runtime is None:
+        return _CANDIDATES
+    if runtime == "auto":
+        return _FASTEST
+    if runtime not in READS:
+        raise InputError(
+            f"`runtime` must be one of {RUNTIMES}. Received: {runtime!r}"
+        )
+    return [n for n in _CANDIDATES if Path(n).suffix in READS[runtime]]
+
+
+def _inside(folder, name):
+    """Returns the path of a model in a folder, or `None`."""
+    if name == _SAVED_MODEL:
+        found = filter(_is_saved_model, (folder, folder / name))
+        return next(found, None)
+    return folder / name if (folder / name).is_file() else None
+
+
+def _is_saved_model(path):
+    return (path / "saved_model.pb").exists()
+
+
+def _cannot_read(runtime, path):
+    """Returns the error of a runtime without a file."""
+    files = " or ".join(suffix or "a SavedModel" for suffix in READS[runtime])
+    return InputError(f"The runtime {runtime} reads {files}. Received: {path}")
 
 
 def local_folder(path: PathLike) -> Path:

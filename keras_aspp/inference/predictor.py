@@ -21,11 +21,9 @@ from keras_aspp.inference.artefacts import (
     resolve,
 )
 from keras_aspp.inference.runtimes import (
-    KerasRuntime,
-    LiteRTRuntime,
-    ONNXRuntime,
-    SavedModelRuntime,
+    choose,
     joined,
+    open_runtime,
     refuses_image,
 )
 from keras_aspp.inference.sliding_window import (
@@ -39,6 +37,7 @@ from keras_aspp.inference.sliding_window import (
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.types import PathLike, Size
 
 
@@ -49,7 +48,7 @@ class Predictor:
     each uses all cores. After a fork only a `.tflite` works: open any other
     model in the worker process, or start workers by "spawn".
 
-    Arguments other than `path` and `min_confidence` need a `.keras` model;
+    `output_stride`, `scales`, `flip` and windows need a `.keras` model, since
     exported files are fixed.
 
     Args:
@@ -69,8 +68,17 @@ class Predictor:
         min_confidence: float in [0, 1). Pixels whose confidence, the highest
             probability, is below it get the ignore label: they are unsure.
             Needs a model with confidence. Defaults to 0: none is unsure.
+        runtime: `"keras"`, `"saved_model"`, `"litert"`, `"onnxruntime"` or
+            `"openvino"` (extra `openvino`; reads `.tflite` and `.onnx`); of a
+            folder, the file that it reads. `"auto"` takes the fastest of what
+            is installed and the folder holds. Defaults to that of the file.
+        precision: `"float32"` or `"bfloat16"` of the arithmetic; the latter
+            for the runtimes `"keras"` and `"openvino"`. Faster on processors
+            with AVX512-BF16 or AMX, slower on all others.
 
     Attributes:
+        runtime: str, the runtime that was taken.
+        precision: str, as given.
         spec: `DatasetSpec` of the training data, or `None`.
         num_classes: int, or `None` if unknown.
         image_size: `(height, width)` of an artefact of fixed size, or `None`
@@ -109,37 +117,29 @@ class Predictor:
         window: int | None = None,
         overlap: float = 0.25,
         min_confidence: float = 0.0,
+        runtime: str | None = None,
+        precision: str = "float32",
     ) -> None:
-        self.path: Path = resolve(path)
+        several = tuple(scales) != (1.0,) or flip
+        alone = several or output_stride or window
+        if precision != "float32" and not is_installed("openvino"):
+            alone = True
+        if runtime == "auto" and alone:
+            runtime = "keras"  # which alone can
+        self.path: Path = resolve(path, runtime=runtime)
+        self.runtime: str = choose(self.path, runtime, precision)
+        self.precision: str = precision
         self.window: int | None = window
         self.overlap: float = overlap
         self.spec: DatasetSpec | None = find_spec(self.path)
-        several = tuple(scales) != (1.0,) or flip
-        if self.path.suffix == ".keras":
-            engine = KerasRuntime(self.path, output_stride)
-            if window is not None:
-                engine = SlidingWindow(engine, window, overlap)
-            if several:
-                engine = MultiScale(engine, scales, flip)
-            self._engine = engine
-        elif output_stride is not None:
-            raise InputError(
-                "Only a .keras model can have another output stride. "
-                f"Received: output_stride={output_stride}, {self.path}"
-            )
-        elif several or window is not None:
-            raise InputError(
-                "Only a .keras model can be averaged or predicted in windows. "
-                "Received: "
-                f"scales={tuple(scales)}, flip={flip}, window={window}, "
-                f"{self.path}"
-            )
-        elif self.path.suffix == ".tflite":
-            self._engine = LiteRTRuntime(self.path)
-        elif self.path.suffix == ".onnx":
-            self._engine = ONNXRuntime(self.path)
-        else:
-            self._engine = SavedModelRuntime(self.path)
+        if self.runtime != "keras":
+            self._check_fixed(output_stride, scales, flip, window)
+        engine = open_runtime(self.path, self.runtime, precision, output_stride)
+        if window is not None:
+            engine = SlidingWindow(engine, window, overlap)
+        if several:
+            engine = MultiScale(engine, scales, flip)
+        self._engine = engine
         self._pid = os.getpid()
         self.is_multilabel: bool = self._engine.is_multilabel
         self.threshold: Threshold = self._engine.threshold
@@ -374,6 +374,21 @@ class Predictor:
                 ".keras model with window=1024 (--window 1024)."
             )
         return joined(self._in_memory(answer, image[None]) for image in images)
+
+    def _check_fixed(self, output_stride, scales, flip, window):
+        """Raises `ValueError` for what only a `.keras` model does."""
+        if output_stride is not None:
+            raise InputError(
+                "Only a .keras model can have another output stride. "
+                f"Received: output_stride={output_stride}, {self.path}"
+            )
+        if tuple(scales) != (1.0,) or flip or window is not None:
+            raise InputError(
+                "Only a .keras model can be averaged or predicted in windows. "
+                "Received: "
+                f"scales={tuple(scales)}, flip={flip}, window={window}, "
+                f"{self.path}"
+            )
 
     def _check_process(self):
         """Raises `RuntimeError` if a forked process would hang."""

@@ -1,4 +1,4 @@
-"""Runtimes of saved models: Keras, SavedModel, LiteRT, ONNX Runtime."""
+"""Runtimes of saved models: Keras, SavedModel, LiteRT, ONNX, OpenVINO."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ import numpy as np
 import tensorflow as tf
 
 from keras_aspp.inference import serving
+from keras_aspp.inference.artefacts import READS
 from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
-from keras_aspp.models import with_output_stride
+from keras_aspp.models import (
+    fold_batch_norm,
+    with_dtype,
+    with_output_stride,
+)
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.pixels import DTYPES, PixelFormat
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.extras import require
+from keras_aspp.utils.extras import is_installed, require
 from keras_aspp.utils.finite import check_finite
 from keras_aspp.utils.native_log import filtered_once
 
 # A whole network's activations and scores: DeepLabV3+ on MobileNetV2 takes
 # 1260 for 11 classes, other backbones and more classes more.
 _BYTES_PER_PIXEL = 2000
+# Of the arithmetic. Both store and return float32.
+PRECISIONS = ("float32", "bfloat16")
+_OF_16_BITS = ("keras", "openvino")
 
 
 def refuses_image(error: BaseException) -> bool:
@@ -68,12 +76,27 @@ class Runtime:
 
 
 class KerasRuntime(Runtime):
-    """A `.keras` model of any image size, with scores."""
+    """A `.keras` model of any image size, with scores; batch norm is folded.
+
+    Args:
+        path: file.
+        output_stride: int, or `None` for the model's own.
+        precision: of `PRECISIONS`.
+    """
 
     outputs: tuple[str, ...] = serving.OUTPUTS
 
-    def __init__(self, path: Path, output_stride: int | None) -> None:
-        model = in_float32(load_saved(path))
+    def __init__(
+        self,
+        path: Path,
+        output_stride: int | None,
+        precision: str = "float32",
+    ) -> None:
+        model = load_saved(path)
+        if precision == "float32":
+            model = in_float32(model)
+        else:
+            model = with_dtype(model, f"mixed_{precision}")
         if output_stride is not None:
             model = with_output_stride(model, output_stride)
         self.num_classes: int | None = model.num_classes
@@ -88,6 +111,7 @@ class KerasRuntime(Runtime):
         if model.task == "multilabel":
             self.is_multilabel = True
             self.outputs = serving.MASK_OUTPUTS
+        model = fold_batch_norm(model)
         # One trace for every size. A trace for any height at one width, which
         # TensorFlow would make of images of 500x375 and 500x333, fails in
         # its dilated depthwise convolutions.
@@ -96,7 +120,9 @@ class KerasRuntime(Runtime):
         # would take longer than the argmax.
         self._graph = functools.cache(
             lambda outputs: tf.function(
-                lambda images: serving.answer(model, images, outputs), signature
+                lambda images: serving.answer(model, images, outputs),
+                signature,
+                autograph=False,
             )
         )
 
@@ -206,16 +232,11 @@ class ONNXRuntime(Runtime):
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        return joined(
-            dict(
-                zip(
-                    self._names,
-                    self._session.run(None, {self._input_name: image[None]}),
-                    strict=True,
-                )
-            )
-            for image in images
-        )
+        return joined(self._compute(image[None]) for image in images)
+
+    def _compute(self, image):
+        values = self._session.run(None, {self._input_name: image})
+        return dict(zip(self._names, values, strict=True))
 
 
 # Types of ONNX Runtime that are called otherwise in NumPy.
@@ -379,18 +400,21 @@ class LiteRTRuntime(Runtime):
                 raise InputError("no feature cell is left of it")
         if self._of_gpu:
             image = serving.to_unit_pixels(image)
-        self._interpreter.set_tensor(index, image)
-        self._interpreter.invoke()
-        found = {
-            name: self._interpreter.get_tensor(i)
-            for name, i in self._indices.items()
-        }
+        found = self._compute(image)
         if self._of_gpu:
             scores = serving.full_scores(
                 found[serving.COARSE][0], image.shape[1:3]
             )
             return {"logits": scores[None]}
         return found
+
+    def _compute(self, image):
+        self._interpreter.set_tensor(self._input_details["index"], image)
+        self._interpreter.invoke()
+        return {
+            name: self._interpreter.get_tensor(i)
+            for name, i in self._indices.items()
+        }
 
 
 def _is_unnamed(interpreter):
@@ -410,3 +434,146 @@ def _output_indices(interpreter):
     details = interpreter.get_output_details()
     name = {3: "labels", 4: "logits"}.get(len(details[0]["shape"]))
     return {name: details[0]["index"]} if name and len(details) == 1 else {}
+
+
+class _OpenVINO:
+    """Computes the outputs of a file in OpenVINO instead of its own runtime.
+
+    The own runtime opens the file too: it checks the file, and knows the names
+    and types of its tensors.
+    """
+
+    survives_fork: bool = False
+
+    def _compile(self, path, precision, names):
+        """Compiles a file for this processor.
+
+        Args:
+            path: file.
+            precision: of `PRECISIONS`.
+            names: names of the file's outputs, in its order.
+        """
+        require("The runtime openvino", "openvino", "openvino")
+        import openvino
+
+        core = openvino.Core()
+        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+        try:
+            # By itself it would compute in bfloat16 where a processor can.
+            self._compiled = core.compile_model(
+                core.read_model(str(path)),
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": hint,
+                    "PERFORMANCE_HINT": "LATENCY",
+                },
+            )
+        except RuntimeError as error:
+            raise InputError(
+                f"OpenVINO cannot read the file. Received: {path} "
+                f"({first_line(error)})"
+            ) from error
+        if len(self._compiled.outputs) != len(names):
+            raise InputError(
+                "OpenVINO reads other outputs than the file has. "
+                f"Received: {path}"
+            )
+        self._output_names = names
+        # A request holds the tensors of one call at a time.
+        self._compute_lock = threading.Lock()
+        self._request = self._compiled.create_infer_request()
+
+    def _compute(self, image):
+        with self._compute_lock:
+            found = self._request.infer({0: np.ascontiguousarray(image)})
+            return {
+                name: np.array(found[i])
+                for i, name in enumerate(self._output_names)
+            }
+
+
+class OpenVINOLiteRTRuntime(_OpenVINO, LiteRTRuntime):
+    """A `.tflite` file in OpenVINO.
+
+    Args:
+        path: file.
+        precision: of `PRECISIONS`.
+    """
+
+    def __init__(self, path: Path, precision: str) -> None:
+        super().__init__(path)
+        names = {index: name for name, index in self._indices.items()}
+        details = self._interpreter.get_output_details()
+        names = [names[one["index"]] for one in details]
+        self._compile(path, precision, names)
+
+
+class OpenVINOONNXRuntime(_OpenVINO, ONNXRuntime):
+    """An `.onnx` file in OpenVINO.
+
+    Args:
+        path: file.
+        precision: of `PRECISIONS`.
+    """
+
+    def __init__(self, path: Path, precision: str) -> None:
+        super().__init__(path)
+        self._compile(path, precision, self._names)
+
+
+def choose(path: Path, runtime: str | None, precision: str) -> str:
+    """Returns the name of the runtime of a file.
+
+    Args:
+        path: model file, or folder of a SavedModel.
+        runtime: of `artefacts.RUNTIMES`; `"auto"` takes OpenVINO where it is
+            installed and was measured to be faster: for an `.onnx`, and in
+            bfloat16. `None` for the file's own.
+        precision: of `PRECISIONS`.
+
+    Raises:
+        ValueError: the runtime does not compute in that precision.
+    """
+    own = next(name for name in READS if path.suffix in READS[name])
+    found = own if runtime in (None, "auto") else runtime
+    # LiteRT is the fastest for a .tflite in float32.
+    gains = own == "onnxruntime" or (
+        own == "litert" and precision == "bfloat16"
+    )
+    if runtime == "auto" and gains and is_installed("openvino"):
+        found = "openvino"
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"`precision` must be one of {PRECISIONS}. Received: {precision!r}"
+        )
+    if precision != "float32" and found not in _OF_16_BITS:
+        raise InputError(
+            f"Only the runtimes {' and '.join(_OF_16_BITS)} compute in "
+            f"{precision}. Received: precision={precision!r}, "
+            f"runtime={found!r}, {path}"
+        )
+    return found
+
+
+def open_runtime(
+    path: Path, runtime: str, precision: str, output_stride: int | None = None
+) -> Runtime:
+    """Opens a model in a runtime that `choose` returned.
+
+    Args:
+        path: model file, or folder of a SavedModel.
+        runtime: of `artefacts.READS`.
+        precision: of `PRECISIONS`.
+        output_stride: of a `.keras` model; `None` for its own.
+    """
+    if runtime == "keras":
+        return KerasRuntime(path, output_stride, precision)
+    if runtime == "openvino":
+        if path.suffix == ".onnx":
+            return OpenVINOONNXRuntime(path, precision)
+        return OpenVINOLiteRTRuntime(path, precision)
+    if runtime == "litert":
+        return LiteRTRuntime(path)
+    if runtime == "onnxruntime":
+        return ONNXRuntime(path)
+    return SavedModelRuntime(path)

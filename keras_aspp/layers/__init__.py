@@ -22,6 +22,7 @@ from keras_aspp.layers.rewritable import (
     Trim,
     ZeroPadding2D,
 )
+from keras_aspp.layers.skip_fusion import SkipFusion
 
 __all__ = [
     "ASPP",
@@ -43,6 +44,7 @@ __all__ = [
     "ImagePooling",
     "MaxPooling2D",
     "SeparableConv2D",
+    "SkipFusion",
     "Trim",
     "ZeroPadding2D",
 ]

@@ -13,11 +13,14 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
-from keras_aspp.layers.checks import check_atrous_rates, rate_text
+from keras_aspp.layers.checks import (
+    check_atrous_rates,
+    check_fusion,
+    rate_text,
+)
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
-from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -115,15 +118,10 @@ class ASPP(ContextLayer):
             batch_norm_epsilon,
             **kwargs,
         )
-        if fusion not in FUSIONS:
-            raise InputError(
-                f"`fusion` must be one of {FUSIONS}. "
-                f"Received: fusion={fusion!r}"
-            )
         self.atrous_rates = check_atrous_rates(
             atrous_rates, allow_empty=image_pooling
         )
-        self.fusion = fusion
+        self.fusion = check_fusion(fusion, FUSIONS)
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
         self.projection_kernel_size = projection_kernel_size

@@ -267,7 +267,19 @@ class GroupNormalization(keras.layers.GroupNormalization):
         )
 
     def build(self, input_shape: Shape) -> None:
-        self.groups = math.gcd(self.groups, input_shape[self.axis])
+        channels = input_shape[self.axis]
+        self.groups = math.gcd(self.groups, channels)
+        # Without the batch, what is left besides channels are positions.
+        if self.groups == math.prod(n or 0 for n in input_shape[1:]):
+            # A warning, since files with such a layer must load.
+            warnings.warn(
+                "Group norm of a 1x1 map with one channel per group returns "
+                "a constant, and what is before it learns nothing: image "
+                f"pooling, as a rule. Received: {channels} channels in "
+                f"{self.groups} groups. Use a number of `filters` that does "
+                "not divide 32, or leave out image pooling.",
+                stacklevel=2,
+            )
         super().build(input_shape)
 
 

@@ -12,7 +12,11 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_aspp.layers.checks import check_atrous_rates, rate_text
+from keras_aspp.layers.checks import (
+    check_atrous_rates,
+    check_fusion,
+    rate_text,
+)
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
@@ -111,13 +115,8 @@ class AtrousCascade(ContextLayer):
             batch_norm_epsilon,
             **kwargs,
         )
-        if fusion not in FUSIONS:
-            raise InputError(
-                f"`fusion` must be one of {FUSIONS}. "
-                f"Received: fusion={fusion!r}"
-            )
         self.atrous_rates = check_atrous_rates(atrous_rates)
-        self.fusion = fusion
+        self.fusion = check_fusion(fusion, FUSIONS)
         self.separable = bool(separable)
         self.image_pooling = bool(image_pooling)
         self.point = bool(point)

@@ -99,6 +99,15 @@ def check_positive_int(name: str, value: int) -> int:
     return value
 
 
+def check_fusion(value: str, fusions: Sequence[str]) -> str:
+    """Returns `value`, or raises `ValueError` unless it is in `fusions`."""
+    if value not in fusions:
+        raise InputError(
+            f"`fusion` must be one of {fusions}. Received: fusion={value!r}"
+        )
+    return value
+
+
 def check_batch_norm(value: BatchNorm) -> BatchNorm:
     """Returns `value`, or raises `ValueError` unless it is in `NORMS`."""
     if value not in NORMS:

@@ -34,11 +34,51 @@ _NONE, _RELU, _RELU6 = (
 )
 
 
+def unpacked(content: bytes) -> Any:
+    """Reads a `schema.ModelT` whose buffers hold their data.
+
+    Some writers put data behind the graph, where repacking would lose it.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 stand for none
+            data = content[buffer.offset : buffer.offset + buffer.size]
+            buffer.data = np.frombuffer(data, "uint8")
+            buffer.offset = buffer.size = 0
+    return model
+
+
 def packed(model: Any) -> bytes:
-    """Serializes a `schema.ModelT`."""
+    """Serializes a `schema.ModelT`, without tensors and data of no use."""
+    _prune(model)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _prune(model):
+    """Removes the tensors and buffers that edits have left behind."""
+    (graph,) = model.subgraphs
+    ends = [graph.inputs, graph.outputs]
+    ends += [x for o in graph.operators for x in (o.inputs, o.outputs)]
+    # -1 stands for an optional input that is absent.
+    used = sorted({int(i) for end in ends for i in end} - {-1})
+    place = {-1: -1, **{old: new for new, old in enumerate(used)}}
+    graph.tensors = [graph.tensors[i] for i in used]
+    graph.inputs = [place[int(i)] for i in graph.inputs]
+    graph.outputs = [place[int(i)] for i in graph.outputs]
+    for operator in graph.operators:
+        operator.inputs = [place[int(i)] for i in operator.inputs]
+        operator.outputs = [place[int(i)] for i in operator.outputs]
+    for signature in model.signatureDefs or []:
+        for end in (*signature.inputs, *signature.outputs):
+            end.tensorIndex = place[int(end.tensorIndex)]
+    holders = [*graph.tensors, *(model.metadata or [])]
+    # The first buffer is the empty one.
+    kept = sorted({0, *(int(holder.buffer) for holder in holders)})
+    model.buffers = [model.buffers[i] for i in kept]
+    for holder in holders:
+        holder.buffer = kept.index(int(holder.buffer))
 
 
 def operator_names(model: Any) -> list[str]:

@@ -10,6 +10,7 @@ from keras_aspp.losses.balance import (
 )
 from keras_aspp.losses.base import SegmentationLoss
 from keras_aspp.losses.cross_entropy import CrossEntropy
+from keras_aspp.losses.distillation import Distillation
 from keras_aspp.losses.lovasz import LovaszHinge, LovaszSoftmax
 from keras_aspp.losses.overlap import Dice, Tversky
 from keras_aspp.losses.per_class import PerClass
@@ -18,6 +19,7 @@ from keras_aspp.losses.weighted_sum import WeightedSum
 __all__ = [
     "CrossEntropy",
     "Dice",
+    "Distillation",
     "LovaszHinge",
     "LovaszSoftmax",
     "PerClass",

@@ -5,6 +5,7 @@ from keras_aspp.models.deeplab_v2 import DeepLabV2
 from keras_aspp.models.deeplab_v3 import CascadedDeepLabV3, DeepLabV3
 from keras_aspp.models.deeplab_v3_plus import DeepLabV3Plus
 from keras_aspp.models.dense_aspp import DenseASPP
+from keras_aspp.models.distillation import distill
 from keras_aspp.models.fold import fold_batch_norm
 from keras_aspp.models.lr_aspp import LRASPP
 from keras_aspp.models.output_stride import with_output_stride
@@ -23,6 +24,7 @@ __all__ = [
     "LRASPP",
     "QuantizeAware",
     "Segmenter",
+    "distill",
     "fold_batch_norm",
     "recalibrate",
     "with_dtype",

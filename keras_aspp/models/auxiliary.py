@@ -27,7 +27,50 @@ _REDUCTION = 4
 _TRAINED = contextvars.ContextVar("_TRAINED", default=None)
 
 
-class AuxiliaryHead:
+class TrainingTerm:
+    """Term of the loss that only the training step of a model computes.
+
+    Args:
+        name: name of its metric.
+        weight: float > 0, factor of the term in the loss.
+
+    Attributes:
+        metric: `keras.metrics.Mean` of the term, without its weight.
+        variables: list of `keras.Variable` that training updates or restores.
+        loss: the term's own `keras.losses.Loss`, or `None` if the term uses
+            that of the model.
+    """
+
+    def __init__(self, name: str, weight: float) -> None:
+        self.weight = weight
+        self.metric = keras.metrics.Mean(name)
+        self.variables: list[keras.Variable] = []
+        self.loss: keras.losses.Loss | None = None
+
+    def compute(
+        self,
+        model: Any,
+        x: Tensor,
+        y: Tensor,
+        y_pred: Mapping[str, Tensor],
+        sample_weight: Tensor | None,
+    ) -> Tensor:
+        """Computes the term; arguments as in `keras.Model.compute_loss`.
+
+        Args:
+            model: the compiled model.
+            x: images, preprocessed.
+            y: labels.
+            y_pred: dict of logits, `LOGITS` and those of an auxiliary head.
+            sample_weight: tensor or `None`.
+
+        Returns:
+            float32 scalar; under a strategy, the replica's part of the sum.
+        """
+        raise NotImplementedError
+
+
+class AuxiliaryHead(TrainingTerm):
     """Fully convolutional head on a feature in the middle of the backbone.
 
     3x3 convolution -> batch norm -> ReLU -> dropout -> classifier -> resize.
@@ -67,7 +110,8 @@ class AuxiliaryHead:
         task: str,
         weight: float,
     ) -> None:
-        self.feature, self.weight = feature, weight
+        super().__init__("auxiliary_loss", weight)
+        self.feature = feature
         x = pick(features, feature)
         filters = max(x.shape[-1] // _REDUCTION, 1)
         x = conv = builder.conv(x, filters, name="auxiliary_conv")
@@ -80,35 +124,33 @@ class AuxiliaryHead:
         )
         self.model = keras.Model(images, {LOGITS: logits, AUXILIARY: x})
         self.layers = [producer(made) for made in (conv, drop, scores)]
-        self.metric = keras.metrics.Mean("auxiliary_loss")
-        self.is_listed = True
+        self.variables = [v for layer in self.layers for v in layer.variables]
 
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """Weights of the head, and states of its random numbers."""
-        return [v for layer in self.layers for v in layer.variables]
-
-    @contextlib.contextmanager
-    def unlisted(self) -> Iterator[None]:
-        """Hides the metric, which evaluation does not update."""
-        self.is_listed = False
-        try:
-            yield
-        finally:
-            self.is_listed = True
+    def compute(
+        self,
+        model: Any,
+        x: Tensor,
+        y: Tensor,
+        y_pred: Mapping[str, Tensor],
+        sample_weight: Tensor | None,
+    ) -> Tensor:
+        return model.loss(y, y_pred[AUXILIARY], sample_weight)
 
 
 class AuxiliaryTraining:
-    """Mixin of a Keras model that trains an `AuxiliaryHead` with it.
+    """Mixin of a Keras model that trains with further terms of the loss.
 
-    Without a head, every method is that of Keras. Only the model's own training
-    step calls the head; the model within another one, or called by hand, has
-    its logits only. `weights` are those of the
-    saved model. `variables` include what only training has; optimizers,
+    The terms are those of an `AuxiliaryHead` and of a teacher, see
+    `models.distill`. Without them, every method is that of Keras. Only the
+    model's own training step computes them; the model within another one, or
+    called by hand, has its logits only. `weights` are those of the saved
+    model. `variables` include those of an auxiliary head; optimizers,
     averages of weights and checkpoints read these.
     """
 
     _auxiliary: AuxiliaryHead | None = None
+    _teacher: TrainingTerm | None = None
+    _evaluates: bool = False
 
     @property
     def auxiliary_weight(self) -> float:
@@ -134,8 +176,8 @@ class AuxiliaryTraining:
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         own = super().metrics
-        if self._auxiliary and self._auxiliary.is_listed:
-            own.append(self._auxiliary.metric)
+        if not self._evaluates:
+            own += [term.metric for term in training_terms(self)]
         return own
 
     def call(
@@ -164,17 +206,21 @@ class AuxiliaryTraining:
         training: bool = True,
     ) -> Any:
         if not isinstance(y_pred, dict):
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            y_pred = {LOGITS: y_pred}
         loss = super().compute_loss(
             x, y, y_pred[LOGITS], sample_weight, training
         )
-        auxiliary = self.loss(y, y_pred[AUXILIARY], sample_weight)
+        if not training or _TRAINED.get() is not self:
+            return loss
         # A replica of a strategy has its part of the sum over all of them,
         # of which the metric takes the mean.
         strategy = getattr(self, "distribute_strategy", None)
         replicas = strategy.num_replicas_in_sync if strategy else 1
-        self._auxiliary.metric.update_state(auxiliary * replicas)
-        return loss + self._auxiliary.weight * auxiliary
+        for term in training_terms(self):
+            value = term.compute(self, x, y, y_pred, sample_weight)
+            term.metric.update_state(value * replicas)
+            loss = loss + term.weight * value
+        return loss
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
@@ -205,10 +251,26 @@ class AuxiliaryTraining:
         with self._without_training_metrics():
             return super().test_on_batch(*args, **kwargs)
 
-    def _without_training_metrics(self):
-        if self._auxiliary:
-            return self._auxiliary.unlisted()
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _without_training_metrics(self) -> Iterator[None]:
+        """Hides the metrics of the terms, which evaluation does not update."""
+        self._evaluates = True
+        try:
+            yield
+        finally:
+            self._evaluates = False
+
+
+def training_terms(model: AuxiliaryTraining) -> list[TrainingTerm]:
+    """Returns the terms that a model's training step adds to its loss."""
+    return [term for term in (model._auxiliary, model._teacher) if term]
+
+
+def add_teacher(model: AuxiliaryTraining, teacher: TrainingTerm) -> None:
+    """Adds a teacher's term to a model's training step, or replaces it."""
+    model._teacher = teacher
+    # A compiled step lacks the term.
+    model.train_function = None
 
 
 def check_auxiliary(weight: Any, feature: str | None) -> None:

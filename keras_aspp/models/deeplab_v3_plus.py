@@ -27,6 +27,8 @@ class DeepLabV3Plus(HasContext, Segmenter):
     The decoder resizes the ASPP's map to the low-level feature of stride 4,
     concatenates it with a 1x1 projection of that feature, and refines both
     with two 3x3 convolutions. `decoder_stride=2` repeats this at stride 2.
+    `decoder="light"` has one 1x1 convolution instead, as keras-hub's
+    DeepLabV3+ has.
 
     Args:
         {common_arguments}
@@ -41,7 +43,7 @@ class DeepLabV3Plus(HasContext, Segmenter):
         decoder_filters: int > 0. Channels of the decoder's convolutions.
             Defaults to 256.
         decoder_kernel_sizes: odd ints > 0, one for each convolution of the
-            decoder; keras-hub has `(1,)`. Defaults to (3, 3).
+            decoder. Defaults to (3, 3).
         context: the module between backbone and decoder. `"aspp"`; `"ksac"` and
             `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and `"d_linknet"`,
             cascades of rates; `"dappm"` and `"pappm"`, pools of several sizes;
@@ -52,6 +54,10 @@ class DeepLabV3Plus(HasContext, Segmenter):
             `atrous_rates` are the strides of the pools where the module has
             pools instead of rates; `separable` and `image_pooling` apply where
             the module has such parts. Defaults to `"aspp"`.
+        decoder: `"paper"`; or `"light"`, one 1x1 convolution in place of
+            those of `decoder_kernel_sizes`, computed by `layers.SkipFusion`
+            with about a hundredth of their multiply-adds. Defaults to
+            `"paper"`.
 
     Example:
     >>> model = DeepLabV3Plus(21, backbone_weights=None)
@@ -102,18 +108,10 @@ class DeepLabV3Plus(HasContext, Segmenter):
         decoder_filters: int = 256,
         decoder_kernel_sizes: list[int] | tuple[int, ...] = (3, 3),
         context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
+        decoder: Literal["paper", "light"] = "paper",
     ) -> None:
         decoder_kernel_sizes = tuple(decoder_kernel_sizes)
-        if not decoder_kernel_sizes:
-            raise InputError(
-                "`decoder_kernel_sizes` must not be empty. "
-                f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
-            )
-        if decoder_stride not in LEVELS:
-            raise InputError(
-                "`decoder_stride` must be 4 or 2. "
-                f"Received: decoder_stride={decoder_stride!r}"
-            )
+        _check_decoder(decoder, decoder_stride, decoder_kernel_sizes)
         super().__init__(
             num_classes,
             backbone=backbone,
@@ -146,6 +144,7 @@ class DeepLabV3Plus(HasContext, Segmenter):
             decoder_filters=decoder_filters,
             decoder_kernel_sizes=decoder_kernel_sizes,
             context=as_context(context),
+            decoder=decoder,
         )
 
     def build_head(
@@ -161,18 +160,27 @@ class DeepLabV3Plus(HasContext, Segmenter):
             low_level = pick(features, key)
             # At an output stride below `nominal`, so is the low level.
             finer = min(nominal, stride)
-            x = builder.resize(
-                x,
-                stride // finer,
-                low_level,
-                name=f"resize{suffix}",
-                high_level_to=finer if high_level else None,
-            )
+            resize = {
+                "scale": stride // finer,
+                "high_level_to": finer if high_level else None,
+            }
             high_level, stride = False, finer
-            low_level = builder.conv(
+            projected = builder.conv(
                 low_level, head.projection_filters, 1, name=f"low_level{suffix}"
             )
-            x = builder.concatenate([x, low_level], name=f"concat{suffix}")
+            if head.decoder == "light":
+                x = builder.fuse(
+                    x,
+                    projected,
+                    head.decoder_filters,
+                    name=f"decoder_1{suffix}",
+                    **resize,
+                )
+                continue
+            x = builder.resize(
+                x, reference=low_level, name=f"resize{suffix}", **resize
+            )
+            x = builder.concatenate([x, projected], name=f"concat{suffix}")
             for i, kernel_size in enumerate(head.decoder_kernel_sizes, start=1):
                 x = builder.conv(
                     x,
@@ -182,3 +190,35 @@ class DeepLabV3Plus(HasContext, Segmenter):
                     name=f"decoder_{i}{suffix}",
                 )
         return builder.classify(x), stride
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        if config["decoder"] == "paper":
+            # Earlier versions load the file, too.
+            del config["decoder"]
+        return config
+
+
+def _check_decoder(decoder, decoder_stride, decoder_kernel_sizes):
+    """Raises `ValueError` for arguments of the decoder that do not fit."""
+    if decoder not in ("paper", "light"):
+        raise InputError(
+            "`decoder` must be 'paper' or 'light'. "
+            f"Received: decoder={decoder!r}"
+        )
+    if decoder == "light" and decoder_kernel_sizes != (3, 3):
+        raise InputError(
+            "`decoder_kernel_sizes` needs decoder='paper'; 'light' has one "
+            "1x1 convolution. "
+            f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+        )
+    if not decoder_kernel_sizes:
+        raise InputError(
+            "`decoder_kernel_sizes` must not be empty. "
+            f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+        )
+    if decoder_stride not in LEVELS:
+        raise InputError(
+            "`decoder_stride` must be 4 or 2. "
+            f"Received: decoder_stride={decoder_stride!r}"
+        )

@@ -9,6 +9,7 @@ import keras
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
+from keras_aspp.layers.skip_fusion import SkipFusion
 from keras_aspp.utils.types import Rate
 
 # Prefix of the layers that make scores; the shapes of their weights depend on
@@ -109,17 +110,48 @@ class HeadBuilder:
             feature: key of the feature whose cells `x` has, `None` for the
                 high-level one.
         """
-        shift = (0, 0)
-        if high_level_to and not self.align_corners:
-            pixels = self.shift_of(feature) if feature else self.shift_px
-            shift = tuple(n / high_level_to for n in pixels)
         return BilinearResize(
             scale=scale,
             align_corners=self.align_corners,
-            shift=shift,
+            shift=self._shift(high_level_to, feature),
             dtype=dtype or self.dtype,
             name=name,
         )(x, reference=reference)
+
+    def fuse(
+        self,
+        x: keras.KerasTensor,
+        finer: keras.KerasTensor,
+        filters: int,
+        scale: int,
+        name: str,
+        high_level_to: int | None = None,
+    ) -> keras.KerasTensor:
+        """Applies `SkipFusion` to a map and a finer one.
+
+        Args:
+            x: the map.
+            finer: map of `scale` times as many cells per axis.
+            filters: int > 0, output channels.
+            scale: int > 0.
+            name: name of the layer.
+            high_level_to: see `resize`.
+        """
+        return SkipFusion(
+            filters,
+            scale,
+            align_corners=self.align_corners,
+            shift=self._shift(high_level_to),
+            name=name,
+            **self.common,
+        )([x, finer])
+
+    def _shift(self, high_level_to, feature=None):
+        """Returns the shift of a map, in cells of the resized one."""
+        if not high_level_to or self.align_corners:
+            return (0, 0)
+        pixels = self.shift_of(feature) if feature else self.shift_px
+        return tuple(n / high_level_to for n in pixels)
 
     def upsample_input(
         self, images: keras.KerasTensor, scale: int

@@ -1,8 +1,18 @@
 """Optional packages (extras)."""
 
 import importlib
+import importlib.util
 
 from keras_aspp.utils.exceptions import InputError
+
+
+def is_installed(module: str) -> bool:
+    """Returns True if a module of an extra can be found; it is not imported.
+
+    Args:
+        module: its name.
+    """
+    return importlib.util.find_spec(module) is not None
 
 
 def require(what: str, extra: str, *modules: str) -> None:

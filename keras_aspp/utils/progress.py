@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+
+# Seconds after which a running phase is reported again.
+_EVERY = 10.0
 
 
 def print_progress(phase: str, seconds: float | None) -> None:
@@ -20,11 +24,18 @@ def print_progress(phase: str, seconds: float | None) -> None:
         print(f" {seconds:.{0 if seconds >= 10 else 1}f} s", flush=True)
 
 
+def _print_running(seconds):
+    """Prints the time that a phase has taken so far, on its line."""
+    print(f" {seconds:.0f} s ...", end="", flush=True)
+
+
 @contextlib.contextmanager
 def timed(
     progress: Callable[[str, float | None], None] | None, phase: str
 ) -> Iterator[None]:
     """Reports the beginning and the end of a phase.
+
+    `print_progress` also reports every ten seconds in between.
 
     Args:
         progress: function of `(phase, seconds)`, or `None` for no report.
@@ -35,8 +46,20 @@ def timed(
         return
     start = time.perf_counter()
     progress(phase, None)
+    ended = threading.Event()
+
+    def report():
+        while not ended.wait(_EVERY):
+            _print_running(time.perf_counter() - start)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    if progress is print_progress:
+        reporter.start()
     try:
         yield
     finally:
+        ended.set()
+        if reporter.is_alive():
+            reporter.join()
         # After an error too, so that its message gets a line of its own.
         progress(phase, time.perf_counter() - start)

@@ -66,7 +66,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
         aspp_filters=pyramid.num_channels,
         projection_filters=theirs.projection_filters,
         decoder_filters=kernel.shape[-2],
-        decoder_kernel_sizes=(1,),
+        decoder="light",
         preprocess=_preprocess(segmenter.preprocessor),
     )
     aspp = model.get_layer("aspp")

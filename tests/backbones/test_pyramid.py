@@ -19,7 +19,7 @@ from keras_aspp.backbones.pyramid import (
 )
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.layers.lowering import export_form
-from keras_aspp.models.features import as_features, coarsest
+from keras_aspp.models.features import as_features, coarsest, end_at
 from keras_aspp.models.precision import compute_dtypes, with_dtype
 
 SIZE = (64, 96)
@@ -76,6 +76,12 @@ def mit():
     return from_hub("MiTBackbone", MIT)
 
 
+@pytest.fixture(scope="module")
+def daformer(mit):
+    """A segmenter of that backbone; each copy of a MiT takes seconds."""
+    return ka.models.DAFormer(3, backbone=mit, auxiliary_weight=0.4, **HEAD)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HUB)
 def test_pyramid_of_keras_hub_is_read_and_made_dense(name):
@@ -105,8 +111,8 @@ def test_strides_are_measured_and_not_read_from_the_names(mit):
     }
 
 
-def test_attention_backbone_is_used_at_its_own_stride(mit, tmp_path):
-    model = ka.models.DAFormer(3, backbone=mit, **HEAD)
+def test_attention_backbone_is_used_at_its_own_stride(mit, daformer, tmp_path):
+    model = daformer
     assert model.input.shape == (None, *SQUARE, 3)
     x = sample((2, *SQUARE, 3))
     stated = keras.Model(mit.input, mit.pyramid_outputs)(x)
@@ -131,14 +137,13 @@ def test_attention_backbone_is_used_at_its_own_stride(mit, tmp_path):
     ]
 
 
-def test_strides_of_an_attention_backbone_are_those_it_states(mit):
-    model = ka.models.DAFormer(3, backbone=mit, auxiliary_weight=0.4, **HEAD)
-    assert model.auxiliary_feature == "stride_16"
-    model = ka.models.DAFormer(3, backbone=mit, high_level="stride_32", **HEAD)
-    assert [*model.backbone.output] == [*pyramid_of(mit)]
-    assert stated_strides(model.backbone)["stride_16"] == 16
+def test_strides_of_an_attention_backbone_are_those_it_states(mit, daformer):
+    assert daformer.auxiliary_feature == "stride_16"
+    fine = daformer.backbone
+    ended = end_at(fine, "stride_32", 32)
+    assert [*ended.output] == [*fine.output] == [*pyramid_of(mit)]
+    assert stated_strides(ended)["stride_16"] == 16
     assert stated_strides(mit) == {}
-    fine = as_features(mit, 32)
     fine = keras.Model(
         fine.input, {key: fine.output[key] for key in ("stride_8", "stride_4")}
     )

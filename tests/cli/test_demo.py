@@ -1,8 +1,10 @@
 """keras-aspp demo: the server, and the page in a real browser."""
 
 import http.client
+import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image
 import keras_aspp as ka
 from keras_aspp.cli import demo
 from keras_aspp.cli.main import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,8 +33,9 @@ def modules(tmp_path):
 def serve():
     running = []
 
-    def start(model, node_modules):
-        server = demo.make_server(model, node_modules, 0)
+    def start(node_modules, *folders):
+        models = {str(folder): folder for folder in folders}
+        server = demo.make_server(models, node_modules, 0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         running.append(server)
         return server.server_address[1]
@@ -49,7 +54,7 @@ def ask(port, path, method="GET"):
 
 
 def test_the_server_gives_its_files_and_no_others(tiny_export, modules, serve):
-    port = serve(tiny_export, modules)
+    port = serve(modules, tiny_export)
     answer, page = ask(port, "/")
     assert (answer.status, page) == (
         200,
@@ -59,16 +64,20 @@ def test_the_server_gives_its_files_and_no_others(tiny_export, modules, serve):
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy
-    answer, content = ask(port, "/model/model_float32.tflite")
+    listed = json.loads(ask(port, "/models.json")[1])
+    assert listed == [{"folder": "model0", "given": str(tiny_export)}]
+    answer, content = ask(port, "/model0/model_float32.tflite")
     assert content == (tiny_export / "model_float32.tflite").read_bytes()
-    answer, nothing = ask(port, "/model/model_float32.tflite", "HEAD")
+    answer, nothing = ask(port, "/model0/model_float32.tflite", "HEAD")
     assert int(answer.headers["Content-Length"]) == len(content)
     assert nothing == b""
     assert ask(port, "/node_modules/index.js?x=1")[0].status == 200
     for path in (
-        "/model/model_int8.tflite",
-        "/model/model.keras",
-        "/model/",
+        "/model0/model_int8.tflite",
+        "/model0/model.keras",
+        "/model0/",
+        "/model1/model_float32.tflite",
+        "/node_modules/manifest.json",
         "/node_modules/../outside.js",
         "/node_modules/%2e%2e/outside.js",
         "/node_modules/secret.txt",
@@ -120,7 +129,7 @@ def test_no_npm_and_no_network(tiny_export, tmp_path, monkeypatch, capsys):
 
 def test_wrong_port(tiny_export, modules, serve, monkeypatch, capsys):
     monkeypatch.setattr(demo, "modules", lambda: modules)
-    taken = serve(tiny_export, modules)
+    taken = serve(modules, tiny_export)
     assert main(["demo", str(tiny_export), "--port", str(taken)]) == 1
     assert "try another --port" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
@@ -129,8 +138,8 @@ def test_wrong_port(tiny_export, modules, serve, monkeypatch, capsys):
 
 
 @pytest.fixture
-def browser():
-    """The system's Chromium, with a camera that is none."""
+def launch():
+    """Starts the system's Chromium, with a camera that is none."""
     playwright = pytest.importorskip(
         "playwright.sync_api",
         reason="extra `examples` is not installed (2026-11-28)",
@@ -139,31 +148,58 @@ def browser():
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (2026-11-28)")
     with playwright.sync_playwright() as running:
-        launched = running.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-            ],
-        )
-        yield launched
-        launched.close()
+        launched = []
+
+        def start(*flags):
+            launched.append(
+                running.chromium.launch(
+                    executable_path=shutil.which("chromium"),
+                    args=[
+                        "--no-sandbox",
+                        "--use-fake-device-for-media-stream",
+                        "--use-fake-ui-for-media-stream",
+                        *flags,
+                    ],
+                )
+            )
+            return launched[-1]
+
+        yield start
+        for browser in launched:
+            browser.close()
 
 
-def segmented(page, port, picture):
-    """The labels of a picture, a list, once the page shows them."""
+@pytest.fixture
+def browser(launch):
+    return launch()
+
+
+def opened(page, port):
+    """The page, once its model is loaded."""
     page.goto(f"http://127.0.0.1:{port}/")
-    page.wait_for_selector("#image:enabled, #status.error", state="attached")
-    page.set_input_files("#image", picture)
-    page.wait_for_selector("#legend li, #status.error")
-    return page.evaluate("() => Array.from(window.segmentation.labels)")
+    page.wait_for_selector("#file:enabled, #status.error", state="attached")
+    return page
+
+
+def segmented(page, picture):
+    """The labels of a picture by the first model, once the page shows them."""
+    page.set_input_files("#file", picture)
+    page.wait_for_selector(f"#status:has-text('{picture.name}, ')")
+    return page.evaluate("() => Array.from(window.segmentations[0].labels)")
+
+
+def saved(page, button, path):
+    """The image that a button downloads."""
+    with page.expect_download() as download:
+        page.click(button)
+    download.value.save_as(path)
+    return download.value.suggested_filename, Image.open(path)
 
 
 def paint(page):
     """The pixels of the overlay, RGBA."""
     found = page.evaluate(
-        "() => { const c = document.getElementById('overlay');"
+        "() => { const c = document.querySelector('.overlay');"
         " const d = c.getContext('2d');"
         " const p = d.getImageData(0, 0, c.width, c.height);"
         " return Array.from(p.data); }"
@@ -171,10 +207,9 @@ def paint(page):
     return np.reshape(found, (64, 96, 4))
 
 
-@pytest.mark.slow
-def test_the_page_paints_masks_that_overlap(
-    toy_backbone, tmp_path, serve, browser
-):
+@pytest.fixture
+def overlapping_export(toy_backbone, tmp_path):
+    """An exported multilabel model, and an image that it was verified on."""
     model = ka.models.DeepLabV3(
         2, toy_backbone(padding=1), aspp_filters=8, task="multilabel"
     )
@@ -194,11 +229,18 @@ def test_the_page_paints_masks_that_overlap(
         formats=("tflite_float32",),
         outputs=("labels", "probabilities"),
     )
-    port = serve(tmp_path / "out", demo.modules())
+    return tmp_path / "out", pixels
+
+
+@pytest.mark.slow
+def test_the_page_paints_masks_that_overlap(
+    overlapping_export, tmp_path, serve, browser
+):
+    folder, pixels = overlapping_export
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    page = browser.new_page()
-    found = segmented(page, port, tmp_path / "picture.png")
-    expected = ka.Predictor(tmp_path / "out").predict(pixels)
+    page = opened(browser.new_page(), serve(demo.modules(), folder))
+    found = segmented(page, tmp_path / "picture.png")
+    expected = ka.Predictor(folder).predict(pixels)
     masks = np.reshape(found, (64, 96, 2))
     np.testing.assert_array_equal(masks, expected)
     both, neither = masks.all(-1), ~masks.any(-1)
@@ -210,54 +252,229 @@ def test_the_page_paints_masks_that_overlap(
         name: f"{100 * masks[..., i].mean():.1f} %"
         for i, name in enumerate("ab")
     }
-    rows = page.inner_text("#legend").split("\n")
+    rows = page.inner_text(".legend").split("\n")
     assert dict(zip(rows[::2], rows[1::2], strict=True)) == shares
+    downloads = []
+    page.on("download", lambda download: downloads.append(download))
+    page.click(".save-mask")
+    page.wait_for_timeout(2000)
+    for i, download in enumerate(downloads):
+        assert download.suggested_filename == f"picture_{'ab'[i]}.png"
+        download.save_as(tmp_path / "mask.png")
+        np.testing.assert_array_equal(
+            np.array(Image.open(tmp_path / "mask.png")), 255 * masks[..., i]
+        )
+    assert len(downloads) == 2
 
 
 @pytest.mark.slow
 def test_the_page_answers_like_predictor_and_asks_nobody(
     tiny_export, tmp_path, serve, browser
 ):
-    port = serve(tiny_export, demo.modules())
+    port = serve(demo.modules(), tiny_export)
     # At the model's own size, where nobody has to resize.
     pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page = browser.new_page(viewport={"width": 360, "height": 740})
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    found = segmented(page, port, tmp_path / "picture.png")
-    chosen = page.input_value("#artefact")
-    expected = ka.Predictor(tiny_export / chosen).predict(pixels)
+    opened(page, port)
+    found = segmented(page, tmp_path / "picture.png")
+    predictor = ka.Predictor(
+        tiny_export / page.inner_text(".artefact option:checked").split()[1]
+    )
+    expected = predictor.predict(pixels)
     np.testing.assert_array_equal(np.reshape(found, (64, 96)), expected)
     # The legend: names and shares, the largest first.
     kinds, counts = np.unique(expected, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     names = ka.Predictor(tiny_export).spec.class_names
-    rows = page.inner_text("#legend").split("\n")
+    rows = page.inner_text(".legend").split("\n")
     assert rows[::2] == [names[kinds[i]] for i in order]
     assert rows[1] == f"{100 * counts.max() / expected.size:.1f} %"
-    assert page.inner_text("#status").startswith("96x64, ")
+    assert page.inner_text(".time").endswith(" ms at 96x64")
+    assert page.inner_text(".runs-on").startswith("Runs on: WASM (")
+    assert page.evaluate("() => crossOriginIsolated")
     # The ground has the palette's black, and so no paint.
+    painted = paint(page)
     np.testing.assert_array_equal(
-        paint(page)[..., 3], np.where(expected == 0, 0, 255)
+        painted[..., 3], np.where(expected == 0, 0, 255)
     )
+    # Downloads: class ids without loss, at the image's size; the overlay.
+    name, mask = saved(page, ".save-mask", tmp_path / "mask.png")
+    assert (name, mask.mode) == ("picture_labels.png", "L")
+    np.testing.assert_array_equal(np.array(mask), expected)
     page.fill("#opacity", "25")
-    style = "() => document.getElementById('overlay').style.opacity"
-    assert page.evaluate(style) == "0.25"
+    name, overlay = saved(page, ".save-overlay", tmp_path / "overlay.png")
+    assert name == "picture_overlay.png"
+    shown = 0.25 * painted[..., :3] + 0.75 * pixels
+    shown = np.where(painted[..., 3:] > 0, shown, pixels)
+    assert np.abs(np.array(overlay)[..., :3] - shown).max() <= 2
+    Image.fromarray(pixels).resize((150, 130)).save(tmp_path / "large.png")
+    segmented(page, tmp_path / "large.png")
+    _, mask = saved(page, ".save-mask", tmp_path / "mask.png")
+    assert mask.size == (150, 130)
     # As wide as a phone, and not wider.
     wide = "() => document.documentElement.scrollWidth"
-    assert page.evaluate(wide) == 390
-    page.set_input_files("#image", tmp_path / "broken.png")
+    assert page.evaluate(wide) == 360
+    page.set_input_files("#file", tmp_path / "broken.png")
     page.wait_for_selector("#status.error")
-    assert "broken.png is no image" in page.inner_text("#status")
-    # The camera.
-    page.click("#camera")
-    page.wait_for_selector("#status:not(.error)")
-    page.wait_for_selector("#camera:has-text('Stop')")
-    page.click("#camera")
-    page.wait_for_selector("#camera:has-text('Camera')")
+    assert "cannot read broken.png" in page.inner_text("#status")
     own = f"http://127.0.0.1:{port}/"
     assert [url for url in asked if not url.startswith((own, "blob:"))] == []
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_the_page_plays_a_camera_and_a_video(
+    tiny_export, tmp_path, serve, browser
+):
+    page = opened(browser.new_page(), serve(demo.modules(), tiny_export))
+    page.click("#camera")
+    page.wait_for_selector("#status:has-text('Playing')")
+    assert page.get_attribute(".view", "aria-label").startswith("camera: ")
+    page.click("#stop")
+    page.wait_for_selector("#camera:visible")
+    # The browser records a second of gray that turns white.
+    film = page.evaluate(
+        """async () => {
+          const canvas = document.createElement('canvas');
+          [canvas.width, canvas.height] = [96, 64];
+          const context = canvas.getContext('2d');
+          const recorder = new MediaRecorder(canvas.captureStream(20));
+          const parts = [];
+          recorder.ondataavailable = ({data}) => parts.push(data);
+          const ended = new Promise((resolve) => recorder.onstop = resolve);
+          recorder.start();
+          for (let i = 0; i < 20; i++) {
+            context.fillStyle = `rgb(${13 * i}, ${13 * i}, ${13 * i})`;
+            context.fillRect(0, 0, 96, 64);
+            await new Promise((resolve) => setTimeout(resolve, 50));
+          }
+          recorder.stop();
+          await ended;
+          return [...new Uint8Array(await new Blob(parts).arrayBuffer())];
+        }"""
+    )
+    page.set_input_files(
+        "#file",
+        {"name": "film.webm", "mimeType": "video/webm", "buffer": bytes(film)},
+    )
+    page.wait_for_selector("#stop:visible")
+    page.wait_for_selector("#camera:visible")  # at the end of the film
+    assert page.get_attribute(".view", "aria-label").startswith("film: ")
+    last = page.evaluate(
+        "() => document.querySelector('.view').getContext('2d')"
+        ".getImageData(48, 32, 1, 1).data[0]"
+    )
+    assert last > 180
+    page.set_input_files(
+        "#file",
+        {"name": "bad.webm", "mimeType": "video/webm", "buffer": b"no film"},
+    )
+    page.wait_for_selector("#status.error")
+    assert "cannot play bad.webm" in page.inner_text("#status")
+
+
+@pytest.mark.slow
+def test_the_page_stays_responsive_and_compares_models(
+    tiny_export, serve, browser, tmp_path
+):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="extra `examples` is not installed (2026-11-29)",
+    ).Axe()
+    port = serve(
+        demo.modules(), ROOT / "saved_models/camvid_mobilenet_v2", tiny_export
+    )
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    opened(page, port)
+
+    def violations():
+        found = axe.run(page).response["violations"]
+        return [(v["id"], [n["html"] for n in v["nodes"]]) for v in found]
+
+    assert violations() == []
+    image = ROOT / "docs/pictures/china.jpg"
+    segmented(page, image)
+    # Gaps between ticks of the page's own thread while the model runs again.
+    page.evaluate(
+        """() => {
+          let last = performance.now();
+          window.gaps = [];
+          setInterval(() => {
+            const now = performance.now();
+            window.gaps.push(now - last);
+            last = now;
+          }, 5);
+        }"""
+    )
+    page.evaluate("() => { window.segmentations = null; }")
+    segmented(page, image)
+    spent = float(page.inner_text(".time").split()[0])
+    gaps = page.evaluate("() => window.gaps")
+    assert spent > 100
+    assert sum(gaps) > spent
+    assert max(gaps) < spent / 2
+    # A second model, then the first one's other file: side by side.
+    page.click("#compare")
+    second = page.locator(".pane").nth(1)
+    second.locator(".time:visible").wait_for()
+    assert second.locator(".time").inner_text().endswith(" at 96x64")
+    assert second.locator(".agreement").is_hidden()  # of other classes
+    second.locator("select").select_option(index=1)
+    second.locator(".agreement:visible").wait_for()
+    share = float(second.locator(".agreement").inner_text().split()[0])
+    both = page.evaluate(
+        "() => window.segmentations.map(({labels}) => Array.from(labels))"
+    )
+    assert share == pytest.approx(100 * np.equal(*both).mean(), abs=0.06)
+    assert share > 95
+    assert violations() == []
+    page.emulate_media(color_scheme="dark")
+    assert violations() == []
+    wide = "() => document.documentElement.scrollWidth"
+    assert page.evaluate(wide) == 360
+    # By the keyboard alone.
+    second.locator(".remove").focus()
+    page.keyboard.press("Enter")
+    second.wait_for(state="detached")
+    assert page.locator(".remove").is_hidden()
+
+
+@pytest.mark.slow
+def test_the_page_uses_webgpu_where_its_labels_agree(
+    toy_backbone, tmp_path, serve, launch
+):
+    # SwiftShader, on the processor; the toy has no BROADCAST_TO.
+    browser = launch(
+        "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"
+    )
+    model = ka.models.DeepLabV3(
+        3, toy_backbone(padding=1), aspp_filters=8, image_pooling=False
+    )
+    randomize(model)
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
+    ka.export.export_model(
+        model,
+        tmp_path / "out",
+        image_size=(64, 96),
+        class_names=["a", "b", "c"],
+        verify_images=[pixels],
+        formats=("tflite_float32",),
+    )
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    page = opened(browser.new_page(), serve(demo.modules(), tmp_path / "out"))
+    said = page.inner_text(".runs-on")
+    assert said.endswith("adapter is emulated by the processor.")
+    page.select_option("#accelerator", "webgpu")
+    page.wait_for_selector(".runs-on:has-text('WebGPU, if')")
+    found = segmented(page, tmp_path / "picture.png")
+    said = page.inner_text(".runs-on")
+    assert said.startswith("Runs on: WebGPU; ")
+    expected = ka.Predictor(tmp_path / "out").predict(pixels)
+    agreement = np.equal(np.reshape(found, (64, 96)), expected).mean()
+    assert agreement > 0.995
+    assert len(np.unique(expected)) > 1

@@ -19,7 +19,6 @@ from keras_aspp.cli.main import COMMANDS, main
 from keras_aspp.cli.output import print_artefacts
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
-from keras_aspp.inference import Predictor
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
@@ -71,11 +70,13 @@ def test_version_and_help_import_no_tensorflow_and_log_nothing():
     assert done.stdout.count("usage: keras-aspp") == len(helps)
 
 
-def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model():
+def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model(
+    tiny_export,
+):
     """Its package imports no part; the modules that load models do."""
     code = """
 import importlib.util, os, sys
-sys.argv[0] = "keras-aspp"
+(file,), sys.argv = sys.argv[1:], ["keras-aspp"]
 from keras_aspp.cli.startup import start_program
 start_program()
 assert "keras_aspp.layers" not in sys.modules
@@ -84,10 +85,16 @@ import keras_aspp.models.segmenter
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 print(os.environ["TF_CPP_MIN_LOG_LEVEL"], *GLOBAL_CUSTOM_OBJECTS)
 os.write(2, b"E0000 an error after the import\\n")
+import numpy, keras_aspp.inference
+model = keras_aspp.inference.Predictor(file)
+print(model.predict(numpy.zeros((64, 96, 3), "uint8")).shape)
+os.write(2, b"a fault of LiteRT")
 """
-    done = run_program(code)
-    level, *found = done.stdout.split()
-    assert (level, done.stderr) == ("3", "E0000 an error after the import\n")
+    done = run_program(code, str(tiny_export / "model_float32.tflite"))
+    told, shape = done.stdout.splitlines()
+    level, *found = told.split()
+    assert (level, shape) == ("3", "(64, 96)")
+    assert done.stderr == "E0000 an error after the import\na fault of LiteRT"
     parts = ("layers", "backbones", "models", "preprocess")
     expected = {
         name
@@ -572,11 +579,11 @@ def test_predict_writes_three_pictures(tiny_export, tmp_path, capsys):
     assert "a picture.jpg" in capsys.readouterr().out
 
 
-def test_predict_writes_scores(tiny_workdir, tmp_path, capsys):
+def test_predict_writes_scores(tiny_workdir, tmp_path, capsys, predictor_of):
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
     path = tmp_path / "a.png"
     Image.fromarray(image.astype("uint8")).save(path)
-    expected = Predictor(tiny_workdir).probabilities(path)
+    expected = predictor_of(tiny_workdir).probabilities(path)
     share = float(np.median(expected.max(-1)))
     output = tmp_path / "out"
     command = ["predict", "--model", str(tiny_workdir), "--output", str(output)]
@@ -680,18 +687,3 @@ def test_a_note_names_what_the_size_of_a_file_costs(tiny_export, capsys):
         assert f"{iou:.4f}" in said
         assert ("Resizing images to 64x96" in said) == (points is not None)
         assert points is None or points in said
-
-
-def test_litert_is_silent_in_a_program(tiny_export):
-    code = (
-        "import os, sys\n"
-        "files, sys.argv = sys.argv[1:], ['keras-aspp']\n"
-        "from keras_aspp.cli.startup import start_program\n"
-        "start_program()\n"
-        "import numpy, keras_aspp.inference\n"
-        "model = keras_aspp.inference.Predictor(files[0])\n"
-        "print(model.predict(numpy.zeros((64, 96, 3), 'uint8')).shape)\n"
-        "os.write(2, b'a fault')"
-    )
-    done = run_program(code, str(tiny_export / "model_float32.tflite"))
-    assert (done.stdout, done.stderr) == ("(64, 96)\n", "a fault")

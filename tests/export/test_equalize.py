@@ -8,10 +8,9 @@ from ai_edge_litert.interpreter import Interpreter
 from helpers import randomize
 
 from keras_aspp.backbones import create_backbone
-from keras_aspp.export import tflite
 from keras_aspp.export.equalize import equalize
+from keras_aspp.export.quantize import quantize_prepared
 from keras_aspp.models import LRASPP, DeepLabV3Plus, fold_batch_norm
-from keras_aspp.preprocess import KERAS_TF
 
 SIZE = (33, 49)
 
@@ -67,14 +66,6 @@ def converter_of(model, folder):
     )
 
 
-def quantized(converter):
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: (
-        [picture] for picture in floats(pictures())
-    )
-    return converter
-
-
 def run(content, images):
     interpreter = Interpreter(model_content=content)
     interpreter.allocate_tensors()
@@ -94,13 +85,12 @@ def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
     images = floats(pictures())
     exact = np.stack([model(image) for image in images])
 
-    def error(converter):
-        return np.abs(run(converter.convert(), images) - exact).mean()
+    def error(content):
+        content = quantize_prepared(content, "tflite_int8", images, False)
+        return np.abs(run(content, images) - exact).mean()
 
-    before = error(quantized(converter_of(model, tmp_path / "before")))
-    converter = quantized(converter_of(model, tmp_path / "after"))
-    tflite._equalize_before_quantizing(converter, pictures(), SIZE, KERAS_TF)
-    assert error(converter) < 0.5 * before
+    content = converter_of(model, tmp_path / "model").convert()
+    assert error(equalize(content, images)) < 0.5 * error(content)
 
 
 @pytest.mark.parametrize("maximum", [None, 6.0])

@@ -24,7 +24,7 @@ from helpers import ROOT, randomize
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.export import exporter, formats, tflite, verify
+from keras_aspp.export import exporter, formats, measure, tflite, verify
 from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.metadata import add_metadata, with_metadata
@@ -35,6 +35,8 @@ from keras_aspp.preprocess import KERAS_CAFFE
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.progress import timed
+
+SAVED = sorted(path.name for path in (ROOT / "saved_models").iterdir())
 
 
 def pictures(count=2, size=(64, 96)):
@@ -94,10 +96,31 @@ def test_card_is_of_the_manifest(tiny_export, tiny_folder):
     assert score["value"] == manifest["artefacts"][0]["mean_iou"]
 
 
-def test_table_of_the_results_is_that_of_the_saved_model():
-    folder = ROOT / "saved_models" / "camvid_mobilenet_v2"
+@pytest.mark.parametrize("name", SAVED)
+def test_files_of_a_saved_model_are_those_of_its_manifest(name):
+    """What git holds; SavedModels and large files are made anew."""
+    folder = ROOT / "saved_models" / name
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert artefact_table(manifest) in (ROOT / "docs/results.md").read_text()
+    names = (folder / "labels.txt").read_text().split("\n")[:-1]
+    assert names == manifest["class_names"]
+    listed = {entry["path"]: entry for entry in manifest["artefacts"]}
+    present = {
+        path.name: path
+        for path in folder.iterdir()
+        if path.suffix in (".keras", ".tflite")
+    }
+    assert "model_float16.tflite" in present
+    for file, path in present.items():
+        assert sha256(path) == listed[file]["sha256"]
+        assert path.stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("name", [n for n in SAVED if "camvid" in n])
+def test_table_of_card_and_results_is_that_of_the_saved_model(name):
+    folder = ROOT / "saved_models" / name
+    table = artefact_table(json.loads((folder / "manifest.json").read_text()))
+    assert table in (folder / "README.md").read_text()
+    assert table in (ROOT / "docs/results.md").read_text()
 
 
 def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
@@ -107,10 +130,11 @@ def test_mean_iou_of_the_manifest_is_that_of_the_run(tiny_export, tiny_workdir):
         assert entry["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-5)
 
 
-def test_keras_is_evaluated_at_the_size_of_a_file(tiny_export, tiny_folder):
+def test_keras_is_evaluated_at_the_size_of_a_file(
+    tiny_export, tiny_folder, reference
+):
     """Counted by NumPy, on images and labels that PIL resizes."""
     manifest = json.loads((tiny_export / "manifest.json").read_text())
-    reference = ka.Predictor(tiny_export / "model.keras")
     counts = np.zeros((3, 3), int)
     for path in sorted((tiny_folder / "images" / "val").iterdir()):
         image = Image.open(path)
@@ -257,9 +281,20 @@ def test_dilated_convolutions_stay_whole(exported):
     assert found["ARG_MAX"] == 1
 
 
-def test_saved_model_does_not_use_batch_statistics(tiny_export, tiny_workdir):
-    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
-    serve = loaded.signatures["serving_default"]
+@pytest.fixture(scope="module")
+def signatures(tiny_export):
+    """Those of a SavedModel, which is loaded once."""
+    return tf.saved_model.load(str(tiny_export / "saved_model")).signatures
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_export):
+    """The predictor of the `.keras` in the same folder."""
+    return ka.Predictor(tiny_export / "model.keras")
+
+
+def test_saved_model_does_not_use_batch_statistics(signatures, tiny_workdir):
+    serve = signatures["serving_default"]
     first, second = pictures()
     # Batch statistics would make one picture's labels depend on the other.
     alone = serve(image=tf.constant(first[None]))["labels"][0]
@@ -271,22 +306,18 @@ def test_saved_model_does_not_use_batch_statistics(tiny_export, tiny_workdir):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_serve_bytes_equals_predictor(tiny_export, tmp_path, suffix):
-    from PIL import Image
-
+def test_serve_bytes_equals_predictor(signatures, reference, tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     Image.fromarray(pictures(1, (50, 75))[0]).save(path)
-    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
-    serve = loaded.signatures["serve_bytes"]
+    serve = signatures["serve_bytes"]
     labels = serve(image_bytes=tf.constant(path.read_bytes()))["labels"]
     assert labels.shape == (50, 75)
-    expected = ka.Predictor(tiny_export / "model.keras").predict(path)
+    expected = reference.predict(path)
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_signatures(tiny_export):
-    loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
-    serve = loaded.signatures["serving_default"]
+def test_signatures(signatures):
+    serve = signatures["serving_default"]
     image = serve.structured_input_signature[1]["image"]
     assert image.dtype == tf.uint8
     assert image.shape.as_list() == [None, None, None, 3]
@@ -300,17 +331,28 @@ def test_too_little_agreement_leaves_nothing(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["FlexErf", "SPACE_TO_BATCH_ND"])
-def test_forbidden_operator_leaves_nothing(
-    model, exported, tmp_path, monkeypatch, name
-):
-    found = {"CONV_2D": 3, name: 1}
-    monkeypatch.setattr(describe, "operators", lambda path: found)
+@pytest.fixture
+def converted(exported, monkeypatch):
+    """Lets each conversion return the file that is there."""
     content = (exported[0] / "model_float32.tflite").read_bytes()
     monkeypatch.setattr(
         tflite, "convert", lambda *_, **__: {"tflite_float32": content}
     )
+
+
+@pytest.mark.parametrize("name", ["FlexErf", "SPACE_TO_BATCH_ND"])
+def test_operators_that_are_forbidden(name):
+    found = {"CONV_2D": 3, name: 1}
     with pytest.raises(ValueError, match=f"Received: {name} in model_float32"):
+        describe.check_operators(found, Path("of/model_float32.tflite"))
+
+
+def test_forbidden_operator_leaves_nothing(
+    model, converted, tmp_path, monkeypatch
+):
+    found = {"CONV_2D": 3, "FlexErf": 1}
+    monkeypatch.setattr(describe, "operators", lambda path: found)
+    with pytest.raises(ValueError, match="Received: FlexErf in model_float32"):
         export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -477,15 +519,36 @@ def elsewhere(*_):
         ),
     ],
 )
-def test_gpu_that_fails_is_told_from_no_gpu(
-    model, tmp_path, monkeypatch, run, reason
-):
+def test_gpu_that_fails_is_told_from_no_gpu(monkeypatch, run, reason):
     monkeypatch.setattr(verify, "run_on_gpu", run)
+    (image,) = pictures(1)
+
+    def on_gpu(kind):
+        path = Path(formats.FILE_NAMES[kind])
+        labels = np.arange(image[..., 0].size).reshape(64, 96) % 4
+        return measure._on_gpu(
+            measure.Artefact(kind, path, None),
+            image,
+            lambda image, outputs: {"labels": labels},
+        )
+
+    found, compatible, said = on_gpu("tflite_float32")
+    assert compatible is False
+    assert re.search(reason, said)
+    if found is not None:
+        assert found["agreement_with_keras"] == 0.25
+    with pytest.raises(ValueError, match=reason):
+        on_gpu("tflite_gpu")
+
+
+def test_manifest_says_why_a_gpu_fails(model, converted, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "run_on_gpu", elsewhere)
     entry = export(model, tmp_path / "out")["artefacts"][1]
     assert entry["gpu_compatible"] is False
-    assert re.search(reason, entry["gpu_reason"])
-    with pytest.raises(ValueError, match=reason):
-        export(model, tmp_path / "gpu", formats=("tflite_gpu",))
+    assert re.search("the GPU agrees with Keras on", entry["gpu_reason"])
+    gpu = entry["compiled_model"]["gpu"]
+    assert 0 <= gpu["agreement_with_keras"] < 0.95
+    assert gpu["is_fully_accelerated"] is True
 
 
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
@@ -914,7 +977,6 @@ def test_formats_in_8_bits(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
     agreements = iter([1.0])  # of model.keras, the first
     monkeypatch.setattr(
@@ -951,3 +1013,14 @@ def test_a_signal_while_it_works_leaves_nothing(
         export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(number) is before
+
+
+def test_files_of_one_size_are_compared_in_openvino(tiny_export):
+    pytest.importorskip(
+        "openvino", reason="extra openvino is not installed (2026-11-29)"
+    )
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    entries = {entry["path"]: entry for entry in manifest["artefacts"]}
+    found = entries["model_float32.tflite"]["openvino"]
+    assert found["agreement_with_keras"] > 0.999
+    assert "openvino" not in entries["saved_model"]

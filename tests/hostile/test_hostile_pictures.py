@@ -11,6 +11,7 @@ import time
 import corpus
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import ROOT
 from PIL import Image
 
@@ -19,6 +20,7 @@ from keras_aspp.cli.main import main
 from keras_aspp.data import decode
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference.serving import decode_bytes
 
 BAD, GOOD = corpus.pictures()
 BAD_MASKS, GOOD_MASKS = corpus.masks()
@@ -303,15 +305,16 @@ def test_evaluate_names_a_picture_that_went_away(tmp_path, capsys, monkeypatch):
     assert not file.exists()
 
 
-def test_what_a_saved_model_decodes():
-    """`serve_bytes`: capped by the header, JPEG and PNG alone."""
-    import tensorflow as tf
-
-    from keras_aspp.inference.serving import decode_bytes
-
-    served = tf.function(
+@pytest.fixture(scope="module")
+def served():
+    """Function of bytes, as in the signature `serve_bytes`."""
+    return tf.function(
         decode_bytes, input_signature=[tf.TensorSpec([], tf.string)]
     )
+
+
+def test_what_a_saved_model_decodes(served):
+    """`serve_bytes`: capped by the header, JPEG and PNG alone."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wide = corpus.encoded(Image.new("L", (20_000, 2_000)), "JPEG")
     for content, message in (
@@ -353,6 +356,17 @@ def test_a_server_can_check_images_before_it_decodes_them():
     few = corpus.progressive_bomb(30, 40, 90)
     assert ka.data.check_image_bytes(few) == (30, 40)
     assert ka.data.check_image_bytes(GOOD["plain.jpg"]) == (40, 56)
+
+
+def test_a_jpeg_of_100_scans_is_decoded_and_one_of_101_is_not(served):
+    most, more = (corpus.progressive_bomb(8, 8, n) for n in (95, 96))
+    assert [data.count(b"\xff\xda") for data in (most, more)] == [100, 101]
+    assert ka.data.check_image_bytes(most) == (8, 8)
+    assert served(most).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"at most 100 scans.*\(101\)"):
+        ka.data.check_image_bytes(more)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 100"):
+        served(more)
 
 
 def test_marks_of_scans_that_start_none_do_not_count():

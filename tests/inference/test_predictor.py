@@ -22,21 +22,23 @@ def picture(height=70, width=85, seed=0):
     return np.array(Image.fromarray(small).resize((width, height)))
 
 
-def test_any_size_artefacts_agree(tiny_export):
+def test_any_size_artefacts_agree(tiny_export, predictor_of):
     image = picture()
-    labels = ka.Predictor(tiny_export / "model.keras").predict(image)
+    labels = predictor_of(tiny_export / "model.keras").predict(image)
     assert labels.shape == (70, 85)
     assert labels.dtype == np.int32
     assert len(np.unique(labels)) > 1
-    served = ka.Predictor(tiny_export / "saved_model").predict(image)
+    served = predictor_of(tiny_export / "saved_model").predict(image)
     np.testing.assert_array_equal(served, labels)
 
 
-def test_fixed_size_artefact_answers_at_the_pictures_size(tiny_export):
+def test_fixed_size_artefact_answers_at_the_pictures_size(
+    tiny_export, predictor_of
+):
     image = picture()
-    lite = ka.Predictor(tiny_export / "model_float32.tflite")
+    lite = predictor_of(tiny_export / "model_float32.tflite")
     assert lite.image_size == (64, 96)
-    reference = ka.Predictor(tiny_export / "model.keras")
+    reference = predictor_of(tiny_export / "model.keras")
     small = reference.predict(resize_image(image, (64, 96)))
     expected = Image.fromarray(small.astype("uint8")).resize(
         (85, 70), Image.Resampling.NEAREST
@@ -45,9 +47,9 @@ def test_fixed_size_artefact_answers_at_the_pictures_size(tiny_export):
     assert same.mean() > 0.999
 
 
-def test_scores_and_labels_agree(tiny_workdir):
+def test_scores_and_labels_agree(tiny_workdir, predictor_of):
     image = picture()
-    predictor = ka.Predictor(tiny_workdir)
+    predictor = predictor_of(tiny_workdir)
     labels, scores = predictor.predict(image, return_scores=True)
     assert scores.shape == (70, 85, 3)
     np.testing.assert_array_equal(labels, scores.argmax(-1))
@@ -68,26 +70,28 @@ def test_another_output_stride(tiny_workdir, tiny_export):
             ka.Predictor(tiny_export / name, output_stride=8)
 
 
-def test_exif_orientation_is_respected(tiny_workdir, tmp_path):
+def test_exif_orientation_is_respected(tiny_workdir, tmp_path, predictor_of):
     image = picture()
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     turned = Image.fromarray(np.rot90(image).copy())
     turned.save(tmp_path / "a.png", exif=exif)
-    predictor = ka.Predictor(tiny_workdir)
+    predictor = predictor_of(tiny_workdir)
     labels = predictor.predict(tmp_path / "a.png")
     np.testing.assert_array_equal(labels, predictor.predict(image))
 
 
-def test_spec_comes_from_manifest_and_workdir(tiny_export, tiny_workdir):
+def test_spec_comes_from_manifest_and_workdir(
+    tiny_export, tiny_workdir, predictor_of
+):
     for path in (tiny_export, tiny_workdir):
-        predictor = ka.Predictor(path)
+        predictor = predictor_of(path)
         assert predictor.spec.class_names == ("ground", "box", "bar")
         assert predictor.num_classes == 3
 
 
-def test_saved_model_of_a_folder_is_preferred(tiny_export):
-    assert ka.Predictor(tiny_export).path.name == "saved_model"
+def test_saved_model_of_a_folder_is_preferred(tiny_export, predictor_of):
+    assert predictor_of(tiny_export).path.name == "saved_model"
 
 
 def test_nothing_there(tmp_path):
@@ -104,15 +108,15 @@ def test_broken_file(tmp_path, name):
         ka.Predictor(tmp_path / name)
 
 
-def test_not_a_picture(tiny_workdir):
+def test_not_a_picture(tiny_workdir, predictor_of):
     with pytest.raises(ValueError, match=r"shape=\(5, 5\), dtype=uint8"):
-        ka.Predictor(tiny_workdir).predict(np.zeros((5, 5), "uint8"))
+        predictor_of(tiny_workdir).predict(np.zeros((5, 5), "uint8"))
     with pytest.raises(ValueError, match="dtype=float64"):
-        ka.Predictor(tiny_workdir).predict(np.zeros((5, 5, 3)))
+        predictor_of(tiny_workdir).predict(np.zeros((5, 5, 3)))
 
 
-def test_scores_of_tflite_are_refused(tiny_export):
-    predictor = ka.Predictor(tiny_export / "model_float16.tflite")
+def test_scores_of_tflite_are_refused(tiny_export, predictor_of):
+    predictor = predictor_of(tiny_export / "model_float16.tflite")
     with pytest.raises(
         ValueError, match="Only a .keras model has sc.*model_gpu"
     ):
@@ -146,10 +150,10 @@ def test_sizes_that_share_a_side(tiny_workdir):
 
 @pytest.mark.parametrize("name", ["model.keras", "saved_model"])
 def test_images_of_less_than_a_cell_are_refused_on_every_processor(
-    tiny_export, name
+    tiny_export, name, predictor_of
 ):
     """oneDNN's kernels compute on where TensorFlow's own raise."""
-    predictor = ka.Predictor(tiny_export / name)
+    predictor = predictor_of(tiny_export / name)
     assert predictor.predict(picture(11, 40)).shape == (11, 40)
     for height, width in ((1, 1), (10, 40), (40, 10)):
         with pytest.raises(ValueError, match="at least 11x11 pixels"):
@@ -166,17 +170,21 @@ def test_images_of_less_than_a_cell_are_refused_on_every_processor(
         np.zeros((1, 64, 96, 3), "float32"),
     ],
 )
-def test_a_batch_that_is_none_is_refused(images, name, tiny_export):
+def test_a_batch_that_is_none_is_refused(
+    images, name, tiny_export, predictor_of
+):
     """An empty one is no fault of its images."""
-    predictor = ka.Predictor(tiny_export / name)
+    predictor = predictor_of(tiny_export / name)
     for answer in (predictor.predict_batch, predictor.score_batch):
         with pytest.raises(ValueError, match="a batch of at least 1") as error:
             answer(images)
         assert f"Received: shape={images.shape}" in str(error.value)
 
 
-def test_a_fixed_size_artefact_takes_an_image_of_one_pixel(tiny_export):
-    lite = ka.Predictor(tiny_export / "model_float32.tflite")
+def test_a_fixed_size_artefact_takes_an_image_of_one_pixel(
+    tiny_export, predictor_of
+):
+    lite = predictor_of(tiny_export / "model_float32.tflite")
     assert lite.predict(np.zeros((1, 1, 3), "uint8")).shape == (1, 1)
 
 
@@ -192,8 +200,8 @@ def test_the_smallest_scale_counts(tiny_workdir):
 @pytest.mark.parametrize(
     "name", ["model.keras", "saved_model", "model_float32.tflite"]
 )
-def test_threads_share_a_predictor(tiny_export, name):
-    predictor = ka.Predictor(tiny_export / name)
+def test_threads_share_a_predictor(tiny_export, name, predictor_of):
+    predictor = predictor_of(tiny_export / name)
     images = [picture(seed=seed) for seed in range(6)]
     expected = [predictor.predict(image) for image in images]
     assert len({labels.tobytes() for labels in expected}) == len(images)
@@ -213,8 +221,10 @@ def _in_a_fork(predictor, queue):
 
 @pytest.mark.parametrize("name", ["model.keras", "model_float32.tflite"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_answers_or_says_what_to_do(tiny_export, name):
-    predictor = ka.Predictor(tiny_export / name)
+def test_a_forked_process_answers_or_says_what_to_do(
+    tiny_export, name, predictor_of
+):
+    predictor = predictor_of(tiny_export / name)
     expected = predictor.predict(picture())
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -238,8 +248,10 @@ def test_a_forked_process_answers_or_says_what_to_do(tiny_export, name):
         tf.errors.InvalidArgumentError(None, None, "failed to invoke"),
     ],
 )
-def test_an_image_that_the_runtime_refuses(tiny_export, error, monkeypatch):
-    predictor = ka.Predictor(tiny_export / "model_float32.tflite")
+def test_an_image_that_the_runtime_refuses(
+    tiny_export, error, monkeypatch, predictor_of
+):
+    predictor = predictor_of(tiny_export / "model_float32.tflite")
 
     def refuse(images, outputs):
         raise error
@@ -252,9 +264,9 @@ def test_an_image_that_the_runtime_refuses(tiny_export, error, monkeypatch):
 
 @pytest.mark.parametrize("bug", [KeyError("key"), ValueError("broadcast")])
 def test_an_error_of_ours_is_not_blamed_on_the_image(
-    tiny_export, bug, monkeypatch
+    tiny_export, bug, monkeypatch, predictor_of
 ):
-    predictor = ka.Predictor(tiny_export / "model_float32.tflite")
+    predictor = predictor_of(tiny_export / "model_float32.tflite")
 
     def fail(images, outputs):
         raise bug

@@ -73,11 +73,11 @@ def pixels(height, width):
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("size", [(150, 211), (64, 300), (50, 40)])
 def test_a_scene_is_what_one_image_in_windows_is(
-    model, tmp_path, size, overlap
+    model, tmp_path, size, overlap, predictor_of
 ):
     image = pixels(*size)
     path = write_scene(tmp_path / "scene.tif", image)
-    predictor = ka.Predictor(model, window=64, overlap=overlap)
+    predictor = predictor_of(model, window=64, overlap=overlap)
     steps = []
     counts = predict_scene(
         predictor, path, tmp_path / "out.tif", lambda *step: steps.append(step)
@@ -101,18 +101,18 @@ def test_a_scene_is_what_one_image_in_windows_is(
     assert isinstance(predictor._engine, SlidingWindow)
 
 
-def test_pixels_without_data_are_ignored(model, tmp_path):
+def test_pixels_without_data_are_ignored(model, tmp_path, predictor_of):
     image = pixels(100, 130)
     image[:70, :90] = 0  # whole windows
     path = write_scene(tmp_path / "scene.tif", image, nodata=0)
-    predict_scene(ka.Predictor(model, window=64), path, tmp_path / "out.tif")
+    predict_scene(predictor_of(model, window=64), path, tmp_path / "out.tif")
     with rasterio.open(tmp_path / "out.tif") as out:
         empty = out.read(1) == 255
         np.testing.assert_array_equal(out.dataset_mask() == 0, empty)
     np.testing.assert_array_equal(empty, (image == 0).all(-1))
 
 
-def test_alpha_is_no_band(model, tmp_path):
+def test_alpha_is_no_band(model, tmp_path, predictor_of):
     alpha = np.full((80, 70, 1), 65535, "uint16")
     alpha[3, 5] = 0
     image = np.concatenate([pixels(80, 70), alpha], -1)
@@ -120,7 +120,7 @@ def test_alpha_is_no_band(model, tmp_path):
     with rasterio.open(path, "r+") as scene:
         gray = rasterio.enums.ColorInterp.gray
         scene.colorinterp = [*[gray] * 4, rasterio.enums.ColorInterp.alpha]
-    predict_scene(ka.Predictor(model), path, tmp_path / "out.tif")
+    predict_scene(predictor_of(model), path, tmp_path / "out.tif")
     with rasterio.open(tmp_path / "out.tif") as out:
         assert np.argwhere(out.read(1) == 255).tolist() == [[3, 5]]
 
@@ -132,10 +132,12 @@ def test_alpha_is_no_band(model, tmp_path):
         (pixels(9, 9).astype("float32"), r"\(4 bands of float32\)"),
     ],
 )
-def test_bands_that_do_not_fit_fail_at_once(model, tmp_path, image, message):
+def test_bands_that_do_not_fit_fail_at_once(
+    model, tmp_path, image, message, predictor_of
+):
     path = write_scene(tmp_path / "scene.tif", image)
     with pytest.raises(ValueError, match=message):
-        predict_scene(ka.Predictor(model), path, tmp_path / "out.tif")
+        predict_scene(predictor_of(model), path, tmp_path / "out.tif")
     assert not (tmp_path / "out.tif").exists()
 
 
@@ -176,6 +178,7 @@ print(*peaks)
 """
 
 
+@pytest.mark.slow  # a second TensorFlow
 def test_memory_does_not_grow_with_the_raster(model, tmp_path):
     """Of the larger one, uint16 in four bands alone takes 134 MB."""
     scenes = []

@@ -92,6 +92,33 @@ def test_weights_by_hand():
     np.testing.assert_allclose(last, [*rise, 1, 1, 1, 1], rtol=1e-6)
 
 
+def test_weights_rise_over_half_a_window_at_most():
+    # Of windows of 4 pixels, the first two share 3; the weights rise over 2.
+    spread = np.sin(np.pi / 2 * np.array([0.25, 0.75, 0.75, 0.25])) ** 2
+    total = np.zeros(6)
+    for start in range(3):
+        total[start : start + 4] += spread
+    found = weights(spans(6, 4, 0.75))
+    assert len(found) == 3
+    for start, weight in enumerate(found):
+        np.testing.assert_allclose(
+            weight, spread / total[start : start + 4], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "window, smallest_side, expected",
+    [(40, 32, 8), (39, 32, 1), (41, 32, 8), (32, 32, 1)],
+)
+def test_windows_are_aligned_if_a_stride_less_is_enough(
+    window, smallest_side, expected
+):
+    """The last window may be shorter by less than a cell."""
+    engine = Engine()
+    engine.output_stride, engine.smallest_side = 8, smallest_side
+    assert SlidingWindow(engine, window).align == expected
+
+
 class Offsets(Engine):
     """Each call is of another opinion about the whole window."""
 
@@ -210,9 +237,9 @@ def test_wrong_arguments(make, message):
         make()
 
 
-def test_predictor(tiny_workdir, tiny_export):
+def test_predictor(tiny_workdir, tiny_export, predictor_of):
     image = picture(48, 72)[0]
-    plain = ka.Predictor(tiny_workdir)
+    plain = predictor_of(tiny_workdir)
     whole = ka.Predictor(tiny_workdir, window=200)
     np.testing.assert_array_equal(whole.predict(image), plain.predict(image))
     averaged = ka.Predictor(

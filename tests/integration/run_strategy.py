@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_run import replace, tiny_config  # noqa: E402
+from tiny_run import replace, tiny_config, toy_segmenter  # noqa: E402
 
 from keras_aspp.cli.log import printed_messages
 from keras_aspp.config.schema import LossConfig  # noqa: E402
@@ -35,6 +35,7 @@ def train(strategy, root, workdir, resume=False):
         loss=LOSSES,
         ema_momentum=0.9,
         learning_rate=0.003,
+        distill_from=toy_segmenter(Path(root)),
     )
     model = {"batch_norm": "sync", "auxiliary_weight": 0.4}
     config = replace(config, model=model)

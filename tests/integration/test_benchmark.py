@@ -62,3 +62,19 @@ def test_a_side_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_ASPP_SHARED", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"evaluate: evaluate failed: .*nowh"):
         run.compare("evaluate", 1)
+
+
+@pytest.mark.parametrize(
+    "operation, part",
+    [
+        ("deeplab_v3_plus_1/aspp_1/atrous_1_1/Relu", "aspp"),
+        ("gradient_tape/net_1/low_level_1/conv_1/Conv2D", "low_level"),
+        ("sgd/Mul_431", "the rest: loss, optimizer, labels"),
+        (
+            "compile_loss/cross_entropy/Mean",
+            "the rest: loss, optimizer, labels",
+        ),
+    ],
+)
+def test_an_operation_belongs_to_a_layer_of_the_model(operation, part):
+    assert run.part_of(operation) == part

@@ -166,3 +166,22 @@ def test_saved_model_cli(tiny_export, tmp_path):
         )
         assert f"inputs['{name}']" in done.stdout, done.stderr[-2000:]
         assert "outputs['labels']" in done.stdout
+
+
+@pytest.mark.slow
+def test_coreml_package_takes_an_image_and_names_classes(tiny_export, tmp_path):
+    reason = "extra coreml is not installed (2026-11-29)"
+    coremltools = pytest.importorskip("coremltools", reason=reason)
+    package = tmp_path / "model.mlpackage"
+    command = [sys.executable, EXAMPLES / "coreml.py", tiny_export]
+    command += ["--size", "64", "96", "--output", package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = coremltools.utils.load_spec(str(package))
+    (taken,), (given,) = spec.description.input, spec.description.output
+    assert (taken.name, given.name) == ("image", "labels")
+    image = taken.type.imageType
+    assert (image.height, image.width) == (64, 96)
+    assert list(given.type.multiArrayType.shape) == [1, 64, 96]
+    names = spec.description.metadata.userDefined["class_names"]
+    assert json.loads(names) == ["ground", "box", "bar"]

@@ -29,13 +29,19 @@ def trained(tmp_path_factory):
     return root, workdir, metrics
 
 
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return Predictor(trained[1])
+
+
 def image_of(root):
     return np.asarray(Image.open(root / "images/val/val_0.png"))
 
 
-def test_labels_are_probabilities_above_the_thresholds_of_classes(trained):
-    root, workdir, metrics = trained
-    predictor = Predictor(workdir)
+def test_labels_are_probabilities_above_the_thresholds_of_classes(
+    trained, predictor
+):
+    root, _, metrics = trained
     assert predictor.is_multilabel and not predictor.has_confidence
     found = metrics["multilabel"]["per_class"]
     thresholds = [found[name]["threshold"] for name in NAMES]
@@ -57,9 +63,9 @@ def test_labels_are_probabilities_above_the_thresholds_of_classes(trained):
     )
 
 
-def test_measures_of_classes_equal_numpy(trained):
-    root, workdir, metrics = trained
-    source, predictor = FolderSource(root), Predictor(workdir)
+def test_measures_of_classes_equal_numpy(trained, predictor):
+    root, _, metrics = trained
+    source = FolderSource(root)
     hit, union, both = np.zeros(2), np.zeros(2), np.zeros(2)
     for record in source.records("val").as_numpy_iterator():
         image, labels = source.decode(*record)
@@ -91,20 +97,19 @@ def test_the_file_keeps_task_and_thresholds(trained, tmp_path):
     assert one.output.shape[-1] == 1 and one.threshold == (0.5,)
 
 
-def test_averages_and_windows_keep_the_thresholds(trained):
+def test_averages_and_windows_keep_the_thresholds(trained, predictor):
     root, workdir, _ = trained
     image = image_of(root)
-    whole = Predictor(workdir)
     windows = Predictor(workdir, window=48, flip=True)
     probabilities = windows.probability_batch(image[None])[0]
     labels = windows.predict(image)
-    near = abs(probabilities - whole.threshold) < 1e-4
-    above = probabilities > np.array(whole.threshold)
+    near = abs(probabilities - predictor.threshold) < 1e-4
+    above = probabilities > np.array(predictor.threshold)
     assert (labels == above)[~near].all()
     assert windows.has_probabilities and not windows.has_confidence
 
 
-def test_commands_write_masks_of_classes(trained, tmp_path, capsys):
+def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     root, workdir, _ = trained
     model, figures = ["--model", str(workdir)], tmp_path / "figures"
     more = ["--figures", str(figures), "--worst", "2"]
@@ -117,7 +122,7 @@ def test_commands_write_masks_of_classes(trained, tmp_path, capsys):
     image = root / "images/val/val_0.png"
     arguments = [*model, "--output", str(out), "--scores", str(image)]
     assert main(["predict", *arguments]) == 0
-    labels = Predictor(workdir).predict(image)
+    labels = predictor.predict(image)
     for i, name in enumerate(NAMES):
         mask = np.asarray(Image.open(out / "masks" / name / "val_0.png"))
         np.testing.assert_array_equal(mask, labels[..., i] * 255)

@@ -14,7 +14,9 @@ import keras_aspp as ka
 from keras_aspp.export import verify
 
 SIZE = (64, 96)
-FORMATS = ("saved_model", "tflite_float32", "tflite_int8", "onnx")
+FORMATS = ("tflite_float32",)
+# A SavedModel is compared in a second TensorFlow.
+SLOW_FORMATS = ("saved_model", "tflite_int8", "onnx")
 
 
 def picture(size=SIZE, seed=0):
@@ -31,10 +33,8 @@ def model(toy_backbone):
     return randomize(made)
 
 
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    """All formats, with confidence and probabilities."""
-    folder = tmp_path_factory.mktemp("scores") / "out"
+def export(model, folder, formats):
+    """Writes files with confidence and probabilities."""
     images = [picture(seed=i) for i in range(3)]
     ka.export.export_model(
         model,
@@ -42,12 +42,22 @@ def folder(model, tmp_path_factory):
         image_size=SIZE,
         class_names=list("abcd"),
         verify_images=images[:1],
-        calibration_images=images,
+        calibration_images=images if "tflite_int8" in formats else (),
         ignore_label=77,
-        formats=FORMATS,
+        formats=formats,
         outputs=("labels", "probabilities", "confidence"),
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("fast") / "out", FORMATS)
+
+
+@pytest.fixture(scope="module")
+def slow_folder(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("slow") / "out", SLOW_FORMATS)
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +70,27 @@ def expected(model):
     return found
 
 
-NAMES = (
-    "model.keras",
-    "saved_model",
-    "model_float32.tflite",
-    "model_int8.tflite",
-    "model.onnx",
+@pytest.fixture(
+    params=[
+        "model.keras",
+        "model_float32.tflite",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("saved_model", "model_int8.tflite", "model.onnx")
+        ),
+    ]
 )
+def path(request):
+    """An exported file or folder."""
+    is_fast = request.param in ("model.keras", "model_float32.tflite")
+    folder = request.getfixturevalue("folder" if is_fast else "slow_folder")
+    return folder / request.param
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_probabilities_are_the_softmax_of_the_logits(folder, expected, name):
-    predictor = ka.Predictor(folder / name)
+def test_probabilities_are_the_softmax_of_the_logits(
+    path, expected, predictor_of
+):
+    name, predictor = path.name, predictor_of(path)
     labels, confidence, found = predictor.predict(
         picture(), return_confidence=True, return_probabilities=True
     )
@@ -86,12 +105,11 @@ def test_probabilities_are_the_softmax_of_the_logits(folder, expected, name):
         assert np.abs(found - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pixels_below_the_confidence_get_the_ignore_label(folder, name):
-    plain = ka.Predictor(folder / name)
+def test_pixels_below_the_confidence_get_the_ignore_label(path, predictor_of):
+    plain = predictor_of(path)
     labels, confidence = plain.predict(picture(), return_confidence=True)
     share = float(np.median(confidence))
-    strict = ka.Predictor(folder / name, min_confidence=share)
+    strict = ka.Predictor(path, min_confidence=share)
     found = strict.predict(picture())
     np.testing.assert_array_equal(
         found, np.where(confidence < share, 77, labels)
@@ -102,9 +120,11 @@ def test_pixels_below_the_confidence_get_the_ignore_label(folder, name):
     )
 
 
-def test_an_image_of_another_size_takes_the_values_of_the_nearest_pixel(folder):
+def test_an_image_of_another_size_takes_the_values_of_the_nearest_pixel(
+    folder, predictor_of
+):
     image = picture((128, 384))
-    lite = ka.Predictor(folder / "model_float32.tflite")
+    lite = predictor_of(folder / "model_float32.tflite")
     found = lite.predict(
         image, return_confidence=True, return_probabilities=True
     )
@@ -119,11 +139,11 @@ def test_an_image_of_another_size_takes_the_values_of_the_nearest_pixel(folder):
         np.testing.assert_array_equal(values, there[rows][:, columns])
 
 
-def test_windows_and_mirror_images_average_probabilities(folder):
+def test_windows_and_mirror_images_average_probabilities(folder, predictor_of):
     path = folder / "model.keras"
     image = picture()
     flipped = ka.Predictor(path, flip=True).probabilities(image)
-    plain = ka.Predictor(path)
+    plain = predictor_of(path)
     mirrored = plain.probabilities(image[:, ::-1].copy())[:, ::-1]
     by_hand = (plain.probabilities(image) + mirrored) / 2
     np.testing.assert_allclose(flipped, by_hand, atol=1e-5)
@@ -135,8 +155,9 @@ def test_windows_and_mirror_images_average_probabilities(folder):
     )
 
 
-def test_a_saved_model_serves_scores_with_a_threshold(folder, expected):
-    loaded = tf.saved_model.load(str(folder / "saved_model"))
+@pytest.mark.slow
+def test_a_saved_model_serves_scores_with_a_threshold(slow_folder, expected):
+    loaded = tf.saved_model.load(str(slow_folder / "saved_model"))
     assert sorted(loaded.signatures) == [
         "serve_bytes",
         "serve_bytes_scores",
@@ -179,11 +200,19 @@ def test_a_tflite_names_its_outputs(folder, expected):
     np.testing.assert_allclose(found["probabilities"][0], expected, atol=1e-3)
 
 
-def test_the_manifest_describes_each_output(folder):
+@pytest.mark.parametrize(
+    "name, formats",
+    [
+        ("folder", FORMATS),
+        pytest.param("slow_folder", SLOW_FORMATS, marks=pytest.mark.slow),
+    ],
+)
+def test_the_manifest_describes_each_output(name, formats, request):
+    folder = request.getfixturevalue(name)
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = {entry["format"]: entry for entry in manifest["artefacts"]}
     assert [out["name"] for out in entries["keras"]["outputs"]] == ["labels"]
-    for kind in FORMATS:
+    for kind in formats:
         entry = entries[kind]
         labels, *further = entry["outputs"]
         assert labels == entry["output"]
@@ -220,9 +249,9 @@ def test_wrong_scores_fail_the_export(folder, model):
         verify.check_differences(differences, "tflite_float32", path.name)
 
 
-def test_files_of_labels_alone_have_no_confidence(tiny_export):
+def test_files_of_labels_alone_have_no_confidence(tiny_export, predictor_of):
     for name in ("saved_model", "model_float32.tflite"):
-        predictor = ka.Predictor(tiny_export / name)
+        predictor = predictor_of(tiny_export / name)
         assert not predictor.has_confidence
         for option in ("confidence", "probabilities"):
             with pytest.raises(
@@ -236,7 +265,7 @@ def test_files_of_labels_alone_have_no_confidence(tiny_export):
 @pytest.mark.parametrize("value", [1.0, -0.1, True, float("nan")])
 def test_confidence_out_of_range(folder, value):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\). Received"):
-        ka.Predictor(folder / "model.keras", min_confidence=value)
+        ka.Predictor(folder / "model_float32.tflite", min_confidence=value)
 
 
 @pytest.mark.parametrize(
@@ -254,8 +283,11 @@ def test_outputs_that_cannot_be(model, tmp_path, outputs):
         )
 
 
+@pytest.mark.parametrize(
+    "kind", ["tflite", pytest.param("saved_model", marks=pytest.mark.slow)]
+)
 def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
-    toy_backbone, tmp_path
+    kind, toy_backbone, tmp_path
 ):
     made = randomize(
         ka.models.DeepLabV3(
@@ -270,16 +302,20 @@ def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
     thing = 1 / (1 + np.exp(-logits[0, ..., 1]))
     threshold = float(np.quantile(thing, 0.3))
     made.threshold = threshold
+    formats = ("tflite_float32", "tflite_logits")
+    names = ("model.keras", "model_float32.tflite")
+    if kind == "saved_model":
+        formats = names = ("saved_model",)
     ka.export.export_model(
         made,
         tmp_path / "out",
         image_size=SIZE,
         class_names=["background", "thing"],
         verify_images=[picture()],
-        formats=("saved_model", "tflite_float32", "tflite_logits"),
+        formats=formats,
         outputs=("labels", "confidence", "probabilities"),
     )
-    for name in ("model.keras", "saved_model", "model_float32.tflite"):
+    for name in names:
         labels, confidence, found = ka.Predictor(
             tmp_path / "out" / name
         ).predict(picture(), return_confidence=True, return_probabilities=True)
@@ -287,6 +323,8 @@ def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
         assert np.mean(labels == (thing > threshold)) > 0.999
         of_label = np.where(labels, found[..., 1], found[..., 0])
         np.testing.assert_allclose(confidence, of_label, atol=1e-5)
+    if kind == "saved_model":
+        return
     lite = ka.Predictor(tmp_path / "out" / "model_logits.tflite")
     np.testing.assert_allclose(
         lite.probabilities(picture())[..., 1], thing, atol=1e-3

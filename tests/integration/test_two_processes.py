@@ -111,16 +111,17 @@ def assert_nearly_equal(actual, expected):
         assert actual == expected
 
 
-def auxiliary_losses(workdir):
+def losses_of_training(workdir):
+    names = ["auxiliary_loss", "distillation_loss"]
     with open(workdir / "logs/history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert "val_auxiliary_loss" not in rows[0]
-    return [float(row["auxiliary_loss"]) for row in rows]
+    assert not {f"val_{name}" for name in names} & rows[0].keys()
+    return [float(row[name]) for row in rows for name in names]
 
 
 def assert_same_run(workdir, alone):
-    assert auxiliary_losses(workdir) == pytest.approx(
-        auxiliary_losses(alone), rel=1e-4
+    assert losses_of_training(workdir) == pytest.approx(
+        losses_of_training(alone), rel=1e-4
     )
     expected = variables(alone)
     actual = variables(workdir)

@@ -14,7 +14,12 @@ from helpers import (
 )
 from test_lowering import operations
 
-from keras_aspp.layers import AtrousConv2D, BatchNormalization, lowering
+from keras_aspp.layers import (
+    AtrousConv2D,
+    BatchNormalization,
+    GroupNormalization,
+    lowering,
+)
 
 # One part in 2^n of the largest number, and its sums.
 TOLERANCE = {"float32": 2e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
@@ -168,3 +173,11 @@ def test_frozen_within_a_block_comes_back_from_its_configuration():
     assert {w.path.split("/")[-2] for w in copy.trainable_variables} == {
         *("depthwise", "conv")
     }
+
+
+@pytest.mark.parametrize(
+    "shape", [(None, None, None, 16), (2, 1, 3, 16), (None, 1, 1, 48)]
+)
+def test_group_norm_that_is_not_constant_does_not_warn(shape):
+    """Of more cells than one, or of more channels than one in a group."""
+    GroupNormalization().build(shape)  # a warning would be an error

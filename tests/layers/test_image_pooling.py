@@ -68,6 +68,24 @@ def test_inference_leaves_batch_norm_alone_and_training_does_not():
     assert np.abs(before - npy(layer.conv.norm.moving_mean)).min() > 1e-4
 
 
+@pytest.mark.parametrize("filters, groups", [(16, 16), (32, 32)])
+def test_group_norm_of_one_channel_per_group_warns_when_built(filters, groups):
+    layer = ImagePooling(filters, batch_norm="group")
+    told = rf"1x1 map .* constant.*{filters} channels in {groups} groups"
+    with pytest.warns(UserWarning, match=told):
+        layer.build((None, None, None, 5))
+    # As said: the same for any input.
+    maps = npy(layer(np.stack([np.ones((3, 4, 5)), -np.ones((3, 4, 5))])))
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-6)
+
+
+def test_group_norm_of_several_channels_per_group_does_not_warn():
+    layer = ImagePooling(48, batch_norm="group")  # 16 groups
+    layer.build((None, 1, 1, 5))
+    maps = npy(layer(np.stack([np.ones((3, 4, 5)), -np.ones((3, 4, 5))])))
+    assert np.abs(maps[0] - maps[1]).max() > 0.1
+
+
 def test_config_round_trip():
     layer = built(
         filters=6,

@@ -173,3 +173,11 @@ def test_nearest_cells_are_those_that_weigh_most(align_corners, pixels):
         np.testing.assert_allclose(
             weights[at, nearest], weights.max(-1), atol=1e-5
         )
+
+
+def test_a_pixel_between_two_cells_has_the_lower_one():
+    # Pixel i lies at cell i / 4, so pixels 2 and 6 lie halfway.
+    layer = BilinearResize(scale=4, align_corners=True)
+    rows, columns = layer.nearest_cells((3, 2), (9, 5))
+    np.testing.assert_array_equal(rows, [0, 0, 0, 1, 1, 1, 1, 2, 2])
+    np.testing.assert_array_equal(columns, [0, 0, 0, 1, 1])

@@ -209,7 +209,7 @@ def test_an_export_is_that_of_a_model_without():
     [
         {"dtype": "mixed_bfloat16"},
         {"dtype": "mixed_float16"},
-        {"batch_norm": "group"},
+        {"batch_norm": "group", "aspp_filters": 12},
         {"rematerialize": True},
         {"task": "binary", "num_classes": 2, "threshold": 0.3},
     ],
@@ -217,11 +217,10 @@ def test_an_export_is_that_of_a_model_without():
 )
 def test_it_trains_in_every_mode(arguments):
     keras.utils.set_random_seed(1)
-    arguments = {"num_classes": 3, **arguments}
+    arguments = {"num_classes": 3, "aspp_filters": 4, **arguments}
     model = DeepLabV3Plus(
         backbone=make_toy_backbone(dtype=arguments.get("dtype")),
         atrous_rates=(1,),
-        aspp_filters=4,
         decoder_filters=4,
         auxiliary_weight=WEIGHT,
         **arguments,

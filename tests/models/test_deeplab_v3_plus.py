@@ -87,6 +87,34 @@ class TestDeepLabV3Plus(ModelTester):
     def test_errors(self, build):
         with pytest.raises(ValueError, match="Received: decoder_stride=8"):
             build(decoder_stride=8)
+        with pytest.raises(ValueError, match="Received: decoder='lite'"):
+            build(decoder="lite")
+        with pytest.raises(ValueError, match=r"decoder_kernel_sizes=\(1,\)"):
+            build(decoder="light", decoder_kernel_sizes=(1,))
+
+    @pytest.mark.parametrize("decoder_stride", [4, 2])
+    def test_the_light_decoder_is_one_convolution_of_1x1(
+        self, build, decoder_stride
+    ):
+        arguments = {"decoder_stride": decoder_stride, "output_stride": 16}
+        plain = build(decoder_kernel_sizes=(1,), **arguments)
+        light = build(decoder="light", **arguments)
+        name = f"{light.name}/"
+        of_plain = {
+            w.path.removeprefix(f"{plain.name}/"): w for w in plain.weights
+        }
+        for weight in light.weights:
+            weight.assign(of_plain.pop(weight.path.removeprefix(name)))
+        assert not of_plain
+        x = sample((2, *ODD, 3))
+        assert_close(light(x), npy(plain(x)))
+        # From another output stride, the coarse map is shifted.
+        dense = [ka.models.with_output_stride(m, 8) for m in (light, plain)]
+        assert_close(dense[0](x), npy(dense[1](x)))
+
+    def test_the_paper_decoder_leaves_no_trace_in_the_file(self, build):
+        assert "decoder" not in build().get_config()
+        assert build(decoder="light").get_config()["decoder"] == "light"
 
     @pytest.mark.slow  # MobileNetV2
     def test_a_model_of_an_earlier_version(self):
@@ -123,3 +151,14 @@ class TestDeepLabV3Plus(ModelTester):
         assert set(dtypes.values()) == {"bfloat16"}
         assert model.preprocess == model.backbone.preprocess
         assert model(sample((1, *SIZE, 1))).shape == (1, *SIZE, 5)
+
+
+@pytest.mark.slow  # every test of an architecture again
+class TestLightDecoder(ModelTester):
+    architecture = DeepLabV3Plus
+    parameters = TOY + 4_256 + 64 + 128 + 45
+    auto = TestDeepLabV3Plus.auto
+    head = {**TestDeepLabV3Plus.head, "decoder": "light"}
+    changed = {**TestDeepLabV3Plus.changed, "decoder": "light"}
+    decoder_stride = TestDeepLabV3Plus.decoder_stride
+    dense = TestDeepLabV3Plus.dense

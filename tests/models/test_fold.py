@@ -61,10 +61,12 @@ def build(end):
     ],
     ids=["conv", "strided", "depthwise", "separable"],
 )
-@pytest.mark.parametrize("scale", [True, False])
-def test_kernel_and_bias(convolution, scale):
+@pytest.mark.parametrize(
+    "scale, center", [(True, True), (False, False), (True, False)]
+)
+def test_kernel_and_bias(convolution, scale, center):
     convolution = type(convolution).from_config(convolution.get_config())
-    norm = layers.BatchNormalization(scale=scale, center=scale)
+    norm = layers.BatchNormalization(scale=scale, center=center)
     model = build(lambda x: keras.layers.ReLU()(norm(convolution(x))))
     folded = models.fold_batch_norm(model)
     assert [type(layer).__name__ for layer in folded.layers] == [

@@ -16,12 +16,13 @@ from keras_aspp.models import (
 )
 
 
+# Of 12 filters, group norm has several channels in a group.
 def build(backbone, batch_norm, **kwargs):
     return DeepLabV3Plus(
         3,
         backbone,
         atrous_rates=(1, 2),
-        aspp_filters=8,
+        aspp_filters=12,
         decoder_filters=8,
         dropout=0.0,
         batch_norm=batch_norm,
@@ -35,7 +36,7 @@ def build_nested(backbone, batch_norm, **kwargs):
         backbone,
         output_stride=32,
         atrous_rates=(1,),
-        aspp_filters=8,
+        aspp_filters=12,
         dropout=0.0,
         batch_norm=batch_norm,
         **kwargs,

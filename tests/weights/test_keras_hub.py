@@ -61,6 +61,24 @@ def test_logits_are_theirs(theirs, ours, size):
     assert error < 1e-4, error
 
 
+def test_it_is_the_light_decoder_and_changes_form_by_its_configuration(ours):
+    """The public form is what a user gets, weight for weight."""
+    assert ours.get_config()["decoder"] == "light"
+    plain = ka.models.DeepLabV3Plus(
+        **{
+            **ours.arguments(),
+            "decoder": "paper",
+            "decoder_kernel_sizes": (1,),
+            "name": "plain",
+        }
+    )
+    plain.set_weights(ours.get_weights())
+    x = sample((1, 64, 96, 3))
+    expected = npy(plain(x))
+    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
+    assert error < 1e-4, error
+
+
 def test_preprocess_is_that_of_their_converter(theirs, ours):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 3))
     expected = theirs.preprocessor.image_converter(pixels.astype("float32"))

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import tarfile
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -72,7 +70,13 @@ def write_archives(root):
     return root
 
 
-EXAMPLES = tempfile.TemporaryDirectory()
+@pytest.fixture(scope="module", autouse=True)
+def examples_of_classes(tmp_path_factory):
+    """Archives for the classes of TFDS' below, which take no fixtures."""
+    root = tmp_path_factory.mktemp("examples")
+    write_archives(root / "archives")
+    VocSegmentationTest.EXAMPLE_DIR = root
+    VocSegmentationByHandTest.EXAMPLE_DIR = root / "archives"
 
 
 class VocSegmentationTest(tfds.testing.DatasetBuilderTestCase):
@@ -81,15 +85,8 @@ class VocSegmentationTest(tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = voc.VocSegmentation
     SPLITS = COUNTS
     OVERLAPPING_SPLITS = ["trainaug"]
-    EXAMPLE_DIR = EXAMPLES.name
     # The manual directory is EXAMPLE_DIR, in which there is nothing to use.
     DL_EXTRACT_RESULT = "archives"
-
-    @classmethod
-    def setUpClass(cls):
-        if not (Path(EXAMPLES.name) / "archives").exists():
-            write_archives(Path(EXAMPLES.name) / "archives")
-        super().setUpClass()
 
     def setUp(self):
         few = mock.patch.object(voc, "NUM_EXAMPLES", COUNTS)
@@ -101,7 +98,6 @@ class VocSegmentationTest(tfds.testing.DatasetBuilderTestCase):
 class VocSegmentationByHandTest(VocSegmentationTest):
     """From the manual directory."""
 
-    EXAMPLE_DIR = f"{EXAMPLES.name}/archives"
     DL_EXTRACT_RESULT = "nothing_is_downloaded"
 
 

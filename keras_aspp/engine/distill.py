@@ -1,0 +1,61 @@
+"""Teacher of a run: the model of `train.distill_from`."""
+
+from __future__ import annotations
+
+import os
+
+from keras_aspp.config.schema import TrainConfig
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference.artefacts import find_spec, resolve
+from keras_aspp.models.distillation import distill
+from keras_aspp.models.segmenter import Segmenter, load_saved
+from keras_aspp.utils.exceptions import InputError
+
+
+def distill_from(
+    student: Segmenter, config: TrainConfig, spec: DatasetSpec
+) -> None:
+    """Lets a student learn from the model of `train.distill_from`.
+
+    Args:
+        student: `Segmenter` that the run trains.
+        config: `TrainConfig`.
+        spec: `DatasetSpec` of the data.
+
+    Raises:
+        FileNotFoundError: the path holds no model.
+        ValueError: the teacher's classes are not those of the data, or the
+            teacher does not fit the student; see `models.distill`.
+    """
+    path = resolve(os.path.expandvars(config.distill_from), keras_only=True)
+    known = find_spec(path)
+    if known is not None:
+        _check_class_names(path, known.class_names, spec.class_names)
+    distill(
+        student,
+        load_saved(path),
+        config.distill_weight,
+        config.distill_temperature,
+        spec.ignore_label,
+    )
+
+
+def _check_class_names(path, teacher, student):
+    """Raises `ValueError` at the first class that differs."""
+    teacher, student = list(teacher), list(student)
+    if teacher == student:
+        return
+    pairs = zip(teacher, student, strict=False)
+    first = next(
+        (i for i, (a, b) in enumerate(pairs) if a != b),
+        min(len(teacher), len(student)),
+    )
+    found = [
+        repr(names[first]) if first < len(names) else "none"
+        for names in (teacher, student)
+    ]
+    raise InputError(
+        "`train.distill_from` must have the classes of the data, in the same "
+        f"order. Received: {path} with {len(teacher)} classes, the data with "
+        f"{len(student)}; class {first} is {found[0]} there, {found[1]} here"
+    )

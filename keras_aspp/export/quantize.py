@@ -1,0 +1,238 @@
+"""Quantization of a float `.tflite` to integers, with calibration.
+
+The graph is edited as a file, before and after litert-quantizer, so that the
+quantizer needs no access to the converter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from litert_quantizer import qtyping, quantizer
+
+from keras_aspp.export.equalize import equalize
+from keras_aspp.litert.edit import add_constant, add_tensor, operator_code
+from keras_aspp.litert.graph import operator_names, packed, unpacked
+from keras_aspp.litert.values import run_with_values
+
+_ALL = qtyping.TFLOperationName.ALL_SUPPORTED
+_INPUT = qtyping.TFLOperationName.INPUT
+_OUTPUT = qtyping.TFLOperationName.OUTPUT
+_EXACT = quantizer.AlgorithmName.NO_QUANTIZE
+# Largest number of images on which channels are equalized.
+_EQUALIZED_ON = 16
+_BITS = {"tflite_int8": 8, "tflite_int16x8": 16}
+QUANTIZED = tuple(_BITS)
+
+
+def quantize(
+    content: bytes,
+    name: str,
+    images: Sequence[np.ndarray],
+    pixels: bool,
+    in_float: Iterable[str] = (),
+) -> bytes:
+    """Returns a `.tflite` that computes with integers.
+
+    Args:
+        content: bytes of a float32 `.tflite` of one size.
+        name: `"tflite_int8"` (weights and activations of 8 bits) or
+            `"tflite_int16x8"` (activations of 16 bits).
+        images: float32 `[1, H, W, C]` that calibrate the ranges, the ends of
+            the range of pixels included.
+        pixels: bool. The file takes uint8 instead of float32.
+        in_float: output tensors of operators that stay in float.
+
+    Raises:
+        ValueError: no operator has an output of that name.
+    """
+    return quantize_prepared(
+        prepare(content, name, images), name, images, pixels, in_float
+    )
+
+
+def prepare(content: bytes, name: str, images: Sequence[np.ndarray]) -> bytes:
+    """Returns a float `.tflite` of the same function that quantizes better."""
+    if name == "tflite_int16x8":
+        content = _spell_out_hard_swish(content)
+    few = images[:: -(-len(images) // _EQUALIZED_ON)]
+    return equalize(content, few)
+
+
+def quantize_prepared(
+    content: bytes,
+    name: str,
+    images: Sequence[np.ndarray],
+    pixels: bool,
+    in_float: Iterable[str] = (),
+    ranges: dict[str, dict[str, np.ndarray]] | None = None,
+) -> bytes:
+    """Quantizes the result of `prepare`.
+
+    Args:
+        content: bytes of a float32 `.tflite`.
+        name: see `quantize`.
+        images: see `quantize`.
+        pixels: see `quantize`.
+        in_float: see `quantize`.
+        ranges: result of `ranges_of`, or `None` to measure them.
+    """
+    worker = quantizer.Quantizer(content)
+    worker.add_static_config(".*", _ALL, _BITS[name], 8)
+    unknown = {*in_float} - {*tensor_names(content).values()}
+    if unknown:
+        raise ValueError(f"No operator computes {sorted(unknown)}.")
+    for tensor in in_float:
+        scope = f"^{re.escape(tensor)};?$"
+        worker.update_quantization_recipe(scope, _ALL, algorithm_key=_EXACT)
+    if pixels:
+        worker.update_quantization_recipe(".*", _INPUT, _of_pixels())
+    else:
+        worker.update_quantization_recipe(".*", _INPUT, algorithm_key=_EXACT)
+    worker.update_quantization_recipe(".*", _OUTPUT, algorithm_key=_EXACT)
+    ranges = ranges or ranges_of(content, images)
+    # Its progress bar belongs to no phase of ours.
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*preserve_all_tensors.*")
+        found = worker.quantize(ranges, enable_progress_report=False)
+    return _finished(bytes(found.quantized_model))
+
+
+def tensor_names(content: bytes) -> dict[int, str]:
+    """Returns tensor index -> name of the first output of each operator."""
+    (graph,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    outputs = [int(operator.outputs[0]) for operator in graph.operators]
+    return {i: graph.tensors[i].name.decode() for i in outputs}
+
+
+def ranges_of(
+    content: bytes, images: Sequence[np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the least and largest value of each tensor, by its name."""
+    (graph,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    (source,) = (int(i) for i in graph.inputs)
+    found: dict[int, list[float]] = {}
+    for image, tensors in zip(
+        images, run_with_values(content, images), strict=True
+    ):
+        for tensor, values in itertools.chain([(source, image)], tensors):
+            if values.dtype == np.float32:
+                low, high = found.get(tensor, (np.inf, -np.inf))
+                low, high = min(low, values.min()), max(high, values.max())
+                found[tensor] = [float(low), float(high)]
+    return {
+        graph.tensors[tensor].name.decode(): {
+            "min": np.array(low),
+            "max": np.array(high),
+        }
+        for tensor, (low, high) in found.items()
+    }
+
+
+def _of_pixels():
+    """Returns the configuration of an input of uint8."""
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT
+        ),
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8,
+            symmetric=True,
+            granularity=qtyping.QuantGranularity.CHANNELWISE,
+        ),
+        compute_precision=qtyping.ComputePrecision.INTEGER,
+    )
+
+
+def _finished(content):
+    """Edits the quantizer's result.
+
+    The argmax takes int8 instead of floats, which order the same. The
+    signature names the outputs of the graph, which the quantizer leaves
+    behind (0.11.0).
+    """
+    model = unpacked(content)
+    (graph,) = model.subgraphs
+    names = operator_names(model)
+    source = {
+        int(o.outputs[0]): int(o.inputs[0])
+        for o in graph.operators
+        if names[o.opcodeIndex] == "DEQUANTIZE"
+    }
+    outputs = {int(i) for i in graph.outputs}
+    floats = {source[i]: i for i in outputs & {*source}}
+    for signature in model.signatureDefs or []:
+        for end in signature.outputs:
+            if end.tensorIndex not in outputs:
+                end.tensorIndex = floats[int(end.tensorIndex)]
+    for operator in graph.operators:
+        first = source.get(int(operator.inputs[0]))
+        if (
+            names[operator.opcodeIndex] == "ARG_MAX"
+            and first is not None
+            # LiteRT's kernel takes no int16 (2.3.0).
+            and graph.tensors[first].type == schema.TensorType.INT8
+        ):
+            operator.inputs = [first, *map(int, operator.inputs[1:])]
+    used = outputs | {int(i) for o in graph.operators for i in o.inputs}
+    graph.operators = [
+        o
+        for o in graph.operators
+        if int(o.outputs[0]) not in source or int(o.outputs[0]) in used
+    ]
+    return packed(model)
+
+
+def _spell_out_hard_swish(content):
+    """Writes hard swish as `x * relu6(x + 3) / 6`.
+
+    LiteRT's kernel of hard swish takes no int16 (2.3.0).
+    """
+    model: Any = schema.ModelT.InitFromPackedBuf(content)
+    (graph,) = model.subgraphs
+    names = operator_names(model)
+    operators = []
+    for operator in graph.operators:
+        if names[operator.opcodeIndex] != "HARD_SWISH":
+            operators.append(operator)
+            continue
+        (x,), (result,) = operator.inputs, operator.outputs
+        # The quantizer wants a name of its own for each tensor.
+        name = graph.tensors[result].name
+        three, sixth = (
+            add_constant(model, graph, np.float32([value]), name + end)
+            for value, end in ((3, b"/three"), (1 / 6, b"/sixth"))
+        )
+        clipped, product = (
+            add_tensor(graph, name + end, graph.tensors[x])
+            for end in (b"/clipped", b"/product")
+        )
+        operators += [
+            _binary(model, "ADD", int(x), three, clipped, relu6=True),
+            _binary(model, "MUL", int(x), clipped, product),
+            _binary(model, "MUL", product, sixth, int(result)),
+        ]
+    graph.operators = operators
+    return packed(model)
+
+
+def _binary(model, name, left, right, result, relu6=False):
+    """Returns an operator of two tensors."""
+    operator: Any = schema.OperatorT()
+    operator.opcodeIndex = operator_code(model, name)
+    operator.inputs, operator.outputs = [left, right], [result]
+    options = {"ADD": "AddOptions", "MUL": "MulOptions"}[name]
+    operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+    operator.builtinOptions = getattr(schema, f"{options}T")()
+    if relu6:
+        activation = schema.ActivationFunctionType.RELU6
+        operator.builtinOptions.fusedActivationFunction = activation
+    return operator

@@ -1,0 +1,27 @@
+"""Share of equal labels of two predictors."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_aspp as ka
+from keras_aspp.inference.agreement import agreement
+
+
+def test_agreement_is_the_share_of_equal_labels(tiny_workdir, tmp_path):
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (7, 8, 3)).astype("uint8"))
+    image = tmp_path / "a.png"
+    small.resize((85, 70)).save(image)
+    sure = ka.Predictor(tiny_workdir)
+    unsure = ka.Predictor(tiny_workdir, min_confidence=0.6)
+    assert agreement(sure, sure, image) == 1.0
+    expected = (sure.predict(image) == unsure.predict(image)).mean()
+    assert 0 < expected < 1
+    assert agreement(sure, unsure, image) == pytest.approx(expected)
+
+
+def test_a_file_that_is_no_image_is_not_compared(tiny_workdir, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    predictor = ka.Predictor(tiny_workdir)
+    assert agreement(predictor, predictor, tmp_path / "a.png") is None

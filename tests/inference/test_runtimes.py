@@ -1,0 +1,149 @@
+"""Runtimes that a model can be predicted by, and how one is chosen."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_aspp as ka
+from keras_aspp.inference import predictor as predictors
+from keras_aspp.inference import runtimes
+from keras_aspp.models.segmenter import load_saved
+
+ABSENT = "extra openvino is not installed (2026-11-29)"
+
+
+def picture(height=64, width=96, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (7, 8, 3)).astype("uint8")
+    return np.array(Image.fromarray(small).resize((width, height)))
+
+
+def test_batch_norm_is_folded_with_equal_scores(tiny_export):
+    path = tiny_export / "model.keras"
+    image = picture()
+    model = load_saved(path)
+    assert any("gamma" in weight.path for weight in model.weights)
+    expected = np.asarray(model(model.preprocess(image[None]), training=False))
+    assert expected.std() > 0.1
+    found = ka.Predictor(path).score_batch(image[None])
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
+
+
+def test_bfloat16_of_a_keras_model_differs_a_little(tiny_export):
+    image = picture()
+    path = tiny_export / "model.keras"
+    exact = ka.Predictor(path)
+    coarse = ka.Predictor(path, precision="bfloat16")
+    assert (coarse.runtime, coarse.precision) == ("keras", "bfloat16")
+    expected = exact.score_batch(image[None])
+    difference = np.abs(coarse.score_batch(image[None]) - expected).mean()
+    assert 1e-4 < difference / expected.std() < 0.1
+    assert (coarse.predict(image) == exact.predict(image)).mean() > 0.9
+
+
+def test_openvino_predicts_a_tflite_as_litert_does(tiny_export):
+    pytest.importorskip("openvino", reason=ABSENT)
+    image = picture()
+    path = tiny_export / "model_float32.tflite"
+    found = ka.Predictor(path, runtime="openvino")
+    assert (found.runtime, found.image_size) == ("openvino", (64, 96))
+    labels = found.predict(image)
+    assert len(np.unique(labels)) > 1
+    assert (labels == ka.Predictor(path).predict(image)).mean() > 0.999
+    coarse = ka.Predictor(path, runtime="openvino", precision="bfloat16")
+    assert (coarse.predict(image) == labels).mean() > 0.9
+
+
+def test_openvino_answers_threads(tiny_export):
+    pytest.importorskip("openvino", reason=ABSENT)
+    predictor = ka.Predictor(
+        tiny_export / "model_float32.tflite", runtime="openvino"
+    )
+    images = [picture(seed=seed) for seed in range(8)]
+    expected = [predictor.predict(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(
+            pool.map(predictor.predict, images), expected, strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_auto_takes_the_fastest_file_and_runtime(tiny_export, monkeypatch):
+    predictor = ka.Predictor(tiny_export, runtime="auto")
+    assert predictor.path.name == "model_float32.tflite"
+    assert predictor.runtime == "litert"
+    tflite, onnx = Path("a.tflite"), Path("a.onnx")
+    for has, of_onnx in ((True, "openvino"), (False, "onnxruntime")):
+        monkeypatch.setattr(runtimes, "is_installed", lambda _, has=has: has)
+        assert runtimes.choose(tflite, "auto", "float32") == "litert"
+        assert runtimes.choose(onnx, "auto", "float32") == of_onnx
+    monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
+    assert runtimes.choose(tflite, "auto", "bfloat16") == "openvino"
+
+
+def test_auto_in_bfloat16_without_openvino_is_keras(tiny_export, monkeypatch):
+    for module in (runtimes, predictors):
+        monkeypatch.setattr(module, "is_installed", lambda _: False)
+    found = ka.Predictor(tiny_export, runtime="auto", precision="bfloat16")
+    assert (found.runtime, found.path.name) == ("keras", "model.keras")
+
+
+def test_auto_takes_keras_for_what_keras_alone_does(tiny_export):
+    predictor = ka.Predictor(tiny_export, runtime="auto", flip=True)
+    assert (predictor.runtime, predictor.path.name) == ("keras", "model.keras")
+
+
+def test_a_runtime_takes_the_file_of_a_folder_that_it_reads(tiny_export):
+    for runtime, name in (
+        ("keras", "model.keras"),
+        ("saved_model", "saved_model"),
+        ("litert", "model_float32.tflite"),
+    ):
+        predictor = ka.Predictor(tiny_export, runtime=runtime)
+        assert (predictor.runtime, predictor.path.name) == (runtime, name)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("", {"runtime": "tensorrt"}, "must be one of .*Received: 'tensorrt'"),
+        ("", {"runtime": "onnxruntime"}, "onnxruntime reads .onnx. Received"),
+        (
+            "model.keras",
+            {"runtime": "openvino"},
+            "openvino reads .tflite or .onnx. Received: .*model.keras",
+        ),
+        (
+            "model.keras",
+            {"precision": "float16"},
+            "`precision` must be one of .*Received: 'float16'",
+        ),
+        (
+            "model_float32.tflite",
+            {"precision": "bfloat16"},
+            "Only the runtimes keras and openvino.*runtime='litert'",
+        ),
+    ],
+)
+def test_wrong_choices_are_one_line(tiny_export, name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ka.Predictor(tiny_export / name, **arguments)
+
+
+def test_openvino_without_its_extra(tiny_export, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"keras-aspp\[openvino\]"):
+        ka.Predictor(tiny_export / "model_float32.tflite", runtime="openvino")
+
+
+def test_a_file_that_openvino_cannot_read(tmp_path, tiny_export):
+    pytest.importorskip("openvino", reason=ABSENT)
+    path = tmp_path / "broken.tflite"
+    content = (tiny_export / "model_float32.tflite").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="Not a loadable .tflite.*broken"):
+        ka.Predictor(path, runtime="openvino")
