@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import types
 from typing import Any
 
@@ -155,8 +156,7 @@ class QuantizeAware(keras.Model):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        # Layers take `training` from the context of this call.
-        return self._plan(inputs)
+        return self._plan(inputs, training)
 
     def ranges(self) -> dict[str, dict[str, float]]:
         """Returns the range of each activation, by the layer's path.
@@ -238,9 +238,9 @@ class _Plan:
         for step in graph.steps:
             self._add(graph, step)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, training):
         found = {
-            id(symbol): self._rounded(symbol, x)
+            id(symbol): self._rounded(symbol, x, training)
             for symbol, x in zip(
                 keras.tree.flatten(self._inputs),
                 keras.tree.flatten(inputs),
@@ -255,21 +255,23 @@ class _Plan:
             args, kwargs = keras.tree.map_structure(
                 actual, (step.arguments, dict(step.keywords))
             )
-            # Layers take it from the call of the whole model.
+            # Explicitly: a stateless call has no context to take it from.
             kwargs.pop("training", None)
+            if _has_phases(run):
+                kwargs["training"] = training
             outputs = keras.tree.flatten(run(*args, **kwargs))
             for symbol, y in zip(step.outputs, outputs, strict=True):
-                found[id(symbol)] = self._rounded(symbol, y, observes)
+                found[id(symbol)] = self._rounded(symbol, y, training, observes)
         return keras.tree.pack_sequence_as(
             self._structure, [found[id(t)] for t in self._outputs]
         )
 
-    def _rounded(self, symbol, x, observes=True):
+    def _rounded(self, symbol, x, training, observes=True):
         # `None` observes nothing: the values have been rounded before.
         quantizer = self._of_tensor.get(id(symbol))
         if quantizer is None or observes is None:
             return x
-        return quantizer(x, observe=observes)
+        return quantizer(x, training=training, observe=observes)
 
     def _quantizer(self, path, fixed=None):
         """Returns a new quantizer, `None` without rounding."""
@@ -416,7 +418,7 @@ class _Kernel:
         self._activation = activation
         return self
 
-    def __call__(self, x, **kwargs):
+    def __call__(self, x, training=None, **kwargs):
         layer = self._layer
         values = {w.name: ops.convert_to_tensor(w) for w in layer.weights}
         bias = values.pop("bias", None)
@@ -443,7 +445,7 @@ class _Kernel:
             [values[w.name] for w in weights], [], x
         )
         if self._inside is not None:
-            y = self._inside(y)
+            y = self._inside(y, training=training)
         return self._activation(y) if self._activation else y
 
 
@@ -486,6 +488,14 @@ class _BroadcastLike(keras.layers.Layer):
 
 def _pool_and_broadcast(layer, inputs, training=None):
     return _BroadcastLike(dtype="float32")(layer.pool(inputs), inputs)
+
+
+def _has_phases(run):
+    """Returns True for a function or layer that takes `training`."""
+    if isinstance(run, functools.partial):
+        return False  # it is given already
+    call = run.call if isinstance(run, keras.layers.Layer) else run
+    return "training" in inspect.signature(call).parameters
 
 
 def _identity(x, **kwargs):

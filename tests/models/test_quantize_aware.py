@@ -12,6 +12,7 @@ from helpers import (
     sample,
     tensorflow_only,
 )
+from keras import ops
 
 from keras_aspp.layers import DilatedReparamBlock
 from keras_aspp.losses import CrossEntropy
@@ -125,6 +126,27 @@ def test_training_tunes_the_model_and_keeps_statistics():
     assert all(
         done == ("moving_" not in path) for path, done in changed.items()
     )
+
+
+def test_a_stateless_call_observes_ranges():
+    # As Keras trains on JAX.
+    aware = QuantizeAware(MODELS["lr_aspp"]())
+    states = [
+        [ops.copy(v.value) for v in variables]
+        for variables in (
+            aware.trainable_variables,
+            aware.non_trainable_variables,
+        )
+    ]
+    _, updated = aware.stateless_call(*states, sample(SHAPE), training=True)
+    counts = [
+        float(value)
+        for variable, value in zip(
+            aware.non_trainable_variables, updated, strict=True
+        )
+        if variable.name == "count"
+    ]
+    assert len(counts) > 10 and set(counts) == {1.0}
 
 
 @tensorflow_only
