@@ -9,75 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 
-from keras_aspp.layers import BilinearResize
-from keras_aspp.utils.deprecation import renamed_attribute
+from keras_aspp.models.steps import Step, Tracer
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputTypeError
-from keras_aspp.utils.keras_graph import (
-    calls_forgotten,
-    nodes_of,
-    producer,
-    sublayers,
-)
-from keras_aspp.utils.types import Shape, Size
-
-# Whatever else they are made of, what these do is known by their type.
-KNOWN = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv2DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-    keras.layers.MaxPooling2D,
-    keras.layers.AveragePooling2D,
-    keras.layers.ZeroPadding2D,
-    keras.layers.BatchNormalization,
-    keras.layers.Dense,
-    keras.layers.EinsumDense,
-    BilinearResize,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One call of a layer, or of one of `keras.ops`.
-
-    Attributes:
-        path: names of the layers it lies in, and its own, joined by `/`.
-        operation: the layer, or the `keras.Operation`.
-        inputs: tuple of symbolic tensors.
-        outputs: tuple of symbolic tensors.
-        opened: whether it is a composite layer, whose parts are steps too.
-        opaque: whether it is a layer of the user that could not be opened.
-        arguments: tuple, what it was called with, by position.
-    """
-
-    path: str
-    operation: keras.Operation
-    inputs: tuple[keras.KerasTensor, ...]
-    outputs: tuple[keras.KerasTensor, ...]
-    opened: bool = False
-    opaque: bool = False
-    arguments: tuple[Any, ...] = ()
-
-    kind: ClassVar[property] = renamed_attribute("kind", "layer_type")
-
-    @property
-    def layer_type(self) -> str:
-        """Name of its class."""
-        return type(self.operation).__name__
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of its (first) output, without the batch."""
-        return tuple(self.outputs[0].shape[1:]) if self.outputs else ()
+from keras_aspp.utils.keras_graph import calls_forgotten, producer
+from keras_aspp.utils.types import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +71,7 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
     [('InputLayer', (9, 7, 3)), ('Conv2D', (4, 3, 4))]
     """
     image = _symbolic_image(model, check_image_size(image_size))
-    tracer = _Tracer()
+    tracer = Tracer()
     with calls_forgotten(model):
         try:
             outputs = tracer.open(model, (image,), {}, "")
@@ -205,96 +145,3 @@ def output_of(model: keras.Model) -> Any:
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
     return model.output
-
-
-class _Tracer:
-    """Collects steps; maps symbolic tensors to their copies."""
-
-    def __init__(self):
-        self.steps = []
-        self._same = {}  # id of a composite's output -> that of its inside
-        self._kept = []  # an id is one tensor's only while that is alive
-
-    def open(self, layer, args, kwargs, path):
-        """Calls `layer` symbolically and visits what it calls.
-
-        Returns:
-            tuple of its outputs.
-        """
-        result = layer.call(*args, **kwargs)
-        outputs = keras.tree.flatten(result)
-        inputs = [
-            t
-            for t in keras.tree.flatten((args, kwargs))
-            if isinstance(t, keras.KerasTensor)
-        ]
-        made = [t for t in outputs if all(t is not i for i in inputs)]
-        if made:
-            # Function finds the calls between inputs and outputs.
-            for node in nodes_of(keras.Function(inputs, made)):
-                if all(t is not i for t in node.output_tensors for i in inputs):
-                    self._visit(node, path)
-        return tuple(self._resolve(outputs))
-
-    def _visit(self, node, path):
-        operation = node.operation
-        path = f"{path}/{_name(operation)}".lstrip("/")
-        inputs = tuple(self._resolve(node.input_tensors))
-        outputs = tuple(node.output_tensors)
-        if type(operation).__name__ == "ConvertToTensor":
-            self._alias(outputs, inputs)  # what Keras does to any input
-            return
-        opened = opaque = False
-        if _is_composite(operation):
-            count = len(self.steps)
-            try:
-                inner = self.open(
-                    operation,
-                    node.arguments.args,
-                    node.arguments.kwargs,
-                    path,
-                )
-                opened = True
-            except (ValueError, TypeError, AttributeError, RuntimeError):
-                # Its `call` asks more of a tensor than a shape.
-                del self.steps[count:]
-                opaque = True
-            else:
-                self._alias(outputs, inner)
-                outputs = inner
-        self.steps.append(
-            Step(
-                path,
-                operation,
-                inputs,
-                outputs,
-                opened,
-                opaque,
-                tuple(node.arguments.args),
-            )
-        )
-
-    def _alias(self, tensors, others):
-        for tensor, other in zip(tensors, others, strict=True):
-            self._same[id(tensor)] = other
-        self._kept.extend(tensors)
-
-    def _resolve(self, tensors):
-        return [self._same.get(id(tensor), tensor) for tensor in tensors]
-
-
-def _name(operation):
-    if isinstance(operation, keras.layers.Layer):
-        return operation.name
-    # Operations are numbered through the process; their type identifies them.
-    return type(operation).__name__.lower()
-
-
-def _is_composite(operation):
-    if not isinstance(operation, keras.layers.Layer) or isinstance(
-        operation, KNOWN
-    ):
-        return False
-    has_parts = bool(sublayers(operation, include_self=False))
-    foreign = not type(operation).__module__.startswith("keras.")
-    return has_parts or foreign or isinstance(operation, keras.layers.Lambda)

@@ -315,6 +315,11 @@ class TrainConfig:
         recalibrate_steps: batches from which the batch-norm statistics of the
             best model are estimated again at the end; they are kept if
             validation does not get worse.
+        quantize_aware: train with the rounding of `tflite_int8`, which then
+            loses less; from `model.weights` or in the last epochs, since
+            batch norm keeps its statistics meanwhile.
+        quantize_aware_epochs: number of last epochs that round, or `null` for
+            all.
         lr_finder: try a range of learning rates and plot the loss instead of
             training.
         jit_compile: compile steps with XLA: `auto` (on a GPU only), `true` or
@@ -358,6 +363,8 @@ class TrainConfig:
     distill_weight: float = 1.0
     distill_temperature: float = 1.0
     recalibrate_steps: int = 0
+    quantize_aware: bool = False
+    quantize_aware_epochs: int | None = None
     lr_finder: bool = False
     jit_compile: Literal["auto"] | bool = "auto"
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -423,6 +430,7 @@ class TrainConfig:
                 "`recalibrate_steps` must be >= 0. "
                 f"Received: recalibrate_steps={self.recalibrate_steps}"
             )
+        _check_quantize_aware(self)
         for index, entry in enumerate(self.callbacks):
             _check_callback(index, entry)
 
@@ -441,6 +449,37 @@ class TrainConfig:
             steps = -(-self.total_examples // self.batch_size)
         epochs = min(-(-steps // per_epoch), 50)
         return epochs, -(-steps // epochs)
+
+
+def _check_quantize_aware(config):
+    epochs = config.quantize_aware_epochs
+    if epochs is not None and (epochs < 1 or not config.quantize_aware):
+        raise InputError(
+            "`quantize_aware_epochs` must be > 0, and needs "
+            "`quantize_aware: true`. Received: quantize_aware_epochs="
+            f"{epochs}, quantize_aware={config.quantize_aware}"
+        )
+    if not config.quantize_aware:
+        return
+    refused = {
+        "precision": config.precision != "float32" and "rounding needs float32",
+        "rematerialize": config.rematerialize
+        and "recomputed blocks are not rewritten",
+        "strategy": config.strategy != "none"
+        and "ranges are those of one device",
+        "recalibrate_steps": config.recalibrate_steps
+        and "new statistics would undo the tuning",
+        "lr_finder": config.lr_finder and "it tries rates without rounding",
+        "early_stopping_epochs": epochs
+        and config.early_stopping_epochs
+        and "it could end the run before it rounds",
+    }
+    for name, reason in refused.items():
+        if reason:
+            raise InputError(
+                f"`quantize_aware` does not support `{name}`: {reason}. "
+                f"Received: {name}={getattr(config, name)}"
+            )
 
 
 def _check_callback(index, entry):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_aspp.config.schema import Config
+from keras_aspp.engine.quantize_aware import write_ranges
 from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.models.saving import save_model
 from keras_aspp.utils.exceptions import InputError, UnavailableError
@@ -232,6 +233,7 @@ class Checkpoints(keras.callbacks.Callback):
         if self.averages:
             self.averages.on_test_begin()
         save_model(self.model, self.store.best_model)
+        write_ranges(self.model, self.store.workdir)
         if self.averages:
             self.averages.on_test_end()
 

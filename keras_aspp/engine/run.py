@@ -38,6 +38,7 @@ from keras_aspp.engine.fingerprint import (
 from keras_aspp.engine.loss import resolve_class_weights
 from keras_aspp.engine.lr_finder import find_learning_rate
 from keras_aspp.engine.owner import Owner
+from keras_aspp.engine.quantize_aware import prepare_quantized
 from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.engine.train import fit
 from keras_aspp.inference import Predictor
@@ -153,6 +154,7 @@ def _compile(run, checkpoints, resume):
             run.spec.ignore_label,
             run.class_weights,
         )
+        prepare_quantized(run.model, run.config.train, run.epochs, run.steps)
         if resume:
             checkpoints.restore(run.model)
     return xla

@@ -8,6 +8,10 @@ from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.engine.distributed import training_batches, validation_batches
 from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.progress import Progress
+from keras_aspp.engine.quantize_aware import (
+    QuantizeAwarePhase,
+    first_quantized_epoch,
+)
 from keras_aspp.engine.tensorboard import (
     Compilations,
     TensorBoard,
@@ -97,8 +101,15 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
     """Callbacks in the order in which they are called."""
     logs = _logs(checkpoints)
     images, labels = next(iter(validation.take(1)))
-    averages = checkpoints.averages
+    averages, settings = checkpoints.averages, run.config.train
+    first = first_quantized_epoch(settings, run.epochs)
     return [
+        # The first, since the others save and show what it changes.
+        *(
+            [QuantizeAwarePhase(checkpoints, first)]
+            if settings.quantize_aware
+            else []
+        ),
         *([Progress(checkpoints, run.epochs)] if chief else []),
         ValidationPictures(
             images[:_NUM_SHOWN].numpy(),

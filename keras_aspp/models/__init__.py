@@ -10,6 +10,7 @@ from keras_aspp.models.fold import fold_batch_norm
 from keras_aspp.models.lr_aspp import LRASPP
 from keras_aspp.models.output_stride import with_output_stride
 from keras_aspp.models.precision import with_dtype
+from keras_aspp.models.quantize_aware import QuantizeAware
 from keras_aspp.models.recalibrate import recalibrate
 from keras_aspp.models.segmenter import Segmenter
 
@@ -21,6 +22,7 @@ __all__ = [
     "DeepLabV3Plus",
     "DenseASPP",
     "LRASPP",
+    "QuantizeAware",
     "Segmenter",
     "distill",
     "fold_batch_norm",

@@ -17,7 +17,7 @@ RGB = PixelFormat()
 ARCHITECTURES: dict[str, type[Segmenter]] = {
     exported.architecture: exported
     for exported in map(vars(models).get, models.__all__)
-    if isinstance(exported, type) and exported is not Segmenter
+    if getattr(exported, "architecture", None)
 }
 
 

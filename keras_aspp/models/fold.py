@@ -1,6 +1,7 @@
 """fold_batch_norm: a copy for inference, without batch norm."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ from keras_aspp.utils.keras_graph import (
 )
 
 # Layers that can absorb batch norm, and their kernel with the output channels.
-_KERNELS = {
+FOLDED_KERNELS = {
     keras.layers.SeparableConv2D: "pointwise_kernel",
     keras.layers.DepthwiseConv2D: "kernel",
     keras.layers.Conv2D: "kernel",
@@ -115,17 +116,17 @@ def _pairs(model, prefix=""):
         (tensor,) = node.input_tensors
         before = producer(tensor)
         if (
-            _is_linear(before)
+            absorbs_batch_norm(before)
             and uses[id(tensor)] == calls[id(layer)] == calls[id(before)] == 1
             and layer.axis in (-1, 3)
         ):
             yield f"{prefix}{layer.name}", f"{prefix}{before.name}"
 
 
-def _is_linear(layer):
+def absorbs_batch_norm(layer: Any) -> bool:
     """Returns True for a layer that can absorb a batch norm."""
     return isinstance(layer, DilatedReparamBlock) or (
-        isinstance(layer, tuple(_KERNELS))
+        isinstance(layer, tuple(FOLDED_KERNELS))
         and layer.activation is keras.activations.linear
     )
 
@@ -156,12 +157,12 @@ def _blocks(layer):
 
 def _fold(convolution, norm, copy):
     """Fills a convolution that replaces another and its batch norm."""
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     if convolution.use_bias:
         shift = shift + scale * _array(convolution.bias)
     kernel = next(
         name
-        for layer_type, name in _KERNELS.items()
+        for layer_type, name in FOLDED_KERNELS.items()
         if isinstance(convolution, layer_type)
     )
     values = {weight.name: _array(weight) for weight in convolution.weights}
@@ -183,7 +184,7 @@ def _merge(block, norm, copy):
     ):
         scale, shift = 1, 0
         if block.norms:
-            scale, shift = _scale_and_shift(block.norms[i])
+            scale, shift = scale_and_shift(block.norms[i])
         if convolution.use_bias:
             shift = _array(convolution.bias)
         values = _array(convolution.kernel)[..., 0]  # (k, k, C)
@@ -193,23 +194,35 @@ def _merge(block, norm, copy):
         dense[at, at] = values * scale
         kernel, bias = kernel + dense, bias + shift
     if norm is not None:
-        scale, shift = _scale_and_shift(norm)
+        scale, shift = scale_and_shift(norm)
         kernel, bias = kernel * scale, bias * scale + shift
     (merged,) = copy.convolutions
     merged.kernel.assign(kernel[..., None])
     merged.bias.assign(bias)
 
 
-def _scale_and_shift(norm):
-    """Batch norm at inference: `x * scale + shift`, float64 (C,) each."""
-    scale = 1 / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
-    if norm.scale:
-        scale = scale * _array(norm.gamma)
-    shift = -_array(norm.moving_mean) * scale
-    if norm.center:
-        shift = shift + _array(norm.beta)
-    return scale, shift
-
-
 def _array(weight):
     return keras.ops.convert_to_numpy(weight).astype("float64")
+
+
+def scale_and_shift(
+    norm: keras.layers.BatchNormalization,
+    read: Callable[[Any], Any] = _array,
+) -> tuple[Any, Any]:
+    """Returns batch norm at inference, `x * scale + shift`.
+
+    Args:
+        norm: batch norm of C channels.
+        read: function that reads a weight. Defaults to float64 in NumPy;
+            `keras.ops.convert_to_tensor` lets gradients through.
+
+    Returns:
+        `(scale, shift)`, (C,) each.
+    """
+    scale = 1 / (read(norm.moving_variance) + norm.epsilon) ** 0.5
+    if norm.scale:
+        scale = scale * read(norm.gamma)
+    shift = -read(norm.moving_mean) * scale
+    if norm.center:
+        shift = shift + read(norm.beta)
+    return scale, shift

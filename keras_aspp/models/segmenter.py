@@ -43,6 +43,7 @@ from keras_aspp.models.features import (
     shift_px,
 )
 from keras_aspp.models.head import HeadBuilder
+from keras_aspp.models.quantize_aware import QuantizedTraining
 from keras_aspp.models.rates import degenerate_rates, whole_rates
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.preprocess import Preprocess
@@ -77,7 +78,7 @@ class _SavedCount(int):
     """`num_classes` of a saved model, which older versions let be 1."""
 
 
-class Segmenter(AuxiliaryTraining, keras.Model):
+class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
     """Semantic segmentation model: images in, logits of every pixel out.
 
     The base class of all architectures: a dense backbone, a head, and a

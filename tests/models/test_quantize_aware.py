@@ -1,0 +1,250 @@
+"""QuantizeAware: equal without rounding, int8's numbers with it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    assert_close,
+    make_toy_backbone,
+    npy,
+    randomize,
+    sample,
+    tensorflow_only,
+)
+
+from keras_aspp.layers import DilatedReparamBlock
+from keras_aspp.losses import CrossEntropy
+from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.models import LRASPP, DeepLabV3, QuantizeAware
+
+SHAPE = (2, 33, 50, 3)
+
+
+def user_model():
+    """Convolutions of every kind, gates, a residual and a nested model."""
+    layers = keras.layers
+    inputs = keras.Input((None, None, 3), name="image")
+    x = layers.Rescaling(2.0, -0.3)(inputs)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(x)
+    x = layers.BatchNormalization()(x)
+    x = layers.Activation("hard_swish")(x)
+    y = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=1)(x)
+    y = layers.BatchNormalization()(y)
+    y = layers.ReLU(6.0)(y)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(y)
+    gate = layers.Conv2D(8, 1)(gate)
+    gate = layers.ReLU(6.0)(gate + 3.0) * (1 / 6)
+    y = layers.Multiply()([y, gate])
+    x = layers.Add()([x, y])
+    a = keras.Input((None, None, 8))
+    b = layers.SeparableConv2D(
+        6, 3, padding="same", activation="silu", name="silu"
+    )(a)
+    b = layers.Concatenate()([layers.MaxPooling2D(1)(a), b])
+    x = keras.Model(a, b, name="inner")(x)
+    x = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    outputs = layers.Conv2DTranspose(4, 3, padding="same")(x)
+    return randomize(keras.Model(inputs, outputs, name="user"))
+
+
+def lr_aspp(**kwargs):
+    keras.utils.set_random_seed(1)
+    backbone = make_toy_backbone(padding=1, features=True)
+    arguments = {"gate_filters": 8, "dropout": 0.0, **kwargs}
+    return LRASPP(3, backbone, **arguments)
+
+
+MODELS = {
+    "user": user_model,
+    "lr_aspp": lambda: randomize(lr_aspp()),
+    "aspp": lambda: randomize(
+        DeepLabV3(3, make_toy_backbone(padding=1, features=True), dropout=0.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_rounding_it_equals_the_model(name):
+    model, x = MODELS[name](), sample(SHAPE)
+    aware = QuantizeAware(model, bits=None)
+    assert aware.ranges() == {}
+    assert_close(
+        npy(aware(x, training=False)), npy(model(x, training=False)), 1e-4
+    )
+    assert [id(w) for w in aware.weights] == [id(w) for w in model.weights]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rounding_shrinks_with_bits(name):
+    model, x = MODELS[name](), sample(SHAPE)
+    exact = npy(model(x, training=False))
+    errors = []
+    for bits in (6, 8, 12):
+        aware = QuantizeAware(model, bits)
+        aware(x, training=True)
+        found = npy(aware(x, training=False))
+        errors.append(np.sqrt(np.mean((found - exact) ** 2)) / exact.std())
+    assert 0 < errors[2] < errors[1] / 4 < errors[0] / 8
+
+
+def test_ranges_are_where_int8_stores_activations():
+    # Not: what ReLU clips in place, a constant that the bias absorbs, and
+    # what keeps the values or the range of its input.
+    found = QuantizeAware(user_model()).ranges()
+    names = [name.rstrip("_0123456789") for name in found]
+    assert names == [
+        "image",
+        "rescaling",
+        "batch_normalization",  # hard swish does not fuse
+        "activation",
+        "re_lu",
+        "global_average_pooling2d",
+        "re_lu",
+        "multiply",
+        "multiply",
+        "add",
+        "inner/silu/linear",
+        "inner/silu/sigmoid",
+        "inner/concatenate",
+        "conv2d_transpose",
+    ]
+
+
+def test_training_tunes_the_model_and_keeps_statistics():
+    model, x = MODELS["lr_aspp"](), sample(SHAPE)
+    y = (x[..., 0] > 0).astype("int32")
+    before = {w.path: npy(w) for w in model.weights}
+    aware = QuantizeAware(model, observe_steps=2)
+    aware.compile(keras.optimizers.SGD(0.01), CrossEntropy())
+    losses = [float(aware.train_on_batch(x, y)) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    changed = {
+        w.path: np.abs(npy(w) - before[w.path]).max() > 0 for w in model.weights
+    }
+    assert all(
+        done == ("moving_" not in path) for path, done in changed.items()
+    )
+
+
+@tensorflow_only
+def test_xla_equals_graph_mode():
+    x = sample(SHAPE)
+    y = (x[..., 0] > 0).astype("int32")
+    results = []
+    for jit in (False, True):
+        model = MODELS["lr_aspp"]()
+        aware = QuantizeAware(model)
+        aware.compile(
+            keras.optimizers.SGD(0.01), CrossEntropy(), jit_compile=jit
+        )
+        results.append([float(aware.train_on_batch(x, y)) for _ in range(2)])
+    np.testing.assert_allclose(*results, rtol=1e-2)
+
+
+def test_a_segmenter_trains_rounded_with_its_auxiliary_head():
+    model = lr_aspp(auxiliary_weight=0.4, batch_norm="freeze")
+    x = sample(SHAPE)
+    y = (x[..., 0] > 0).astype("int32")
+    size = len(model.variables)
+    exact = npy(model(x, training=False))
+    model.prepare_quantized(observe_steps=3)
+    assert len(model.variables) > size and len(model.weights) < size
+    np.testing.assert_array_equal(npy(model(x, training=False)), exact)
+    model.is_quantized = True
+    model.compile(
+        keras.optimizers.SGD(0.01), CrossEntropy(), metrics=[ConfusionMatrix(3)]
+    )
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["auxiliary_loss"] > 0
+    rounded = npy(model(x, training=False))
+    assert rounded.shape == exact.shape
+    model.is_quantized = False
+    error = np.abs(npy(model(x, training=False)) - rounded).max()
+    assert 0 < error < exact.std()
+
+
+def test_refusals_name_the_layer():
+    half = DeepLabV3(3, make_toy_backbone(padding=1), dtype="mixed_bfloat16")
+    with pytest.raises(ValueError, match="dtype='mixed_bfloat16'"):
+        QuantizeAware(half)
+    inputs = keras.Input((None, None, 4))
+    block = DilatedReparamBlock(7, name="large")
+    with pytest.raises(ValueError, match="Received: layer `large`"):
+        QuantizeAware(keras.Model(inputs, block(inputs)))
+    with pytest.raises(TypeError, match="functional"):
+        QuantizeAware(keras.layers.Dense(3))
+
+
+def int8_file(model, folder, images):
+    model.export(folder, verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.representative_dataset = lambda: ([i[None]] for i in images)
+    return converter.convert()
+
+
+def run_file(content, images):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (start,) = interpreter.get_input_details()
+    (end,) = interpreter.get_output_details()
+    found = []
+    for image in images:
+        interpreter.set_tensor(start["index"], image[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(end["index"])[0])
+    return np.stack(found)
+
+
+def gated():
+    """A network without additions.
+
+    The converter's calibration widens ranges of what is added to that of the
+    sum, which lies in the same memory.
+    """
+    layers = keras.layers
+    inputs = x = keras.Input((64, 96, 3), name="image")
+    for strides in (2, 1):
+        x = layers.Conv2D(8, 3, strides, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.Activation("hard_swish")(x)
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.ReLU(6.0)(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(8, 1, activation="sigmoid")(gate)
+    x = layers.Multiply()([x, gate])
+    x = layers.Conv2D(3, 1)(x)
+    outputs = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    return keras.Model(inputs, outputs)
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "build, share",
+    [(lambda: lr_aspp(input_shape=(64, 96, 3)), 1), (gated, 0.5)],
+)
+def test_it_computes_what_the_int8_file_computes(build, share, tmp_path):
+    model = randomize(build())
+    images = sample((4, 64, 96, 3)).astype("float32")
+    content = int8_file(model, tmp_path, images)
+    stored = run_file(content, images)
+    # The converter calibrates on extreme values, and without rounding.
+    fine, aware = QuantizeAware(model, bits=16), QuantizeAware(model)
+    fine(images, training=True)
+    for a, b in zip(aware.quantizers, fine.quantizers, strict=True):
+        a.set_weights(b.get_weights())
+    rounded = npy(aware(images, training=False))
+    exact = npy(model(images, training=False))
+    labels = [found.argmax(-1) for found in (stored, rounded, exact)]
+    assert len(np.unique(labels[0])) > 1
+    agrees, exact_agrees = ((labels[0] == o).mean() for o in labels[1:])
+    assert agrees >= 0.99 and agrees > exact_agrees
+    error, exact_error = (
+        np.sqrt(np.mean((stored - o) ** 2)) for o in (rounded, exact)
+    )
+    assert error < share * exact_error
