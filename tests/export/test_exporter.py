@@ -426,6 +426,7 @@ def test_formats_are_the_contract():
         "tflite_float16",
         "tflite_dynamic_range",
         "tflite_int8",
+        "tflite_int16x8",
         "tflite_any_size",
         "tflite_logits",
         "tflite_gpu",
