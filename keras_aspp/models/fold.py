@@ -77,7 +77,7 @@ def fold_batch_norm(model: keras.Model) -> Any:
             _merge(layer, norm_of.get(id(layer)), copy)
         elif id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
-        elif _has_batch_norm(layer):
+        elif _has_batch_norm(layer) and _is_plain(copy):
             for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
                 if block.separable:
                     _fold(
@@ -132,12 +132,15 @@ def absorbs_batch_norm(layer: Any) -> bool:
 
 
 def _has_batch_norm(layer):
-    """Returns True for a layer of `keras_aspp.layers` with batch norm.
+    """Returns True for a layer of blocks with batch norm and nothing else.
 
     Its argument `batch_norm` leaves batch norm out of a copy, and `shared`
     gives each rate of the copy a kernel; other layers stay as they are.
     """
     blocks = _blocks(layer)
+    known = {id(weight) for block in blocks for weight in block.weights}
+    if any(id(weight) not in known for weight in layer.weights):
+        return False
     if not blocks or layer.get_config().get("batch_norm") not in (
         True,
         "freeze",
@@ -146,6 +149,11 @@ def _has_batch_norm(layer):
         return False
     tied = any(block.is_tied for block in blocks)
     return not tied or getattr(layer, "shared", False)
+
+
+def _is_plain(copy):
+    """Returns True if the argument left batch norm out of all blocks."""
+    return all(block.norm is None for block in _blocks(copy))
 
 
 def _blocks(layer):

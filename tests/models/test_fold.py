@@ -130,8 +130,42 @@ class Tied(layers.ASPP):
         second.tie_kernels(first)
 
 
+@keras.saving.register_keras_serializable("test_fold")
+class Gated(Plain):
+    """A block beside a gate, with batch norm as its configuration says."""
+
+    def __init__(self, batch_norm=True, **kwargs):
+        super().__init__(**kwargs)
+        self.batch_norm = batch_norm
+        self.inner = layers.AtrousConv2D(4, batch_norm=batch_norm)
+        self.gate = keras.layers.Dense(4, activation="sigmoid")
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.gate.build(input_shape)
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) * self.gate(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "batch_norm": self.batch_norm}
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Stubborn(Plain):
+    """Has batch norm, whatever its configuration says."""
+
+    def __init__(self, batch_norm=True, **kwargs):
+        super().__init__(**kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "batch_norm": True}
+
+
 @pytest.mark.parametrize(
-    "layer, left", [(Plain(), 1), (Tied(4, (1, 2)), 5)], ids=["plain", "tied"]
+    "layer, left",
+    [(Plain(), 1), (Tied(4, (1, 2)), 5), (Gated(), 1), (Stubborn(), 1)],
+    ids=["plain", "tied", "gated", "stubborn"],
 )
 def test_a_layer_of_ones_own_that_cannot_be_folded_stays(layer, left):
     model = build(layer)
