@@ -55,6 +55,10 @@ def print_artefacts(manifest, output):
                 f"costs {points:.2f} points against their own sizes "
                 "(--export.image_size chooses another)"
             )
+    for entry in manifest["artefacts"]:
+        if in_float := entry.get("float_operators"):
+            counts = ", ".join(f"{n} {name}" for name, n in in_float.items())
+            print(f"In float within {entry['path']}: {counts}")
     slower = card.slower_than_float(manifest)
     if slower:
         print(f"Slower than float32 on this machine: {', '.join(slower)}")

@@ -146,7 +146,7 @@ def select(labels: dict[str, str], wanted: Sequence[str]) -> list[str]:
         own = [
             tensor
             for tensor, label in labels.items()
-            if label == name or label.startswith(f"{name}/")
+            if f"/{name}/" in f"/{label}/"
         ]
         if not own:
             raise InputError(

@@ -90,7 +90,7 @@ def export_model(
             multilabel model are `[H, W, K]`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (these are the default), `"tflite_dynamic_range"` (weights in 8
-            bits), `"tflite_int8"` (everything in 8 bits),
+            bits), `"tflite_int8"` (weights and activations in 8 bits),
             `"tflite_int16x8"` (activations in 16 bits, for NPUs),
             `"tflite_any_size"` (float32, resized by the interpreter) and
             `"tflite_logits"` (float32 scores, with the metadata that

@@ -10,6 +10,7 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export import onnx, verify
 from keras_aspp.export.formats import FILE_NAMES
+from keras_aspp.export.quantize import QUANTIZED
 from keras_aspp.inference import Predictor, serving
 from keras_aspp.litert import describe
 from keras_aspp.litert.float16 import (
@@ -17,6 +18,7 @@ from keras_aspp.litert.float16 import (
     NotSimulatedError,
     run_in_float16,
 )
+from keras_aspp.litert.graph import float_operators
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import is_installed
@@ -87,6 +89,8 @@ class Comparison:
         if not predictor.is_multilabel:
             entry["output"]["range"] = [0, self.reference.num_classes - 1]
         entry |= _operators(path, predictor)
+        if kind in QUANTIZED:
+            entry["float_operators"] = float_operators(path.read_bytes())
         size, images = predictor.image_size, self.images
         if size is not None:
             images = [resize_image(image, size) for image in images]

@@ -95,13 +95,12 @@ def convert(
                         )
                 content = _convert_one(folder, name)
                 if name in QUANTIZED:
-                    content = quantize(
+                    content = _quantized(
+                        model,
                         content,
                         name,
-                        *_calibration(model, calibration_images, image_size),
-                        _in_float(model, content, in_float)
-                        if name == "tflite_int8"
-                        else (),
+                        _calibration(model, calibration_images, image_size),
+                        in_float,
                     )
                 found[name] = content
     return found
@@ -150,13 +149,22 @@ def _calibration(model, images, image_size):
 
 def _layers(model):
     """Returns the names of the layers of a model, nested ones included."""
-    return {layer.name for layer in sublayers(model)}
+    return {layer.name for layer in sublayers(model, include_self=False)}
 
 
-def _in_float(model, content, wanted):
-    if not wanted:
-        return ()
-    return select(operator_labels(content, _layers(model)), wanted)
+def _quantized(model, content, name, calibration, in_float):
+    tensors: Sequence[str] = ()
+    if in_float and name == "tflite_int8":
+        labels = operator_labels(content, _layers(model))
+        tensors = select(labels, in_float)
+    try:
+        return quantize(content, name, *calibration, tensors)
+    except (ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"litert-quantizer cannot write {name} of this model; leave it out "
+            f"of the formats. Received: {message}"
+        ) from error
 
 
 def _convert_one(folder, name):

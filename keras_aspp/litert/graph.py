@@ -90,6 +90,23 @@ def operator_names(model: Any) -> list[str]:
     ]
 
 
+def float_operators(content: bytes) -> dict[str, int]:
+    """Counts the operators of a `.tflite` that compute floats.
+
+    Conversions of integers to floats are not among them.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content)
+    names = operator_names(model)
+    (graph,) = model.subgraphs
+    found = collections.Counter(
+        names[operator.opcodeIndex]
+        for operator in graph.operators
+        if graph.tensors[operator.outputs[0]].type == schema.TensorType.FLOAT32
+    )
+    del found["DEQUANTIZE"]
+    return dict(found)
+
+
 class Operator:
     """Name, tensors and fused activation of an operator."""
 

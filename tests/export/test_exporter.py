@@ -978,6 +978,22 @@ def test_formats_in_8_bits(model, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_layer_that_costs_much_stays_in_float(model, tmp_path):
+    images = pictures(3, (80, 70))
+    costs = ka.export.explain_int8(model, (64, 96), images)
+    assert any("classifier" in cost.name.split("/") for cost in costs)
+    manifest = export(
+        model,
+        tmp_path / "out",
+        formats=("tflite_int8",),
+        calibration_images=images,
+        int8_in_float=("classifier",),
+    )
+    entry = manifest["artefacts"][-1]
+    assert entry["float_operators"] == {"CONV_2D": 1}
+
+
+@pytest.mark.slow
 def test_8_bits_that_agree_too_little(model, tmp_path, monkeypatch):
     agreements = iter([1.0])  # of model.keras, the first
     monkeypatch.setattr(

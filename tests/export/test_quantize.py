@@ -15,7 +15,7 @@ from keras_aspp.export.quantize import (
     prepare,
     quantize,
 )
-from keras_aspp.litert.graph import operator_names
+from keras_aspp.litert.graph import float_operators, operator_names
 
 SIZE = (33, 49)
 
@@ -132,6 +132,15 @@ def test_an_operator_stays_in_float(content):
         if t["name"] == scores
     ]
     assert dtypes == [np.float32], names
+    assert float_operators(found) == {"CONV_2D": 1}
+    whole = quantize(content, "tflite_int8", pictures(), True)
+    assert float_operators(whole) == {}
+
+
+def test_a_layer_within_others_is_selected():
+    labels = {"a": "net/first/Conv", "b": "net/first_2/Conv", "c": "first/Add"}
+    assert select(labels, ["first"]) == ["a", "c"]
+    assert select(labels, ["first/Add"]) == ["c"]
 
 
 def test_unknown_operators_are_named(content):
