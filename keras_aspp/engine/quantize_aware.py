@@ -79,5 +79,5 @@ class QuantizeAwarePhase(keras.callbacks.Callback):
 
 def write_ranges(model, workdir):
     """Writes the ranges of a model that rounds to `ranges.json`."""
-    if model.is_quantized:
+    if getattr(model, "is_quantized", False):
         write_json(workdir / RANGES_FILE, model.ranges())

@@ -22,6 +22,7 @@ from keras_aspp.export.equalize import equalize
 from keras_aspp.litert.edit import add_constant, add_tensor, operator_code
 from keras_aspp.litert.graph import operator_names, packed, unpacked
 from keras_aspp.litert.values import run_with_values
+from keras_aspp.utils.exceptions import InputError
 
 _ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 _INPUT = qtyping.TFLOperationName.INPUT
@@ -90,7 +91,10 @@ def quantize_prepared(
     worker.add_static_config(".*", _ALL, _BITS[name], 8)
     unknown = {*in_float} - {*tensor_names(content).values()}
     if unknown:
-        raise ValueError(f"No operator computes {sorted(unknown)}.")
+        raise InputError(
+            "`in_float` must hold tensors that operators of the file compute. "
+            f"Received: {sorted(unknown)}"
+        )
     for tensor in in_float:
         scope = f"^{re.escape(tensor)};?$"
         worker.update_quantization_recipe(scope, _ALL, algorithm_key=_EXACT)

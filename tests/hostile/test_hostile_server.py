@@ -27,7 +27,7 @@ def server(tmp_path):
     (folder / "link.tflite").symlink_to(tmp_path / "secret.json")
     (folder / "loop.tflite").symlink_to("loop.tflite")
     (folder / "inside.tflite").symlink_to("manifest.json")
-    running = demo.make_server(folder, tmp_path / "modules", 0)
+    running = demo.make_server({"export": folder}, tmp_path / "modules", 0)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield running
     running.shutdown()
@@ -47,17 +47,17 @@ def answer(server, path, host="127.0.0.1"):
 
 
 def test_links_lead_nowhere_else(server):
-    assert ask(server, "/model/manifest.json") == 200
-    assert ask(server, "/model/inside.tflite") == 200
+    assert ask(server, "/model0/manifest.json") == 200
+    assert ask(server, "/model0/inside.tflite") == 200
     for path in (
-        "/model/link.tflite",
-        "/model/loop.tflite",
-        "/model/%00.tflite",
-        "/model/%ff%fe.tflite",
-        "/model/..%2fsecret.json",
-        "/model/%2e%2e/secret.json",
-        "/model//etc/passwd",
-        "/model/" + "a" * 5000 + ".tflite",
+        "/model0/link.tflite",
+        "/model0/loop.tflite",
+        "/model0/%00.tflite",
+        "/model0/%ff%fe.tflite",
+        "/model0/..%2fsecret.json",
+        "/model0/%2e%2e/secret.json",
+        "/model0//etc/passwd",
+        "/model0/" + "a" * 5000 + ".tflite",
     ):
         assert ask(server, path) == 404, path
 
@@ -68,7 +68,7 @@ def test_other_names_for_this_machine_get_nothing(server):
     assert ask(server, "/", f"localhost:{port}") == 200
     assert ask(server, "/", f"127.0.0.1:{port}") == 200
     assert ask(server, "/", f"example.org:{port}") == 404
-    assert ask(server, "/model/manifest.json", "example.org") == 404
+    assert ask(server, "/model0/manifest.json", "example.org") == 404
 
 
 def test_garbage_does_not_end_it(server):
@@ -134,11 +134,11 @@ def test_a_request_that_arrives_byte_by_byte_is_ended(server, monkeypatch):
 
 
 def test_an_export_adds_no_script_or_page_to_the_origin(server):
-    folder = server.RequestHandlerClass.keywords["roots"]["model"]
+    folder = server.RequestHandlerClass.keywords["roots"]["model0"]
     for name in ("a.html", "a.js", "a.css", "a.wasm", "a.json", "a.svg"):
         (folder / name).write_text("alert(1)")
-        assert ask(server, f"/model/{name}") == 404, name
-    for path in ("/model/model_float16.tflite", "/model/manifest.json"):
+        assert ask(server, f"/model0/{name}") == 404, name
+    for path in ("/model0/model_float16.tflite", "/model0/manifest.json"):
         given = answer(server, path)
         assert given.headers["Content-Disposition"] == "attachment"
         assert given.headers["X-Content-Type-Options"] == "nosniff"
@@ -150,16 +150,16 @@ def test_an_export_adds_no_script_or_page_to_the_origin(server):
 
 def test_the_manifest_lists_artefacts_that_exist(server):
     """The page asks for each of them, and each missing one would be a 404."""
-    manifest = json.loads(answer(server, "/model/manifest.json").read())
+    manifest = json.loads(answer(server, "/model0/manifest.json").read())
     paths = [entry["path"] for entry in manifest["artefacts"]]
     assert paths == ["model_float16.tflite"]
-    assert ask(server, f"/model/{paths[0]}") == 200
+    assert ask(server, f"/model0/{paths[0]}") == 200
 
 
 def test_an_unreadable_manifest_is_404(server):
-    folder = server.RequestHandlerClass.keywords["roots"]["model"]
+    folder = server.RequestHandlerClass.keywords["roots"]["model0"]
     (folder / "manifest.json").write_text('{"artefacts": 3}')
-    assert ask(server, "/model/manifest.json") == 404
+    assert ask(server, "/model0/manifest.json") == 404
 
 
 def test_a_folder_that_is_no_export(tmp_path, capsys):

@@ -141,7 +141,9 @@ def test_batch_norm_policies(name):
         (False, None),
         ("group", keras.layers.GroupNormalization),
     ):
-        layer = built(name, batch_norm=policy)
+        # Several channels for each group, unless the input is added.
+        wide = {} if "sum" in name else {"filters": 12}
+        layer = built(name, batch_norm=policy, **wide)
         kinds = {
             type(inner)
             for inner in layer._flatten_layers()
