@@ -37,13 +37,14 @@ def prepare_quantized(model, config, epochs, steps):
         return
     first = first_quantized_epoch(config, epochs)
     observed = max((epochs - first) * steps // 2, 1)
-    model.prepare_quantized(observed)
+    form = model.prepare_quantized(observed)
     _log.info(
-        "Quantization-aware from epoch %d of %d: %d activations and all "
-        "kernels round to 8 bits; ranges are observed for %d steps.",
+        "Quantization-aware from epoch %d of %d: %d activations and %s "
+        "round to 8 bits; ranges are observed for %d steps.",
         first + 1,
         epochs,
-        len(model.ranges()),
+        len(form.quantizers),
+        "the kernels of most layers" if form.in_float else "all kernels",
         observed,
     )
 

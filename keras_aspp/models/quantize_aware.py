@@ -8,20 +8,29 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
+import logging
 import types
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_aspp.layers import BilinearResize, DilatedReparamBlock, ImagePooling
+from keras_aspp.layers import (
+    BackgroundLogit,
+    BilinearResize,
+    ClassThresholds,
+    DilatedReparamBlock,
+    ImagePooling,
+    SkipFusion,
+    rewritable,
+)
 from keras_aspp.layers.fake_quantize import (
     ActivationQuantizer,
     fake_quantize_kernel,
     nudged_range,
 )
 from keras_aspp.layers.rewritable import Trim
-from keras_aspp.models.auxiliary import LOGITS
+from keras_aspp.models.auxiliary import _TRAINED, LOGITS
 from keras_aspp.models.fold import (
     FOLDED_KERNELS,
     absorbs_batch_norm,
@@ -35,6 +44,8 @@ from keras_aspp.utils.keras_graph import (
     sublayers,
 )
 from keras_aspp.utils.types import Tensor
+
+_log = logging.getLogger(__name__)
 
 _KERNEL_LAYERS = (
     keras.layers.Conv2D,
@@ -99,7 +110,13 @@ class QuantizeAware(keras.Model):
     nested models included. Kernels, with batch norm folded in, and activations
     are rounded where TFLite's int8 rounds; rounding has a straight-through
     gradient. The weights are shared with `model`: compile and fit this form
-    to fine-tune `model`, which stays what it is.
+    to fine-tune `model`, which stays what it is. Save `model`, not this form.
+
+    Exports equalize channels before they round, which this form does not: the
+    rounding of their kernels differs from the one that training sees.
+
+    Layers that cannot be rewritten run whole, without rounding inside; a log
+    line names them.
 
     Batch norm uses its moving statistics, which do not change: start from a
     trained model. Scale and offset are trained, unless they are frozen.
@@ -116,6 +133,9 @@ class QuantizeAware(keras.Model):
 
     Output shape:
         That of `model`.
+
+    Attributes:
+        in_float: list of the paths of layers that run whole and have weights.
 
     Raises:
         TypeError: `model` is not a functional Keras model.
@@ -151,12 +171,25 @@ class QuantizeAware(keras.Model):
         # Not tracked: Keras takes no symbolic tensors apart.
         self._plan = _Plan(model, bits, observe_steps)
         self.quantizers = list(self._plan.quantizers.values())
+        self.in_float = self._plan.in_float
+        if self.in_float and bits is not None:
+            _log.info(
+                "Layers whose weights are not rounded: %s",
+                ", ".join(self.in_float),
+            )
         if hasattr(model, "preprocess"):
             self.preprocess = model.preprocess
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self._plan(inputs, training)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: the trained model is `source`."""
+        raise InputError(
+            "QuantizeAware has no file of its own; save the model that it was "
+            f"made from. Received: {self.name}.save(...)"
+        )
 
     def ranges(self) -> dict[str, dict[str, float]]:
         """Returns the range of each activation, by the layer's path.
@@ -207,11 +240,12 @@ class _Plan:
 
     Attributes:
         quantizers: dict, path -> `ActivationQuantizer`.
+        in_float: list of paths, see `QuantizeAware`.
     """
 
     def __init__(self, model, bits, observe_steps):
         self.bits, self.observe_steps = bits, observe_steps
-        self.quantizers = {}
+        self.quantizers, self.in_float = {}, []
         self._calls = []
         # Symbolic tensors by id; an id is one tensor's while that is alive.
         self._inputs = keras.tree.map_structure(
@@ -221,7 +255,13 @@ class _Plan:
             model.input,
         )
         tracer = Tracer(
-            {ImagePooling: _pool_and_broadcast, _BroadcastLike: None}
+            {
+                ImagePooling: _pool_and_broadcast,
+                SkipFusion: _fuse_skip,
+                _BroadcastLike: None,
+                _Projection: None,
+            },
+            live=True,
         )
         with calls_forgotten(model):
             outputs = tracer.open(model, (self._inputs,), {}, "")
@@ -255,10 +295,11 @@ class _Plan:
             args, kwargs = keras.tree.map_structure(
                 actual, (step.arguments, dict(step.keywords))
             )
-            # Explicitly: a stateless call has no context to take it from.
-            kwargs.pop("training", None)
+            # Explicitly: a stateless call has no context to take it from. As
+            # in Keras, the phase of the call precedes that of the graph.
+            given = kwargs.pop("training", None)
             if _has_phases(run):
-                kwargs["training"] = training
+                kwargs["training"] = given if training is None else training
             outputs = keras.tree.flatten(run(*args, **kwargs))
             for symbol, y in zip(step.outputs, outputs, strict=True):
                 found[id(symbol)] = self._rounded(symbol, y, training, observes)
@@ -303,12 +344,17 @@ class _Plan:
             run = _identity
         elif isinstance(operation, keras.layers.BatchNormalization):
             run = functools.partial(operation, training=False)
+        elif _shifts(operation):
+            # Training learns without the shift, which its range would clip.
+            observes = None
+        elif _is_whole(step):
+            self.in_float.append(step.path)
+            if _has_batch_norm(operation):
+                run = functools.partial(operation, training=False)
+        if isinstance(operation, _Projection):
+            run = functools.partial(operation, bits=self.bits)
         if isinstance(operation, _KERNEL_LAYERS):
-            norm = graph.norm_of.get(id(step))
-            inside = None
-            if function not in ("linear", *_FUSED):
-                inside = self._quantizer(f"{step.path}/linear")
-            run = _Kernel(operation, step, norm, self.bits, inside)
+            run = self._kernel(graph, step, function)
         if function == "silu":
             gate = self._quantizer(f"{step.path}/sigmoid", _FIXED["sigmoid"])
             silu = _Silu(gate)
@@ -320,6 +366,15 @@ class _Plan:
                     step.path, _FIXED.get(function)
                 )
         self._calls.append((step, run, observes))
+
+    def _kernel(self, graph, step, function):
+        between = inside = None
+        if isinstance(step.operation, keras.layers.SeparableConv2D):
+            between = self._quantizer(f"{step.path}/depthwise")
+        if function not in ("linear", *_FUSED):
+            inside = self._quantizer(f"{step.path}/linear")
+        norm = graph.norm_of.get(id(step))
+        return _Kernel(step, norm, self.bits, between, inside)
 
 
 class _Graph:
@@ -393,13 +448,15 @@ class _Graph:
 class _Kernel:
     """Convolution or dense layer with a rounded kernel, batch norm folded in.
 
-    A linear copy of the layer computes with the rounded kernel; its own
-    weights are not used.
+    Linear copies of the layer, one for each of its kernels, compute with the
+    rounded kernels; their own weights are not used.
     """
 
-    def __init__(self, layer, step, norm, bits, inside):
-        self._layer, self._norm, self._bits = layer, norm, bits
-        self._inside, self._activation = inside, layer.activation
+    def __init__(self, step, norm, bits, between, inside):
+        layer = self._layer = step.operation
+        self._norm, self._bits = norm, bits
+        self._between, self._inside = between, inside
+        self._activation = layer.activation
         self._kernel = next(
             (
                 name
@@ -408,10 +465,13 @@ class _Kernel:
             ),
             "kernel",
         )
-        config = {**layer.get_config(), "use_bias": True, "activation": None}
-        self._linear = type(layer).from_config(config)
-        self._linear.trainable = True
-        self._linear.build(step.inputs[0].shape)
+        self._copies = {}  # name of the kernel -> linear copy
+        shape = step.inputs[0].shape
+        for name, copy in _linear_copies(layer).items():
+            copy.trainable = True
+            copy.build(shape)
+            shape = copy.compute_output_shape(shape)
+            self._copies[name] = copy
 
     def then(self, activation):
         """Replaces the activation; returns the kernel."""
@@ -419,6 +479,22 @@ class _Kernel:
         return self
 
     def __call__(self, x, training=None, **kwargs):
+        kernels, bias = self._values()
+        y = x
+        for name, copy in self._copies.items():
+            values = [kernels[name]]
+            if copy.use_bias:
+                zeros = ops.zeros(copy.bias.shape)
+                values.append(zeros if bias is None else bias)
+            y, _ = copy.stateless_call(values, [], y)
+            if not copy.use_bias and self._between is not None:
+                y = self._between(y, training=training)
+        if self._inside is not None:
+            y = self._inside(y, training=training)
+        return self._activation(y) if self._activation else y
+
+    def _values(self):
+        """Returns the kernels by name, and the bias or `None`."""
         layer = self._layer
         values = {w.name: ops.convert_to_tensor(w) for w in layer.weights}
         bias = values.pop("bias", None)
@@ -437,16 +513,42 @@ class _Kernel:
                 )
                 for name, value in values.items()
             }
-        weights = self._linear.trainable_variables
-        if bias is None:
-            bias = ops.zeros(weights[-1].shape)
-        values["bias"] = bias
-        y, _ = self._linear.stateless_call(
-            [values[w.name] for w in weights], [], x
+        return values, bias
+
+
+def _linear_copies(layer):
+    """Returns a layer without activation for each kernel, by its name."""
+    config = {**layer.get_config(), "use_bias": True, "activation": None}
+    if not isinstance(layer, keras.layers.SeparableConv2D):
+        return {"kernel": type(layer).from_config(config)}
+    arguments = {
+        name: config[name]
+        for name in (
+            "kernel_size",
+            "strides",
+            "padding",
+            "dilation_rate",
+            "depth_multiplier",
+            "data_format",
+            "pads",
+            "anchor",
+            "original",
         )
-        if self._inside is not None:
-            y = self._inside(y, training=training)
-        return self._activation(y) if self._activation else y
+        if name in config
+    }
+    ours = isinstance(layer, rewritable.SeparableConv2D)
+    depthwise = (rewritable if ours else keras.layers).DepthwiseConv2D
+    return {
+        "depthwise_kernel": depthwise(
+            **arguments, use_bias=False, dtype="float32"
+        ),
+        "pointwise_kernel": keras.layers.Conv2D(
+            layer.filters,
+            1,
+            data_format=layer.data_format,
+            dtype="float32",
+        ),
+    }
 
 
 def _axes(layer, name, kernel):
@@ -490,6 +592,83 @@ def _pool_and_broadcast(layer, inputs, training=None):
     return _BroadcastLike(dtype="float32")(layer.pool(inputs), inputs)
 
 
+class _Projection(keras.layers.Layer):
+    """Part of the 1x1 convolution of a `SkipFusion`, batch norm folded in.
+
+    Args:
+        fusion: `SkipFusion`.
+        channels: slice of the input channels of its kernel.
+        adds_bias: bool, for one of the parts.
+    """
+
+    def __init__(self, fusion, channels, adds_bias, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        # A function, because Keras would track the layer as part of this one.
+        self._fusion = lambda: fusion
+        self._channels, self._adds_bias = channels, adds_bias
+
+    def call(self, inputs, bits=None):
+        fusion = self._fusion()
+        kernel = ops.convert_to_tensor(fusion.conv.kernel)[:, :, self._channels]
+        bias = None
+        if fusion.conv.use_bias:
+            bias = ops.convert_to_tensor(fusion.conv.bias)
+        if _folds(fusion.norm):
+            scale, shift = scale_and_shift(fusion.norm, ops.convert_to_tensor)
+            kernel = kernel * scale
+            bias = shift if bias is None else bias * scale + shift
+        if bits is not None:
+            kernel = fake_quantize_kernel(kernel, (0, 1, 2), bits)
+        x = ops.conv(inputs, kernel, data_format="channels_last")
+        return x + bias if self._adds_bias and bias is not None else x
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self._fusion().filters)
+
+
+def _fuse_skip(layer, inputs, training=None):
+    coarse, fine = inputs
+    split = coarse.shape[-1]
+    x = _Projection(layer, slice(split), False, name="coarse")(coarse)
+    x = layer.resize(x, reference=fine)
+    x = x + _Projection(layer, slice(split, None), True, name="fine")(fine)
+    if layer.norm is not None and not _folds(layer.norm):
+        x = layer.norm(x, training=training)
+    return layer.activation(x)
+
+
+def _folds(norm):
+    return isinstance(norm, keras.layers.BatchNormalization)
+
+
+def _has_batch_norm(layer):
+    return any(
+        isinstance(part, keras.layers.BatchNormalization)
+        for part in sublayers(layer)
+    )
+
+
+def _is_whole(step):
+    """Returns True for a layer with weights that was not opened or rounded."""
+    layer = step.operation
+    if not isinstance(layer, keras.layers.Layer) or isinstance(
+        layer, (*_KERNEL_LAYERS, keras.layers.BatchNormalization)
+    ):
+        return False
+    foreign = step.opaque or not type(layer).__module__.startswith("keras.")
+    return any(foreign or "kernel" in weight.name for weight in layer.weights)
+
+
+def _shifts(operation):
+    """Returns True for logits that inference shifts and training does not."""
+    return (
+        isinstance(operation, BackgroundLogit) and operation.threshold != 0.5
+    ) or (
+        isinstance(operation, ClassThresholds)
+        and set(operation.thresholds) != {0.5}
+    )
+
+
 def _has_phases(run):
     """Returns True for a function or layer that takes `training`."""
     if isinstance(run, functools.partial):
@@ -507,6 +686,8 @@ def _is_float(tensor):
 
 
 def _carries(operation):
+    if isinstance(operation, (BackgroundLogit, ClassThresholds)):
+        return not _shifts(operation)
     return (
         isinstance(operation, (*_CARRIES, _BroadcastLike))
         or type(operation).__name__ in _CARRYING_OPS
@@ -552,9 +733,11 @@ def _function(operation):
         return names.get(operation.max_value, "") if plain else ""
     if isinstance(operation, keras.layers.Softmax):
         return "softmax"
-    function = getattr(operation, "activation", None)
-    if function is not None:
-        return getattr(function, "__name__", "")
+    # Layers that run whole compute more than the activation they name.
+    if isinstance(operation, (*_KERNEL_LAYERS, keras.layers.Activation)):
+        function = operation.activation
+        if function is not None:
+            return getattr(function, "__name__", "")
     if isinstance(operation, _KERNEL_LAYERS):
         return "linear"
     return type(operation).__name__.lower()
@@ -571,17 +754,23 @@ class QuantizedTraining:
     is_quantized: bool = False
     _quantized: types.SimpleNamespace | None = None
 
-    def prepare_quantized(self, observe_steps: int | None = None) -> None:
+    def prepare_quantized(
+        self, observe_steps: int | None = None
+    ) -> QuantizeAware:
         """Builds the quantized form, which `is_quantized = True` uses.
 
         Args:
             observe_steps: see `QuantizeAware`.
+
+        Returns:
+            The quantized form.
         """
         source = self._auxiliary.model if self._auxiliary else self
         # A namespace, so that Keras does not track the form.
         self._quantized = types.SimpleNamespace(
             form=QuantizeAware(source, observe_steps=observe_steps)
         )
+        return self._quantized.form
 
     def ranges(self) -> dict[str, dict[str, float]]:
         """Returns `QuantizeAware.ranges` of the quantized form."""
@@ -604,6 +793,7 @@ class QuantizedTraining:
         if not self.is_quantized:
             return super().call(inputs, training=training, mask=mask)
         outputs = self._quantized.form(inputs, training=training)
-        if isinstance(outputs, dict) and not training:
+        trains = training and _TRAINED.get() is self
+        if isinstance(outputs, dict) and not trains:
             return outputs[LOGITS]
         return outputs

@@ -7,6 +7,7 @@ only layers and operations are left that do one thing.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,11 @@ import keras
 
 from keras_aspp.layers import BilinearResize
 from keras_aspp.utils.deprecation import renamed_attribute
-from keras_aspp.utils.keras_graph import nodes_of, sublayers
+from keras_aspp.utils.keras_graph import (
+    is_functional,
+    nodes_of,
+    sublayers,
+)
 from keras_aspp.utils.types import Shape
 
 # Whatever else they are made of, what these do is known by their type.
@@ -81,6 +86,11 @@ class Tracer:
         calls: dict, type of a layer -> function of such a layer and of its
             inputs that is traced in place of its `call`, or `None` to leave
             such a layer closed.
+        live: bool. Leaves layers closed whose steps would not compute as the
+            layer does once its weights or the phase change: layers that
+            compute with their weights apart from any symbolic tensor, and
+            layers without parts that have a training phase. Defaults to
+            `False`.
 
     Attributes:
         steps: list of `Step` in the order of computation.
@@ -89,8 +99,10 @@ class Tracer:
     def __init__(
         self,
         calls: Mapping[type, Callable[..., Any] | None] | None = None,
+        live: bool = False,
     ) -> None:
         self.steps: list[Step] = []
+        self._live = live
         self._calls = calls or {}
         self._same = {}  # id of a composite's output -> that of its inside
         self._kept = []  # an id is one tensor's only while that is alive
@@ -124,7 +136,10 @@ class Tracer:
         made = [t for t in outputs if all(t is not i for i in inputs)]
         if made:
             # Function finds the calls between inputs and outputs.
-            for node in nodes_of(keras.Function(inputs, made)):
+            nodes = nodes_of(keras.Function(inputs, made))
+            if self._live and _holds_values(layer, nodes):
+                raise ValueError(f"{path} computes with its weights.")
+            for node in nodes:
                 if all(t is not i for t in node.output_tensors for i in inputs):
                     self._visit(node, path)
         return tuple(self._resolve(outputs))
@@ -138,7 +153,9 @@ class Tracer:
             self._alias(outputs, inputs)  # what Keras does to any input
             return
         opened = opaque = False
-        closed = self._calls.get(type(operation), False) is None
+        closed = self._calls.get(type(operation), False) is None or (
+            self._live and _is_one_with_phases(operation)
+        )
         if not closed and _is_composite(operation):
             count = len(self.steps)
             try:
@@ -204,3 +221,34 @@ def _is_composite(operation):
     has_parts = bool(sublayers(operation, include_self=False))
     foreign = not type(operation).__module__.startswith("keras.")
     return has_parts or foreign or isinstance(operation, keras.layers.Lambda)
+
+
+def _is_one_with_phases(operation):
+    """Returns True for a layer without parts whose call takes `training`."""
+    if not isinstance(operation, keras.layers.Layer) or sublayers(
+        operation, include_self=False
+    ):
+        return False
+    call = operation.call
+    if isinstance(operation, keras.layers.Lambda):
+        call = operation.function
+    return "training" in inspect.signature(call).parameters
+
+
+def _holds_values(layer, nodes):
+    """Returns True if calls contain values that may come from weights.
+
+    An operation without a symbolic tensor runs at once, so its result no
+    longer follows the weights. The constants of a functional model are its own.
+    """
+    if is_functional(layer) or not layer.weights:
+        return False
+    return any(
+        keras.ops.is_tensor(value)
+        and not isinstance(value, keras.Variable)
+        and keras.backend.is_float_dtype(value.dtype)
+        for node in nodes
+        for value in keras.tree.flatten(
+            (node.arguments.args, node.arguments.kwargs)
+        )
+    )

@@ -1,5 +1,7 @@
 """QuantizeAware: equal without rounding, int8's numbers with it."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ from helpers import (
 )
 from keras import ops
 
-from keras_aspp.layers import DilatedReparamBlock
+from keras_aspp.layers import DilatedReparamBlock, SkipFusion, rewritable
 from keras_aspp.losses import CrossEntropy
 from keras_aspp.metrics import ConfusionMatrix
-from keras_aspp.models import LRASPP, DeepLabV3, QuantizeAware
+from keras_aspp.models import LRASPP, DeepLabV3, DeepLabV3Plus, QuantizeAware
 
 SHAPE = (2, 33, 50, 3)
 
@@ -76,6 +78,202 @@ def test_without_rounding_it_equals_the_model(name):
     assert [id(w) for w in aware.weights] == [id(w) for w in model.weights]
 
 
+class Scaled(keras.layers.Layer):
+    """Computes with its weight before it meets the map."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(shape[-1],), name="factor")
+        self.activation = keras.activations.silu
+
+    def call(self, inputs):
+        return self.activation(inputs * keras.ops.exp(self.factor))
+
+
+def scaled():
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
+    return keras.Model(inputs, Scaled(name="scaled")(x))
+
+
+def light(**kwargs):
+    backbone = make_toy_backbone(padding=1, features=True)
+    return DeepLabV3Plus(3, backbone, decoder="light", dropout=0.0, **kwargs)
+
+
+def fusion():
+    inputs = keras.Input((None, None, 3))
+    coarse = keras.layers.AveragePooling2D(2, padding="same")(inputs)
+    layer = SkipFusion(4, scale=2, batch_norm=False, activation="silu")
+    return keras.Model(inputs, layer([coarse, inputs]))
+
+
+def ksac():
+    backbone = make_toy_backbone(padding=1, features=True)
+    return DeepLabV3(3, backbone, context="ksac", dropout=0.0)
+
+
+FOLLOWING = {
+    "light": light,
+    "light_group": lambda: light(batch_norm="group"),
+    "fusion_with_bias": fusion,
+    "ksac": ksac,
+    "lr_aspp": lr_aspp,
+    "scaled": scaled,
+    "user": user_model,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_it_follows_the_weights_of_the_model(name):
+    model, x = FOLLOWING[name](), sample(SHAPE)
+    aware = QuantizeAware(model, bits=None)
+    randomize(model, seed=7)
+    assert_close(
+        npy(aware(x, training=False)), npy(model(x, training=False)), 1e-4
+    )
+
+
+def test_the_parts_of_a_skip_fusion_round_and_train():
+    model, x = randomize(light()), sample(SHAPE)
+    aware = QuantizeAware(model)
+    assert aware.in_float == []
+    ends = [path.rsplit("/", 1)[-1] for path in aware.ranges()]
+    assert "coarse" in ends and "fine" in ends
+    before = {w.path: npy(w) for w in model.trainable_weights}
+    aware.compile(keras.optimizers.SGD(0.01), CrossEntropy())
+    aware.train_on_batch(x, (x[..., 0] > 0).astype("int32"))
+    assert all(
+        np.abs(npy(w) - before[w.path]).max() > 0
+        for w in model.trainable_weights
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"task": "binary", "num_classes": 1, "threshold": 0.3},
+        {"task": "multilabel", "num_classes": 3, "threshold": 0.3},
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_threshold_shifts_logits_at_inference_only(arguments, training):
+    backbone = make_toy_backbone(padding=1, features=True)
+    arguments = {**arguments, "gate_filters": 8, "dropout": 0.0}
+    model = randomize(
+        LRASPP(backbone=backbone, batch_norm="freeze", **arguments)
+    )
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    x = sample(SHAPE)
+    expected = npy(model(x, training=training))
+    assert np.abs(expected - npy(model(x, training=not training))).max() > 0.5
+    for bits, tolerance in ((None, 1e-4), (16, 1e-2)):
+        aware = QuantizeAware(model, bits=bits)
+        aware(x, training=True)
+        assert_close(npy(aware(x, training=training)), expected, tolerance)
+
+
+@pytest.mark.parametrize("training", [None, False, True])
+def test_a_phase_of_the_graph_acts_as_in_the_model(training):
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dropout(0.5)(inputs, training=True)
+    model = keras.Model(inputs, outputs)
+    x = np.ones((2, 8, 8, 3), "float32")
+    dropped = [
+        bool((npy(m(x, training=training)) == 0).any())
+        for m in (model, QuantizeAware(model, bits=None))
+    ]
+    assert dropped == [training is not False] * 2
+
+
+class Whole(keras.layers.Layer):
+    """Cannot be traced: it asks for values."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = keras.layers.Conv2D(4, 3, padding="same")
+        self.norm = keras.layers.BatchNormalization()
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.norm.build((*shape[:-1], 4))
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("symbolic")
+        return self.norm(self.conv(inputs))
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((*inputs.shape[:-1], 4), "float32")
+
+
+class WholeWithPhases(Whole):
+    def call(self, inputs, training=None):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("symbolic")
+        return self.norm(self.conv(inputs), training=training)
+
+    def compute_output_spec(self, inputs, training=None):
+        return super().compute_output_spec(inputs)
+
+
+@pytest.mark.parametrize("layer_type", [Whole, WholeWithPhases])
+def test_a_layer_that_runs_whole_is_named_and_keeps_statistics(
+    layer_type, caplog
+):
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, layer_type(name="whole")(inputs))
+    randomize(model)
+    with caplog.at_level(logging.INFO):
+        aware = QuantizeAware(model)
+    assert "Layers whose weights are not rounded: whole" in caplog.messages
+    statistics = [npy(w) for w in model.non_trainable_weights]
+    aware.compile(keras.optimizers.SGD(0.01), "mse")
+    aware.train_on_batch(sample(SHAPE), np.zeros((*SHAPE[:3], 4)))
+    for weight, before in zip(
+        model.non_trainable_weights, statistics, strict=True
+    ):
+        np.testing.assert_array_equal(npy(weight), before)
+
+
+def test_batch_norm_without_a_convolution_keeps_statistics():
+    inputs = keras.Input((None, None, 3))
+    norm = keras.layers.BatchNormalization()
+    model = randomize(keras.Model(inputs, norm(inputs)))
+    x = sample(SHAPE)
+    expected = npy(model(x, training=False))
+    aware = QuantizeAware(model, bits=None)
+    for _ in range(2):
+        assert_close(npy(aware(x, training=True)), expected)
+
+
+@pytest.mark.parametrize("layers", [keras.layers, rewritable])
+def test_a_separable_convolution_rounds_between_its_kernels(layers):
+    inputs = keras.Input((None, None, 3))
+    separable = layers.SeparableConv2D(
+        5, 3, strides=2, padding="same", depth_multiplier=2, name="separable"
+    )
+    x = keras.layers.BatchNormalization(name="norm")(separable(inputs))
+    model, x = randomize(keras.Model(inputs, x)), sample(SHAPE)
+    assert_close(npy(QuantizeAware(model, bits=None)(x)), npy(model(x)), 1e-4)
+    aware = QuantizeAware(model)
+    assert list(aware.ranges())[1:] == ["separable/depthwise", "norm"]
+    depthwise = layers.DepthwiseConv2D(
+        3, strides=2, padding="same", depth_multiplier=2, use_bias=False
+    )
+    depthwise(x)
+    depthwise.kernel.assign(separable.depthwise_kernel)
+    aware(x, training=True)
+    found = aware.ranges()["separable/depthwise"]
+    np.testing.assert_allclose(found["high"], npy(depthwise(x)).max(), rtol=0.1)
+
+
+def test_it_refuses_to_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="save the model that it was made"):
+        QuantizeAware(scaled()).save(tmp_path / "aware.keras")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_rounding_shrinks_with_bits(name):
     model, x = MODELS[name](), sample(SHAPE)
@@ -105,6 +303,7 @@ def test_ranges_are_where_int8_stores_activations():
         "multiply",
         "multiply",
         "add",
+        "inner/silu/depthwise",
         "inner/silu/linear",
         "inner/silu/sigmoid",
         "inner/concatenate",
@@ -179,6 +378,8 @@ def test_a_segmenter_trains_rounded_with_its_auxiliary_head():
     )
     logs = model.train_on_batch(x, y, return_dict=True)
     assert logs["auxiliary_loss"] > 0
+    # By hand it has its logits only.
+    assert model(x, training=True).shape == exact.shape
     rounded = npy(model(x, training=False))
     assert rounded.shape == exact.shape
     model.is_quantized = False
