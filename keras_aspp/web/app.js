@@ -15,9 +15,9 @@ const part = (id) => document.getElementById(id);
 const video = part('video');
 const panes = [];
 let models = [];
-// The image or video frame on the page, and a stem for downloads.
+// The image or video frame on the page: {bitmap, width, height, stem}, the last
+// for downloads.
 let frame = null;
-let stem = 'image';
 // Increases when the source changes; the loop of the former one then ends.
 let source = 0;
 let last = Promise.resolve();
@@ -65,26 +65,38 @@ function unpaintedOf({task, class_names: names, colormap}) {
   return named.length ? named : ids.filter((id) => colormap[id].every((v) => v === 0));
 }
 
-/** Reads the served folders: a flat list of files that return labels. */
-async function readModels() {
-  const folders = await readJson('models.json');
-  const read = await Promise.all(folders.map(async ({folder, given}) => {
-    const manifest = await readJson(`${folder}/manifest.json`);
-    const found = FORMATS.flatMap((format) => manifest.artefacts.filter(
-        (entry) => entry.format === format && entry.input.dtype === 'uint8'));
-    const style = {
-      overlapping: manifest.task === 'multilabel',
-      colormap: manifest.colormap,
-      unpainted: unpaintedOf(manifest),
-    };
-    return found.map((entry) => ({
-      url: `${folder}/${entry.path}`,
-      given, manifest, entry, style,
-      height: entry.input.shape[1],
-      width: entry.input.shape[2],
-    }));
+/** Reads a served folder: its files that the page lists. */
+async function readFolder({folder, given}) {
+  const manifest = await readJson(`${folder}/manifest.json`);
+  const {class_names: names, colormap, artefacts} = manifest;
+  if (![names, colormap, artefacts].every(Array.isArray) || colormap.length < names.length) {
+    throw new Error('manifest.json lacks artefacts, classes or their colors.');
+  }
+  const found = FORMATS.flatMap((format) => artefacts.filter(
+      (entry) => entry.format === format && entry.input.dtype === 'uint8'));
+  const style = {
+    overlapping: manifest.task === 'multilabel',
+    colormap,
+    unpainted: unpaintedOf(manifest),
+  };
+  return found.map((entry) => ({
+    url: `${folder}/${entry.path}`,
+    given, manifest, entry, style,
+    height: entry.input.shape[1],
+    width: entry.input.shape[2],
   }));
-  return read.flat();
+}
+
+/** Reads `models`, and returns a message for each folder that cannot be read. */
+async function readModels() {
+  const problems = [];
+  const read = (await readJson('models.json')).map((one) => readFolder(one).catch((error) => {
+    console.error(error);
+    problems.push(`${one.given} is left out: ${error.message}`);
+    return [];
+  }));
+  models = (await Promise.all(read)).flat();
+  return problems;
 }
 
 /** Returns the name of a model; equal names are followed by their folders. */
@@ -124,6 +136,10 @@ class Pane {
     this.root = part('pane').content.cloneNode(true).firstElementChild;
     this.part = (name) => this.root.querySelector(`.${name}`);
     this.pending = new Map();
+    this.model = models[index];
+    // True while the worker has loaded `model`.
+    this.ready = false;
+    // Of `model`, with the `image` ({width, height, stem}) that it belongs to.
     this.result = null;
     const select = this.part('artefact');
     models.forEach((model, i) => {
@@ -135,26 +151,27 @@ class Pane {
       await this.load();
       await segmentFrame();
     })));
-    this.part('remove').addEventListener('click', guarded(() => inTurn(() => this.remove())));
+    this.part('remove').addEventListener('click', () => this.remove());
     this.part('save-mask').addEventListener('click', guarded(() => this.saveMask()));
     this.part('save-overlay').addEventListener('click', guarded(() => this.saveOverlay()));
     this.worker = new Worker('worker.js');
     this.worker.onmessage = ({data}) => {
-      const {resolve, reject} = this.pending.get(data.id);
+      const asked = this.pending.get(data.id);
       this.pending.delete(data.id);
-      data.error ? reject(new Error(data.error)) : resolve(data);
+      data.error ? asked?.reject(new Error(data.error)) : asked?.resolve(data);
     };
-    this.worker.onerror = (event) => {
-      this.pending.forEach(({reject}) => reject(new Error(event.message || 'The worker failed.')));
-      this.pending.clear();
-    };
+    this.worker.onerror = (event) => this.rejectAll(event.message || 'The worker failed.');
   }
 
-  get model() {
-    return models[this.part('artefact').value];
+  rejectAll(message) {
+    this.pending.forEach(({reject}) => reject(new Error(message)));
+    this.pending.clear();
   }
 
   ask(request, moved = []) {
+    if (!panes.includes(this)) {
+      throw new Error('The model was removed.');
+    }
     const id = crypto.randomUUID();
     return new Promise((resolve, reject) => {
       this.pending.set(id, {resolve, reject});
@@ -162,43 +179,71 @@ class Pane {
     });
   }
 
-  /** Loads the selected file. */
-  async load() {
+  /** Forgets the result, so that it cannot be saved. */
+  clear() {
     this.result = null;
     this.part('result').hidden = true;
-    this.part('runs-on').textContent = 'Loading…';
-    label();
+    this.part('agreement').hidden = true;
+  }
+
+  showState(text, error = false) {
+    const state = this.part('runs-on');
+    state.textContent = text;
+    state.classList.toggle('error', error);
+    error ? state.setAttribute('role', 'alert') : state.removeAttribute('role');
+  }
+
+  /** Awaits `work`; an error is shown in this pane and leaves the others alone. */
+  async attempt(work, failure) {
     try {
+      await work();
+    } catch (error) {
+      console.error(error);
+      this.clear();
+      this.showState(`${failure} ${error.message || error}`, true);
+    }
+  }
+
+  /** Loads the selected file. */
+  async load() {
+    this.clear();
+    this.ready = false;
+    this.model = models[this.part('artefact').value];
+    this.showState('Loading…');
+    label();
+    await this.attempt(async () => {
       // Workers resolve addresses against their script, which lies here too.
       const {runsOn} = await this.ask({
         task: 'load', url: this.model.url, accelerator: part('accelerator').value});
-      this.part('runs-on').textContent = `Runs on: ${runsOn}`;
-    } catch (error) {
-      this.part('runs-on').textContent = 'Not loaded.';
-      throw error;
-    }
+      this.ready = true;
+      this.showState(`Runs on: ${runsOn}`);
+    }, 'Not loaded.');
   }
 
   /** Segments the current frame and shows the result. */
   async segment() {
-    const {width, height, style} = this.model;
-    const bitmap = await createImageBitmap(frame);
-    this.result = await this.ask({task: 'segment', bitmap, width, height, style}, [bitmap]);
-    this.show();
+    await this.attempt(async () => {
+      const {width, height, style} = this.model;
+      const {bitmap: shown, ...image} = frame;
+      const bitmap = await createImageBitmap(shown);
+      const answer = await this.ask({task: 'segment', bitmap, width, height, style}, [bitmap]);
+      this.result = {...answer, image};
+      this.show();
+    }, 'Not segmented.');
   }
 
   show() {
     const {width, height, manifest, style} = this.model;
-    const {rgba, counts, ms, runsOn} = this.result;
-    const scale = Math.min(1, LONGEST_PX / Math.max(frame.width, frame.height));
+    const {rgba, counts, ms, runsOn, image} = this.result;
+    const scale = Math.min(1, LONGEST_PX / Math.max(image.width, image.height));
     const view = this.part('view');
-    view.width = Math.round(frame.width * scale);
-    view.height = Math.round(frame.height * scale);
-    view.getContext('2d').drawImage(frame, 0, 0, view.width, view.height);
+    view.width = Math.round(image.width * scale);
+    view.height = Math.round(image.height * scale);
+    view.getContext('2d').drawImage(frame.bitmap, 0, 0, view.width, view.height);
     const overlay = this.part('overlay');
     [overlay.width, overlay.height] = [width, height];
     overlay.getContext('2d').putImageData(new ImageData(rgba, width, height), 0, 0);
-    this.part('runs-on').textContent = `Runs on: ${runsOn}`;
+    this.showState(`Runs on: ${runsOn}`);
     this.part('time').textContent = `${ms.toFixed(0)} ms at ${width}x${height}`;
     const shares = counts.map(([id, count]) => [id, `${(100 * count / width / height).toFixed(1)} %`]);
     this.part('legend').replaceChildren(...shares.map(([id, share]) => {
@@ -212,7 +257,7 @@ class Pane {
       row.append(swatch, manifest.class_names[id], number);
       return row;
     }));
-    view.setAttribute('aria-label', `${stem}: ` +
+    view.setAttribute('aria-label', `${image.stem}: ` +
         shares.map(([id, share]) => `${manifest.class_names[id]} ${share}`).join(', '));
     this.part('result').hidden = false;
   }
@@ -235,24 +280,26 @@ class Pane {
     }
   }
 
-  /** Downloads class ids at the frame's size; one PNG per overlapping mask. */
+  /** Downloads class ids at the image's size; one PNG per overlapping mask. */
   async saveMask() {
     const {style, manifest} = this.model;
-    const labels = resizeLabels(this.result.labels, this.model, frame);
+    const {width, height, stem} = this.result.image;
+    const labels = resizeLabels(this.result.labels, this.model, {width, height});
     if (!style.overlapping) {
-      download(await encodeGray(labels, frame.width, frame.height), `${stem}_labels.png`);
+      download(await encodeGray(labels, width, height), `${stem}_labels.png`);
       return;
     }
     const count = manifest.class_names.length;
     for (const [id, name] of manifest.class_names.entries()) {
       const mask = labels.filter((_, i) => i % count === id).map((v) => 255 * v);
-      download(await encodeGray(mask, frame.width, frame.height),
+      download(await encodeGray(mask, width, height),
           `${stem}_${name.replace(/\W+/g, '_')}.png`);
     }
   }
 
   /** Downloads the image and the overlay as drawn. */
   async saveOverlay() {
+    const {stem} = this.result.image;
     const view = this.part('view');
     const canvas = new OffscreenCanvas(view.width, view.height);
     const context = canvas.getContext('2d');
@@ -263,12 +310,15 @@ class Pane {
     download(await canvas.convertToBlob(), `${stem}_overlay.png`);
   }
 
+  /** Removes the pane at once, also while its model loads or runs. */
   remove() {
-    this.worker.terminate();
-    this.root.remove();
     panes.splice(panes.indexOf(this), 1);
+    this.ready = false;
+    this.worker.terminate();
+    this.rejectAll('The model was removed.');
+    this.root.remove();
     arrange();
-    panes.forEach((pane) => pane.showAgreement());
+    compareResults();
   }
 }
 
@@ -300,6 +350,13 @@ async function addPane() {
   await pane.load();
 }
 
+function compareResults() {
+  panes.forEach((pane) => pane.showAgreement());
+  // For tests, and for whoever opens the console. Null where a model failed.
+  window.segmentations = panes.map(({model, result}) => (
+    result && {labels: result.labels, width: model.width, height: model.height}));
+}
+
 /** Segments the current frame with one model after the other. */
 async function segmentFrame() {
   if (!frame) {
@@ -307,56 +364,116 @@ async function segmentFrame() {
   }
   part('empty').hidden = true;
   // One at a time, or their times would depend on each other.
-  for (const pane of panes) {
-    await pane.segment();
+  for (const pane of [...panes]) {
+    if (pane.ready) {
+      await pane.segment();
+    }
   }
-  panes.forEach((pane) => pane.showAgreement());
-  // For tests, and for whoever opens the console.
-  window.segmentations = panes.map(({model, result}) => (
-    {labels: result.labels, width: model.width, height: model.height}));
+  compareResults();
 }
 
-async function showFrame(bitmap) {
-  frame?.close();
-  frame = bitmap;
+async function showFrame(bitmap, stem) {
+  frame?.bitmap.close();
+  frame = {bitmap, width: bitmap.width, height: bitmap.height, stem};
   await segmentFrame();
+}
+
+function endTracks(stream) {
+  stream?.getTracks().forEach((track) => track.stop());
 }
 
 /** Ends the camera or the video. */
 function stop() {
   source += 1;
   video.pause();
-  video.srcObject?.getTracks().forEach((track) => track.stop());
+  endTracks(video.srcObject);
   video.srcObject = null;
   if (video.src) {
     URL.revokeObjectURL(video.src);
     video.removeAttribute('src');
+    // Otherwise the former video stays loaded, and its errors still arrive.
+    video.load();
   }
   part('stop').hidden = true;
   part('camera').hidden = false;
 }
 
-/** Segments frames of the video element until it ends or is stopped. */
-async function play() {
+/**
+ * Ends the former source and opens a new one.
+ *
+ * @param {function(function(): boolean)} work is given a function that returns
+ *     false once another source was opened. Its errors then no longer matter.
+ */
+async function openSource(work) {
+  stop();
   const own = source;
+  const current = () => own === source;
+  try {
+    await work(current);
+  } catch (error) {
+    if (!current()) {
+      console.warn(error);
+      return;
+    }
+    stop();
+    throw error;
+  }
+}
+
+/** Segments frames of the video element until it ends or is stopped. */
+async function play(stem, current) {
   part('camera').hidden = true;
   part('stop').hidden = false;
-  try {
-    await video.play();
-    while (own === source && !video.ended) {
-      // At time 0 there may be no frame yet, although `readyState` has data.
-      if (video.currentTime > 0) {
-        const bitmap = await createImageBitmap(video);
-        await inTurn(() => own === source ? showFrame(bitmap) : bitmap.close());
+  await video.play();
+  while (current() && !video.ended) {
+    if (video.error) {
+      throw new Error(`This browser cannot play the rest of ${stem}.`);
+    }
+    // At time 0 there may be no frame yet, although `readyState` has data.
+    if (video.currentTime > 0) {
+      const bitmap = await createImageBitmap(video);
+      await inTurn(() => current() ? showFrame(bitmap, stem) : bitmap.close());
+      if (current()) {
         say('Playing. Frames that come while the model runs are skipped.');
       }
-      await new Promise(requestAnimationFrame);
     }
-  } finally {
-    if (own === source) {
-      stop();
-      say('');
+    await new Promise(requestAnimationFrame);
+  }
+  if (current()) {
+    stop();
+    say('');
+  }
+}
+
+async function openVideo(file, stem, current) {
+  video.src = URL.createObjectURL(file);
+  await new Promise((resolve, reject) => {
+    video.onloadeddata = resolve;
+    video.onerror = () => reject(new Error(`This browser cannot play ${file.name}.`));
+  });
+  if (current()) {
+    await play(stem, current);
+  }
+}
+
+async function openImage(file, stem, current) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error(`This browser cannot read ${file.name} as an image.`);
+  }
+  const {width, height} = bitmap;
+  await inTurn(async () => {
+    if (!current()) {
+      bitmap.close();
+      return;
     }
+    panes.forEach((pane) => pane.clear());
+    await showFrame(bitmap, stem);
+  });
+  if (current()) {
+    say(`${file.name}, ${width}x${height}`);
   }
 }
 
@@ -364,61 +481,48 @@ async function openFile(file) {
   if (!file) {
     return;
   }
-  stop();
   say('Working…');
-  const own = source;
-  const name = file.name;
-  if (file.type.startsWith('video/')) {
-    video.src = URL.createObjectURL(file);
-    await new Promise((resolve, reject) => {
-      video.onloadeddata = resolve;
-      video.onerror = () => reject(new Error(`This browser cannot play ${name}.`));
-    });
-    stem = name.replace(/\.[^.]*$/, '');
-    await play();
-    return;
-  }
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    throw new Error(`This browser cannot read ${name} as an image.`);
-  }
-  stem = name.replace(/\.[^.]*$/, '');
-  await inTurn(() => showFrame(bitmap));
-  if (own === source) {
-    say(`${name}, ${bitmap.width}x${bitmap.height}`);
-  }
+  const stem = file.name.replace(/\.[^.]*$/, '');
+  const openAs = file.type.startsWith('video/') ? openVideo : openImage;
+  await openSource((current) => openAs(file, stem, current));
 }
 
 async function openCamera() {
   if (!navigator.mediaDevices) {
     throw new Error('This browser offers a camera to https:// and localhost only.');
   }
-  stop();
-  part('camera').disabled = true;
-  try {
-    video.srcObject = await navigator.mediaDevices.getUserMedia(
-        {video: {facingMode: 'environment'}});
-  } finally {
-    part('camera').disabled = false;
-  }
-  stem = 'camera';
-  await play();
+  await openSource(async (current) => {
+    part('camera').disabled = true;
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
+    } finally {
+      part('camera').disabled = false;
+    }
+    if (!current()) {
+      endTracks(stream);
+      return;
+    }
+    video.srcObject = stream;
+    await play('camera', current);
+  });
 }
 
 async function start() {
-  models = await readModels();
+  const problems = await readModels();
   if (!models.length) {
-    throw new Error('No served model has a .tflite file that returns labels.');
+    throw new Error(['No served folder has a .tflite file that this page lists: int8, ' +
+        'float16, float32 or dynamic range, with uint8 input.', ...problems].join(' '));
   }
   const names = [...new Set(models.map(nameOf))];
   document.title = part('name').textContent = names.join(', ');
+  // Shows its own error if the file does not load.
   await inTurn(addPane);
-  for (const id of ['file', 'camera', 'compare', 'accelerator']) {
+  for (const id of ['file', 'camera', 'accelerator']) {
     part(id).disabled = false;
   }
-  say('Open an image or a video, or start the camera.');
+  say([...problems, 'Open an image or a video, or start the camera.'].join(' '),
+      problems.length > 0);
 }
 
 function setOpacity() {

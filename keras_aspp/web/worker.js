@@ -111,16 +111,22 @@ function readPixels(bitmap, width, height) {
 
 /** Computes labels; `dtype` is that of the output that holds them. */
 async function run(model, pixels, width, height, dtype) {
-  const begun = performance.now();
-  const input = new runtime.Tensor(pixels, [1, height, width, 3]);
-  const outputs = await model.run([input]);
   // Confidence and probabilities, which an export may add, are floats.
   const at = model.getOutputDetails().findIndex((one) => one.dtype === dtype);
-  const labels = (await outputs[Math.max(at, 0)].data()).slice();
-  const ms = performance.now() - begun;
-  input.delete();
-  outputs.forEach((output) => output.delete());
-  return {labels, ms};
+  if (at < 0) {
+    throw new Error(`The model has no output of ${dtype} labels.`);
+  }
+  const begun = performance.now();
+  const input = new runtime.Tensor(pixels, [1, height, width, 3]);
+  let outputs = [];
+  try {
+    outputs = await model.run([input]);
+    const labels = (await outputs[at].data()).slice();
+    return {labels, ms: performance.now() - begun};
+  } finally {
+    input.delete();
+    outputs.forEach((output) => output.delete());
+  }
 }
 
 /** Runs both on the first image, and keeps WebGPU only if they agree. */
@@ -186,6 +192,9 @@ function paint(labels, pixels, {overlapping, colormap, unpainted}) {
 async function segment({bitmap, width, height, style}) {
   const pixels = readPixels(bitmap, width, height);
   bitmap.close();
+  if (!wasm && !gpu) {
+    throw new Error('No model is loaded.');
+  }
   const given = [pixels, width, height, style.overlapping ? 'uint8' : 'int32'];
   const {labels, ms} = await (compared ? run(gpu ?? wasm, ...given) : compare(...given));
   return {labels, ms, runsOn, ...paint(labels, width * height, style)};

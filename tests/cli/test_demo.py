@@ -328,6 +328,133 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
 
 
 @pytest.mark.slow
+def test_a_download_belongs_to_the_image_of_its_name(
+    tiny_export, tmp_path, serve, browser
+):
+    generator = np.random.default_rng(3)
+    for name in "ab":
+        pixels = generator.integers(0, 256, (64, 96, 3), "uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page = browser.new_page()
+    # `hold()` delays the labels of all models until `release()`.
+    page.add_init_script(
+        """
+        window.hold = () => {
+          window.held = new Promise((resolve) => { window.release = resolve; });
+        };
+        const post = Worker.prototype.postMessage;
+        Worker.prototype.postMessage = async function (...given) {
+          await window.held;
+          post.apply(this, given);
+        };
+        """
+    )
+    opened(page, serve(demo.modules(), tiny_export))
+    first = np.reshape(segmented(page, tmp_path / "a.png"), (64, 96))
+
+    def check_saved(name, labels):
+        found, mask = saved(page, ".save-mask", tmp_path / "mask.png")
+        assert found == f"{name}_labels.png"
+        np.testing.assert_array_equal(np.array(mask), labels)
+        found, _ = saved(page, ".save-overlay", tmp_path / "overlay.png")
+        assert found == f"{name}_overlay.png"
+
+    # A file that cannot be read leaves the result as it is.
+    page.set_input_files("#file", tmp_path / "broken.png")
+    page.wait_for_selector("#status.error")
+    check_saved("a", first)
+    # While the second image is segmented, nothing can be saved.
+    page.evaluate("() => hold()")
+    page.set_input_files("#file", tmp_path / "b.png")
+    page.wait_for_selector(".save-mask", state="hidden")
+    assert page.locator(".save-overlay").is_hidden()
+    page.evaluate("() => release()")
+    page.wait_for_selector("#status:has-text('b.png, ')")
+    second = page.evaluate("() => Array.from(segmentations[0].labels)")
+    second = np.reshape(second, (64, 96))
+    assert (first != second).any()
+    check_saved("b", second)
+    # Of two images that are opened at once, the last one stays.
+    page.evaluate("() => hold()")
+    page.set_input_files("#file", tmp_path / "b.png")
+    page.wait_for_selector(".save-mask", state="hidden")
+    page.set_input_files("#file", tmp_path / "a.png")
+    page.evaluate("() => release()")
+    page.wait_for_selector("#status:has-text('a.png, ')")
+    check_saved("a", first)
+
+
+@pytest.mark.slow
+def test_models_that_do_not_load_leave_the_page_usable(
+    tiny_export, tmp_path, serve, browser
+):
+    broken, incomplete, good = (
+        tmp_path / name for name in ("broken", "incomplete", "good")
+    )
+    for folder in (broken, incomplete, good):
+        shutil.copytree(
+            tiny_export,
+            folder,
+            ignore=lambda _, names: (
+                set(names) - {"manifest.json", "model_float32.tflite"}
+            ),
+        )
+    (broken / "model_float32.tflite").write_bytes(b"no model" * 100)
+    manifest = json.loads((incomplete / "manifest.json").read_text())
+    del manifest["colormap"]
+    (incomplete / "manifest.json").write_text(json.dumps(manifest))
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    expected = ka.Predictor(tiny_export / "model_float32.tflite").predict(
+        pixels
+    )
+    port = serve(demo.modules(), broken, incomplete, good)
+    page = browser.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    opened(page, port)
+    page.wait_for_selector("#file:enabled", state="attached")
+    assert f"{incomplete} is left out: manifest" in page.inner_text("#status")
+    first, second = (page.locator(".pane").nth(i) for i in range(2))
+    first.locator(".runs-on:has-text('Not loaded. ')").wait_for()
+    page.click("#compare")
+    second.locator(".runs-on:has-text('Runs on: ')").wait_for()
+
+    def check_only_the_second():
+        page.set_input_files("#file", tmp_path / "picture.png")
+        page.wait_for_selector("#status:has-text('picture.png, ')")
+        found = page.evaluate(
+            "() => segmentations.map((one) => one && Array.from(one.labels))"
+        )
+        assert found[0] is None
+        np.testing.assert_array_equal(np.reshape(found[1], (64, 96)), expected)
+        assert first.locator(".result").is_hidden()
+        assert second.locator(".agreement").is_hidden()
+        reason = first.locator(".runs-on").inner_text()
+        assert reason.startswith("Not loaded. ")
+
+    check_only_the_second()
+    page.select_option("#accelerator", "wasm")
+    second.locator(".runs-on:has-text('WASM is selected')").wait_for()
+    check_only_the_second()
+    # The first pane recovers with another file.
+    first.locator("select").select_option(index=1)
+    second.locator(".agreement:visible").wait_for()
+    said = second.locator(".agreement").inner_text()
+    assert said.startswith("100.0 % of labels")
+    # Removal does not wait for a worker that never answers.
+    page.evaluate("() => { Worker.prototype.postMessage = () => {}; }")
+    second.locator("select").select_option(index=1)
+    second.locator(".runs-on:has-text('Loading')").wait_for()
+    second.locator(".remove").click()
+    second.wait_for(state="detached")
+    page.wait_for_function("() => segmentations.length === 1")
+    assert first.locator(".remove").is_hidden()
+    assert wrong == []
+
+
+@pytest.mark.slow
 def test_the_page_plays_a_camera_and_a_video(
     tiny_export, tmp_path, serve, browser
 ):
@@ -376,6 +503,30 @@ def test_the_page_plays_a_camera_and_a_video(
     )
     page.wait_for_selector("#status.error")
     assert "cannot play bad.webm" in page.inner_text("#status")
+    # A camera that starts after another file was opened is switched off.
+    page.evaluate(
+        """() => {
+          const devices = navigator.mediaDevices;
+          const begin = devices.getUserMedia.bind(devices);
+          const wait = new Promise((resolve) => { window.release = resolve; });
+          devices.getUserMedia = async (wanted) => {
+            window.stream = await begin(wanted);
+            await wait;
+            return window.stream;
+          };
+        }"""
+    )
+    page.click("#camera")
+    page.wait_for_function("() => window.stream")
+    Image.new("RGB", (96, 64)).save(tmp_path / "picture.png")
+    segmented(page, tmp_path / "picture.png")
+    page.evaluate("() => release()")
+    page.wait_for_selector("#camera:enabled")
+    page.wait_for_function(
+        "() => stream.getTracks().every((one) => one.readyState === 'ended')"
+    )
+    assert page.inner_text("#status") == "picture.png, 96x64"
+    assert page.locator("#stop").is_hidden()
 
 
 @pytest.mark.slow
