@@ -1,5 +1,6 @@
 """Command `keras-aspp evaluate`."""
 
+import math
 from pathlib import Path
 
 from keras_aspp.cli.main import Parser, add_beam, beam_options
@@ -239,10 +240,15 @@ def print_runtime(predictor, model, image=None):
         share = agreement(predictor, reference, image)
         if share is not None:
             line += (
-                f"; on the first image {share:.2%} of the labels are those of "
-                f"{reference.runtime} (float32)"
+                f"; on the first image {_percent(share)} of the labels are "
+                f"those of {reference.runtime} (float32)"
             )
     print(line)
+
+
+def _percent(share):
+    """Returns a share as text; only a whole one is 100 %."""
+    return f"{math.floor(1e4 * share) / 100:.2f}%"
 
 
 def _check_beam(parser, flags):

@@ -8,6 +8,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.layers.background_logit import check_threshold
 from keras_aspp.layers.class_thresholds import check_thresholds
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.hub import fetch, is_address
 from keras_aspp.utils.text import read_manifest
@@ -50,7 +51,10 @@ _FASTEST = (
 
 
 def resolve(
-    path: PathLike, keras_only: bool = False, runtime: str | None = None
+    path: PathLike,
+    keras_only: bool = False,
+    runtime: str | None = None,
+    precision: str = "float32",
 ) -> Path:
     """Returns the model file or SavedModel folder of a path.
 
@@ -65,7 +69,9 @@ def resolve(
             which is downloaded once.
         keras_only: bool. Of a folder, its `model.keras`: for what reads layers.
         runtime: of `RUNTIMES`. Of a folder, the most exact file that it reads,
-            or for `"auto"` the fastest of those that compute in float.
+            or for `"auto"` the fastest of those that compute in float and
+            for which all is installed.
+        precision: that of `Predictor`, which `"auto"` needs to know.
 
     Returns:
         `pathlib.Path`.
@@ -75,7 +81,7 @@ def resolve(
         ValueError: no such runtime, or it reads no file of the path.
         OSError: the Hub is needed and cannot be reached, or refuses access.
     """
-    names = _candidates(runtime)
+    names = _candidates(runtime, precision)
     if is_address(path):
         files = [name for name in names if name != _SAVED_MODEL]
         path = fetch(path) if keras_only else fetch(path, files)
@@ -88,7 +94,8 @@ def resolve(
     elif path.suffix not in (".keras", ".tflite", ".onnx"):
         found = None
     if found is not None and (found.is_file() or _is_saved_model(found)):
-        if runtime not in (None, "auto") and found.suffix not in READS[runtime]:
+        named = runtime not in (None, "auto")
+        if named and suffix_of(found) not in READS[runtime]:
             raise _cannot_read(runtime, found)
         return found
     if runtime is not None and path.is_dir():
@@ -103,17 +110,33 @@ def resolve(
     )
 
 
-def _candidates(runtime):
+def suffix_of(path: Path) -> str:
+    """Returns the suffix of a model file, `""` of a SavedModel's folder."""
+    return "" if path.is_dir() else path.suffix
+
+
+def _candidates(runtime, precision):
     """Returns the names of a folder's models, those to take first."""
     if runtime is None:
         return _CANDIDATES
     if runtime == "auto":
-        return _FASTEST
+        return _fastest(precision)
     if runtime not in READS:
         raise InputError(
             f"`runtime` must be one of {RUNTIMES}. Received: {runtime!r}"
         )
     return [n for n in _CANDIDATES if Path(n).suffix in READS[runtime]]
+
+
+def _fastest(precision):
+    """Returns the names of models for `"auto"`, of what is installed."""
+    names = list(_FASTEST)
+    if not (is_installed("onnx") and is_installed("onnxruntime")):
+        names.remove("model.onnx")
+    if precision != "float32":
+        reads = READS["openvino"] if is_installed("openvino") else ()
+        names = [n for n in names if Path(n).suffix in (*reads, ".keras")]
+    return names
 
 
 def _inside(folder, name):
@@ -130,6 +153,12 @@ def _is_saved_model(path):
 
 def _cannot_read(runtime, path):
     """Returns the error of a runtime without a file."""
+    if runtime == "auto":
+        return InputError(
+            "The runtime auto takes none of the folder's files: those of 8 "
+            "bits predict other labels, and others need another precision or "
+            f"an extra; name a file instead. Received: {path}"
+        )
     files = " or ".join(suffix or "a SavedModel" for suffix in READS[runtime])
     return InputError(f"The runtime {runtime} reads {files}. Received: {path}")
 

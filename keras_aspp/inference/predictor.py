@@ -37,7 +37,6 @@ from keras_aspp.inference.sliding_window import (
 from keras_aspp.inference.tta import MultiScale
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.types import PathLike, Size
 
 
@@ -122,11 +121,9 @@ class Predictor:
     ) -> None:
         several = tuple(scales) != (1.0,) or flip
         alone = several or output_stride or window
-        if precision != "float32" and not is_installed("openvino"):
-            alone = True
         if runtime == "auto" and alone:
             runtime = "keras"  # which alone can
-        self.path: Path = resolve(path, runtime=runtime)
+        self.path: Path = resolve(path, runtime=runtime, precision=precision)
         self.runtime: str = choose(self.path, runtime, precision)
         self.precision: str = precision
         self.window: int | None = window

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_aspp.inference import serving
-from keras_aspp.inference.artefacts import READS
+from keras_aspp.inference.artefacts import READS, suffix_of
 from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import (
@@ -534,7 +534,7 @@ def choose(path: Path, runtime: str | None, precision: str) -> str:
     Raises:
         ValueError: the runtime does not compute in that precision.
     """
-    own = next(name for name in READS if path.suffix in READS[name])
+    own = next(name for name in READS if suffix_of(path) in READS[name])
     found = own if runtime in (None, "auto") else runtime
     # LiteRT is the fastest for a .tflite in float32.
     gains = own == "onnxruntime" or (
@@ -548,8 +548,9 @@ def choose(path: Path, runtime: str | None, precision: str) -> str:
         )
     if precision != "float32" and found not in _OF_16_BITS:
         raise InputError(
-            f"Only the runtimes {' and '.join(_OF_16_BITS)} compute in "
-            f"{precision}. Received: precision={precision!r}, "
+            f"Only the runtimes {' and '.join(_OF_16_BITS)} (pip install "
+            f"'keras_aspp[openvino]') compute in {precision}. Received: "
+            f"precision={precision!r}, "
             f"runtime={found!r}, {path}"
         )
     return found

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.resize import BilinearResize
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Shape, Tensor
 
 
@@ -59,6 +60,12 @@ class SkipFusion(AtrousConv2D):
         shift: Sequence[float] = (0, 0),
         **kwargs: Any,
     ) -> None:
+        fixed = sorted({"separable", "atrous_rate", "kernel_size"} & {*kwargs})
+        if fixed:
+            raise InputError(
+                "`SkipFusion` is a 1x1 convolution and takes no "
+                f"`{fixed[0]}`. Received: {fixed[0]}={kwargs[fixed[0]]!r}"
+            )
         super().__init__(filters, kernel_size=1, **kwargs)
         self.resize = BilinearResize(
             scale=scale,

@@ -1,5 +1,7 @@
 """Share of equal labels of two predictors."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,3 +27,15 @@ def test_a_file_that_is_no_image_is_not_compared(tiny_workdir, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     predictor = ka.Predictor(tiny_workdir)
     assert agreement(predictor, predictor, tmp_path / "a.png") is None
+
+
+def test_masks_agree_where_all_classes_do(tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (3, 2)).save(image)
+    masks = np.zeros((2, 2, 3, 5), "uint8")
+    masks[1, 0, 0, 4] = masks[1, 1, 2] = 1
+    found, expected = (
+        types.SimpleNamespace(predict=lambda _, m=m: m, is_multilabel=True)
+        for m in masks
+    )
+    assert agreement(found, expected, image) == pytest.approx(4 / 6)

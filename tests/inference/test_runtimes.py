@@ -1,5 +1,6 @@
 """Runtimes that a model can be predicted by, and how one is chosen."""
 
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 from PIL import Image
 
 import keras_aspp as ka
-from keras_aspp.inference import predictor as predictors
-from keras_aspp.inference import runtimes
+from keras_aspp.inference import artefacts, runtimes
 from keras_aspp.models.segmenter import load_saved
 
 ABSENT = "extra openvino is not installed (2026-11-29)"
@@ -29,7 +29,10 @@ def test_batch_norm_is_folded_with_equal_scores(tiny_export):
     assert any("gamma" in weight.path for weight in model.weights)
     expected = np.asarray(model(model.preprocess(image[None]), training=False))
     assert expected.std() > 0.1
-    found = ka.Predictor(path).score_batch(image[None])
+    predictor = ka.Predictor(path)
+    graph = predictor._engine._graph(("labels",)).get_concrete_function()
+    assert 0 < len(graph.variables) < len(model.weights)
+    found = predictor.score_batch(image[None])
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
 
 
@@ -86,10 +89,39 @@ def test_auto_takes_the_fastest_file_and_runtime(tiny_export, monkeypatch):
 
 
 def test_auto_in_bfloat16_without_openvino_is_keras(tiny_export, monkeypatch):
-    for module in (runtimes, predictors):
+    for module in (runtimes, artefacts):
         monkeypatch.setattr(module, "is_installed", lambda _: False)
     found = ka.Predictor(tiny_export, runtime="auto", precision="bfloat16")
     assert (found.runtime, found.path.name) == ("keras", "model.keras")
+    with pytest.raises(ValueError, match=r"keras and openvino \(pip install"):
+        ka.Predictor(
+            tiny_export / "model_float32.tflite",
+            runtime="auto",
+            precision="bfloat16",
+        )
+
+
+def test_auto_takes_what_is_installed(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.keras").touch()
+    for has, name in ((True, "model.onnx"), (False, "model.keras")):
+        monkeypatch.setattr(artefacts, "is_installed", lambda _, has=has: has)
+        assert artefacts.resolve(tmp_path, runtime="auto").name == name
+
+
+def test_auto_takes_no_integers(tmp_path):
+    (tmp_path / "model_int8.tflite").touch()
+    with pytest.raises(ValueError, match="8 bits predict other labels"):
+        artefacts.resolve(tmp_path, runtime="auto")
+
+
+def test_a_saved_model_in_a_folder_with_a_dot_in_its_name(
+    tiny_export, tmp_path
+):
+    folder = tmp_path / "roads_v1.2"
+    shutil.copytree(tiny_export / "saved_model", folder)
+    for runtime in (None, "saved_model"):
+        assert ka.Predictor(folder, runtime=runtime).runtime == "saved_model"
 
 
 def test_auto_takes_keras_for_what_keras_alone_does(tiny_export):

@@ -92,3 +92,9 @@ def test_its_multiply_adds_are_counted_at_the_size_of_each_map():
     assert not field.assumed
     # Pixel 5 reads the cells of pixels 0 and 4, and itself.
     assert field.size == (6, 6)
+
+
+@pytest.mark.parametrize("name", ["separable", "atrous_rate", "kernel_size"])
+def test_it_is_a_1x1_convolution(name):
+    with pytest.raises(ValueError, match=f"takes no `{name}`"):
+        SkipFusion(4, 2, **{name: 3})
