@@ -138,7 +138,7 @@ class Tracer:
             # Function finds the calls between inputs and outputs.
             nodes = nodes_of(keras.Function(inputs, made))
             if self._live and _holds_values(layer, nodes):
-                raise ValueError(f"{path} computes with its weights.")
+                raise RuntimeError(f"{path} computes with its weights.")
             for node in nodes:
                 if all(t is not i for t in node.output_tensors for i in inputs):
                     self._visit(node, path)
