@@ -83,7 +83,7 @@ def _parser():
     parser.add_argument(
         "--model",
         required=True,
-        help="workdir, exported folder, .keras, SavedModel or .tflite; also "
+        help="workdir, exported folder, .keras, SavedModel, .tflite or .onnx; also "
         "hf://user/name of one",
     )
     parser.add_argument(
@@ -248,7 +248,7 @@ def print_runtime(predictor, model, image=None):
 
 def _percent(share):
     """Returns a share as text; only a whole one is 100 %."""
-    return f"{math.floor(1e4 * share) / 100:.2f}%"
+    return f"{math.floor(round(1e4 * share, 6)) / 100:.2f}%"
 
 
 def _check_beam(parser, flags):

@@ -549,7 +549,7 @@ def choose(path: Path, runtime: str | None, precision: str) -> str:
     if precision != "float32" and found not in _OF_16_BITS:
         raise InputError(
             f"Only the runtimes {' and '.join(_OF_16_BITS)} (pip install "
-            f"'keras_aspp[openvino]') compute in {precision}. Received: "
+            f"'keras-aspp[openvino]') compute in {precision}. Received: "
             f"precision={precision!r}, "
             f"runtime={found!r}, {path}"
         )
