@@ -83,8 +83,8 @@ def _parser():
     parser.add_argument(
         "--model",
         required=True,
-        help="workdir, exported folder, .keras, SavedModel, .tflite or .onnx; also "
-        "hf://user/name of one",
+        help="workdir, exported folder, .keras, SavedModel, .tflite or "
+        ".onnx; also hf://user/name of one",
     )
     parser.add_argument(
         "--data",
