@@ -47,8 +47,8 @@ def quantize(
         content: bytes of a float32 `.tflite` of one size.
         name: `"tflite_int8"` (weights and activations of 8 bits) or
             `"tflite_int16x8"` (activations of 16 bits).
-        images: float32 `[1, H, W, C]` that calibrate the ranges, one at
-            least; the last two of them are the ends of the range of pixels.
+        images: float32 `[1, H, W, C]` that calibrate the ranges, the ends of
+            the range of pixels included.
         pixels: bool. The file takes uint8 instead of float32.
         in_float: output tensors of operators that stay in float.
 
@@ -64,9 +64,8 @@ def prepare(content: bytes, name: str, images: Sequence[np.ndarray]) -> bytes:
     """Returns a float `.tflite` of the same function that quantizes better."""
     if name == "tflite_int16x8":
         content = _spell_out_hard_swish(content)
-    # The last two are no images, but the ends of the range of pixels.
-    shown = images[:-2]
-    return equalize(content, shown[:: -(-len(shown) // _EQUALIZED_ON)])
+    few = images[:: -(-len(images) // _EQUALIZED_ON)]
+    return equalize(content, few)
 
 
 def quantize_prepared(
