@@ -9,7 +9,6 @@ the model first. Runtimes that are not installed are named and left out.
 """
 
 import argparse
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from keras_aspp.inference import Predictor, serving
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.files import write_json
 
 MODEL = Path("saved_models/camvid_mobilenet_v2/model.keras")
@@ -113,10 +113,8 @@ def open_all(path, size, folder):
     (folder / "model.keras").symlink_to(path.resolve())
     answers, absent = {REFERENCE: _unfolded(model)}, []
     for name, (file, runtime, precision, package) in PREDICTORS.items():
-        if not importlib.util.find_spec(package):
-            absent.append(name)
-            continue
-        if not (folder / file).exists():
+        # The exporter of a file may be absent, too.
+        if not (is_installed(package) and (folder / file).exists()):
             absent.append(name)
             continue
         answers[name] = Predictor(
@@ -135,7 +133,7 @@ def export(model, size, folder):
     write_saved_model(folded, folder / "saved_model")
     files = convert(folded, size, ("tflite_float32",))
     (folder / "model.tflite").write_bytes(files["tflite_float32"])
-    if importlib.util.find_spec("tf2onnx"):
+    if is_installed("tf2onnx"):
         write_onnx(folded, folder / "model.onnx", size)
 
 

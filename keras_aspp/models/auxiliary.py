@@ -186,7 +186,7 @@ class AuxiliaryTraining:
         training: bool | None = None,
         mask: Tensor | None = None,
     ) -> Any:
-        if training and self._auxiliary and _TRAINED.get() is self:
+        if training and self._auxiliary and in_training_step(self):
             return self._auxiliary.model(inputs, training=True)
         return super().call(inputs, training=training, mask=mask)
 
@@ -210,7 +210,7 @@ class AuxiliaryTraining:
         loss = super().compute_loss(
             x, y, y_pred[LOGITS], sample_weight, training
         )
-        if not training or _TRAINED.get() is not self:
+        if not training or not in_training_step(self):
             return loss
         # A replica of a strategy has its part of the sum over all of them,
         # of which the metric takes the mean.
@@ -259,6 +259,11 @@ class AuxiliaryTraining:
             yield
         finally:
             self._evaluates = False
+
+
+def in_training_step(model: AuxiliaryTraining) -> bool:
+    """Returns True within the training step of this very model."""
+    return _TRAINED.get() is model
 
 
 def training_terms(model: AuxiliaryTraining) -> list[TrainingTerm]:

@@ -138,14 +138,14 @@ def _has_batch_norm(layer):
     gives each rate of the copy a kernel; other layers stay as they are.
     """
     blocks = _blocks(layer)
-    known = {id(weight) for block in blocks for weight in block.weights}
-    if any(id(weight) not in known for weight in layer.weights):
-        return False
     if not blocks or layer.get_config().get("batch_norm") not in (
         True,
         "freeze",
         "sync",
     ):
+        return False
+    known = {id(weight) for block in blocks for weight in block.weights}
+    if any(id(weight) not in known for weight in layer.weights):
         return False
     tied = any(block.is_tied for block in blocks)
     return not tied or getattr(layer, "shared", False)
