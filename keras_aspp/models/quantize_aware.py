@@ -143,13 +143,13 @@ class QuantizeAware(keras.Model):
             layer that must be merged first.
 
     Example:
-    >>> inputs = keras.Input((None, None, 3))
+    >>> inputs = keras.Input((None, None, 3), name="image")
     >>> x = keras.layers.Conv2D(4, 3, use_bias=False)(inputs)
     >>> x = keras.layers.BatchNormalization(name="norm")(x)
     >>> model = keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
     >>> aware = QuantizeAware(model)
     >>> list(aware.ranges())
-    ['keras_tensor', 'relu']
+    ['image', 'relu']
 
     Reference:
         [Jacob et al., 2018](https://arxiv.org/abs/1712.05877), section 3.
