@@ -73,12 +73,27 @@ class HasContext:
         x: keras.KerasTensor,
         builder: HeadBuilder,
         head: types.SimpleNamespace,
+        normalize: bool = False,
     ) -> keras.KerasTensor:
-        """Applies the context module to a feature map, dropout included."""
-        if head.context == "none":
+        """Applies the context module to a feature map, dropout included.
+
+        With `normalize`, a 1x1 convolution with batch norm follows a module
+        that ends without one. For a classifier: a sum of branches is larger
+        than what other modules give, and its first steps grow with the square.
+        """
+        layer = self._context_layer(builder, head)
+        if layer is None:
             return builder.drop(x)
+        x = layer(x)
+        if normalize and not getattr(layer, "normalized", True):
+            x = builder.conv(x, layer.filters, 1, name="projection")
+        return x
+
+    def _context_layer(self, builder, head):
+        if head.context == "none":
+            return None
         if not isinstance(head.context, str):
-            return _rebuilt(_layer_of(head.context), builder.atrous_rates)(x)
+            return _rebuilt(_layer_of(head.context), builder.atrous_rates)
         layer_type, arguments, taken = _MODULES[head.context]
         return layer_type(
             **{
@@ -90,7 +105,7 @@ class HasContext:
                 **arguments,
                 **builder.common,
             }
-        )(x)
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -60,9 +60,11 @@ def test_a_module_by_its_name(build, name, layer_type, rates, parameters):
     assert getattr(layer, layer.rates_argument) == rates
     assert layer.count_params() == parameters
     x = sample((1, 65, 97, 3))
-    features = model.backbone(x)["stride_32"]
+    expected = layer(model.backbone(x)["stride_32"])
+    if not layer.normalized:
+        expected = model.get_layer("projection")(expected)
     kernel, bias = map(npy, model.get_layer("classifier").weights)
-    expected = npy(layer(features)) @ kernel[0, 0] + bias
+    expected = npy(expected) @ kernel[0, 0] + bias
     scores = keras.Model(model.input, model.get_layer("classifier").output)
     assert_close(scores(x), expected)
 
@@ -241,3 +243,20 @@ def test_every_module_is_understood(build, name):
     maps = branches_of(model, sample((64, 96, 3)))
     assert [*maps] == [*layer.branch_titles, "together"]
     assert {values.shape for values in maps.values()} == {(4, 6)}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
+def test_what_the_classifier_reads_is_of_unit_scale(build, name):
+    model = build(name, aspp_filters=32, dropout=0.0)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights(
+                [
+                    np.full(w.shape, w.path.endswith(("gamma", "variance")))
+                    for w in layer.weights
+                ]
+            )
+    read = keras.Model(model.input, model.get_layer("classifier").input)
+    x = read(sample((4, 193, 161, 3)), training=True)
+    # ReLU of a normal variable has a mean square of 1/2.
+    assert 0.2 < np.mean(npy(x) ** 2) < 1, name
