@@ -1,9 +1,12 @@
-"""Families of `keras.applications`: builders, preprocessing, features."""
+"""Families of backbones: builders, preprocessing, features."""
 
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
 from typing import Any
+
+import keras
 
 from keras_aspp.preprocess import KERAS_TF, Preprocess
 from keras_aspp.utils.exceptions import InputError
@@ -11,9 +14,11 @@ from keras_aspp.utils.exceptions import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Description of one family of `keras.applications`."""
+    """Description of one family, of `keras.applications` or of ours."""
 
-    builder: str  # name of the function in `keras.applications`
+    # Name of the function in `keras.applications`, or a function of ours of
+    # an `input_shape`.
+    builder: str | Callable[..., keras.Model]
     preprocess: Preprocess  # of Keras' own weights
     # Layers whose outputs are features. Where none has the stride, the last
     # layer of that stride is taken.

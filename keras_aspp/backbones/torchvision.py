@@ -50,14 +50,23 @@ def download(name: str) -> str:
             f"{_URL}{file} cannot be downloaded; get it by other means and "
             f"pass its path. ({error})"
         ) from error
+    check_published(path)
+    return path
+
+
+def check_published(path: PathLike) -> None:
+    """Raises `ValueError` unless a file has the SHA-256 in its name.
+
+    Args:
+        path: file whose name ends with the first 8 digits.
+    """
     with open(path, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
-    if not found.startswith(re.search(r"-([0-9a-f]{8})\.", file)[1]):
+    if not found.startswith(re.search(r"-([0-9a-f]{8})\.[^.]*$", str(path))[1]):
         raise InputError(
             "The file is not the published one; delete it and try again. "
             f"File: {path} (SHA-256 {found})"
         )
-    return path
 
 
 def resnet_changes(model: keras.Model) -> dict[str, dict[str, Any]]:
@@ -163,7 +172,7 @@ class TorchState:
                 )
             weight.assign(array)
 
-    def check_empty(self, but: str = "\0") -> None:
+    def check_empty(self, but: str | tuple[str, ...] = "\0") -> None:
         """Raises `ValueError` for unused tensors, except those of `but`."""
         left = [name for name in self.left if not name.startswith(but)]
         if left:

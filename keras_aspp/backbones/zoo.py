@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import os
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from keras_aspp.backbones import torchvision
+from keras_aspp.backbones import efficientnet_lite, torchvision
 from keras_aspp.backbones.families import BARE, FAMILIES, Family, parse_name
 from keras_aspp.backbones.grids import pair
 from keras_aspp.backbones.inflate import with_channels
@@ -87,6 +88,14 @@ for _size in ("b0", "b1", "b2", "b3", "s", "m", "l"):
         stem="*stem_conv*:conv3/2x* *:bn* *block1a_project_conv*:conv3/1x"
         + ("16*" if _size.startswith("b") else "[23]*"),
     )
+for _name in efficientnet_lite.SIZES:
+    FAMILIES[_name] = Family(
+        functools.partial(efficientnet_lite.build, _name),
+        efficientnet_lite.PREPROCESS,
+        features=r"^blocks_.*(_add|_bn2)$",
+        output=False,
+        stem="*conv_stem*:conv3/2x32v *:bn0.001 *depthwise_conv*:dw3/1*",
+    )
 for _size in ("tiny", "small", "base", "large", "xlarge"):
     FAMILIES[f"convnext_{_size}"] = Family(
         f"ConvNeXt{_size.title().replace('Xl', 'XL')}",
@@ -112,14 +121,15 @@ def create_backbone(
     batch_norm_momentum: float | None = None,
     dtype: str | keras.DTypePolicy | None = None,
 ) -> keras.Model:
-    """Creates a dense feature extractor from `keras.applications`.
+    """Creates a dense feature extractor by name.
 
     Args:
         name: one of `list_backbones()`, or a MobileNet of any width,
             `mobilenet_v2_<multiplier>`.
         output_stride: 8, 16 or 32 (any power of two that the network can be
             converted to). Defaults to 16.
-        weights: `"imagenet"` (downloaded by Keras), `None`, the path of a
+        weights: `"imagenet"` (downloaded by Keras; of `efficientnet_lite*` an
+            installed package, extra `weights`), `None`, the path of a
             Keras weights file of the same `keras.applications` model without
             top; or torchvision's: `"torchvision"` (downloaded), the path of
             its state dict (`.pth`, `.safetensors`), or that as a dict of
@@ -155,7 +165,10 @@ def create_backbone(
             dtype,
         )
         return with_channels(rgb, channels, rgb.preprocess)[0]
-    torch = isinstance(weights, dict) or str(weights).endswith(
+    lite = name in efficientnet_lite.SIZES
+    if lite and weights == "imagenet":
+        weights = efficientnet_lite.published_weights(name)
+    state_dict = isinstance(weights, dict) or str(weights).endswith(
         ("torchvision", ".pth", ".safetensors")
     )
     if not (
@@ -167,6 +180,7 @@ def create_backbone(
             "`weights` must be 'imagenet', 'torchvision', None or a file. "
             f"Received: weights={str(weights)!r}, which does not exist"
         )
+    torch = state_dict and (not lite or weights == "torchvision")
     if torch and family.torchvision_epsilon is None:
         known = [n for n, f in FAMILIES.items() if f.torchvision_epsilon]
         raise InputError(
@@ -174,8 +188,10 @@ def create_backbone(
             f"{', '.join(known)}. Received: name={name!r}"
         )
     model = _load(
-        name, family, multiplier, None if torch else weights, input_shape
+        name, family, multiplier, None if state_dict else weights, input_shape
     )
+    if lite and state_dict:
+        efficientnet_lite.fill(model, weights)
     if weights is None:
         correct_depthwise_kernels(model)
     else:
@@ -222,7 +238,11 @@ def _with_torchvision(model, name, weights):
 
 
 def _load(name, family, multiplier, weights, input_shape):
-    arguments = {**family.arguments, "include_top": False}
+    builder, arguments = family.builder, family.arguments
+    if isinstance(builder, str):
+        builder = getattr(keras.applications, builder)
+        weights = None if weights is None else str(weights)
+        arguments = arguments | {"include_top": False, "weights": weights}
     if family.multipliers:
         arguments["alpha"] = multiplier
     *size, channels = input_shape
@@ -241,11 +261,10 @@ def _load(name, family, multiplier, weights, input_shape):
             warnings.filterwarnings("ignore", "`input_shape` is undefined")
             # Without weights, any number of channels is as good.
             warnings.filterwarnings("ignore", "This model usually expects 1")
-            return getattr(keras.applications, family.builder)(
-                weights=None if weights is None else str(weights),
-                input_shape=(*size, channels),
-                **arguments,
-            )
+            model = builder(input_shape=(*size, channels), **arguments)
+            if weights is not None and "weights" not in arguments:
+                model.load_weights(weights)
+            return model
     except Exception as error:
         # Keras' own errors here name neither the backbone nor the way out.
         if weights is None:

