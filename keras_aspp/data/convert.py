@@ -82,9 +82,7 @@ def convert_folder(
                 f"`num_shards` must be in 1..{len(found)}, the images of "
                 f"`{split}`. Received: num_shards={num_shards}"
             )
-    for messages in source.unpaired.values():
-        if messages:
-            raise InputError(messages[0])
+    source.require_pairs()
     name, version = _name_and_version(output)
     config = {"num_shards": num_shards}
     if beam_options is not None:

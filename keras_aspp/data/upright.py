@@ -37,13 +37,15 @@ def write_upright(
 
     Raises:
         FileExistsError: `output` exists.
-        ValueError: an image or mask is invalid; nothing is written then.
+        ValueError: an image or mask is invalid, or without its partner;
+            nothing is written then.
     """
     output = Path(output)
     if output.exists():
         raise OutputExistsError(
             f"The folder exists; name another. Received: {str(output)!r}"
         )
+    source.require_pairs()
     pairs = [(s, *pair) for s, found in source.pairs.items() for pair in found]
     turned = 0
     with replacing_folder(output) as work:

@@ -86,8 +86,6 @@ def predict_files(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
-    if annotation_format is not None:
-        spec.require_one_mask("`annotation_format` (--format)")
     collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):

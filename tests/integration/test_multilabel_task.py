@@ -121,7 +121,8 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
         assert (figures / name).stat().st_size > 5000
     out = tmp_path / "out"
     image = root / "images/val/val_0.png"
-    arguments = [*model, "--output", str(out), "--scores", str(image)]
+    more = ["--scores", "--format", "coco"]
+    arguments = [*model, "--output", str(out), *more, str(image)]
     assert main(["predict", *arguments]) == 0
     labels = predictor.predict(image)
     for i, name in enumerate(NAMES):
@@ -130,6 +131,10 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     with np.load(out / "val_0_probabilities.npz") as found:
         assert found["probabilities"].shape == (64, 96, 2)
     assert (out / "val_0_overlay.png").is_file()
+    written = json.loads((out / "predictions.json").read_text())
+    assert [one["name"] for one in written["categories"]] == NAMES
+    regions = {i: one for i, one in enumerate(NAMES) if labels[..., i].any()}
+    assert {one["category_id"] for one in written["annotations"]} <= {*regions}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,6 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     [
         (["evaluate", "--objects"], "`objects` measures labels of which"),
         (["predict", "--min_confidence", "0.5"], "no common confidence"),
-        (["predict", "--format", "coco"], "takes one mask for each image"),
     ],
 )
 def test_what_needs_one_label_is_refused(
