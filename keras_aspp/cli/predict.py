@@ -75,7 +75,8 @@ def _parser():
     parser.add_argument(
         "--scores",
         action="store_true",
-        help="write confidence and, if the model has them, probabilities too",
+        help="write confidence and, if the model has them, probabilities too; "
+        "of a GeoTIFF probabilities alone",
     )
     parser.add_argument(
         "--min_confidence",
