@@ -120,7 +120,8 @@ def export_model(
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
             with confidence in any case; `"tflite_logits"` stays as it is. A
-            multilabel model has neither confidence nor `"tflite_logits"`.
+            multilabel model has no confidence; in its files of scores, a
+            class is where its score is above 0.
         progress: function of `(phase, seconds)`, such as
             `ka.export.print_progress`, called when each phase begins (`None`
             seconds) and ends; `None` for a silent export.
@@ -138,7 +139,7 @@ def export_model(
     _check(model, directory, spec, verify_images, formats, overwrite)
     answers = _checked_answers(coarse_labels, outputs)
     if spec.is_multilabel:
-        _check_masks(formats, outputs)
+        _check_masks(outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(
@@ -151,7 +152,9 @@ def export_model(
         )
         if _is_rgb(model):
             # MediaPipe reads no other images.
-            add_metadata(written, directory.name, spec.class_names)
+            add_metadata(
+                written, directory.name, spec.class_names, spec.is_multilabel
+            )
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
         evaluated = evaluation_data is not None
@@ -290,15 +293,8 @@ def _checked_answers(coarse_labels, outputs):
     return {"coarse_labels": coarse_labels, "outputs": ordered}
 
 
-def _check_masks(formats, outputs):
+def _check_masks(outputs):
     """Raises for what assumes one label for each pixel."""
-    if {"tflite_logits", "tflite_gpu"} & set(formats):
-        raise InputError(
-            "tflite_logits and tflite_gpu are for one class for each pixel; "
-            "for scores of classes that may overlap, export "
-            '--export.outputs "[labels, probabilities]". Received: '
-            f"formats={tuple(formats)}"
-        )
     if "confidence" in outputs:
         raise InputError(
             "Classes that may overlap have probabilities, but no common "

@@ -42,7 +42,8 @@ class DeepLabV3(HasContext, Segmenter):
         context: the module between backbone and classifier. `"aspp"`; `"ksac"`
             and `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and
             `"d_linknet"`, cascades of rates; `"dappm"` and `"pappm"`, pools of
-            several sizes; `"dpc"`, a dense prediction cell; `"none"`.
+            several sizes; `"dpc"`, a dense prediction cell;
+            `"dilated_reparam"`, a large kernel of one rate; `"none"`.
             docs/atrous.md compares them. Or a Keras layer, of which an
             untrained copy is used as configured, batch norm included;
             `atrous_rates` are those of a `ContextLayer`, or the one

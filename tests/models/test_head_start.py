@@ -29,6 +29,7 @@ HEADS = [
         ("DeepLabV3", {"context": name})
         for name in ("ksac", "wasp", "d_linknet", "dappm", "pappm", "none")
     ),
+    ("DeepLabV3", {"context": "dilated_reparam", "atrous_rates": (1,)}),
     ("DeepLabV3Plus", {"context": "ksac", "separable": True}),
     ("DeepLabV3", {"context": "dpc", "atrous_rates": (1, (2, 3), 2, 1, 3)}),
     ("LRASPP", {}),
