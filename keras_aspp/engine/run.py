@@ -197,6 +197,7 @@ def _finish(run, checkpoints, owner, progress):
         _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
+    metrics["artefact"] = best.name  # a workdir may be moved
     metrics["kept_epoch"] = checkpoints.best_epoch
     metrics["advice"] = _advise(run, metrics)
     owner.check()
