@@ -32,8 +32,10 @@ def print_artefacts(manifest, output):
     from keras_aspp.export import card
 
     head = ("artefact", "MB", "agreement", "mean IoU", "Keras at its size")
-    rows = [(*head, "points lost", "ms")]
-    for entry in manifest["artefacts"]:
+    losses = card.conversion_losses(manifest)
+    of_conversion = ("by conversion",) if losses else ()
+    rows = [(*head, "points lost", *of_conversion, "ms")]
+    for i, entry in enumerate(manifest["artefacts"]):
         iou = entry["mean_iou"]
         rows.append(
             (
@@ -43,6 +45,7 @@ def print_artefacts(manifest, output):
                 "" if iou is None else f"{iou:.4f}",
                 "" if iou is None else f"{entry['keras_mean_iou']:.4f}",
                 "" if iou is None else f"{entry['loss_points']:.2f}",
+                *(f"{points:.2f}" for points in losses[i : i + 1]),
                 card.latency(entry),
             )
         )

@@ -106,8 +106,9 @@ def export_model(
         preview_image: `[H, W, C]` shown in `preview.png`; the first of
             `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
-            against Keras, in points, of the formats of 8 and 16 bits. Without
-            that data they must agree on 90% of the pixels.
+            against Keras, in points, of the formats of 8 and 16 bits; with
+            `coarse_labels`, against Keras doing the same. Without that data
+            they must agree on 90% of the pixels.
         int8_in_float: operators that `"tflite_int8"` leaves in float, by the
             names of `ka.export.explain_int8`.
         more_image_sizes: further sizes; the files of one size are written
@@ -115,7 +116,8 @@ def export_model(
         coarse_labels: bool. Files of one size label the scores at their own
             stride and repeat the labels, instead of resizing scores: faster,
             with outlines in steps of that stride. They must agree with Keras
-            doing the same; `loss_points` reports the cost.
+            doing the same; `loss_points` contains the cost,
+            `conversion_loss_points` does not.
         outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
@@ -161,7 +163,7 @@ def export_model(
         artefacts, entries = _compared(written, comparison, progress)
         if evaluated:
             evaluate_artefacts(
-                artefacts, entries, reference, evaluation_data, spec, progress
+                artefacts, entries, comparison, evaluation_data, spec, progress
             )
             for entry in entries:
                 verify.check_loss(entry, max_int8_loss)
