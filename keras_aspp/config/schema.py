@@ -52,8 +52,8 @@ class ModelConfig:
             DeepLabV3+'s decoder: `aspp`; `ksac` and `ksac_concat`, an ASPP of
             one kernel; `wasp` and `d_linknet`, cascades of rates; `dappm` and
             `pappm`, pools of several sizes, whose strides are `atrous_rates`;
-            `dpc`, a dense prediction cell; `none`. docs/atrous.md compares
-            them.
+            `dpc`, a dense prediction cell; `dilated_reparam`, a large kernel
+            of one rate; `none`. docs/atrous.md compares them.
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a

@@ -163,6 +163,10 @@ class ASPP(ContextLayer):
             self.projection.build((*input_shape[:-1], channels))
 
     @property
+    def normalized(self) -> bool:
+        return self.projection is not None
+
+    @property
     def branch_titles(self) -> list[str]:
         titles = ["1x1", *(f"rate {rate_text(r)}" for r in self.atrous_rates)]
         return titles + ["image pooling"] * self.image_pooling

@@ -157,6 +157,10 @@ class AtrousCascade(ContextLayer):
             self.projection.build((*inner[:-1], channels))
 
     @property
+    def normalized(self) -> bool:
+        return self.projection is not None
+
+    @property
     def branch_titles(self) -> list[str]:
         titles = [f"rate {rate_text(rate)}" for rate in self.atrous_rates]
         titles = ["1x1" if self.point else "input", *titles]

@@ -99,6 +99,11 @@ class ContextLayer(keras.layers.Layer):
         )
 
     @property
+    def normalized(self) -> bool:
+        """Whether the result comes out of a batch norm."""
+        return True
+
+    @property
     def branch_titles(self) -> list[str]:
         """Names of `branch_maps`, for figures."""
         raise NotImplementedError

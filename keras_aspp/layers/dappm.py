@@ -138,6 +138,11 @@ class DAPPM(ContextLayer):
         self.shortcut.build(input_shape)
 
     @property
+    def normalized(self) -> bool:
+        # Published before a head that begins with batch norm.
+        return False
+
+    @property
     def branch_titles(self) -> list[str]:
         pools = [f"pool {2 * s + 1}" for s in self.pool_strides]
         return ["1x1", *pools, "image pooling"]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_aspp.layers.aspp import ASPP
+from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.cascade import AtrousCascade
 from keras_aspp.layers.checks import check_atrous_rates
 from keras_aspp.layers.context import ContextLayer
@@ -14,6 +15,7 @@ from keras_aspp.layers.dense_prediction_cell import (
     CITYSCAPES_RATES,
     DensePredictionCell,
 )
+from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
 from keras_aspp.layers.rewritable import as_lists
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.rates import offsets_of
@@ -51,6 +53,8 @@ _OFFSETS_PX = {
     "dappm": (32, 64, 128),
     "pappm": (32, 64, 128),
     "dpc": offsets_of(CITYSCAPES_RATES, 16),
+    # One rate, which multiplies those of all its branches.
+    "dilated_reparam": (16,),
     "none": (),
 }
 
@@ -73,12 +77,44 @@ class HasContext:
         x: keras.KerasTensor,
         builder: HeadBuilder,
         head: types.SimpleNamespace,
+        normalize: bool = False,
     ) -> keras.KerasTensor:
-        """Applies the context module to a feature map, dropout included."""
+        """Applies the context module to a feature map, dropout included.
+
+        With `normalize`, a 1x1 convolution with batch norm follows a module
+        that ends without one. For a classifier: a sum of branches is larger
+        than what other modules give, and its first steps grow with the square.
+        """
         if head.context == "none":
             return builder.drop(x)
+        if head.context == "dilated_reparam":
+            return self._build_large_kernel(x, builder, head)
+        layer = self._context_layer(builder, head)
+        x = layer(x)
+        if normalize and not getattr(layer, "normalized", True):
+            x = builder.conv(x, layer.filters, 1, name="projection")
+        return x
+
+    def _build_large_kernel(self, x, builder, head):
+        # Layers of the model itself, so that they can be merged. The paper
+        # normalizes the sum of the branches, too.
+        (rate,) = builder.atrous_rates
+        x = DilatedReparamBlock(
+            atrous_rate=rate, name="context", **builder.common
+        )(x)
+        norm = normalization(
+            builder.batch_norm,
+            builder.batch_norm_momentum,
+            builder.batch_norm_epsilon,
+            dtype=builder.dtype,
+            name="norm",
+        )
+        x = builder.conv(norm(x), head.aspp_filters, 1, name="projection")
+        return builder.drop(x)
+
+    def _context_layer(self, builder, head):
         if not isinstance(head.context, str):
-            return _rebuilt(_layer_of(head.context), builder.atrous_rates)(x)
+            return _rebuilt(_layer_of(head.context), builder.atrous_rates)
         layer_type, arguments, taken = _MODULES[head.context]
         return layer_type(
             **{
@@ -90,7 +126,7 @@ class HasContext:
                 **arguments,
                 **builder.common,
             }
-        )(x)
+        )
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -107,7 +143,13 @@ class HasContext:
 
     def _resolve_rates(self, config, head):
         if isinstance(head.context, str):
-            return super()._resolve_rates(config, head)
+            rates = super()._resolve_rates(config, head)
+            if head.context == "dilated_reparam" and len(rates) != 1:
+                raise InputError(
+                    "The context 'dilated_reparam' has one atrous rate. "
+                    f"Received: atrous_rates={rates}"
+                )
+            return rates
         layer = _layer_of(head.context)
         own = _rates_of(layer)
         if config["atrous_rates"] == "auto":
@@ -151,10 +193,8 @@ def as_context(
 
 def _layer_type(context):
     """Returns the class of a context, `ContextLayer` for any other layer."""
-    if context == "none":
-        return ContextLayer
     if isinstance(context, str):
-        return _MODULES[context][0]
+        return _MODULES[context][0] if context in _MODULES else ContextLayer
     layer = _layer_of(context)
     return type(layer) if isinstance(layer, ContextLayer) else ContextLayer
 

@@ -32,7 +32,9 @@ class DeepLabV3(HasContext, Segmenter):
             `True`.
         refine_filters: int > 0, or `None`: channels of a 3x3 convolution
             between ASPP and classifier: 256 in torchvision, none in the
-            paper. Defaults to `None`.
+            paper. With `None`, a 1x1 convolution with batch norm follows
+            modules that end without one (`ksac`, `d_linknet`, `dappm`,
+            `pappm`). Defaults to `None`.
         multi_grid: ints > 0, one for each spatial convolution of the
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` keeps the rates of the backbone. Defaults
@@ -40,7 +42,8 @@ class DeepLabV3(HasContext, Segmenter):
         context: the module between backbone and classifier. `"aspp"`; `"ksac"`
             and `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and
             `"d_linknet"`, cascades of rates; `"dappm"` and `"pappm"`, pools of
-            several sizes; `"dpc"`, a dense prediction cell; `"none"`.
+            several sizes; `"dpc"`, a dense prediction cell;
+            `"dilated_reparam"`, a large kernel of one rate; `"none"`.
             docs/atrous.md compares them. Or a Keras layer, of which an
             untrained copy is used as configured, batch norm included;
             `atrous_rates` are those of a `ContextLayer`, or the one
@@ -145,8 +148,9 @@ class DeepLabV3(HasContext, Segmenter):
         head: types.SimpleNamespace,
     ) -> tuple[keras.KerasTensor, int]:
         x = pick(features, builder.high_level)
-        x = self.build_context(x, builder, head)
-        if head.refine_filters is not None:
+        plain = head.refine_filters is None
+        x = self.build_context(x, builder, head, normalize=plain)
+        if not plain:
             x = builder.conv(x, head.refine_filters, name="refine")
         return builder.classify(x), builder.output_stride
 

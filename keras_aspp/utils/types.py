@@ -38,6 +38,7 @@ ContextName: TypeAlias = Literal[
     "dappm",
     "pappm",
     "dpc",
+    "dilated_reparam",
     "none",
 ]
 BatchNorm: TypeAlias = bool | Literal["freeze", "sync", "group"]

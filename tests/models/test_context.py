@@ -60,15 +60,18 @@ def test_a_module_by_its_name(build, name, layer_type, rates, parameters):
     assert getattr(layer, layer.rates_argument) == rates
     assert layer.count_params() == parameters
     x = sample((1, 65, 97, 3))
-    features = model.backbone(x)["stride_32"]
+    expected = layer(model.backbone(x)["stride_32"])
+    if not layer.normalized:
+        expected = model.get_layer("projection")(expected)
     kernel, bias = map(npy, model.get_layer("classifier").weights)
-    expected = npy(layer(features)) @ kernel[0, 0] + bias
+    expected = npy(expected) @ kernel[0, 0] + bias
     scores = keras.Model(model.input, model.get_layer("classifier").output)
     assert_close(scores(x), expected)
 
 
 def test_the_list_of_modules_is_whole():
-    assert {name for name, *_ in MODULES} == set(NAMES) - {"none"}
+    named = {name for name, *_ in MODULES}
+    assert named == set(NAMES) - {"none", "dilated_reparam"}
 
 
 @pytest.mark.slow
@@ -103,6 +106,25 @@ def test_a_file_another_stride_and_folded_batch_norm(
 def rates_of(model):
     layer = model.get_layer("context")
     return getattr(layer, layer.rates_argument)
+
+
+def test_a_large_kernel_is_merged(build):
+    model = build("dilated_reparam", output_stride=8, dropout=0.3)
+    x = sample((1, 65, 97, 3))
+    block = model.get_layer("context")
+    assert (block.kernel_size, block.atrous_rate) == (13, 2)
+    expected = block(model.backbone(x)["stride_32"])
+    for name in ("norm", "projection"):
+        expected = npy(model.get_layer(name)(expected))
+    kernel, bias = map(npy, model.get_layer("classifier").weights)
+    scores = keras.Model(model.input, model.get_layer("classifier").output)
+    assert_close(scores(x), expected @ kernel[0, 0] + bias)
+    folded = fold_batch_norm(model)
+    assert folded.get_layer("context").merged
+    assert folded.get_layer("context").count_params() == 24 * (13 * 13 + 1)
+    assert_close(folded(x), model(x), 1e-4, least_std=0.01)
+    with pytest.raises(ValueError, match=r"one atrous rate.*=\(1, 2\)"):
+        build("dilated_reparam", atrous_rates=(1, 2))
 
 
 @pytest.mark.parametrize("name", ["wasp", "d_linknet", "dappm", "dpc"])
@@ -220,7 +242,7 @@ def test_every_module_is_understood(build, name):
     assert not any(row["assumed"] for row in found["layers"])
     parts = {row["name"]: row for row in found["parts"]}
     rows = {row["name"]: row for row in found["head"]}
-    if name == "none":
+    if name in ("none", "dilated_reparam"):
         assert branches_of(model, sample((64, 96, 3))) == {}
         return
     part = "aspp" if name == "aspp" else "context"
@@ -241,3 +263,20 @@ def test_every_module_is_understood(build, name):
     maps = branches_of(model, sample((64, 96, 3)))
     assert [*maps] == [*layer.branch_titles, "together"]
     assert {values.shape for values in maps.values()} == {(4, 6)}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
+def test_what_the_classifier_reads_is_of_unit_scale(build, name):
+    model = build(name, aspp_filters=32, dropout=0.0)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights(
+                [
+                    np.full(w.shape, w.path.endswith(("gamma", "variance")))
+                    for w in layer.weights
+                ]
+            )
+    read = keras.Model(model.input, model.get_layer("classifier").input)
+    x = read(sample((4, 193, 161, 3)), training=True)
+    # ReLU of a normal variable has a mean square of 1/2.
+    assert 0.2 < np.mean(npy(x) ** 2) < 1, name

@@ -13,8 +13,8 @@ from helpers import npy, sample
 from keras_aspp import models
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-# Convolutions without bias that no normalization follows: LR-ASPP, DAPPM.
-LINEAR = {"gate", "compression", "shortcut"}
+# Convolutions without bias that no normalization follows: LR-ASPP.
+LINEAR = {"gate"}
 SIZE, CLASSES = (192, 160), 8
 CHANNELS = {4: 24, 8: 32, 16: 96}
 HEADS = [
@@ -29,6 +29,7 @@ HEADS = [
         ("DeepLabV3", {"context": name})
         for name in ("ksac", "wasp", "d_linknet", "dappm", "pappm", "none")
     ),
+    ("DeepLabV3", {"context": "dilated_reparam", "atrous_rates": (1,)}),
     ("DeepLabV3Plus", {"context": "ksac", "separable": True}),
     ("DeepLabV3", {"context": "dpc", "atrous_rates": (1, (2, 3), 2, 1, 3)}),
     ("LRASPP", {}),
