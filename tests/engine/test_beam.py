@@ -334,8 +334,8 @@ class Choosy:
     num_classes, spec = len(CLASS_NAMES), None
     pixels, ignore_label = PixelFormat(), 255
 
-    def __init__(self, path, min_confidence):
-        self.path, self.inner = path, Predictor(path)
+    def __init__(self, path, min_confidence, **options):
+        self.path, self.inner = path, Predictor(path, **options)
 
     def predict_batch(self, images):
         if images.shape[2] == 1:
