@@ -6,10 +6,13 @@ r"""Segments an image with MediaPipe's ImageSegmenter.
 
 The same file goes into an Android, iOS or web app with MediaPipe Tasks: it
 holds scores, which MediaPipe turns into classes, the names of the classes, and
-what MediaPipe wants to know of its input.
+what MediaPipe wants to know of its input. Of a model of classes that may
+overlap ("task": "multilabel" in manifest.json), a class is where its confidence
+is above 0.5, and `--output` is the name of one PNG for each class.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -23,25 +26,30 @@ from mediapipe.tasks.python import BaseOptions, vision
 from PIL import Image, ImageOps
 
 
-def segment(model, image):
+def segment(model, image, overlapping=False):
     """Returns the label map of an image, at its own size, and class names.
 
     Args:
         model: path of a `model_logits.tflite`.
         image: uint8 array (height, width, 3), RGB.
+        overlapping: bool. Whether classes may overlap.
 
     Returns:
-        `(uint8 array (height, width), list of str)`.
+        `(uint8 array (height, width), list of str)`; of classes that may
+        overlap, bool (height, width, classes).
     """
     options = vision.ImageSegmenterOptions(
         base_options=BaseOptions(model_asset_path=str(model)),
-        output_category_mask=True,
-        output_confidence_masks=False,
+        output_category_mask=not overlapping,
+        output_confidence_masks=overlapping,
     )
     with vision.ImageSegmenter.create_from_options(options) as segmenter:
         data = mp.Image(image_format=mp.ImageFormat.SRGB, data=image)
-        mask = segmenter.segment(data).category_mask.numpy_view()
-        return np.squeeze(mask).copy(), list(segmenter.labels)
+        found, names = segmenter.segment(data), list(segmenter.labels)
+        if overlapping:
+            masks = [m.numpy_view() > 0.5 for m in found.confidence_masks]
+            return np.stack([np.squeeze(m) for m in masks], -1), names
+        return np.squeeze(found.category_mask.numpy_view()).copy(), names
 
 
 def main(arguments=None):
@@ -53,11 +61,19 @@ def main(arguments=None):
     flags = parser.parse_args(arguments)
     image = ImageOps.exif_transpose(Image.open(flags.image))
     image = np.array(image.convert("RGB"))
-    labels, names = segment(flags.model, image)
-    for class_id in np.unique(labels):
-        share = np.mean(labels == class_id)
-        print(f"{names[class_id]:20} {share:6.1%}")
-    if flags.output:
+    manifest = flags.model.parent / "manifest.json"
+    overlapping = manifest.is_file() and (
+        json.loads(manifest.read_text()).get("task") == "multilabel"
+    )
+    labels, names = segment(flags.model, image, overlapping)
+    for class_id, name in enumerate(names):
+        shown = labels[..., class_id] if overlapping else labels == class_id
+        if shown.any():
+            print(f"{name:20} {shown.mean():6.1%}")
+        if flags.output and overlapping:
+            place = flags.output.with_stem(f"{flags.output.stem}_{class_id}")
+            Image.fromarray(shown).save(place)
+    if flags.output and not overlapping:
         Image.fromarray(labels).save(flags.output)
 
 

@@ -60,6 +60,8 @@ def segment(model, image, accelerator="CPU", threads=None):
         outputs = compiled.get_output_tensor_details(signature)
     # By name: an export may add `confidence` and `probabilities`.
     name = next((n for n in ("labels", "coarse_logits") if n in outputs), None)
+    if "coarse_mask_logits" in outputs:
+        raise SystemExit(OVERLAP.format(model))
     if name is None:
         raise SystemExit(
             f"{model} takes images of any size or returns logits; use another "

@@ -186,7 +186,7 @@ def examples(source, split):
     for record in source.builder.as_dataset(split=split).as_numpy_iterator():
         objects = {
             "instances": record["instances"][..., 0],
-            "kinds": record["objects"]["kind"],
+            "class_ids": record["objects"]["kind"],
             "sizes_px": record["objects"]["size_px"],
         }
         yield record["image"], record["segmentation_mask"][..., 0], objects

@@ -53,15 +53,22 @@ def components(
     """Yields the connected regions of the classes, background aside.
 
     Args:
-        labels: int `[H, W]`.
+        labels: int `[H, W]`, or `[H, W, K]` of a multilabel task, whose
+            regions overlap where classes do.
         spec: `DatasetSpec`.
         min_area: pixels; smaller regions are left out.
     """
     left_out = {*unpainted_classes(spec), spec.ignore_label}
-    for class_id in np.unique(labels).tolist():
+    present = np.unique(labels)
+    if spec.is_multilabel:
+        present = np.flatnonzero((labels == 1).any((0, 1)))
+    for class_id in present.tolist():
         if class_id in left_out:
             continue
-        numbered, _ = ndimage.label(labels == class_id)
+        shown = labels == class_id
+        if spec.is_multilabel:
+            shown = labels[..., class_id] == 1
+        numbered, _ = ndimage.label(shown)
         for number, box in enumerate(ndimage.find_objects(numbered), 1):
             mask = numbered[box] == number
             if mask.sum() >= min_area:
@@ -86,9 +93,9 @@ class COCOWriter:
         self.annotations: list[dict[str, Any]] = []
 
     def add(self, name: str, labels: np.ndarray) -> None:
-        """Adds the labels int `[H, W]` of an image."""
+        """Adds the labels of an image; see `components`."""
         image_id = len(self.images) + 1
-        height, width = labels.shape
+        height, width = labels.shape[:2]
         self.images.append(
             {
                 "id": image_id,
@@ -102,7 +109,7 @@ class COCOWriter:
             if len(outlines) == 1:
                 segmentation = [np.round(outlines[0], 2).ravel().tolist()]
             else:
-                segmentation = _run_lengths(part, labels.shape)
+                segmentation = _run_lengths(part, (height, width))
             (left, top), (rows, columns) = part.origin, part.mask.shape
             self.annotations.append(
                 {
@@ -147,7 +154,7 @@ def write_labelme(
     Args:
         path: file to write.
         image_path: the image, as the file refers to it.
-        labels: int `[H, W]`.
+        labels: see `components`.
         spec: `DatasetSpec`.
         min_area: pixels; smaller regions are left out.
     """
@@ -165,7 +172,7 @@ def write_labelme(
         else:
             shape |= _labelme_mask(part)
         shapes.append(shape)
-    height, width = labels.shape
+    height, width = labels.shape[:2]
     write_json(
         path,
         {

@@ -56,7 +56,11 @@ def _parser():
         "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; "
         "with --scores also NAME_confidence.png (8 bits, 255 is certain) and "
         "NAME_probabilities.npz (float16 [height, width, classes]). Of a "
-        "GeoTIFF, by window, NAME_labels.tif with its georeference.",
+        "model of classes that overlap, masks/CLASS/NAME.png (0 and 255) "
+        "instead of labels and colors, and no confidence. Of a GeoTIFF, by "
+        "window, NAME_labels.tif with its georeference (of classes that "
+        "overlap, one band of 0 and 1 for each) and, with --scores, "
+        "NAME_probabilities.tif (float32, one band for each class).",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -71,7 +75,8 @@ def _parser():
     parser.add_argument(
         "--scores",
         action="store_true",
-        help="write confidence and, if the model has them, probabilities too",
+        help="write confidence and, if the model has them, probabilities too; "
+        "of a GeoTIFF probabilities alone",
     )
     parser.add_argument(
         "--min_confidence",

@@ -68,7 +68,8 @@ class AugmentConfig:
         cutmix: probability that a rectangle is replaced by that of the next
             crop of the batch, with its labels.
         classmix: probability that half of the classes of the next crop of the
-            batch are pasted, with their labels.
+            batch are pasted, with their labels; of classes that overlap, the
+            union of their masks, with the labels of all classes there.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -320,7 +321,9 @@ class Augment:
             [Yun et al., 2019](https://arxiv.org/abs/1905.04899): a rectangle
             of a uniform share of the area, clipped to the image.
             [Olsson et al., 2021](https://arxiv.org/abs/2007.07936), here with
-            ground truth instead of pseudo-labels.
+            ground truth instead of pseudo-labels. For classes that overlap,
+            which it does not cover, the pixels of any chosen class are
+            pasted, with their labels of all classes; pixels of no class stay.
         """
         import tensorflow as tf
 
@@ -338,20 +341,20 @@ class Augment:
         )
         cut = _rectangles(draws[:, :3], self.crop_size)
         cut &= (draws[:, 3] < self.config.cutmix)[:, None, None]
-        if len(labels.shape) == 4:  # ClassMix is refused
-            pasted = cut[..., None]
-            return (
-                tf.where(pasted, other_images, images),
-                tf.where(pasted, other_labels, labels),
+        several = len(labels.shape) == 4
+        if several:
+            of_class = _masks_of_half(other_labels, draws[:, 5:])
+        else:
+            of_class = _half_of_classes(
+                other_labels, draws[:, 5:], self.ignore_label
             )
-        of_class = _half_of_classes(
-            other_labels, draws[:, 5:], self.ignore_label
-        )
         of_class &= (draws[:, 4] < self.config.classmix)[:, None, None]
         pasted = cut | of_class
         return (
             tf.where(pasted[..., None], other_images, images),
-            tf.where(pasted, other_labels, labels),
+            tf.where(
+                pasted[..., None] if several else pasted, other_labels, labels
+            ),
         )
 
     @property
@@ -428,8 +431,24 @@ def _half_of_classes(labels, order, ignore_label):
         flat, minlength=256, maxlength=256, axis=-1, binary_output=True
     )
     present = (counts > 0) & (tf.range(256) != ignore_label)
+    return tf.gather(_half_of(present, order), labels, batch_dims=1)
+
+
+def _masks_of_half(labels, order):
+    """As `_half_of_classes`, of masks `[B, h, w, K]`: the union of those."""
+    import tensorflow as tf
+
+    shown = labels == 1
+    present = tf.reduce_any(shown, (1, 2))
+    chosen = _half_of(present, order[:, : labels.shape[-1]])
+    return tf.reduce_any(shown & chosen[:, None, None], -1)
+
+
+def _half_of(present, order):
+    """Bool `[B, K]`: half of the classes that are present, rounded up."""
+    import tensorflow as tf
+
     order = tf.where(present, order, 2.0)
     num_chosen = (tf.reduce_sum(tf.cast(present, "int32"), -1) + 1) // 2
     rank = tf.argsort(tf.argsort(order, axis=-1), axis=-1)
-    chosen = present & (rank < num_chosen[:, None])
-    return tf.gather(chosen, labels, batch_dims=1)
+    return present & (rank < num_chosen[:, None])

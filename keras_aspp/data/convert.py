@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from keras_aspp.data import decode
+from keras_aspp.data import decode, multilabel
 from keras_aspp.data.beam_io import pipeline_options
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.utils.exceptions import (
@@ -37,7 +38,8 @@ def convert_folder(
 
     Upright JPEG and PNG images are stored as they are in their files, others
     as PNG, upright: whoever reads the records need know no EXIF. Masks become
-    classes, label map and colormap applied. Both are read once, so that
+    classes, label map and colormap applied; of a multilabel task, each record
+    has a sequence of one PNG for each class. Both are read once, so that
     records hold no fault.
     TFDS puts the examples of a split in the order of their hashed names and
     spreads them over shards of 64 MB or more.
@@ -69,17 +71,18 @@ def convert_folder(
             "The folder to convert to must not exist yet. "
             f"Received: output={str(output)!r}"
         )
-    source.spec.require_one_mask("`data convert`")
-    pairs = {split: found for split, found in source.pairs.items() if found}
+    pairs = {
+        split: [(image, source.masks_of(mask)) for image, mask in found]
+        for split, found in source.pairs.items()
+        if found
+    }
     for split, found in pairs.items():
         if num_shards is not None and not 0 < num_shards <= len(found):
             raise InputError(
                 f"`num_shards` must be in 1..{len(found)}, the images of "
                 f"`{split}`. Received: num_shards={num_shards}"
             )
-    for messages in source.unpaired.values():
-        if messages:
-            raise InputError(messages[0])
+    source.require_pairs()
     name, version = _name_and_version(output)
     config = {"num_shards": num_shards}
     if beam_options is not None:
@@ -93,7 +96,7 @@ def convert_folder(
             builder = tfds.dataset_builders.store_as_tfds_dataset(
                 name=name,
                 version=version,
-                features=_features(),
+                features=_features(source.spec),
                 split_datasets={
                     split: _examples(
                         found, source.spec, progress, beam_options is not None
@@ -124,16 +127,19 @@ def convert_folder(
     }
 
 
-def _features():
+def _features(spec):
     import tensorflow_datasets as tfds
 
+    masks = tfds.features.Image(
+        shape=(None, None, 1), encoding_format="png", use_colormap=True
+    )
+    if spec.is_multilabel:
+        masks = tfds.features.Sequence(masks, length=spec.num_classes)
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "segmentation_mask": tfds.features.Image(
-                shape=(None, None, 1), encoding_format="png", use_colormap=True
-            ),
+            "segmentation_mask": masks,
         }
     )
 
@@ -161,7 +167,7 @@ def _examples(pairs, spec, progress, beam):
 
 
 def _example(pair, spec):
-    image, mask = pair
+    image, masks = pair
     if not spec.pixels.is_default or decode.is_banded(image):
         raise InputError(
             "Records hold RGB of 8 bits; train on the folder itself. "
@@ -169,9 +175,7 @@ def _example(pair, spec):
         )
     content = Path(image).read_bytes()
     pixels, orientation = decode.read_oriented(content, image)
-    labels = decode.read_mask(
-        mask, spec, pixels.shape[:2], image_orientation=orientation
-    )
+    labels = multilabel.read_labels(masks, spec, pixels.shape[:2], orientation)
     suffix = Path(image).suffix.lower()
     if orientation != 1 or suffix in decode.FORMATS_BY_SUFFIX:
         file = io.BytesIO()
@@ -181,5 +185,8 @@ def _example(pair, spec):
     return name, {
         "id": name,
         "image": content,
-        "segmentation_mask": labels[..., None],
+        # Of a multilabel task, classes come first: a sequence of masks.
+        "segmentation_mask": np.moveaxis(labels, 2, 0)[..., None]
+        if spec.is_multilabel
+        else labels[..., None],
     }

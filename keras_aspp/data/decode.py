@@ -552,14 +552,14 @@ def _check_binary(stored, path):
     found = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
     if {1, 255} <= {*found.tolist()}:
         raise InputError(
-            "A mask of a binary task holds 1 and 255. If 255 is ignored, put "
+            "A mask of one class holds 1 and 255. If 255 is ignored, put "
             '"ignore_label": 255 into dataset.json; if it is the object, too, '
             f'"label_map": {{"255": 1, "1": 1}}. File: {path}'
         )
     others = sorted({*found.tolist()} - {0, 1, 255})
     if others:
         raise InputError(
-            "Masks of a binary task must hold 0 and 255, or 0 and 1; map other "
+            "Masks of one class must hold 0 and 255, or 0 and 1; map other "
             "values by `label_map` in dataset.json (smoothed edges: save the "
             f"mask without them). File: {path} ({len(others)} other values, "
             f"first {others[0]})"

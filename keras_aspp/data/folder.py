@@ -255,6 +255,12 @@ class FolderSource:
         """Returns the path of a mask, or one for each class; see `pairs`."""
         return self.class_masks.get(mask, mask)
 
+    def require_pairs(self) -> None:
+        """Raises `ValueError` for a file without a partner in any split."""
+        for messages in self.unpaired.values():
+            if messages:
+                raise InputError(messages[0])
+
     def files(self, split: str) -> list[str]:
         """Returns the paths of the images and masks of a split."""
         found = []

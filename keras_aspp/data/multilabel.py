@@ -59,19 +59,21 @@ class StoredMasks:
 
 
 def read_stored_masks(
-    masks: str | Sequence[str | None],
+    masks: str | Sequence[str | bytes | None],
     spec: DatasetSpec,
     image_orientation: int = 1,
+    name: str | None = None,
 ) -> StoredMasks:
     """Reads the masks of an image.
 
     Args:
-        masks: one path for each class, `None` where it is absent; or the path
-            of a TIFF of one page or band for each class, or of an array
-            `[H, W, K]` (`.npy`).
+        masks: one path, or the bytes of a PNG, for each class, `None` where it
+            is absent; or the path of a TIFF of one page or band for each
+            class, or of an array `[H, W, K]` (`.npy`).
         spec: `DatasetSpec`.
         image_orientation: EXIF orientation of the image; see
             `decode.read_mask`.
+        name: name of the masks for messages; defaults to their paths.
 
     Raises:
         ValueError: names the file and what is wrong with it.
@@ -97,34 +99,76 @@ def read_stored_masks(
                 for class_id, name in enumerate(spec.class_names)
             )
         )
+    if len(masks) != spec.num_classes:
+        raise InputError(
+            f"An image must have a mask for each of the {spec.num_classes} "
+            f"`class_names`. File: {name} ({len(masks)} masks)"
+        )
     one = spec.of_one_mask()
+    names = masks
+    if name is not None:
+        names = [f"{name} ({class_name})" for class_name in spec.class_names]
     return StoredMasks(
         tuple(
             (
-                str(path),
-                path and decode.read_stored(path, one, None, image_orientation),
+                str(called),
+                None
+                if mask is None
+                else decode.read_stored(mask, one, called, image_orientation),
             )
-            for path in masks
+            for called, mask in zip(names, masks, strict=True)
         )
     )
 
 
+def read_labels(
+    masks: str | Sequence[str | None],
+    spec: DatasetSpec,
+    size: Size,
+    image_orientation: int = 1,
+) -> np.ndarray:
+    """Reads the labels of an image, of any task.
+
+    Args:
+        masks: path of the mask; of a multilabel task, see
+            `read_stored_masks`.
+        spec: `DatasetSpec`.
+        size: `(height, width)` of the image.
+        image_orientation: EXIF orientation of the image; see
+            `decode.read_mask`.
+
+    Returns:
+        uint8 `[H, W]`, or `[H, W, K]` of a multilabel task.
+    """
+    if not spec.is_multilabel:
+        return decode.read_mask(
+            masks, spec, size, image_orientation=image_orientation
+        )
+    return read_stored_masks(masks, spec, image_orientation).labels(spec, size)
+
+
 def read_pair(
-    image: str, masks: str | Sequence[str | None], spec: DatasetSpec
+    image: str | bytes,
+    masks: str | Sequence[str | bytes | None],
+    spec: DatasetSpec,
+    image_name: str | None = None,
+    mask_name: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image and its labels, both upright.
 
     Args:
-        image: path of the image.
+        image: path or bytes of the image.
         masks: see `read_stored_masks`.
         spec: `DatasetSpec`.
+        image_name: name for messages; defaults to the path.
+        mask_name: name for messages; defaults to the paths.
 
     Returns:
         `(array [H, W, C], uint8 [H, W, K])`; where the image has no data,
         labels are `ignore_label`.
     """
-    bands = decode.read_fitting(image, None, True, spec.pixels)
-    stored = read_stored_masks(masks, spec, bands.orientation)
+    bands = decode.read_fitting(image, image_name, True, spec.pixels)
+    stored = read_stored_masks(masks, spec, bands.orientation, mask_name)
     labels = stored.labels(spec, bands.values.shape[:2])
     if bands.valid is not None:
         labels[~bands.valid] = spec.ignore_label

@@ -52,8 +52,7 @@ def training_dataset(
         of a multilabel task are uint8 `[B, h, w, K]`.
 
     Raises:
-        InputError: images of a batch are to be mixed, and it holds one; or
-            classes that overlap are to be mixed.
+        InputError: images of a batch are to be mixed, and it holds one.
     """
     import tensorflow as tf
 
@@ -64,8 +63,6 @@ def training_dataset(
             "of 2 images or more; raise `train.batch_size` or set both to 0. "
             f"Received: batch_size={batch_size} on this machine"
         )
-    if augment.classmix:
-        source.spec.require_one_mask("`data.augment.classmix`")
     decode = _decoder(source)
     cached = _fits(source, split)
     # Colors are changed on the scale of 0..255.

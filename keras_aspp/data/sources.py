@@ -97,15 +97,9 @@ def _check_described(config, root):
 
 
 def _check_named_classes(config):
-    """Raises for several masks of unknown classes, or of records."""
-    if config.task != "multilabel":
+    """Raises for several masks of unknown classes."""
+    if config.task != "multilabel" or config.root is None:
         return
-    if config.tfds is not None or is_converted(config.root):
-        raise InputError(
-            "`data.task` multilabel needs a folder data set; records hold one "
-            "mask for each image. Received: "
-            f"{config.tfds or config.root!r}"
-        )
     described = os.path.exists(
         os.path.expandvars(f"{config.root}/dataset.json")
     )

@@ -181,18 +181,6 @@ class DatasetSpec:
             task="binary",
         )
 
-    def require_one_mask(self, user: str) -> None:
-        """Raises `ValueError` for a multilabel task.
-
-        Args:
-            user: str, what takes one mask for each image only.
-        """
-        if self.is_multilabel:
-            raise InputError(
-                f"{user} takes one mask for each image, not one for each "
-                'class. Received: a data set or model of "task": "multilabel"'
-            )
-
     def count_pixels(self, labels: np.ndarray) -> np.ndarray:
         """Counts labels by class.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_aspp.data import decode
+from keras_aspp.data import decode, multilabel
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import is_installed
@@ -37,7 +37,8 @@ class TfdsSource:
         spec: `DatasetSpec`; `label_map` maps the stored ids. Or `None`: the
             `dataset.json` beside the records.
         image_key: feature that holds the image.
-        mask_key: feature that holds the mask.
+        mask_key: feature that holds the mask; of a multilabel task, a sequence
+            of masks, one for each class.
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
     Raises:
@@ -80,13 +81,7 @@ class TfdsSource:
                 "`data.class_names` must be given for a TFDS data set without "
                 f"a dataset.json. Received: tfds={name!r}, class_names=None"
             )
-        features = self.builder.info.features
-        for key in (image_key, mask_key):
-            if not isinstance(dict(features).get(key), tfds.features.Image):
-                raise InputError(
-                    f"TFDS data set {name} has no image `{key}`. "
-                    f"Received: features={sorted(features)}"
-                )
+        self._check_features()
         try:
             if module in _DRAWN:
                 _draw(self.builder)
@@ -97,6 +92,21 @@ class TfdsSource:
                 f"TFDS data set {name} could not be prepared "
                 f"({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    def _check_features(self):
+        import tensorflow_datasets as tfds
+
+        features = dict(self.builder.info.features)
+        for key in (self.image_key, self.mask_key):
+            feature, what = features.get(key), "image"
+            if self.spec.is_multilabel and key == self.mask_key:
+                what = "sequence of images, the masks of the classes,"
+                feature = getattr(feature, "feature", None)
+            if not isinstance(feature, tfds.features.Image):
+                raise InputError(
+                    f"TFDS data set {self.name} has no {what} `{key}`. "
+                    f"Received: features={sorted(features)}"
+                )
 
     def _records_of_file(self):
         """Returns the reader of the stored format: a function of a shard.
@@ -147,7 +157,10 @@ class TfdsSource:
         return count
 
     def records(self, split: str) -> Dataset:
-        """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`."""
+        """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`.
+
+        Of a multilabel task, the second is a tensor of the masks of classes.
+        """
         files = self._files(split)
         return files.flat_map(self._read(split)).map(lambda _, record: record)
 
@@ -209,6 +222,8 @@ class TfdsSource:
         records_of_file = self._records_of_file()
         keys = [self.image_key, self.mask_key, *self._id_key()]
         features = {key: tf.io.FixedLenFeature((), tf.string) for key in keys}
+        if self.spec.is_multilabel:
+            features[self.mask_key] = tf.io.RaggedFeature(tf.string)
 
         def record(number, serialized):
             example = tf.io.parse_single_example(serialized, features)
@@ -231,18 +246,27 @@ class TfdsSource:
         return os.fsdecode(record[2])
 
     def decode(
-        self, image: bytes, mask: bytes, where: bytes = b"a record"
+        self,
+        image: bytes,
+        mask: bytes | Sequence[bytes],
+        where: bytes = b"a record",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`."""
+        """Decodes a record to `(uint8 [H, W, 3], int32 [H, W])`.
+
+        Labels of a multilabel task are uint8 `[H, W, K]`.
+        """
         where = os.fsdecode(where)
-        pixels, labels = decode.read_pair(
+        read_pair = decode.read_pair
+        if self.spec.is_multilabel:
+            read_pair = multilabel.read_pair
+        pixels, labels = read_pair(
             image,
             mask,
             self.spec,
             f"{where}, {self.image_key}",
             f"{where}, {self.mask_key}",
         )
-        return pixels, labels.astype("int32")
+        return pixels, labels.astype(self.spec.label_dtype)
 
 
 def _draw(builder):

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from keras_aspp.data import decode
+from keras_aspp.data import decode, multilabel
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import replacing_folder
@@ -24,7 +24,8 @@ def write_upright(
     """Writes a copy of a data set without EXIF orientations.
 
     Images that carry an orientation are turned and stored as PNG, which loses
-    nothing; all others are copied byte by byte. Masks become class ids.
+    nothing; all others are copied byte by byte. Masks become class ids. Those
+    of a multilabel task become a folder for each class, whatever they were.
 
     Args:
         source: `FolderSource`; its spec says which frame masks fit.
@@ -36,32 +37,32 @@ def write_upright(
 
     Raises:
         FileExistsError: `output` exists.
-        ValueError: an image or mask is invalid; nothing is written then.
+        ValueError: an image or mask is invalid, or without its partner;
+            nothing is written then.
     """
-    source.spec.require_one_mask("`data fix`")
     output = Path(output)
     if output.exists():
         raise OutputExistsError(
             f"The folder exists; name another. Received: {str(output)!r}"
         )
+    source.require_pairs()
     pairs = [(s, *pair) for s, found in source.pairs.items() for pair in found]
     turned = 0
     with replacing_folder(output) as work:
         for split, image, mask in progress(pairs):
-            images, masks = work / "images" / split, work / "masks" / split
+            images = work / "images" / split
             images.mkdir(parents=True, exist_ok=True)
-            masks.mkdir(parents=True, exist_ok=True)
             pixels, orientation = decode.read_oriented(
                 image, pixels=source.spec.pixels
             )
-            labels = decode.read_mask(
-                mask,
+            labels = multilabel.read_labels(
+                source.masks_of(mask),
                 source.spec,
                 pixels.shape[:2],
-                image_orientation=orientation,
+                orientation,
             )
             path = Path(image)
-            Image.fromarray(labels).save(masks / f"{path.stem}.png")
+            _write_masks(labels, work / "masks" / split, path.stem, source.spec)
             if orientation == 1:
                 shutil.copyfile(path, images / path.name)
                 continue
@@ -74,3 +75,18 @@ def write_upright(
             Image.fromarray(pixels).save(images / f"{path.stem}.png")
         source.spec.to_file(work / "dataset.json")
     return turned
+
+
+def _write_masks(labels, folder, name, spec):
+    """Writes labels as PNG, those of each class in a folder of its own."""
+    parts = {folder: labels}
+    if spec.is_multilabel:
+        parts = {
+            folder / class_folder: labels[..., class_id]
+            for class_id, class_folder in enumerate(
+                multilabel.mask_folders(spec)
+            )
+        }
+    for place, values in parts.items():
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(place / f"{name}.png")

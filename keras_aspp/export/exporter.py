@@ -127,7 +127,8 @@ def export_model(
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
             with confidence in any case; `"tflite_logits"` stays as it is. A
-            multilabel model has neither confidence nor `"tflite_logits"`.
+            multilabel model has no confidence; in its files of scores, a
+            class is where its score is above 0.
         progress: function of `(phase, seconds)`, such as
             `ka.export.print_progress`, called when each phase begins (`None`
             seconds) and ends; `None` for a silent export.
@@ -144,8 +145,6 @@ def export_model(
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
     answers = checked_answers(model, coarse_labels, outputs)
-    if spec.is_multilabel:
-        _check_masks(formats)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(
@@ -158,7 +157,9 @@ def export_model(
         )
         if _is_rgb(model):
             # MediaPipe reads no other images.
-            add_metadata(written, directory.name, spec.class_names)
+            add_metadata(
+                written, directory.name, spec.class_names, spec.is_multilabel
+            )
         # The reference is the very file that is handed over.
         reference = Predictor(work / FILE_NAMES["keras"])
         evaluated = evaluation_data is not None
@@ -284,17 +285,6 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "`verify_images` must hold at least one image. Received: none"
         )
     check_images("verify_images", verify_images, model)
-
-
-def _check_masks(formats):
-    """Raises for formats that assume one label for each pixel."""
-    if {"tflite_logits", "tflite_gpu"} & set(formats):
-        raise InputError(
-            "tflite_logits and tflite_gpu are for one class for each pixel; "
-            "for scores of classes that may overlap, export "
-            '--export.outputs "[labels, probabilities]". Received: '
-            f"formats={tuple(formats)}"
-        )
 
 
 class _Calibration(NamedTuple):

@@ -109,16 +109,18 @@ class Comparison:
             described = describe.describe_tflite(path)
             entry["input"] |= {"dtype": "float32", "range": [-1, 1]}
             entry["output"] |= {
-                "name": serving.COARSE,
+                "name": _coarse_name(predictor),
                 "shape": described["outputs"][0]["shape"],
                 "dtype": "float32",
                 "range": None,
             }
         if kind == "tflite_logits":
             entry["output"] |= {
-                "name": "logits",
+                "name": serving.MASK_LOGITS
+                if predictor.is_multilabel
+                else "logits",
                 "shape": [
-                    *entry["output"]["shape"],
+                    *entry["output"]["shape"][:3],
                     self.reference.num_classes,
                 ],
                 "dtype": "float32",
@@ -319,6 +321,12 @@ def _in_openvino(artefact, images, expect):
     return {"agreement_with_keras": value}
 
 
+def _coarse_name(predictor):
+    """Returns the name of the output of a `tflite_gpu`."""
+    masks = predictor.is_multilabel
+    return serving.COARSE_MASKS if masks else serving.COARSE
+
+
 def _in_float16(artefact, images, expect):
     """Returns the entry of a `tflite_gpu` under float16 arithmetic."""
     content = artefact.path.read_bytes()
@@ -330,7 +338,9 @@ def _in_float16(artefact, images, expect):
     except NotSimulatedError as error:
         return {"agreement_with_keras": None, "reason": str(error)}
     value, _ = verify.compare(
-        [{serving.COARSE: run.output[0]} for run in runs], expect, images
+        [{_coarse_name(artefact.predictor): run.output[0]} for run in runs],
+        expect,
+        images,
     )
     largest = max(run.largest_sum for run in runs)
     if largest > LARGEST:

@@ -27,7 +27,8 @@ _ENTRY = b"TFLITE_METADATA"
 _PARSER = "1.5.0"
 # MediaPipe's `ImageSegmenterOptions` (image_segmenter_metadata_schema.fbs).
 # Without an activation, its confidence masks are the raw logits.
-_OPTIONS, _OPTIONS_IDENTIFIER, _SOFTMAX = "SEGMENTER_METADATA", b"V001", 2
+_OPTIONS, _OPTIONS_IDENTIFIER = "SEGMENTER_METADATA", b"V001"
+_SIGMOID, _SOFTMAX = 1, 2
 _OPTIONS_PARSER = "1.0.0"
 # Slots of the tables, and values of the enumerations.
 _NAME, _DESCRIPTION = 0, 1
@@ -35,7 +36,10 @@ _RGB, _IMAGE_PROPERTIES, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2
 
 
 def add_metadata(
-    written: Iterable[tuple[str, Path]], name: str, class_names: Sequence[str]
+    written: Iterable[tuple[str, Path]],
+    name: str,
+    class_names: Sequence[str],
+    overlapping: bool = False,
 ) -> None:
     """Adds the metadata to the artefacts of scores.
 
@@ -45,12 +49,17 @@ def add_metadata(
         written: list of `(format, path)`.
         name: str, of the model.
         class_names: one str for each class.
+        overlapping: bool; see `with_metadata`.
     """
     for kind, path in written:
         if kind in _NORMALIZED:
             path.write_bytes(
                 with_metadata(
-                    path.read_bytes(), name, class_names, *_NORMALIZED[kind]
+                    path.read_bytes(),
+                    name,
+                    class_names,
+                    *_NORMALIZED[kind],
+                    overlapping,
                 )
             )
 
@@ -61,11 +70,14 @@ def with_metadata(
     class_names: Sequence[str],
     mean: float = 0.0,
     std: float = 1.0,
+    overlapping: bool = False,
 ) -> bytes:
     """Returns a `.tflite` of logits that MediaPipe's ImageSegmenter reads.
 
     The metadata declares the softmax, so that confidence masks are
-    probabilities; the logits of the file stay as they are.
+    probabilities; the logits of the file stay as they are. Of classes that
+    overlap it declares the sigmoid: logits contain the thresholds, so a class
+    is where its confidence mask is above 0.5.
 
     Args:
         model: bytes of a `.tflite`, pixels in, logits out.
@@ -73,6 +85,7 @@ def with_metadata(
         class_names: one str for each class.
         mean: float. The file takes `(pixel - mean) / std` of pixels 0..255.
         std: float > 0.
+        overlapping: bool. Whether classes are independent (multilabel).
 
     Returns:
         bytes of the `.tflite`.
@@ -81,7 +94,7 @@ def with_metadata(
 
     content = schema.ModelT.InitFromPackedBuf(model)
     buffer = schema.BufferT()
-    buffer.data = _metadata(name, mean, std)
+    buffer.data = _metadata(name, mean, std, overlapping)
     content.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name = _ENTRY
@@ -98,7 +111,7 @@ def with_metadata(
     return file.getvalue()
 
 
-def _metadata(name, mean, std):
+def _metadata(name, mean, std, overlapping):
     build = _Builder()
     properties = build.table(1, {0: build.int8(_RGB)})
     content = build.table(
@@ -135,12 +148,23 @@ def _metadata(name, mean, std):
         7,
         {
             _NAME: build.text("segmentation_masks"),
-            _DESCRIPTION: build.text("logits"),
+            _DESCRIPTION: build.text(
+                "logits of independent classes: a class is where its logit is "
+                "above 0 (its sigmoid above 0.5)"
+                if overlapping
+                else "logits"
+            ),
             6: build.tables([labels]),
         },
     )
     options = build.table(
-        2, {0: build.text(_OPTIONS), 1: build.bytes(_segmenter_options())}
+        2,
+        {
+            0: build.text(_OPTIONS),
+            1: build.bytes(
+                _segmenter_options(_SIGMOID if overlapping else _SOFTMAX)
+            ),
+        },
     )
     graph = build.table(
         10,
@@ -162,11 +186,11 @@ def _metadata(name, mean, std):
     return build.finish(model)
 
 
-def _segmenter_options():
-    """Returns a flatbuffer that declares the softmax of the masks."""
+def _segmenter_options(activation):
+    """Returns a flatbuffer that declares the activation of the masks."""
     build = _Builder()
     options = build.table(
-        2, {0: build.int8(_SOFTMAX), 1: build.text(_OPTIONS_PARSER)}
+        2, {0: build.int8(activation), 1: build.text(_OPTIONS_PARSER)}
     )
     return build.finish(options, _OPTIONS_IDENTIFIER)
 

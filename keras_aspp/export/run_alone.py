@@ -95,7 +95,7 @@ def compiled(path, accelerator):
 
 def to_input(image, dtype, outputs):
     """Returns an image as a `.tflite` takes it."""
-    if "coarse_logits" in outputs:
+    if {"coarse_logits", "coarse_mask_logits"} & set(outputs):
         image = image / 127.5 - 1
     # Files of 8 bits take floats where images have more.
     return image.astype(dtype)

@@ -100,16 +100,15 @@ def write_one_picture(
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the image, with the same values; `None` for the model's.
         outputs: of `serving.OUTPUTS`, or `"logits"`, or `serving.COARSE` for
-            a float32 image in [-1, 1].
+            a float32 image in [-1, 1]; or the names of both for masks.
         coarse: bool; see `serving.answer_coarsely`.
     """
     answer = serving.answer_coarsely if coarse else serving.answer
 
     def serving_default(image):
-        if tuple(outputs) == (serving.COARSE,):
+        if outputs[0] in (serving.COARSE, serving.COARSE_MASKS):
             image = serving.from_unit_pixels(model.preprocess, image)
-            scores = serving.score_coarsely(model, image)
-            return {serving.COARSE: scores}
+            return {outputs[0]: serving.score_coarsely(model, image)}
         return answer(model, image, outputs)
 
     image = serving.image_spec(model, 1, image_size)

@@ -77,6 +77,9 @@ def convert(
         ValueError: the model needs operators that are not builtin.
     """
     found = {}
+    logits, coarse_logits = "logits", serving.COARSE
+    if isinstance(serving.threshold_of(model), tuple):
+        logits, coarse_logits = serving.MASK_LOGITS, serving.COARSE_MASKS
 
     @functools.cache
     def calibration():
@@ -88,10 +91,10 @@ def convert(
             input_type = tf.as_dtype(model.preprocess.input_dtype)
             names, coarse = outputs, coarse_labels
             if name == "tflite_logits":
-                names, coarse = ("logits",), False
+                names, coarse = (logits,), False
             if name == "tflite_gpu":
                 input_type = tf.float32
-                names, coarse = (serving.COARSE,), False
+                names, coarse = (coarse_logits,), False
             if name == "tflite_any_size":
                 size, coarse = (None, None), False
             if name in QUANTIZED:

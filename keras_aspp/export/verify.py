@@ -27,7 +27,12 @@ import numpy as np
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.serving import COARSE, full_scores
+from keras_aspp.inference.serving import (
+    COARSE,
+    COARSE_MASKS,
+    MASK_LOGITS,
+    full_scores,
+)
 from keras_aspp.metrics import confusion_of
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
@@ -108,10 +113,13 @@ def compare(
     same = pixels = 0
     sums, counts, most = ({}, collections.Counter(), {})
     for image, found in zip(images, answers, strict=True):
-        if COARSE in found:
-            found = {"logits": full_scores(found[COARSE], image.shape[:2])}
+        for coarse, name in ((COARSE, "logits"), (COARSE_MASKS, MASK_LOGITS)):
+            if coarse in found:
+                found = {name: full_scores(found[coarse], image.shape[:2])}
         if "logits" in found:
             found = {"labels": found["logits"].argmax(-1)}
+        if MASK_LOGITS in found:
+            found = {"labels": found[MASK_LOGITS] > 0}
         expected = expect(image, tuple(found))
         same += int((found.pop("labels") == expected["labels"]).sum())
         pixels += expected["labels"].size

@@ -48,7 +48,8 @@ def predict_files(
     """Segments files one by one; an unreadable file does not stop the rest.
 
     A TIFF with a georeference, or of more pixels than an image may have, is a
-    scene: see `predict_scene`, which writes `NAME_labels.tif`.
+    scene: see `predict_scene`, which writes `NAME_labels.tif` and, with
+    `scores`, `NAME_probabilities.tif`.
 
     Of a model whose classes may overlap, `masks/CLASS/NAME.png` replace labels
     and colors: 255 where the class is, else 0, as a data set stores them.
@@ -64,8 +65,7 @@ def predict_files(
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1; not of
             classes that may overlap) too and, if the model has them,
             `NAME_probabilities.npz` (`probabilities`, float16 `[H, W, K]`,
-            and `class_names`). A scene is refused with `scores` or
-            `annotation_format`.
+            and `class_names`). A scene is refused with `annotation_format`.
         windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
@@ -86,18 +86,24 @@ def predict_files(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
-    if annotation_format is not None:
-        spec.require_one_mask("`annotation_format` (--format)")
     collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
     for done, name in enumerate(images, start=1):
         try:
             stem = _unused(Path(name).stem, taken)
             if is_predicted_by_window(name):
-                _check_scene(name, scores, annotation_format)
+                _check_scene(name, annotation_format)
                 path = output / f"{stem}_labels.tif"
-                counts = predict_scene(predictor, name, path, windows)
-                shares = _shares(counts, counts.sum(), spec)
+                probabilities = None
+                if scores:
+                    probabilities = output / f"{stem}_probabilities.tif"
+                counts = predict_scene(
+                    predictor, name, path, windows, probabilities
+                )
+                total = counts.sum(-1).max()
+                if spec.is_multilabel:
+                    counts = counts[:, 1]
+                shares = _shares(counts, total, spec)
             else:
                 path = output / f"{stem}_overlay.png"
                 labels = _predict_image(predictor, name, path, spec, scores)
@@ -250,13 +256,13 @@ def drawings(
     return {**found, f"{stem}_overlay.png": painted}
 
 
-def _check_scene(name, scores, annotation_format):
+def _check_scene(name, annotation_format):
     """Raises `ValueError` for outputs that a scene does not have."""
-    if scores or annotation_format:
+    if annotation_format:
         raise InputError(
             "Of a scene (a TIFF with a georeference, or too large to decode) "
-            "only the labels are written; predict it without --scores and "
-            f"--format. File: {printable(name)}"
+            "rasters are written; predict it without --format. "
+            f"File: {printable(name)}"
         )
 
 

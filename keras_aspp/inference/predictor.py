@@ -140,8 +140,8 @@ class Predictor:
         self._pid = os.getpid()
         self.is_multilabel: bool = self._engine.is_multilabel
         self.threshold: Threshold = self._engine.threshold
-        if self.threshold is None:
-            self.threshold = find_threshold(self.path)
+        if self.threshold is None or self.runtime != "keras":
+            self.threshold = find_threshold(self.path) or self.threshold
             self._engine.threshold = self.threshold
         if self.spec and self.spec.is_multilabel != self.is_multilabel:
             raise InputError(

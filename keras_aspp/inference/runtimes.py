@@ -301,6 +301,13 @@ def _tflite_weights(path):
                 yield name, quantization.ScaleAsNumpy()
 
 
+# Names of scores of masks -> of those of one label.
+_OF_MASKS = {
+    serving.MASK_LOGITS: "logits",
+    serving.COARSE_MASKS: serving.COARSE,
+}
+
+
 class LiteRTRuntime(Runtime):
     """A `.tflite` file in the LiteRT interpreter."""
 
@@ -312,7 +319,10 @@ class LiteRTRuntime(Runtime):
         self._path = path
         self.reopen()
         self._input_details = self._interpreter.get_input_details()[0]
-        self._indices = _output_indices(self._interpreter)
+        found = _output_indices(self._interpreter)
+        self._indices = {_OF_MASKS.get(k, k): i for k, i in found.items()}
+        if found.keys() & _OF_MASKS:
+            self.is_multilabel = True
         details = self._interpreter.get_output_details()
         shape, given = details[0]["shape"], self._input_details["shape"]
         dtype = self._input_details["dtype"].__name__
@@ -346,6 +356,10 @@ class LiteRTRuntime(Runtime):
         if self._has_scores():
             self.outputs = serving.OUTPUTS
             self.scores: Callable[[np.ndarray], np.ndarray] = self._scores
+            if self.is_multilabel:
+                self.outputs = serving.MASK_OUTPUTS
+                # Logits contain the thresholds, which a manifest states.
+                self.threshold = (0.5,) * self.num_classes
         self.image_size = tuple(int(n) for n in given[1:3])
         if -1 in self._input_details["shape_signature"]:
             self.image_size = None
@@ -422,7 +436,8 @@ def _is_unnamed(interpreter):
     if not interpreter.get_signature_list():
         return True
     names = interpreter.get_signature_runner().get_output_details()
-    return not set(names) <= {*serving.OUTPUTS, "logits", serving.COARSE}
+    ours = {*serving.OUTPUTS, "logits", serving.COARSE, *_OF_MASKS}
+    return not set(names) <= ours
 
 
 def _output_indices(interpreter):

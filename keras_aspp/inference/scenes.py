@@ -5,6 +5,7 @@ Shape legend: H x W pixels of the raster, h x w of a window, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ from keras_aspp.utils.types import PathLike
 
 # Height and width of a window where none is given, in pixels.
 WINDOW = 512
-# Cache of GDAL, in bytes; its default is a share of the machine's memory.
+# Cache of GDAL, in bytes; its default is a share of the machine's memory. Rows
+# of tiles that are written are added.
 _CACHE_BYTES = 64 * 2**20
 # Height and width of the tiles that are written, in pixels.
 _TILE = 256
@@ -45,13 +47,15 @@ def predict_scene(
     path: PathLike,
     output: PathLike,
     progress: Callable[[int, int], None] | None = None,
+    probabilities: PathLike | None = None,
 ) -> np.ndarray:
     """Predicts a raster window by window and writes a raster of labels.
 
     Windows overlap by `predictor.overlap` and are blended as
-    `SlidingWindow` blends them; labels of an artefact without scores vote with
-    the same weights. Rows of windows are written as they are done: memory
-    holds one window and the overlap of two rows, whatever the height.
+    `SlidingWindow` blends them; labels of an artefact without probabilities
+    vote with the same weights. Rows of windows are written as they are done:
+    memory holds one window, the overlap of two rows and, of `probabilities`,
+    one row, whatever the height.
 
     Args:
         predictor: `Predictor`. Windows have its `window`, or the size of its
@@ -59,70 +63,120 @@ def predict_scene(
         path: raster that GDAL reads as GeoTIFF.
         output: GeoTIFF to write: uint8, tiled, compressed, with the raster's
             transform and coordinate system and a color table. Pixels without
-            data are `ignore_label`, which is declared as no data.
+            data are `ignore_label`, which is declared as no data. Of a
+            multilabel model, one band for each class, of 1 where the class
+            is, else 0, with the class's name as its description.
         progress: function of `(done, total)` windows, or `None`.
+        probabilities: GeoTIFF to write, or `None`: one float32 band for each
+            class, in 0..1, with its name; NaN, the declared no data, where
+            there is none. `min_confidence` does not change it.
 
     Returns:
-        int64 `(256,)`, the pixels of each label.
+        int64 `(256,)`, the pixels of each label; of a multilabel model
+        `(K, 256)`, those of each band.
 
     Raises:
         ValueError: not a readable raster, bands or type that do not fit the
-            model, or the extra `geo` is missing.
+            model, no probabilities to write, or the extra `geo` is missing.
     """
-    spec_of(predictor).require_one_mask("A prediction by window, of a GeoTIFF,")
     require("Predicting a GeoTIFF", "geo", "rasterio")
     import rasterio
 
-    counts = np.zeros(256, "int64")
+    spec = spec_of(predictor)
     try:
-        with (
-            rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
-            rasterio.open(path, driver="GTiff") as scene,
-        ):
-            scan = _Scan(predictor, _Raster(scene, predictor, str(path)))
-            with (
-                replacing(output) as temporary,
-                rasterio.open(
-                    temporary, "w", **_profile(scene, predictor)
-                ) as to,
-            ):
-                to.write_colormap(1, _color_table(predictor))
-                for top, labels in scan.rows(progress):
-                    height, width = labels.shape
-                    window = rasterio.windows.Window(0, top, width, height)
-                    to.write(labels, 1, window=window)
-                    counts += np.bincount(labels.ravel(), minlength=256)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
+            scene = rasterio.open(path, driver="GTiff")
+            stack.enter_context(scene)
+            raster = _Raster(scene, predictor, str(path))
+            scan = _Scan(predictor, raster, probabilities is not None)
+            names = spec.class_names if spec.is_multilabel else ()
+            sizes = len(names) or 1, 4 * scan.num_classes * scan.keeps
+            cache = _CACHE_BYTES + 2 * _TILE * scene.width * sum(sizes)
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
+            ignored = spec.ignore_label
+            to = [_created(stack, output, scene, "uint8", ignored, names)]
+            if not names:
+                to[0].write_colormap(1, _color_table(spec))
+            if scan.keeps:
+                to.append(
+                    _created(
+                        stack,
+                        probabilities,
+                        scene,
+                        "float32",
+                        np.nan,
+                        spec.class_names,
+                    )
+                )
+            return _write_rows(scan.rows(progress), to)
     except rasterio.errors.RasterioError as error:
         raise InputError(
             f"Unreadable raster. File: {path} ({' '.join(str(error).split())})"
         ) from None
-    return counts
 
 
-def _profile(scene, predictor):
-    """Returns the settings of the raster to write."""
-    large = min(scene.height, scene.width) >= _TILE
-    return {
-        "driver": "GTiff",
-        "height": scene.height,
-        "width": scene.width,
-        "count": 1,
-        "dtype": "uint8",
-        "crs": scene.crs,
-        "transform": scene.transform,
-        "nodata": predictor.ignore_label,
-        "compress": "deflate",
-        "bigtiff": "if_safer",
-        **(
-            {"tiled": True, "blockxsize": _TILE, "blockysize": _TILE}
-            if large
-            else {}
-        ),
-    }
+def _write_rows(rows, rasters):
+    """Writes rows of labels, and of probabilities; returns the counts."""
+    import rasterio
+
+    counts = 0
+    for top, *parts in rows:
+        for raster, values in zip(rasters, parts, strict=True):
+            values = values.reshape(*values.shape[:2], -1)
+            height, width, _ = values.shape
+            window = rasterio.windows.Window(0, top, width, height)
+            raster.write(np.moveaxis(values, -1, 0), window=window)
+        labels = parts[0].reshape(-1, rasters[0].count)
+        counts += np.array(
+            [np.bincount(band, minlength=256) for band in labels.T]
+        )
+    return counts if parts[0].ndim == 3 else counts[0]
 
 
-def _color_table(predictor):
-    colors = color_labels(np.arange(256), spec_of(predictor))
+def _created(stack, path, scene, dtype, nodata, names):
+    """Creates a raster in place of a scene, whole when the stack closes.
+
+    Args:
+        stack: `ExitStack`.
+        path: file.
+        scene: raster with the size and the georeference.
+        dtype: str, type of the bands.
+        nodata: value that means no data.
+        names: description of each band; empty for one band without.
+    """
+    import rasterio
+
+    options = {}
+    if min(scene.height, scene.width) >= _TILE:
+        options = {"tiled": True, "blockxsize": _TILE, "blockysize": _TILE}
+    if names:
+        # Three bands of uint8 would be declared as RGB.
+        options |= {"photometric": "minisblack"}
+    if dtype == "float32":
+        options |= {"predictor": 3}
+    raster = rasterio.open(
+        stack.enter_context(replacing(path)),
+        "w",
+        driver="GTiff",
+        height=scene.height,
+        width=scene.width,
+        count=len(names) or 1,
+        dtype=dtype,
+        crs=scene.crs,
+        transform=scene.transform,
+        nodata=nodata,
+        compress="deflate",
+        bigtiff="if_safer",
+        **options,
+    )
+    for band, name in enumerate(names, start=1):
+        raster.set_band_description(band, name)
+    return stack.enter_context(raster)
+
+
+def _color_table(spec):
+    colors = color_labels(np.arange(256), spec)
     return {i: (*map(int, color), 255) for i, color in enumerate(colors)}
 
 
@@ -163,10 +217,16 @@ class _Raster:
 
 
 class _Scan:
-    """Predicts a raster in rows of overlapping windows."""
+    """Predicts a raster in rows of overlapping windows.
 
-    def __init__(self, predictor, raster):
-        self.predictor, self.raster = predictor, raster
+    Args:
+        predictor: `Predictor`.
+        raster: `_Raster`.
+        keeps: bool. Whether rows have their probabilities, too.
+    """
+
+    def __init__(self, predictor, raster, keeps=False):
+        self.predictor, self.raster, self.keeps = predictor, raster, keeps
         height, width = predictor.image_size or (
             (predictor.window or WINDOW,) * 2
         )
@@ -176,11 +236,29 @@ class _Scan:
                 "The number of classes must be known; keep the artefact beside "
                 f"its manifest.json. Received: {predictor.path}"
             )
+        spec = predictor.spec
+        # Labels depend on the thresholds, which a manifest beside it states.
+        self.blends = predictor.has_scores or (
+            predictor.has_probabilities
+            and spec is not None
+            and (spec.task == "semantic" or predictor.threshold is not None)
+        )
+        if keeps and not self.blends:
+            raise InputError(
+                "Scores of a scene (--scores) need a .keras model, or an "
+                'artefact exported with --export.outputs "[labels, '
+                'probabilities]", beside its manifest.json. Received: '
+                f"{predictor.path}"
+            )
         # A binary object must exceed its threshold, not one half; of labels
         # that vote, the artefact has decided so already.
-        threshold = predictor.threshold if predictor.has_scores else None
+        threshold = predictor.threshold if self.blends else None
         self.odds = np.ones(self.num_classes, "float32")
-        if threshold is not None:
+        self.thresholds = np.float32(0.5 if threshold is None else threshold)
+        self.label_axes = ()
+        if predictor.is_multilabel:
+            self.label_axes = (self.num_classes,)
+        elif threshold is not None:
             self.odds[:] = threshold, 1 - threshold
         align = 1 if predictor.image_size else predictor.align_windows(height)
         self.row_slices, self.column_slices = (
@@ -190,8 +268,12 @@ class _Scan:
 
     def rows(
         self, progress: Callable[[int, int], None] | None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields `(first row, uint8 [rows, W])` from top to bottom."""
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields `(first row, labels)` from top to bottom.
+
+        Labels are uint8 `[rows, W]`, or `[rows, W, K]` of a multilabel model.
+        If they are kept, probabilities follow, float32 `[rows, W, K]`.
+        """
         slices, width = self.row_slices, self.raster.size[1]
         total = len(slices) * len(self.column_slices)
         # Weighted probabilities of the rows that the next windows repeat.
@@ -201,7 +283,12 @@ class _Scan:
             zip(slices, weights(slices), strict=True)
         ):
             end = slices[i + 1].start if slices[i + 1 :] else row.stop
-            labels = np.empty((end - row.start, width), "uint8")
+            labels = np.empty(
+                (end - row.start, width, *self.label_axes), "uint8"
+            )
+            kept = np.empty(
+                (len(labels) * self.keeps, *carried.shape[1:]), "float32"
+            )
             rest = np.empty((row.stop - end, *carried.shape[1:]), "float32")
             missing = np.zeros((row.stop - row.start, width), bool)
             missing[: len(invalid)] = invalid
@@ -210,20 +297,30 @@ class _Scan:
             ):
                 total_of[: len(carried)] += carried[:, column]
                 done = total_of[: len(labels)]
-                found = (done * self.odds).argmax(-1).astype("uint8")
-                # Unsure: labels of an artefact may be so in every window.
-                best = np.take_along_axis(done, found[..., None], -1)[..., 0]
-                least = self.predictor.min_confidence or 0.0
-                found[(best <= 0) | (best < least)] = (
-                    self.predictor.ignore_label
-                )
-                labels[:, column] = found
+                labels[:, column] = self._labels(done)
+                kept[:, column] = done[: len(kept)]
                 rest[:, column] = total_of[len(labels) :]
                 if progress is not None:
                     progress(i * len(self.column_slices) + j + 1, total)
-            labels[missing[: len(labels)]] = self.predictor.ignore_label
+            gaps = missing[: len(labels)]
+            labels[gaps] = self.predictor.ignore_label
             carried, invalid = rest, missing[len(labels) :]
-            yield row.start, labels
+            if self.keeps:
+                kept[gaps] = np.nan
+                yield row.start, labels, kept
+            else:
+                yield row.start, labels
+
+    def _labels(self, probabilities):
+        """Returns uint8 labels of float32 `[h, w, K]`."""
+        if self.label_axes:
+            return (probabilities > self.thresholds).astype("uint8")
+        found = (probabilities * self.odds).argmax(-1).astype("uint8")
+        # Unsure: labels of an artefact may be so in every window.
+        best = np.take_along_axis(probabilities, found[..., None], -1)[..., 0]
+        least = self.predictor.min_confidence or 0.0
+        found[(best <= 0) | (best < least)] = self.predictor.ignore_label
+        return found
 
     def _columns(self, row, down, missing):
         """Yields `(columns, [h, columns, K])`, each column when it is whole."""
@@ -247,11 +344,13 @@ class _Scan:
     def _probabilities(self, image: np.ndarray) -> Any:
         """Returns float32 `[h, w, K]`; of mere labels, 0 and 1."""
         predictor = self.predictor
-        if predictor.has_scores and predictor.image_size in (
-            None,
-            image.shape[:2],
-        ):
-            return predictor.probability_batch(image[None])[0]
+        if self.blends:
+            own = predictor.image_size in (None, image.shape[:2])
+            if predictor.has_scores and own:
+                return predictor.probability_batch(image[None])[0]
+            return predictor.probabilities(image)
         labels = predictor.predict_batch(image[None])[0]
+        if self.label_axes:
+            return labels.astype("float32")
         # A label beyond the classes is that of unsure pixels.
         return np.eye(256, self.num_classes, dtype="float32")[labels]

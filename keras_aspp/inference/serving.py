@@ -29,6 +29,10 @@ MASK_OUTPUTS = ("labels", "probabilities")
 # Output of files for GPUs: float32 `[1, h, w, K]` at the decoder's stride. They
 # take float32 pixels in [-1, 1].
 COARSE = "coarse_logits"
+# Names of `"logits"` and `COARSE` of masks that may overlap: a class is where
+# its logit is above 0, and a file without a manifest must not be read as an
+# argmax.
+MASK_LOGITS, COARSE_MASKS = "mask_logits", "coarse_mask_logits"
 
 
 def smallest_side(model: keras.Model) -> int:
@@ -108,7 +112,7 @@ def classify(
         scores: float32 `[B, H, W, K]`.
         outputs: of `"labels"` (int32), `"confidence"` (float32 in 0..1, the
             probability of the label), `"probabilities"` (float32, the softmax
-            over classes) and `"logits"`.
+            over classes) and `"logits"`, or `MASK_LOGITS` of masks.
         threshold: float, of a binary model, whose logits contain it, or
             `None`. Probabilities do not depend on it. Of a multilabel model, a
             tuple: `labels` are uint8 `[B, H, W, K]`, and `probabilities` the
@@ -120,6 +124,7 @@ def classify(
     found = {"logits": scores}
     if isinstance(threshold, tuple):
         shift = [logit(one) for one in threshold]
+        found[MASK_LOGITS] = scores
         if "labels" in outputs:
             found["labels"] = tf.cast(scores > 0.0, tf.uint8, name="labels")
         if "probabilities" in outputs:

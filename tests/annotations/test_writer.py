@@ -56,6 +56,27 @@ def test_pycocotools_reads_the_same_masks(tmp_path, capsys):
     np.testing.assert_array_equal(coco.annToMask(ring)[:50], (labels == 1)[:50])
 
 
+def test_regions_of_classes_that_overlap_share_pixels(tmp_path, capsys):
+    spec = DatasetSpec(["cell", "nucleus"], task="multilabel")
+    labels = np.zeros((40, 50, 2), "uint8")
+    labels[5:30, 5:30, 0] = labels[10:20, 10:20, 1] = 1
+    labels[33:, :9, 1] = 255  # ignored
+    labels[2, 40, 0] = 1  # a speck
+    writer = COCOWriter(spec)
+    writer.add("a.png", labels)
+    writer.write(tmp_path / "p.json")
+    coco = COCO(tmp_path / "p.json")
+    names = [one["name"] for one in coco.loadCats(coco.getCatIds())]
+    assert names == ["cell", "nucleus"]
+    cell, nucleus = coco.loadAnns(coco.getAnnIds())
+    assert (cell["area"], nucleus["area"]) == (625, 100)
+    assert cell["bbox"] == [5, 5, 25, 25]
+    assert (coco.annToMask(cell) & coco.annToMask(nucleus)).sum() == 100
+    write_labelme(tmp_path / "a.json", "a.png", labels, spec)
+    shapes = json.loads((tmp_path / "a.json").read_text())["shapes"]
+    assert [shape["label"] for shape in shapes] == names
+
+
 @pytest.mark.parametrize("annotation_format", ["coco", "labelme"])
 def test_what_is_written_is_imported_again(annotation_format, tmp_path):
     labels = blobs()

@@ -1,13 +1,16 @@
 """Masks of classes that overlap: layouts, labels, checks, batches."""
 
-import dataclasses
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from multilabel_folder import NAMES, make_folder, save_masks
 from PIL import Image
 
+from keras_aspp.cli.main import main
 from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.augment import Augment, AugmentConfig
 from keras_aspp.data.convert import convert_folder
@@ -147,6 +150,7 @@ def test_batches_carry_the_masks_through_every_augmentation(folder):
         erasing=0.5,
         rare_class_crops=0.5,
         cutmix=0.5,
+        classmix=0.5,
     )
     data = training_dataset(
         source, "train", augment, (64, 64), 2, Preprocess(), seed=1
@@ -155,9 +159,6 @@ def test_batches_carry_the_masks_through_every_augmentation(folder):
     assert images.shape == (2, 64, 64, 3)
     assert labels.shape == (2, 64, 64, 2) and labels.dtype == "uint8"
     assert set(np.unique(labels)) == {0, 1, 255}
-    mixed = dataclasses.replace(augment, classmix=0.5)
-    with pytest.raises(ValueError, match="classmix` takes one mask"):
-        training_dataset(source, "train", mixed, (64, 64), 2, Preprocess())
     sizes = [
         labels.shape for _, labels in evaluation_dataset(source, "train", 2)
     ]
@@ -202,12 +203,161 @@ def test_an_overlay_shows_both_classes_where_they_overlap(folder):
     assert shown[8, 0].tolist() == [0, 0, 0]
 
 
-def test_what_takes_one_mask_refuses_several(folder, tmp_path):
-    with pytest.raises(ValueError, match="`data convert` takes one mask"):
-        convert_folder(FolderSource(folder), tmp_path / "records")
-    config = DataConfig(tfds="a", task="multilabel", class_names=NAMES)
-    with pytest.raises(ValueError, match="needs a folder data set"):
+def examples(source, split):
+    return sorted(
+        (image.tobytes(), labels.tobytes(), labels.shape, labels.dtype)
+        for image, labels in (
+            source.decode(*record)
+            for record in source.records(split).as_numpy_iterator()
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    """Of masks that hold 0, 1 and ignored pixels, and one absent class."""
+    root = shutil.copytree(folder, folder.parent / "ignoring")
+    described = {"class_names": NAMES, "task": "multilabel"}
+    described |= {"ignore_label": 200, "label_map": {"255": 1, "9": "ignore"}}
+    (root / "dataset.json").write_text(json.dumps(described))
+    path = root / f"masks/train/{NAMES[0]}/train_0.png"
+    values = np.asarray(Image.open(path)).copy()
+    values[:5] = 9
+    Image.fromarray(values).save(path)
+    (root / f"masks/train/{NAMES[1]}/train_1.png").unlink()
+    output = folder.parent / "overlapping_records" / "1.0.0"
+    written = convert_folder(FolderSource(root), output, 2)
+    assert written == {"train": (3, 2), "val": (3, 2)}
+    return root, output
+
+
+def test_records_hold_the_masks_of_the_folder(records):
+    root, output = records
+    expected = examples(FolderSource(root), "train")
+    by_root = open_source(DataConfig(root=str(output)))
+    assert examples(by_root, "train") == expected
+    assert any(b"\xc8" in labels for _, labels, *_ in expected)
+    assert by_root.spec.task == "multilabel"
+    # Without the dataset.json, as data sets of others come.
+    by_name = open_source(
+        DataConfig(
+            tfds="overlapping_records",
+            data_dir=str(output.parents[1]),
+            task="multilabel",
+            class_names=NAMES,
+        )
+    )
+    assert examples(by_name, "train") == expected
+    read = tfds.builder_from_directory(output).as_dataset(split="train")
+    masks = [x["segmentation_mask"].numpy()[..., 0] for x in read]
+    labels = [np.moveaxis(one, 0, -1).tobytes() for one in masks]
+    assert sorted(labels) == sorted(one for _, one, *_ in expected)
+    augment = AugmentConfig(flip=False)
+    data = training_dataset(
+        by_root, "train", augment, (64, 64), 2, Preprocess()
+    )
+    images, labels = next(iter(data))
+    assert labels.shape == (2, 64, 64, 2) and labels.dtype == "uint8"
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"mask_key": "image"}, "no sequence of images, the masks of the"),
+        ({"class_names": ["a", "b", "c"]}, "as many classes as the data set"),
+    ],
+)
+def test_records_without_these_masks_are_refused(config, message, records):
+    config = DataConfig(
+        tfds="overlapping_records",
+        data_dir=str(records[1].parents[1]),
+        **{"task": "multilabel", "class_names": NAMES, **config},
+    )
+    with pytest.raises(ValueError, match=message):
         open_source(config)
+
+
+def test_a_record_of_too_few_masks_is_named(records):
+    source = open_source(DataConfig(root=str(records[1])))
+    image, masks, where = next(
+        source.records("train").take(1).as_numpy_iterator()
+    )
+    with pytest.raises(ValueError, match=r"each of the 2 .*\(1 masks\)"):
+        source.decode(image, masks[:1], where)
+    with pytest.raises(ValueError, match=r"record 0 .*segmentation_mask \(box"):
+        source.decode(image, [b"", masks[1]], where)
+
+
+@pytest.mark.parametrize(
+    "layout, drawn_on",
+    [("folders", "own"), ("folders", "image"), ("npy", "image")],
+)
+def test_upright_copies_turn_the_masks_of_all_classes(
+    layout, drawn_on, tmp_path
+):
+    root = make_folder(tmp_path / "a", layout, count=2)
+    path = root / "images/train/train_0.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees to the right
+    with Image.open(path) as image:
+        pixels = np.rot90(np.asarray(image), -1)
+        image.save(path, exif=exif)
+    labels = decoded(make_folder(tmp_path / "same", count=2))
+    if drawn_on == "own":
+        save_masks(
+            root / "masks/train", "train_0", np.rot90(labels[0], -1), layout
+        )
+    flags = [str(root), str(tmp_path / "b"), "--masks", drawn_on]
+    assert main(["data", "fix", *flags]) == 0
+    source = FolderSource(tmp_path / "b")
+    assert not check_folder(source).problems
+    first, second = source.pairs["train"]
+    image, found = source.decode(*first)
+    np.testing.assert_array_equal(image, pixels)
+    np.testing.assert_array_equal(found, np.rot90(labels[0], -1))
+    np.testing.assert_array_equal(source.decode(*second)[1], labels[1])
+    (tmp_path / f"b/masks/train/{NAMES[1]}/train_1.png").unlink()
+    assert main(["data", "fix", str(tmp_path / "b"), str(tmp_path / "c")]) == 0
+    again = FolderSource(tmp_path / "c")
+    _, found = again.decode(*again.pairs["train"][1])
+    assert not found[..., 1].any() and found[..., 0].any()
+
+
+def test_pasted_classes_bring_the_labels_of_all_classes():
+    """ClassMix of masks against a loop over pixels."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(2)
+    labels = (rng.random((6, 8, 9, 4)) < 0.3).astype("uint8")
+    labels[1, ..., 2] = 0  # an absent class
+    labels[2] = 0  # none at all
+    labels[:, :2, :3, 3] = 255
+    images = np.arange(6, dtype="float32")[:, None, None, None]
+    images = np.broadcast_to(images, (6, 8, 9, 3))
+    augment = Augment(AugmentConfig(classmix=1.0), (8, 9), 255)
+    seeds = tf.constant([[i, 7] for i in range(6)])
+    mixed, found = (
+        x.numpy() for x in augment.mix(tf.constant(images), labels, seeds)
+    )
+    assert not (mixed[..., 0] == images[..., 0]).all()
+    for i in range(6):
+        other = (i + 1) % 6
+        pasted = mixed[i, ..., 0] == other
+        expected = np.where(pasted[..., None], labels[other], labels[i])
+        np.testing.assert_array_equal(found[i], expected)
+        shown = labels[other] == 1
+        present = shown.any((0, 1)).sum()
+        # The union of exactly one choice of half of the classes.
+        unions = [
+            shown[..., list(chosen)].any(-1)
+            for chosen in itertools.combinations(
+                np.flatnonzero(shown.any((0, 1))), (present + 1) // 2
+            )
+        ]
+        assert [union.tolist() for union in unions].count(pasted.tolist()) == 1
+
+
+def test_what_takes_one_mask_refuses_several(folder, tmp_path):
     config = DataConfig(root=str(tmp_path), task="multilabel")
     with pytest.raises(ValueError, match="needs `data.class_names`"):
         open_source(config)

@@ -54,6 +54,10 @@ def test_an_error_leaves_no_copy(tmp_path, capsys):
     assert main(["data", "fix", str(root), str(output)]) == 1
     assert "its image 20x12" in capsys.readouterr().err
     assert not output.exists()
+    (root / "masks/train/plain.png").unlink()
+    assert main(["data", "fix", str(root), str(output)]) == 1
+    assert "Image without a mask. File: " in capsys.readouterr().err
+    assert not output.exists()
     output.mkdir()
     assert main(["data", "fix", str(root), str(output)]) == 1
     assert "The folder exists" in capsys.readouterr().err

@@ -615,19 +615,16 @@ with vision.ImageSegmenter.create_from_options(options) as segmenter:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
-def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path, kind):
-    """Of a file for GPUs it resizes the probabilities of cells."""
+def confidence_masks(model, tmp_path, kind, pixels):
+    """Confidence masks `[K, H, W]` of MediaPipe, and logits of the file."""
     pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-29)")
-    size = (64, 96)
-    content = tflite.convert(model, size, [kind])[kind]
+    content = tflite.convert(model, pixels.shape[:2], [kind])[kind]
     path, image, output = (
         str(tmp_path / name) for name in ("m.tflite", "image.npy", "out.npy")
     )
     Path(path).write_bytes(content)
-    add_metadata([(kind, Path(path))], "one", list("abcd"))
-    (pixels,) = pictures(1, size)
+    overlapping = model.task == "multilabel"
+    add_metadata([(kind, Path(path))], "one", list("abcd"), overlapping)
     np.save(image, pixels)
     done = subprocess.run(
         [sys.executable, "-c", _CONFIDENCE, path, image, output],
@@ -636,15 +633,46 @@ def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path, kind):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    masks = np.load(output)
     scores = model
     if kind == "tflite_gpu":
         scores = keras.Model(model.input, model.get_layer("logits").input[0])
     logits = np.asarray(scores(model.preprocess(pixels[None]), training=False))
+    return np.load(output), logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
+def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path, kind):
+    """Of a file for GPUs it resizes the probabilities of cells."""
+    size = (64, 96)
+    (pixels,) = pictures(1, size)
+    masks, logits = confidence_masks(model, tmp_path, kind, pixels)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = tf.image.resize(expected, size)[0]
     np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-4)
     np.testing.assert_allclose(masks.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
+def test_confidence_masks_of_classes_that_overlap_are_sigmoids(
+    toy_backbone, tmp_path, kind
+):
+    size = (64, 96)
+    (pixels,) = pictures(1, size)
+    made = ka.models.DeepLabV3Plus(
+        4,
+        toy_backbone(padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        task="multilabel",
+        threshold=(0.2, 0.5, 0.5, 0.8),
+    )
+    masks, logits = confidence_masks(randomize(made), tmp_path, kind, pixels)
+    expected = tf.image.resize(1 / (1 + np.exp(-logits)), size)[0]
+    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-4)
+    # Not those of a softmax.
+    assert abs(masks.sum(0) - 1).max() > 0.1
 
 
 def segmenter_options(model):
@@ -681,11 +709,14 @@ def segmenter_options(model):
     return name, start % 16, data[4:8], activation
 
 
-def test_metadata_declares_the_softmax(tiny_export):
+def test_metadata_declares_the_activation(tiny_export):
     model = (tiny_export / "model_float32.tflite").read_bytes()
     found = segmenter_options(with_metadata(model, "one", ["a", "b"]))
     # Aligned to 16 bytes in the metadata; SOFTMAX = 2.
     assert found == (b"SEGMENTER_METADATA", 0, b"V001", 2)
+    overlapping = with_metadata(model, "one", ["a", "b"], overlapping=True)
+    # SIGMOID = 1.
+    assert segmenter_options(overlapping)[2:] == (b"V001", 1)
 
 
 def test_metadata_is_the_same_each_time(tiny_export):

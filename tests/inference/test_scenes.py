@@ -1,8 +1,11 @@
 """Rasters larger than memory: by window, georeferenced."""
 
+import json
+import re
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import rasterio
@@ -10,8 +13,10 @@ from rasterio.transform import from_origin
 
 import keras_aspp as ka
 from keras_aspp.cli.main import main
+from keras_aspp.export.tflite import convert
 from keras_aspp.inference.scenes import predict_scene
 from keras_aspp.inference.sliding_window import SlidingWindow
+from keras_aspp.models.segmenter import load_saved
 from keras_aspp.pixels import PixelFormat
 
 TRANSFORM = from_origin(5e5, 5.4e6, 10, 20)
@@ -37,11 +42,11 @@ def write_scene(path, image, nodata=None, **options):
     return path
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A model of four bands of 16 bits, and the same of any seed."""
+def made_model(path, **kwargs):
+    """Saves a model of four bands of 16 bits."""
     from conftest import make_toy_backbone
 
+    keras.utils.set_random_seed(1)
     made = ka.models.DeepLabV3Plus(
         3,
         make_toy_backbone(channels=4),
@@ -49,6 +54,7 @@ def model(tmp_path_factory):
         aspp_filters=8,
         decoder_filters=8,
         projection_filters=4,
+        **kwargs,
     )
     rng = np.random.default_rng(6)
     for weight in made.weights:
@@ -58,9 +64,24 @@ def model(tmp_path_factory):
     made.preprocess = made.preprocess.of_images(
         PixelFormat(4, "uint16", (0, 4000))
     )
-    path = tmp_path_factory.mktemp("model") / "model.keras"
     made.save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return made_model(tmp_path_factory.mktemp("model") / "model.keras")
+
+
+@pytest.fixture(scope="module")
+def overlapping(tmp_path_factory):
+    """A model of three classes that overlap, with their names beside it."""
+    folder = tmp_path_factory.mktemp("overlapping")
+    content = {"class_names": ["roof", "road", "tree"], "task": "multilabel"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return made_model(
+        folder / "model.keras", task="multilabel", threshold=(0.3, 0.5, 0.9)
+    )
 
 
 def pixels(height, width):
@@ -155,14 +176,128 @@ def test_the_command_writes_a_raster_beside_other_images(
     assert "broken.tif" in said.err
     with rasterio.open(tmp_path / "out/scene_labels.tif") as out:
         assert out.shape == (90, 110)
-    for more in (["--scores"], ["--format", "coco"]):
-        assert main(["predict", *flags, *more, str(scene)]) == 1
-        first, _ = capsys.readouterr().err.strip().splitlines()[-2:]
-        assert "without --scores and --format. File: " in first
-        assert "scene.tif" in first
+    assert main(["predict", *flags, "--format", "coco", str(scene)]) == 1
+    first, _ = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert "predict it without --format. File: " in first
+    assert "scene.tif" in first
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert main(["predict", *flags, str(scene)]) == 1
     assert "pip install 'keras-aspp[geo]'" in capsys.readouterr().err
+
+
+def read(path):
+    """Bands `[H, W, K]` of a raster, and what it declares."""
+    with rasterio.open(path) as raster:
+        about = raster.dtypes[0], raster.nodata, raster.descriptions
+        assert raster.transform == TRANSFORM
+        assert raster.compression.name == "deflate"
+        assert {raster.colorinterp[0].name} <= {"gray", "palette"}
+        return np.moveaxis(raster.read(), 0, -1), about
+
+
+def test_classes_that_overlap_have_a_band_each(
+    overlapping, tmp_path, predictor_of
+):
+    image = pixels(150, 211)
+    image[:70, :90] = 0
+    scene = write_scene(tmp_path / "scene.tif", image, nodata=0)
+    predictor = predictor_of(overlapping, window=64)
+    scores = tmp_path / "scores.tif"
+    counts = predict_scene(
+        predictor, scene, tmp_path / "out.tif", probabilities=scores
+    )
+    labels, about = read(tmp_path / "out.tif")
+    names = ("roof", "road", "tree")
+    assert about == ("uint8", 255.0, names)
+    gaps = (image == 0).all(-1)
+    assert (labels[gaps] == 255).all()
+    found, (dtype, nodata, described) = read(scores)
+    assert (dtype, described) == ("float32", names) and np.isnan(nodata)
+    np.testing.assert_array_equal(np.isnan(found), gaps[..., None].repeat(3, 2))
+    above = found[~gaps] > np.float32([0.3, 0.5, 0.9])
+    np.testing.assert_array_equal(labels[~gaps] == 1, above)
+    assert (above.sum(-1) > 1).any() and not above.all()
+    # Windows of the gap count for nothing, so compare away from it.
+    expected = predictor.probability_batch(image[None])[0]
+    np.testing.assert_allclose(found[80:], expected[80:], atol=1e-5)
+    for band, values in zip(counts, np.moveaxis(labels, -1, 0), strict=True):
+        assert band[[0, 1, 255]].tolist() == [
+            (values == value).sum() for value in (0, 1, 255)
+        ]
+
+
+def test_scores_of_a_scene_are_those_of_one_image(
+    model, tmp_path, predictor_of
+):
+    image = pixels(150, 211)
+    scene = write_scene(tmp_path / "scene.tif", image)
+    predictor = predictor_of(model, window=64)
+    paths = [tmp_path / name for name in ("out.tif", "scores.tif")]
+    predict_scene(predictor, scene, paths[0], probabilities=paths[1])
+    found, about = read(paths[1])
+    assert about[2] == ("class_0", "class_1", "class_2")
+    expected = predictor.probability_batch(image[None])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(read(paths[0])[0][..., 0], found.argmax(-1))
+
+
+def test_the_command_writes_scores_and_names_of_classes(
+    overlapping, tmp_path, capsys
+):
+    scene = write_scene(tmp_path / "scene.tif", pixels(90, 110))
+    flags = ["--model", str(overlapping), "--output", str(tmp_path / "out")]
+    assert main(["predict", *flags, "--scores", str(scene)]) == 0
+    assert re.search(r"(roof|road|tree) \d+%", capsys.readouterr().out)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "scene_labels.tif",
+        "scene_probabilities.tif",
+    ]
+
+
+@pytest.mark.parametrize("outputs", [("labels",), ("labels", "probabilities")])
+def test_masks_of_an_artefact_vote_unless_it_has_probabilities(
+    outputs, overlapping, tmp_path
+):
+    model = load_saved(overlapping)
+    content = convert(model, (64, 64), ["tflite_float32"], outputs=outputs)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content["tflite_float32"])
+    predictor = ka.Predictor(path, overlap=0.0)
+    image = pixels(128, 192)
+    scene = write_scene(tmp_path / "scene.tif", image)
+    predict_scene(predictor, scene, tmp_path / "out.tif")
+    labels, _ = read(tmp_path / "out.tif")
+    for y in (0, 64):
+        for x in (0, 64, 128):
+            cut = np.s_[y : y + 64, x : x + 64]
+            np.testing.assert_array_equal(
+                labels[cut], predictor.predict(image[cut])
+            )
+    # Without a manifest nobody knows the thresholds of probabilities.
+    with pytest.raises(ValueError, match=r"--scores\) need a .keras model"):
+        predict_scene(
+            predictor,
+            scene,
+            tmp_path / "out.tif",
+            probabilities=tmp_path / "scores.tif",
+        )
+    assert not (tmp_path / "scores.tif").exists()
+    if outputs == ("labels",):
+        return
+    manifest = {
+        "class_names": ["roof", "road", "tree"],
+        "task": "multilabel",
+        "threshold": [0.3, 0.5, 0.9],
+        "artefacts": [],
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    predictor = ka.Predictor(path, overlap=0.5)
+    small = write_scene(tmp_path / "small.tif", image[:50, :70])
+    for name in (small, scene):
+        scores, out = tmp_path / "scores.tif", tmp_path / "out.tif"
+        predict_scene(predictor, name, out, probabilities=scores)
+        above = read(scores)[0] > np.float32([0.3, 0.5, 0.9])
+        np.testing.assert_array_equal(read(out)[0], above)
 
 
 PEAK = """

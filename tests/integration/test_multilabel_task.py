@@ -1,6 +1,7 @@
 """A multilabel task from two overlapping shapes to exported files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
         assert (figures / name).stat().st_size > 5000
     out = tmp_path / "out"
     image = root / "images/val/val_0.png"
-    arguments = [*model, "--output", str(out), "--scores", str(image)]
+    more = ["--scores", "--format", "coco"]
+    arguments = [*model, "--output", str(out), *more, str(image)]
     assert main(["predict", *arguments]) == 0
     labels = predictor.predict(image)
     for i, name in enumerate(NAMES):
@@ -129,6 +131,10 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     with np.load(out / "val_0_probabilities.npz") as found:
         assert found["probabilities"].shape == (64, 96, 2)
     assert (out / "val_0_overlay.png").is_file()
+    written = json.loads((out / "predictions.json").read_text())
+    assert [one["name"] for one in written["categories"]] == NAMES
+    regions = {i: one for i, one in enumerate(NAMES) if labels[..., i].any()}
+    assert {one["category_id"] for one in written["annotations"]} <= {*regions}
 
 
 @pytest.mark.parametrize(
@@ -136,11 +142,6 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     [
         (["evaluate", "--objects"], "`objects` measures labels of which"),
         (["predict", "--min_confidence", "0.5"], "no common confidence"),
-        (["predict", "--format", "coco"], "takes one mask for each image"),
-        (
-            ["export", "--formats", "tflite_logits"],
-            "are for one class for each",
-        ),
     ],
 )
 def test_what_needs_one_label_is_refused(
@@ -155,6 +156,40 @@ def test_what_needs_one_label_is_refused(
     assert main([name, *arguments, *flags, *images]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_files_of_scores_contain_the_thresholds(trained, tmp_path):
+    """A class is where its logit is above 0, with a manifest or without."""
+    root, workdir, _ = trained
+    out = tmp_path / "out"
+    flags = ["--export.formats", "[tflite_logits,tflite_gpu]"]
+    flags += ["--export.image_size", "[64,96]"]
+    arguments = ["--model", str(workdir), "--output", str(out)]
+    assert main(["export", *arguments, *flags]) == 0
+    entries = json.loads((out / "manifest.json").read_text())["artefacts"]
+    described = {entry["path"]: entry["output"] for entry in entries}
+    image = image_of(root)
+    model = Predictor(out / "model.keras")
+    expected = model.predict(image, True, return_probabilities=True)
+    for name, output, shape, atol in (
+        ("model_logits.tflite", "mask_logits", [1, 64, 96, 2], 1e-4),
+        ("model_gpu.tflite", "coarse_mask_logits", [1, 16, 24, 2], 0.1),
+    ):
+        assert described[name]["name"] == output
+        assert described[name]["shape"] == shape
+        predictor = Predictor(out / name)
+        assert predictor.threshold == model.threshold
+        found = predictor.predict(image, True, return_probabilities=True)
+        for values, wanted in zip(found[1:], expected[1:], strict=True):
+            assert np.quantile(abs(values - wanted), 0.99) < atol
+        assert (found[0] == expected[0]).mean() > 0.99
+        np.testing.assert_array_equal(found[0] == 1, found[1] > 0)
+        # Alone, a file says by the name of its output what it holds.
+        alone = shutil.copy(out / name, tmp_path / name)
+        alone = Predictor(alone)
+        assert alone.is_multilabel and alone.threshold == (0.5, 0.5)
+        np.testing.assert_array_equal(alone.predict(image), found[0])
 
 
 @pytest.mark.slow
