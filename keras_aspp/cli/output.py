@@ -32,8 +32,10 @@ def print_artefacts(manifest, output):
     from keras_aspp.export import card
 
     head = ("artefact", "MB", "agreement", "mean IoU", "Keras at its size")
-    rows = [(*head, "points lost", "ms")]
-    for entry in manifest["artefacts"]:
+    losses = card.conversion_losses(manifest)
+    of_conversion = ("by conversion",) if losses else ()
+    rows = [(*head, "points lost", *of_conversion, "ms")]
+    for i, entry in enumerate(manifest["artefacts"]):
         iou = entry["mean_iou"]
         rows.append(
             (
@@ -43,6 +45,7 @@ def print_artefacts(manifest, output):
                 "" if iou is None else f"{iou:.4f}",
                 "" if iou is None else f"{entry['keras_mean_iou']:.4f}",
                 "" if iou is None else f"{entry['loss_points']:.2f}",
+                *(f"{points:.2f}" for points in losses[i : i + 1]),
                 card.latency(entry),
             )
         )
@@ -120,6 +123,11 @@ def _print_multilabel(per_class, mean):
 def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table, then its advice."""
     print(f"\n{metrics['num_images']} images of split {metrics['split']}")
+    if metrics.get("runtime"):
+        print(
+            f"measured  {printable(metrics['artefact'])} in "
+            f"{metrics['runtime']} ({metrics['precision']})"
+        )
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
         rows.append((name, "absent" if iou is None else f"{iou:.4f}"))

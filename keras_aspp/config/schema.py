@@ -508,8 +508,9 @@ class ExportConfig:
             `tflite_gpu` is for the GPUs of phones.
         calibration_images: number of training images that calibrate
             `tflite_int8` and `tflite_int16x8`.
-        max_int8_loss: largest loss of the formats of 8 and 16 bits, in points
-            of mean IoU; export fails above it.
+        max_int8_loss: largest loss of the formats of 8 and 16 bits by the
+            conversion, in points of mean IoU; export fails above it. What
+            `coarse_labels` costs is not counted.
         int8_in_float: operators that `tflite_int8` leaves in float, by the
             names that `--explain-int8` prints.
         more_image_sizes: further input sizes of the TFLite files, which get

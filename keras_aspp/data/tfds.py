@@ -9,7 +9,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from keras_aspp.data import decode, multilabel
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.types import Dataset, PathLike, Tensor
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
@@ -123,7 +123,7 @@ class TfdsSource:
                 "convert_format --out_file_format=tfrecord` converts it. "
                 f"Received: file_format={name!r}, name={self.name!r}"
             )
-        if name == "array_record" and not find_spec("array_record"):
+        if name == "array_record" and not is_installed("array_record"):
             raise InputError(
                 "Reading array_record files needs `pip install array_record`. "
                 f"Received: file_format={name!r}, name={self.name!r}"

@@ -29,6 +29,7 @@ from keras_aspp.data.beam_io import (
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.engine.evaluate import (
     curves_of,
+    measured_model,
     metrics_dict,
     metrics_of_task,
     new_curves,
@@ -83,7 +84,12 @@ def evaluate_with_beam(model, source, split, path, options=()):
             | "count" >> beam.Map(_count, spec)
             | "sum" >> beam.CombineGlobally(_total)
             | "numbers"
-            >> beam.Map(_metrics, spec, split, thresholds_of(predictor, spec))
+            >> beam.Map(
+                _metrics,
+                spec,
+                {"split": split, **measured_model(predictor)},
+                thresholds_of(predictor, spec),
+            )
             | "write" >> beam.Map(write_json_file, path)
         )
     found = read_json_file(path)
@@ -258,12 +264,11 @@ def _total(elements):
     )
 
 
-def _metrics(counts, spec, split, thresholds):
+def _metrics(counts, spec, about, thresholds):
     total, pixels, num_images = counts
     matrix = confusion_of(spec.task, spec.num_classes, spec.ignore_label)
     matrix.variables[0].assign(total)
-    found = {**metrics_dict(matrix, spec), "num_images": num_images}
-    found["split"] = split
+    found = {**metrics_dict(matrix, spec), "num_images": num_images, **about}
     curves = new_curves(spec) if np.ndim(pixels) else []
     for curve, counted in zip(curves, pixels if curves else (), strict=True):
         curve.pixels = counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from keras_aspp.config.schema import TrainConfig
 from keras_aspp.data.spec import DatasetSpec
@@ -12,10 +13,21 @@ from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError
 
 
+def teacher_path(config: TrainConfig) -> Path | None:
+    """Returns the file of `train.distill_from`, or `None` without a teacher.
+
+    Raises:
+        FileNotFoundError: the path holds no model.
+    """
+    if config.distill_from is None:
+        return None
+    return resolve(os.path.expandvars(config.distill_from), keras_only=True)
+
+
 def distill_from(
     student: Segmenter, config: TrainConfig, spec: DatasetSpec
 ) -> None:
-    """Lets a student learn from the model of `train.distill_from`.
+    """Lets a student learn from the model of `train.distill_from`, if any.
 
     Args:
         student: `Segmenter` that the run trains.
@@ -27,7 +39,9 @@ def distill_from(
         ValueError: the teacher's classes are not those of the data, or the
             teacher does not fit the student; see `models.distill`.
     """
-    path = resolve(os.path.expandvars(config.distill_from), keras_only=True)
+    path = teacher_path(config)
+    if path is None:
+        return
     known = find_spec(path)
     if known is not None:
         _check_class_names(path, known.class_names, spec.class_names)

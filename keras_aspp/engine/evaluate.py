@@ -75,7 +75,8 @@ def evaluate(
 
     Returns:
         dict, the contents of `metrics.json`; undefined numbers are
-        `None`.
+        `None`. `artefact` is the path of the file that was measured,
+        `runtime` and `precision` are those of the predictor.
 
     Raises:
         ValueError: model and data set differ in their number of classes,
@@ -130,12 +131,10 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
+    found |= measured_model(predictor)
     found |= metrics_of_task(matrix, curves, thresholds, spec)
     if boundaries:
-        found["boundary_iou"] = _number(rims[0].mean())
-        found["band_mean_iou"] = {
-            f"{width}": _number(iou) for width, iou in rims[1].mean().items()
-        }
+        found |= _of_outlines(*rims)
     if objects:
         found["recall_by_size_px"] = recall.result()
         found["objects_by_size_px"] = recall.counts()
@@ -149,6 +148,22 @@ def evaluate(
         _draw(Path(figures), *parts, thresholds)
         _draw_worst(Path(figures), worst_images, found, source)
     return found
+
+
+def _of_outlines(rim, bands):
+    """Returns the entries of a `BoundaryIoU` and a `BandIoU`."""
+    of_bands = {f"{px}": _number(iou) for px, iou in bands.mean().items()}
+    return {"boundary_iou": _number(rim.mean()), "band_mean_iou": of_bands}
+
+
+def measured_model(predictor: Predictor) -> dict[str, str | None]:
+    """Returns the entries of metrics that tell which file was measured how."""
+    # Predictors of users may have no runtime.
+    return {
+        "artefact": str(predictor.path),
+        "runtime": getattr(predictor, "runtime", None),
+        "precision": getattr(predictor, "precision", None),
+    }
 
 
 def _check_request(predictor, calibration, worst):

@@ -1,4 +1,4 @@
-"""Fingerprint of the data of a run, compared by `--resume`."""
+"""Fingerprint of what a run learns from, compared by `--resume`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _RECORD_HEAD, _RECORD_SUM = 12, 4
 _THREADS = 8
 
 
-def fingerprint(source: Source, splits: Iterable[str]) -> dict[str, Any]:
-    """Returns the fingerprint of a data set: specification and files.
+def fingerprint(
+    source: Source, splits: Iterable[str], teacher: PathLike | None = None
+) -> dict[str, Any]:
+    """Returns the fingerprint of a data set and a teacher.
 
     File names are relative to the data set, so that it may be moved. Files are
     compared by content, so that copies are equal. TFRecord files are compared
@@ -37,18 +39,23 @@ def fingerprint(source: Source, splits: Iterable[str]) -> dict[str, Any]:
     Args:
         source: `FolderSource` or `TfdsSource`.
         splits: names of the splits that the run reads.
+        teacher: file of the model to distill from, or `None`. It is read in
+            every step. Models that only start a run are in its checkpoints.
 
     Returns:
-        dict, JSON-ready: `specification`, and `files`, split -> name ->
-        `[bytes, digest]`.
+        dict, JSON-ready: `specification`; `files`, split -> name ->
+        `[bytes, digest]`; with a teacher, `teacher`, `[bytes, digest]`.
 
     Raises:
         OSError: a file cannot be read.
     """
-    return {
+    found = {
         "specification": _specification(source.spec),
         "files": {split: _files(source, split) for split in splits},
     }
+    if teacher is not None:
+        found["teacher"] = _digest(teacher)
+    return found
 
 
 def write_fingerprint(workdir: PathLike, found: dict[str, Any]) -> None:
@@ -57,18 +64,19 @@ def write_fingerprint(workdir: PathLike, found: dict[str, Any]) -> None:
 
 
 def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
-    """Raises `ValueError` if the data has changed since the run began.
+    """Raises `ValueError` if data or teacher changed since the run began.
 
     Args:
         workdir: folder of the run.
         found: dict, the fingerprint now.
 
     Returns:
-        bool, False if the workdir holds no fingerprint to compare with, like
-        those of earlier versions.
+        bool, False if the workdir holds no fingerprint, or one without the
+        teacher, like those of earlier versions.
 
     Raises:
-        ValueError: the data has changed, or the stored fingerprint is damaged.
+        ValueError: data or teacher have changed, or the stored fingerprint is
+            damaged.
     """
     path = Path(workdir) / FINGERPRINT_FILE
     try:
@@ -83,11 +91,11 @@ def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
         ) from None
     if changes:
         raise InputError(
-            "The data has changed since the run began; restore it, or train "
-            "anew in another workdir (model.weights takes its model.keras). "
-            f"Changed: {'; '.join(changes)}"
+            "The teacher or the data has changed since the run began; restore "
+            "it, or train anew in another workdir (model.weights takes its "
+            f"model.keras). Changed: {'; '.join(changes)}"
         )
-    return True
+    return found.keys() <= before.keys()
 
 
 def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -112,6 +120,8 @@ def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         changes += _changed_files(
             split, before["files"].get(split, {}), now["files"].get(split, {})
         )
+    if "teacher" in before and before["teacher"] != now.get("teacher"):
+        changes.append("the file of train.distill_from")
     return changes
 
 

@@ -27,7 +27,7 @@ from keras_aspp.engine.callbacks import build_callbacks
 from keras_aspp.engine.checkpoint import Checkpoints, changes
 from keras_aspp.engine.cluster import check_supported, make_strategy, worker
 from keras_aspp.engine.compile import compile_model
-from keras_aspp.engine.distill import distill_from
+from keras_aspp.engine.distill import distill_from, teacher_path
 from keras_aspp.engine.evaluate import choose_threshold, evaluate
 from keras_aspp.engine.fingerprint import (
     FINGERPRINT_FILE,
@@ -115,7 +115,8 @@ def _train(config, workdir, resume, progress, owner):
     checkpoints = _make_checkpoints(run, workdir, owner)
     found = None
     if chief or resume:
-        found = fingerprint(run.source, run.num_images())
+        teacher = teacher_path(config.train)
+        found = fingerprint(run.source, run.num_images(), teacher)
     known = bool(checkpoints.store.paths()) and _is_known(workdir, found)
     xla = _compile(run, checkpoints, resume)
     for change in changed if chief else ():
@@ -196,6 +197,7 @@ def _finish(run, checkpoints, owner, progress):
         _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
+    metrics["artefact"] = best.name  # a workdir may be moved
     metrics["kept_epoch"] = checkpoints.best_epoch
     metrics["advice"] = _advise(run, metrics)
     owner.check()
@@ -222,12 +224,12 @@ def _choose_threshold(run, path):
 
 
 def _is_known(workdir, found):
-    """Returns True if the data is unchanged, False if there is no record."""
+    """Returns True if data and teacher are unchanged, False if not recorded."""
     if check_fingerprint(workdir, found):
         return True
     _log.info(
-        "Note: the workdir holds no %s, as before this version; of the data "
-        "only the numbers of images are compared.",
+        "Note: the workdir holds no %s of data and teacher, as before this "
+        "version; of what it lacks, only the numbers of images are compared.",
         FINGERPRINT_FILE,
     )
     return False
@@ -334,8 +336,7 @@ class Run:
                 and self.spec.task != "semantic"
             ):
                 self.model.threshold = config.train.threshold
-            if config.train.distill_from is not None:
-                distill_from(self.model, config.train, self.spec)
+            distill_from(self.model, config.train, self.spec)
         split = config.data.train_split
         self.num_examples = self.source.size(split)
         self.epochs, self.steps = config.train.duration(self.num_examples)

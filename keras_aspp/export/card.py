@@ -51,8 +51,10 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
     evaluated = about["evaluated_on"] or "not evaluated"
     parts += [
         f"## Artefacts\n\n{artefact_table(manifest)}",
+        "Labels equal to Keras': of all pixels of some images. "
         f"Mean IoU: {evaluated}; points lost: against Keras on images of the "
-        f"artefact's size.{_size_cost(manifest)}{_calibration(manifest)} "
+        f"artefact's size.{_coarse_cost(manifest)}{_size_cost(manifest)}"
+        f"{_calibration(manifest)} "
         f"Times: {manifest['machine']}, {manifest['date']}, to be "
         "compared within this table only. Larger artefacts may be left out of "
         "version control.",
@@ -146,7 +148,8 @@ def artefact_table(manifest: dict[str, Any]) -> str:
     """Returns the artefacts as a Markdown table, one row each.
 
     Manifests written before Keras was evaluated at each artefact's size lack
-    that column.
+    that column. The losses by conversion have one where they differ from all
+    points lost, by coarse labels.
     """
     artefacts = manifest["artefacts"]
     columns = {
@@ -162,12 +165,28 @@ def artefact_table(manifest: dict[str, Any]) -> str:
             if "keras_mean_iou" in a
         ],
         "points lost": [_number(a["loss_points"], 2) for a in artefacts],
+        "by conversion": [
+            _number(points, 2) for points in conversion_losses(manifest)
+        ],
         "one image": [f"{latency(a)} ms" for a in artefacts],
     }
     columns = {name: cells for name, cells in columns.items() if cells}
     rows = [columns, *zip(*columns.values(), strict=True)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
+
+
+def conversion_losses(manifest: dict[str, Any]) -> list[float | None]:
+    """Returns the points that each artefact loses by its conversion.
+
+    Returns:
+        list of float, or `None` without an evaluation; empty if they are the
+        points lost of all artefacts, or if the manifest has none.
+    """
+    artefacts = manifest["artefacts"]
+    found = [a.get("conversion_loss_points") for a in artefacts]
+    lost = [a["loss_points"] for a in artefacts]
+    return [] if found in (lost, [None] * len(lost)) else found
 
 
 def size_costs(manifest: dict[str, Any]) -> dict[tuple[int, int], float]:
@@ -204,6 +223,14 @@ def slower_than_float(manifest: dict[str, Any]) -> list[str]:
         and entry["latency_ms"]["median"]
         > times.get(tuple(entry["input"]["shape"]), float("inf"))
     ]
+
+
+def _coarse_cost(manifest):
+    if not conversion_losses(manifest):
+        return ""
+    return (
+        " By conversion: against Keras with labels as coarse as the artefact's."
+    )
 
 
 def _size_cost(manifest):

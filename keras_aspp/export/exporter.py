@@ -15,6 +15,11 @@ import numpy as np
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
+from keras_aspp.export.checks import (
+    check_images,
+    check_size,
+    checked_answers,
+)
 from keras_aspp.export.formats import DEFAULT_FORMATS, FILE_NAMES, FORMATS
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.measure import (
@@ -25,7 +30,7 @@ from keras_aspp.export.measure import (
 from keras_aspp.export.metadata import add_metadata
 from keras_aspp.export.quantize import QUANTIZED
 from keras_aspp.export.saved_model import write_saved_model
-from keras_aspp.inference import Predictor, serving
+from keras_aspp.inference import Predictor
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.saving import save_model
@@ -106,8 +111,9 @@ def export_model(
         preview_image: `[H, W, C]` shown in `preview.png`; the first of
             `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
-            against Keras, in points, of the formats of 8 and 16 bits. Without
-            that data they must agree on 90% of the pixels.
+            against Keras, in points, of the formats of 8 and 16 bits; with
+            `coarse_labels`, against Keras doing the same. Without that data
+            they must agree on 90% of the pixels.
         int8_in_float: operators that `"tflite_int8"` leaves in float, by the
             names of `ka.export.explain_int8`.
         more_image_sizes: further sizes; the files of one size are written
@@ -115,7 +121,8 @@ def export_model(
         coarse_labels: bool. Files of one size label the scores at their own
             stride and repeat the labels, instead of resizing scores: faster,
             with outlines in steps of that stride. They must agree with Keras
-            doing the same; `loss_points` reports the cost.
+            doing the same; `loss_points` contains the cost,
+            `conversion_loss_points` does not.
         outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
@@ -137,9 +144,7 @@ def export_model(
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, verify_images, formats, overwrite)
-    answers = _checked_answers(coarse_labels, outputs)
-    if spec.is_multilabel:
-        _check_masks(outputs)
+    answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(
@@ -164,7 +169,7 @@ def export_model(
         artefacts, entries = _compared(written, comparison, progress)
         if evaluated:
             evaluate_artefacts(
-                artefacts, entries, reference, evaluation_data, spec, progress
+                artefacts, entries, comparison, evaluation_data, spec, progress
             )
             for entry in entries:
                 verify.check_loss(entry, max_int8_loss)
@@ -237,9 +242,9 @@ def _image_sizes(model, image_size, more_image_sizes, images):
             model.input.shape[1:3],
         )
     sizes = [
-        _check_size("image_size", image_size, model),
+        check_size("image_size", image_size, model),
         *(
-            _check_size("more_image_sizes", size, model)
+            check_size("more_image_sizes", size, model)
             for size in more_image_sizes
         ),
     ]
@@ -279,27 +284,7 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"
         )
-    _check_images("verify_images", verify_images, model)
-
-
-def _checked_answers(coarse_labels, outputs):
-    """Returns the arguments of converters that say what files return."""
-    ordered = tuple(name for name in serving.OUTPUTS if name in outputs)
-    if len(ordered) != len(outputs) or "labels" not in ordered:
-        raise InputError(
-            f"`outputs` must be different names of {serving.OUTPUTS}, labels "
-            f"among them. Received: outputs={tuple(outputs)}"
-        )
-    return {"coarse_labels": coarse_labels, "outputs": ordered}
-
-
-def _check_masks(outputs):
-    """Raises for what assumes one label for each pixel."""
-    if "confidence" in outputs:
-        raise InputError(
-            "Classes that may overlap have probabilities, but no common "
-            f"confidence. Received: outputs={tuple(outputs)}"
-        )
+    check_images("verify_images", verify_images, model)
 
 
 class _Calibration(NamedTuple):
@@ -328,42 +313,8 @@ def _checked_calibration(images, formats, model, in_float):
             f"are not among the formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
-    _check_images("calibration_images", images, model)
+    check_images("calibration_images", images, model)
     return _Calibration(images, tuple(in_float))
-
-
-def _check_images(name, images, model):
-    channels, dtype = model.input_channels, model.preprocess.input_dtype
-    for image in images:
-        image = np.asarray(image)
-        if (
-            image.ndim != 3
-            or image.dtype != dtype
-            or image.shape[2] != channels
-        ):
-            raise InputError(
-                f"`{name}` must be {dtype} arrays (height, width, {channels}). "
-                f"Received: shape={image.shape}, dtype={image.dtype}"
-            )
-
-
-def _check_size(name, image_size, model):
-    size = tuple(image_size)
-    if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise InputError(
-            f"`{name}` must hold (height, width), ints > 0. "
-            f"Received: {name}={image_size}"
-        )
-    fixed = model.input.shape[1:3]
-    if any(own not in (None, n) for own, n in zip(fixed, size, strict=True)):
-        raise InputError(
-            f"`{name}` must be the size of the model's `input_shape`, "
-            f"{tuple(fixed)}; for other sizes, build the model with "
-            f"input_shape=(None, None, {model.input_channels}) and load the "
-            "weights into it. "
-            f"Received: {name}={size}"
-        )
-    return size
 
 
 def _write_artefacts(

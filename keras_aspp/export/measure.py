@@ -12,6 +12,7 @@ from keras_aspp.export import onnx, verify
 from keras_aspp.export.formats import FILE_NAMES
 from keras_aspp.export.quantize import QUANTIZED
 from keras_aspp.inference import Predictor, serving
+from keras_aspp.inference.predictor import answer_at
 from keras_aspp.litert import describe
 from keras_aspp.litert.float16 import (
     LARGEST,
@@ -99,6 +100,7 @@ class Comparison:
             "mean_iou": None,
             "keras_mean_iou": None,
             "loss_points": None,
+            "conversion_loss_points": None,
             "agreement_with_keras": value,
             "max_abs_logit_difference": None,
             "score_difference": differences or None,
@@ -181,11 +183,37 @@ class Comparison:
             # The file against the model in memory; all others against the
             # file, which is handed over with them.
             return self._answer
-        exact = kind in ("tflite_logits", "tflite_gpu")
-        coarse = size is not None and not exact
-        if self._coarse_answer and coarse:
+        if self.labels_coarsely(kind, size):
             return self._coarse_answer
         return self._reference_answer
+
+    def labels_coarsely(self, kind, size):
+        """Returns True for formats whose labels are those of `coarse_labels`.
+
+        Args:
+            kind: str, format.
+            size: `(height, width)` of the artefact, or `None`.
+        """
+        exact = kind in ("tflite_logits", "tflite_gpu")
+        coarse = self._coarse_answer is not None
+        return coarse and size is not None and not exact
+
+    def label_coarsely(self, image, size):
+        """Labels an image as an artefact of that size with `coarse_labels`.
+
+        Args:
+            image: `[H, W, C]`.
+            size: `(height, width)`.
+        """
+
+        def answer(resized):
+            return {
+                "labels": self._coarse_answer(resized, ("labels",))["labels"][
+                    None
+                ]
+            }
+
+        return answer_at(image, size, answer)["labels"]
 
     def _reference_answer(self, image, outputs):
         extra = [name for name in outputs if name != "labels"]
@@ -326,33 +354,43 @@ def _in_float16(artefact, images, expect):
     return {"agreement_with_keras": value, "largest_sum": round(largest, 3)}
 
 
-def evaluate_artefacts(artefacts, entries, reference, data, spec, progress):
+def evaluate_artefacts(artefacts, entries, comparison, data, spec, progress):
     """Adds the mean IoU of each artefact, and of Keras in the same protocol.
 
     Args:
         artefacts: list of `Artefact`.
         entries: list of dict, their entries of the manifest, to be completed.
-        reference: `Predictor` of the exported `model.keras`.
+        comparison: `Comparison` that made the entries.
         data: iterable of `(uint8 [H, W, 3], int [H, W])`.
         spec: `DatasetSpec`.
         progress: see `export_model`.
     """
-    of_keras = {}
+
+    @functools.cache
+    def of_keras(size, coarse):
+        shown = f" at {size[0]}x{size[1]}" if size else ""
+        shown += " with coarse labels" if coarse else ""
+        label = comparison.reference.predict_at
+        if coarse:
+            label = comparison.label_coarsely
+        with timed(progress, f"{FILE_NAMES['keras']}: mean IoU{shown}"):
+            return verify.mean_iou(lambda x: label(x, size), data, spec)
+
     for artefact, entry in zip(artefacts, entries, strict=True):
         size = artefact.predictor.image_size
-        if size not in of_keras:
-            shown = f" at {size[0]}x{size[1]}" if size else ""
-            with timed(progress, f"{FILE_NAMES['keras']}: mean IoU{shown}"):
-                of_keras[size] = verify.mean_iou(
-                    lambda image, size=size: reference.predict_at(image, size),
-                    data,
-                    spec,
-                )
-        found = of_keras[size]
+        coarse = comparison.labels_coarsely(artefact.format, size)
+        found = of_keras(size, False)
         if artefact.format != "keras":
             with timed(progress, f"{artefact.path.name}: mean IoU"):
                 found = verify.mean_iou(artefact.predictor.predict, data, spec)
         entry["mean_iou"] = round(found, 6)
-        entry["keras_mean_iou"] = round(of_keras[size], 6)
-        # Adding 0 turns -0.0 into 0.0.
-        entry["loss_points"] = round(100 * (of_keras[size] - found), 2) + 0.0
+        entry["keras_mean_iou"] = round(of_keras(size, False), 6)
+        entry["loss_points"] = _points(of_keras(size, False) - found)
+        entry["conversion_loss_points"] = _points(
+            of_keras(size, coarse) - found
+        )
+
+
+def _points(share):
+    # Adding 0 turns -0.0 into 0.0.
+    return round(100 * share, 2) + 0.0

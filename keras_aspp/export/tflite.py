@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -12,6 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
+from keras_aspp.export.checks import (
+    check_images,
+    check_size,
+    checked_answers,
+)
 from keras_aspp.export.explain import (
     OperatorCost,
     operator_costs,
@@ -27,6 +33,7 @@ from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.precision import in_float32
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.types import Size
@@ -73,6 +80,11 @@ def convert(
     logits, coarse_logits = "logits", serving.COARSE
     if isinstance(serving.threshold_of(model), tuple):
         logits, coarse_logits = serving.MASK_LOGITS, serving.COARSE_MASKS
+
+    @functools.cache
+    def calibration():
+        return _calibration(model, calibration_images, image_size)
+
     with tempfile.TemporaryDirectory() as work:
         for name in formats:
             size = image_size
@@ -102,7 +114,7 @@ def convert(
                         model,
                         content,
                         name,
-                        _calibration(model, calibration_images, image_size),
+                        calibration(),
                         in_float,
                     )
                 found[name] = content
@@ -128,11 +140,30 @@ def explain_int8(
 
     Returns:
         list of `OperatorCost`, the costliest first.
+
+    Raises:
+        ValueError: an argument is invalid, or weights are not finite.
     """
+    if not isinstance(model, Segmenter):
+        raise InputError(
+            "`model` must be a Segmenter; keras.saving.load_model opens a "
+            f".keras file. Received: model={model!r}"
+        )
+    check_weights(model, f"model {model.name!r}")
+    image_size = check_size("image_size", image_size, model)
+    calibration_images = [np.asarray(image) for image in calibration_images]
+    if not calibration_images:
+        raise InputError(
+            "`calibration_images` must hold at least one image, of the "
+            "training split (--export.calibration_images). Received: none"
+        )
+    check_images("calibration_images", calibration_images, model)
+    answers = checked_answers(model, coarse_labels, outputs)
     model = fold_batch_norm(in_float32(model))
     with tempfile.TemporaryDirectory() as work, filtered_stderr(hold=True):
         folder = os.path.join(work, "float")
         with export_form():
+            outputs = answers["outputs"]
             write_one_picture(
                 model, folder, image_size, tf.float32, outputs, coarse_labels
             )

@@ -38,17 +38,21 @@ from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike
 
 PROTOCOL = (
-    "agreement_with_keras: share of equal labels over the verify images; "
+    "agreement_with_keras: share of equal labels over all pixels of the verify "
+    "images, since these have no masks that could say which to ignore; "
     "all but model.keras run in a process of their own, without keras_aspp. "
     "Artefacts of any size see each image at its own size, and two parts "
     "of it of odd sizes; artefacts of a fixed size see it resized to that "
     "size (on the host, antialiased), and Keras sees the same resized "
     "image. mean_iou: each image of the "
     "evaluation split once, labels compared at the image's own size (from "
-    "a fixed-size artefact resized back, nearest). keras_mean_iou: that of "
+    "a fixed-size artefact resized back, nearest), over all pixels but those "
+    "of the ignore_label. keras_mean_iou: that of "
     "model.keras under the same protocol, on images resized to the artefact's "
     "size if it has one. loss_points: by how much mean_iou is below it, in "
-    "points (hundredths). "
+    "points (hundredths). conversion_loss_points: the same against Keras with "
+    "labels of the artefact's form; it differs where labels are coarse "
+    "(coarse_labels). "
     "score_difference: mean and largest absolute difference of each further "
     "output (confidence, probabilities) from that of Keras, on the same "
     "images. "
@@ -327,11 +331,12 @@ def logit_difference(
 
 def check_loss(entry: dict[str, Any], max_int8_loss: float) -> None:
     """Raises `ValueError` if an artefact of 8 bits has lost too much."""
-    lost = entry["loss_points"]
+    lost = entry["conversion_loss_points"]
     if entry["format"] in _8_BITS and not lost <= max_int8_loss:
         raise InputError(
             f"{entry['path']} may lose {max_int8_loss} points of mean IoU "
-            f"against Keras. Received: {lost:.2f} (more calibration images "
+            "against Keras with labels of the same form. Received: "
+            f"{lost:.2f} (more calibration images "
             "help; --export.max_int8_loss accepts more)"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -328,19 +328,9 @@ class Predictor:
 
     def _answer_at(self, image, size, wanted=("labels",)):
         """Computes outputs of an image at another size, resized back."""
-        resized = image if size is None else resize_image(image, size)
-        found = self._answers(resized[None], wanted)
-        rows, columns = (
-            _nearest(there, here)
-            for there, here in zip(
-                resized.shape[:2], image.shape[:2], strict=True
-            )
+        return answer_at(
+            image, size, lambda resized: self._answers(resized[None], wanted)
         )
-        same = resized.shape == image.shape
-        return {
-            name: values[0] if same else values[0][rows][:, columns]
-            for name, values in found.items()
-        }
 
     def _in_memory(self, answer, images):
         """Computes `answer(images)`, a dict, one by one if memory is short."""
@@ -475,6 +465,31 @@ class Predictor:
                 f"{self.path}"
             )
         return {**found, "labels": labels.astype("uint8", copy=False)}
+
+
+def answer_at(
+    image: np.ndarray,
+    size: Size | None,
+    answer: Callable[[np.ndarray], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Computes outputs of an image at another size, resized back.
+
+    Args:
+        image: `[H, W, C]`.
+        size: `(height, width)`, or `None` for the image's own.
+        answer: function of an image of that size that returns outputs, each
+            `[1, height, width, ...]`.
+
+    Returns:
+        dict, name -> array `[H, W, ...]`; each pixel takes the values of the
+        nearest one.
+    """
+    resized = image if size is None else resize_image(image, size)
+    found = {name: values[0] for name, values in answer(resized).items()}
+    if resized.shape == image.shape:
+        return found
+    rows, columns = map(_nearest, resized.shape[:2], image.shape[:2])
+    return {name: values[rows][:, columns] for name, values in found.items()}
 
 
 def _nearest(there, here):

@@ -442,8 +442,15 @@ def test_evaluate_writes_the_numbers_of_the_run(tiny_workdir, tmp_path, capsys):
     run = json.loads((tiny_workdir / "metrics.json").read_text())
     assert 1 <= run.pop("kept_epoch") <= 3
     del run["advice"]  # what only a run can tell
-    assert json.loads(file.read_text()) == run
-    assert "mean_iou" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert run.pop("artefact") == "model.keras"
+    path = str(tiny_workdir / "model.keras")
+    assert found.pop("artefact") == path
+    assert found == run
+    assert (found["runtime"], found["precision"]) == ("keras", "float32")
+    printed = capsys.readouterr().out
+    assert "mean_iou" in printed
+    assert f"\nmeasured  {path} in keras (float32)\n" in printed
 
 
 def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
@@ -465,6 +472,9 @@ def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
         )
         assert status == 0
         numbers[name] = json.loads(file.read_text())
+        assert numbers[name].pop("artefact") == str(tiny_export / name)
+    runtimes = [found.pop("runtime") for found in numbers.values()]
+    assert runtimes == ["keras", "saved_model", "litert"]
     assert numbers["saved_model"] == numbers["model.keras"]
     assert numbers["model.keras"]["num_images"] == 3
 
@@ -495,6 +505,13 @@ def test_evaluate_at_another_output_stride(
 
 
 @pytest.mark.slow
+def read_numbers(file):
+    """The metrics, without what tells which file they are of."""
+    found = json.loads(file.read_text())
+    del found["artefact"], found["runtime"]
+    return found
+
+
 def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     arguments = ["evaluate", "--boundaries", "--json", str(file)]
@@ -529,7 +546,7 @@ def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     found = {}
     for name in ("model.keras", "saved_model"):
         assert main([*arguments, "--model", str(tiny_export / name)]) == 0
-        found[name] = json.loads(file.read_text())
+        found[name] = read_numbers(file)
     assert found["saved_model"] == found["model.keras"]
     capsys.readouterr()
     for option in (["--calibration"], ["--flip"], ["--window", "64"]):
@@ -557,7 +574,7 @@ def test_every_artefact_has_the_numbers_of_the_model(tiny_export, tmp_path):
         arguments = ["--model", str(tiny_export / name), "--json", str(file)]
         arguments += ["--data", str(root), "--split", "val"]
         assert main(["evaluate", "--boundaries", "--objects", *arguments]) == 0
-        numbers = json.loads(file.read_text())
+        numbers = read_numbers(file)
         numbers |= numbers.pop("per_class_iou")
         for key in ("band_mean_iou", "recall_by_size_px"):
             inner = numbers.pop(key)

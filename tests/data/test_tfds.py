@@ -104,7 +104,7 @@ def test_array_records_without_their_package_are_refused_when_opened(
     data_dir, tmp_path, monkeypatch
 ):
     folder = stored_as("array_record", data_dir, tmp_path / "set" / "1.0.0")
-    monkeypatch.setattr("keras_aspp.data.tfds.find_spec", lambda name: None)
+    monkeypatch.setattr("keras_aspp.data.tfds.is_installed", lambda name: False)
     with pytest.raises(ValueError, match="needs `pip install array_record`"):
         TfdsSource(folder, SPEC)
 

@@ -175,15 +175,16 @@ class Flaky:
 
     num_classes, spec = len(CLASS_NAMES), None
     min_confidence, threshold = 0.0, None
+    runtime, precision = "keras", "float32"
 
     def __init__(self, path):
-        self.path, self.inner = path, Predictor(path["model"])
+        self.path, self.markers = path["model"], Path(path["markers"])
+        self.inner = Predictor(self.path)
 
     def predict_batch(self, images):
         labels = self.inner.predict_batch(images)
-        failed = Path(self.path["markers"])
-        marker = failed / str(hash(images.tobytes()))
-        if not marker.exists() and len(list(failed.iterdir())) < 3:
+        marker = self.markers / str(hash(images.tobytes()))
+        if not marker.exists() and len(list(self.markers.iterdir())) < 3:
             marker.touch()
             raise OSError("the connection was lost")
         return labels
@@ -333,8 +334,8 @@ class Choosy:
     num_classes, spec = len(CLASS_NAMES), None
     pixels, ignore_label = PixelFormat(), 255
 
-    def __init__(self, path, min_confidence):
-        self.path, self.inner = path, Predictor(path)
+    def __init__(self, path, min_confidence, **options):
+        self.path, self.inner = path, Predictor(path, **options)
 
     def predict_batch(self, images):
         if images.shape[2] == 1:

@@ -58,7 +58,8 @@ def test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits(
     tmp_path, tiny_folder, tiny_workdir
 ):
     workdir = tmp_path / "run"
-    config = tiny_config(tiny_folder, distill_from=str(tiny_workdir))
+    teacher = shutil.copytree(tiny_workdir, tmp_path / "teacher")
+    config = tiny_config(tiny_folder, distill_from=str(teacher))
     train(config, workdir)
     history = (workdir / "logs" / "history.csv").read_text()
     header, *rows = (row.split(",") for row in history.splitlines())
@@ -74,3 +75,8 @@ def test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits(
     again = [v.numpy() for v in load_saved(workdir).weights]
     for a, b in zip(weights, again, strict=True):
         np.testing.assert_array_equal(a, b)
+    toy_model(3).save(teacher / "model.keras")
+    with pytest.raises(ValueError, match="Changed: the file of train.distill_"):
+        train(config, workdir, resume=True)
+    with pytest.raises(ValueError, match="Received: train.distill_from: .* ->"):
+        train(tiny_config(tiny_folder), workdir, resume=True)

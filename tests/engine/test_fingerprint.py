@@ -25,8 +25,8 @@ from keras_aspp.engine.run import train
 SPLITS = ("train", "val")
 
 
-def of(root):
-    return fingerprint(open_source(tiny_config(root).data), SPLITS)
+def of(root, teacher=None):
+    return fingerprint(open_source(tiny_config(root).data), SPLITS, teacher)
 
 
 def describe(root, **fields):
@@ -167,6 +167,21 @@ def test_a_field_that_an_earlier_version_lacked_had_its_default(tiny_folder):
     found["specification"]["mask_orientation"] = "image"
     assert data_changes(old, found) == ["mask_orientation: own -> image"]
     assert DatasetSpec(("a", "b")).mask_orientation == "own"
+
+
+def test_the_teacher_is_compared_by_content(tmp_path, tiny_folder):
+    teacher = tmp_path / "teacher.keras"
+    teacher.write_bytes(b"abc")
+    found = of(tiny_folder, teacher)
+    moved = shutil.copy(teacher, tmp_path / "moved.keras")
+    assert data_changes(found, of(tiny_folder, moved)) == []
+    teacher.write_bytes(b"abd")
+    expected = ["the file of train.distill_from"]
+    assert data_changes(found, of(tiny_folder, teacher)) == expected
+    assert data_changes(found, of(tiny_folder)) == expected
+    # An earlier version did not record it.
+    write_fingerprint(tmp_path, of(tiny_folder))
+    assert not check_fingerprint(tmp_path, found)
 
 
 def test_a_damaged_fingerprint_is_named(tmp_path, tiny_folder):

@@ -30,6 +30,9 @@ def test_workdir_holds_what_it_should(tiny_workdir):
         "boundary_iou",
         "num_images",
         "split",
+        "artefact",
+        "runtime",
+        "precision",
         "kept_epoch",
         "advice",
     }

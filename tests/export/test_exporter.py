@@ -863,6 +863,20 @@ def test_a_size_twice(model, tmp_path):
         export(model, tmp_path / "out", more_image_sizes=[(64, 96)])
 
 
+def test_the_bound_of_integers_leaves_out_what_coarse_labels_cost():
+    entry = {
+        "path": "model_int8.tflite",
+        "format": "tflite_int8",
+        "loss_points": 1.29,
+        "conversion_loss_points": 0.44,
+    }
+    verify.check_loss(entry, 0.5)
+    with pytest.raises(ValueError, match=r"may lose 0.4 .*Received: 0.44 "):
+        verify.check_loss(entry, 0.4)
+    # Of a file in float nothing is bounded.
+    verify.check_loss({**entry, "format": "tflite_float16"}, 0.4)
+
+
 @pytest.mark.slow
 def test_coarse_labels(model, tmp_path):
     manifest = export(
@@ -873,9 +887,15 @@ def test_coarse_labels(model, tmp_path):
     )
     entry = manifest["artefacts"][1]
     assert "RESIZE_BILINEAR" not in entry["operators"]
-    # Equal to Keras doing the same, and the price is told.
+    # Equal to Keras doing the same, and the price is told, apart from that of
+    # the conversion, which alone `max_int8_loss` bounds.
     assert entry["agreement_with_keras"] >= 0.999
-    assert entry["loss_points"] > 0
+    assert entry["loss_points"] > 1
+    assert abs(entry["conversion_loss_points"]) < 0.1
+    head, _, own, row = artefact_table(manifest).splitlines()
+    assert "| points lost | by conversion |" in head
+    assert f"| {entry['loss_points']:.2f} | 0.0" in row
+    assert "| 0.00 | 0.00 |" in own
     labels = ka.Predictor(tmp_path / "out" / entry["path"]).predict(
         pictures()[0]
     )

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import keras_aspp as ka
+from keras_aspp.export.onnx import write_onnx
 from keras_aspp.inference import artefacts, runtimes
+from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.segmenter import load_saved
 
 ABSENT = "extra openvino is not installed (2026-11-29)"
@@ -59,6 +61,33 @@ def test_openvino_predicts_a_tflite_as_litert_does(tiny_export):
     assert (labels == ka.Predictor(path).predict(image)).mean() > 0.999
     coarse = ka.Predictor(path, runtime="openvino", precision="bfloat16")
     assert (coarse.predict(image) == labels).mean() > 0.9
+
+
+def test_openvino_predicts_an_onnx_as_onnxruntime_does(tiny_export, tmp_path):
+    pytest.importorskip("openvino", reason=ABSENT)
+    for name in ("onnx", "onnxruntime", "tf2onnx"):
+        pytest.importorskip(name, reason=f"{name} is absent (2026-11-29)")
+    image, path = picture(80, 70), tmp_path / "model.onnx"
+    model = load_saved(tiny_export / "model.keras")
+    write_onnx(
+        fold_batch_norm(model),
+        path,
+        (64, 96),
+        outputs=("labels", "confidence"),
+    )
+    own = ka.Predictor(path)
+    found = ka.Predictor(path, runtime="openvino")
+    assert (own.runtime, found.runtime) == ("onnxruntime", "openvino")
+    assert found.image_size == (64, 96)
+    labels, sure = found.predict(image, return_confidence=True)
+    expected, as_sure = own.predict(image, return_confidence=True)
+    assert labels.shape == sure.shape == (80, 70)
+    assert len(np.unique(labels)) > 1
+    assert (labels == expected).mean() > 0.999
+    assert as_sure.std() > 0.01
+    np.testing.assert_allclose(sure, as_sure, atol=1e-3)
+    # `auto` takes it, too.
+    assert ka.Predictor(path, runtime="auto").runtime == "openvino"
 
 
 def test_openvino_answers_threads(tiny_export):
