@@ -6,9 +6,9 @@ r"""Segments an image with MediaPipe's ImageSegmenter.
 
 The same file goes into an Android, iOS or web app with MediaPipe Tasks: it
 holds scores, which MediaPipe turns into classes, the names of the classes, and
-what MediaPipe wants to know of its input. Of a model of classes that may
-overlap ("task": "multilabel" in manifest.json), a class is where its confidence
-is above 0.5, and `--output` is the name of one PNG for each class.
+what MediaPipe wants to know of its input. manifest.json beside it states the
+task. For a multilabel model, a class is where its confidence is above 0.5, and
+`--output` is the name of one PNG for each class.
 """
 
 import argparse
@@ -26,27 +26,27 @@ from mediapipe.tasks.python import BaseOptions, vision
 from PIL import Image, ImageOps
 
 
-def segment(model, image, overlapping=False):
+def segment(model, image, is_multilabel=False):
     """Returns the label map of an image, at its own size, and class names.
 
     Args:
         model: path of a `model_logits.tflite`.
         image: uint8 array (height, width, 3), RGB.
-        overlapping: bool. Whether classes may overlap.
+        is_multilabel: bool. True if classes may overlap.
 
     Returns:
-        `(uint8 array (height, width), list of str)`; of classes that may
-        overlap, bool (height, width, classes).
+        `(uint8 array (height, width), list of str)`; for a multilabel model,
+        bool (height, width, classes).
     """
     options = vision.ImageSegmenterOptions(
         base_options=BaseOptions(model_asset_path=str(model)),
-        output_category_mask=not overlapping,
-        output_confidence_masks=overlapping,
+        output_category_mask=not is_multilabel,
+        output_confidence_masks=is_multilabel,
     )
     with vision.ImageSegmenter.create_from_options(options) as segmenter:
         data = mp.Image(image_format=mp.ImageFormat.SRGB, data=image)
         found, names = segmenter.segment(data), list(segmenter.labels)
-        if overlapping:
+        if is_multilabel:
             masks = [m.numpy_view() > 0.5 for m in found.confidence_masks]
             return np.stack([np.squeeze(m) for m in masks], -1), names
         return np.squeeze(found.category_mask.numpy_view()).copy(), names
@@ -62,18 +62,27 @@ def main(arguments=None):
     image = ImageOps.exif_transpose(Image.open(flags.image))
     image = np.array(image.convert("RGB"))
     manifest = flags.model.parent / "manifest.json"
-    overlapping = manifest.is_file() and (
-        json.loads(manifest.read_text()).get("task") == "multilabel"
-    )
-    labels, names = segment(flags.model, image, overlapping)
+    if not manifest.is_file():
+        raise SystemExit(
+            f"{flags.model} needs the manifest.json of its export beside it, "
+            "which states whether classes may overlap"
+        )
+    task = json.loads(manifest.read_text()).get("task")
+    is_multilabel = task == "multilabel"
+    labels, names = segment(flags.model, image, is_multilabel)
+    if not names:
+        raise SystemExit(
+            f"{flags.model} holds no names of classes; use the "
+            "model_logits.tflite of an export"
+        )
     for class_id, name in enumerate(names):
-        shown = labels[..., class_id] if overlapping else labels == class_id
+        shown = labels[..., class_id] if is_multilabel else labels == class_id
         if shown.any():
             print(f"{name:20} {shown.mean():6.1%}")
-        if flags.output and overlapping:
+        if flags.output and is_multilabel:
             place = flags.output.with_stem(f"{flags.output.stem}_{class_id}")
             Image.fromarray(shown).save(place)
-    if flags.output and not overlapping:
+    if flags.output and not is_multilabel:
         Image.fromarray(labels).save(flags.output)
 
 

@@ -23,8 +23,8 @@ from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
 from PIL import Image, ImageOps
 
 OVERLAP = (
-    "{} answers with masks that may overlap, of which this example makes no "
-    "label map; use keras_aspp.Predictor"
+    "{} answers with masks that may overlap, which do not fit into one label "
+    "map; use keras_aspp.Predictor"
 )
 
 
@@ -58,17 +58,17 @@ def segment(model, image, accelerator="CPU", threads=None):
     outputs = {}
     if height > 1:  # an open size is 1
         outputs = compiled.get_output_tensor_details(signature)
+    if {"mask_logits", "coarse_mask_logits"} & set(outputs) or len(
+        outputs.get("labels", {"shape": ()})["shape"]
+    ) == 4:
+        raise SystemExit(OVERLAP.format(model))
     # By name: an export may add `confidence` and `probabilities`.
     name = next((n for n in ("labels", "coarse_logits") if n in outputs), None)
-    if "coarse_mask_logits" in outputs:
-        raise SystemExit(OVERLAP.format(model))
     if name is None:
         raise SystemExit(
             f"{model} takes images of any size or returns logits; use another "
             "artefact of the export"
         )
-    if name == "labels" and len(outputs[name]["shape"]) == 4:
-        raise SystemExit(OVERLAP.format(model))
     pixels = np.asarray(
         image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     )

@@ -58,17 +58,15 @@ def components(
         spec: `DatasetSpec`.
         min_area: pixels; smaller regions are left out.
     """
-    left_out = {*unpainted_classes(spec), spec.ignore_label}
-    present = np.unique(labels)
     if spec.is_multilabel:
-        present = np.flatnonzero((labels == 1).any((0, 1)))
-    for class_id in present.tolist():
-        if class_id in left_out:
-            continue
-        shown = labels == class_id
-        if spec.is_multilabel:
-            shown = labels[..., class_id] == 1
-        numbered, _ = ndimage.label(shown)
+        # The ignore label is a value of masks, no class id.
+        shown = ((i, labels[..., i] == 1) for i in range(spec.num_classes))
+    else:
+        left_out = {*unpainted_classes(spec), spec.ignore_label}
+        present = (i for i in np.unique(labels).tolist() if i not in left_out)
+        shown = ((i, labels == i) for i in present)
+    for class_id, pixels in shown:
+        numbered, _ = ndimage.label(pixels)
         for number, box in enumerate(ndimage.find_objects(numbered), 1):
             mask = numbered[box] == number
             if mask.sum() >= min_area:

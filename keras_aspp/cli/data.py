@@ -52,8 +52,8 @@ def run(arguments):
         help="write a folder data set into sharded tfrecord files",
         description="Write a folder data set into sharded tfrecord files, "
         "which are read from beginning to end. `--data.root` takes the folder "
-        "it makes, and TFDS reads it. Of classes that overlap, a record holds "
-        "a sequence of masks.",
+        "it makes, and TFDS reads it. For a multilabel task, a record holds a "
+        "sequence of masks.",
         allow_abbrev=False,
     )
     convert.add_argument("--root", required=True, type=Path, metavar="ROOT")
@@ -189,7 +189,7 @@ def _add_fix(commands):
         help="write upright copies of images that carry an EXIF orientation",
         description="Copy a folder data set; images that carry an EXIF "
         "orientation are stored upright as PNG, masks upright as class ids; "
-        "those of classes that overlap in a folder for each class.",
+        "for a multilabel task in a folder for each class.",
         allow_abbrev=False,
     )
     parser.add_argument("root", type=Path, help="folder data set")

@@ -55,11 +55,11 @@ def _parser():
         description="Segment images, at their own size. Writes for each "
         "NAME_labels.png (class ids), NAME_color.png and NAME_overlay.png; "
         "with --scores also NAME_confidence.png (8 bits, 255 is certain) and "
-        "NAME_probabilities.npz (float16 [height, width, classes]). Of a "
-        "model of classes that overlap, masks/CLASS/NAME.png (0 and 255) "
-        "instead of labels and colors, and no confidence. Of a GeoTIFF, by "
-        "window, NAME_labels.tif with its georeference (of classes that "
-        "overlap, one band of 0 and 1 for each) and, with --scores, "
+        "NAME_probabilities.npz (float16 [height, width, classes]). A "
+        "multilabel model writes masks/CLASS/NAME.png (0 and 255) instead of "
+        "labels and colors, and no confidence. For a GeoTIFF, which is "
+        "predicted by window, it writes NAME_labels.tif with its georeference "
+        "(multilabel: one band of 0 and 1 for each class) and, with --scores, "
         "NAME_probabilities.tif (float32, one band for each class).",
         allow_abbrev=False,
     )

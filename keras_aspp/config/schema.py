@@ -154,7 +154,8 @@ class DataConfig:
         data_dir: TFDS data directory, or `null` for TFDS' default,
             `~/tensorflow_datasets`.
         image_key: TFDS feature that holds the image.
-        mask_key: TFDS feature that holds the mask.
+        mask_key: TFDS feature that holds the mask; for a multilabel task, a
+            sequence of masks, one for each class.
         class_names: name of each class, for TFDS and for a folder without
             `dataset.json`.
         ignore_label: label value that is ignored by losses and metrics.

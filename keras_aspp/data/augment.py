@@ -247,7 +247,7 @@ class Augment:
         box = tf.concat(
             [first + turn * (last - first), last + turn * (first - last)], 0
         )
-        several = len(labels.shape) == 3
+        is_multilabel = len(labels.shape) == 3
         image, mask = (
             tf.image.crop_and_resize(
                 tf.pad(x, [[1, 1], [1, 1], [0, 0]], constant_values=fill)[None],
@@ -260,13 +260,15 @@ class Augment:
             for x, how, fill in (
                 (image, "bilinear", FILL),
                 (
-                    labels if several else tf.cast(labels, "uint8")[..., None],
+                    labels
+                    if is_multilabel
+                    else tf.cast(labels, "uint8")[..., None],
                     "nearest",
                     self.ignore_label,
                 ),
             )
         )
-        mask = mask if several else mask[..., 0]
+        mask = mask if is_multilabel else mask[..., 0]
         return image, tf.cast(mask, labels.dtype)
 
     def _around_class(self, labels, scale, room, offset, seed):
@@ -341,8 +343,8 @@ class Augment:
         )
         cut = _rectangles(draws[:, :3], self.crop_size)
         cut &= (draws[:, 3] < self.config.cutmix)[:, None, None]
-        several = len(labels.shape) == 4
-        if several:
+        is_multilabel = len(labels.shape) == 4
+        if is_multilabel:
             of_class = _masks_of_half(other_labels, draws[:, 5:])
         else:
             of_class = _half_of_classes(
@@ -353,7 +355,9 @@ class Augment:
         return (
             tf.where(pasted[..., None], other_images, images),
             tf.where(
-                pasted[..., None] if several else pasted, other_labels, labels
+                pasted[..., None] if is_multilabel else pasted,
+                other_labels,
+                labels,
             ),
         )
 
@@ -435,7 +439,12 @@ def _half_of_classes(labels, order, ignore_label):
 
 
 def _masks_of_half(labels, order):
-    """As `_half_of_classes`, of masks `[B, h, w, K]`: the union of those."""
+    """Returns the union of the masks of half of the classes.
+
+    Args:
+        labels: `[B, h, w, K]`.
+        order: float32 `[B, >= K]`; see `_half_of`.
+    """
     import tensorflow as tf
 
     shown = labels == 1

@@ -241,10 +241,10 @@ class AugmentLayer:
         if rim:
             image = image[rim:-rim, rim:-rim]
         if self.mask_layer is not None:
-            several = len(labels.shape) == 3
-            masks = tf.unstack(labels, axis=-1) if several else [labels]
+            is_multilabel = len(labels.shape) == 3
+            masks = tf.unstack(labels, axis=-1) if is_multilabel else [labels]
             masks = [self._moved(mask, seed, shape[:2]) for mask in masks]
-            labels = tf.stack(masks, -1) if several else masks[0]
+            labels = tf.stack(masks, -1) if is_multilabel else masks[0]
         return tf.ensure_shape(image, shape), labels
 
     def _moved(self, mask, seed, shape):

@@ -38,7 +38,7 @@ def convert_folder(
 
     Upright JPEG and PNG images are stored as they are in their files, others
     as PNG, upright: whoever reads the records need know no EXIF. Masks become
-    classes, label map and colormap applied; of a multilabel task, each record
+    classes, label map and colormap applied; for a multilabel task, each record
     has a sequence of one PNG for each class. Both are read once, so that
     records hold no fault.
     TFDS puts the examples of a split in the order of their hashed names and
@@ -185,7 +185,7 @@ def _example(pair, spec):
     return name, {
         "id": name,
         "image": content,
-        # Of a multilabel task, classes come first: a sequence of masks.
+        # For a multilabel task, classes come first: a sequence of masks.
         "segmentation_mask": np.moveaxis(labels, 2, 0)[..., None]
         if spec.is_multilabel
         else labels[..., None],

@@ -185,18 +185,18 @@ class FolderSource:
                 )
                 return []
         skipped = {"images": [], "masks": []}
-        several = spec is not None and spec.is_multilabel
+        is_multilabel = spec is not None and spec.is_multilabel
         images, masks = (
-            self._by_name(part, split, skipped[part], several)
+            self._by_name(part, split, skipped[part], is_multilabel)
             for part in skipped
         )
-        if several and self._class_folders(split):
+        if is_multilabel and self._class_folders(split):
             messages += [
                 f"Masks of all classes beside folders of classes. File: {path}"
                 for path in masks.values()
             ]
             masks = self._masks_of_classes(split, spec, images, skipped)
-        suffix = ".tif" if several else ".png"
+        suffix = ".tif" if is_multilabel else ".png"
         wanted = f"{self.root / 'masks' / split}{os.sep}{{}}{suffix}"
         for name in sorted(images.keys() - masks.keys()):
             hint = _near(name, [*masks.values(), *skipped["masks"]])
@@ -257,9 +257,14 @@ class FolderSource:
 
     def require_pairs(self) -> None:
         """Raises `ValueError` for a file without a partner in any split."""
-        for messages in self.unpaired.values():
-            if messages:
-                raise InputError(messages[0])
+        messages = [one for found in self.unpaired.values() for one in found]
+        if messages:
+            rest = len(messages) - 1
+            raise InputError(
+                f"{messages[0]}. Add the missing file, or move this one out"
+                + (f"; {rest} more like it" if rest else "")
+                + ". `keras-aspp data check` lists all."
+            )
 
     def files(self, split: str) -> list[str]:
         """Returns the paths of the images and masks of a split."""
@@ -278,10 +283,10 @@ class FolderSource:
                 f"not used, first {loose[0]}"
             )
 
-    def _by_name(self, part, split, skipped, several=False):
+    def _by_name(self, part, split, skipped, is_multilabel=False):
         """Returns files by stem; other files are appended to `skipped`."""
         found, suffixes = {}, IMAGE_SUFFIXES
-        if several and part == "masks":
+        if is_multilabel and part == "masks":
             suffixes = multilabel.ALL_MASKS
         for path in _listed(self.root / part / split):
             if path.is_dir() and split:

@@ -102,12 +102,13 @@ def read_stored_masks(
     if len(masks) != spec.num_classes:
         raise InputError(
             f"An image must have a mask for each of the {spec.num_classes} "
-            f"`class_names`. File: {name} ({len(masks)} masks)"
+            f"`class_names`. File: {name or 'masks'} ({len(masks)} masks)"
         )
     one = spec.of_one_mask()
     names = masks
-    if name is not None:
-        names = [f"{name} ({class_name})" for class_name in spec.class_names]
+    if name is not None or any(isinstance(mask, bytes) for mask in masks):
+        whole = name or "masks"
+        names = [f"{whole} ({class_name})" for class_name in spec.class_names]
     return StoredMasks(
         tuple(
             (

@@ -48,7 +48,7 @@ def open_source(config: Any) -> Source:
         _check_described(config, root)
         if is_converted(root):
             _check_named(config)
-            return _agreeing(TfdsSource(root, spec), spec)
+            return _agreeing(TfdsSource(root, spec), spec, config.task)
         source = FolderSource(
             root,
             spec,
@@ -58,21 +58,21 @@ def open_source(config: Any) -> Source:
             config.group_by,
             config.validation_groups,
         )
-        return _agreeing(source, spec)
+        return _agreeing(source, spec, config.task)
     _check_named(config)
     source = TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
-    return _agreeing(source, spec)
+    return _agreeing(source, spec, config.task)
 
 
-def _agreeing(source, spec):
-    """Returns the source, or raises if dataset.json contradicts the names."""
-    if spec is not None and spec.task not in ("semantic", source.spec.task):
+def _agreeing(source, spec, task):
+    """Returns the source, or raises if dataset.json contradicts `data`."""
+    if task not in ("semantic", source.spec.task):
         raise InputError(
             "`data.task` differs from the data set's dataset.json, which is "
-            f'used; put "task": "{spec.task}" there. '
-            f"Received: data.task={spec.task}"
+            f'used; put "task": "{task}" there. '
+            f"Received: data.task={task}, dataset.json: {source.spec.task}"
         )
     if spec is not None and spec.num_classes != source.spec.num_classes:
         raise InputError(
@@ -97,7 +97,7 @@ def _check_described(config, root):
 
 
 def _check_named_classes(config):
-    """Raises for several masks of unknown classes."""
+    """Raises for a multilabel task of unknown classes."""
     if config.task != "multilabel" or config.root is None:
         return
     described = os.path.exists(

@@ -37,8 +37,8 @@ class TfdsSource:
         spec: `DatasetSpec`; `label_map` maps the stored ids. Or `None`: the
             `dataset.json` beside the records.
         image_key: feature that holds the image.
-        mask_key: feature that holds the mask; of a multilabel task, a sequence
-            of masks, one for each class.
+        mask_key: feature that holds the mask; for a multilabel task, a
+            sequence of masks, one for each class.
         data_dir: TFDS data directory, or `None` for TFDS' own.
 
     Raises:
@@ -98,13 +98,13 @@ class TfdsSource:
 
         features = dict(self.builder.info.features)
         for key in (self.image_key, self.mask_key):
-            feature, what = features.get(key), "image"
+            feature, what = features.get(key), f"image `{key}`"
             if self.spec.is_multilabel and key == self.mask_key:
-                what = "sequence of images, the masks of the classes,"
+                what = f"sequence of masks `{key}`, one for each class"
                 feature = getattr(feature, "feature", None)
             if not isinstance(feature, tfds.features.Image):
                 raise InputError(
-                    f"TFDS data set {self.name} has no {what} `{key}`. "
+                    f"TFDS data set {self.name} has no {what}. "
                     f"Received: features={sorted(features)}"
                 )
 
@@ -159,7 +159,7 @@ class TfdsSource:
     def records(self, split: str) -> Dataset:
         """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`.
 
-        Of a multilabel task, the second is a tensor of the masks of classes.
+        For a multilabel task, the second is a tensor of the masks of classes.
         """
         files = self._files(split)
         return files.flat_map(self._read(split)).map(lambda _, record: record)

@@ -24,8 +24,8 @@ def write_upright(
     """Writes a copy of a data set without EXIF orientations.
 
     Images that carry an orientation are turned and stored as PNG, which loses
-    nothing; all others are copied byte by byte. Masks become class ids. Those
-    of a multilabel task become a folder for each class, whatever they were.
+    nothing; all others are copied byte by byte. Masks become class ids. For a
+    multilabel task, each class gets a folder, whatever the layout was.
 
     Args:
         source: `FolderSource`; its spec says which frame masks fit.

@@ -323,8 +323,9 @@ def _in_openvino(artefact, images, expect):
 
 def _coarse_name(predictor):
     """Returns the name of the output of a `tflite_gpu`."""
-    masks = predictor.is_multilabel
-    return serving.COARSE_MASKS if masks else serving.COARSE
+    if predictor.is_multilabel:
+        return serving.COARSE_MASKS
+    return serving.COARSE
 
 
 def _in_float16(artefact, images, expect):

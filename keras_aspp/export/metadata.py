@@ -39,7 +39,7 @@ def add_metadata(
     written: Iterable[tuple[str, Path]],
     name: str,
     class_names: Sequence[str],
-    overlapping: bool = False,
+    is_multilabel: bool = False,
 ) -> None:
     """Adds the metadata to the artefacts of scores.
 
@@ -49,7 +49,7 @@ def add_metadata(
         written: list of `(format, path)`.
         name: str, of the model.
         class_names: one str for each class.
-        overlapping: bool; see `with_metadata`.
+        is_multilabel: bool; see `with_metadata`.
     """
     for kind, path in written:
         if kind in _NORMALIZED:
@@ -59,7 +59,7 @@ def add_metadata(
                     name,
                     class_names,
                     *_NORMALIZED[kind],
-                    overlapping,
+                    is_multilabel,
                 )
             )
 
@@ -70,13 +70,13 @@ def with_metadata(
     class_names: Sequence[str],
     mean: float = 0.0,
     std: float = 1.0,
-    overlapping: bool = False,
+    is_multilabel: bool = False,
 ) -> bytes:
     """Returns a `.tflite` of logits that MediaPipe's ImageSegmenter reads.
 
     The metadata declares the softmax, so that confidence masks are
-    probabilities; the logits of the file stay as they are. Of classes that
-    overlap it declares the sigmoid: logits contain the thresholds, so a class
+    probabilities; the logits of the file stay as they are. For a multilabel
+    model it declares the sigmoid: logits contain the thresholds, so a class
     is where its confidence mask is above 0.5.
 
     Args:
@@ -85,7 +85,7 @@ def with_metadata(
         class_names: one str for each class.
         mean: float. The file takes `(pixel - mean) / std` of pixels 0..255.
         std: float > 0.
-        overlapping: bool. Whether classes are independent (multilabel).
+        is_multilabel: bool. True if classes are independent.
 
     Returns:
         bytes of the `.tflite`.
@@ -94,7 +94,7 @@ def with_metadata(
 
     content = schema.ModelT.InitFromPackedBuf(model)
     buffer = schema.BufferT()
-    buffer.data = _metadata(name, mean, std, overlapping)
+    buffer.data = _metadata(name, mean, std, is_multilabel)
     content.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name = _ENTRY
@@ -111,7 +111,7 @@ def with_metadata(
     return file.getvalue()
 
 
-def _metadata(name, mean, std, overlapping):
+def _metadata(name, mean, std, is_multilabel):
     build = _Builder()
     properties = build.table(1, {0: build.int8(_RGB)})
     content = build.table(
@@ -151,7 +151,7 @@ def _metadata(name, mean, std, overlapping):
             _DESCRIPTION: build.text(
                 "logits of independent classes: a class is where its logit is "
                 "above 0 (its sigmoid above 0.5)"
-                if overlapping
+                if is_multilabel
                 else "logits"
             ),
             6: build.tables([labels]),
@@ -162,7 +162,7 @@ def _metadata(name, mean, std, overlapping):
         {
             0: build.text(_OPTIONS),
             1: build.bytes(
-                _segmenter_options(_SIGMOID if overlapping else _SOFTMAX)
+                _segmenter_options(_SIGMOID if is_multilabel else _SOFTMAX)
             ),
         },
     )

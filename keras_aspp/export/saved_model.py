@@ -21,8 +21,8 @@ def write_saved_model(
 
     Both return labels alone. Further outputs have signatures of their own,
     `serve_scores` and `serve_bytes_scores`, which take `min_confidence` and
-    return labels, confidence and the further outputs. Those of a multilabel
-    model, which has no confidence, take the image alone.
+    return labels, confidence and the further outputs. For a multilabel
+    model, which has no confidence, they take the image alone.
 
     Args:
         model: `Segmenter`.
@@ -30,8 +30,8 @@ def write_saved_model(
         outputs: of `serving.OUTPUTS`.
         ignore_label: int, label of pixels below `min_confidence`.
     """
-    masks = isinstance(serving.threshold_of(model), tuple)
-    names = ("labels", *(() if masks else ("confidence",)), *outputs)
+    is_multilabel = isinstance(serving.threshold_of(model), tuple)
+    names = ("labels", *(() if is_multilabel else ("confidence",)), *outputs)
     names = tuple(dict.fromkeys(names))
 
     def answer(image, names):
@@ -54,7 +54,7 @@ def write_saved_model(
         return answer_one(image_bytes, ("labels",))
 
     # Signatures have the names of functions, and their arguments.
-    if masks:
+    if is_multilabel:
         share = ()
 
         def serve_scores(image):
@@ -100,7 +100,8 @@ def write_one_picture(
         image_size: `(height, width)`, or two `None` for any.
         dtype: of the image, with the same values; `None` for the model's.
         outputs: of `serving.OUTPUTS`, or `"logits"`, or `serving.COARSE` for
-            a float32 image in [-1, 1]; or the names of both for masks.
+            a float32 image in [-1, 1]. A multilabel model has
+            `serving.MASK_LOGITS` and `serving.COARSE_MASKS` instead.
         coarse: bool; see `serving.answer_coarsely`.
     """
     answer = serving.answer_coarsely if coarse else serving.answer

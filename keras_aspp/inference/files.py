@@ -51,8 +51,8 @@ def predict_files(
     scene: see `predict_scene`, which writes `NAME_labels.tif` and, with
     `scores`, `NAME_probabilities.tif`.
 
-    Of a model whose classes may overlap, `masks/CLASS/NAME.png` replace labels
-    and colors: 255 where the class is, else 0, as a data set stores them.
+    For a multilabel model, `masks/CLASS/NAME.png` replace labels and colors:
+    255 where the class is, else 0, as a data set stores them.
 
     Args:
         predictor: `Predictor`.
@@ -137,13 +137,16 @@ def check_scores(predictor: Predictor) -> None:
     """Raises `ValueError` if a model has no confidence, or probabilities."""
     if predictor.is_multilabel:
         has_scores = predictor.has_probabilities
+        outputs = '"[labels, probabilities]"'
     else:
         has_scores = predictor.has_confidence
+        outputs = '"[labels, confidence]" or "[labels, probabilities]"'
     if not has_scores:
         raise InputError(
             "--scores needs a .keras model, or an artefact that was exported "
-            'with --export.outputs "[labels, confidence]" or "[labels, '
-            f'probabilities]". Received: {predictor.path}'
+            f"with --export.outputs {outputs}; model_logits.tflite and "
+            "model_gpu.tflite need their manifest.json beside them. "
+            f"Received: {predictor.path}"
         )
 
 
@@ -260,9 +263,8 @@ def _check_scene(name, annotation_format):
     """Raises `ValueError` for outputs that a scene does not have."""
     if annotation_format:
         raise InputError(
-            "Of a scene (a TIFF with a georeference, or too large to decode) "
-            "rasters are written; predict it without --format. "
-            f"File: {printable(name)}"
+            "`--format` does not support scenes (TIFFs with a georeference, "
+            f"or too large to decode). File: {printable(name)}"
         )
 
 

@@ -85,14 +85,16 @@ class Predictor:
         pixels: `PixelFormat` of the images: channels and type.
         window: int or `None`, as given.
         overlap: float, as given.
-        has_scores: bool. True if `score_batch` and `probability_batch` work.
+        has_scores: bool. True if `score_batch` works, and, with
+            `has_probabilities`, `probability_batch`.
         has_confidence: bool. True if `predict` can return confidence.
         has_probabilities: bool. True if `predict` can return probabilities.
         ignore_label: int, label of unsure pixels and of those without data:
             that of `spec`, or 255.
         threshold: float, probability above which a binary model labels the
             object; of a multilabel model a tuple, one for each class; `None`
-            for other models, and where it is unknown.
+            for other models, and where it is unknown. Logits contain it: a
+            file of logits without a manifest has no probabilities then.
         is_multilabel: bool. True if labels are masks of classes that may
             overlap, uint8 `[H, W, K]` of 0 and 1.
 
@@ -151,6 +153,8 @@ class Predictor:
         self.image_size: tuple[int, int] | None = self._engine.image_size
         self.pixels: PixelFormat = self._engine.pixels
         self.has_scores: bool = hasattr(self._engine, "scores")
+        if self._has_unknown_threshold():
+            self._engine.outputs = ("labels",)
         outputs = self._engine.outputs
         self.has_probabilities: bool = "probabilities" in outputs
         self.has_confidence: bool = not self.is_multilabel and (
@@ -192,7 +196,7 @@ class Predictor:
         Returns:
             int32 `[H, W]`, or a tuple: labels, then scores, confidence and
             probabilities, as far as they are asked for. Where a file has no
-            data, the label is the spec's `ignore_label`. Of a multilabel
+            data, the label is the spec's `ignore_label`. For a multilabel
             model, labels are uint8 `[H, W, K]`, 1 where a class is, and
             probabilities of classes are independent.
 
@@ -230,7 +234,9 @@ class Predictor:
             wanted.append("probabilities")
         if return_scores:
             names = {*wanted, *self._for_labels()}
-            found = from_scores(scores, sorted(names), self.threshold)
+            found = from_scores(
+                scores, sorted(names), self.threshold, self.is_multilabel
+            )
             found = self._finished(found)
             found = {name: values[0] for name, values in found.items()}
             found["scores"] = scores[0]
@@ -283,8 +289,8 @@ class Predictor:
     def probability_batch(self, images: np.ndarray) -> np.ndarray:
         """Computes probabilities float32 `[B, H, W, K]` of classes.
 
-        Of a binary model they are those of background and object, whatever its
-        threshold is; of a multilabel model those of independent classes.
+        For a binary model they are those of background and object, whatever
+        its threshold is; for a multilabel model those of independent classes.
 
         Args:
             images: uint8 `[B, H, W, 3]`.
@@ -295,7 +301,12 @@ class Predictor:
         return self.to_probabilities(self.score_batch(images))
 
     def to_probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Converts logits of `score_batch` to probabilities, float32."""
+        """Converts logits of `score_batch` to probabilities, float32.
+
+        Raises:
+            ValueError: the thresholds that the logits contain are unknown.
+        """
+        self._require("probabilities", "scores")
         return true_probabilities(scores, self.threshold)
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray:
@@ -402,6 +413,16 @@ class Predictor:
             self._require("confidence", f"min_confidence={value}")
         return float(value)
 
+    def _has_unknown_threshold(self):
+        """Returns True for logits that contain thresholds of no manifest."""
+        known = self.threshold is not None or self.runtime == "keras"
+        if known or not self.has_scores:
+            return False
+        if self.spec is not None:
+            return self.spec.task != "semantic"
+        # Two classes may be background and object of a binary model.
+        return self.is_multilabel or self._engine.num_classes == 2
+
     def _require(self, output, received):
         """Raises `ValueError` if the artefact does not compute an output."""
         has = {
@@ -412,6 +433,12 @@ class Predictor:
             raise InputError(
                 "Classes that may overlap have probabilities, but no common "
                 f"confidence. Received: {received}, {self.path}"
+            )
+        if not has[output] and self.has_scores:
+            raise InputError(
+                f"The artefact has no {output}: its logits contain thresholds "
+                "that its manifest.json states; keep it beside the file. "
+                f"Received: {received}, {self.path}"
             )
         if not has[output]:
             raise InputError(

@@ -358,8 +358,6 @@ class LiteRTRuntime(Runtime):
             self.scores: Callable[[np.ndarray], np.ndarray] = self._scores
             if self.is_multilabel:
                 self.outputs = serving.MASK_OUTPUTS
-                # Logits contain the thresholds, which a manifest states.
-                self.threshold = (0.5,) * self.num_classes
         self.image_size = tuple(int(n) for n in given[1:3])
         if -1 in self._input_details["shape_signature"]:
             self.image_size = None
@@ -387,7 +385,9 @@ class LiteRTRuntime(Runtime):
     ) -> dict[str, np.ndarray]:
         if self._has_scores():
             scores = self._scores(images)
-            return from_scores(scores, outputs, self.threshold)
+            return from_scores(
+                scores, outputs, self.threshold, self.is_multilabel
+            )
         return self._all(images)
 
     def _has_scores(self):

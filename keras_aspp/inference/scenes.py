@@ -24,8 +24,10 @@ from keras_aspp.utils.types import PathLike
 # Height and width of a window where none is given, in pixels.
 WINDOW = 512
 # Cache of GDAL, in bytes; its default is a share of the machine's memory. Rows
-# of tiles that are written are added.
+# of tiles that are written are added, up to a limit: beyond it, tiles that two
+# rows of windows share are written twice, which makes the file larger.
 _CACHE_BYTES = 64 * 2**20
+_MAX_CACHE_BYTES = 512 * 2**20
 # Height and width of the tiles that are written, in pixels.
 _TILE = 256
 
@@ -53,9 +55,10 @@ def predict_scene(
 
     Windows overlap by `predictor.overlap` and are blended as
     `SlidingWindow` blends them; labels of an artefact without probabilities
-    vote with the same weights. Rows of windows are written as they are done:
-    memory holds one window, the overlap of two rows and, of `probabilities`,
-    one row, whatever the height.
+    vote with the same weights. Blocks are written as they are done, so that
+    memory does not depend on the height. It holds one window, the overlap of
+    two rows of windows (float32 `[overlap * window, width, K]`, twice) and
+    GDAL's cache of 512 MiB at most.
 
     Args:
         predictor: `Predictor`. Windows have its `window`, or the size of its
@@ -63,8 +66,8 @@ def predict_scene(
         path: raster that GDAL reads as GeoTIFF.
         output: GeoTIFF to write: uint8, tiled, compressed, with the raster's
             transform and coordinate system and a color table. Pixels without
-            data are `ignore_label`, which is declared as no data. Of a
-            multilabel model, one band for each class, of 1 where the class
+            data are `ignore_label`, which is declared as no data. A
+            multilabel model has one band for each class, of 1 where the class
             is, else 0, with the class's name as its description.
         progress: function of `(done, total)` windows, or `None`.
         probabilities: GeoTIFF to write, or `None`: one float32 band for each
@@ -72,7 +75,7 @@ def predict_scene(
             there is none. `min_confidence` does not change it.
 
     Returns:
-        int64 `(256,)`, the pixels of each label; of a multilabel model
+        int64 `(256,)`, the pixels of each label; for a multilabel model
         `(K, 256)`, those of each band.
 
     Raises:
@@ -93,6 +96,7 @@ def predict_scene(
             names = spec.class_names if spec.is_multilabel else ()
             sizes = len(names) or 1, 4 * scan.num_classes * scan.keeps
             cache = _CACHE_BYTES + 2 * _TILE * scene.width * sum(sizes)
+            cache = min(cache, _MAX_CACHE_BYTES)
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
             ignored = spec.ignore_label
             to = [_created(stack, output, scene, "uint8", ignored, names)]
@@ -109,23 +113,23 @@ def predict_scene(
                         spec.class_names,
                     )
                 )
-            return _write_rows(scan.rows(progress), to)
+            return _write_blocks(scan.blocks(progress), to)
     except rasterio.errors.RasterioError as error:
         raise InputError(
             f"Unreadable raster. File: {path} ({' '.join(str(error).split())})"
         ) from None
 
 
-def _write_rows(rows, rasters):
-    """Writes rows of labels, and of probabilities; returns the counts."""
+def _write_blocks(blocks, rasters):
+    """Writes blocks of labels and probabilities; returns the counts."""
     import rasterio
 
     counts = 0
-    for top, *parts in rows:
+    for top, left, *parts in blocks:
         for raster, values in zip(rasters, parts, strict=True):
             values = values.reshape(*values.shape[:2], -1)
             height, width, _ = values.shape
-            window = rasterio.windows.Window(0, top, width, height)
+            window = rasterio.windows.Window(left, top, width, height)
             raster.write(np.moveaxis(values, -1, 0), window=window)
         labels = parts[0].reshape(-1, rasters[0].count)
         counts += np.array(
@@ -143,7 +147,7 @@ def _created(stack, path, scene, dtype, nodata, names):
         scene: raster with the size and the georeference.
         dtype: str, type of the bands.
         nodata: value that means no data.
-        names: description of each band; empty for one band without.
+        names: description of each band; empty for one band without a name.
     """
     import rasterio
 
@@ -222,7 +226,7 @@ class _Scan:
     Args:
         predictor: `Predictor`.
         raster: `_Raster`.
-        keeps: bool. Whether rows have their probabilities, too.
+        keeps: bool. Blocks have their probabilities, too.
     """
 
     def __init__(self, predictor, raster, keeps=False):
@@ -238,20 +242,20 @@ class _Scan:
             )
         spec = predictor.spec
         # Labels depend on the thresholds, which a manifest beside it states.
-        self.blends = predictor.has_scores or (
-            predictor.has_probabilities
-            and spec is not None
-            and (spec.task == "semantic" or predictor.threshold is not None)
+        self.blends = predictor.has_probabilities and (
+            predictor.has_scores
+            or predictor.threshold is not None
+            or (spec is not None and spec.task == "semantic")
         )
         if keeps and not self.blends:
             raise InputError(
-                "Scores of a scene (--scores) need a .keras model, or an "
-                'artefact exported with --export.outputs "[labels, '
-                'probabilities]", beside its manifest.json. Received: '
-                f"{predictor.path}"
+                "Scores of a scene (--scores) need a .keras model or, beside "
+                "its manifest.json, model_logits.tflite, model_gpu.tflite or "
+                'an artefact exported with --export.outputs "[labels, '
+                f'probabilities]". Received: {predictor.path}'
             )
-        # A binary object must exceed its threshold, not one half; of labels
-        # that vote, the artefact has decided so already.
+        # A binary object must exceed its threshold, not one half. Labels that
+        # vote have been decided by the artefact.
         threshold = predictor.threshold if self.blends else None
         self.odds = np.ones(self.num_classes, "float32")
         self.thresholds = np.float32(0.5 if threshold is None else threshold)
@@ -266,13 +270,14 @@ class _Scan:
             for n, window in zip(raster.size, (height, width), strict=True)
         )
 
-    def rows(
+    def blocks(
         self, progress: Callable[[int, int], None] | None
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields `(first row, labels)` from top to bottom.
+        """Yields `(first row, first column, labels)`, row by row.
 
-        Labels are uint8 `[rows, W]`, or `[rows, W, K]` of a multilabel model.
-        If they are kept, probabilities follow, float32 `[rows, W, K]`.
+        Labels are uint8 `[rows, columns]`, for a multilabel model
+        `[rows, columns, K]`. If they are kept, probabilities follow, float32
+        `[rows, columns, K]`.
         """
         slices, width = self.row_slices, self.raster.size[1]
         total = len(slices) * len(self.column_slices)
@@ -283,12 +288,7 @@ class _Scan:
             zip(slices, weights(slices), strict=True)
         ):
             end = slices[i + 1].start if slices[i + 1 :] else row.stop
-            labels = np.empty(
-                (end - row.start, width, *self.label_axes), "uint8"
-            )
-            kept = np.empty(
-                (len(labels) * self.keeps, *carried.shape[1:]), "float32"
-            )
+            height = end - row.start
             rest = np.empty((row.stop - end, *carried.shape[1:]), "float32")
             missing = np.zeros((row.stop - row.start, width), bool)
             missing[: len(invalid)] = invalid
@@ -296,20 +296,16 @@ class _Scan:
                 self._columns(row, down, missing)
             ):
                 total_of[: len(carried)] += carried[:, column]
-                done = total_of[: len(labels)]
-                labels[:, column] = self._labels(done)
-                kept[:, column] = done[: len(kept)]
-                rest[:, column] = total_of[len(labels) :]
+                rest[:, column] = total_of[height:]
+                done, gaps = total_of[:height], missing[:height, column]
+                labels = self._labels(done)
+                labels[gaps] = self.predictor.ignore_label
+                done[gaps] = np.nan
+                kept = (done,) if self.keeps else ()
+                yield row.start, column.start, labels, *kept
                 if progress is not None:
                     progress(i * len(self.column_slices) + j + 1, total)
-            gaps = missing[: len(labels)]
-            labels[gaps] = self.predictor.ignore_label
-            carried, invalid = rest, missing[len(labels) :]
-            if self.keeps:
-                kept[gaps] = np.nan
-                yield row.start, labels, kept
-            else:
-                yield row.start, labels
+            carried, invalid = rest, missing[height:]
 
     def _labels(self, probabilities):
         """Returns uint8 labels of float32 `[h, w, K]`."""

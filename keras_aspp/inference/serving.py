@@ -114,7 +114,7 @@ def classify(
             probability of the label), `"probabilities"` (float32, the softmax
             over classes) and `"logits"`, or `MASK_LOGITS` of masks.
         threshold: float, of a binary model, whose logits contain it, or
-            `None`. Probabilities do not depend on it. Of a multilabel model, a
+            `None`. Probabilities do not depend on it. For a multilabel model, a
             tuple: `labels` are uint8 `[B, H, W, K]`, and `probabilities` the
             sigmoids.
 

@@ -232,9 +232,19 @@ def _logits(thresholds):
     return np.array([logit(one) for one in thresholds], "float32")
 
 
-def decide(scores: np.ndarray, threshold: Threshold = None) -> np.ndarray:
-    """Returns labels of scores: (B, H, W), or (B, H, W, K) of masks."""
-    if isinstance(threshold, tuple):
+def decide(
+    scores: np.ndarray,
+    threshold: Threshold = None,
+    is_multilabel: bool = False,
+) -> np.ndarray:
+    """Returns labels of scores: (B, H, W), or (B, H, W, K) of masks.
+
+    Args:
+        scores: float32 (B, H, W, K).
+        threshold: see `true_probabilities`; a tuple marks masks, too.
+        is_multilabel: bool. True for masks, also of unknown thresholds.
+    """
+    if is_multilabel or isinstance(threshold, tuple):
         return (scores > 0).astype("uint8")
     return scores.argmax(-1)
 
@@ -248,7 +258,10 @@ def label_probability(
 
 
 def from_scores(
-    scores: np.ndarray, outputs: Sequence[str], threshold: Threshold = None
+    scores: np.ndarray,
+    outputs: Sequence[str],
+    threshold: Threshold = None,
+    is_multilabel: bool = False,
 ) -> dict[str, np.ndarray]:
     """Computes outputs from logits on the host.
 
@@ -256,11 +269,12 @@ def from_scores(
         scores: float32 (B, H, W, K).
         outputs: of `"labels"`, `"confidence"` and `"probabilities"`.
         threshold: see `true_probabilities`. Masks have no confidence.
+        is_multilabel: bool; see `decide`.
 
     Returns:
         dict: name -> array (B, H, W) or (B, H, W, K).
     """
-    found = {"labels": decide(scores, threshold)}
+    found = {"labels": decide(scores, threshold, is_multilabel)}
     if {"confidence", "probabilities"} & set(outputs):
         found["probabilities"] = true_probabilities(scores, threshold)
     if "confidence" in outputs:

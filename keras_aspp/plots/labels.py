@@ -32,10 +32,11 @@ def spec_of(predictor: Any) -> DatasetSpec:
 
 
 def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Colors labels `[..., H, W]`, uint8; ignored pixels are black."""
+    """Colors class ids `[..., H, W]`, uint8; ignored pixels are black."""
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
-    table[spec.ignore_label] = 0
+    if not spec.is_multilabel:  # there it is a value of masks, no class id
+        table[spec.ignore_label] = 0
     return table[np.asarray(labels)]
 
 

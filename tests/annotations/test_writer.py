@@ -77,6 +77,18 @@ def test_regions_of_classes_that_overlap_share_pixels(tmp_path, capsys):
     assert [shape["label"] for shape in shapes] == names
 
 
+def test_the_ignore_label_of_masks_is_no_class_id(tmp_path):
+    spec = DatasetSpec(list("abcd"), ignore_label=3, task="multilabel")
+    labels = np.zeros((20, 30, 4), "uint8")
+    labels[2:10, 3:13, 3] = labels[12:18, 20:26, 1] = 1
+    labels[15:, :9, 3] = 3  # ignored
+    found = [
+        (one.class_id, one.origin, one.mask.shape)
+        for one in components(labels, spec)
+    ]
+    assert found == [(1, (20, 12), (6, 6)), (3, (3, 2), (8, 10))]
+
+
 @pytest.mark.parametrize("annotation_format", ["coco", "labelme"])
 def test_what_is_written_is_imported_again(annotation_format, tmp_path):
     labels = blobs()

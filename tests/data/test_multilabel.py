@@ -15,7 +15,11 @@ from keras_aspp.config.schema import DataConfig
 from keras_aspp.data.augment import Augment, AugmentConfig
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource, check_folder
-from keras_aspp.data.multilabel import find_class_masks, mask_folders
+from keras_aspp.data.multilabel import (
+    find_class_masks,
+    mask_folders,
+    read_stored_masks,
+)
 from keras_aspp.data.pipeline import evaluation_dataset, training_dataset
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.spec import DatasetSpec
@@ -263,7 +267,7 @@ def test_records_hold_the_masks_of_the_folder(records):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"mask_key": "image"}, "no sequence of images, the masks of the"),
+        ({"mask_key": "image"}, "no sequence of masks `image`, one for"),
         ({"class_names": ["a", "b", "c"]}, "as many classes as the data set"),
     ],
 )
@@ -275,6 +279,15 @@ def test_records_without_these_masks_are_refused(config, message, records):
     )
     with pytest.raises(ValueError, match=message):
         open_source(config)
+
+
+def test_bytes_are_not_printed_in_messages():
+    spec = DatasetSpec(NAMES, task="multilabel")
+    with pytest.raises(ValueError, match=r"masks \(box\)") as error:
+        read_stored_masks([b"secret", None], spec)
+    assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match=r"File: masks \(1 masks\)"):
+        read_stored_masks([b"secret"], spec)
 
 
 def test_a_record_of_too_few_masks_is_named(records):

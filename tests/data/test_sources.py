@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_aspp.config.schema import DataConfig
+from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import HELD_OUT, FolderSource
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.tfds import TfdsSource
@@ -137,6 +138,23 @@ def test_names_and_dataset_json_agree_about_the_number_of_classes(root):
     with pytest.raises(ValueError, match=r"as many classes.*\['x', 'y', 'z'\]"):
         open_source(config)
     open_source(DataConfig(root=str(root), class_names=["a", "b", "c"]))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("task", ["multilabel", "binary"])
+def test_another_task_than_that_of_the_data_is_refused(
+    task, converted, root, tmp_path
+):
+    describe(root)
+    if converted:
+        convert_folder(FolderSource(root), tmp_path / "records")
+        root = tmp_path / "records"
+    with pytest.raises(ValueError) as error:
+        open_source(DataConfig(root=str(root), task=task))
+    assert str(error.value).endswith(
+        f"Received: data.task={task}, dataset.json: semantic"
+    )
+    assert open_source(DataConfig(root=str(root))).spec.task == "semantic"
 
 
 def test_one_class_is_no_task(root):

@@ -1,5 +1,7 @@
 """Copies without EXIF orientations hold the images that viewers show."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,8 +57,11 @@ def test_an_error_leaves_no_copy(tmp_path, capsys):
     assert "its image 20x12" in capsys.readouterr().err
     assert not output.exists()
     (root / "masks/train/plain.png").unlink()
+    shutil.copy(root / "images/train/plain.png", root / "images/train/b.png")
     assert main(["data", "fix", str(root), str(output)]) == 1
-    assert "Image without a mask. File: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Image without a mask. File: " in error
+    assert "move this one out; 1 more like it. `keras-aspp data chec" in error
     assert not output.exists()
     output.mkdir()
     assert main(["data", "fix", str(root), str(output)]) == 1

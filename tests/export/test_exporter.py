@@ -714,7 +714,7 @@ def test_metadata_declares_the_activation(tiny_export):
     found = segmenter_options(with_metadata(model, "one", ["a", "b"]))
     # Aligned to 16 bytes in the metadata; SOFTMAX = 2.
     assert found == (b"SEGMENTER_METADATA", 0, b"V001", 2)
-    overlapping = with_metadata(model, "one", ["a", "b"], overlapping=True)
+    overlapping = with_metadata(model, "one", ["a", "b"], is_multilabel=True)
     # SIGMOID = 1.
     assert segmenter_options(overlapping)[2:] == (b"V001", 1)
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from scipy.special import expit, logit
 
 import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.export.tflite import convert
+from keras_aspp.inference.files import check_scores
 from keras_aspp.inference.scenes import predict_scene
 from keras_aspp.inference.sliding_window import SlidingWindow
 from keras_aspp.models.segmenter import load_saved
@@ -42,13 +44,13 @@ def write_scene(path, image, nodata=None, **options):
     return path
 
 
-def made_model(path, **kwargs):
+def made_model(path, num_classes=3, **kwargs):
     """Saves a model of four bands of 16 bits."""
     from conftest import make_toy_backbone
 
     keras.utils.set_random_seed(1)
     made = ka.models.DeepLabV3Plus(
-        3,
+        num_classes,
         make_toy_backbone(channels=4),
         atrous_rates=(3,),
         aspp_filters=8,
@@ -178,7 +180,7 @@ def test_the_command_writes_a_raster_beside_other_images(
         assert out.shape == (90, 110)
     assert main(["predict", *flags, "--format", "coco", str(scene)]) == 1
     first, _ = capsys.readouterr().err.strip().splitlines()[-2:]
-    assert "predict it without --format. File: " in first
+    assert "`--format` does not support scenes (TIFFs with a geo" in first
     assert "scene.tif" in first
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert main(["predict", *flags, str(scene)]) == 1
@@ -298,6 +300,66 @@ def test_masks_of_an_artefact_vote_unless_it_has_probabilities(
         predict_scene(predictor, name, out, probabilities=scores)
         above = read(scores)[0] > np.float32([0.3, 0.5, 0.9])
         np.testing.assert_array_equal(read(out)[0], above)
+
+
+@pytest.mark.parametrize(
+    ("task", "threshold"),
+    [("multilabel", [0.3, 0.9]), ("binary", 0.2)],
+)
+def test_logits_of_unknown_thresholds_vote(task, threshold, tmp_path):
+    """A file's logits are above 0, or highest, where its labels are."""
+    model = load_saved(
+        made_model(
+            tmp_path / "model.keras",
+            2,
+            task=task,
+            threshold=tuple(threshold) if task == "multilabel" else threshold,
+        )
+    )
+    content = convert(model, (64, 64), ["tflite_logits"])["tflite_logits"]
+    path = tmp_path / "a" / "model_logits.tflite"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    image = pixels(64, 128)
+    scene = write_scene(tmp_path / "scene.tif", image)
+    out, scores = tmp_path / "out.tif", tmp_path / "scores.tif"
+    alone = ka.Predictor(path, overlap=0.0)
+    assert alone.has_scores and not alone.has_probabilities
+    assert alone.threshold is None and not alone.has_confidence
+    predict_scene(alone, scene, out)
+    whole = ka.Predictor(tmp_path / "model.keras")
+    tiles = [whole.score_batch(image[None, :, x : x + 64]) for x in (0, 64)]
+    logits = np.concatenate(tiles, 2)[0]
+    if task == "multilabel":
+        expected = (logits > 0).astype("uint8")
+        chance = expit(logits + logit(threshold))
+    else:
+        odds = logits[..., 1:] - logits[..., :1]
+        expected = (odds > 0).astype("uint8")
+        chance = expit([-1, 1] * (odds + logit(threshold)))
+    assert ((chance > 0.01) & (chance < 0.99)).any()
+    assert 0.05 < expected.mean() < 0.95
+    assert (read(out)[0] == expected).mean() > 0.999
+    for answer in (
+        lambda: predict_scene(alone, scene, out, probabilities=scores),
+        lambda: alone.predict(image, return_probabilities=True),
+        lambda: alone.probability_batch(image[None, :, :64]),
+        lambda: check_scores(alone),
+    ):
+        with pytest.raises(ValueError, match="manifest.json") as error:
+            answer()
+        assert "\n" not in str(error.value)
+    manifest = {
+        "class_names": ["roof", "road"],
+        "task": task,
+        "threshold": threshold,
+        "artefacts": [],
+    }
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    described = ka.Predictor(path, overlap=0.0)
+    predict_scene(described, scene, out, probabilities=scores)
+    np.testing.assert_allclose(read(scores)[0], chance, atol=1e-3)
+    assert (read(out)[0] == expected).mean() > 0.999
 
 
 PEAK = """

@@ -188,7 +188,8 @@ def test_files_of_scores_contain_the_thresholds(trained, tmp_path):
         # Alone, a file says by the name of its output what it holds.
         alone = shutil.copy(out / name, tmp_path / name)
         alone = Predictor(alone)
-        assert alone.is_multilabel and alone.threshold == (0.5, 0.5)
+        assert alone.is_multilabel and alone.threshold is None
+        assert alone.has_scores and not alone.has_probabilities
         np.testing.assert_array_equal(alone.predict(image), found[0])
 
 

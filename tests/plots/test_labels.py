@@ -11,6 +11,7 @@ from keras_aspp.plots.labels import (
     _cell,
     _legend,
     caption,
+    color_labels,
     draw_sheet,
     overlay,
     unpainted_classes,
@@ -47,6 +48,16 @@ def test_ignored_pixels_look_like_no_class():
     assert (right[:, :25] == 90).all()
     assert right[:, 35:].min() > 120
     assert right[:, 35:].std() > 10  # hatched
+
+
+def test_the_ignore_label_of_masks_blackens_no_class():
+    colors = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [7, 8, 9]]
+    masks, one = (
+        DatasetSpec(list("abcd"), 3 + i, colormap=colors, task=task)
+        for i, task in enumerate(("multilabel", "semantic"))
+    )
+    assert color_labels(np.array([3, 2]), masks).tolist() == colors[:1:-1]
+    assert color_labels(np.array([3, 4]), one).tolist() == [[7, 8, 9], [0] * 3]
 
 
 def test_a_cell_has_the_picture_and_every_map():
