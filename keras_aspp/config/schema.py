@@ -78,6 +78,8 @@ class ModelConfig:
             1x1 convolution; docs/performance.md compares their cost.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
             and its classifier, or `null` for none.
+        normalize_context: add a 1x1 convolution with batch norm between
+            DeepLabV3's classifier and a context module that ends without one.
         multi_grid: DeepLabV3's rates within the last block, or `null`.
         blocks: copies of the last block in the cascaded DeepLabV3.
         pyramid: DeepLabV2's set of rates for `atrous_rates: auto`.
@@ -128,6 +130,7 @@ class ModelConfig:
     decoder_stride: int = _head_field(4, "deeplab_v3_plus")
     decoder: Literal["paper", "light"] = _head_field("paper", "deeplab_v3_plus")
     refine_filters: int | None = _head_field(None, "deeplab_v3")
+    normalize_context: bool = _head_field(True, "deeplab_v3")
     multi_grid: list[int] | None = _head_field(
         None, "deeplab_v3", "deeplab_v3_cascaded"
     )

@@ -157,10 +157,14 @@ def _of_outlines(rim, bands):
 
 
 def measured_model(predictor: Predictor) -> dict[str, str | None]:
-    """Returns the entries of metrics that tell which file was measured how."""
-    # Predictors of users may have no runtime.
+    """Returns the entries of metrics that tell what was measured.
+
+    `precision` is the arithmetic that was asked of the runtime; a quantized
+    file computes in integers nevertheless.
+    """
+    # Predictors of users may have none of these.
     return {
-        "artefact": str(predictor.path),
+        "artefact": str(getattr(predictor, "path", "")) or None,
         "runtime": getattr(predictor, "runtime", None),
         "precision": getattr(predictor, "precision", None),
     }

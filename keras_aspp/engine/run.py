@@ -228,8 +228,9 @@ def _is_known(workdir, found):
     if check_fingerprint(workdir, found):
         return True
     _log.info(
-        "Note: the workdir holds no %s of data and teacher, as before this "
-        "version; of what it lacks, only the numbers of images are compared.",
+        "Note: the workdir has no complete %s, as before this version. Of data "
+        "that it lacks, the numbers of images are compared; of the teacher, "
+        "nothing.",
         FINGERPRINT_FILE,
     )
     return False

@@ -100,7 +100,7 @@ class ContextLayer(keras.layers.Layer):
 
     @property
     def normalized(self) -> bool:
-        """Whether the result comes out of a batch norm."""
+        """True if the module ends in a convolution with batch norm."""
         return True
 
     @property

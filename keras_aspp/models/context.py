@@ -91,7 +91,8 @@ class HasContext:
             return self._build_large_kernel(x, builder, head)
         layer = self._context_layer(builder, head)
         x = layer(x)
-        if normalize and not getattr(layer, "normalized", True):
+        plain = isinstance(layer, ContextLayer) and not layer.normalized
+        if normalize and plain:
             x = builder.conv(x, layer.filters, 1, name="projection")
         return x
 

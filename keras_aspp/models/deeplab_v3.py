@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import keras
 
@@ -32,9 +32,7 @@ class DeepLabV3(HasContext, Segmenter):
             `True`.
         refine_filters: int > 0, or `None`: channels of a 3x3 convolution
             between ASPP and classifier: 256 in torchvision, none in the
-            paper. With `None`, a 1x1 convolution with batch norm follows
-            modules that end without one (`ksac`, `d_linknet`, `dappm`,
-            `pappm`). Defaults to `None`.
+            paper. Defaults to `None`.
         multi_grid: ints > 0, one for each spatial convolution of the
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` keeps the rates of the backbone. Defaults
@@ -51,6 +49,11 @@ class DeepLabV3(HasContext, Segmenter):
             the pools where the module has pools instead of rates; `separable`
             and `image_pooling` apply where the module has such parts. Defaults
             to `"aspp"`.
+        normalize_context: bool. A 1x1 convolution with batch norm follows
+            modules that end without one (`"ksac"`, `"d_linknet"`, `"dappm"`,
+            `"pappm"`, layers of their classes), unless `refine_filters` is
+            given. A classifier that reads a sum of branches hardly learns.
+            Defaults to `True`.
 
     Example:
     >>> model = DeepLabV3(21, backbone_weights=None)
@@ -98,6 +101,7 @@ class DeepLabV3(HasContext, Segmenter):
         refine_filters: int | None = None,
         multi_grid: list[int] | tuple[int, ...] | None = None,
         context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
+        normalize_context: bool = True,
     ) -> None:
         super().__init__(
             num_classes,
@@ -129,7 +133,25 @@ class DeepLabV3(HasContext, Segmenter):
             refine_filters=refine_filters,
             multi_grid=multi_grid,
             context=as_context(context),
+            normalize_context=bool(normalize_context),
         )
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        if not any(layer.name == "projection" for layer in self.layers):
+            # Earlier versions load the file, too.
+            del config["normalize_context"]
+        return config
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        # Files of earlier versions have no such convolution.
+        config = {"normalize_context": False, **config}
+        return super().from_config(config, custom_objects)
 
     def modify_backbone(
         self,
@@ -148,9 +170,10 @@ class DeepLabV3(HasContext, Segmenter):
         head: types.SimpleNamespace,
     ) -> tuple[keras.KerasTensor, int]:
         x = pick(features, builder.high_level)
-        plain = head.refine_filters is None
-        x = self.build_context(x, builder, head, normalize=plain)
-        if not plain:
+        refined = head.refine_filters is not None
+        normalize = head.normalize_context and not refined
+        x = self.build_context(x, builder, head, normalize=normalize)
+        if refined:
             x = builder.conv(x, head.refine_filters, name="refine")
         return builder.classify(x), builder.output_stride
 

@@ -265,6 +265,23 @@ def test_every_module_is_understood(build, name):
     assert {values.shape for values in maps.values()} == {(4, 6)}
 
 
+def test_a_file_from_before_the_normalization(build, tmp_path):
+    old = build("dappm", normalize_context=False)
+    assert "normalize_context" not in old.get_config()
+    old.save(tmp_path / "model.keras")
+    x = sample((1, 65, 97, 3))
+    for copy in (
+        keras.saving.load_model(tmp_path / "model.keras"),
+        ka.models.with_output_stride(ka.models.with_output_stride(old, 8), 16),
+    ):
+        np.testing.assert_array_equal(npy(copy(x)), npy(old(x)))
+        assert copy.get_config() == old.get_config()
+    new = build("dappm").get_config()
+    assert new["normalize_context"] and DeepLabV3.from_config(new).get_layer(
+        "projection"
+    )
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
 def test_what_the_classifier_reads_is_of_unit_scale(build, name):
     model = build(name, aspp_filters=32, dropout=0.0)
