@@ -1,7 +1,7 @@
 # make train   trains on the embedded data set, exports, predicts; all that it
 #              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
-# make test    the fast tests (four minutes on two cores)
+# make test    the fast tests (ten minutes on two cores)
 # make mutants a sample of one-token mutants, each against its mirrored tests
 # make docs    the documentation; begins at build/docs/docs/index.html
 # make lint    ruff's checks of code and format
@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/multiscale_shapes
+# A crash of a process of pytest ends the run; a new process would wait for ever.
+ONCE := --max-worker-restart 0
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
@@ -31,10 +33,10 @@ train: $(VENV)/installed
 	$(BIN)/python -m training.quickstart --workdir $(RUN)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 $(ONCE) -m 'not slow'
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 $(ONCE) -m slow
 
 # Other samples: make mutants MUTANTS='--count 24 --seed 7 --folders layers'
 mutants: $(VENV)/installed

@@ -119,6 +119,15 @@ def test_exchange_swaps_folders_and_reports_what_is_missing(tmp_path):
 def test_without_an_exchange_a_signal_waits_for_both_renames(
     out, monkeypatch, at
 ):
+    # Whatever handler a library or the shell that began this left behind.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupt_a_rename(out, monkeypatch, at)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def interrupt_a_rename(out, monkeypatch, at):
     rename, calls = os.replace, []
 
     def replace(source, target):
