@@ -83,8 +83,6 @@ def _rates(pyramid):
         "dappm": [2, 4, 8],
         "pappm": [2, 4, 8],
         "dpc": cell,
-        # 13x13 cells at rate 1, six to either side.
-        "dilated_reparam": [max(1, round(reach / 6))],
     }
 
 
