@@ -54,6 +54,7 @@ def test_a_file_without_names_is_compared_by_number(tmp_path, monkeypatch):
         distill_from(toy_model(4), found, spec(["a", "b", "c", "d"]))
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits(
     tmp_path, tiny_folder, tiny_workdir
 ):

@@ -20,6 +20,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_rounds_its_last_epochs_and_resumes(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, **SETTINGS)
     metrics = train(config, tmp_path / "a")

@@ -152,8 +152,8 @@ def test_the_manifest_lists_artefacts_that_exist(server):
     """The page asks for each of them, and each missing one would be a 404."""
     manifest = json.loads(answer(server, "/model0/manifest.json").read())
     paths = [entry["path"] for entry in manifest["artefacts"]]
-    assert paths == ["model_float16.tflite"]
-    assert ask(server, f"/model0/{paths[0]}") == 200
+    assert "model_float16.tflite" in paths
+    assert {ask(server, f"/model0/{path}") for path in paths} == {200}
 
 
 def test_an_unreadable_manifest_is_404(server):

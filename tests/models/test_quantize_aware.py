@@ -348,6 +348,7 @@ def test_a_stateless_call_observes_ranges():
     assert len(counts) > 10 and set(counts) == {1.0}
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_xla_equals_graph_mode():
     x = sample(SHAPE)

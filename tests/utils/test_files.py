@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 
@@ -115,33 +114,45 @@ def test_exchange_swaps_folders_and_reports_what_is_missing(tmp_path):
         exchange(tmp_path / "absent", first)
 
 
-@pytest.mark.parametrize("at", ["before 1", "after 1", "before 2", "after 2"])
-def test_without_an_exchange_a_signal_waits_for_both_renames(
-    out, monkeypatch, at
-):
-    # Whatever handler a library or the shell that began this left behind.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        interrupt_a_rename(out, monkeypatch, at)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+INTERRUPTED_RENAME = """
+import os, signal, sys
+from pathlib import Path
 
+from keras_aspp.utils import files
 
-def interrupt_a_rename(out, monkeypatch, at):
-    rename, calls = os.replace, []
+out, at = Path(sys.argv[1]), sys.argv[2]
+rename, calls = os.replace, []
 
-    def replace(source, target):
-        calls.append(source)
-        if at == f"before {len(calls)}":
-            signal.raise_signal(signal.SIGINT)
-        rename(source, target)
-        if at == f"after {len(calls)}":
-            signal.raise_signal(signal.SIGINT)
+def replace(source, target):
+    calls.append(source)
+    if at == f"before {len(calls)}":
+        signal.raise_signal(signal.SIGINT)
+    rename(source, target)
+    if at == f"after {len(calls)}":
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(files, "exchange", lambda *_: False)
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt), replacing_folder(out) as work:
+signal.signal(signal.SIGINT, signal.default_int_handler)
+files.exchange = lambda *_: False
+os.replace = replace
+try:
+    with files.replacing_folder(out) as work:
         (work / "new").write_text("")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("at", ["before 1", "after 1", "before 2", "after 2"])
+def test_without_an_exchange_a_signal_waits_for_both_renames(out, at):
+    # In a process of its own: a signal may end this one.
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_RENAME, str(out), at],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "interrupted\n", done.stderr
     assert names(out.parent) == ["out"]
     assert names(out) == ["new"]
 
