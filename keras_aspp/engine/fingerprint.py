@@ -1,4 +1,4 @@
-"""Fingerprint of what a run learns from, compared by `--resume`."""
+"""Fingerprint of data and teacher, compared by `--resume`."""
 
 from __future__ import annotations
 

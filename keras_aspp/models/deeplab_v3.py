@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import keras
 
@@ -68,6 +68,7 @@ class DeepLabV3(HasContext, Segmenter):
     """
 
     architecture = "deeplab_v3"
+    absent_arguments = {"normalize_context": False}
 
     def __init__(
         self,
@@ -142,16 +143,6 @@ class DeepLabV3(HasContext, Segmenter):
             # Earlier versions load the file, too.
             del config["normalize_context"]
         return config
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any],
-        custom_objects: dict[str, Any] | None = None,
-    ) -> Self:
-        # Files of earlier versions have no such convolution.
-        config = {"normalize_context": False, **config}
-        return super().from_config(config, custom_objects)
 
     def modify_backbone(
         self,

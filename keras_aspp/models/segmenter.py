@@ -189,6 +189,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
     """
 
     architecture: str | None = None
+    # What arguments are where a saved file does not have them.
+    absent_arguments: Mapping[str, Any] = {}
     # False for heads that upsample features before the classifier.
     scores_at_output_stride: bool = True
 
@@ -552,7 +554,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         custom_objects: dict[str, Any] | None = None,
     ) -> Self:
         # Keras changes the backbone's own configuration in place.
-        config = copy.deepcopy(config)
+        config = {**cls.absent_arguments, **copy.deepcopy(config)}
         frozen = config.pop("frozen_layers", ())
         # Loading a file must not read other files, or download any.
         if config.keys() & {"weights", "backbone_weights"} or not isinstance(
