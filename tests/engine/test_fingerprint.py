@@ -217,5 +217,5 @@ def test_a_run_whose_data_changed_is_not_resumed(tmp_path, capsys):
     shutil.copytree(root, tmp_path / "data")
     capsys.readouterr()
     train(config, workdir, resume=True)
-    assert f"holds no {FINGERPRINT_FILE}" in capsys.readouterr().out
+    assert f"has no complete {FINGERPRINT_FILE}" in capsys.readouterr().out
     assert check_fingerprint(workdir, of(root))
