@@ -390,9 +390,7 @@ class Predictor:
 
     def _check_process(self):
         """Raises `RuntimeError` if a forked process would hang."""
-        if os.getpid() == self._pid:
-            return
-        if not self._engine.survives_fork:
+        if os.getpid() != self._pid and not self._engine.survives_fork:
             raise RuntimeError(
                 "A Predictor does not work in a process that was forked after "
                 "it was opened: the threads of its runtime stay behind. Open "
@@ -400,8 +398,6 @@ class Predictor:
                 'multiprocessing.get_context("spawn"). '
                 f"Received: {self.path}"
             )
-        self._engine.reopen()
-        self._pid = os.getpid()
 
     def _checked_confidence(self, value):
         if isinstance(value, bool) or not 0 <= value < 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -284,21 +286,30 @@ def _tflite_weights(path):
         schema.TensorType.FLOAT32: "<f4",
         schema.TensorType.FLOAT16: "<f2",
     }
-    model = schema.Model.GetRootAs(Path(path).read_bytes())
+    content = Path(path).read_bytes()
+    model = schema.Model.GetRootAs(content)
     for i in range(model.SubgraphsLength()):
         graph = model.Subgraphs(i)
         for j in range(graph.TensorsLength()):
             tensor = graph.Tensors(j)
             name = tensor.Name().decode("utf-8", "replace")
-            buffer = model.Buffers(tensor.Buffer())
-            if tensor.Type() in dtypes and buffer.DataLength():
-                array = buffer.DataAsNumpy().view(dtypes[tensor.Type()])
+            data = _data_of(model.Buffers(tensor.Buffer()), content)
+            if tensor.Type() in dtypes and len(data):
+                array = np.frombuffer(data, dtypes[tensor.Type()])
                 # A single -inf pads max pooling.
-                if array.size > 1:
+                if array.size > 1 or array[0] != -np.inf:
                     yield name, array
             quantization = tensor.Quantization()
             if quantization and quantization.ScaleLength():
                 yield name, quantization.ScaleAsNumpy()
+
+
+def _data_of(buffer, content):
+    """Returns the bytes of a buffer, which may lie behind the graph."""
+    if buffer.DataLength():
+        return buffer.DataAsNumpy()
+    start = buffer.Offset()  # 0 and 1 stand for none
+    return content[start : start + buffer.Size()] if start > 1 else b""
 
 
 # Names of scores of masks -> of those of one label.
@@ -317,7 +328,10 @@ class LiteRTRuntime(Runtime):
         check_runs(path)
         check_finite(_tflite_weights(path), str(path))
         self._path = path
-        self.reopen()
+        # An interpreter holds the tensors of one call at a time.
+        self._lock = threading.Lock()
+        self._interpreter = self._open()
+        _opened.add(self)
         self._input_details = self._interpreter.get_input_details()[0]
         found = _output_indices(self._interpreter)
         self._indices = {_OF_MASKS.get(k, k): i for k, i in found.items()}
@@ -362,23 +376,26 @@ class LiteRTRuntime(Runtime):
         if -1 in self._input_details["shape_signature"]:
             self.image_size = None
 
-    def reopen(self) -> None:
-        """Makes an interpreter of this process."""
+    def _open(self):
+        """Returns an interpreter of this process."""
         from ai_edge_litert.interpreter import Interpreter
 
-        # An interpreter holds the tensors of one call at a time.
-        self._lock = threading.Lock()
-        self._interpreter = Interpreter(
+        interpreter = Interpreter(
             model_path=str(self._path), num_threads=os.cpu_count()
         )
         # Without a fixed size, tensors are allocated per image.
-        input_details = self._interpreter.get_input_details()[0]
+        input_details = interpreter.get_input_details()[0]
         if -1 not in input_details["shape_signature"]:
-            self._allocate()
+            _allocate(interpreter)
+        return interpreter
 
-    def _allocate(self):
-        with filtered_once("XNNPACK"):
-            self._interpreter.allocate_tensors()
+    def _leave_parent(self):
+        """Drops, in a forked process, what depends on the parent's threads."""
+        self._lock = threading.Lock()  # one of them may have held the other
+        # The destructor of the interpreter would wait for the others, so this
+        # reference keeps it for ever.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._interpreter))
+        self._interpreter = None
 
     def answer(
         self, images: np.ndarray, outputs: Sequence[str]
@@ -398,6 +415,8 @@ class LiteRTRuntime(Runtime):
 
     def _all(self, images):
         with self._lock:
+            if self._interpreter is None:
+                self._interpreter = self._open()
             return joined(self._one(image[None]) for image in images)
 
     def _one(self, image):
@@ -405,7 +424,7 @@ class LiteRTRuntime(Runtime):
         if self.image_size is None:
             self._interpreter.resize_tensor_input(index, image.shape)
             try:
-                self._allocate()
+                _allocate(self._interpreter)
                 details = self._interpreter.get_tensor_details()
                 fits = all(0 not in tensor["shape"] for tensor in details)
             except RuntimeError:  # by XNNPACK, for maps without cells
@@ -429,6 +448,23 @@ class LiteRTRuntime(Runtime):
             name: self._interpreter.get_tensor(i)
             for name, i in self._indices.items()
         }
+
+
+def _allocate(interpreter):
+    with filtered_once("XNNPACK"):
+        interpreter.allocate_tensors()
+
+
+_opened = weakref.WeakSet()
+
+
+def _leave_parent():
+    for runtime in _opened:
+        runtime._leave_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_parent)
 
 
 def _is_unnamed(interpreter):

@@ -2,13 +2,14 @@
 
 import multiprocessing
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_close
+from helpers import ROOT, assert_close
 from PIL import Image
 
 import keras_aspp as ka
@@ -239,6 +240,60 @@ def test_a_forked_process_answers_or_says_what_to_do(
         assert "forked after it was opened" in found and "spawn" in found
     else:
         np.testing.assert_array_equal(found, expected)
+
+
+def _in_threads_of_a_fork(predictor, images, queue):
+    barrier = threading.Barrier(len(images))
+
+    def predict(image):
+        barrier.wait()
+        try:
+            return predictor.predict(image)
+        except Exception as error:
+            return repr(error)
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        queue.put(list(pool.map(predict, images)))
+
+
+@pytest.mark.parametrize("num_threads, is_busy", [(4, False), (1, True)])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_threads_of_a_forked_process_share_a_predictor(num_threads, is_busy):
+    """Also of one that is forked while a thread of the parent predicts."""
+    exported = ROOT / "tests/golden/13d0402/exported"
+    predictor = ka.Predictor(exported / "model_float32.tflite")
+    # Of its own size, so that threads call it at once.
+    size = predictor.image_size
+    images = [picture(*size, seed) for seed in range(num_threads)]
+    expected = [predictor.predict(image) for image in images]
+    assert len({labels.tobytes() for labels in expected}) == num_threads
+    context = multiprocessing.get_context("fork")
+    ended = threading.Event()
+
+    def predict_on():
+        while is_busy and not ended.is_set():
+            predictor.predict(images[0])
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(predict_on)
+        try:
+            for _ in range(16):
+                queue = context.Queue()
+                process = context.Process(
+                    target=_in_threads_of_a_fork,
+                    args=(predictor, images, queue),
+                )
+                process.start()
+                try:
+                    found = queue.get(timeout=30)
+                finally:
+                    process.kill()
+                    process.join()
+                for labels, wanted in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(labels, wanted)
+        finally:
+            ended.set()
+        busy.result()
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,21 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 import keras_aspp as ka
 from keras_aspp.export.onnx import write_onnx
 from keras_aspp.inference import artefacts, runtimes
+from keras_aspp.litert.edit import add_constant
+from keras_aspp.litert.graph import unpacked
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.segmenter import load_saved
 
+TFLITE = ROOT / "tests/golden/13d0402/exported/model_float32.tflite"
 ABSENT = "extra openvino is not installed (2026-11-29)"
 
 
@@ -48,6 +53,51 @@ def test_bfloat16_of_a_keras_model_differs_a_little(tiny_export):
     difference = np.abs(coarse.score_batch(image[None]) - expected).mean()
     assert 1e-4 < difference / expected.std() < 0.1
     assert (coarse.predict(image) == exact.predict(image)).mean() > 0.9
+
+
+def with_a_number(value, is_behind):
+    """The bytes of a `.tflite` with one more constant.
+
+    Args:
+        value: float.
+        is_behind: bool. Its data are behind the graph, as some writers put it.
+    """
+    file = unpacked(TFLITE.read_bytes())
+    graph = file.subgraphs[0]
+    buffer = file.buffers[
+        graph.tensors[
+            add_constant(file, graph, np.float32([value]), b"bias")
+        ].buffer
+    ]
+    start = 2
+    if is_behind:
+        buffer.data, buffer.size = None, 4
+    for _ in range(2):
+        buffer.offset = start if is_behind else 0
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(file.Pack(builder), b"TFL3")
+        content = bytes(builder.Output())
+        content += bytes(-len(content) % 16)
+        start = len(content)
+    return content + np.float32([value]).tobytes() * is_behind
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5])
+def test_a_tflite_with_a_single_number_that_is_not_finite(
+    tmp_path, value, is_behind
+):
+    """As the bias of a binary model is; -inf pads max pooling."""
+    path = tmp_path / "model.tflite"
+    path.write_bytes(with_a_number(value, is_behind))
+    if value in (-np.inf, 0.5):
+        np.testing.assert_array_equal(
+            ka.Predictor(path).predict(picture()),
+            ka.Predictor(TFLITE).predict(picture()),
+        )
+    else:
+        with pytest.raises(ValueError, match=r"infinity in 1 of \d+.*: bias"):
+            ka.Predictor(path)
 
 
 def test_openvino_predicts_a_tflite_as_litert_does(tiny_export):
