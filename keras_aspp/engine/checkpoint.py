@@ -276,9 +276,11 @@ class Checkpoints(keras.callbacks.Callback):
             yield
         except OSError as error:
             self.store.remove_temporaries()
+            cause = error.__cause__ or error  # of `replacing`
+            reason = getattr(cause, "strerror", None) or cause
             raise UnavailableError(
                 f"The checkpoint after {self.progress()} cannot be written: "
-                f"{error.strerror or error}; the earlier ones are intact. Go "
+                f"{reason}; the earlier ones are intact. Go "
                 "on with --resume once the cause is removed. "
                 f"Received: workdir={str(self.store.workdir)!r}"
             ) from error

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_aspp.inference import serving
 from keras_aspp.models.segmenter import Segmenter
+from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.types import PathLike
 
 
@@ -126,16 +127,29 @@ def _save(model, path, *endpoints):
         *endpoints: `(function, *specs)`, one spec for each argument.
 
     Keras' `ExportArchive` writes every weight twice (3.15.1).
+
+    Raises:
+        OSError: it cannot be written.
     """
     module = tf.Module()
     module.weights = [weight.value for weight in model.variables]
-    tf.saved_model.save(
-        module,
-        str(path),
-        signatures={
-            function.__name__: tf.function(
-                function, input_signature=specs, autograph=False
-            )
-            for function, *specs in endpoints
-        },
-    )
+    try:
+        tf.saved_model.save(
+            module,
+            str(path),
+            signatures={
+                function.__name__: tf.function(
+                    function, input_signature=specs, autograph=False
+                )
+                for function, *specs in endpoints
+            },
+        )
+    # Of a full disk, or a share of it.
+    except (
+        tf.errors.ResourceExhaustedError,
+        tf.errors.OutOfRangeError,
+    ) as error:
+        reason = error.message.rsplit("; ", 1)[-1]
+        raise UnavailableError(
+            f"A SavedModel cannot be written: {reason}. Received: {path}"
+        ) from error

@@ -16,7 +16,7 @@ from keras_aspp.data.tiff import is_scene, is_tiff, without_gaps
 from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.sliding_window import spans, weights
 from keras_aspp.plots.labels import color_labels, spec_of
-from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.types import PathLike
@@ -28,6 +28,7 @@ WINDOW = 512
 # rows of windows share are written twice, which makes the file larger.
 _CACHE_BYTES = 64 * 2**20
 _MAX_CACHE_BYTES = 512 * 2**20
+_UNWRITTEN = "A raster cannot be written; the disk may be full"
 # Height and width of the tiles that are written, in pixels.
 _TILE = 256
 
@@ -81,6 +82,7 @@ def predict_scene(
     Raises:
         ValueError: not a readable raster, bands or type that do not fit the
             model, no probabilities to write, or the extra `geo` is missing.
+        OSError: a raster cannot be written.
     """
     require("Predicting a GeoTIFF", "geo", "rasterio")
     import rasterio
@@ -99,50 +101,44 @@ def predict_scene(
             cache = min(cache, _MAX_CACHE_BYTES)
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
             ignored = spec.ignore_label
-            to = [_created(stack, output, scene, "uint8", ignored, names)]
+            enter = stack.enter_context
+            to = [enter(_created(output, scene, "uint8", ignored, names))]
             if not names:
-                to[0].write_colormap(1, _color_table(spec))
+                to[0].raster.write_colormap(1, _color_table(spec))
             if scan.keeps:
-                to.append(
-                    _created(
-                        stack,
-                        probabilities,
-                        scene,
-                        "float32",
-                        np.nan,
-                        spec.class_names,
-                    )
+                kept = _created(
+                    probabilities, scene, "float32", np.nan, spec.class_names
                 )
+                to.append(enter(kept))
             return _write_blocks(scan.blocks(progress), to)
     except rasterio.errors.RasterioError as error:
         raise InputError(
-            f"Unreadable raster. File: {path} ({' '.join(str(error).split())})"
+            f"Unreadable raster. File: {path} ({_reason(error)})"
         ) from None
 
 
-def _write_blocks(blocks, rasters):
-    """Writes blocks of labels and probabilities; returns the counts."""
-    import rasterio
+def _reason(error):
+    return " ".join(str(error).split())
 
+
+def _write_blocks(blocks, outputs):
+    """Writes blocks of labels and probabilities; returns the counts."""
     counts = 0
     for top, left, *parts in blocks:
-        for raster, values in zip(rasters, parts, strict=True):
-            values = values.reshape(*values.shape[:2], -1)
-            height, width, _ = values.shape
-            window = rasterio.windows.Window(left, top, width, height)
-            raster.write(np.moveaxis(values, -1, 0), window=window)
-        labels = parts[0].reshape(-1, rasters[0].count)
+        for output, values in zip(outputs, parts, strict=True):
+            output.write(top, left, values.reshape(*values.shape[:2], -1))
+        labels = parts[0].reshape(-1, outputs[0].raster.count)
         counts += np.array(
             [np.bincount(band, minlength=256) for band in labels.T]
         )
     return counts if parts[0].ndim == 3 else counts[0]
 
 
-def _created(stack, path, scene, dtype, nodata, names):
-    """Creates a raster in place of a scene, whole when the stack closes.
+@contextlib.contextmanager
+def _created(path, scene, dtype, nodata, names):
+    """Yields an `_Output` in place of a scene, whole at the end.
 
     Args:
-        stack: `ExitStack`.
         path: file.
         scene: raster with the size and the georeference.
         dtype: str, type of the bands.
@@ -159,24 +155,86 @@ def _created(stack, path, scene, dtype, nodata, names):
         options |= {"photometric": "minisblack"}
     if dtype == "float32":
         options |= {"predictor": 3}
-    raster = rasterio.open(
-        stack.enter_context(replacing(path)),
-        "w",
-        driver="GTiff",
-        height=scene.height,
-        width=scene.width,
-        count=len(names) or 1,
-        dtype=dtype,
-        crs=scene.crs,
-        transform=scene.transform,
-        nodata=nodata,
-        compress="deflate",
-        bigtiff="if_safer",
-        **options,
-    )
-    for band, name in enumerate(names, start=1):
-        raster.set_band_description(band, name)
-    return stack.enter_context(raster)
+    with replacing(path) as temporary:
+        with _naming(path):
+            raster = rasterio.open(
+                temporary,
+                "w",
+                driver="GTiff",
+                height=scene.height,
+                width=scene.width,
+                count=len(names) or 1,
+                dtype=dtype,
+                crs=scene.crs,
+                transform=scene.transform,
+                nodata=nodata,
+                compress="deflate",
+                bigtiff="if_safer",
+                **options,
+            )
+        output = _Output(raster, path)
+        try:
+            for band, name in enumerate(names, start=1):
+                raster.set_band_description(band, name)
+            yield output
+        finally:
+            with _naming(path):
+                raster.close()
+        output.check(temporary)
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Turns an error of GDAL into one that names the output."""
+    import rasterio
+
+    try:
+        yield
+    except rasterio.errors.RasterioError as error:
+        raise UnavailableError(
+            f"{_UNWRITTEN} ({_reason(error)}). Received: {path}"
+        ) from error
+
+
+class _Output:
+    """A raster that is written by window, then read back.
+
+    GDAL writes blocks when its cache is full or the raster is closed, and
+    then reports no failure, such as a full disk.
+    """
+
+    def __init__(self, raster, path):
+        self.raster, self.path, self.sum = raster, path, 0
+
+    def write(self, top, left, values):
+        """Writes `[h, w, bands]`."""
+        import rasterio
+
+        height, width, _ = values.shape
+        window = rasterio.windows.Window(left, top, width, height)
+        with _naming(self.path):
+            self.raster.write(np.moveaxis(values, -1, 0), window=window)
+        self.sum += _sum_of_bits(values)
+
+    def check(self, file):
+        """Raises `OSError` unless the closed file holds what was written."""
+        import rasterio
+
+        found = 0
+        try:
+            with rasterio.open(file, driver="GTiff") as raster:
+                for _, window in raster.block_windows(1):
+                    found += _sum_of_bits(raster.read(window=window))
+        except rasterio.errors.RasterioError:
+            found = None
+        if found != self.sum:
+            raise UnavailableError(f"{_UNWRITTEN}. Received: {self.path}")
+
+
+def _sum_of_bits(values):
+    """Returns the sum of values as unsigned numbers, in any order."""
+    bits = values.view(f"uint{8 * values.itemsize}")
+    return int(bits.sum(dtype="uint64"))
 
 
 def _color_table(spec):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_aspp.utils.exceptions import UnavailableError
+from keras_aspp.utils.exceptions import UnavailableError, UserError
 from keras_aspp.utils.signals import delayed_signals
 from keras_aspp.utils.types import PathLike
 
@@ -51,6 +51,8 @@ _TEMPORARY = (".*.tmp", ".*.tmp.*")
 # Name of an unfinished folder: another suffix, since a folder may be exported
 # into a workdir while a run starts there.
 _UNFINISHED = ".unfinished"
+# Errors of a disk, or of its share, that is full.
+_OF_A_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of an exchange of names that the system or file system lacks.
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -70,10 +72,30 @@ def write_text(path: PathLike, text: str) -> None:
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    except UserError:
+        raise
     except OSError as error:
         raise UnavailableError(
             f"A file cannot be written: {error.strerror or error}. "
             f"Received: {path}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Turns the error of a full disk into one line that names the output.
+
+    The system's own error names no file, or the source of a copy.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_A_FULL_DISK:
+            raise
+        raise UnavailableError(
+            f"A file cannot be written: {error.strerror}. Received: {path}"
         ) from error
 
 
@@ -90,15 +112,19 @@ def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
 
     Yields:
         `Path` in the same folder, of the same suffix.
+
+    Raises:
+        OSError: the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
     try:
-        yield temporary
-        if durable:
-            commit(temporary, path)
-        else:
-            os.replace(temporary, path)
+        with _naming(path):
+            yield temporary
+            if durable:
+                commit(temporary, path)
+            else:
+                os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -122,6 +148,9 @@ def replacing_folder(path: PathLike) -> Iterator[Path]:
 
     Yields:
         `Path` of an empty folder beside `path`.
+
+    Raises:
+        OSError: the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +160,10 @@ def replacing_folder(path: PathLike) -> Iterator[Path]:
     work = lock = None
     try:
         work, lock = _make_locked_folder(path)
-        yield work
-        os.chmod(work, 0o755)
-        _sync_tree(work)
+        with _naming(path):
+            yield work
+            os.chmod(work, 0o755)
+            _sync_tree(work)
         with delayed_signals():
             if not os.path.lexists(path):
                 os.replace(work, path)

@@ -29,11 +29,13 @@ from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.metadata import add_metadata, with_metadata
 from keras_aspp.export.onnx import write_onnx
+from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.litert import describe
 from keras_aspp.litert.graph import float_operators
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.preprocess import KERAS_CAFFE
+from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.files import sha256
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.progress import timed
@@ -84,6 +86,27 @@ def test_manifest_is_true_of_the_folder(tiny_export):
         assert entry["latency_ms"]["median"] > 0
     for name in ("labels.txt", "README.md", "preview.png"):
         assert (tiny_export / name).stat().st_size > 0
+
+
+def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(
+    model, tmp_path
+):
+    """A limit on the size of files fails writes just as a full disk does."""
+    resource = pytest.importorskip(
+        "resource", reason="only Unix limits file sizes (2026-11-29)"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        message = r"A file cannot be written: File too large.*model\.keras"
+        with pytest.raises(UnavailableError, match=message):
+            export(model, tmp_path / "out")
+        message = "A SavedModel cannot be written: File too large.*saved_model"
+        with pytest.raises(UnavailableError, match=message):
+            write_saved_model(model, tmp_path / "work" / "saved_model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
 
 def test_card_is_of_the_manifest(tiny_export, tiny_folder):

@@ -15,7 +15,8 @@ from scipy.special import expit, logit
 import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.export.tflite import convert
-from keras_aspp.inference.files import check_scores
+from keras_aspp.inference import scenes
+from keras_aspp.inference.files import check_scores, predict_files
 from keras_aspp.inference.scenes import predict_scene
 from keras_aspp.inference.sliding_window import SlidingWindow
 from keras_aspp.models.segmenter import load_saved
@@ -91,6 +92,59 @@ def pixels(height, width):
     steps = rng.integers(0, 4000, (height // 8 + 1, width // 8 + 1, 4))
     found = steps.repeat(8, 0).repeat(8, 1)[:height, :width]
     return (found + rng.integers(0, 500, found.shape)).astype("uint16")
+
+
+@pytest.mark.parametrize("cache", [0, 2**26])
+@pytest.mark.parametrize("room", [0, 2000])
+def test_a_full_disk_leaves_no_raster_and_names_it(
+    model, tmp_path, predictor_of, monkeypatch, room, cache
+):
+    """A limit on the size of files fails writes just as a full disk does.
+
+    Blocks are written at once, or when the raster is closed.
+    """
+    resource = pytest.importorskip(
+        "resource", reason="only Unix limits file sizes (2026-11-29)"
+    )
+    monkeypatch.setattr(scenes, "_MAX_CACHE_BYTES", cache)
+    path = write_scene(tmp_path / "scene.tif", pixels(300, 520))
+    predictor = predictor_of(model, window=64, overlap=0.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        rows, messages = predict_files(
+            predictor, [path], tmp_path / "out", scores=room > 0
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert rows == []
+    assert len(messages) == 1
+    assert "A raster cannot be written; the disk may be full" in messages[0]
+    assert f"Received: {tmp_path / 'out' / 'scene_'}" in messages[0]
+    assert "Unreadable" not in messages[0]
+    assert list((tmp_path / "out").iterdir()) == []
+    predict_scene(predictor, path, tmp_path / "out" / "scene_labels.tif")
+    assert (tmp_path / "out" / "scene_labels.tif").stat().st_size > 2000
+
+
+def test_a_block_that_was_lost_is_noticed(
+    model, tmp_path, predictor_of, monkeypatch
+):
+    """A raster whose other blocks were written can be read."""
+    path = write_scene(tmp_path / "scene.tif", pixels(100, 90))
+    (tmp_path / "out.tif").write_text("the earlier one")
+    write = rasterio.io.DatasetWriter.write
+
+    def lose_one(raster, values, window):
+        if (window.row_off, window.col_off) == (0, 0):
+            values = np.zeros_like(values)
+        write(raster, values, window=window)
+
+    monkeypatch.setattr(rasterio.io.DatasetWriter, "write", lose_one)
+    predictor = predictor_of(model, window=64)
+    with pytest.raises(OSError, match=r"be full\. Received: .*out\.tif"):
+        predict_scene(predictor, path, tmp_path / "out.tif")
+    assert (tmp_path / "out.tif").read_text() == "the earlier one"
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])

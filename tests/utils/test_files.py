@@ -9,6 +9,7 @@ import pytest
 from helpers import ROOT
 
 from keras_aspp.utils import files
+from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.files import exchange, replacing_folder
 
 # Replaces a folder once for each line of `files` that this runs, and is killed
@@ -99,6 +100,22 @@ def test_a_process_killed_at_any_line_leaves_a_whole_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40
+
+
+@pytest.mark.parametrize("replace", [files.replacing, replacing_folder])
+def test_on_a_full_disk_the_error_names_the_output(tmp_path, out, replace):
+    message = r"No space left on device\. Received: .*here$"
+    full = OSError(errno.ENOSPC, "No space left on device", "source.png")
+    with pytest.raises(UnavailableError, match=message):
+        with replace(tmp_path / "here"):
+            raise full
+    # An input that is read meanwhile.
+    missing = FileNotFoundError(errno.ENOENT, "No such file", "source.png")
+    with pytest.raises(FileNotFoundError) as raised:
+        with replace(tmp_path / "here"):
+            raise missing
+    assert raised.value is missing
+    assert names(tmp_path) == ["out"]
 
 
 def test_exchange_swaps_folders_and_reports_what_is_missing(tmp_path):
