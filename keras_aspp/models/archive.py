@@ -1,121 +1,24 @@
-"""Loads `.keras` files, after bounding the memory that this needs."""
+"""Loads `.keras` files within bounds of the memory that this needs."""
 
-import collections
 import contextlib
-import io
 import json
 import math
-import os
 import threading
 import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import h5py
 import keras
 
+from keras_aspp.utils.archive import WEIGHTS, check_archive
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, UserError
 from keras_aspp.utils.types import PathLike
 
-# Keras stores its entries as they are; packed again, they shrink by half.
-_MAX_EXPANSION = 100
-_WEIGHTS = "model.weights.h5"
-# What `keras.Model.save` writes. Keras also reads weights of other containers
-# (`model.weights.npz`, shards), whose decoders nothing here bounds.
-_ENTRIES = ("metadata.json", "config.json", _WEIGHTS)
-# Keras nests one group per object: models within models, and their layers.
-# HDF5 needs quadratic time for chains of groups.
-_MAX_DEPTH = 64
 # A segmenter creates up to 1.9 times its weights until it is built, since its
 # backbone is a model that is copied; states such as seeds may not be saved.
 _MAX_COPIES, _UNSAVED = 2, 2**20
 _patching = threading.RLock()
-
-
-def check_archive(path: PathLike) -> None:
-    """Raises `ValueError` for a `.keras` that unpacks to more than it stores.
-
-    Keras has such checks too, but only above 4 GiB.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: the file is not a zip archive, or truncated; an entry is
-            one that Keras does not write, duplicated, or expands more than a
-            hundredfold; entries overlap; or weights are declared but missing,
-            compressed, or nested too deep.
-    """
-    if not zipfile.is_zipfile(path):
-        # Keras would report that the file does not exist.
-        raise InputError("not a zip archive, or truncated")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        for name, count in collections.Counter(names).items():
-            if name not in _ENTRIES and not name.startswith("assets/"):
-                raise InputError(
-                    f"it holds {name!r}; a `.keras` holds "
-                    f"{', '.join(_ENTRIES)} and assets"
-                )
-            if count > 1:
-                raise InputError(f"it holds {name!r} twice")
-        if _WEIGHTS not in names:
-            raise InputError(f"it holds no {_WEIGHTS}")
-        for entry in archive.infolist():
-            if entry.file_size > _MAX_EXPANSION * max(entry.compress_size, 1):
-                raise InputError(
-                    f"{entry.filename} expands from {entry.compress_size} to "
-                    f"{entry.file_size} bytes"
-                )
-        # Python detects overlapping entries since 3.11.8 and 3.12.2 only.
-        stored = sum(entry.compress_size for entry in archive.infolist())
-        if stored > os.path.getsize(path):
-            raise InputError("its entries overlap")
-        _check_weights(io.BytesIO(archive.read(_WEIGHTS)))
-
-
-def _check_weights(file):
-    """Raises `ValueError` for HDF5 that needs more memory than its bytes."""
-    with h5py.File(file, "r") as weights:
-        groups = [(weights, 1)]
-        while groups:
-            group, depth = groups.pop()
-            if depth > _MAX_DEPTH:
-                raise InputError(
-                    f"{_WEIGHTS} nests groups more than {_MAX_DEPTH} deep"
-                )
-            for name in group:
-                if type(group.get(name, getlink=True)) is not h5py.HardLink:
-                    fault = "is a link"
-                else:
-                    item = group[name]
-                    # A second link could create a cycle, or 2^n paths.
-                    linked = h5py.h5o.get_info(item.id).rc > 1
-                    fault = "is linked twice" if linked else _fault(item)
-                if fault:
-                    raise InputError(
-                        f"{_WEIGHTS}{group.name.rstrip('/')}/{name} {fault}"
-                    )
-                if isinstance(item, h5py.Group):
-                    groups.append((item, depth + 1))
-
-
-def _fault(item):
-    """Returns the fault of an HDF5 data set as a predicate, or `None`."""
-    if not isinstance(item, h5py.Dataset):
-        return None
-    # Unwritten chunks and data in external files occupy no bytes here.
-    stored = 0 if item.external else item.id.get_storage_size()
-    if item.nbytes > stored:
-        return f"is {item.nbytes} bytes, of which {stored} are there"
-    # Filters work on chunks, which may be declared larger than all the data.
-    if item.id.get_create_plist().get_nfilters():
-        return "is compressed"
-    # Values of variable length may all refer to one large value.
-    if item.dtype.hasobject:
-        return "holds no numbers"
-    return None
 
 
 @contextlib.contextmanager
@@ -127,7 +30,7 @@ def _weights_within(path: PathLike) -> Iterator[None]:
     variables that the thread creates, before each is allocated.
     """
     with zipfile.ZipFile(path) as archive:
-        stored = archive.getinfo(_WEIGHTS).file_size
+        stored = archive.getinfo(WEIGHTS).file_size
     # A number takes at least one byte.
     limit = _MAX_COPIES * stored + _UNSAVED
     thread, declared = threading.get_ident(), 0
@@ -140,7 +43,7 @@ def _weights_within(path: PathLike) -> Iterator[None]:
         if declared > limit:
             raise InputError(
                 f"config.json declares {declared} weights or more, and "
-                f"{_WEIGHTS} holds {stored} bytes"
+                f"{WEIGHTS} holds {stored} bytes"
             )
 
     with _patching:

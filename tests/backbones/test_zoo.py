@@ -1,5 +1,6 @@
 """create_backbone, on a narrow MobileNetV2; the real ones are slow."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -148,6 +149,42 @@ def test_keras_weights_file(tmp_path):
         assert_close(model(x)["stride_32"], inner(x), 1e-5)
     # Keras pads a map of unknown size by (0, 1): the odd samples stay.
     check_dense(model, (16, 8), offset=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["S80", h5py.string_dtype()], ids=str)
+def test_keras_published_weights_files(tmp_path, dtype):
+    """The older layout, with names in attributes of either type.
+
+    As `save_weights("NAME.h5")` of Keras 2 wrote it.
+    """
+    original = keras.applications.MobileNetV2(
+        alpha=0.35, weights=None, include_top=False
+    )
+    randomize(original)
+    path = tmp_path / "narrow.h5"
+    layers = original.layers
+    with h5py.File(path, "w") as file:
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["keras_version"] = b"2.2.4"
+        names = np.array([layer.name for layer in layers], "S")
+        file.attrs["layer_names"] = names.astype(dtype)
+        for layer in layers:
+            group = file.create_group(layer.name)
+            names = [f"{weight.path}:0" for weight in layer.weights]
+            # NumPy makes floats of an empty list.
+            names = np.array(names, "S" if names else None)
+            group.attrs["weight_names"] = (
+                names.astype(dtype) if names.size else names
+            )
+            for weight in layer.weights:
+                group[f"{weight.path}:0"] = npy(weight)
+    model = create_backbone("mobilenet_v2_0.35", 32, weights=path)
+    found = {weight.path: npy(weight) for weight in model.weights}
+    expected = {weight.path: npy(weight) for weight in original.weights}
+    assert len(found) > 200
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from keras_aspp.inference import predictor as predictors
 from keras_aspp.litert import sandbox
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.models.segmenter import load_saved
+from keras_aspp.utils import archive
 
 TFLITE = ROOT / "saved_models/multiscale_shapes/model_float16.tflite"
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
@@ -403,6 +404,76 @@ def test_weights_of_files_to_import_are_finite(tmp_path):
     path = torch_zip(tmp_path / "a.pth", pickled_tensors(1, 2), [("0", data)])
     with pytest.raises(ValueError, match="in 1 of 1 tensors: 0000"):
         read_state_dict(path)
+
+
+def listed(*names, dtype="S9"):
+    """An edit of the weights: which of them an older file lists."""
+
+    def change(file, name):
+        file.attrs.create("layer_names0", np.array(names[:1], dtype))
+        file.attrs.create("layer_names1", np.array(names[1:], dtype))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (never_written, "3200000000 bytes"),
+        (kept_elsewhere, "0 are there"),
+        (linked_elsewhere, "is a link"),
+        (deflated, "is compressed"),
+        (texts, "holds no numbers"),
+        (linked_twice, "is linked twice"),
+        (nested_deep, "more than 64 deep"),
+        (listed("a", "b", "a"), "layer_names must be names, each once"),
+        (listed("a", "./a"), "layer_names must be names, each once"),
+        (listed("a", "/a"), "layer_names must be names, each once"),
+        (
+            listed("a", *"bcd" * 999, dtype=h5py.string_dtype()),
+            "layer_names1 holds 2997 texts of up to [0-9]+ bytes",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5", ".weights.h5"])
+def test_file_of_weights_of_a_backbone(
+    change, message, suffix, segmenter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(archive, "_MAX_TEXT_BYTES", 2**20)
+    with zipfile.ZipFile(segmenter) as whole:
+        files = {WEIGHTS: whole.read(WEIGHTS)}
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes(files[WEIGHTS])
+    archive.check_weights_file(path)
+    weighed(change)(files)
+    path.write_bytes(files[WEIGHTS])
+    with pytest.raises(ValueError, match=f"{message}.*Received: .*mine"):
+        create_backbone("mobilenet_v2_0.35", weights=path)
+
+
+@pytest.mark.parametrize("dtype", ["S9", h5py.string_dtype()], ids=str)
+def test_names_in_an_older_file_of_weights(segmenter, tmp_path, dtype):
+    """Keras' published files have them, in either type."""
+    with zipfile.ZipFile(segmenter) as whole:
+        files = {WEIGHTS: whole.read(WEIGHTS)}
+    weighed(listed("a", "b/c:0", "conv", dtype=dtype))(files)
+    path = tmp_path / "mine.h5"
+    path.write_bytes(files[WEIGHTS])
+    archive.check_weights_file(path)
+
+
+def test_keras_file_as_weights_of_a_backbone(segmenter, tmp_path):
+    path = repacked(segmenter, tmp_path / "mine.keras", swap_weights)
+    with pytest.raises(ValueError, match=r"model\.weights\.npz.*mine\.keras"):
+        create_backbone("mobilenet_v2_0.35", weights=path)
+
+
+@pytest.mark.parametrize("name", ["a.weights.json", "a.npz", "a", "a.H5"])
+def test_weights_of_other_containers_are_refused_by_name(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    message = rf"is Keras' `\.keras`.*torchvision's.*{name}"
+    with pytest.raises(ValueError, match=message):
+        create_backbone("mobilenet_v2_0.35", weights=tmp_path / name)
 
 
 def test_weights_of_a_tflite_are_finite(tmp_path):
