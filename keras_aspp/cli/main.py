@@ -79,9 +79,8 @@ def main(arguments=None):
         line; 2 wrong usage of the command line; 70 an error of keras_aspp
         itself; 130 interrupted.
     """
-    with prompt_interrupts():
-        # Includes the imports, which take seconds.
-        return guarded(_run, sys.argv[1:] if arguments is None else arguments)
+    # Includes the imports, which take seconds.
+    return guarded(_run, sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(arguments):
@@ -110,7 +109,7 @@ def _run(arguments):
 
 
 def guarded(run, arguments):
-    """Calls `run(arguments)` and reports its errors.
+    """Calls `run(arguments)` and reports its errors, Ctrl-C and SIGTERM.
 
     An error of the user is one line. An internal error asks for a report.
     `--debug` among the arguments, or `KERAS_ASPP_DEBUG=1` in the environment,
@@ -127,7 +126,7 @@ def guarded(run, arguments):
     if debug:
         _show_frames_of_keras()
     try:
-        with printed_messages(), _warnings_of_one_line():
+        with prompt_interrupts(), printed_messages(), _warnings_of_one_line():
             return run([a for a in arguments if a != "--debug"]) or 0
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)

@@ -27,30 +27,41 @@ def start_program():
 
 @contextlib.contextmanager
 def prompt_interrupts():
-    """Makes Ctrl-C end imports at once, and keeps each Ctrl-C effective.
+    """Makes Ctrl-C and SIGTERM end a command at once, with its cleanup.
 
-    A `KeyboardInterrupt` within the import of a C extension can crash the
-    process, and Python drops one that is raised in a finalizer or in a callback
-    of the garbage collector, of which JAX has one.
+    Both raise `KeyboardInterrupt`. Within the import of a C extension that can
+    crash the process, so it ends there. Python drops a `KeyboardInterrupt` in
+    a finalizer or in a callback of the garbage collector, of which JAX has
+    one; it is raised again.
     """
-    replaced = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    replaced = [
+        number
+        for number, handler in defaults.items()
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is handler
+    ]
     hook = sys.unraisablehook
+    for number in replaced:
+        signal.signal(number, _interrupt)
     if replaced:
-        signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = lambda lost: _repeat_interrupt(lost, hook)
+        sys.unraisablehook = lambda lost: _repeat_interrupt(
+            lost, hook, replaced[0]
+        )
     try:
         yield
     finally:
         if replaced:
             sys.unraisablehook = hook
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in replaced:
+            signal.signal(number, defaults[number])
 
 
 def _interrupt(number, frame):
-    """Handler of SIGINT: ends the process while it imports."""
+    """Handler of a signal: ends the process while it imports."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"\nInterrupted.\n")
@@ -59,14 +70,12 @@ def _interrupt(number, frame):
     raise KeyboardInterrupt
 
 
-def _repeat_interrupt(lost, hook):
+def _repeat_interrupt(lost, hook, number):
     """Raises a dropped `KeyboardInterrupt` again, from another place."""
     if lost.exc_type is KeyboardInterrupt and hasattr(signal, "pthread_kill"):
         main = threading.main_thread().ident
         # After the callback. A real signal also ends a wait of the system's.
-        threading.Timer(
-            0.05, signal.pthread_kill, (main, signal.SIGINT)
-        ).start()
+        threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
     else:
         hook(lost)
 

@@ -1,5 +1,6 @@
 """The command line, as it is typed."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +150,60 @@ sys.exit(status)
     done = run_program(code)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.strip() == "Interrupted."
+
+
+STOPPED = """
+import pathlib, shutil, signal, sys
+here = pathlib.Path(sys.argv[1])
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli import demo
+from keras_aspp.cli.main import main
+def stop(*_):
+    print(*sorted(path.name for path in (here / "tmp").iterdir()))
+    signal.raise_signal(signal.SIGTERM)
+    print("went on")
+copy, shutil.copyfile = shutil.copyfile, stop
+assert main(["data", "import", f"{here}/coco.zip", f"{here}/out"]) == 130
+assert main(["data", "fix", f"{here}/folder", f"{here}/out"]) == 130
+shutil.copyfile = copy
+demo.fetch = lambda *_: here / "manifest.json"
+demo.modules = stop
+assert main(["demo", "hf://me/m"]) == 130
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+def test_sigterm_ends_a_command_with_its_cleanup(tmp_path):
+    write_folder(tmp_path / "folder", splits=("train",))
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "categories": [{"id": 1, "name": "box"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": [[1, 1, 6, 1, 6, 6]],
+            }
+        ],
+    }
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    with zipfile.ZipFile(tmp_path / "coco.zip", "w") as archive:
+        archive.writestr("annotations.json", json.dumps(coco))
+        archive.writestr("a.png", image.getvalue())
+    for name in ("manifest.json", "a.tflite"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = run_program(STOPPED, str(tmp_path), TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == 0, done.stderr
+    unpacked, fixed, copied = done.stdout.splitlines()[-3:]
+    assert unpacked.startswith("keras_aspp_import")
+    assert fixed == ""
+    assert copied.startswith("keras_aspp_")
+    assert done.stderr.count("Interrupted.\n") == 3
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_warning_is_one_line_without_its_place_in_the_source():

@@ -14,6 +14,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from helpers import ROOT
 from tiny_run import replace, tiny_config, write_folder
 
 from keras_aspp.config.load import dump_config
@@ -320,3 +323,33 @@ def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
         assert line.endswith("it is saved. Go on with --resume.")
     assert runs.start(workdir) == (0, None)
     assert_same(contents(workdir), expected)
+
+
+@pytest.mark.slow
+def test_sigterm_to_an_export_leaves_the_one_before(tiny_workdir, tmp_path):
+    """Sent once some files are written, and before all are."""
+    out, temporary = tmp_path / "out", tmp_path / "tmp"
+    for folder in (out, temporary):
+        folder.mkdir()
+    (out / "manifest.json").write_text("the one before")
+    words = ["export", "--model", tiny_workdir, "--output", out, "--overwrite"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keras_aspp.cli.main", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        text=True,
+    )
+    with process:
+        end = time.monotonic() + 200
+        while not list(tmp_path.glob(".out.*.unfinished/saved_model")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        process.terminate()
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert said.endswith("\nInterrupted. Nothing was exported.\n")
+    assert sorted(tmp_path.iterdir()) == [out, temporary]
+    assert list(temporary.iterdir()) == []
+    (kept,) = out.iterdir()
+    assert kept.read_text() == "the one before"
