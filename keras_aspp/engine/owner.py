@@ -24,7 +24,8 @@ class Owner:
     """Context manager in which this process owns a workdir.
 
     The workdir gets a file that names the process: host, process id, boot of
-    the machine, start of the process. A file whose process is dead is removed.
+    the machine, start of the process, namespace of the process id. A file whose
+    process is dead is removed.
 
     Args:
         workdir: folder of a run; created if it does not exist, and removed at
@@ -167,7 +168,7 @@ class Owner:
                     os.utime(self.path)
 
     def _hint(self, text, age):
-        if _parsed(text).get("host") == socket.gethostname():
+        if _shares_ids(_parsed(text)):
             return ""
         return (
             f" It was last seen {max(age, 0):.0f} s ago; if it is dead, "
@@ -220,6 +221,8 @@ def is_dead(text, age):
     if type(pid) is int and pid > 0 and owner.get("host") == here["host"]:
         if owner.get("boot_id") != here["boot_id"]:
             return True  # the machine was rebooted
+        if not _shares_ids(owner):
+            return age > STALE_SECONDS
         if os.name == "posix":  # on Windows, kill ends what it asks about
             try:
                 os.kill(pid, 0)
@@ -234,16 +237,34 @@ def is_dead(text, age):
     return age > STALE_SECONDS
 
 
+def _shares_ids(owner):
+    """Returns True if process ids of an owner mean the same processes here.
+
+    Containers of one machine may have one host name, each with its own ids.
+    """
+    here = _process()
+    namespace = owner.get("pid_namespace")  # absent in earlier files
+    return owner.get("host") == here["host"] and namespace in (
+        None,
+        here["pid_namespace"],
+    )
+
+
 def _process():
     """Describes this process; `None` for values that are unavailable."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot_id = None
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = None
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "boot_id": boot_id,
+        "pid_namespace": namespace,
         "started": _started(os.getpid()),
     }
 

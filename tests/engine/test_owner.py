@@ -85,6 +85,14 @@ def test_a_process_that_ended_owns_nothing(tmp_path):
         (0, {"host": "elsewhere"}, False),
         (590, {"host": "elsewhere", "started": 1}, False),
         (610, {"host": "elsewhere"}, True),
+        # Of one in another container, too, whatever has its id here.
+        (0, {"pid_namespace": "pid:[1]", "started": 1}, False),
+        (590, {"pid_namespace": "pid:[1]", "pid": 2**40}, False),
+        (610, {"pid_namespace": "pid:[1]"}, True),
+        (0, {"pid_namespace": "pid:[1]", "boot_id": "another"}, True),
+        # Earlier files do not name it.
+        (10_000, {"pid_namespace": None}, False),
+        (0, {"pid_namespace": None, "started": 1}, True),
         (0, {"pid": "x"}, False),
         (610, {"pid": None}, True),
         # A system without /proc.
@@ -98,6 +106,14 @@ def test_who_is_dead(tmp_path, age, fields, dead):
     with contextlib.nullcontext() if dead else refused, Owner(tmp_path):
         assert dead
     assert (tmp_path / OWNER_FILE).exists() != dead
+
+
+def test_of_a_live_owner_elsewhere_the_message_tells_what_to_do(tmp_path):
+    advice = f"last seen 9.? s ago; if it is dead, remove {OWNER_FILE}"
+    for fields in ({"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}):
+        claim(tmp_path, 95, **fields)
+        with pytest.raises(FileExistsError, match=advice):
+            Owner(tmp_path).__enter__()
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"pid": 3}'])
