@@ -1,6 +1,7 @@
 """What a strategy refuses, and who is who; runs: test_two_processes.py."""
 
 import json
+import types
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import npy, sample
 
 from keras_aspp import losses
 from keras_aspp.config.schema import TrainConfig
+from keras_aspp.engine import distributed
 from keras_aspp.engine.cluster import check_supported, make_strategy, worker
 from keras_aspp.engine.compile import resolve_jit
 from keras_aspp.engine.distributed import (
@@ -156,6 +158,20 @@ def test_a_loss_that_cannot_be_shared():
         share(loss, tf.distribute.get_strategy())
 
 
+def batch_of(loss):
+    """`[labels, logits]` of a loss, with as many valid pixels nowhere."""
+    classes = 2 if isinstance(loss, losses.LovaszHinge) else 3
+    logits = sample((4, 5, 6, classes))
+    labels = np.random.default_rng(1).integers(0, classes, (4, 5, 6))
+    labels[0, :3] = labels[3, 1:] = 255
+    if isinstance(loss, losses.Distillation):
+        return [labels, (logits, sample(logits.shape, seed=3))]
+    if isinstance(loss, losses.PerClass):
+        masks = labels[..., None] == np.arange(classes)
+        return [np.where(labels[..., None] == 255, 255, masks), logits]
+    return [labels, logits]
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -164,20 +180,31 @@ def test_a_loss_that_cannot_be_shared():
         losses.Tversky,
         losses.LovaszSoftmax,
         losses.LovaszHinge,
+        lambda: losses.Distillation(temperature=2.0),
+        lambda: losses.WeightedSum(
+            [losses.CrossEntropy(), losses.LovaszSoftmax()], [0.3, 2.0]
+        ),
+        lambda: losses.PerClass(
+            losses.WeightedSum(
+                [losses.CrossEntropy(), losses.Dice(class_weights=(0, 1))],
+                [1.0, 0.5],
+            ),
+            class_weights=(1, 2, 3),
+        ),
     ],
 )
 @pytest.mark.parametrize("weigh", [False, True])
-def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
+def test_parts_add_up_to_the_loss_of_the_batch(make, weigh, monkeypatch):
     """Two devices by turns: what one sums up is known to the other."""
-    classes = 2 if make is losses.LovaszHinge else 3
-    logits = sample((4, 5, 6, classes))
-    labels = np.random.default_rng(1).integers(0, classes, (4, 5, 6))
-    labels[0, :3] = labels[3, 1:] = 255  # as many valid pixels nowhere
-    batch = labels, logits
+    batch = batch_of(make())
     if weigh:
-        batch = *batch, np.random.default_rng(2).uniform(0, 3, labels.shape)
+        batch.append(np.random.default_rng(2).uniform(0, 3, (4, 5, 6)))
     whole = float(npy(make()(*batch)))
-    halves = [x[:2] for x in batch], [x[2:] for x in batch]
+    halves = [
+        keras.tree.map_structure(lambda x, half=half: x[half], batch)
+        for half in (slice(2), slice(2, 4))
+    ]
+    strategy = types.SimpleNamespace(num_replicas_in_sync=2)
     sums = []
     while True:  # each sum over devices may depend on the one before
         total, asked = 0.0, [[], []]
@@ -188,9 +215,8 @@ def test_parts_add_up_to_the_loss_of_the_batch(make, weigh):
                 own.append(npy(x))
                 return next(known, x)
 
-            loss = make()
-            loss.num_replicas, loss.all_reduce_sum = 2, everywhere
-            total += float(npy(loss(*half)))
+            monkeypatch.setattr(distributed, "_sum_over_devices", everywhere)
+            total += float(npy(share(make(), strategy)(*half)))
         if len(sums) == len(asked[0]):
             break
         at = len(sums)

@@ -22,6 +22,8 @@ HEADS = [
     ("DeepLabV2", {"fc_filters": 64}),
     ("DeepLabV3", {}),
     ("DeepLabV3", {"separable": True}),
+    ("DeepLabV3", {"auxiliary_weight": 0.4}),
+    ("CascadedDeepLabV3", {"blocks": 2}),
     ("DeepLabV3Plus", {}),
     ("DeepLabV3Plus", {"separable": True}),
     ("DeepLabV3Plus", {"separable": True, "batch_norm": "group"}),
@@ -37,6 +39,15 @@ HEADS = [
     ("DenseASPP", {}),
     ("DenseASPP", {"separable": True}),
 ]
+
+
+def test_every_architecture_is_here():
+    segmenter = models.Segmenter
+    assert {name for name, _ in HEADS} == {
+        name
+        for name, found in vars(models).items()
+        if isinstance(found, type) and issubclass(found, segmenter)
+    } - {segmenter.__name__}
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +68,44 @@ def backbone():
     return keras.Model(image, features)
 
 
+def with_last_block(backbone):
+    """Adds the residual block whose copies a cascade consists of."""
+
+    def conv(x, filters, size, stride):
+        x = keras.layers.Conv2D(
+            filters,
+            size,
+            stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=keras.initializers.HeNormal(seed=size),
+        )(x)
+        return keras.layers.BatchNormalization()(x)
+
+    x = backbone.output["stride_16"]
+    y = keras.layers.ReLU()(conv(x, 64, 3, 2))
+    y = keras.layers.Add()([conv(y, 192, 1, 1), conv(x, 192, 1, 2)])
+    features = {**backbone.output, "stride_32": keras.layers.ReLU()(y)}
+    return keras.Model(backbone.input, features)
+
+
 @pytest.mark.parametrize("name, arguments", HEADS, ids=str)
 def test_signals_and_gradients_of_a_fresh_head(backbone, name, arguments):
-    if name != "LRASPP" and arguments.get("context") != "none":
+    if name == "CascadedDeepLabV3":
+        backbone = with_last_block(backbone)
+    elif name != "LRASPP" and arguments.get("context") != "none":
         arguments = {"atrous_rates": (1, 2, 3), **arguments}
     model = getattr(models, name)(
         CLASSES, backbone, output_stride=16, dropout=0.0, **arguments
     )
     scales, behind_norm, others = {}, [], []
-    inside = {id(layer) for layer in model.backbone._flatten_layers()}
-    for layer in model._flatten_layers():
+    inside = {
+        id(layer)
+        for layer in model.backbone._flatten_layers()
+        if not layer.name.startswith("cascade_")
+    }
+    trained = model._auxiliary.model if model._auxiliary else model
+    for layer in trained._flatten_layers():
         if isinstance(layer, CONVOLUTIONS) and id(layer) not in inside:
             record_scale(layer, scales)
             # The ASPP normalizes what DAFormer's linear convolutions give.
@@ -81,10 +120,14 @@ def test_signals_and_gradients_of_a_fresh_head(backbone, name, arguments):
     behind_norm = list({k.path: k for k in behind_norm}.values())
     kernels = behind_norm + others
     with tf.GradientTape() as tape:
-        value = loss(labels, model(x, training=True))
+        found = keras.tree.flatten(trained(x, training=True))
+        value = sum(loss(labels, logits) for logits in found)
     gradients = tape.gradient(value, [kernel.value for kernel in kernels])
 
     assert len(scales) == len(kernels) > 0
+    for word in ("auxiliary", "cascade"):
+        named = [kernel for kernel in kernels if f"{word}_" in kernel.path]
+        assert bool(named) == (word in f"{name} {arguments}".lower())
     for path, scale in scales.items():
         assert 1 / 3 < scale < 3, (path, scale)  # measured: 0.50 to 1.44
     ratios = {
