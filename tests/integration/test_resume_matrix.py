@@ -1,10 +1,12 @@
 """Every pair of training settings, resumed: equal to the bit.
 
-As a program it resumes one row in a process of its own, with two devices:
-test_resume_matrix.py INDEX ... WORKDIR.
+As a program it resumes the rows of two devices, which must be known before
+TensorFlow computes anything: test_resume_matrix.py FOLDER.
 """
 
+import dataclasses
 import itertools
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -15,15 +17,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, make_toy_backbone, npy, sample
+from helpers import ROOT, npy, sample
 from tiny_run import replace
 
-from keras_aspp.config.schema import Config
+from keras_aspp.config.schema import Config, TrainConfig
 from keras_aspp.engine.checkpoint import Checkpoints, _variables
 from keras_aspp.engine.cluster import check_supported, make_strategy
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.engine.run import _recalibrate
 from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.engine.train import _validation_epochs
 from keras_aspp.models import DeepLabV3
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.utils.exceptions import InputError
@@ -38,19 +41,94 @@ FIELDS = {
     "auxiliary_weight": (0.0, 0.4),
     "strategy": ("none", "mirrored"),
     "recalibrate_steps": (0, 2),
+    "validate_every_epochs": (1, 2),
 }
 # Rows of indices into the values of each field.
 ROWS = [
-    (0, 0, 0, 0, 0, 1, 0, 1, 1),
-    (0, 1, 1, 1, 1, 0, 1, 0, 0),
-    (1, 0, 0, 1, 1, 1, 1, 0, 1),
-    (1, 1, 1, 0, 0, 0, 0, 0, 0),
-    (2, 0, 0, 1, 0, 0, 0, 1, 0),
-    (2, 0, 1, 0, 1, 1, 0, 0, 1),
-    (2, 1, 0, 0, 0, 1, 1, 1, 0),
-    (0, 1, 0, 0, 1, 0, 0, 1, 1),
+    (0, 0, 0, 0, 0, 1, 0, 1, 1, 0),
+    (0, 1, 1, 1, 1, 0, 1, 0, 0, 0),
+    (1, 0, 0, 1, 1, 1, 1, 0, 1, 1),
+    (1, 1, 1, 0, 0, 0, 0, 0, 0, 0),
+    (2, 0, 0, 1, 0, 0, 0, 1, 0, 0),
+    (2, 0, 1, 0, 1, 1, 0, 0, 1, 1),
+    (2, 1, 0, 0, 0, 1, 1, 1, 0, 1),
+    (0, 1, 0, 0, 1, 0, 0, 1, 1, 1),
 ]
+# Fields that every row has, at values that matter.
+OF_EACH_ROW = {
+    "learning_rate",
+    "loss",
+    "schedule_power",
+    "warmup_steps",
+    "weight_decay",
+}
+_SEEN = "data/test_pipeline.py test_resumed_run_sees_what_it_would_have_seen"
+_DISTILLED = (
+    "engine/test_distill.py "
+    "test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits"
+)
+_ROUNDED = (
+    "engine/test_quantize_aware.py "
+    "test_a_run_rounds_its_last_epochs_and_resumes"
+)
+_CHANGES = "engine/test_checkpoint.py test_changes_are_told_or_refused"
+_DURATIONS = (
+    "integration/test_resume_matrix.py test_durations_are_epochs_and_steps"
+)
+# All others, and where a run is resumed with them; for those that do not last
+# through training, where they are tested.
+ELSEWHERE = {
+    "total_epochs": "engine/test_run.py test_damaged_checkpoint_is_skipped",
+    "total_steps": _DURATIONS,
+    "total_examples": _DURATIONS,
+    "batch_size": "data/test_pipeline.py test_resume_from_within_a_batch",
+    "seed": _SEEN,
+    "distill_from": _DISTILLED,
+    "distill_weight": _DISTILLED,
+    "distill_temperature": _DISTILLED,
+    "quantize_aware": _ROUNDED,
+    "quantize_aware_epochs": _ROUNDED,
+    "jit_compile": "integration/test_resume_matrix.py "
+    "test_a_resumed_run_of_xla_ends_in_the_same_bits",
+    "early_stopping_epochs": "engine/test_checkpoint.py "
+    "test_patience_is_remembered",
+    "keep_checkpoints": _CHANGES,
+    "checkpoint_steps": "engine/test_checkpoint.py "
+    "test_a_run_cut_within_an_epoch_ends_in_the_same_bits",
+    # Instead of training.
+    "lr_finder": "engine/test_lr_finder.py test_range_test",
+    # At the end, from the best model.
+    "threshold": "integration/test_binary_task.py "
+    "test_training_stores_the_best_threshold_and_reports_the_object",
+    # Their state is the user's.
+    "callbacks": "engine/test_callbacks.py "
+    "test_a_configuration_of_callbacks_is_the_same_after_a_reload",
+}
 SIZE, CLASSES, STEPS = (32, 32), 3, 3
+
+
+def test_every_field_of_training_is_resumed_somewhere():
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    of_rows = {*FIELDS} - {"auxiliary_weight"}  # of the model
+    assert of_rows | OF_EACH_ROW | {*ELSEWHERE} == fields
+    assert len(of_rows) + len(OF_EACH_ROW) + len(ELSEWHERE) == len(fields)
+    for place in {*ELSEWHERE.values()}:
+        file, test = place.split()
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), place
+
+
+@pytest.mark.parametrize(
+    "duration, expected",
+    [
+        ({"total_epochs": 3}, (3, 3)),
+        # Not fewer steps than asked for, in epochs of at most one pass.
+        ({"total_steps": 7}, (3, 3)),
+        ({"total_examples": 17}, (2, 3)),
+        ({"total_steps": 1000}, (50, 20)),
+    ],
+)
+def test_durations_are_epochs_and_steps(duration, expected):
+    assert TrainConfig(batch_size=4, **duration).duration(10) == expected
 
 
 def settings_of(row):
@@ -58,6 +136,10 @@ def settings_of(row):
         name: values[i]
         for (name, values), i in zip(FIELDS.items(), row, strict=True)
     }
+
+
+def is_shared(row):
+    return settings_of(row)["strategy"] == "mirrored"
 
 
 def configured(settings):
@@ -126,6 +208,7 @@ def run(workdir, settings):
         epochs=2,
         steps_per_epoch=STEPS,
         shuffle=False,
+        validation_freq=_validation_epochs(config.train, 2),
         callbacks=[*([averages] if averages else []), checkpoints],
         verbose=0,
     )
@@ -147,7 +230,7 @@ def build(settings):
     precision = settings["precision"]
     return DeepLabV3(
         CLASSES,
-        make_toy_backbone(padding=1, dtype=precision),
+        small_backbone(precision),
         atrous_rates=(1,),
         aspp_filters=4,
         dropout=0.3,
@@ -157,20 +240,40 @@ def build(settings):
     )
 
 
+def small_backbone(dtype):
+    """Few layers, since each run traces them anew."""
+    x = inputs = keras.Input((None, None, 3))
+    features = {}
+    for stride in (2, 4, 8, 16, 32):
+        x = keras.layers.Conv2D(
+            4, 3, 2, padding="same", use_bias=False, dtype=dtype
+        )(x)
+        if stride in (4, 16):
+            x = keras.layers.BatchNormalization(dtype=dtype)(x)
+        features[f"stride_{stride}"] = x = keras.layers.ReLU(dtype=dtype)(x)
+    return keras.Model(inputs, features, name="small")
+
+
 @pytest.mark.slow  # two short trainings a row
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", [r for r in ROWS if not is_shared(r)], ids=str)
 def test_a_resumed_run_ends_in_the_same_bits(row, tmp_path):
-    settings = settings_of(row)
-    if settings["strategy"] == "none":
-        check_row(settings, tmp_path)
-        return
-    # Devices must be known before TensorFlow computes anything.
+    check_row(settings_of(row), tmp_path)
+
+
+@pytest.mark.slow
+def test_resumed_runs_of_two_devices_end_in_the_same_bits(tmp_path):
     paths = [str(ROOT), str(ROOT / "tests")]
     subprocess.run(
-        [sys.executable, __file__, *map(str, row), str(tmp_path)],
+        [sys.executable, __file__, str(tmp_path)],
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_xla_ends_in_the_same_bits(tmp_path):
+    settings = settings_of([0] * len(FIELDS))
+    check_row({**settings, "jit_compile": True}, tmp_path)
 
 
 def check_row(settings, workdir):
@@ -184,10 +287,24 @@ def check_row(settings, workdir):
         np.testing.assert_array_equal(a, b)
 
 
-if __name__ == "__main__":
-    *indices, folder = sys.argv[1:]
+def check_shared_row(row, folder):
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
-    check_row(settings_of(map(int, indices)), pathlib.Path(folder))
+    check_row(settings_of(row), folder)
+
+
+if __name__ == "__main__":
+    # A process can have one set of collective operations. Forks share imports.
+    context = multiprocessing.get_context("fork")
+    failed = []
+    for row in filter(is_shared, ROWS):
+        folder = pathlib.Path(sys.argv[1], *map(str, row))
+        folder.mkdir(parents=True)
+        process = context.Process(target=check_shared_row, args=(row, folder))
+        process.start()
+        process.join()
+        if process.exitcode:
+            failed.append(row)
+    sys.exit(f"Of two devices: {failed}" if failed else 0)
