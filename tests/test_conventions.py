@@ -22,7 +22,7 @@ TESTS = ROOT / "tests"
 LADDER = (
     ("version",),
     ("utils",),
-    ("litert", "labels", "label_tensors", "pixels"),
+    ("context_modules", "litert", "labels", "label_tensors", "pixels"),
     ("layers", "losses", "metrics"),
     ("preprocess",),
     ("data",),
@@ -43,6 +43,7 @@ BACKEND_FREE = (
     "models",
     "metrics",
     "losses",
+    "context_modules",
     "labels",
     "label_tensors",
 )

@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 import yaml
 from helpers import ROOT
 
-PLACEHOLDERS = re.compile(r"NAME|ksac")
+PLACEHOLDERS = re.compile(r"NAME|pspnet|/(test_)?esp\.py")
 
 
 def requirements():

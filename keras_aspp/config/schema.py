@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any, Literal
 
+from keras_aspp.context_modules import ContextName, modules_text
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
+from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import ContextName
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -50,11 +51,9 @@ class ModelConfig:
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
         context: module between the backbone and DeepLabV3's classifier or
-            DeepLabV3+'s decoder: `aspp`; `ksac` and `ksac_concat`, an ASPP of
-            one kernel; `wasp` and `d_linknet`, cascades of rates; `dappm` and
-            `pappm`, pools of several sizes, whose strides are `atrous_rates`;
-            `dpc`, a dense prediction cell; `dilated_reparam`, a large kernel
-            of one rate; `none`. docs/atrous.md compares them.
+            DeepLabV3+'s decoder. Strides of pools are `atrous_rates`.
+            docs/atrous.md compares the modules:
+            {context_modules}
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a
@@ -144,6 +143,9 @@ class ModelConfig:
     gate_filters: int = _head_field(128, "lr_aspp")
     fusion_stride: int = _head_field(4, "daformer")
     embed_filters: int = _head_field(256, "daformer")
+
+
+insert_text(ModelConfig, "{context_modules}", modules_text())
 
 
 @dataclasses.dataclass(frozen=True)
