@@ -15,7 +15,7 @@ from pathlib import Path
 
 import flatbuffers
 
-from keras_aspp.litert.graph import packed
+from keras_aspp.litert.graph import packed, unpacked
 
 LABELS = "labels.txt"
 # By format, `(mean, std)` of the pixels that a file takes: one of logits
@@ -92,7 +92,7 @@ def with_metadata(
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    content = schema.ModelT.InitFromPackedBuf(model)
+    content = unpacked(model)
     buffer = schema.BufferT()
     buffer.data = _metadata(name, mean, std, is_multilabel)
     content.buffers.append(buffer)

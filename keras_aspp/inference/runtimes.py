@@ -15,6 +15,7 @@ from keras_aspp.inference import serving
 from keras_aspp.inference.artefacts import READS, suffix_of
 from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.litert.values import stored_floats
 from keras_aspp.models import (
     fold_batch_norm,
     with_dtype,
@@ -276,31 +277,6 @@ def _is_ours(signature):
     )
 
 
-def _tflite_weights(path):
-    """`(name, array)` of the floats and scales of a `.tflite`, unread."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    dtypes = {
-        schema.TensorType.FLOAT32: "<f4",
-        schema.TensorType.FLOAT16: "<f2",
-    }
-    model = schema.Model.GetRootAs(Path(path).read_bytes())
-    for i in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(i)
-        for j in range(graph.TensorsLength()):
-            tensor = graph.Tensors(j)
-            name = tensor.Name().decode("utf-8", "replace")
-            buffer = model.Buffers(tensor.Buffer())
-            if tensor.Type() in dtypes and buffer.DataLength():
-                array = buffer.DataAsNumpy().view(dtypes[tensor.Type()])
-                # A single -inf pads max pooling.
-                if array.size > 1:
-                    yield name, array
-            quantization = tensor.Quantization()
-            if quantization and quantization.ScaleLength():
-                yield name, quantization.ScaleAsNumpy()
-
-
 # Names of scores of masks -> of those of one label.
 _OF_MASKS = {
     serving.MASK_LOGITS: "logits",
@@ -315,7 +291,7 @@ class LiteRTRuntime(Runtime):
 
     def __init__(self, path: Path) -> None:
         check_runs(path)
-        check_finite(_tflite_weights(path), str(path))
+        check_finite(stored_floats(Path(path).read_bytes()), str(path))
         self._path = path
         self.reopen()
         self._input_details = self._interpreter.get_input_details()[0]

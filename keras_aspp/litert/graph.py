@@ -95,7 +95,7 @@ def float_operators(content: bytes) -> dict[str, int]:
 
     Conversions of integers to floats are not among them.
     """
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     names = operator_names(model)
     (graph,) = model.subgraphs
     found = collections.Counter(
@@ -125,7 +125,7 @@ class Graph:
     """Graph of a float `.tflite`; feature maps are tensor indices."""
 
     def __init__(self, content: bytes) -> None:
-        self.model: Any = schema.ModelT.InitFromPackedBuf(content)
+        self.model: Any = unpacked(content)
         (graph,) = self.model.subgraphs
         self.graph: Any = graph
         codes = operator_names(self.model)

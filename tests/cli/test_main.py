@@ -288,7 +288,8 @@ def test_an_internal_error_is_reported_as_one(bug, name, raising, capsys):
     assert said[0].startswith(f"keras-aspp: internal error: {name}: ")
     assert said[1:] == [
         "This is a fault of keras_aspp, not of your input; please report it "
-        "with the output of --debug."
+        "in an issue of the repository that you installed it from, with the "
+        "output of --debug."
     ]
 
 
