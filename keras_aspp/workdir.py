@@ -113,7 +113,7 @@ class Workdir:
         split = self.held_out_split
         examples = self.examples(split)
         with timed(print_progress, f"images of {split}: reading"):
-            verify_images, sizes = examples.survey(settings.verify_images)
+            verify_images, sizes = examples.survey(settings.num_verify_images)
         image_size = settings.image_size or _choose_size(model, sizes)
         calibration = None
         if {*QUANTIZED} & {*formats}:
@@ -121,7 +121,7 @@ class Workdir:
                 print_progress, f"images of {data.train_split}: reading"
             ):
                 calibration = self.examples(data.train_split).first(
-                    settings.calibration_images
+                    settings.num_calibration_images
                 )
         preview = settings.preview_image
         name = data.tfds or Path(data.root).name
@@ -176,7 +176,7 @@ class Workdir:
         model = self.model()
         _, sizes = self.examples(self.held_out_split).survey(1)
         images = self.examples(self.config.data.train_split).first(
-            settings.calibration_images
+            settings.num_calibration_images
         )
         with timed(print_progress, "operators of int8: measuring"):
             costs = explain_int8(

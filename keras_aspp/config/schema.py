@@ -6,8 +6,15 @@ from typing import Any, Literal
 from keras_aspp.context_modules import ContextName, modules_text
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
+from keras_aspp.utils.deprecation import renamed_arguments, renamed_attribute
 from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.exceptions import InputError
+
+# Former keys, which files and command lines may use for one more release.
+RENAMED = {
+    "export.calibration_images": "export.num_calibration_images",
+    "export.verify_images": "export.num_verify_images",
+}
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -512,7 +519,7 @@ class ExportConfig:
         formats: artefacts to write; `tflite_logits` is for MediaPipe,
             `tflite_any_size` has an input that the interpreter resizes,
             `tflite_gpu` is for the GPUs of phones.
-        calibration_images: number of training images that calibrate
+        num_calibration_images: number of training images that calibrate
             `tflite_int8` and `tflite_int16x8`.
         max_int8_loss: largest loss of the formats of 8 and 16 bits by the
             conversion, in points of mean IoU; export fails above it. What
@@ -525,7 +532,7 @@ class ExportConfig:
             faster, for fractions of a point of mean IoU.
         outputs: what artefacts return: `labels`, and beside them `confidence`
             (the probability of the label) and `probabilities` (of each class).
-        verify_images: number of images on which artefacts are compared with
+        num_verify_images: number of images on which artefacts are compared with
             the Keras model.
         preview_image: image file for `preview.png`, or `null` for one of the
             data set.
@@ -549,7 +556,7 @@ class ExportConfig:
         ],
         ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")
-    calibration_images: int = 64
+    num_calibration_images: int = 64
     max_int8_loss: float = 1.0
     int8_in_float: list[str] = dataclasses.field(default_factory=list)
     more_image_sizes: list[tuple[int, int]] = dataclasses.field(
@@ -559,9 +566,20 @@ class ExportConfig:
     outputs: tuple[Literal["labels", "confidence", "probabilities"], ...] = (
         "labels",
     )
-    verify_images: int = 8
+    num_verify_images: int = 8
     preview_image: str | None = None
     preview_note: str = ""
+
+    calibration_images = renamed_attribute(
+        "calibration_images", "num_calibration_images"
+    )
+    verify_images = renamed_attribute("verify_images", "num_verify_images")
+
+
+ExportConfig.__init__ = renamed_arguments(  # type: ignore[method-assign]
+    calibration_images="num_calibration_images",
+    verify_images="num_verify_images",
+)(ExportConfig.__init__)
 
 
 @dataclasses.dataclass(frozen=True)

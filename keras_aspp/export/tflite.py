@@ -155,7 +155,7 @@ def explain_int8(
     if not calibration_images:
         raise InputError(
             "`calibration_images` must hold at least one image, of the "
-            "training split (--export.calibration_images). Received: none"
+            "training split (--export.num_calibration_images). Received: none"
         )
     check_images("calibration_images", calibration_images, model)
     answers = checked_answers(model, coarse_labels, outputs)

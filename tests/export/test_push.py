@@ -124,7 +124,7 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
         ["explain", image, "--output", out, "--model", address],
         [
             *("export", "--model", address, "--output", f"{out}/export"),
-            *("--formats", "tflite_float32", "--export.verify_images", "2"),
+            *("--formats", "tflite_float32", "--export.num_verify_images", "2"),
             *("--export.image_size", "[64, 96]"),
         ],
     ):
