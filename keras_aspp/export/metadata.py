@@ -51,14 +51,14 @@ def add_metadata(
         class_names: one str for each class.
         is_multilabel: bool; see `with_metadata`.
     """
-    for kind, path in written:
-        if kind in _NORMALIZED:
+    for format, path in written:
+        if format in _NORMALIZED:
             path.write_bytes(
                 with_metadata(
                     path.read_bytes(),
                     name,
                     class_names,
-                    *_NORMALIZED[kind],
+                    *_NORMALIZED[format],
                     is_multilabel,
                 )
             )

@@ -19,7 +19,7 @@ from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.pipeline import (
     evaluation_dataset,
-    pictures_of_batch,
+    images_of_batch,
     training_dataset,
 )
 from keras_aspp.data.sources import open_source
@@ -140,7 +140,7 @@ def whole(records, by_shard):
 
 def names(source, count, seed=0):
     """Names of the first pictures that a run sees."""
-    return pictures_of_batch(source, "train", count, seed, step=0)
+    return images_of_batch(source, "train", count, seed, step=0)
 
 
 def shard_of(records):

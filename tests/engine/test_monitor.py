@@ -10,7 +10,7 @@ from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
 from keras_aspp.config.schema import Config
-from keras_aspp.data.pipeline import pictures_of_batch
+from keras_aspp.data.pipeline import images_of_batch
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.monitor import TrainingMonitor
@@ -145,7 +145,7 @@ def test_pictures_of_a_batch_are_those_it_was_made_of(tmp_path):
         for image, mask in source.pairs["train"]
     }
     for step, (images, _) in enumerate(batches.take(6)):
-        names = pictures_of_batch(source, "train", 2, 4, step)
+        names = images_of_batch(source, "train", 2, 4, step)
         for image, name in zip(images.numpy(), names, strict=True):
             np.testing.assert_allclose(image, pictures[name], atol=1e-3)
 
