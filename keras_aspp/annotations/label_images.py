@@ -85,7 +85,7 @@ def _voc_layout(source, spec, root):
     splits = {}
     for path in sorted(root.joinpath(*_SPLIT_LISTS).glob("*.txt")):
         split = source.split_of(path)
-        # `trainval` and CVAT's `default` are no splits.
+        # `trainval` and CVAT's `default` are not splits.
         if split is not None and path.stem != "trainval":
             names = read_text(path, 2**26).split()
             splits |= dict.fromkeys(names, split)

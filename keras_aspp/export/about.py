@@ -1,4 +1,4 @@
-"""What a run says of itself in its card: data, origin and licenses."""
+"""Statements of a run in its card: data, origin and licenses."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def export_model(
         outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
-            with confidence in any case; `"tflite_logits"` stays as it is. A
+            with confidence in any case; `"tflite_logits"` is unchanged. A
             multilabel model has no confidence; in its files of scores, a
             class is where its score is above 0.
         progress: function of `(phase, seconds)`, such as

@@ -78,8 +78,8 @@ def push_model(
             private.
         message: str, of the commit, or `None` for a default.
         include: patterns of further files of the folder to send, such as
-            `"preview.png"`, `"config.yaml"` or `"logs/*"`. Wildcards do not
-            stand for a first dot, nor for the folder of checkpoints.
+            `"preview.png"`, `"config.yaml"` or `"logs/*"`. Wildcards match
+            neither a first dot nor the folder of checkpoints.
         dry_run: bool. Log what would be sent, and send nothing.
 
     Returns:

@@ -41,7 +41,7 @@ def unpacked(content: bytes) -> Any:
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     for buffer in model.buffers:
-        if buffer.offset > 1:  # 0 and 1 stand for none
+        if buffer.offset > 1:  # 0 and 1 mean none
             data = content[buffer.offset : buffer.offset + buffer.size]
             buffer.data = np.frombuffer(data, "uint8")
             buffer.offset = buffer.size = 0
@@ -61,7 +61,7 @@ def _prune(model):
     (graph,) = model.subgraphs
     ends = [graph.inputs, graph.outputs]
     ends += [x for o in graph.operators for x in (o.inputs, o.outputs)]
-    # -1 stands for an optional input that is absent.
+    # -1 means that an optional input is absent.
     used = sorted({int(i) for end in ends for i in end} - {-1})
     place = {-1: -1, **{old: new for new, old in enumerate(used)}}
     graph.tensors = [graph.tensors[i] for i in used]

@@ -5,7 +5,13 @@ import pytest
 from keras_aspp.config.load import config_text, load_config
 from keras_aspp.config.schema import ExportConfig
 
-OLD = "export:\n  verify_images: 3\n  calibration_images: 5\n"
+OLD = """
+train:
+  total_epochs: 1
+export:
+  verify_images: 3
+  calibration_images: 5
+"""
 
 
 def test_a_file_with_former_keys(tmp_path):
