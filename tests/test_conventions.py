@@ -64,7 +64,7 @@ UNMIRRORED = {
     ),
     "inference": "artefacts files serving tta",
     "layers": "checks",
-    "litert": "describe edit graph sandbox values",
+    "litert": "describe edit graph sandbox",
     "losses": "base cross_entropy distillation overlap weighted_sum",
     "models": "archive features steps transfer",
     "plots": "evaluation explain figure model_report preview",
