@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, read from YAML and the command line."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from keras_aspp.context_modules import ContextName, modules_text
 from keras_aspp.data.augment import AugmentConfig
@@ -570,10 +570,12 @@ class ExportConfig:
     preview_image: str | None = None
     preview_note: str = ""
 
-    calibration_images = renamed_attribute(
+    calibration_images: ClassVar[property] = renamed_attribute(
         "calibration_images", "num_calibration_images"
     )
-    verify_images = renamed_attribute("verify_images", "num_verify_images")
+    verify_images: ClassVar[property] = renamed_attribute(
+        "verify_images", "num_verify_images"
+    )
 
 
 ExportConfig.__init__ = renamed_arguments(  # type: ignore[method-assign]
