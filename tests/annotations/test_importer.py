@@ -13,8 +13,10 @@ from pycocotools import mask as coco_mask
 
 from keras_aspp.annotations import FORMATS, import_annotations
 from keras_aspp.cli.main import main
+from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.decode import read_mask
 from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.spec import DatasetSpec
 
 HEIGHT, WIDTH = 24, 32
 # What every sample below draws: a car, and a tree that covers a part of it.
@@ -161,7 +163,8 @@ def voc(root):
     write_image(root / "JPEGImages/a.jpg")
     (root / "SegmentationClass").mkdir()
     mask = Image.fromarray(expected(7, 16))
-    mask.putpalette([0] * 768)
+    colors = DatasetSpec(CLASS_NAMES).colors()
+    mask.putpalette(sum(colors, ()) + (224, 224, 192) * (256 - len(colors)))
     mask.save(root / "SegmentationClass/a.png")
     lists = root / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
