@@ -65,7 +65,8 @@ def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:
     """Reads COCO files; a crowd becomes an ignored region.
 
     Files are read as streams, in three passes, so that memory holds the
-    coordinates, 8 bytes each, and FACTOR bytes for each region.
+    coordinates, 8 bytes each, and about 300 bytes for each region: 1.2 times
+    the length of the file for polygons of 25 corners.
 
     Args:
         source: `SourceFiles`.
@@ -153,7 +154,7 @@ def _region(entry, class_name):
         return None
     with contextlib.suppress(TypeError, ValueError):
         # 8 bytes a number instead of 40; errors are reported when drawing.
-        segmentation = [np.asarray(ring, "float64") for ring in segmentation]
+        segmentation = tuple(np.array(r, "float64") for r in segmentation)
     return Polygons(rings=segmentation, **common)
 
 

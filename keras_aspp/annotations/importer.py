@@ -186,12 +186,10 @@ class _Classes:
         if task == "binary" and (len(new) != 2 or background not in new):
             raise InputError(
                 "A binary task has one class beside its background, "
-                f"{background!r}; merge, ignore or drop others by --map. "
+                f"{background!r} (--background); merge, ignore or drop others "
+                "by --map. "
                 f"Received: {', '.join(new)}"
             )
-        if task == "binary":
-            # The object is label 1.
-            new = {background: 0, **dict.fromkeys({*new} - {background}, 1)}
         if len(new) > IGNORE_LABEL:
             raise InputError(
                 f"Masks hold at most {IGNORE_LABEL} classes; merge or drop "
@@ -280,8 +278,8 @@ class _Writer:
             return decode.read_mask(path, self.source_spec)
         except decode.UnknownColorError as error:
             raise InputError(
-                f"{error.problem}; name the classes and colors of all masks "
-                f"in labelmap.txt. {error.place}"
+                f"{error.problem}; name all classes in labelmap.txt beside "
+                f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
             ) from None
 
     def _is_stored(self, size, upright, stored, image):

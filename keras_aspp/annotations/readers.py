@@ -86,10 +86,10 @@ def _settle_repeats(annotations):
         by_path.setdefault(image.path, []).append(image)
     missing, merged = [], []
     for path, claims in by_path.items():
-        best = max(claims, key=lambda image: image.likeness)
-        same = [c for c in claims if c.likeness == best.likeness]
-        missing += [c.name for c in claims if c not in same]
-        for other in same[1:]:
+        likeness = max(image.likeness for image in claims)
+        missing += [c.name for c in claims if c.likeness < likeness]
+        best, *others = (c for c in claims if c.likeness == likeness)
+        for other in others:
             if (other.size, other.label_image) != (best.size, best.label_image):
                 raise InputError(
                     "Annotations of one image must be of one size, or one "

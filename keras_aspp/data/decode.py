@@ -417,8 +417,9 @@ def read_bands(
             bits = "16 bits per value, " if deep else ""
             raise InputError(
                 "Images must have 8 bits per channel; scale the values to "
-                '0..255, or put "dtype": "uint16" and "channels" into '
-                "dataset.json, as `keras-aspp data check` prints them. "
+                "0..255, or train a model on such files, by "
+                '"dtype": "uint16" and "channels" in dataset.json, as '
+                "`keras-aspp data check` prints them. "
                 f"File: {path} ({bits}mode {image.mode})"
             )
         try:
