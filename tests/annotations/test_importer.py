@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny_run import tiny_config, toy_model
 
 from keras_aspp.annotations import FORMATS, import_annotations
 from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.cli.main import main
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import AugmentConfig, TrainConfig
 from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.decode import read_mask
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.groups import place_of
+from keras_aspp.data.pipeline import training_dataset
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine.compile import compile_model
+from keras_aspp.inference import Predictor
+from keras_aspp.models.saving import save_model
 
 HEIGHT, WIDTH = 24, 32
 # What every sample below draws: a car, and a tree that covers a part of it.
@@ -1004,22 +1011,30 @@ def test_the_command_reports_and_draws_and_names_the_next_one(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_import_trains_and_predicts_and_its_predictions_import(
+def test_the_next_command_trains_and_its_predictions_import(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    coco(tmp_path / "source", names=[f"{i}.png" for i in range(8)])
+    own_splits(tmp_path / "source", "train", "test", names="{}.png")
+    model = toy_model(3)
+    # It finds cars, after two small steps as well.
+    model.get_layer("classifier").bias.assign([0, 99, 0])
+    model.save(tmp_path / "toy.keras")
+    config = tiny_config(
+        tmp_path, total_epochs=None, total_steps=2, learning_rate=1e-6
+    )
+    dump_config(config, tmp_path / "tiny.yaml")
+    assert main(["data", "import", "source", "mine"]) == 0
+    command = capsys.readouterr().out.partition("next      keras-aspp ")[2]
+    assert "--config folder" in command
     steps = (
-        "data import source mine",
-        "data check mine",
-        "train --config folder --data.root mine --workdir run "
-        "--model.backbone_weights null "
-        "--data.crop_size [32,32] --train.batch_size 2 "
-        "--train.total_steps 2 --export.formats []",
+        "data check mine --data.validation_split null",
+        command.replace("folder", "tiny.yaml")
+        + "--workdir run --data.crop_size [32,32] --export.formats []",
         "predict --model run --output labeled --format coco --min_area 1 "
-        "source/images/0.png source/images/1.png",
+        "source/images/train0.png source/images/train1.png",
         "predict --model run --output shapes --format labelme --min_area 1 "
-        "source/images/0.png",
+        "source/images/train0.png",
         "data import labeled again --images source/images",
         "data import shapes once_more --images source/images",
     )
@@ -1028,4 +1043,49 @@ def test_an_import_trains_and_predicts_and_its_predictions_import(
     content = json.loads((tmp_path / "labeled/predictions.json").read_text())
     names = [category["name"] for category in content["categories"]]
     assert names == ["car", "tree"]
-    assert [i["file_name"] for i in content["images"]] == ["0.png", "1.png"]
+    files = [image["file_name"] for image in content["images"]]
+    assert files == ["train0.png", "train1.png"]
+
+
+# Three classes of these are kept, as many as the other samples have.
+KEPT = {
+    "voc": ("background", "car", "pottedplant"),
+    "cityscapes": ("sky", "car", "vegetation"),
+}
+
+
+@pytest.mark.slow
+def test_each_format_trains_an_epoch_and_is_predicted(tmp_path):
+    """On one model, whose steps are compiled once."""
+    model, size = toy_model(3), (HEIGHT, WIDTH)
+    compile_model(model, TrainConfig(total_steps=10), 10, ignore_label=255)
+    sources = []
+    for name in FORMATS:
+        SAMPLES[name](tmp_path / name)
+        out = tmp_path / f"out_{name}"
+        report = import_annotations(tmp_path / name, out)
+        if name in KEPT:
+            rest = {*report.spec.class_names} - {*KEPT[name]}
+            class_map = dict.fromkeys(rest, "ignore")
+            import_annotations(
+                tmp_path / name, out, class_map=class_map, overwrite=True
+            )
+        source = FolderSource(out)
+        assert source.spec.num_classes == 3
+        assert check_folder(source).problems == []
+        batches = training_dataset(
+            source, "train", AugmentConfig(), size, 2, model.preprocess
+        )
+        before = model.optimizer.iterations.numpy()
+        history = model.fit(
+            batches, steps_per_epoch=1, shuffle=False, verbose=0
+        )
+        assert model.optimizer.iterations.numpy() == before + 1
+        assert 0 < history.history["loss"][0] < 10
+        sources.append(source)
+    save_model(model, tmp_path / "model.keras")
+    predictor = Predictor(tmp_path / "model.keras")
+    for source in sources:
+        ((image, _),) = source.pairs["train"]
+        labels = predictor.predict(image)
+        assert labels.shape == size and labels.max() < 3
