@@ -18,6 +18,7 @@ from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
+from keras_aspp.export.about import about_run
 from keras_aspp.export.explain import OperatorCost
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.quantize import QUANTIZED
@@ -124,7 +125,7 @@ class Workdir:
                     settings.calibration_images
                 )
         preview = settings.preview_image
-        name = data.tfds or Path(data.root).name
+        about = about_run(self.config, spec.license)
         return export_model(
             model,
             output,
@@ -146,11 +147,9 @@ class Workdir:
             if preview is None
             else read_image(preview, pixels=spec.pixels),
             about={
-                "dataset": name,
-                "trained_on": f"{name} (split {data.train_split})",
-                "license": data.license or spec.license,
-                "evaluated_on": f"{self.source.size(split)} images of {name}, "
-                f"split {split}",
+                **about,
+                "evaluated_on": f"{self.source.size(split)} images of "
+                f"{about['dataset']}, split {split}",
                 "command": "keras-aspp export --model WORKDIR "
                 f"--output {Path(output).name} "
                 f'--export.image_size "{list(image_size)}" '

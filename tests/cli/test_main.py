@@ -479,6 +479,7 @@ def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
     assert numbers["model.keras"]["num_images"] == 3
 
 
+@pytest.mark.slow
 def test_evaluate_at_another_output_stride(
     tiny_workdir, tiny_export, tmp_path, capsys
 ):
@@ -512,6 +513,7 @@ def read_numbers(file):
     return found
 
 
+@pytest.mark.slow
 def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     arguments = ["evaluate", "--boundaries", "--json", str(file)]
@@ -672,6 +674,7 @@ def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
     assert (output / "good_labels.png").exists()
 
 
+@pytest.mark.slow
 def test_export_by_command(tiny_workdir, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = [

@@ -663,6 +663,7 @@ def test_pictures_beside_split_folders_are_noted(good):
     assert "left_over.png" in note
 
 
+@pytest.mark.slow
 def test_camvid_is_without_fault(shared):
     report = check_folder(FolderSource(shared / "data/camvid"))
     assert report.problems == []

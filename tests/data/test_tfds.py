@@ -59,6 +59,7 @@ def stored_as(file_format, data_dir, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_array_records_are_read_like_tfrecords(source, data_dir, tmp_path):
     array_record_module = pytest.importorskip(
         "array_record.python.array_record_module",

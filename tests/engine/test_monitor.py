@@ -171,6 +171,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(tmp_path, tiny_folder):
     assert train(config, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
     model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
     model.compile(keras.optimizers.SGD(0.5, use_ema=True), "mse")

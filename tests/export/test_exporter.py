@@ -267,6 +267,7 @@ def test_a_failed_conversion_names_operators_in_its_error_alone(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_dilated_convolutions_stay_whole(exported):
     _, manifest = exported
     assert manifest["artefacts"][0]["gpu_compatible"] is None
@@ -554,6 +555,7 @@ def test_manifest_says_why_a_gpu_fails(model, converted, tmp_path, monkeypatch):
     assert gpu["is_fully_accelerated"] is True
 
 
+@pytest.mark.slow
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
     """By one convolution: GPUs take no reversal."""
     made = ka.models.DeepLabV3(

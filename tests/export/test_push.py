@@ -65,6 +65,7 @@ def front_matter(files):
     return yaml.safe_load(files["README.md"].decode().split("---\n")[1])
 
 
+@pytest.mark.slow
 def test_a_workdir_goes_there_and_back(folder, server, capsys, tmp_path):
     assert main(["push", str(folder), "hf://me/m", "--message", "first"]) == 0
     assert server.message == "first"

@@ -73,6 +73,7 @@ def built(name, **kwargs):
 
 
 @every_layer
+@pytest.mark.slow
 def test_a_model_of_any_size_in_a_file(name, tmp_path):
     layer = built(name, activation="gelu", dropout=0.3)
     inputs = keras.Input((None, None, SHAPE[-1]))

@@ -217,6 +217,7 @@ def test_an_unknown_module(build):
         build("psp")
 
 
+@pytest.mark.slow
 def test_from_a_configuration():
     config = ModelConfig(
         "deeplab_v3",

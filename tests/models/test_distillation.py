@@ -164,6 +164,7 @@ def test_a_student_learns_its_teachers_scores_of_two_classes():
     assert losses[0]["distillation_loss"] > 0.01
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_goes_with_a_teacher():
     model = student(auxiliary_weight=0.4)
     x, y = batch()
