@@ -41,7 +41,7 @@ def choose_instances(
     Returns:
         `(files, notes)`: those of keypoints only if there are no others.
     """
-    kinds = {path: _kind(found) for path, found in keys.items()}
+    kinds = {path: _kind(path, found) for path, found in keys.items()}
     kept = "instances" if "instances" in kinds.values() else "keypoints"
     left_out = [path for path, kind in kinds.items() if kind != kept]
     notes = [
@@ -52,13 +52,15 @@ def choose_instances(
     return [path for path in kinds if path not in left_out], notes
 
 
-def _kind(keys):
+def _kind(path, keys):
     if "annotations" not in keys:
         return "no annotations"
     entry = {k.removeprefix(_ENTRY) for k in keys if k.startswith(_ENTRY)}
     if entry and "category_id" not in entry:
         return f"no instances but {', '.join(sorted(entry))}"
-    return "keypoints" if "keypoints" in entry else "instances"
+    # Instances may have keypoints as well: COCO's own files say so by name.
+    named = "keypoints" in entry and "keypoints" in path.name
+    return "keypoints" if named else "instances"
 
 
 def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:

@@ -29,8 +29,8 @@ from keras_aspp.utils.types import PathLike
 
 IGNORE, DROP = "ignore", "drop"
 IGNORE_LABEL = 255
-# Classes that tools write for pixels without a class.
 _VALIDATION_FRACTION = 0.1
+# Classes that tools write for pixels without a class.
 _VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
 

@@ -85,7 +85,12 @@ def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
         colormap=DatasetSpec(CLASS_NAMES).colors(),
         ignore_colors=[_VOC_BORDER],
     )
-    return _voc_layout(source, spec, files[0].parents[1])
+    found = _voc_layout(source, spec, files[0].parents[1])
+    found.notes.append(
+        "the classes are those of PASCAL VOC; others need labelmap.txt beside "
+        f"{_MASKS}/"
+    )
+    return found
 
 
 def _voc_layout(source, spec, root):

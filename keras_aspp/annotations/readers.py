@@ -67,8 +67,7 @@ def read_annotations(
             f"Received: {source.name} with {', '.join(found) or 'none'}"
         )
     annotations = _READERS[annotation_format](source, found[annotation_format])
-    if annotation_format == "coco":
-        annotations.notes[:0] = notes
+    annotations.notes[:0] = notes
     _note_unused(source, annotations)
     _settle_repeats(annotations)
     return annotation_format, annotations

@@ -731,6 +731,14 @@ def test_annotations_of_every_format_without_image_are_counted(
     ), message
 
 
+def test_a_damaged_json_beside_others_is_named(tmp_path):
+    labelme(tmp_path / "source")
+    (tmp_path / "source/b.json").write_text("{")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    (note,) = [n for n in report.notes if "Not valid JSON" in n]
+    assert str(tmp_path / "source/b.json") in note
+
+
 def test_tables_that_cannot_be_read_are_named(tmp_path):
     roboflow(tmp_path / "source")
     table = tmp_path / "source/train/_classes.csv"
