@@ -154,6 +154,7 @@ def shard_of(records):
     return found
 
 
+@pytest.mark.slow
 def test_each_epoch_sees_each_picture_once_in_another_order(records, by_shard):
     seen = names(TfdsSource(records), 3 * COUNT)
     epochs = [seen[i * COUNT : (i + 1) * COUNT] for i in range(3)]

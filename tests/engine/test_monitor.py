@@ -100,6 +100,7 @@ def test_a_batch_without_valid_pixels_is_said_once(capsys):
     assert "only ignored pixels" in warning
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, total_epochs=3)
     real = TrainingMonitor.on_train_batch_end

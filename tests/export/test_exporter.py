@@ -210,6 +210,7 @@ def exported(model, tmp_path_factory):
     return folder, export(model, folder)
 
 
+@pytest.mark.slow
 def test_an_export_reports_its_phases_if_asked(model, tmp_path, capfd):
     reported = []
     arguments = {
@@ -447,6 +448,7 @@ def gpu_file(model, tmp_path_factory):
     return out / "model_gpu.tflite", manifest["artefacts"][1]
 
 
+@pytest.mark.slow
 def test_file_for_gpus_answers_with_scores_of_cells(model, gpu_file):
     path, entry = gpu_file
     assert entry["input"]["dtype"] == "float32"

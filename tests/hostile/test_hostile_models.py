@@ -369,6 +369,7 @@ def broken(segmenter, tmp_path_factory):
 NAMED = r"in 2 of \d+ tensors: .*classifier/kernel.*classifier/bias"
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_named(broken, tmp_path):
     model, path = broken
     write_saved_model(model, tmp_path / "saved")

@@ -164,6 +164,7 @@ def test_bands_that_do_not_fit_fail_at_once(
     assert not (tmp_path / "out.tif").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_raster_beside_other_images(
     model, tmp_path, capsys, monkeypatch
 ):

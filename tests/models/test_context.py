@@ -235,6 +235,7 @@ def test_from_a_configuration():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_module_is_understood(build, name):
     """Sizes by hand: strides of 16 px; the field of the backbone is 159 px."""
     model = build(name)
@@ -266,6 +267,7 @@ def test_every_module_is_understood(build, name):
     assert {values.shape for values in maps.values()} == {(4, 6)}
 
 
+@pytest.mark.slow
 def test_a_file_from_before_the_normalization(build, tmp_path):
     old = build("dappm", normalize_context=False)
     assert "normalize_context" not in old.get_config()
