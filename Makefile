@@ -2,11 +2,14 @@
 #              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
 # make test    the fast tests (ten minutes on two cores)
+# make test-slow   the slow tests, as in .ci/run
 # make mutants a sample of one-token mutants, each against its mirrored tests
 # make docs    the documentation; begins at build/docs/docs/index.html
-# make lint    ruff's checks of code and format
+# make lint    ruff's checks of code and format, and the types of the public API
+# make types   the types alone
 # make dev     installs what contributors need: ruff, pre-commit, Sphinx
 # make help    this text
+# make clean   removes .venv, runs and build
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +19,7 @@ ONCE := --max-worker-restart 0
 # Without the warnings of setuptools about editable installs.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
-.PHONY: train test test-slow mutants benchmark dev lint docs help clean
+.PHONY: train test test-slow mutants benchmark dev lint types docs help clean
 
 # Runs again only when what is installed has changed.
 $(VENV)/installed: setup.cfg constraints.txt pyproject.toml
@@ -57,8 +60,11 @@ $(VENV)/dev: $(VENV)/installed
 
 dev: $(VENV)/dev
 
-lint: $(VENV)/dev
+lint: types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/python .ci/check_types.py --at-least 86
 
 # Any warning, such as a broken link, is an error.
 docs: $(VENV)/dev

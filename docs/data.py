@@ -2,6 +2,8 @@
 
 python -m docs.data speed --count 2000
 python -m docs.data evaluate --count 20000   # or predict
+python -m docs.data scene --size 20000 20000
+python -m docs.data curves --count 60 --size 128 128 --output curves
 """
 
 import argparse
@@ -12,13 +14,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tfds import TfdsSource
 from keras_aspp.inference import files
+from keras_aspp.pixels import PixelFormat
+from keras_aspp.utils.files import write_json
 
 
 def write_images(root, count, size, distinct=50):
@@ -193,15 +197,95 @@ def memory(count, size, what):
         files.predict_files(predictor, images, work / "predicted")
 
 
+def write_curves(root, count, size):
+    """Writes a binary data set: curves 1 to 3 pixels wide on noise.
+
+    Every sixth image is for validation.
+    """
+    rng = np.random.default_rng(0)
+    height, width = size
+    rows = np.arange(height)
+    for i in range(count):
+        mask = Image.new("L", (width, height))
+        draw = ImageDraw.Draw(mask)
+        wave = rng.uniform(0.1, 0.25) * width
+        columns = wave * np.sin(rows / rng.uniform(8, 20) + rng.uniform(0, 6))
+        columns += rng.uniform(0.3, 0.7) * width
+        line = list(zip(columns.tolist(), rows.tolist(), strict=True))
+        draw.line(line, fill=255, width=int(rng.integers(1, 4)))
+        noise = rng.integers(0, 160, (height, width, 3))
+        noise[np.asarray(mask) > 0] += 60
+        split = "val" if i % 6 == 0 else "train"
+        for part, content in (
+            ("images", Image.fromarray(noise.astype("uint8"))),
+            ("masks", mask),
+        ):
+            (root / part / split).mkdir(parents=True, exist_ok=True)
+            content.save(root / part / split / f"{i:04d}.png")
+    write_json(
+        root / "dataset.json", {"class_names": ["curve"], "task": "binary"}
+    )
+
+
+def scene(size):
+    """Prints time and peak memory of a raster of four bands of uint16."""
+    import rasterio
+
+    import keras_aspp as ka
+    from keras_aspp.config.schema import ModelConfig
+    from keras_aspp.inference.scenes import predict_scene
+    from keras_aspp.models.factory import build_model
+
+    config = ModelConfig(
+        architecture="lr_aspp",
+        backbone="mobilenet_v3_small",
+        backbone_weights=None,
+    )
+    pixels = PixelFormat(4, "uint16", (0, 4000))
+    rng, (height, width) = np.random.default_rng(0), size
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        build_model(config, 5, pixels=pixels).save(work / "model.keras")
+        profile = {
+            "driver": "GTiff",
+            "height": height,
+            "width": width,
+            "count": 4,
+            "dtype": "uint16",
+            "crs": "EPSG:32633",
+            "transform": rasterio.transform.from_origin(5e5, 5.4e6, 10, 10),
+            "tiled": True,
+        }
+        with rasterio.open(work / "scene.tif", "w", **profile) as to:
+            for top in range(0, height, 256):
+                rows = min(256, height - top)
+                values = rng.integers(0, 4000, (4, rows, width), "uint16")
+                window = rasterio.windows.Window(0, top, width, rows)
+                to.write(values, window=window)
+        predictor = ka.Predictor(work / "model.keras")
+        start = time.perf_counter()
+        predict_scene(predictor, work / "scene.tif", work / "labels.tif")
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{height}x{width}  {seconds:.0f} s  {peak / 1e9:.2f} GB at most")
+
+
 def main():
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("speed", "evaluate", "predict"))
+    parser.add_argument(
+        "what", choices=("speed", "evaluate", "predict", "scene", "curves")
+    )
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--size", type=int, nargs=2, default=(376, 504))
+    parser.add_argument("--output", type=Path, help="folder of curves")
     flags = parser.parse_args()
     if flags.what == "speed":
         speed(flags.count, flags.size)
+    elif flags.what == "scene":
+        scene(flags.size)
+    elif flags.what == "curves":
+        write_curves(flags.output, flags.count, flags.size)
     else:
         memory(flags.count, flags.size, flags.what)
 

@@ -155,9 +155,9 @@ class PixelFormat:
         dtype = found[1] if found[1] in DTYPES else "float32"
         raise InputError(
             f"Images must have {self.describe()}, as dataset.json or the model "
-            f"says. File: {path} ({bands} of {found[1]}); for a data set of "
-            f'such files, put "channels": {found[0]}, "dtype": "{dtype}" '
-            "into dataset.json"
+            f"says. File: {path} ({bands} of {found[1]}); such files need a "
+            f'model that was trained on them, by "channels": {found[0]}, '
+            f'"dtype": "{dtype}" in dataset.json'
         )
 
 

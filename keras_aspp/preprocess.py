@@ -35,7 +35,7 @@ class Preprocess:
             images are RGB. Defaults to `"rgb"`.
         input_dtype: `"uint8"`, `"uint16"` or `"float32"`, type of the images.
             Defaults to `"uint8"`.
-        input_range: `(low, high)`, stored values that stand for pixels 0 and
+        input_range: `(low, high)`, stored values that mean pixels 0 and
             255, each a float or one per channel of the image; `None`, the
             default, for 0 and 255.
 

@@ -18,6 +18,7 @@ from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
+from keras_aspp.export.about import about_run
 from keras_aspp.export.explain import OperatorCost
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.quantize import QUANTIZED
@@ -113,7 +114,7 @@ class Workdir:
         split = self.held_out_split
         examples = self.examples(split)
         with timed(print_progress, f"images of {split}: reading"):
-            verify_images, sizes = examples.survey(settings.verify_images)
+            verify_images, sizes = examples.survey(settings.num_verify_images)
         image_size = settings.image_size or _choose_size(model, sizes)
         calibration = None
         if {*QUANTIZED} & {*formats}:
@@ -121,10 +122,10 @@ class Workdir:
                 print_progress, f"images of {data.train_split}: reading"
             ):
                 calibration = self.examples(data.train_split).first(
-                    settings.calibration_images
+                    settings.num_calibration_images
                 )
         preview = settings.preview_image
-        name = data.tfds or Path(data.root).name
+        about = about_run(self.config, spec.license)
         return export_model(
             model,
             output,
@@ -146,11 +147,9 @@ class Workdir:
             if preview is None
             else read_image(preview, pixels=spec.pixels),
             about={
-                "dataset": name,
-                "trained_on": f"{name} (split {data.train_split})",
-                "license": data.license or spec.license,
-                "evaluated_on": f"{self.source.size(split)} images of {name}, "
-                f"split {split}",
+                **about,
+                "evaluated_on": f"{self.source.size(split)} images of "
+                f"{about['dataset']}, split {split}",
                 "command": "keras-aspp export --model WORKDIR "
                 f"--output {Path(output).name} "
                 f'--export.image_size "{list(image_size)}" '
@@ -176,7 +175,7 @@ class Workdir:
         model = self.model()
         _, sizes = self.examples(self.held_out_split).survey(1)
         images = self.examples(self.config.data.train_split).first(
-            settings.calibration_images
+            settings.num_calibration_images
         )
         with timed(print_progress, "operators of int8: measuring"):
             costs = explain_int8(

@@ -69,6 +69,8 @@ LONG_FILES = [
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "integration"):
+            item.add_marker(pytest.mark.slow)
         # Each of their examples builds a real backbone.
         if isinstance(item, pytest.DoctestItem) and (
             item.path.match("models/*") or item.path.match("backbones/*")

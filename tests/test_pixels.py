@@ -65,6 +65,13 @@ def test_bad_values_are_refused(fields, message):
             take(**fields)
 
 
+def test_images_of_other_bands_need_a_model_of_their_own():
+    image = np.zeros((2, 3, 4), "uint8")
+    message = 'need a model that was trained on them, by "channels": 4'
+    with pytest.raises(ValueError, match=message):
+        PixelFormat().check(image, "a.tif")
+
+
 def test_deep_images_need_a_range():
     with pytest.raises(ValueError, match="data check ROOT` prints them"):
         Preprocess().of_images(PixelFormat(4, "uint16"))

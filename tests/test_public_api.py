@@ -5,6 +5,7 @@ for a release.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -13,8 +14,11 @@ import io
 import pathlib
 import re
 import sys
+import typing
 
 import keras_aspp
+from keras_aspp.config.schema import Config
+from keras_aspp.context_modules import ContextName
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "public_api.txt"
 MODULES = (
@@ -29,6 +33,7 @@ MODULES = (
     "keras_aspp.data",
     "keras_aspp.inference",
     "keras_aspp.export",
+    "keras_aspp.annotations",
 )
 ACCEPT = "python tests/test_public_api.py --write"
 # Modules of names, which only make a line longer.
@@ -41,7 +46,9 @@ _PREFIX = re.compile(
 def annotation_text(annotation):
     if isinstance(annotation, str):
         return annotation
-    return inspect.formatannotation(annotation)
+    text = inspect.formatannotation(annotation)
+    # A new name is no other signature; each has a line of its own.
+    return text.replace(inspect.formatannotation(ContextName), "ContextName")
 
 
 def default_text(value):
@@ -122,8 +129,37 @@ def lines_of_module(name):
             yield f"{path}{signature_text(value)}"
         elif inspect.ismodule(value) or member == "__version__":
             yield path
+        elif isinstance(value, tuple):
+            yield from (f"{path} contains {item!r}" for item in value)
         else:
             yield f"{path} = {value!r}"
+
+
+def choices_of(annotation):
+    """Values of the `Literal`s within an annotation."""
+    values = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return values
+    return [choice for value in values for choice in choices_of(value)]
+
+
+def lines_of_configuration(kind=Config, prefix=""):
+    """`configuration train.batch_size: int = 16`, and what a choice accepts."""
+    annotations = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        key, annotation = f"{prefix}{field.name}", annotations[field.name]
+        if dataclasses.is_dataclass(annotation):
+            yield from lines_of_configuration(annotation, f"{key}.")
+            continue
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = field.default_factory()
+        shown = re.sub(
+            r"Literal\[.*?\]", "Literal", inspect.formatannotation(annotation)
+        )
+        yield _PREFIX.sub("", f"configuration {key}: {shown} = {default!r}")
+        for choice in choices_of(annotation):
+            yield f"configuration {key} accepts {choice!r}"
 
 
 def lines_of_command(command, *words):
@@ -143,6 +179,7 @@ def public_api():
     from keras_aspp.cli.main import COMMANDS
 
     lines = [line for name in MODULES for line in lines_of_module(name)]
+    lines += lines_of_configuration()
     for command in sorted(COMMANDS):
         lines += lines_of_command(command)
     return "".join(f"{line}\n" for line in lines)

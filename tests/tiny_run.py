@@ -95,7 +95,7 @@ def tiny_config(root, **train):
         ),
         data=DataConfig(root=str(root), crop_size=(64, 64)),
         train=TrainConfig(**train),
-        export=ExportConfig(image_size=(64, 96), verify_images=2),
+        export=ExportConfig(image_size=(64, 96), num_verify_images=2),
     )
 
 

@@ -3,7 +3,8 @@
     KERAS_ASPP_SHARED=../shared python -m training.ablation \
         --config ablation_shapes --workdir runs/ablation_shapes
 
-`--compare contexts` compares context modules of about equal cost instead.
+`--compare contexts` compares context modules of about equal cost instead,
+`--compare recipes` ingredients of the training.
 
 Each variant and seed is a run of its own under the workdir, with a
 configuration that `keras-aspp train` takes. Finished runs are kept and an
@@ -26,6 +27,7 @@ from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
+from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
 from keras_aspp.metrics import BandIoU, SizeRecall
@@ -34,6 +36,7 @@ from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
 from keras_aspp.workdir import Examples
 from training.context_variants import contexts
+from training.recipe_variants import RECIPES
 
 BOUNDARY_PX = 3
 # Diameters in multiscale_shapes: three bins of equal share, log-uniform.
@@ -98,15 +101,29 @@ def run(arguments):
     parser.add_argument("--variants", nargs="+", help="instead of all")
     parser.add_argument(
         "--compare",
-        choices=("parts", "contexts"),
+        choices=("parts", "contexts", "recipes"),
         default="parts",
-        help="parts of DeepLab, or context modules of about equal cost",
+        help="parts of DeepLab, context modules of about equal cost, or "
+        "ingredients of the training",
     )
     flags, overrides = parser.parse_known_args(arguments)
-    config = load_config(config_path(flags.config), overrides)
-    known = variants(config.model)
-    if flags.compare == "contexts":
-        known = contexts_of(config)
+    path = config_path(flags.config)
+    config = load_config(path, overrides)
+    if flags.compare == "recipes":
+        known = {
+            name: (what, load_config(path, [*overrides, *options]))
+            for name, (what, options) in RECIPES.items()
+        }
+    else:
+        models = (
+            variants(config.model)
+            if flags.compare == "parts"
+            else contexts_of(config)
+        )
+        known = {
+            name: (what, dataclasses.replace(config, model=model))
+            for name, (what, model) in models.items()
+        }
     wanted = flags.variants or list(known)
     unknown = sorted(set(wanted) - set(known))
     if unknown:
@@ -118,10 +135,9 @@ def run(arguments):
     for seed in flags.seeds:
         for name in wanted:
             folder = flags.workdir / f"{name}_seed{seed}"
+            one = known[name][1]
             one = dataclasses.replace(
-                config,
-                model=known[name][1],
-                train=dataclasses.replace(config.train, seed=seed),
+                one, train=dataclasses.replace(one.train, seed=seed)
             )
             results.setdefault(name, []).append(run_one(one, folder))
             report(results, known, flags.workdir)
@@ -172,6 +188,9 @@ def break_down(config, folder):
         if objects:
             recall.update(predicted, **objects)
     numbers = {"boundary_mean_iou": band.mean()[BOUNDARY_PX]}
+    if config.data.validation_groups:
+        found = evaluate(predictor, source, config.data.validation_split)
+        numbers["held_out_mean_iou"] = found["mean_iou"]
     if recall.total.any():
         numbers["recall_by_size_px"] = recall.result()
     return numbers
@@ -218,6 +237,8 @@ def columns_of(results):
         "mean IoU at boundaries": lambda n: n["boundary_mean_iou"],
     }
     first = next(iter(results.values()))[0]
+    if "held_out_mean_iou" in first:
+        columns["mean IoU, held out"] = lambda n: n["held_out_mean_iou"]
     for size in first.get("recall_by_size_px", ()):
         columns[f"recall, {size} px"] = lambda numbers, size=size: numbers[
             "recall_by_size_px"

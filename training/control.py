@@ -116,7 +116,7 @@ def kernels_of_head(model):
 
 
 def redraw(model, start, seed):
-    """Draws the kernels of a head anew, as another package does."""
+    """Draws new kernels of a head, as another package does."""
     rule = STARTS[start]
     if rule is None:
         return

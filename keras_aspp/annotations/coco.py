@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 
 from keras_aspp.annotations.json_stream import stream_items
 from keras_aspp.annotations.regions import (
-    AnnotatedImage,
     Annotations,
     Polygons,
     RunLengths,
@@ -19,17 +19,56 @@ from keras_aspp.annotations.regions import (
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.utils.exceptions import InputError
 
+_ENTRY = "annotations[]."
+
 
 def is_coco(keys: set[str]) -> bool:
-    """Returns True for the top-level keys of a COCO file."""
-    return len(keys & {"images", "annotations", "categories"}) >= 2
+    """Returns True for the keys of a COCO file; see `top_level_keys`."""
+    return "images" in keys and bool(keys & {"annotations", "categories"})
+
+
+def choose_instances(
+    keys: Mapping[Path, set[str]],
+) -> tuple[list[Path], list[str]]:
+    """Chooses the files of instances among COCO's files.
+
+    COCO lists the same images once more with captions, keypoints, panoptic
+    segments, and without annotations.
+
+    Args:
+        keys: keys of each COCO file; see `top_level_keys`.
+
+    Returns:
+        `(files, notes)`: those of keypoints only if there are no others.
+    """
+    kinds = {path: _kind(path, found) for path, found in keys.items()}
+    kept = "instances" if "instances" in kinds.values() else "keypoints"
+    left_out = [path for path, kind in kinds.items() if kind != kept]
+    notes = [
+        f"{path.name} was left out, since it holds {kinds[path]}"
+        + " of the same images" * (kinds[path] == "keypoints")
+        for path in left_out
+    ]
+    return [path for path in kinds if path not in left_out], notes
+
+
+def _kind(path, keys):
+    if "annotations" not in keys:
+        return "no annotations"
+    entry = {k.removeprefix(_ENTRY) for k in keys if k.startswith(_ENTRY)}
+    if entry and "category_id" not in entry:
+        return f"no instances but {', '.join(sorted(entry))}"
+    # Instances may have keypoints as well: COCO's own files say so by name.
+    named = "keypoints" in entry and "keypoints" in path.name
+    return "keypoints" if named else "instances"
 
 
 def read_coco(source: SourceFiles, files: list[Path]) -> Annotations:
     """Reads COCO files; a crowd becomes an ignored region.
 
-    Files are read as streams, in three passes, so that memory holds one
-    number for each coordinate and no more.
+    Files are read as streams, in three passes, so that memory holds the
+    coordinates, 8 bytes each, and about 300 bytes for each region: 1.2 times
+    the length of the file for polygons of 25 corners.
 
     Args:
         source: `SourceFiles`.
@@ -59,20 +98,17 @@ def _read_images(source, path, notes):
     images, missing = {}, []
     for entry in stream_items(path, "images.item"):
         name = str(_value(entry, "file_name", path))
-        file = source.find_image(name, path)
+        image = source.find_image(name, path)
         image_id = _value(entry, "id", path)
         if image_id in images:
             raise InputError(f"Two images have the id {image_id}. File: {path}")
-        if file is None:
+        images[image_id] = image
+        if image is None:
             missing.append(name)
-            images[image_id] = None
             continue
         size = (entry.get("height"), entry.get("width"))
-        images[image_id] = AnnotatedImage(
-            file,
-            source.split_of(path) or source.split_of(file),
-            size if all(type(n) is int for n in size) else None,
-        )
+        image.split = source.split_of(path, by_name=True) or image.split
+        image.size = size if all(type(n) is int for n in size) else None
     if missing:
         notes.append(
             f"{len(missing)} images of {path.name} have no file, first "
@@ -120,7 +156,7 @@ def _region(entry, class_name):
         return None
     with contextlib.suppress(TypeError, ValueError):
         # 8 bytes a number instead of 40; errors are reported when drawing.
-        segmentation = [np.asarray(ring, "float64") for ring in segmentation]
+        segmentation = tuple(np.array(r, "float64") for r in segmentation)
     return Polygons(rings=segmentation, **common)
 
 

@@ -14,10 +14,11 @@ from keras_aspp.annotations.reading import (
     naming,
     note_missing,
     note_skipped,
+    numbers_of,
     rectangle,
+    rotated,
 )
 from keras_aspp.annotations.regions import (
-    AnnotatedImage,
     Annotations,
     Bitmap,
     Polygons,
@@ -53,24 +54,30 @@ def read_cvat_xml(source: SourceFiles, files: list[Path]) -> Annotations:
             if element.tag == "label":
                 declared[str(element.findtext("name"))] = None
                 continue
+            if element.tag == "track":
+                raise InputError(
+                    'Tracks are of "CVAT for video"; export "CVAT for images '
+                    f'1.1" instead. File: {path}'
+                )
             name = element.get("name", "")
             with naming(path, f"image {name!r}"):
-                image = source.find_image(name, path)
-                if image is None:
+                annotated = source.find_image(name, path)
+                if annotated is None:
                     missing.append(name)
                     continue
-                annotated = AnnotatedImage(
-                    image,
-                    source.split_of(image),
-                    (
-                        int(element.attrib["height"]),
-                        int(element.attrib["width"]),
-                    ),
+                annotated.size = (
+                    int(element.attrib["height"]),
+                    int(element.attrib["width"]),
                 )
                 for shape in element:
                     region = _region(shape)
                     if region is None:
                         skipped[shape.tag] += 1
+                    elif declared and region.class_name not in declared:
+                        raise InputError(
+                            f"label {region.class_name!r} is not among those "
+                            f"of the file, {', '.join(declared)}"
+                        )
                     else:
                         annotated.regions.append(region)
             found.images.append(annotated)
@@ -87,7 +94,7 @@ def _elements(path: Path) -> Iterator[ElementTree.Element]:
         events = ElementTree.iterparse(path, ("start", "end"))
         _, root = next(events)
         for event, element in events:
-            if event == "end" and element.tag in ("label", "image"):
+            if event == "end" and element.tag in ("label", "image", "track"):
                 yield element
                 element.clear()
                 if element.tag == "image":
@@ -106,15 +113,19 @@ def _region(shape: ElementTree.Element) -> Region | None:
         "z_order": float(values.get("z_order", 0)),
     }
     if shape.tag == "polygon":
-        corners = [p.split(",") for p in values["points"].split(";")]
-        return Polygons(rings=[np.array(corners, "float64")], **common)
-    if shape.tag == "box" and not float(values.get("rotation", 0)):
-        left, top, right, bottom = (
-            float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")
+        points = values["points"].split(";")
+        if any(point.count(",") != 1 for point in points):
+            raise InputError(f"points must be X,Y;X,Y;...: {points[:3]}")
+        corners = [numbers_of(point.split(",")) for point in points]
+        return Polygons(rings=[np.array(corners)], **common)
+    if shape.tag == "box":
+        left, top, right, bottom = numbers_of(
+            [values[key] for key in ("xtl", "ytl", "xbr", "ybr")]
         )
-        return Polygons(
-            rings=[rectangle((left, top), (right, bottom))], **common
-        )
+        box = rectangle((left, top), (right, bottom))
+        center = ((left + right) / 2, (top + bottom) / 2)
+        degrees = float(values.get("rotation", 0))
+        return Polygons(rings=[rotated(box, (1, 1), degrees, center)], **common)
     if shape.tag == "mask":
         return _mask(values, common)
     return None

@@ -15,7 +15,12 @@ from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
 from keras_aspp.annotations.source import opened_source
 from keras_aspp.data import decode
-from keras_aspp.data.groups import by_group, compile_group_by, place_of
+from keras_aspp.data.groups import (
+    by_group,
+    compile_group_by,
+    place_of,
+    shared_groups_note,
+)
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
@@ -24,6 +29,7 @@ from keras_aspp.utils.types import PathLike
 
 IGNORE, DROP = "ignore", "drop"
 IGNORE_LABEL = 255
+_VALIDATION_FRACTION = 0.1
 # Classes that tools write for pixels without a class.
 _VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
@@ -58,8 +64,9 @@ def import_annotations(
     background: str = "background",
     exif: Literal["auto", "upright", "stored"] = "auto",
     group_by: str | None = None,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = _VALIDATION_FRACTION,
     test_fraction: float = 0.0,
+    task: Literal["semantic", "binary"] = "semantic",
     overwrite: bool = False,
     progress: Callable[[list[Any]], Iterable[Any]] = lambda items: items,
 ) -> ImportReport:
@@ -87,6 +94,7 @@ def import_annotations(
         validation_fraction: share of the groups that become `val`, in [0, 1),
             if the source names no splits.
         test_fraction: share of the groups that become `test`, in [0, 1).
+        task: `"binary"` for one class beside the background.
         overwrite: replace `output` if it exists.
         progress: wraps the list of images, to show progress.
 
@@ -105,6 +113,11 @@ def import_annotations(
             f"Received: output={str(output)!r}"
         )
     _check_shares(validation_fraction, test_fraction)
+    if task not in ("semantic", "binary"):
+        raise InputError(
+            "Annotations become masks of one class a pixel: `task` must be "
+            f"'semantic' or 'binary'. Received: task={task!r}"
+        )
     pattern = compile_group_by(group_by)
     with opened_source(source, images) as files:
         name, found = read_annotations(files, annotation_format)
@@ -115,30 +128,32 @@ def import_annotations(
             )
         if overlap == "z_order":
             _check_z_order(found.images, name)
-        classes = _Classes(
-            found.class_names,
-            class_map or {},
-            background,
-            is_dense=found.spec is not None,
-        )
+        classes = _Classes(found, class_map or {}, background, task)
         report = ImportReport(name, classes.spec, {}, 0, list(found.notes))
         report.notes += classes.notes
-        report.notes += _split(
-            found.images, pattern, validation_fraction, test_fraction
-        )
         writer = _Writer(classes, overlap, exif, found.spec, report)
         with replacing_folder(output) as work:
             for image in progress(found.images):
                 writer.write(image, work)
+            writer.check()
+            # Only now, since images that cannot be read are of no split.
+            report.notes += _split(
+                [image for image, _ in writer.written],
+                pattern,
+                validation_fraction,
+                test_fraction,
+            )
             writer.finish()
             classes.spec.to_file(work / "dataset.json")
+        report.notes = [files.public(note) for note in report.notes]
     return report
 
 
 class _Classes:
     """Classes of the output, and which of them a class of the source is."""
 
-    def __init__(self, names, class_map, background, is_dense):
+    def __init__(self, found, class_map, background, task):
+        names = found.class_names
         unknown = set(class_map) - set(names)
         if unknown:
             raise InputError(
@@ -158,9 +173,23 @@ class _Classes:
                 targets[name] = background if plain == "background" else name
         kept = [t for t in targets.values() if t not in (IGNORE, DROP)]
         # Masks may label every pixel; regions leave some without a class.
-        if not is_dense or {background, DROP} & {*targets.values()}:
+        if found.spec is None or {background, DROP} & {*targets.values()}:
             kept.insert(0, background)
         new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
+        if len(new) < 2:
+            raise InputError(
+                "At least one class must be left beside "
+                f"{next(iter(new), background)!r}. Received: classes "
+                f"{', '.join(names) or 'none'}"
+                + "".join(f"; {note}" for note in [*found.notes, *self.notes])
+            )
+        if task == "binary" and (len(new) != 2 or background not in new):
+            raise InputError(
+                "A binary task has one class beside its background, "
+                f"{background!r} (--background); merge, ignore or drop others "
+                "by --map. "
+                f"Received: {', '.join(new)}"
+            )
         if len(new) > IGNORE_LABEL:
             raise InputError(
                 f"Masks hold at most {IGNORE_LABEL} classes; merge or drop "
@@ -171,7 +200,11 @@ class _Classes:
             name: special.get(target, new.get(target))
             for name, target in targets.items()
         }
-        self.spec = DatasetSpec(list(new), IGNORE_LABEL)
+        # Beside 1, binary masks show the object as 255 unless told otherwise.
+        label_map = {} if task == "binary" else None
+        self.spec = DatasetSpec(
+            list(new), IGNORE_LABEL, task=task, label_map=label_map
+        )
 
     def table(self, spec):
         """Returns uint8 `(256,)`: label of a source's mask -> label."""
@@ -193,6 +226,8 @@ class _Writer:
         self.unreadable, self.outside, self.turned = [], [], 0
         self.images_of_overlaps = self.empty = 0
         self.stems: set[str] = set()
+        # Images, and the paths of their two files: without their split.
+        self.written: list[tuple[AnnotatedImage, list[Path]]] = []
 
     def write(self, image: AnnotatedImage, work: Path) -> None:
         try:
@@ -205,15 +240,12 @@ class _Writer:
         self.turned += orientation != 1
         stem = self._free_stem(image.path.stem)
         for part in ("images", "masks"):
-            (work / part / image.split).mkdir(parents=True, exist_ok=True)
-        suffix = image.path.suffix.lower()
-        target = work / "images" / image.split / f"{stem}{suffix}"
-        shutil.copyfile(image.path, target)
-        index_image(labels, self.classes.spec).save(
-            work / "masks" / image.split / f"{stem}.png"
-        )
-        counts = self.report.num_images
-        counts[image.split] = counts.get(image.split, 0) + 1
+            (work / part).mkdir(exist_ok=True)
+        copy = work / "images" / f"{stem}{image.path.suffix.lower()}"
+        shutil.copyfile(image.path, copy)
+        mask = work / "masks" / f"{stem}.png"
+        index_image(labels, self.classes.spec).save(mask)
+        self.written.append((image, [copy, mask]))
 
     def _free_stem(self, stem):
         """Returns a name that no other file has, numbered if needed."""
@@ -230,7 +262,7 @@ class _Writer:
         """Returns the labels of an image, uint8 `[H, W]`, upright."""
         stored = upright[::-1] if orientation >= 5 else upright
         if image.label_image is not None:
-            mask = decode.read_mask(image.label_image, self.source_spec)
+            mask = self._stored(image.label_image)
             turn = self._is_stored(mask.shape, upright, stored, image)
             labels = self.table[mask]
         else:
@@ -239,6 +271,16 @@ class _Writer:
             turn = self._is_stored(size, upright, stored, image)
             labels = self._draw(image, stored if turn else upright)
         return decode.turn_upright(labels, orientation) if turn else labels
+
+    def _stored(self, path):
+        """Reads a mask of the source, which has no `dataset.json`."""
+        try:
+            return decode.read_mask(path, self.source_spec)
+        except decode.UnknownColorError as error:
+            raise InputError(
+                f"{error.problem}; name all classes in labelmap.txt beside "
+                f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
+            ) from None
 
     def _is_stored(self, size, upright, stored, image):
         """Returns True if annotations of that size fit the stored image."""
@@ -289,14 +331,24 @@ class _Writer:
         }[self.overlap]()
         return not region.is_ignored, rank, number
 
-    def finish(self):
-        """Notes what was counted; raises if nothing was written."""
-        notes = self.report.notes
-        if not self.report.num_images:
+    def check(self):
+        """Raises if nothing was written."""
+        if not self.written:
             raise InputError(
                 "No image could be imported. Received: "
                 + "; ".join(self.unreadable[:1])
             )
+
+    def finish(self):
+        """Moves files to their splits, and notes what was counted."""
+        notes, counts = self.report.notes, self.report.num_images
+        for image, files in self.written:
+            for file in files:
+                (file.parent / image.split).mkdir(exist_ok=True)
+                file.rename(file.parent / image.split / file.name)
+            counts[image.split] = counts.get(image.split, 0) + 1
+        if "train" not in counts:
+            notes.append("no image is in train")
         if self.unreadable:
             notes.append(
                 f"{len(self.unreadable)} images were left out, first: "
@@ -361,6 +413,24 @@ def _check_z_order(images, name):
         )
 
 
+def _keep_splits(images, pattern, unused):
+    """Keeps the source's splits; returns notes, also on unused flags."""
+    own = sorted({image.split for image in images} - {None})
+    unnamed = [image for image in images if image.split is None]
+    for image in unnamed:
+        image.split = "train"
+    note = f"the splits are the source's own, {', '.join(own)}"
+    if unnamed:
+        note += f"; {len(unnamed)} images of none are in train"
+    if unused:
+        note += f"; not used: {', '.join(unused)}"
+    names = {}
+    for image in images:
+        names.setdefault(image.split, []).append(image.path.stem)
+    shared = shared_groups_note(names, pattern)
+    return [note, shared] if shared else [note]
+
+
 def _split(images, pattern, validation_fraction, test_fraction):
     """Sets the split of each image: the source's own, or by hash.
 
@@ -369,12 +439,16 @@ def _split(images, pattern, validation_fraction, test_fraction):
     """
     own = {image.split for image in images} - {None}
     if len(own) > 1:
-        unnamed = [image for image in images if image.split is None]
-        for image in unnamed:
-            image.split = "train"
-        found = f"the splits are the source's own, {', '.join(sorted(own))}"
-        rest = f"; {len(unnamed)} images of none are in train" * bool(unnamed)
-        return [found + rest]
+        unused = {
+            "--group-by": pattern is not None,
+            "--validation_fraction": (
+                validation_fraction != _VALIDATION_FRACTION
+            ),
+            "--test_fraction": test_fraction > 0,
+        }
+        return _keep_splits(
+            images, pattern, [flag for flag, given in unused.items() if given]
+        )
     groups = by_group((image.path.stem for image in images), pattern)
     splits = dict.fromkeys(groups, "train")
     places = {group: place_of(group) for group in groups}
@@ -386,6 +460,8 @@ def _split(images, pattern, validation_fraction, test_fraction):
             chosen = [min(rest, key=places.get)]
         splits |= dict.fromkeys(chosen, split)
         below += share
+    if "train" not in splits.values():
+        splits[max(splits, key=places.get)] = "train"
     split_of = {
         name: splits[group] for group, names in groups.items() for name in names
     }

@@ -17,6 +17,7 @@ from keras_aspp.utils.exceptions import InputError
 _MAX_DEPTH = 256
 # A string, or its beginning at the end of a chunk, which has no last quote.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
+_LISTS, _ENDS = ("annotations", "annotations.item"), ("end_array", "end_map")
 _STEPS = np.zeros(256, "int8")
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 
@@ -26,23 +27,29 @@ def top_level_keys(path: Path) -> set[str]:
 
     Returns:
         set of str, possibly not all: reading stops at `shapes`, or where
-        `images` and `annotations` are found. Of a list, `"[].KEY"` for the
-        keys of its first item.
+        `images` and the first of `annotations` are found. `"[].KEY"` for the
+        keys of the first item of a list, `"annotations[].KEY"` for those of
+        `annotations`.
 
     Raises:
         ValueError: no valid JSON as far as it was read, or nested too deep.
     """
     keys: set[str] = set()
+    is_listed = False
     with _opened(path) as (ijson, file):
         for prefix, event, value in ijson.parse(file):
             if prefix == "" and event == "map_key":
                 keys.add(value)
             elif prefix == "item" and event == "map_key":
                 keys.add(f"[].{value}")
+            elif prefix == "annotations.item" and event == "map_key":
+                keys.add(f"annotations[].{value}")
             elif prefix == "item" and event == "end_map":
                 break
+            elif prefix in _LISTS and event in _ENDS:
+                is_listed = True
             # Decided before the long lists, where these come first.
-            if {"images", "annotations"} <= keys or "shapes" in keys:
+            if (is_listed and "images" in keys) or "shapes" in keys:
                 break
     return keys
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from keras_aspp.annotations.reading import naming
 from keras_aspp.annotations.regions import AnnotatedImage, Annotations
-from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.annotations.source import SourceFiles, num_equal
 from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_text
 
 _MASKS = "SegmentationClass"
+_MAX_CLASSES, _SHOWN = 255, 60
 _SPLIT_LISTS = ("ImageSets", "Segmentation")
 # The palette's color of VOC's border, which is not a class.
 _VOC_BORDER = (224, 224, 192)
@@ -65,7 +67,8 @@ def read_cvat(source: SourceFiles, files: list[Path]) -> Annotations:
                 f"File: {path} ({line!r})"
             )
         colors[name] = color
-    spec = DatasetSpec(list(colors), colormap=list(colors.values()))
+    with naming(path):
+        spec = _spec(list(colors), colormap=list(colors.values()))
     return _voc_layout(source, spec, path.parent)
 
 
@@ -76,16 +79,25 @@ def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
         source: `SourceFiles`.
         files: a mask in `SegmentationClass`.
     """
-    # Its palette is that of VOC, so that its indices are the labels.
-    spec = DatasetSpec(CLASS_NAMES, ignore_label=255)
-    return _voc_layout(source, spec, files[0].parents[1])
+    # Another palette is of other classes, and refused.
+    spec = _spec(
+        CLASS_NAMES,
+        colormap=DatasetSpec(CLASS_NAMES).colors(),
+        ignore_colors=[_VOC_BORDER],
+    )
+    found = _voc_layout(source, spec, files[0].parents[1])
+    found.notes.append(
+        "the classes are those of PASCAL VOC; others need labelmap.txt beside "
+        f"{_MASKS}/"
+    )
+    return found
 
 
 def _voc_layout(source, spec, root):
     splits = {}
     for path in sorted(root.joinpath(*_SPLIT_LISTS).glob("*.txt")):
-        split = source.split_of(path)
-        # `trainval` and CVAT's `default` are no splits.
+        split = source.split_of(path, by_name=True)
+        # `trainval` and CVAT's `default` are not splits.
         if split is not None and path.stem != "trainval":
             names = read_text(path, 2**26).split()
             splits |= dict.fromkeys(names, split)
@@ -112,14 +124,19 @@ def read_roboflow(source: SourceFiles, files: list[Path]) -> Annotations:
     """
     values = {}
     for path in files:
-        rows = list(csv.reader(read_text(path).splitlines()))[1:]
-        for row in rows:
+        try:
+            rows = list(csv.reader(read_text(path).splitlines()))
+        except csv.Error as error:
+            raise InputError(
+                f"Not a readable table. File: {path} ({error})"
+            ) from None
+        for row in rows[1:]:
             try:
                 value, name = int(row[0]), row[1].strip()
             except (ValueError, IndexError):
                 raise InputError(
                     "Lines must be VALUE, NAME after a heading. "
-                    f"File: {path} ({','.join(row)})"
+                    f"File: {path} ({','.join(row)[:_SHOWN]!r})"
                 ) from None
             if values.setdefault(value, name) != name:
                 raise InputError(
@@ -128,7 +145,8 @@ def read_roboflow(source: SourceFiles, files: list[Path]) -> Annotations:
                 )
     names = list(dict.fromkeys(values.values()))
     table = {value: names.index(name) for value, name in values.items()}
-    found = Annotations(names, [], DatasetSpec(names, label_map=table))
+    with naming(files[0]):
+        found = Annotations(names, [], _spec(names, label_map=table))
     masks = source.ending("_mask.png")
     _pair(
         source,
@@ -166,6 +184,16 @@ def read_cityscapes(source: SourceFiles, files: list[Path]) -> Annotations:
     return found
 
 
+def _spec(names, **options):
+    """Returns the spec of a source's masks."""
+    if len(names) > _MAX_CLASSES:
+        raise InputError(
+            f"masks of 8 bits hold at most {_MAX_CLASSES} classes; remove "
+            f"those that no mask shows. Received: {len(names)}"
+        )
+    return DatasetSpec(names, **options)
+
+
 def _pair(source, found, masks):
     """Adds the images of masks: `(mask, stem of the image, split)` each."""
     labeled = {mask for mask, *_ in masks}
@@ -176,13 +204,28 @@ def _pair(source, found, masks):
             by_stem.setdefault(image.stem, []).append(image)
     missing: list[str] = []
     for mask, stem, split in masks:
-        candidates = by_stem.get(stem, [])
-        near = [p for p in candidates if p.parent == mask.parent]
-        if not candidates:
+        # Folders of images and masks differ by their names near the root.
+        likeness = {
+            image: (
+                image.parent == mask.parent,
+                num_equal(
+                    reversed(image.parts[:-1]), reversed(mask.parts[:-1])
+                ),
+            )
+            for image in by_stem.get(stem, [])
+        }
+        if not likeness:
             missing.append(mask.name)
             continue
+        image = max(likeness, key=likeness.get)
         found.images.append(
-            AnnotatedImage((near or candidates)[0], split, label_image=mask)
+            AnnotatedImage(
+                image,
+                split,
+                label_image=mask,
+                likeness=likeness[image],
+                name=mask.name,
+            )
         )
     if missing:
         found.notes.append(

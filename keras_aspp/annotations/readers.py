@@ -7,7 +7,8 @@ from pathlib import Path
 
 from keras_aspp.annotations import coco, cvat_xml, label_images, shapes
 from keras_aspp.annotations.json_stream import top_level_keys
-from keras_aspp.annotations.regions import Annotations
+from keras_aspp.annotations.reading import note_missing
+from keras_aspp.annotations.regions import AnnotatedImage, Annotations
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.utils.exceptions import InputError
 
@@ -46,7 +47,7 @@ def read_annotations(
             f"`format` must be one of {', '.join(FORMATS)}. "
             f"Received: {annotation_format!r}"
         )
-    found, damaged = find_formats(source)
+    found, notes = find_formats(source)
     if annotation_format is None:
         if len(found) > 1:
             shown = ", ".join(f"{k} ({v[0].name})" for k, v in found.items())
@@ -54,22 +55,56 @@ def read_annotations(
                 "The source holds annotations of several formats; choose one "
                 f"by --format. Received: {shown}"
             )
-        if not found and damaged:
-            raise InputError(damaged[0])
         if not found:
             raise InputError(
-                "No annotations of a known format "
-                f"({', '.join(FORMATS)}). Received: {source.root}"
+                f"No annotations of a known format ({', '.join(FORMATS)}). "
+                f"Received: {'; '.join([str(source.name), *notes])}"
             )
         (annotation_format,) = found
     if annotation_format not in found:
         raise InputError(
             f"The source holds no annotations of format {annotation_format}. "
-            f"Received: {source.root} with {', '.join(found) or 'none'}"
+            f"Received: {source.name} with {', '.join(found) or 'none'}"
         )
     annotations = _READERS[annotation_format](source, found[annotation_format])
+    annotations.notes[:0] = notes
     _note_unused(source, annotations)
+    _settle_repeats(annotations)
     return annotation_format, annotations
+
+
+def _settle_repeats(annotations):
+    """Leaves each image file once, since each becomes one image.
+
+    A file goes to the annotations whose name for it fits best; those of
+    another file of the same name, which is absent, have none. Annotations
+    that fit as well are of one image, and are merged.
+    """
+    by_path: dict[Path, list[AnnotatedImage]] = {}
+    for image in annotations.images:
+        by_path.setdefault(image.path, []).append(image)
+    missing, merged = [], []
+    for path, claims in by_path.items():
+        likeness = max(image.likeness for image in claims)
+        missing += [c.name for c in claims if c.likeness < likeness]
+        best, *others = (c for c in claims if c.likeness == likeness)
+        for other in others:
+            if (other.size, other.label_image) != (best.size, best.label_image):
+                raise InputError(
+                    "Annotations of one image must be of one size, or one "
+                    f"mask. File: {path} ({best.size} or {best.label_image}, "
+                    f"{other.size} or {other.label_image})"
+                )
+            best.regions += other.regions
+            merged.append(path.name)
+        by_path[path] = [best]
+    annotations.images = [image for (image,) in by_path.values()]
+    note_missing(annotations, missing)
+    if merged:
+        annotations.notes.append(
+            f"{len(merged)} images are annotated more than once, and their "
+            f"regions were merged, first {merged[0]}"
+        )
 
 
 def _note_unused(source, annotations):
@@ -99,8 +134,8 @@ def find_formats(
     """Recognizes the formats of a source by its files.
 
     Returns:
-        `(found, damaged)`: format -> files that show it; a message for each
-        JSON file that cannot be read.
+        `(found, notes)`: format -> files that show it; a message for each
+        JSON file that cannot be read, or holds no masks.
     """
     found = {
         "cityscapes": source.ending("_gtfine_labelids.png"),
@@ -121,9 +156,9 @@ def find_formats(
             for path in source.ending(".png")
             if path.parent.name == "SegmentationClass"
         ]
-    in_json, damaged = _find_json(source)
+    in_json, notes = _find_json(source)
     found |= in_json
-    return {name: files for name, files in found.items() if files}, damaged
+    return {name: files for name, files in found.items() if files}, notes
 
 
 def _yolo_classes(source):
@@ -137,18 +172,19 @@ def _find_json(source):
     meta = [path for path in files if path.name == "meta.json"]
     if meta and any(path.parent.name == "ann" for path in files):
         return {"supervisely": meta}, []
-    damaged = []
-    found = {"coco": [], "labelme": [], "label_studio": []}
+    notes, coco_keys = [], {}
+    found = {"labelme": [], "label_studio": []}
     for path in files:
         try:
             keys = top_level_keys(path)
         except InputError as error:
-            damaged.append(str(error))
+            notes.append(str(error))
             continue
         if coco.is_coco(keys):
-            found["coco"].append(path)
+            coco_keys[path] = keys
         elif "shapes" in keys:
             found["labelme"].append(path)
         elif "[].data" in keys:
             found["label_studio"].append(path)
-    return found, damaged
+    found["coco"], left_out = coco.choose_instances(coco_keys)
+    return found, notes + left_out

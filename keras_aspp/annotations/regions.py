@@ -25,7 +25,7 @@ from keras_aspp.utils.types import Size
 _MAX_OUTSIDE = 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Region:
     """Base class of the labeled regions of an image.
 
@@ -52,7 +52,7 @@ class Region:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Polygons(Region):
     """Union of polygons, minus holes.
 
@@ -95,7 +95,7 @@ class Polygons(Region):
         return coco.decode(coco.merge(parts)).astype(bool)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunLengths(Region):
     """COCO's run lengths of a mask in columns, beginning with zeros.
 
@@ -127,7 +127,7 @@ class RunLengths(Region):
         return np.repeat(values, counts).reshape(size[::-1]).T
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Bitmap(Region):
     """Mask of a part of an image.
 
@@ -165,6 +165,9 @@ class AnnotatedImage:
         size: `(height, width)` that the annotations state, or `None`.
         regions: list of `Region`.
         label_image: path of a mask instead of regions, or `None`.
+        likeness: folders that the file has in common with the name in the
+            annotations, and with their file; see `SourceFiles.find_image`.
+        name: name in the annotations, for messages.
     """
 
     path: Path
@@ -172,6 +175,8 @@ class AnnotatedImage:
     size: Size | None = None
     regions: list[Region] = dataclasses.field(default_factory=list)
     label_image: Path | None = None
+    likeness: tuple[int, int] = (0, 0)
+    name: str = ""
 
 
 @dataclasses.dataclass

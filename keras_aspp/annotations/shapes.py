@@ -16,7 +16,9 @@ from keras_aspp.annotations.reading import (
     naming,
     note_missing,
     note_skipped,
+    numbers_of,
     rectangle,
+    rotated,
 )
 from keras_aspp.annotations.regions import (
     AnnotatedImage,
@@ -48,16 +50,13 @@ def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
     for path in files:
         content = read_json(path, max_bytes=_MAX_BYTES)
         name = str(content.get("imagePath") or path.stem)
-        image = source.find_image(name, path)
-        if image is None:
+        annotated = source.find_image(name, path)
+        if annotated is None:
             missing.append(f"{path.name} ({name})")
             continue
         size = (content.get("imageHeight"), content.get("imageWidth"))
-        annotated = AnnotatedImage(
-            image,
-            source.split_of(path),
-            size if all(type(n) is int for n in size) else None,
-        )
+        annotated.split = source.split_of(path) or annotated.split
+        annotated.size = size if all(type(n) is int for n in size) else None
         for shape in _list(content, "shapes", path):
             kind = str(shape.get("shape_type") or "polygon")
             with naming(path):
@@ -99,7 +98,7 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
     """
     names = _yolo_names(files[0])
     found = Annotations(list(names.values()), [])
-    boxes = 0
+    boxes, paired = 0, set()
     by_name = {
         source.relative(path).with_suffix("").as_posix(): path
         for path in source.ending(".txt")
@@ -108,6 +107,7 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         relative = source.relative(image).with_suffix("")
         beside = [p if p != "images" else "labels" for p in relative.parts]
         path = by_name.get("/".join(beside)) or by_name.get(relative.as_posix())
+        paired.add(path)
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
         lines = [] if path is None else read_text(path).splitlines()
@@ -115,7 +115,7 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
             if not line.strip():
                 continue
             with naming(path, f"line {number}"):
-                class_id, *numbers = [float(n) for n in line.split()]
+                class_id, *numbers = numbers_of(line.split())
                 if class_id not in names:
                     raise InputError(
                         f"class {class_id:g} is not among the {len(names)} "
@@ -135,7 +135,19 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         found.notes.append(
             f"{boxes} boxes were left out, since a box is no mask"
         )
+    others = [path for path in by_name.values() if path not in paired]
+    note_missing(found, [p.name for p in others if _is_yolo(p)])
     return found
+
+
+def _is_yolo(path):
+    """Returns True if a TXT begins with a class id and coordinates."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        words = file.readline(2**16).split()
+    try:
+        return len(numbers_of(words)) > 4
+    except InputError:
+        return False
 
 
 def _yolo_names(path):
@@ -181,15 +193,14 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
         for number, task in enumerate(stream_items(path, "item"), 1):
             with naming(path, f"task {number}"):
                 address = _image_address(task["data"])
-                image = source.find_image(address, path)
+                annotated = source.find_image(address, path)
                 # Uploads get a random prefix.
                 name = address.replace("\\", "/").rpartition("/")[2]
-                if image is None and "-" in name:
-                    image = source.find_image(name.partition("-")[2], path)
-                if image is None:
+                if annotated is None and "-" in name:
+                    annotated = source.find_image(name.partition("-")[2], path)
+                if annotated is None:
                     missing.append(address)
                     continue
-                annotated = AnnotatedImage(image, source.split_of(image))
                 for result in _label_studio_results(task):
                     region, annotated.size = _label_studio_region(result)
                     if region is None:
@@ -233,7 +244,8 @@ def _label_studio_region(result):
     elif result_type == "rectanglelabels":
         first = np.array([value["x"], value["y"]], "float64") / 100
         extent = np.array([value["width"], value["height"]], "float64") / 100
-        rings = [rectangle(first, first + extent)]
+        box = rectangle(first, first + extent)
+        rings = [rotated(box, size, float(value.get("rotation") or 0), first)]
     elif result_type == "brushlabels":
         return Bitmap(values=_brush(value["rle"], size), **common), size
     else:
@@ -298,12 +310,11 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
     for path in source.ending(".json"):
         if path.parent.name != "ann":
             continue
-        image = source.find_image(path.stem, path)
-        if image is None:
+        annotated = source.find_image(path.stem, path)
+        if annotated is None:
             missing.append(f"{path.name} ({path.stem})")
             continue
         content = read_json(path, max_bytes=_MAX_BYTES)
-        annotated = AnnotatedImage(image, source.split_of(image))
         with naming(path):
             size = content.get("size") or {}
             if size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from keras_aspp.annotations.regions import AnnotatedImage
 from keras_aspp.data.folder import IMAGE_SUFFIXES
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.types import PathLike
@@ -30,14 +32,23 @@ class SourceFiles:
     Args:
         root: the folder, or one annotation file.
         image_root: folder of the images, or `None` for that of `root`.
+        archive: zip archive that was unpacked to `root`, or `None`.
 
     Attributes:
+        name: what the user named: folder, archive or file.
         root: folder.
         files: all files below it, sorted; of a source that is one file, this.
     """
 
-    def __init__(self, root: Path, image_root: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        image_root: Path | None = None,
+        archive: Path | None = None,
+    ) -> None:
         alone = root.is_file()
+        self.name: Path = archive or root
+        self._archive = archive
         self.root: Path = root.parent if alone else root
         self._image_root = image_root or self.root
         self.files: list[Path] = [root] if alone else _files_below(self.root)
@@ -45,6 +56,12 @@ class SourceFiles:
         for path in _files_below(self._image_root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._images.setdefault(path.name, []).append(path)
+
+    def public(self, text: str) -> str:
+        """Returns a message about a file as the user knows its path."""
+        if self._archive is None:
+            return text
+        return text.replace(str(self.root), str(self._archive))
 
     def named(self, *names: str) -> list[Path]:
         """Returns the files of one of these names."""
@@ -63,7 +80,7 @@ class SourceFiles:
         inside = path.is_relative_to(self.root)
         return path.relative_to(self.root if inside else self._image_root)
 
-    def find_image(self, name: str, near: Path) -> Path | None:
+    def find_image(self, name: str, near: Path) -> AnnotatedImage | None:
         """Finds the image file that annotations name.
 
         Args:
@@ -72,34 +89,36 @@ class SourceFiles:
 
         Returns:
             The file of that name with the most folders in common, and of
-            these the nearest to the annotations; `None` if there is none.
+            these the nearest to the annotations, in the split of its folders;
+            `None` if there is none.
         """
         wanted = PurePosixPath(name.replace("\\", "/")).parts
         if not wanted:
             return None
-
-        def likeness(path):
-            same = 0
-            for own, part in zip(
-                reversed(path.parts), reversed(wanted), strict=False
-            ):
-                if own != part:
-                    break
-                same += 1
-            shared = len(
-                [
-                    1
-                    for own, part in zip(path.parts, near.parts, strict=False)
-                    if own == part
-                ]
+        found = [
+            AnnotatedImage(
+                path,
+                self.split_of(path),
+                likeness=(
+                    num_equal(reversed(path.parts), reversed(wanted)),
+                    num_equal(path.parts, near.parts),
+                ),
+                name=name,
             )
-            return same, shared
+            for path in self._images.get(wanted[-1], ())
+        ]
+        return max(found, key=lambda image: image.likeness, default=None)
 
-        return max(self._images.get(wanted[-1], ()), key=likeness, default=None)
+    def split_of(self, path: Path, by_name: bool = False) -> str | None:
+        """Returns the split that a file's folders state, or `None`.
 
-    def split_of(self, path: Path) -> str | None:
-        """Returns the split that a file's name or folders state, or `None`."""
-        for part in reversed(self.relative(path).with_suffix("").parts):
+        Args:
+            path: the file.
+            by_name: bool. Whether its own name counts, too, as of a list of
+                images; an image may show a train or a test.
+        """
+        parts = self.relative(path).with_suffix("").parts
+        for part in reversed(parts if by_name else parts[:-1]):
             words = "".join(c if c.isalpha() else " " for c in part.lower())
             for split, names in _SPLITS.items():
                 if set(words.split()) & set(names):
@@ -137,7 +156,19 @@ def opened_source(
         return
     with tempfile.TemporaryDirectory(prefix="keras_aspp_import") as folder:
         _unpack(path, Path(folder))
-        yield SourceFiles(Path(folder), image_root)
+        files = SourceFiles(Path(folder), image_root, archive=path)
+        try:
+            yield files
+        except InputError as error:
+            raise InputError(files.public(str(error))) from None
+
+
+def num_equal(one: Iterable[str], other: Iterable[str]) -> int:
+    """Returns the number of parts that two paths begin with alike."""
+    same = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(one, other, strict=False)
+    )
+    return sum(1 for _ in same)
 
 
 def _unpack(path, folder):

@@ -35,7 +35,7 @@ def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
         a model that states none.
 
     Raises:
-        ValueError: the features are no maps of the image.
+        ValueError: the features are not maps of the image.
     """
     found = {}
     for key, tensor in _levels(model).items():
@@ -187,7 +187,7 @@ def as_it_is(model: keras.Model) -> keras.Model:
 
 
 def _stride(model, tensor):
-    """Pixels per cell, or `None` for what is no map of the image."""
+    """Pixels per cell, or `None` for a tensor other than a map of the image."""
     image = graph_of(model).inputs[0].shape
     shape = tensor.shape
     if len(image) != 4 or len(shape) != 4:

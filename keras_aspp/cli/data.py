@@ -180,6 +180,12 @@ def _add_import(commands):
     parser.add_argument(
         "--test_fraction", type=float, default=0.0, metavar="SHARE"
     )
+    parser.add_argument(
+        "--task",
+        choices=("semantic", "binary"),
+        default="semantic",
+        help="`binary` for one class beside the background",
+    )
     parser.add_argument("--overwrite", action="store_true")
 
 
@@ -218,10 +224,16 @@ def _import(flags):
         group_by=flags.group_by,
         validation_fraction=flags.validation_fraction,
         test_fraction=flags.test_fraction,
+        task=flags.task,
         overwrite=flags.overwrite,
         progress=_counted,
     )
-    checked = check_folder(FolderSource(flags.output))
+    source = FolderSource(flags.output)
+    checked = check_folder(source)
+    if checked.bands:
+        _write_bands(source, checked)
+        checked = check_folder(FolderSource(flags.output))
+    _print_problems(checked)
     print(f"format  {report.format}\n")
     _print_report(
         dataclasses.replace(checked, notes=[*report.notes, *checked.notes])
@@ -229,16 +241,12 @@ def _import(flags):
     print()
     preview = flags.output / "preview.png"
     _draw_preview(flags.output, None, 12, False, preview)
-    print_table(
-        [
-            ("data set", flags.output),
-            (
-                "next",
-                f"keras-aspp train --config folder --data.root {flags.output}",
-            ),
-        ]
-    )
-    return 0
+    command = f"keras-aspp train --config folder --data.root {flags.output}"
+    if "val" not in report.num_images:
+        command += " --data.validation_split null"
+    rows = [("data set", flags.output), ("next", command)]
+    print_table(rows if "train" in report.num_images else rows[:1])
+    return 1 if checked.problems else 0
 
 
 def _class_map(pairs):
@@ -289,10 +297,7 @@ def _check(flags):
         sizes = report.sizes[config.train_split]
         padding = padding_note(sizes, config.crop_size, config.augment.scale)
         report.notes += [padding] if padding else []
-    for problem in report.problems:
-        print(printable(problem))
-    if report.problems:
-        print()
+    _print_problems(report)
     _print_report(report)
     if flags.write:
         print(f"\nwritten  {source.root / 'dataset.json'}")
@@ -394,6 +399,13 @@ def _counted(pairs):
     for done, pair in enumerate(pairs, start=1):
         yield pair
         show_progress(done, len(pairs))
+
+
+def _print_problems(report):
+    for problem in report.problems:
+        print(printable(problem))
+    if report.problems:
+        print()
 
 
 def _print_report(report):

@@ -117,7 +117,7 @@ def check_export(folder, received):
         received: str, what the user gave, for messages.
 
     Raises:
-        FileNotFoundError: it is no export.
+        FileNotFoundError: the folder is not an export.
     """
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")

@@ -1,5 +1,6 @@
 """Command `keras-aspp inspect`."""
 
+import contextlib
 import json
 import os
 import sys
@@ -55,7 +56,10 @@ def run(arguments):
             "--figures must be a folder. "
             f"Received: {str(flags.figures)!r}, a file"
         )
-    found, model = _examine(flags, overrides)
+    # Messages must not stand among the numbers.
+    output = sys.stderr if flags.json == "-" else sys.stdout
+    with contextlib.redirect_stdout(output):
+        found, model = _examine(flags, overrides)
     if flags.json != "-" and model is None:
         print_artefact(found)
     elif flags.json != "-":

@@ -13,17 +13,17 @@ from keras_aspp.cli.startup import prompt_interrupts, start_program
 from keras_aspp.utils.errors import is_user_error, one_line
 
 COMMANDS = {
-    "train": "train a segmenter as a configuration says",
-    "evaluate": "count a model's right and wrong pixels on a data set",
-    "export": "write SavedModel and TFLite files, checked against the model",
-    "predict": "segment images",
-    "inspect": "what a model costs, what it sees and what it misses",
-    "explain": "draw the effect of atrous convolution on your image",
-    "demo": "try an exported model in the browser",
+    "train": "train a segmenter from a configuration",
+    "evaluate": "evaluate a model on a data set",
+    "export": "write SavedModel, TFLite and ONNX files, compared with the "
+    "model",
+    "predict": "segment images; GeoTIFFs by window",
+    "inspect": "print feature sizes, receptive fields and cost of a model",
+    "explain": "draw atrous convolution on your own image",
+    "demo": "serve exported models to your browser",
     "push": "upload a model to the Hugging Face Hub",
-    "data": "import annotations; look at a data set, convert it",
+    "data": "import annotations; check, draw and convert data sets",
 }
-
 
 # Exit status of an internal error, as EX_SOFTWARE of sysexits.h.
 INTERNAL_ERROR = 70
@@ -90,7 +90,7 @@ def _run(arguments):
     parser = Parser(
         prog="keras-aspp",
         description="Atrous convolution and ASPP for Keras: train, evaluate, "
-        "export, predict, look inside.",
+        "export, predict, inspect.",
         epilog="\n".join(f"  {k:10} {v}" for k, v in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,7 +140,8 @@ def guarded(run, arguments):
         print(
             f"keras-aspp: internal error: {type(error).__name__}: "
             f"{one_line(error)}\nThis is a fault of keras_aspp, not of your "
-            "input; please report it with the output of --debug.",
+            "input; please report it in an issue of the repository that you "
+            "installed it from, with the output of --debug.",
             file=sys.stderr,
         )
         return INTERNAL_ERROR

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from keras_aspp.config.schema import DURATIONS, Config
+from keras_aspp.config.schema import DURATIONS, RENAMED, Config
+from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import write_text
 from keras_aspp.utils.text import read_text
@@ -93,7 +94,11 @@ def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
         ValueError: unknown keys or wrong values, named.
     """
     text = read_text(path, _MAX_BYTES)
-    _check_keys(_parse(text, path), path)
+    content = _parse(text, path)
+    if _rename_keys(content):
+        text = _yaml(content)
+    _check_keys(content, path)
+    overrides = [_renamed(word) for word in overrides]
     parser = _make_parser()
     blamed = f" File: {path}"
     try:
@@ -101,7 +106,7 @@ def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
         if overrides:
             blamed = ""
             _leave_to(overrides, parsed.train)
-            parsed = parser.parse_args(list(overrides), namespace=parsed)
+            parsed = parser.parse_args(overrides, namespace=parsed)
     # What the parser raises depends on what the value looks like.
     except (argparse.ArgumentError, ArithmeticError, ValueError) as error:
         raise ConfigurationError(_explain(error) + blamed) from None
@@ -114,6 +119,29 @@ def load_config(path: PathLike, overrides: Sequence[str] = ()) -> Config:
     except InputError as error:
         raise ConfigurationError(_explain(error) + blamed) from None
     return config
+
+
+def _rename_keys(content):
+    """Replaces former keys; returns True if there were any."""
+    found = False
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        fields = content.get(section) if isinstance(content, dict) else None
+        if isinstance(fields, dict) and key in fields:
+            warn_renamed(old, new)
+            fields.setdefault(new.split(".")[1], fields.pop(key))
+            found = True
+    return found
+
+
+def _renamed(word):
+    """Replaces a former key in a word of the command line."""
+    flag, equals, value = word.partition("=")
+    new = RENAMED.get(flag.removeprefix("--"))
+    if new is None or not flag.startswith("--"):
+        return word
+    warn_renamed(flag, f"--{new}")
+    return f"--{new}{equals}{value}"
 
 
 def _leave_to(overrides, train):
@@ -141,9 +169,13 @@ def _make_parser():
 
 def config_text(config: Config) -> str:
     """Formats a configuration as YAML that `load_config` reads."""
+    return _yaml(_plain(dataclasses.asdict(config)))
+
+
+def _yaml(content):
     import yaml
 
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def dump_config(config: Config, path: PathLike) -> None:

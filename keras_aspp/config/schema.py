@@ -1,12 +1,20 @@
 """Configuration: frozen dataclasses, read from YAML and the command line."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from keras_aspp.context_modules import ContextName, modules_text
 from keras_aspp.data.augment import AugmentConfig
 from keras_aspp.data.folder import HELD_OUT
+from keras_aspp.utils.deprecation import renamed_arguments, renamed_attribute
+from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import ContextName
+
+# Former keys, which files and command lines may use for one more release.
+RENAMED = {
+    "export.calibration_images": "export.num_calibration_images",
+    "export.verify_images": "export.num_verify_images",
+}
 
 
 def _head_field(default: Any, *architectures: str) -> Any:
@@ -50,11 +58,9 @@ class ModelConfig:
         separable: use depthwise separable 3x3 convolutions in the head.
         image_pooling: add the image-level branch to the ASPP.
         context: module between the backbone and DeepLabV3's classifier or
-            DeepLabV3+'s decoder: `aspp`; `ksac` and `ksac_concat`, an ASPP of
-            one kernel; `wasp` and `d_linknet`, cascades of rates; `dappm` and
-            `pappm`, pools of several sizes, whose strides are `atrous_rates`;
-            `dpc`, a dense prediction cell; `dilated_reparam`, a large kernel
-            of one rate; `none`. docs/atrous.md compares them.
+            DeepLabV3+'s decoder. Strides of pools are `atrous_rates`.
+            docs/atrous.md compares the modules:
+            {context_modules}
         dropout: dropout rate before the classifier, in [0, 1).
         batch_norm: `train` updates batch norm; `freeze` keeps the statistics
             of the weights; `sync` computes statistics over all devices of a
@@ -144,6 +150,9 @@ class ModelConfig:
     gate_filters: int = _head_field(128, "lr_aspp")
     fusion_stride: int = _head_field(4, "daformer")
     embed_filters: int = _head_field(256, "daformer")
+
+
+insert_text(ModelConfig, "{context_modules}", modules_text())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -510,7 +519,7 @@ class ExportConfig:
         formats: artefacts to write; `tflite_logits` is for MediaPipe,
             `tflite_any_size` has an input that the interpreter resizes,
             `tflite_gpu` is for the GPUs of phones.
-        calibration_images: number of training images that calibrate
+        num_calibration_images: number of training images that calibrate
             `tflite_int8` and `tflite_int16x8`.
         max_int8_loss: largest loss of the formats of 8 and 16 bits by the
             conversion, in points of mean IoU; export fails above it. What
@@ -523,7 +532,7 @@ class ExportConfig:
             faster, for fractions of a point of mean IoU.
         outputs: what artefacts return: `labels`, and beside them `confidence`
             (the probability of the label) and `probabilities` (of each class).
-        verify_images: number of images on which artefacts are compared with
+        num_verify_images: number of images on which artefacts are compared with
             the Keras model.
         preview_image: image file for `preview.png`, or `null` for one of the
             data set.
@@ -547,7 +556,7 @@ class ExportConfig:
         ],
         ...,
     ] = ("saved_model", "tflite_float32", "tflite_float16")
-    calibration_images: int = 64
+    num_calibration_images: int = 64
     max_int8_loss: float = 1.0
     int8_in_float: list[str] = dataclasses.field(default_factory=list)
     more_image_sizes: list[tuple[int, int]] = dataclasses.field(
@@ -557,9 +566,22 @@ class ExportConfig:
     outputs: tuple[Literal["labels", "confidence", "probabilities"], ...] = (
         "labels",
     )
-    verify_images: int = 8
+    num_verify_images: int = 8
     preview_image: str | None = None
     preview_note: str = ""
+
+    calibration_images: ClassVar[property] = renamed_attribute(
+        "calibration_images", "num_calibration_images"
+    )
+    verify_images: ClassVar[property] = renamed_attribute(
+        "verify_images", "num_verify_images"
+    )
+
+
+ExportConfig.__init__ = renamed_arguments(  # type: ignore[method-assign]
+    calibration_images="num_calibration_images",
+    verify_images="num_verify_images",
+)(ExportConfig.__init__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ class BandStatistics:
             return {}
         key = max(self._sums, key=lambda key: self.formats[key])
         count, mean, squares, low, high = self._sums[key]
-        # A constant band has no spread, and is left as it is.
+        # A constant band has no spread, and is not scaled.
         std = np.sqrt(squares / count)
         std[std == 0] = 1.0
         rows = {"mean": mean, "std": std, "min": low, "max": high}

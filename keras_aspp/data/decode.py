@@ -61,6 +61,24 @@ _STRETCHED_BY = {"L;2": 85, "L;4": 17}
 _FILTERS = threading.Lock()
 
 
+class UnknownColorError(InputError):
+    """Color of a mask that is no class.
+
+    Args:
+        problem: the color.
+        advice: what to write into `dataset.json`.
+        place: the file, and how many pixels.
+
+    Attributes:
+        problem: see above, for other advice where there is no such file.
+        place: see above.
+    """
+
+    def __init__(self, problem: str, advice: str, place: str) -> None:
+        super().__init__(f"{problem}{advice}. {place}")
+        self.problem, self.place = problem, place
+
+
 def open_image(
     source: PathLike | bytes, name: PathLike | None = None
 ) -> Image.Image:
@@ -399,8 +417,9 @@ def read_bands(
             bits = "16 bits per value, " if deep else ""
             raise InputError(
                 "Images must have 8 bits per channel; scale the values to "
-                '0..255, or put "dtype": "uint16" and "channels" into '
-                "dataset.json, as `keras-aspp data check` prints them. "
+                "0..255, or train a model on such files, by "
+                '"dtype": "uint16" and "channels" in dataset.json, as '
+                "`keras-aspp data check` prints them. "
                 f"File: {path} ({bits}mode {image.mode})"
             )
         try:
@@ -776,11 +795,11 @@ def _holds_indices(values, palette, spec, path):
     if agree and (table[unknown] == spec.ignore_label).all():
         return True
     index = int(np.argmax(unknown * counts))
-    raise InputError(
-        f"Color {_shown(palette[index])} of the palette is not in the "
-        "colormap. Name it in `colormap` or `ignore_colors` in dataset.json; "
-        "or, if the palette's indices are the labels, remove `colormap` there. "
-        f"File: {path} (index {index}, {counts[index]} pixels)"
+    raise UnknownColorError(
+        f"Color {_shown(palette[index])} of the palette is not in the colormap",
+        ". Name it in `colormap` or `ignore_colors` in dataset.json; or, if "
+        "the palette's indices are the labels, remove `colormap` there",
+        f"File: {path} (index {index}, {counts[index]} pixels)",
     )
 
 
@@ -837,9 +856,10 @@ def _from_colors(rgb, path, spec, num_transparent):
             )
             if num_transparent:
                 more += ", as which transparent pixels are read,"
-        raise InputError(
-            f"Color {color}{more} is not in the colormap; {hint} "
-            f"in dataset.json. File: {path} ({counts[worst]} pixels)"
+        raise UnknownColorError(
+            f"Color {color}{more} is not in the colormap",
+            f"; {hint} in dataset.json",
+            f"File: {path} ({counts[worst]} pixels)",
         )
     return labels.astype("uint8")[inverse].reshape(code.shape)
 

@@ -18,7 +18,7 @@ from keras_aspp.data.groups import (
     by_group,
     compile_group_by,
     hold_out,
-    shared_groups,
+    shared_groups_note,
 )
 from keras_aspp.data.spec import DatasetSpec, grouped
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
@@ -155,14 +155,8 @@ class FolderSource:
             split: [_stem(pair) for pair in pairs]
             for split, pairs in self.pairs.items()
         }
-        shared = shared_groups(names, pattern)
-        if shared:
-            group, splits = next(iter(shared.items()))
-            self.notes.append(
-                f"groups that lie in several splits: {len(shared)} (first "
-                f"{group} in {' and '.join(splits)}), which makes scores of "
-                "these splits too good"
-            )
+        note = shared_groups_note(names, pattern)
+        self.notes += [note] if note else []
 
     def _split_folders(self, spec):
         """Returns the names of the splits, empty without split folders."""
@@ -681,7 +675,8 @@ class _Seen:
             return
         own = (
             "their masks must be upright, too; if they fit the images as these "
-            'are stored, put "mask_orientation": "image" into dataset.json'
+            'are stored, put "mask_orientation": "image" into dataset.json, or '
+            "write upright copies by `keras-aspp data fix --masks image`"
         )
         if spec.mask_orientation == "image":
             own = 'so are their masks, by "mask_orientation": "image"'

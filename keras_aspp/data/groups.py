@@ -69,6 +69,20 @@ def shared_groups(
     return {group: found for group, found in splits.items() if len(found) > 1}
 
 
+def shared_groups_note(
+    names: Mapping[str, Iterable[str]], pattern: re.Pattern[str] | None
+) -> str | None:
+    """Returns a message about groups that lie in several splits, if any."""
+    shared = shared_groups(names, pattern)
+    if not shared:
+        return None
+    group, splits = next(iter(shared.items()))
+    return (
+        f"groups that lie in several splits: {len(shared)} (first {group} in "
+        f"{' and '.join(splits)}), which makes scores of these splits too good"
+    )
+
+
 def place_of(name: str) -> float:
     """Returns a number in [0, 1) by a hash of a name, to split by it."""
     digest = hashlib.sha256(os.fsencode(name)).digest()

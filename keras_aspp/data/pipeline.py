@@ -89,7 +89,7 @@ def training_dataset(
     )
 
 
-def pictures_of_batch(
+def images_of_batch(
     source: Source,
     split: str,
     batch_size: int,

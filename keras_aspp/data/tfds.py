@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +18,8 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.extras import is_installed
 from keras_aspp.utils.types import Dataset, PathLike, Tensor
+
+_log = logging.getLogger(__name__)
 
 _OURS = ("multiscale_shapes", "voc_segmentation")
 _DRAWN = ("multiscale_shapes",)  # generated on this machine, not downloaded
@@ -270,7 +272,7 @@ class TfdsSource:
 
 
 def _draw(builder):
-    """Generates a data set and prints its folder.
+    """Generates a data set and logs its folder.
 
     TFDS' own output tells of a download of unknown size.
     """
@@ -279,11 +281,12 @@ def _draw(builder):
     if builder.data_path.exists():
         return
     count = sum(builder.NUM_EXAMPLES.values())
-    print(
-        f"Drawing the {count:,} images of {builder.name} (once, about "
-        f"{math.ceil(count / 100)} s) into {builder.data_path} ...",
-        file=sys.stderr,
-        flush=True,
+    _log.info(
+        "Drawing the %s images of %s (once, about %d s) into %s ...",
+        f"{count:,}",
+        builder.name,
+        math.ceil(count / 100),
+        builder.data_path,
     )
     tfds.disable_progress_bar()
     try:

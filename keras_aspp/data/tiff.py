@@ -210,7 +210,7 @@ def _decoded(path):
 def without_gaps(
     values: np.ndarray, nodata: float | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Replaces what is no data by 0.
+    """Replaces pixels without data by 0.
 
     Args:
         values: array `[H, W, C]`.

@@ -41,7 +41,7 @@ def advise_on_classes(
             overlap; `None` for the sum over classes.
 
     Returns:
-        list of str, one line for each reason; empty if there is no such class.
+        list of str, one line for each reason; empty without such a class.
     """
     lost = set(zero_classes(metrics))
     shares = learned / max(learned.sum() if total is None else total, 1)

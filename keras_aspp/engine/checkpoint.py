@@ -10,7 +10,7 @@ import os
 import keras
 import numpy as np
 
-from keras_aspp.config.schema import Config
+from keras_aspp.config.schema import RENAMED, Config
 from keras_aspp.engine.quantize_aware import write_ranges
 from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.models.saving import save_model
@@ -303,7 +303,8 @@ def changes(workdir, config):
     if before is None:
         return []
     # Fields that an earlier version lacked had their defaults.
-    old = {**_flat(Config()), **before["config"]}
+    named = {RENAMED.get(k, k): v for k, v in before["config"].items()}
+    old = {**_flat(Config()), **named}
     # Before there were tasks, the default weight of Dice was 0.
     if "data.task" not in before["config"] and not old["train.loss.dice"]:
         if not config.train.loss.dice:

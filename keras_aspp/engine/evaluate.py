@@ -428,7 +428,7 @@ class _Worst:
 
 
 def resolve_num_classes(predictor, spec):
-    """Raises `ValueError` if model and data set differ in their classes.
+    """Raises `ValueError` if model and data set differ in classes or bands.
 
     A file that does not state its number of classes gets that of the data set.
     """
@@ -450,6 +450,16 @@ def resolve_num_classes(predictor, spec):
         raise InputError(
             f"The model has {predictor.num_classes} classes, the data set "
             f"{spec.num_classes}. Received: {predictor.path}"
+        )
+    pixels = getattr(predictor, "pixels", spec.pixels)
+    if pixels.channels != spec.channels or pixels.dtype not in (
+        spec.dtype,
+        "float32",
+    ):
+        raise InputError(
+            f"The model predicts images of {pixels.describe()}, those of the "
+            f"data set have {spec.pixels.describe()}. "
+            f"Received: {predictor.path}"
         )
 
 

@@ -15,7 +15,7 @@ from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import Config
 from keras_aspp.data.augment import padding_note
 from keras_aspp.data.folder import FolderSource, check_folder
-from keras_aspp.data.pipeline import pictures_of_batch, training_dataset
+from keras_aspp.data.pipeline import images_of_batch, training_dataset
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.statistics import count_classes, sizes_of
 from keras_aspp.engine.advice import (
@@ -400,7 +400,7 @@ class Run:
     def files_of_batch(self, step):
         """Returns the names of the images in a batch of the run."""
         data, train = self.config.data, self.config.train
-        return pictures_of_batch(
+        return images_of_batch(
             self.source, data.train_split, train.batch_size, train.seed, step
         )
 

@@ -119,7 +119,7 @@ def _is_done(event, epochs, steps):
     )
 
 
-class ValidationPictures(keras.callbacks.Callback):
+class ValidationImages(keras.callbacks.Callback):
     """Writes images with overlays of labels and predictions to TensorBoard.
 
     It predicts at the end of each validation with the validated weights, so it

@@ -15,7 +15,7 @@ from keras_aspp.engine.quantize_aware import (
 from keras_aspp.engine.tensorboard import (
     Compilations,
     TensorBoard,
-    ValidationPictures,
+    ValidationImages,
     cut_events,
 )
 from keras_aspp.utils.signals import stop_signals
@@ -111,7 +111,7 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
             else []
         ),
         *([Progress(checkpoints, run.epochs)] if chief else []),
-        ValidationPictures(
+        ValidationImages(
             images[:_NUM_SHOWN].numpy(),
             labels[:_NUM_SHOWN].numpy(),
             run.spec,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from keras_aspp.utils.exceptions import InputError
+
+README = "README.md"
 # The first words of what a model does, for semantic and multilabel ones.
 LEADS = ("Labels every pixel with", "Writes a mask of 0 and 1 for")
 # Fields of a card that are not measured.
@@ -24,6 +29,30 @@ def latency(entry: dict[str, Any]) -> str:
     """Formats a latency: median (minimum to maximum), in milliseconds."""
     ms = entry["latency_ms"]
     return f"{ms['median']:.0f} ({ms['min']:.0f} to {ms['max']:.0f})"
+
+
+def front_matter(text: str, file: Path) -> tuple[dict[str, Any], str]:
+    """Splits a card into its metadata and its body.
+
+    Args:
+        text: str, the card.
+        file: path of it, for the message.
+
+    Raises:
+        InputError: the metadata is not YAML.
+    """
+    import yaml
+
+    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
+    if not match:
+        return {}, f"\n{text}"
+    try:
+        found = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"The metadata of a card must be YAML. File: {file} ({error})"
+        ) from None
+    return found if isinstance(found, dict) else {}, text[match.end() :]
 
 
 def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:

@@ -73,7 +73,7 @@ def check_size(name: str, image_size: Size, model: Segmenter) -> Size:
         model: `Segmenter`.
 
     Raises:
-        ValueError: it is no size, or not that of the model.
+        ValueError: it is not a size, or not that of the model.
     """
     size = tuple(np.atleast_1d(np.asarray(image_size, object)))
     if len(size) != 2 or any(type(n) is not int or n < 1 for n in size):

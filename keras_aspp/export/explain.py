@@ -18,7 +18,7 @@ from keras_aspp.export.quantize import (
     ranges_of,
     tensor_names,
 )
-from keras_aspp.litert.graph import Graph
+from keras_aspp.litert.graph import Graph, unpacked
 from keras_aspp.litert.values import run_with_values
 from keras_aspp.utils.exceptions import InputError
 
@@ -191,7 +191,7 @@ def _named(content, images, wanted):
         images: see `run_with_values`.
         wanted: names; `None` for all.
     """
-    (graph,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    (graph,) = unpacked(content).subgraphs
     for values in run_with_values(content, images):
         found = {}
         for index, array in values:

@@ -126,7 +126,7 @@ def export_model(
         outputs: `"labels"`, and of `"confidence"` (probability of the label)
             and `"probabilities"` what artefacts return beside them, float32
             in 0..1. A SavedModel returns these by signatures of their own,
-            with confidence in any case; `"tflite_logits"` stays as it is. A
+            with confidence in any case; `"tflite_logits"` is unchanged. A
             multilabel model has no confidence; in its files of scores, a
             class is where its score is above 0.
         progress: function of `(phase, seconds)`, such as
@@ -201,12 +201,12 @@ def export_model(
 def _compared(written, comparison, progress):
     """Opens the artefacts; returns them and their entries of the manifest."""
     artefacts, entries = [], []
-    for kind, path in written:
+    for format, path in written:
         with timed(progress, f"{path.name}: comparing with the model"):
             predictor = comparison.reference
-            if kind != "keras":
+            if format != "keras":
                 predictor = Predictor(path)
-            artefacts.append(Artefact(kind, path, predictor))
+            artefacts.append(Artefact(format, path, predictor))
             entries.append(comparison.entry(artefacts[-1]))
     return artefacts, entries
 
@@ -336,7 +336,9 @@ def _write_artefacts(
             )
     wanted = [f for f in formats if f.startswith("tflite")]
     for size in sizes:
-        paths = {kind: _of_size(kind, work, size, sizes) for kind in FILE_NAMES}
+        paths = {
+            format: _of_size(format, work, size, sizes) for format in FILE_NAMES
+        }
         if "onnx" in formats:
             written.append(("onnx", paths["onnx"]))
             with writing(paths["onnx"]):
@@ -346,19 +348,19 @@ def _write_artefacts(
             size,
             wanted,
             calibration.images,
-            phase=lambda kind, paths=paths: writing(paths[kind]),
+            phase=lambda format, paths=paths: writing(paths[format]),
             in_float=calibration.in_float,
             **answers,
         )
-        for kind, data in files.items():
-            written.append((kind, paths[kind]))
-            paths[kind].write_bytes(data)
+        for format, data in files.items():
+            written.append((format, paths[format]))
+            paths[format].write_bytes(data)
         wanted = [f for f in wanted if f != "tflite_any_size"]
     return written
 
 
-def _of_size(kind, work, size, sizes):
-    path = work / FILE_NAMES[kind]
+def _of_size(format, work, size, sizes):
+    path = work / FILE_NAMES[format]
     if size == sizes[0]:
         return path
     return path.with_stem(f"{path.stem}_{size[0]}x{size[1]}")

@@ -6,7 +6,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_aspp.litert.edit import add_constant, add_tensor, operator_code
-from keras_aspp.litert.graph import operator_names, packed
+from keras_aspp.litert.graph import operator_names, packed, unpacked
 from keras_aspp.utils.exceptions import InputError
 
 # Operators that LiteRT's GPU backends refuse, always or in some versions.
@@ -40,7 +40,7 @@ def for_gpu(content: bytes) -> bytes:
     Raises:
         ValueError: GPUs refuse an operator or a tensor that is left.
     """
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     (graph,) = model.subgraphs
     names = operator_names(model)
     operators = []

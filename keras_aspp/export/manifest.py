@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 def describe(
     path: PathLike,
-    kind: str,
+    format: str,
     predictor: Predictor,
     pixels: PixelFormat | None = None,
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def describe(
 
     Args:
         path: file or folder.
-        kind: its format.
+        format: its format, a key of `FILE_NAMES`.
         predictor: `Predictor` of it.
         pixels: `PixelFormat` with the range of values of the images; `None`
             for 0..255.
@@ -54,7 +54,7 @@ def describe(
     batch = 1 if path.suffix in (".tflite", ".onnx") else "batch"
     return {
         "path": path.name,
-        "format": kind,
+        "format": format,
         "bytes": sum(f.stat().st_size for f in files_of(path)),
         "sha256": sha256(path),
         "input": {

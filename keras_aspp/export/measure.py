@@ -84,13 +84,15 @@ class Comparison:
             ValueError: the artefact agrees too little, does not run without
                 keras_aspp, or has operators that are not allowed.
         """
-        kind, path = artefact.format, artefact.path
+        format, path = artefact.format, artefact.path
         predictor = artefact.predictor
-        entry = manifests.describe(path, kind, predictor, self.reference.pixels)
+        entry = manifests.describe(
+            path, format, predictor, self.reference.pixels
+        )
         if not predictor.is_multilabel:
             entry["output"]["range"] = [0, self.reference.num_classes - 1]
         entry |= _operators(path, predictor)
-        if kind in QUANTIZED:
+        if format in QUANTIZED:
             entry["float_operators"] = float_operators(path.read_bytes())
         size, images = predictor.image_size, self.images
         if size is not None:
@@ -105,7 +107,7 @@ class Comparison:
             "max_abs_logit_difference": None,
             "score_difference": differences or None,
         }
-        if kind == "tflite_gpu":
+        if format == "tflite_gpu":
             described = describe.describe_tflite(path)
             entry["input"] |= {"dtype": "float32", "range": [-1, 1]}
             entry["output"] |= {
@@ -114,7 +116,7 @@ class Comparison:
                 "dtype": "float32",
                 "range": None,
             }
-        if kind == "tflite_logits":
+        if format == "tflite_logits":
             entry["output"] |= {
                 "name": serving.MASK_LOGITS
                 if predictor.is_multilabel
@@ -140,10 +142,10 @@ class Comparison:
 
     def _compare(self, artefact, size, images, entry):
         """Checks an artefact in each runtime; returns `verify.compare`'s."""
-        kind, path = artefact.format, artefact.path
-        expect = self._expected(kind, size)
+        format, path = artefact.format, artefact.path
+        expect = self._expected(format, size)
         shown = self._with_parts(images, size)
-        if kind == "keras":
+        if format == "keras":
             runtimes = {
                 "keras": [
                     {"labels": artefact.predictor.predict(image)}
@@ -161,9 +163,9 @@ class Comparison:
         for name, answers in runtimes.items():
             found[name] = verify.compare(answers, expect, shown)
             verify.check_agreement(
-                found[name][0], kind, path.name, self.evaluated
+                found[name][0], format, path.name, self.evaluated
             )
-            verify.check_differences(found[name][1], kind, path.name)
+            verify.check_differences(found[name][1], format, path.name)
         if "cpu" in found:
             gpu, compatible, reason = _on_gpu(artefact, images[0], expect)
             entry["compiled_model"] = {
@@ -173,28 +175,28 @@ class Comparison:
             entry |= {"gpu_compatible": compatible, "gpu_reason": reason}
         if size is not None and is_installed("openvino"):
             entry["openvino"] = _in_openvino(artefact, images, expect)
-        if kind == "tflite_gpu":
+        if format == "tflite_gpu":
             entry["float16"] = _in_float16(artefact, images, expect)
         return next(iter(found.values()))
 
-    def _expected(self, kind, size):
+    def _expected(self, format, size):
         """Returns the function that answers as an artefact should."""
-        if kind == "keras":
+        if format == "keras":
             # The file against the model in memory; all others against the
             # file, which is handed over with them.
             return self._answer
-        if self.labels_coarsely(kind, size):
+        if self.labels_coarsely(format, size):
             return self._coarse_answer
         return self._reference_answer
 
-    def labels_coarsely(self, kind, size):
+    def labels_coarsely(self, format, size):
         """Returns True for formats whose labels are those of `coarse_labels`.
 
         Args:
-            kind: str, format.
+            format: str, a key of `FILE_NAMES`.
             size: `(height, width)` of the artefact, or `None`.
         """
-        exact = kind in ("tflite_logits", "tflite_gpu")
+        exact = format in ("tflite_logits", "tflite_gpu")
         coarse = self._coarse_answer is not None
         return coarse and size is not None and not exact
 
@@ -285,7 +287,7 @@ def _on_gpu(artefact, image, expect):
         where it did not run; whether the GPU computes it, `None` without a
         GPU; why not, or `None`.
     """
-    kind, path = artefact.format, artefact.path
+    format, path = artefact.format, artefact.path
     found = reason = None
     try:
         run = verify.run_on_gpu(path, image)
@@ -303,7 +305,7 @@ def _on_gpu(artefact, image, expect):
             reason = "the GPU runs a part of it"
         elif value < _LEAST_ON_GPU:
             reason = f"the GPU agrees with Keras on {value:.1%} of the pixels"
-    if reason and kind == "tflite_gpu":
+    if reason and format == "tflite_gpu":
         raise InputError(
             "A tflite_gpu file must run on this machine's GPU. "
             f"Received: {path.name}, {reason}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import flatbuffers
 
-from keras_aspp.litert.graph import packed
+from keras_aspp.litert.graph import packed, unpacked
 
 LABELS = "labels.txt"
 # By format, `(mean, std)` of the pixels that a file takes: one of logits
@@ -51,14 +51,14 @@ def add_metadata(
         class_names: one str for each class.
         is_multilabel: bool; see `with_metadata`.
     """
-    for kind, path in written:
-        if kind in _NORMALIZED:
+    for format, path in written:
+        if format in _NORMALIZED:
             path.write_bytes(
                 with_metadata(
                     path.read_bytes(),
                     name,
                     class_names,
-                    *_NORMALIZED[kind],
+                    *_NORMALIZED[format],
                     is_multilabel,
                 )
             )
@@ -92,7 +92,7 @@ def with_metadata(
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    content = schema.ModelT.InitFromPackedBuf(model)
+    content = unpacked(model)
     buffer = schema.BufferT()
     buffer.data = _metadata(name, mean, std, is_multilabel)
     content.buffers.append(buffer)

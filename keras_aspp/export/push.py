@@ -15,7 +15,8 @@ import yaml
 
 from keras_aspp.config.load import load_config
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.export.card import LEADS, card_of_run
+from keras_aspp.export.about import about_run
+from keras_aspp.export.card import LEADS, README, card_of_run, front_matter
 from keras_aspp.utils.exceptions import (
     InputError,
     InputNotFoundError,
@@ -34,7 +35,6 @@ from keras_aspp.utils.hub import (
 from keras_aspp.utils.text import read_json, read_manifest, read_text
 from keras_aspp.utils.types import PathLike
 
-README = "README.md"
 # The folder of a workdir with the state of its training.
 _CHECKPOINTS = "checkpoints"
 # The names by which the Hub knows common licenses.
@@ -78,8 +78,8 @@ def push_model(
             private.
         message: str, of the commit, or `None` for a default.
         include: patterns of further files of the folder to send, such as
-            `"preview.png"`, `"config.yaml"` or `"logs/*"`. Wildcards do not
-            stand for a first dot, nor for the folder of checkpoints.
+            `"preview.png"`, `"config.yaml"` or `"logs/*"`. Wildcards match
+            neither a first dot nor the folder of checkpoints.
         dry_run: bool. Log what would be sent, and send nothing.
 
     Returns:
@@ -203,16 +203,7 @@ def _card(folder, where, with_preview):
         text = read_text(folder / README)
     else:
         text = card_of_run(folder.resolve().name, *_describe_run(folder))
-    match = re.match(r"---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
-    body = text[match.end() :] if match else f"\n{text}"
-    try:
-        front = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"The metadata of a card must be YAML. File: {folder / README} "
-            f"({error})"
-        ) from None
-    front = front if isinstance(front, dict) else {}
+    front, body = front_matter(text, folder / README)
     front = {
         **_hub_license(str(front.get("license") or "")),
         **{name: v for name, v in front.items() if name != "license"},
@@ -240,13 +231,10 @@ def _describe_run(folder):
     if (folder / "metrics.json").is_file():
         metrics = read_json(folder / "metrics.json")
     if (folder / "config.yaml").is_file():
-        data = load_config(folder / "config.yaml", ()).data
-        name = data.tfds or Path(data.root).name
-        about["dataset"] = name
-        about["trained_on"] = f"{name} (split {data.train_split})"
-        about["license"] = data.license or about["license"]
+        config = load_config(folder / "config.yaml", ())
+        about |= about_run(config, about["license"])
         about["evaluated_on"] = (
-            f"{metrics.get('num_images')} images of {name}, split "
+            f"{metrics.get('num_images')} images of {about['dataset']}, split "
             f"{metrics.get('split')}"
         )
     return names, metrics, about

@@ -112,7 +112,7 @@ def quantize_prepared(
 
 def tensor_names(content: bytes) -> dict[int, str]:
     """Returns tensor index -> name of the first output of each operator."""
-    (graph,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    (graph,) = unpacked(content).subgraphs
     outputs = [int(operator.outputs[0]) for operator in graph.operators]
     return {i: graph.tensors[i].name.decode() for i in outputs}
 
@@ -121,7 +121,7 @@ def ranges_of(
     content: bytes, images: Sequence[np.ndarray]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns the least and largest value of each tensor, by its name."""
-    (graph,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    (graph,) = unpacked(content).subgraphs
     (source,) = (int(i) for i in graph.inputs)
     found: dict[int, list[float]] = {}
     for image, tensors in zip(
@@ -200,7 +200,7 @@ def _spell_out_hard_swish(content):
 
     LiteRT's kernel of hard swish takes no int16 (2.3.0).
     """
-    model: Any = schema.ModelT.InitFromPackedBuf(content)
+    model: Any = unpacked(content)
     (graph,) = model.subgraphs
     names = operator_names(model)
     operators = []

@@ -87,7 +87,7 @@ def write_saved_model(
     _save(model, path, *endpoints)
 
 
-def write_one_picture(
+def write_one_image(
     model, path, image_size, dtype=None, outputs=("labels",), coarse=False
 ):
     """Writes a SavedModel for the TFLite converter.

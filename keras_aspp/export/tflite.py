@@ -26,7 +26,7 @@ from keras_aspp.export.explain import (
 )
 from keras_aspp.export.gpu import for_gpu
 from keras_aspp.export.quantize import QUANTIZED, quantize
-from keras_aspp.export.saved_model import write_one_picture
+from keras_aspp.export.saved_model import write_one_image
 from keras_aspp.inference import serving
 from keras_aspp.layers.lowering import export_form
 from keras_aspp.models import fold_batch_norm
@@ -105,7 +105,7 @@ def convert(
             with phase(name), filtered_stderr(hold=True):
                 if not os.path.exists(folder):
                     with export_form():
-                        write_one_picture(
+                        write_one_image(
                             model, folder, size, input_type, names, coarse
                         )
                 content = _convert_one(folder, name)
@@ -155,7 +155,7 @@ def explain_int8(
     if not calibration_images:
         raise InputError(
             "`calibration_images` must hold at least one image, of the "
-            "training split (--export.calibration_images). Received: none"
+            "training split (--export.num_calibration_images). Received: none"
         )
     check_images("calibration_images", calibration_images, model)
     answers = checked_answers(model, coarse_labels, outputs)
@@ -164,7 +164,7 @@ def explain_int8(
         folder = os.path.join(work, "float")
         with export_form():
             outputs = answers["outputs"]
-            write_one_picture(
+            write_one_image(
                 model, folder, image_size, tf.float32, outputs, coarse_labels
             )
         return operator_costs(

@@ -266,10 +266,10 @@ def sizes_of(image: np.ndarray, least: int = 1) -> list[np.ndarray]:
 
 
 def check_agreement(
-    value: float, kind: str, name: str, evaluated: bool
+    value: float, format: str, name: str, evaluated: bool
 ) -> None:
     """Raises `ValueError` if an artefact agrees too little."""
-    least = MIN_AGREEMENT.get(kind, 0.0 if evaluated else _8_BITS.get(kind))
+    least = MIN_AGREEMENT.get(format, 0.0 if evaluated else _8_BITS.get(format))
     if not value >= least:
         raise InputError(
             f"{name} must agree with Keras on at least {least:.1%} of pixels. "
@@ -278,10 +278,10 @@ def check_agreement(
 
 
 def check_differences(
-    differences: dict[str, dict[str, float]], kind: str, name: str
+    differences: dict[str, dict[str, float]], format: str, name: str
 ) -> None:
     """Raises `ValueError` if scores differ too much from Keras'."""
-    least = MAX_DIFFERENCE.get(kind, _EXACT)
+    least = MAX_DIFFERENCE.get(format, _EXACT)
     for output, found in differences.items():
         if not found["mean"] <= least:
             raise InputError(

@@ -17,6 +17,7 @@ from keras_aspp.inference import serving
 from keras_aspp.inference.artefacts import READS, suffix_of
 from keras_aspp.inference.sliding_window import Threshold, from_scores
 from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.litert.values import stored_floats
 from keras_aspp.models import (
     fold_batch_norm,
     with_dtype,
@@ -278,40 +279,6 @@ def _is_ours(signature):
     )
 
 
-def _tflite_weights(path):
-    """`(name, array)` of the floats and scales of a `.tflite`, unread."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    dtypes = {
-        schema.TensorType.FLOAT32: "<f4",
-        schema.TensorType.FLOAT16: "<f2",
-    }
-    content = Path(path).read_bytes()
-    model = schema.Model.GetRootAs(content)
-    for i in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(i)
-        for j in range(graph.TensorsLength()):
-            tensor = graph.Tensors(j)
-            name = tensor.Name().decode("utf-8", "replace")
-            data = _data_of(model.Buffers(tensor.Buffer()), content)
-            if tensor.Type() in dtypes and len(data):
-                array = np.frombuffer(data, dtypes[tensor.Type()])
-                # A single -inf pads max pooling.
-                if array.size > 1 or array[0] != -np.inf:
-                    yield name, array
-            quantization = tensor.Quantization()
-            if quantization and quantization.ScaleLength():
-                yield name, quantization.ScaleAsNumpy()
-
-
-def _data_of(buffer, content):
-    """Returns the bytes of a buffer, which may lie behind the graph."""
-    if buffer.DataLength():
-        return buffer.DataAsNumpy()
-    start = buffer.Offset()  # 0 and 1 stand for none
-    return content[start : start + buffer.Size()] if start > 1 else b""
-
-
 # Names of scores of masks -> of those of one label.
 _OF_MASKS = {
     serving.MASK_LOGITS: "logits",
@@ -326,7 +293,7 @@ class LiteRTRuntime(Runtime):
 
     def __init__(self, path: Path) -> None:
         check_runs(path)
-        check_finite(_tflite_weights(path), str(path))
+        check_finite(stored_floats(Path(path).read_bytes()), str(path))
         self._path = path
         # An interpreter holds the tensors of one call at a time.
         self._lock = threading.Lock()

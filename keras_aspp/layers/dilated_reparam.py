@@ -43,7 +43,7 @@ class DilatedReparamBlock(RemembersOriginal, keras.layers.Layer):
     with zeros between its taps, so all branches and their batch norms merge
     into one plain K x K depthwise convolution with a bias: the merged form,
     which `models.fold_batch_norm` and every export compute of a block that is
-    a layer of the model itself. A block within another layer stays as it is.
+    a layer of the model itself. A block within another layer is not merged.
 
     Args:
         kernel_size: odd int > 2, K. Defaults to 13.

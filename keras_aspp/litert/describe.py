@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_aspp.litert.graph import operator_names
+from keras_aspp.litert.graph import operator_names, unpacked
+from keras_aspp.litert.values import operators_of
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_manifest
@@ -58,7 +59,7 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
 
 
 def _describe(content):
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     graph = model.subgraphs[0]
     names = operator_names(model)
     operators = [(names[op.opcodeIndex], op) for op in graph.operators]
@@ -235,7 +236,7 @@ def operators(path: PathLike) -> dict[str, int]:
         model_path=str(path), experimental_op_resolver_type=plain
     )
     counts = {}
-    for operator in interpreter._get_ops_details():
+    for operator in operators_of(interpreter):
         name = operator["op_name"]
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items()))

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_aspp.litert.graph import operator_names
+from keras_aspp.litert.graph import operator_names, unpacked
 
 LARGEST = 65504.0  # of float16
 _ACTIVATIONS = {
@@ -56,7 +56,7 @@ def run_in_float16(content: bytes, image: np.ndarray) -> Float16Run:
     Raises:
         NotSimulatedError: the graph has an operator that is not simulated.
     """
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     (graph,) = model.subgraphs
     names = operator_names(model)
     values = {int(graph.inputs[0]): _rounded(image)}

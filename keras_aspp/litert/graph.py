@@ -41,7 +41,7 @@ def unpacked(content: bytes) -> Any:
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     for buffer in model.buffers:
-        if buffer.offset > 1:  # 0 and 1 stand for none
+        if buffer.offset > 1:  # 0 and 1 mean none
             data = content[buffer.offset : buffer.offset + buffer.size]
             buffer.data = np.frombuffer(data, "uint8")
             buffer.offset = buffer.size = 0
@@ -61,7 +61,7 @@ def _prune(model):
     (graph,) = model.subgraphs
     ends = [graph.inputs, graph.outputs]
     ends += [x for o in graph.operators for x in (o.inputs, o.outputs)]
-    # -1 stands for an optional input that is absent.
+    # -1 means that an optional input is absent.
     used = sorted({int(i) for end in ends for i in end} - {-1})
     place = {-1: -1, **{old: new for new, old in enumerate(used)}}
     graph.tensors = [graph.tensors[i] for i in used]
@@ -95,7 +95,7 @@ def float_operators(content: bytes) -> dict[str, int]:
 
     Conversions of integers to floats are not among them.
     """
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     names = operator_names(model)
     (graph,) = model.subgraphs
     found = collections.Counter(
@@ -125,7 +125,7 @@ class Graph:
     """Graph of a float `.tflite`; feature maps are tensor indices."""
 
     def __init__(self, content: bytes) -> None:
-        self.model: Any = schema.ModelT.InitFromPackedBuf(content)
+        self.model: Any = unpacked(content)
         (graph,) = self.model.subgraphs
         self.graph: Any = graph
         codes = operator_names(self.model)

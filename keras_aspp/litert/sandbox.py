@@ -30,14 +30,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 def prepared(side, **options):
     interpreter = Interpreter(model_path=sys.argv[1], **options)
     any_size = False
-    for door in interpreter.get_input_details():
-        signature = door["shape_signature"]
+    for input_details in interpreter.get_input_details():
+        signature = input_details["shape_signature"]
         axes = [a for a in (1, 2) if len(signature) == 4 and signature[a] < 0]
         if axes:
             any_size = True
-            shape = door["shape"].copy()
+            shape = input_details["shape"].copy()
             shape[axes] = side
-            interpreter.resize_tensor_input(door["index"], shape)
+            interpreter.resize_tensor_input(input_details["index"], shape)
     interpreter.allocate_tensors()
     return interpreter, any_size
 

@@ -134,7 +134,7 @@ class BinaryCurve:
         """
         if not self.pixels[1].any():
             return float("nan")
-        # 0 is no threshold, since every pixel exceeds it.
+        # 0 separates nothing, since every pixel exceeds it.
         f1, thresholds = self.f1()[1:], self.thresholds[1:]
         best = thresholds[f1 == f1.max()]
         return float(best[np.argmin(np.abs(best - 0.5))])

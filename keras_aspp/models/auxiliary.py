@@ -76,7 +76,7 @@ class AuxiliaryHead(TrainingTerm):
     3x3 convolution -> batch norm -> ReLU -> dropout -> classifier -> resize.
     Its loss gives the first stages of the backbone a shorter gradient.
 
-    It is no Keras layer, so that its segmenter does not track it: weights,
+    It is not a Keras layer, so that its segmenter does not track it: weights,
     saved files and exports of the segmenter are those without it.
 
     Args:
@@ -279,7 +279,7 @@ def add_teacher(model: AuxiliaryTraining, teacher: TrainingTerm) -> None:
 
 
 def check_auxiliary(weight: Any, feature: str | None) -> None:
-    """Raises `ValueError` for a weight that is no finite number >= 0."""
+    """Raises `ValueError` unless a weight is finite and >= 0."""
     if (
         isinstance(weight, bool)
         or not isinstance(weight, (int, float))

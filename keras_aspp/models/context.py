@@ -5,58 +5,20 @@ from typing import Any
 
 import keras
 
-from keras_aspp.layers.aspp import ASPP
+from keras_aspp import layers
+from keras_aspp.context_modules import MODULES, ContextName, modules_text
 from keras_aspp.layers.batch_norm import normalization
-from keras_aspp.layers.cascade import AtrousCascade
 from keras_aspp.layers.checks import check_atrous_rates
 from keras_aspp.layers.context import ContextLayer
-from keras_aspp.layers.dappm import DAPPM
-from keras_aspp.layers.dense_prediction_cell import (
-    CITYSCAPES_RATES,
-    DensePredictionCell,
-)
 from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
 from keras_aspp.layers.rewritable import as_lists
 from keras_aspp.models.head import HeadBuilder
-from keras_aspp.models.rates import offsets_of
+from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import ContextName, Rate
+from keras_aspp.utils.types import Rate
 
-# Name -> layer, its arguments, and the arguments of the head that it takes.
-_ASPP_LIKE = ("separable", "image_pooling")
-_MODULES = {
-    "aspp": (ASPP, {}, _ASPP_LIKE),
-    "ksac": (ASPP, {"shared": True, "fusion": "linear_sum"}, _ASPP_LIKE),
-    "ksac_concat": (ASPP, {"shared": True}, _ASPP_LIKE),
-    "wasp": (AtrousCascade, {}, _ASPP_LIKE),
-    "d_linknet": (
-        AtrousCascade,
-        {"fusion": "sum", "image_pooling": False},
-        ("separable",),
-    ),
-    "dappm": (DAPPM, {}, ()),
-    "pappm": (DAPPM, {"parallel": True}, ()),
-    "dpc": (DensePredictionCell, {}, ()),
-}
-# DeepLabV3, section 4.1: 6, 12, 18 at output stride 16, doubled at 8.
-_ASPP_PX = (96, 192, 288)
-_OFFSETS_PX = {
-    "aspp": _ASPP_PX,
-    "ksac": _ASPP_PX,
-    "ksac_concat": _ASPP_PX,
-    # As those of ASPP, the largest first.
-    "wasp": _ASPP_PX[::-1],
-    # 1, 2, 4, 8 at stride 32.
-    "d_linknet": (32, 64, 128, 256),
-    # Pool strides 2, 4, 8 at output stride 16. Published at 64, for images
-    # of 1024 pixels and more.
-    "dappm": (32, 64, 128),
-    "pappm": (32, 64, 128),
-    "dpc": offsets_of(CITYSCAPES_RATES, 16),
-    # One rate, which multiplies those of all its branches.
-    "dilated_reparam": (16,),
-    "none": (),
-}
+# In the docstring of an architecture, the place of the names.
+CONTEXT_MODULES = "{context_modules}"
 
 
 class HasContext:
@@ -66,11 +28,15 @@ class HasContext:
     `separable` and `image_pooling`; `context` goes through `as_context`.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        insert_text(cls, CONTEXT_MODULES, modules_text('"'))
+
     def branch_offsets_px(
         self, head: types.SimpleNamespace
     ) -> tuple[Rate, ...]:
         context = getattr(head, "context", "aspp")
-        return _OFFSETS_PX[context] if isinstance(context, str) else ()
+        return MODULES[context].offsets_px if isinstance(context, str) else ()
 
     def build_context(
         self,
@@ -116,15 +82,16 @@ class HasContext:
     def _context_layer(self, builder, head):
         if not isinstance(head.context, str):
             return _rebuilt(_layer_of(head.context), builder.atrous_rates)
-        layer_type, arguments, taken = _MODULES[head.context]
+        module = MODULES[head.context]
+        layer_type = getattr(layers, module.layer)
         return layer_type(
             **{
                 "filters": head.aspp_filters,
                 layer_type.rates_argument: builder.atrous_rates,
                 "dropout": builder.dropout,
                 "name": "aspp" if head.context == "aspp" else "context",
-                **{name: getattr(head, name) for name in taken},
-                **arguments,
+                **{name: getattr(head, name) for name in module.head_arguments},
+                **module.arguments,
                 **builder.common,
             }
         )
@@ -179,14 +146,14 @@ def as_context(
         context: a name, a layer, or the serialized form of a layer.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
     """
     if isinstance(context, keras.layers.Layer):
         # Keras would track a layer among the arguments as part of the model.
         return as_lists(keras.saving.serialize_keras_object(context))
-    if not isinstance(context, dict) and context not in _OFFSETS_PX:
+    if not isinstance(context, dict) and context not in MODULES:
         raise InputError(
-            f"`context` must be one of {tuple(_OFFSETS_PX)}, or a Keras layer "
+            f"`context` must be one of {tuple(MODULES)}, or a Keras layer "
             f"in Python. Received: context={context!r}"
         )
     return context
@@ -195,9 +162,11 @@ def as_context(
 def _layer_type(context):
     """Returns the class of a context, `ContextLayer` for any other layer."""
     if isinstance(context, str):
-        return _MODULES[context][0] if context in _MODULES else ContextLayer
-    layer = _layer_of(context)
-    return type(layer) if isinstance(layer, ContextLayer) else ContextLayer
+        found = getattr(layers, MODULES[context].layer or "", None)
+    else:
+        found = type(_layer_of(context))
+    is_context = found is not None and issubclass(found, ContextLayer)
+    return found if is_context else ContextLayer
 
 
 def _layer_of(context):

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import keras
 
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
+from keras_aspp.context_modules import ContextName
 from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import ContextName, PathLike, Rate
+from keras_aspp.utils.types import PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -37,11 +38,8 @@ class DeepLabV3(HasContext, Segmenter):
             backbone's last block, which multiply its rates; (1, 2, 4) in the
             paper, for ResNet. `None` keeps the rates of the backbone. Defaults
             to `None`.
-        context: the module between backbone and classifier. `"aspp"`; `"ksac"`
-            and `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and
-            `"d_linknet"`, cascades of rates; `"dappm"` and `"pappm"`, pools of
-            several sizes; `"dpc"`, a dense prediction cell;
-            `"dilated_reparam"`, a large kernel of one rate; `"none"`.
+        context: the module between backbone and classifier, by name:
+            {context_modules}
             docs/atrous.md compares them. Or a Keras layer, of which an
             untrained copy is used as configured, batch norm included;
             `atrous_rates` are those of a `ContextLayer`, or the one

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import keras
 
+from keras_aspp.context_modules import ContextName
 from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import ContextName, PathLike, Rate
+from keras_aspp.utils.types import PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -44,17 +45,15 @@ class DeepLabV3Plus(HasContext, Segmenter):
             Defaults to 256.
         decoder_kernel_sizes: odd ints > 0, one for each convolution of the
             decoder. Defaults to (3, 3).
-        context: the module between backbone and decoder. `"aspp"`; `"ksac"` and
-            `"ksac_concat"`, an ASPP of one kernel; `"wasp"` and `"d_linknet"`,
-            cascades of rates; `"dappm"` and `"pappm"`, pools of several sizes;
-            `"dpc"`, a dense prediction cell; `"dilated_reparam"`, a large
-            kernel of one rate; `"none"`. docs/atrous.md compares them. Or a
-            Keras layer, of which an untrained copy is used as configured,
-            batch norm included; `atrous_rates` are those of a `ContextLayer`,
-            or the one `atrous_rate` that a layer has. `atrous_rates` are the
-            strides of the pools where the module has pools instead of rates;
-            `separable` and `image_pooling` apply where the module has such
-            parts. Defaults to `"aspp"`.
+        context: the module between backbone and decoder, by name:
+            {context_modules}
+            docs/atrous.md compares them. Or a Keras layer, of which an
+            untrained copy is used as configured, batch norm included;
+            `atrous_rates` are those of a `ContextLayer`, or the one
+            `atrous_rate` that a layer has. `atrous_rates` are the strides of
+            the pools where the module has pools instead of rates; `separable`
+            and `image_pooling` apply where the module has such parts. Defaults
+            to `"aspp"`.
         decoder: `"paper"`; or `"light"`, one 1x1 convolution in place of
             those of `decoder_kernel_sizes`, computed by `layers.SkipFusion`
             with about a hundredth of their multiply-adds. Defaults to

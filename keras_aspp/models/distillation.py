@@ -24,7 +24,7 @@ class Teacher(TrainingTerm):
     segmenters have the size of the image, so `input_scale` and output stride
     of the two may differ.
 
-    It is no Keras layer, so that the student does not track it: weights,
+    It is not a Keras layer, so that the student does not track it: weights,
     checkpoints, saved files and exports of the student are those without it.
 
     Args:
@@ -42,7 +42,7 @@ class Teacher(TrainingTerm):
         loss: Distillation,
     ) -> None:
         super().__init__("distillation_loss", weight)
-        # The copy computes in the student's precision; `model` stays as it is.
+        # The copy computes in the student's precision; `model` is unchanged.
         self.model = with_dtype(model, student.arguments()["dtype"])
         self.model.trainable = False
         if model.task == "binary":

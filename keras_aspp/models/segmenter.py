@@ -7,7 +7,6 @@ import copy
 import functools
 import inspect
 import os
-import re
 import textwrap
 import types
 import warnings
@@ -48,6 +47,7 @@ from keras_aspp.models.rates import degenerate_rates, whole_rates
 from keras_aspp.models.transfer import load_matching
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.deprecation import warn_renamed
+from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
@@ -580,17 +580,10 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
 def _insert_common_arguments(architecture):
     """Replaces `COMMON_ARGUMENTS` in a docstring by those of `Segmenter`."""
     # Python has no docstrings under -OO.
-    if not architecture.__doc__:
-        return
-    text = inspect.cleandoc(Segmenter.__doc__)
+    text = inspect.cleandoc(Segmenter.__doc__ or "")
     text = text.partition("Args:\n")[2].partition("    **head:")[0]
     text = textwrap.dedent(text).strip()
-    architecture.__doc__ = re.sub(
-        f"^( *){re.escape(COMMON_ARGUMENTS)}$",
-        lambda marker: textwrap.indent(text, marker[1]),
-        architecture.__doc__,
-        flags=re.MULTILINE,
-    )
+    insert_text(architecture, COMMON_ARGUMENTS, text)
 
 
 def _accept_former_hooks(architecture):

@@ -159,7 +159,7 @@ def _is_of_transfers(error):
     if isinstance(error, FileNotFoundError) and error.errno is not None:
         return False  # a file to send
     return type(error) is RuntimeError or isinstance(
-        # The last one: what answers is no Hub. Uploads raise RuntimeError.
+        # The last one: the server is not a Hub. Uploads raise RuntimeError.
         error,
         (
             errors.HTTPError,

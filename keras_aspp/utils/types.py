@@ -28,17 +28,4 @@ Initializer: TypeAlias = str | Callable[..., Any] | dict[str, Any]
 # A Keras regularizer or constraint, its name, or its configuration.
 Regularizer: TypeAlias = Initializer | None
 Constraint: TypeAlias = Initializer | None
-# Module between backbone and classifier; docs/atrous.md compares them.
-ContextName: TypeAlias = Literal[
-    "aspp",
-    "ksac",
-    "ksac_concat",
-    "wasp",
-    "d_linknet",
-    "dappm",
-    "pappm",
-    "dpc",
-    "dilated_reparam",
-    "none",
-]
 BatchNorm: TypeAlias = bool | Literal["freeze", "sync", "group"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import keras
 import numpy as np
 
 from keras_aspp.backbones import create_backbone
 from keras_aspp.litert.sandbox import check_runs
+from keras_aspp.litert.values import operators_of
 from keras_aspp.models import DeepLabV3
 from keras_aspp.preprocess import KERAS_TF
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
+
+_log = logging.getLogger(__name__)
 
 # What the converter did to it is undone by one transposition for both.
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
@@ -31,7 +36,7 @@ def from_tflite(path: PathLike) -> DeepLabV3:
     `deeplabv3_257_mv_gpu.tflite`. Before it is returned the model is compared
     with the file on an image of noise. Quantized files come dequantized: the
     model computes what their weights say, in float, so that its labels differ
-    here and there from the file's; how often is printed.
+    here and there from the file's; how often is logged.
 
     Their converter folded batch norm into the convolutions, so its statistics
     are gone. The model has batch norm that does nothing but add the biases,
@@ -137,7 +142,7 @@ def _read(path):
         ) from error
     tensors = {d["index"]: d for d in interpreter.get_tensor_details()}
     layers = {}
-    for operator in interpreter._get_ops_details():
+    for operator in operators_of(interpreter):
         if operator["op_name"] not in _CONVOLUTIONS:
             continue
         _, kernel, *rest = operator["inputs"]
@@ -219,29 +224,33 @@ def _assign(found, convolution, norm):
 
 def _compare(model, interpreter, path, quantized=False):
     """Raises where model and file differ by more than rounding."""
-    (entry,), (end,) = (
-        interpreter.get_input_details(),
-        interpreter.get_output_details(),
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, entry["shape"])
+    (input_details,) = interpreter.get_input_details()
+    (output_details,) = interpreter.get_output_details()
+    pixels = np.random.default_rng(0).integers(0, 256, input_details["shape"])
     noise = model.preprocess(pixels.astype("float32"))
     given = np.asarray(noise)
-    if entry["dtype"] is not np.float32:
-        scale, zero = entry["quantization"]
-        limits = np.iinfo(entry["dtype"])
+    if input_details["dtype"] is not np.float32:
+        scale, zero = input_details["quantization"]
+        limits = np.iinfo(input_details["dtype"])
         given = np.clip(np.round(given / scale) + zero, limits.min, limits.max)
-    interpreter.set_tensor(entry["index"], given.astype(entry["dtype"]))
+    interpreter.set_tensor(
+        input_details["index"], given.astype(input_details["dtype"])
+    )
     interpreter.invoke()
-    expected = _real(interpreter.get_tensor(end["index"]), end, path)
+    expected = _real(
+        interpreter.get_tensor(output_details["index"]), output_details, path
+    )
     found = np.asarray(model(noise, training=False))
     if found.shape != expected.shape:
         worst = f"shapes {found.shape} and {expected.shape}"
     elif quantized:
         agreement = np.mean(found.argmax(-1) == expected.argmax(-1))
         if agreement >= _AGREEMENT:
-            print(
-                f"{path}: dequantized; on an image of noise "
-                f"{agreement:.1%} of the labels are the file's."
+            _log.warning(
+                "%s: dequantized; on an image of noise %.1f%% of the labels "
+                "are the file's.",
+                path,
+                100 * agreement,
             )
             return
         worst = f"{agreement:.1%} of the labels agree"

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import tracemalloc
 import zipfile
 import zlib
 
@@ -10,11 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny_run import tiny_config, toy_model
 
 from keras_aspp.annotations import FORMATS, import_annotations
+from keras_aspp.annotations.readers import read_annotations
+from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.cli.main import main
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import AugmentConfig, TrainConfig
+from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.decode import read_mask
 from keras_aspp.data.folder import FolderSource, check_folder
+from keras_aspp.data.groups import place_of
+from keras_aspp.data.pipeline import training_dataset
+from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine.compile import compile_model
+from keras_aspp.inference import Predictor
+from keras_aspp.models.saving import save_model
 
 HEIGHT, WIDTH = 24, 32
 # What every sample below draws: a car, and a tree that covers a part of it.
@@ -161,7 +174,8 @@ def voc(root):
     write_image(root / "JPEGImages/a.jpg")
     (root / "SegmentationClass").mkdir()
     mask = Image.fromarray(expected(7, 16))
-    mask.putpalette([0] * 768)
+    colors = DatasetSpec(CLASS_NAMES).colors()
+    mask.putpalette(sum(colors, ()) + (224, 224, 192) * (256 - len(colors)))
     mask.save(root / "SegmentationClass/a.png")
     lists = root / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
@@ -470,10 +484,7 @@ def test_the_sources_own_splits_are_kept(tmp_path):
 
 def test_a_zip_is_imported_as_its_folder(tmp_path):
     cvat(tmp_path / "source")
-    with zipfile.ZipFile(tmp_path / "cvat.zip", "w") as archive:
-        for path in (tmp_path / "source").rglob("*"):
-            archive.write(path, path.relative_to(tmp_path / "source"))
-    import_annotations(tmp_path / "cvat.zip", tmp_path / "out")
+    import_annotations(zipped(tmp_path / "source"), tmp_path / "out")
     labels, _ = labels_of(tmp_path / "out")
     np.testing.assert_array_equal(labels, expected())
 
@@ -586,6 +597,350 @@ def test_images_of_one_name_keep_their_own_masks(tmp_path):
     assert names == {"a.png", "a_2.png", "a_2_2.png"}
 
 
+def turned(box, degrees, center):
+    """Corners of a box in pixels, turned clockwise as a viewer sees it."""
+    turn = np.exp(1j * np.radians(degrees))  # y points down
+    points = [complex(*corner) for corner in corners(*box)]
+    points = [(p - complex(*center)) * turn + complex(*center) for p in points]
+    return [[p.real, p.imag] for p in points]
+
+
+def drawn_by_coco(outline):
+    flat = np.ravel(outline).tolist()
+    (packed,) = coco_mask.frPyObjects([flat], HEIGHT, WIDTH)
+    return coco_mask.decode(packed)
+
+
+def test_rectangles_of_label_studio_turn_about_their_first_corner(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    box = (slice(4, 8), slice(14, 26))
+    share = np.array([14, 4, 12, 4]) / (WIDTH, HEIGHT, WIDTH, HEIGHT) * 100
+    value = dict(zip(("x", "y", "width", "height"), share, strict=True))
+    tasks[0]["annotations"][1]["result"] = [
+        {
+            "type": "rectanglelabels",
+            "value": value | {"rotation": 60, "rectanglelabels": ["car"]},
+            "original_height": HEIGHT,
+            "original_width": WIDTH,
+        }
+    ]
+    write_json(root / "project.json", tasks)
+    import_annotations(root, tmp_path / "out")
+    right = drawn_by_coco(turned(box, 60, (14, 4)))
+    assert right.sum() > 40
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], right)
+
+
+def test_boxes_of_cvat_turn_about_their_center(tmp_path):
+    root = tmp_path / "source"
+    cvat_xml(root)
+    path = root / "annotations.xml"
+    shape = (
+        '<box label="car" xtl="10" ytl="8" xbr="22" ybr="14" rotation="70"/>'
+    )
+    path.write_text(path.read_text().replace("</image>", f"{shape}</image>"))
+    import_annotations(root, tmp_path / "out", class_map={"tree": "drop"})
+    right = drawn_by_coco(turned((slice(8, 14), slice(10, 22)), 70, (16, 11)))
+    right[CAR] = 1
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], right)
+
+
+def test_a_file_belongs_to_the_entry_that_names_its_folder(tmp_path):
+    root = tmp_path / "source"
+    for names in (("x/a.png", "y/a.png"), ("y/a.png", "x/a.png")):
+        coco(root, names=names)
+        (root / "images/y/a.png").unlink()
+        out = tmp_path / names[0][0]
+        report = import_annotations(root, out)
+        assert report.num_images == {"train": 1}
+        assert "1 annotations have no image, first y/a.png" in report.notes
+
+
+def test_files_of_captions_and_keypoints_are_left_out(tmp_path):
+    root = tmp_path / "source"
+    content = coco(root)
+    content["annotations"][0]["keypoints"] = [1, 2, 2]
+    write_json(root / "annotations/person_keypoints.json", content)
+    content["annotations"] = [{"id": 1, "image_id": 0, "caption": "a car"}]
+    del content["categories"]
+    write_json(root / "annotations/captions.json", content)
+    report = import_annotations(root, tmp_path / "out")
+    assert report.num_images == {"train": 1}
+    left_out = [n for n in report.notes if "left out" in n]
+    assert "captions.json" in left_out[0] and "caption" in left_out[0]
+    assert "keypoints.json" in left_out[1]
+    (root / "annotations/all.json").unlink()
+    report = import_annotations(root, tmp_path / "keypoints")
+    np.testing.assert_array_equal(
+        labels_of(tmp_path / "keypoints")[0], expected()
+    )
+
+
+def test_annotations_of_one_image_in_two_files_are_merged(tmp_path):
+    root = tmp_path / "source"
+    content = coco(root)
+    for name, annotation in zip("ab", content["annotations"], strict=True):
+        part = content | {"annotations": [annotation]}
+        write_json(root / f"annotations/{name}.json", part)
+    (root / "annotations/all.json").unlink()
+    report = import_annotations(root, tmp_path / "out")
+    assert report.num_images == {"train": 1}
+    assert any("regions were merged, first a.png" in n for n in report.notes)
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+    content["images"][0]["height"] += 1
+    write_json(root / "annotations/b.json", content)
+    assert "must be of one size" in refused(root, tmp_path)
+
+
+def test_a_second_json_for_an_image_of_another_folder_is_counted(tmp_path):
+    root = tmp_path / "source"
+    labelme(root / "p")
+    content = json.loads((root / "p/a.json").read_text())
+    write_json(root / "a.json", content | {"imagePath": "q/a.png"})
+    report = import_annotations(root, tmp_path / "out")
+    assert report.num_images == {"train": 1}
+    assert "1 annotations have no image, first q/a.png" in report.notes
+
+
+@pytest.mark.parametrize("annotation_format", FORMATS)
+def test_annotations_of_every_format_without_image_are_counted(
+    annotation_format, tmp_path
+):
+    root = tmp_path / "source"
+    SAMPLES[annotation_format](root)
+    (image,) = (
+        (
+            path
+            for path in root.rglob("*a.*g")
+            if "Segmentation" not in path.parent.name
+        )
+        if annotation_format != "cityscapes"
+        else root.rglob("*leftImg8bit.png")
+    )
+    image.unlink()
+    message = refused(root, tmp_path)
+    assert any(
+        text in message
+        for text in (
+            "1 images of all.json have no file",
+            "1 annotations have no image",
+            "1 masks have no image",
+        )
+    ), message
+
+
+def test_a_damaged_json_beside_others_is_named(tmp_path):
+    labelme(tmp_path / "source")
+    (tmp_path / "source/b.json").write_text("{")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    (note,) = [n for n in report.notes if "Not valid JSON" in n]
+    assert str(tmp_path / "source/b.json") in note
+
+
+def test_tables_that_cannot_be_read_are_named(tmp_path):
+    roboflow(tmp_path / "source")
+    table = tmp_path / "source/train/_classes.csv"
+    rows = table.read_text()
+    for row, text in (
+        (f"7, {'x' * 200_000}\n", "Not a readable table"),
+        ("".join(f"{i}, c{i}\n" for i in range(6, 306)), "at most 255 classes"),
+    ):
+        table.write_text(rows + row)
+        message = refused(tmp_path / "source", tmp_path)
+        assert text in message and str(table) in message
+
+
+def test_names_of_images_are_no_splits(tmp_path):
+    names = ["train_station.png", "test_tube.png", "cat.png", "dog.png"]
+    coco(tmp_path / "source", names=names)
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert report.num_images == {"train": 3, "val": 1}
+    assert any("the source names no splits" in n for n in report.notes)
+
+
+def own_splits(root, *splits, names="v1_{}.png"):
+    """COCO with a file for each split, of 2 images each."""
+    for split in splits:
+        content = coco(root, names=[names.format(f"{split}{i}") for i in "01"])
+        write_json(root / f"annotations/{split}.json", content)
+    (root / "annotations/all.json").unlink()
+
+
+def test_flags_that_the_sources_own_splits_overrule_are_named(tmp_path):
+    own_splits(tmp_path / "source", "train", "val")
+    report = import_annotations(
+        tmp_path / "source",
+        tmp_path / "out",
+        group_by="[^_]+",
+        validation_fraction=0.5,
+        test_fraction=0.2,
+    )
+    (note,) = [n for n in report.notes if "not used" in n]
+    for flag in ("--group-by", "--validation_fraction", "--test_fraction"):
+        assert flag in note
+    assert any("several splits: 1 (first v1 in" in n for n in report.notes)
+
+
+def test_splits_are_of_the_images_that_can_be_read(tmp_path):
+    root = tmp_path / "source"
+    names = [f"{i}.png" for i in range(6)]
+    coco(root, names=names)
+    in_train = min(names, key=lambda name: -place_of(name[0]))
+    for name in {*names} - {in_train, "0.png"}:
+        (root / "images" / name).write_bytes(b"no image")
+    report = import_annotations(root, tmp_path / "out")
+    assert report.num_images == {"train": 1, "val": 1}
+    (root / "images/0.png").write_bytes(b"no image")
+    only = import_annotations(root, tmp_path / "one", validation_fraction=0.999)
+    assert only.num_images == {"train": 1}
+
+
+def test_sources_without_a_class_say_why(tmp_path):
+    labelme(tmp_path / "source")
+    path = tmp_path / "source/a.json"
+    content = json.loads(path.read_text())
+    write_json(path, content | {"shapes": content["shapes"][2:]})
+    message = refused(tmp_path / "source", tmp_path)
+    assert "At least one class must be left beside 'background'" in message
+    assert "1 shapes of type 'point' were left out" in message
+    coco(tmp_path / "coco")
+    message = refused(
+        tmp_path / "coco", tmp_path, class_map={"car": "drop", "tree": "ignore"}
+    )
+    assert "At least one class must be left" in message
+
+
+def test_a_binary_task_has_its_one_class_as_label_1(tmp_path):
+    roboflow(tmp_path / "source")
+    table = tmp_path / "source/train/_classes.csv"
+    table.write_text("Pixel Value, Class\n3, car\n5, tree\n0, background\n")
+    message = refused(tmp_path / "source", tmp_path, task="binary")
+    assert "one class beside its background" in message
+    assert message.endswith("Received: background, car, tree")
+    out = tmp_path / "out"
+    import_annotations(
+        tmp_path / "source", out, task="binary", class_map={"tree": "ignore"}
+    )
+    labels, spec = labels_of(out)
+    assert (spec.task, spec.class_names) == ("binary", ("background", "car"))
+    np.testing.assert_array_equal(labels, expected(1, 255))
+    message = refused(tmp_path / "source", tmp_path, task="multilabel")
+    assert "Received: task='multilabel'" in message
+
+
+def test_masks_of_another_palette_than_vocs_need_a_labelmap(tmp_path):
+    voc(tmp_path / "source")
+    path = tmp_path / "source/SegmentationClass/a.png"
+    with Image.open(path) as mask:
+        mask.putpalette([0, 0, 0] + [200, 0, 0] * 255)
+        mask.save(path)
+    message = refused(tmp_path / "source", tmp_path)
+    assert "Color (200, 0, 0)" in message and "labelmap.txt" in message
+    assert "dataset.json" not in message
+    (tmp_path / "source/labelmap.txt").write_text(
+        "background:0,0,0::\ncar:200,0,0::\n"
+    )
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    np.testing.assert_array_equal(
+        labels_of(tmp_path / "out")[0], expected(1, 1)
+    )
+
+
+def test_vocs_masks_in_color_are_read_with_their_border(tmp_path):
+    voc(tmp_path / "source")
+    path = tmp_path / "source/SegmentationClass/a.png"
+    with Image.open(path) as mask:
+        colors = np.array(mask.convert("RGB"))
+    colors[0] = 224, 224, 192
+    Image.fromarray(colors).save(path)
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    drawn = expected(7, 16)
+    drawn[0] = 255
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], drawn)
+
+
+def test_damaged_xml_of_cvat_is_named_in_words(tmp_path):
+    cvat_xml(tmp_path / "source")
+    path = tmp_path / "source/annotations.xml"
+    whole = path.read_text()
+    for old, new, text in (
+        ('label="tree"', 'label="bus"', "label 'bus' is not among those"),
+        ("6.00,4.00;", "6.00;", "points must be X,Y;X,Y;"),
+        ("6.00,4.00;", "6.00,b;", "coordinates must be numbers: '6.00 b'"),
+        ("</image>", "</image><track></track>", "CVAT for video"),
+    ):
+        assert old in whole
+        path.write_text(whole.replace(old, new))
+        message = refused(tmp_path / "source", tmp_path)
+        assert text in message and "Error(" not in message
+        assert str(path) in message
+
+
+def test_yolo_classes_by_name_are_refused_in_words(tmp_path):
+    yolo(tmp_path / "source")
+    (tmp_path / "source/train/labels/a.txt").write_text("car 0 0 1 0 1 1")
+    message = refused(tmp_path / "source", tmp_path)
+    assert "coordinates must be numbers: 'car 0 0 1 0 1 1'" in message
+
+
+def zipped(source):
+    path = source.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in source.rglob("*"):
+            archive.write(file, file.relative_to(source))
+    return path
+
+
+def test_messages_name_the_archive_or_file_that_the_user_gave(tmp_path):
+    coco(tmp_path / "a", names=("a.png", "b.png"))
+    (tmp_path / "a/images/b.png").write_bytes(b"no image")
+    report = import_annotations(zipped(tmp_path / "a"), tmp_path / "out")
+    (note,) = [n for n in report.notes if "left out" in n]
+    assert f"File: {tmp_path}/a.zip/images/b.png" in note
+    coco(tmp_path / "b", category_id=77)
+    message = refused(zipped(tmp_path / "b"), tmp_path)
+    assert f"File: {tmp_path}/b.zip/annotations/all.json" in message
+    write_json(tmp_path / "c/c.json", {"nothing": 1})
+    assert "c.json" in refused(tmp_path / "c/c.json", tmp_path)
+
+
+def test_the_bands_of_an_import_are_in_its_specification(tmp_path, capsys):
+    root = tmp_path / "source"
+    coco(root, names=("a.png", "b.png"))
+    for name, value in (("a", 9), ("b", 60_000)):
+        values = np.full((HEIGHT, WIDTH), value, "uint16")
+        values[0] = 5
+        Image.fromarray(values).save(root / f"images/{name}.png")
+    assert main(["data", "import", str(root), str(tmp_path / "out")]) == 0
+    spec = FolderSource(tmp_path / "out").spec
+    assert (spec.channels, spec.dtype) == (1, "uint16")
+    assert spec.std is not None
+    assert (tmp_path / "out/preview.png").exists()
+    assert main(["data", "check", str(tmp_path / "out")]) == 0
+
+
+def test_a_region_in_memory_takes_little_beside_its_coordinates(tmp_path):
+    """The JSON may have 2 GB; 8 bytes a number are about its length."""
+    count, corner_count = 2000, 25
+    content = coco(tmp_path / "source")
+    ring = np.random.default_rng(0).uniform(1, 20, 2 * corner_count).round(2)
+    content["annotations"] = [
+        {"id": i, "image_id": 0, "category_id": 7, "segmentation": [[*ring]]}
+        for i in range(count)
+    ]
+    write_json(tmp_path / "source/annotations/all.json", content)
+    files = SourceFiles(tmp_path / "source")
+    read_annotations(files)  # imports
+    tracemalloc.start()
+    _, found = read_annotations(files)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.images[0].regions) == count
+    assert held / count - 16 * corner_count < 350
+
+
 def test_nested_json_is_refused_before_it_takes_memory(tmp_path):
     coco(tmp_path / "source")
     path = tmp_path / "source/annotations/all.json"
@@ -664,22 +1019,30 @@ def test_the_command_reports_and_draws_and_names_the_next_one(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_an_import_trains_and_predicts_and_its_predictions_import(
+def test_the_next_command_trains_and_its_predictions_import(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    coco(tmp_path / "source", names=[f"{i}.png" for i in range(8)])
+    own_splits(tmp_path / "source", "train", "test", names="{}.png")
+    model = toy_model(3)
+    # It finds cars, after two small steps as well.
+    model.get_layer("classifier").bias.assign([0, 99, 0])
+    model.save(tmp_path / "toy.keras")
+    config = tiny_config(
+        tmp_path, total_epochs=None, total_steps=2, learning_rate=1e-6
+    )
+    dump_config(config, tmp_path / "tiny.yaml")
+    assert main(["data", "import", "source", "mine"]) == 0
+    command = capsys.readouterr().out.partition("next      keras-aspp ")[2]
+    assert "--config folder" in command
     steps = (
-        "data import source mine",
-        "data check mine",
-        "train --config folder --data.root mine --workdir run "
-        "--model.backbone_weights null "
-        "--data.crop_size [32,32] --train.batch_size 2 "
-        "--train.total_steps 2 --export.formats []",
+        "data check mine --data.validation_split null",
+        command.replace("folder", "tiny.yaml")
+        + "--workdir run --data.crop_size [32,32] --export.formats []",
         "predict --model run --output labeled --format coco --min_area 1 "
-        "source/images/0.png source/images/1.png",
+        "source/images/train0.png source/images/train1.png",
         "predict --model run --output shapes --format labelme --min_area 1 "
-        "source/images/0.png",
+        "source/images/train0.png",
         "data import labeled again --images source/images",
         "data import shapes once_more --images source/images",
     )
@@ -688,4 +1051,49 @@ def test_an_import_trains_and_predicts_and_its_predictions_import(
     content = json.loads((tmp_path / "labeled/predictions.json").read_text())
     names = [category["name"] for category in content["categories"]]
     assert names == ["car", "tree"]
-    assert [i["file_name"] for i in content["images"]] == ["0.png", "1.png"]
+    files = [image["file_name"] for image in content["images"]]
+    assert files == ["train0.png", "train1.png"]
+
+
+# Three classes of these are kept, as many as the other samples have.
+KEPT = {
+    "voc": ("background", "car", "pottedplant"),
+    "cityscapes": ("sky", "car", "vegetation"),
+}
+
+
+@pytest.mark.slow
+def test_each_format_trains_an_epoch_and_is_predicted(tmp_path):
+    """On one model, whose steps are compiled once."""
+    model, size = toy_model(3), (HEIGHT, WIDTH)
+    compile_model(model, TrainConfig(total_steps=10), 10, ignore_label=255)
+    sources = []
+    for name in FORMATS:
+        SAMPLES[name](tmp_path / name)
+        out = tmp_path / f"out_{name}"
+        report = import_annotations(tmp_path / name, out)
+        if name in KEPT:
+            rest = {*report.spec.class_names} - {*KEPT[name]}
+            class_map = dict.fromkeys(rest, "ignore")
+            import_annotations(
+                tmp_path / name, out, class_map=class_map, overwrite=True
+            )
+        source = FolderSource(out)
+        assert source.spec.num_classes == 3
+        assert check_folder(source).problems == []
+        batches = training_dataset(
+            source, "train", AugmentConfig(), size, 2, model.preprocess
+        )
+        before = model.optimizer.iterations.numpy()
+        history = model.fit(
+            batches, steps_per_epoch=1, shuffle=False, verbose=0
+        )
+        assert model.optimizer.iterations.numpy() == before + 1
+        assert 0 < history.history["loss"][0] < 10
+        sources.append(source)
+    save_model(model, tmp_path / "model.keras")
+    predictor = Predictor(tmp_path / "model.keras")
+    for source in sources:
+        ((image, _),) = source.pairs["train"]
+        labels = predictor.predict(image)
+        assert labels.shape == size and labels.max() < 3

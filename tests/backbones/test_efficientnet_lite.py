@@ -295,6 +295,7 @@ def test_a_changed_file_is_not_loaded(tmp_path):
         efficientnet_lite.check_published(path)
 
 
+@pytest.mark.slow
 def test_keras_weights_file(random, tmp_path):
     """Of the network itself, e.g. trained elsewhere."""
     own = efficientnet_lite.build("efficientnet_lite0", (None, None, 3))

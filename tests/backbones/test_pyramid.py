@@ -111,6 +111,7 @@ def test_strides_are_measured_and_not_read_from_the_names(mit):
     }
 
 
+@pytest.mark.slow
 def test_attention_backbone_is_used_at_its_own_stride(mit, daformer, tmp_path):
     model = daformer
     assert model.input.shape == (None, *SQUARE, 3)
@@ -150,6 +151,7 @@ def test_strides_of_an_attention_backbone_are_those_it_states(mit, daformer):
     assert coarsest(fine) == "stride_8"
 
 
+@pytest.mark.slow
 def test_attention_backbone_is_refused_at_another_stride_by_name(mit):
     message = (
         r"`patch_and_embed_0` .OverlappingPatchingAndEmbedding.*"

@@ -73,6 +73,7 @@ def test_list_backbones():
     }
 
 
+@pytest.mark.slow
 def test_feature_keys_and_sizes(narrow):
     for output_stride in (32, 16):
         model = with_output_stride(narrow, output_stride)

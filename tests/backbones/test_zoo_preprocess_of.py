@@ -206,6 +206,7 @@ def test_backbones_of_ours_keep_it_when_made_dense():
     assert with_output_stride(model, 16).preprocess == preprocess.TORCHVISION
 
 
+@pytest.mark.slow
 def test_torchvision_weights_are_recognized():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -229,6 +230,7 @@ def test_torchvision_resnets_are_recognized():
     assert preprocess_of(model) == preprocess.TORCHVISION
 
 
+@pytest.mark.slow
 def test_a_pixel_range_that_cannot_be_told_is_warned_of():
     model = bare("mobilenet_v3_large")
     message = "mobilenet_v3_large of Keras and of .* torchvision.*`preprocess=`"

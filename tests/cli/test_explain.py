@@ -84,6 +84,7 @@ def test_squeeze_and_excite_is_named(tmp_path, picture):
     assert "squeeze-and-excite" in said[1]
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_used_as_it_is_is_not_drawn_dense(tmp_path):
     hub = pytest.importorskip(
         "keras_hub", reason="keras-hub is not installed (2026-11-29)"

@@ -24,6 +24,7 @@ def inspect(*arguments):
     return main(["inspect", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_configuration(capsys, tmp_path):
     numbers = tmp_path / "numbers.json"
     status = inspect(

@@ -344,7 +344,8 @@ def test_an_internal_error_is_reported_as_one(bug, name, raising, capsys):
     assert said[0].startswith(f"keras-aspp: internal error: {name}: ")
     assert said[1:] == [
         "This is a fault of keras_aspp, not of your input; please report it "
-        "with the output of --debug."
+        "in an issue of the repository that you installed it from, with the "
+        "output of --debug."
     ]
 
 
@@ -535,6 +536,7 @@ def test_evaluate_every_artefact(tiny_export, tiny_folder, tmp_path):
     assert numbers["model.keras"]["num_images"] == 3
 
 
+@pytest.mark.slow
 def test_evaluate_at_another_output_stride(
     tiny_workdir, tiny_export, tmp_path, capsys
 ):
@@ -568,6 +570,7 @@ def read_numbers(file):
     return found
 
 
+@pytest.mark.slow
 def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     arguments = ["evaluate", "--boundaries", "--json", str(file)]
@@ -728,6 +731,7 @@ def test_predict_goes_on_after_a_bad_picture(tiny_export, tmp_path, capsys):
     assert (output / "good_labels.png").exists()
 
 
+@pytest.mark.slow
 def test_export_by_command(tiny_workdir, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = [

@@ -10,6 +10,7 @@ import keras_aspp as ka
 from keras_aspp.cli.main import main
 
 
+@pytest.mark.slow
 def test_predict_says_the_runtime_and_how_far_labels_agree(
     tiny_export, tmp_path, capsys
 ):

@@ -280,6 +280,7 @@ class Images:
         return image, rng.integers(0, 2, (40, 50)).astype("int32")
 
 
+@pytest.mark.slow
 def test_resumed_run_repeats_the_batches_of_layers():
     names = ("RandomChannelShift", "RandomRotation")
     layers = {name: ARGUMENTS[name] for name in names}

@@ -430,6 +430,7 @@ def test_exif_orientation_is_noted(good):
     (note,) = report.notes
     assert note.startswith("1 images and 0 masks carry an EXIF orientation")
     assert 'put "mask_orientation": "image" into dataset.json' in note
+    assert "keras-aspp data fix --masks image" in note
     assert str(good / "images/train/a.jpg") in note
 
 
@@ -662,6 +663,7 @@ def test_pictures_beside_split_folders_are_noted(good):
     assert "left_over.png" in note
 
 
+@pytest.mark.slow
 def test_camvid_is_without_fault(shared):
     report = check_folder(FolderSource(shared / "data/camvid"))
     assert report.problems == []

@@ -61,6 +61,12 @@ def batches(count, **kwargs):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """The first batches of a run."""
+    return batches(8)
+
+
 def assert_same(one, other):
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
@@ -124,33 +130,32 @@ def test_each_epoch_sees_each_example_once(batch_size):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_same_seed_same_batches():
-    assert_same(batches(6), batches(6))
-    assert all(differ(batches(6), batches(6, seed=1)))
+def test_same_seed_same_batches(whole):
+    assert_same(batches(6), whole[:6])
+    assert all(differ(whole[:2], batches(2, seed=1)))
 
 
-@pytest.mark.parametrize("seed", [0, 2**31 - 1, -5])
+@pytest.mark.parametrize("seed", [2**31 - 1, -5])
 def test_any_seed(seed):
     assert_same(batches(2, seed=seed), batches(2, seed=seed))
 
 
-def test_global_seed_does_not_matter():
-    first = batches(3)
-    for set_seed in (keras.utils.set_random_seed, tf.random.set_seed):
-        set_seed(1)
-        assert_same(batches(3), first)
-        # Nor do draws in between.
-        tf.random.uniform((3,))
-        keras.random.uniform((3,))
-        assert_same(batches(3), first)
+@pytest.mark.parametrize(
+    "set_seed", [keras.utils.set_random_seed, tf.random.set_seed]
+)
+def test_global_seed_does_not_matter(whole, set_seed):
+    set_seed(1)
+    # Nor do draws.
+    tf.random.uniform((3,))
+    keras.random.uniform((3,))
+    assert_same(batches(3), whole[:3])
 
 
-@pytest.mark.parametrize("first", [1, 2, 3, 5])
-def test_resumed_run_sees_what_it_would_have_seen(first):
+@pytest.mark.parametrize("first", [1, 2, 5])
+def test_resumed_run_sees_what_it_would_have_seen(whole, first):
     """In the first epoch, across its end and in the next one."""
-    whole = batches(8)
-    resumed = batches(8 - first, first_example=3 * first)
-    assert_same(resumed, whole[first:])
+    resumed = batches(7 - first, first_example=3 * first)
+    assert_same(resumed, whole[first:7])
 
 
 def test_resume_from_within_a_batch():
@@ -159,6 +164,7 @@ def test_resume_from_within_a_batch():
     assert later == seen[10:]
 
 
+@pytest.mark.slow
 def test_resumed_run_sees_the_mixed_batches_that_it_would_have_seen():
     mixing = AugmentConfig(cutmix=0.5, classmix=0.5, rare_class_crops=0.5)
 

@@ -47,7 +47,7 @@ def test_drawing_says_once_what_goes_where_and_is_silent_otherwise(
     folder = tmp_path / "multiscale_shapes" / "1.0.0"
     assert os.fspath(source.builder.data_path) == str(folder)
     drawing = "Drawing the 15 images of multiscale_shapes (once, about 1 s)"
-    assert said == [("", f"{drawing} into {folder} ...\n"), ("", "")]
+    assert said == [(f"{drawing} into {folder} ...\n", ""), ("", "")]
 
 
 def stored_as(file_format, data_dir, folder):
@@ -59,6 +59,7 @@ def stored_as(file_format, data_dir, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_array_records_are_read_like_tfrecords(source, data_dir, tmp_path):
     array_record_module = pytest.importorskip(
         "array_record.python.array_record_module",

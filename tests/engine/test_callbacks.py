@@ -95,6 +95,7 @@ def test_hooks_that_are_not_overridden_are_not_wrapped(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_mlflow_gets_the_metrics_of_each_epoch(
     tmp_path, tiny_folder, monkeypatch
 ):

@@ -256,6 +256,7 @@ def test_contents_are_on_the_disk_before_the_name_is(states, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
     whole, model = checkpoints_of(tmp_path / "whole"), small_model()
     fit(model, whole, 3)

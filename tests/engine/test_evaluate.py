@@ -13,6 +13,7 @@ from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine import evaluate as engine
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor
+from keras_aspp.pixels import PixelFormat
 
 
 class Guesser:
@@ -113,6 +114,14 @@ def write_tflite(path, labels):
     )
     path.write_bytes(convert.convert())
     return path
+
+
+def test_bands_of_model_and_data_set_must_be_equal(source):
+    guesser = Guesser()
+    guesser.pixels = PixelFormat(channels=4)
+    message = "images of 4 bands of uint8, .* have 3 bands of uint8. Received"
+    with pytest.raises(ValueError, match=message):
+        evaluate(guesser, source, "val")
 
 
 def test_a_file_that_does_not_say_its_classes_has_the_data_sets(

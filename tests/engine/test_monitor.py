@@ -10,7 +10,7 @@ from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
 from keras_aspp.config.schema import Config
-from keras_aspp.data.pipeline import pictures_of_batch
+from keras_aspp.data.pipeline import images_of_batch
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
 from keras_aspp.engine.monitor import TrainingMonitor
@@ -100,6 +100,7 @@ def test_a_batch_without_valid_pixels_is_said_once(capsys):
     assert "only ignored pixels" in warning
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
     config = tiny_config(tiny_folder, total_epochs=3)
     real = TrainingMonitor.on_train_batch_end
@@ -145,7 +146,7 @@ def test_pictures_of_a_batch_are_those_it_was_made_of(tmp_path):
         for image, mask in source.pairs["train"]
     }
     for step, (images, _) in enumerate(batches.take(6)):
-        names = pictures_of_batch(source, "train", 2, 4, step)
+        names = images_of_batch(source, "train", 2, 4, step)
         for image, name in zip(images.numpy(), names, strict=True):
             np.testing.assert_allclose(image, pictures[name], atol=1e-3)
 
@@ -171,6 +172,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(tmp_path, tiny_folder):
     assert train(config, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_the_best_model_is_that_of_the_averages(toy_backbone, tmp_path):
     model = DeepLabV3(3, toy_backbone(padding=1), atrous_rates=(1, 2))
     model.compile(keras.optimizers.SGD(0.5, use_ema=True), "mse")

@@ -80,6 +80,7 @@ def run(content, images):
 
 
 @pytest.mark.parametrize("maximum", [None, 6.0])
+@pytest.mark.slow
 def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
     model = bottleneck(maximum)
     images = floats(pictures())

@@ -2,12 +2,14 @@
 
 import keras
 import numpy as np
+import pytest
 from helpers import randomize
 
 from keras_aspp.export.explain import operator_costs
 from tests.export.test_quantize import SIZE, labels_of, pictures
 
 
+@pytest.mark.slow
 def test_costs_name_the_operator_that_rounds_most(tmp_path):
     """One channel, which nothing reads, is 300 times as large as the others."""
     layers = keras.layers

@@ -246,6 +246,7 @@ def exported(model, tmp_path_factory):
     return folder, export(model, folder)
 
 
+@pytest.mark.slow
 def test_an_export_reports_its_phases_if_asked(model, tmp_path, capfd):
     reported = []
     arguments = {
@@ -303,6 +304,7 @@ def test_a_failed_conversion_names_operators_in_its_error_alone(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_dilated_convolutions_stay_whole(exported):
     _, manifest = exported
     assert manifest["artefacts"][0]["gpu_compatible"] is None
@@ -482,6 +484,7 @@ def gpu_file(model, tmp_path_factory):
     return out / "model_gpu.tflite", manifest["artefacts"][1]
 
 
+@pytest.mark.slow
 def test_file_for_gpus_answers_with_scores_of_cells(model, gpu_file):
     path, entry = gpu_file
     assert entry["input"]["dtype"] == "float32"
@@ -590,6 +593,7 @@ def test_manifest_says_why_a_gpu_fails(model, converted, tmp_path, monkeypatch):
     assert gpu["is_fully_accelerated"] is True
 
 
+@pytest.mark.slow
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
     """By one convolution: GPUs take no reversal."""
     made = ka.models.DeepLabV3(

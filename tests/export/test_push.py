@@ -65,6 +65,7 @@ def front_matter(files):
     return yaml.safe_load(files["README.md"].decode().split("---\n")[1])
 
 
+@pytest.mark.slow
 def test_a_workdir_goes_there_and_back(folder, server, capsys, tmp_path):
     assert main(["push", str(folder), "hf://me/m", "--message", "first"]) == 0
     assert server.message == "first"
@@ -123,7 +124,7 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
         ["explain", image, "--output", out, "--model", address],
         [
             *("export", "--model", address, "--output", f"{out}/export"),
-            *("--formats", "tflite_float32", "--export.verify_images", "2"),
+            *("--formats", "tflite_float32", "--export.num_verify_images", "2"),
             *("--export.image_size", "[64, 96]"),
         ],
     ):

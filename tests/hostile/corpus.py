@@ -297,7 +297,7 @@ def configurations(marker):
         "data.ignore_label": 10**12,
         "data.validation_fraction": ".nan",
         "export.image_size": [10**6, 10**6],
-        "export.verify_images": -1,
+        "export.num_verify_images": -1,
         "model.aspp_filters": 10**9,
         "model.decoder_filters": 10**9,
         "model.input_scale": 10**9,

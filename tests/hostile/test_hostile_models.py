@@ -370,6 +370,7 @@ def broken(segmenter, tmp_path_factory):
 NAMED = r"in 2 of \d+ tensors: .*classifier/kernel.*classifier/bias"
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_named(broken, tmp_path):
     model, path = broken
     write_saved_model(model, tmp_path / "saved")
@@ -449,17 +450,6 @@ def test_file_of_weights_of_a_backbone(
     path.write_bytes(files[WEIGHTS])
     with pytest.raises(ValueError, match=f"{message}.*Received: .*mine"):
         create_backbone("mobilenet_v2_0.35", weights=path)
-
-
-@pytest.mark.parametrize("dtype", ["S9", h5py.string_dtype()], ids=str)
-def test_names_in_an_older_file_of_weights(segmenter, tmp_path, dtype):
-    """Keras' published files have them, in either type."""
-    with zipfile.ZipFile(segmenter) as whole:
-        files = {WEIGHTS: whole.read(WEIGHTS)}
-    weighed(listed("a", "b/c:0", "conv", dtype=dtype))(files)
-    path = tmp_path / "mine.h5"
-    path.write_bytes(files[WEIGHTS])
-    archive.check_weights_file(path)
 
 
 def test_keras_file_as_weights_of_a_backbone(segmenter, tmp_path):

@@ -43,6 +43,7 @@ def test_batch_norm_is_folded_with_equal_scores(tiny_export):
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
 
 
+@pytest.mark.slow
 def test_bfloat16_of_a_keras_model_differs_a_little(tiny_export):
     image = picture()
     path = tiny_export / "model.keras"
@@ -113,6 +114,7 @@ def test_openvino_predicts_a_tflite_as_litert_does(tiny_export):
     assert (coarse.predict(image) == labels).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_openvino_predicts_an_onnx_as_onnxruntime_does(tiny_export, tmp_path):
     pytest.importorskip("openvino", reason=ABSENT)
     for name in ("onnx", "onnxruntime", "tf2onnx"):

@@ -218,6 +218,7 @@ def test_bands_that_do_not_fit_fail_at_once(
     assert not (tmp_path / "out.tif").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_raster_beside_other_images(
     model, tmp_path, capsys, monkeypatch
 ):
@@ -311,6 +312,7 @@ def test_the_command_writes_scores_and_names_of_classes(
 
 
 @pytest.mark.parametrize("outputs", [("labels",), ("labels", "probabilities")])
+@pytest.mark.slow
 def test_masks_of_an_artefact_vote_unless_it_has_probabilities(
     outputs, overlapping, tmp_path
 ):
@@ -360,6 +362,7 @@ def test_masks_of_an_artefact_vote_unless_it_has_probabilities(
     ("task", "threshold"),
     [("multilabel", [0.3, 0.9]), ("binary", 0.2)],
 )
+@pytest.mark.slow
 def test_logits_of_unknown_thresholds_vote(task, threshold, tmp_path):
     """A file's logits are above 0, or highest, where its labels are."""
     model = load_saved(

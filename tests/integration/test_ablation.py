@@ -10,12 +10,13 @@ from tiny_run import replace, tiny_config, write_folder
 
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.cli.main import guarded
-from keras_aspp.config.load import dump_config
+from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models import features
 from keras_aspp.preprocess import Preprocess
 from training import ablation, shrink
 from training.context_variants import contexts, head_madds
+from training.recipe_variants import RECIPES
 
 
 @pytest.fixture
@@ -98,6 +99,25 @@ def test_context_modules_are_compared_at_equal_cost():
             assert value == pytest.approx(madds["aspp"], rel=0.15), name
     assert found["wasp"][1].atrous_rates == [6, 2, 1]
     assert "filters" in found["dpc"][0]
+
+
+def test_recipes_differ_from_the_smooth_one_in_one_ingredient():
+    def flat(options):
+        found = load_config(config_path("ablation_recipes"), options)
+        parts = dataclasses.asdict(found)
+        rows = {
+            f"{k}.{n}": v for k, part in parts.items() for n, v in part.items()
+        }
+        for name in ("data.augment", "train.loss"):
+            rows |= {f"{name}.{n}": v for n, v in rows.pop(name).items()}
+        return rows
+
+    smooth = flat(RECIPES["smooth"][1])
+    assert smooth["train.loss.label_smoothing"] == 0.1
+    for name, (_, options) in RECIPES.items():
+        found = flat(options)
+        changed = {key for key in smooth if smooth[key] != found[key]}
+        assert len(changed) == {"smooth": 0, "light": 4}.get(name, 1), changed
 
 
 def test_unknown_variant_is_named(tmp_path, capsys):

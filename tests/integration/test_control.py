@@ -138,8 +138,9 @@ def test_gradients_are_those_of_pytorch(architecture, weights):
     "architecture, dtype, steps, tolerance",
     [
         # Later steps differ: rounding that moves a cell across a kink of
-        # ReLU grows a thousandfold at every step.
-        *((architecture, "float64", 3, 1e-4) for architecture in HEADS),
+        # ReLU grows a thousandfold at every step. Gradients of the other
+        # architectures are compared above.
+        ("deeplab_v3_plus", "float64", 3, 1e-4),
         # The fused kernels.
         ("deeplab_v3_plus", "float32", 1, 1e-4),
     ],

@@ -30,7 +30,7 @@ from keras_aspp.config.load import dump_config
 from keras_aspp.models import DeepLabV3
 
 SEED = 20261125
-KILLS = 12
+KILLS = 6
 EPOCHS, STEPS = 5, 3
 MOMENTS = 40  # a run is killed at one of so many, if it gets there
 AFTER_TRAINING = (
@@ -300,7 +300,7 @@ def test_killed_at_random_moments(runs, expected, tmp_path):
         for name in kills
         if " s after " not in name and name != "on_train_batch_end"
     ]
-    assert len(within) >= 5, "too few within a write"
+    assert len(within) >= 3, "too few within a write"
 
 
 @pytest.mark.slow

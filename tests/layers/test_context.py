@@ -15,6 +15,8 @@ from helpers import (
 )
 from model_tester import run_tflite, write_logits
 
+from keras_aspp import layers
+from keras_aspp.context_modules import MODULES
 from keras_aspp.layers import (
     ASPP,
     DAPPM,
@@ -22,6 +24,7 @@ from keras_aspp.layers import (
     DenseASPP,
     DensePredictionCell,
 )
+from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.lowering import export_form
 
 X = sample() + sample(SHAPE[-1:], seed=1)
@@ -62,6 +65,21 @@ LAYERS = {
         },
     ),
 }
+
+
+def others():
+    """Named modules whose layer is not above, with small rates."""
+    for name, module in MODULES.items():
+        layer_type = getattr(layers, module.layer or "", keras.layers.Layer)
+        if issubclass(layer_type, ContextLayer) and layer_type not in {
+            known for known, _ in LAYERS.values()
+        }:
+            rates = tuple(range(1, len(module.offsets_px) + 1))
+            arguments = {layer_type.rates_argument: rates, **module.arguments}
+            yield name, (layer_type, arguments)
+
+
+LAYERS |= dict(others())
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -73,6 +91,7 @@ def built(name, **kwargs):
 
 
 @every_layer
+@pytest.mark.slow
 def test_a_model_of_any_size_in_a_file(name, tmp_path):
     layer = built(name, activation="gelu", dropout=0.3)
     inputs = keras.Input((None, None, SHAPE[-1]))

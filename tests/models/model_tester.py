@@ -40,8 +40,10 @@ class ModelTester:
         auto: the rates that `"auto"` means at output stride 8.
         head: arguments that make the head small.
         changed: arguments of the head with values that are no defaults.
-        scores: name of the layer that gives the scores.
-        decoder_stride: pixels per score, `None` for the output stride.
+        scores: name of the layer that gives the scores, if it is not the one
+            named `classifier`.
+        decoder_stride: pixels per score where this is not the output stride;
+            the architecture's `scores_at_output_stride` is then `False`.
         rates_follow: whether rates are in cells of the output stride.
         dense: arguments and layer without which, or beyond which, features
             depend on their density: an average over cells, a resize.
@@ -100,6 +102,14 @@ class ModelTester:
 
     def at(self, model, name):
         return keras.Model(model.input, model.get_layer(name).output)
+
+    def test_where_the_scores_are_is_declared(self):
+        """The resize of the scores at another output stride depends on it."""
+        declared = self.architecture.scores_at_output_stride
+        assert declared == (self.decoder_stride is None), (
+            f"{self.architecture.__name__}.scores_at_output_stride is "
+            f"{declared}, and decoder_stride of its test {self.decoder_stride}"
+        )
 
     def test_any_size_where_a_cell_is_missing(self, build, toy_backbone):
         model = build(backbone=toy_backbone(padding=KERAS), output_stride=8)

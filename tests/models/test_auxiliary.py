@@ -239,6 +239,7 @@ def test_it_trains_in_every_mode(arguments):
     assert npy(model(x)).shape == (2, 64, 64, arguments["num_classes"])
 
 
+@pytest.mark.slow
 def test_within_another_model_only_the_logits_are_trained():
     """Two steps of an outer model are those of a segmenter without it."""
     x, y = batch()
@@ -272,6 +273,7 @@ def fit(model):
 
 
 @tensorflow_only
+@pytest.mark.slow
 def test_several_steps_in_one_execution_give_the_same_numbers():
     expected = fit(compiled(build()))
     assert "val_auxiliary_loss" not in expected

@@ -119,6 +119,7 @@ def test_the_teacher_stays_as_it_is():
     assert all(changed)
 
 
+@pytest.mark.slow
 def test_only_training_has_the_teacher(tmp_path):
     files, models = [], []
     for teacher in (None, build(seed=2)):
@@ -151,6 +152,7 @@ def test_only_training_has_the_teacher(tmp_path):
     assert "distillation_loss" in model.train_on_batch(x, y, return_dict=True)
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_scores_of_two_classes():
     """Binary: no threshold moves the probabilities that are learned."""
     arguments = {"num_classes": 2, "task": "binary"}
@@ -164,6 +166,7 @@ def test_a_student_learns_its_teachers_scores_of_two_classes():
     assert losses[0]["distillation_loss"] > 0.01
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_goes_with_a_teacher():
     model = student(auxiliary_weight=0.4)
     x, y = batch()

@@ -11,12 +11,21 @@ import tensorflow as tf
 from helpers import npy, sample
 
 from keras_aspp import models
+from keras_aspp.context_modules import MODULES
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 # Convolutions without bias that no normalization follows: LR-ASPP.
 LINEAR = {"gate"}
 SIZE, CLASSES = (192, 160), 8
 CHANNELS = {4: 24, 8: 32, 16: 96}
+
+
+def rates(module):
+    """Small rates, as many as the module has and three at most."""
+    count = min(len(module.offsets_px), 3)
+    return {"atrous_rates": tuple(range(1, count + 1)) if count else "auto"}
+
+
 HEADS = [
     ("DeepLabV2", {}),
     ("DeepLabV2", {"fc_filters": 64}),
@@ -28,10 +37,10 @@ HEADS = [
     ("DeepLabV3Plus", {"separable": True}),
     ("DeepLabV3Plus", {"separable": True, "batch_norm": "group"}),
     *(
-        ("DeepLabV3", {"context": name})
-        for name in ("ksac", "wasp", "d_linknet", "dappm", "pappm", "none")
+        ("DeepLabV3", {"context": name, **rates(module)})
+        for name, module in MODULES.items()
+        if name != "dpc"
     ),
-    ("DeepLabV3", {"context": "dilated_reparam", "atrous_rates": (1,)}),
     ("DeepLabV3Plus", {"context": "ksac", "separable": True}),
     ("DeepLabV3", {"context": "dpc", "atrous_rates": (1, (2, 3), 2, 1, 3)}),
     ("LRASPP", {}),
@@ -93,7 +102,7 @@ def with_last_block(backbone):
 def test_signals_and_gradients_of_a_fresh_head(backbone, name, arguments):
     if name == "CascadedDeepLabV3":
         backbone = with_last_block(backbone)
-    elif name != "LRASPP" and arguments.get("context") != "none":
+    elif name != "LRASPP":
         arguments = {"atrous_rates": (1, 2, 3), **arguments}
     model = getattr(models, name)(
         CLASSES, backbone, output_stride=16, dropout=0.0, **arguments

@@ -12,9 +12,11 @@ import pytest
 from helpers import npy, randomize, sample
 
 import keras_aspp as ka
+from keras_aspp.models import factory
 
 SMALL_ASPP = {"atrous_rates": (1, 2), "aspp_filters": 8}
-ARCHITECTURES = {
+# Arguments that make a head small.
+SMALL = {
     ka.models.DeepLabV2: {"atrous_rates": (1, 2)},
     ka.models.DeepLabV3: SMALL_ASPP,
     ka.models.CascadedDeepLabV3: {"blocks": 1},
@@ -35,6 +37,10 @@ ARCHITECTURES = {
         "aspp_filters": 8,
         "output_stride": 16,
     },
+}
+ARCHITECTURES = {
+    architecture: SMALL.get(architecture, {})
+    for architecture in factory.ARCHITECTURES.values()
 }
 # Loss: relative difference. Labels: share of pixels that must agree.
 TOLERANCES = {
@@ -70,15 +76,6 @@ def numbers(toy_backbone):
         return np.array(trained), predicted
 
     return numbers
-
-
-def test_every_architecture_is_here():
-    segmenter = ka.models.Segmenter
-    assert set(ARCHITECTURES) == {
-        found
-        for found in vars(ka.models).values()
-        if isinstance(found, type) and issubclass(found, segmenter)
-    } - {segmenter}
 
 
 def ways(architecture):

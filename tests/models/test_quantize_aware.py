@@ -133,6 +133,7 @@ def test_it_follows_the_weights_of_the_model(name):
     )
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_skip_fusion_round_and_train():
     model, x = randomize(light()), sample(SHAPE)
     aware = QuantizeAware(model)
@@ -364,6 +365,7 @@ def test_xla_equals_graph_mode():
     np.testing.assert_allclose(*results, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_segmenter_trains_rounded_with_its_auxiliary_head():
     model = lr_aspp(auxiliary_weight=0.4, batch_norm="freeze")
     x = sample(SHAPE)
@@ -452,6 +454,7 @@ def gated():
     "build, share",
     [(lambda: lr_aspp(input_shape=(64, 96, 3)), 1), (gated, 0.5)],
 )
+@pytest.mark.slow
 def test_it_computes_what_the_int8_file_computes(build, share, tmp_path):
     model = randomize(build())
     images = sample((4, 64, 96, 3)).astype("float32")

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_aspp.data.spec import DatasetSpec
-from keras_aspp.engine.tensorboard import ValidationPictures
+from keras_aspp.engine.tensorboard import ValidationImages
 from keras_aspp.plots.labels import (
     _cell,
     _legend,
@@ -141,7 +141,7 @@ def test_tensorboard_shows_labels_over_the_image(tmp_path, monkeypatch):
     images = RNG.integers(0, 256, (2, 8, 6, 3)).astype("uint8")
     labels = np.zeros((2, 8, 6), "int32")
     labels[:, -4:], labels[0, 0] = 1, 255
-    callback = ValidationPictures(images, labels, spec, tmp_path)
+    callback = ValidationImages(images, labels, spec, tmp_path)
     callback.set_model(Scores())
     shown = {}
 

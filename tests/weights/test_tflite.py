@@ -42,6 +42,7 @@ def run(file, x):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+@pytest.mark.slow
 def test_golden_mask(model, picture):
     image, golden = picture
     logits = npy(model(model.preprocess(image[None].astype("float32"))))
@@ -56,6 +57,7 @@ def test_logits_are_those_of_litert(file, model, picture):
     assert np.abs(npy(model(x)) - expected).max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_it_is_one_of_ours(model, tmp_path):
     assert type(model) is ka.models.DeepLabV3
     assert (model.num_classes, model.output_stride) == (21, 8)

@@ -173,6 +173,7 @@ def test_folder_configuration_fits_the_saved_camvid_model():
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_camvid_mobile_costs_what_its_header_says():
     config = load_config(config_path("camvid_mobile"))
     model = build_model(

@@ -1,0 +1,85 @@
+"""Statements of a run in its card: data, origin and licenses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from keras_aspp.config.load import load_config
+from keras_aspp.config.schema import Config, ModelConfig
+from keras_aspp.export.card import README, front_matter
+from keras_aspp.utils.hub import is_address
+from keras_aspp.utils.text import read_text
+
+
+def about_run(config: Config, license: str = "") -> dict[str, str]:
+    """Describes a training run.
+
+    Args:
+        config: `Config` of the run.
+        license: str, of the data where `data.license` is empty.
+
+    Returns:
+        dict of str: `dataset`, `trained_on` and `license`. Where the model that
+        the run started from, or its teacher, has another license beside it
+        than the data, `license` names both.
+    """
+    data = config.data
+    name = data.tfds or Path(data.root).name
+    trained_on = f"{name} (split {data.train_split}), {_origin(config.model)}"
+    license = data.license or license
+    found = {}
+    if config.model.weights:
+        found["weights"] = find_license(config.model.weights)
+    if config.train.distill_from:
+        trained_on += f", with {_name(config.train.distill_from)} as teacher"
+        found["teacher"] = find_license(config.train.distill_from)
+    others = [
+        f"{other} ({what})"
+        for what, other in found.items()
+        if other not in ("", license)
+    ]
+    if others:
+        license = ", ".join([f"{license or 'not stated'} (data)", *others])
+    return {"dataset": name, "trained_on": trained_on, "license": license}
+
+
+def find_license(model: str) -> str:
+    """Reads the license that stands beside a model.
+
+    Args:
+        model: path of a `.keras` file, an exported folder or a workdir;
+            environment variables are expanded.
+
+    Returns:
+        str, of the card's metadata or the run's configuration; empty where
+        there is none, and for addresses on the Hub.
+    """
+    if is_address(model):
+        return ""
+    path = Path(os.path.expandvars(model))
+    folder = path if path.is_dir() else path.parent
+    if (folder / README).is_file():
+        file = folder / README
+        front, _ = front_matter(read_text(file), file)
+        return str(front.get("license") or "")
+    if (folder / "config.yaml").is_file():
+        return load_config(folder / "config.yaml", ()).data.license
+    return ""
+
+
+def _origin(model: ModelConfig) -> str:
+    if model.weights:
+        return f"starting from {_name(model.weights)}"
+    if model.backbone_weights:
+        weights = _name(model.backbone_weights)
+        return f"starting from {model.backbone} ({weights})"
+    return "starting from random weights"
+
+
+def _name(path):
+    """Returns an address, a keyword, or a path's last name that tells."""
+    if is_address(path):
+        return path
+    path = Path(path)
+    return path.parent.name if path.name == "model.keras" else path.name

@@ -1,0 +1,74 @@
+"""What a card says of a run's origin and licenses."""
+
+import pytest
+from tiny_run import replace
+
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import Config, DataConfig
+from keras_aspp.export.about import about_run, find_license
+
+
+def run(license="apache-2.0", model=None, **train):
+    """The configuration of a run on the data set `shapes`."""
+    config = Config(data=DataConfig(tfds="shapes", license=license))
+    return replace(config, model=model or {}, train=train)
+
+
+@pytest.fixture
+def export(tmp_path):
+    """An exported folder under another license than the data."""
+    folder = tmp_path / "streets"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# S\n")
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / "earlier"
+    folder.mkdir()
+    dump_config(run("cc-by-sa-4.0"), folder / "config.yaml")
+    return folder
+
+
+def test_it_names_the_weights_that_a_run_started_from(export, monkeypatch):
+    monkeypatch.setenv("MODELS", str(export))
+    for model, origin in (
+        ({}, "mobilenet_v2 (imagenet)"),
+        ({"backbone_weights": "$MODELS/a.pth"}, "mobilenet_v2 (a.pth)"),
+        ({"backbone_weights": None}, "random weights"),
+        ({"weights": str(export)}, "streets"),
+        ({"weights": str(export / "model.keras")}, "streets"),
+        ({"weights": str(export / "best.keras")}, "best.keras"),
+        ({"weights": "hf://me/streets"}, "hf://me/streets"),
+    ):
+        found = about_run(run(model=model))["trained_on"]
+        assert found == f"shapes (split train), starting from {origin}"
+
+
+def test_other_licenses_of_weights_and_teacher_are_named(
+    export, workdir, monkeypatch
+):
+    monkeypatch.setenv("MODELS", str(export.parent))
+    start = {"weights": "${MODELS}/streets/model.keras"}
+    found = about_run(run(model=start, distill_from=str(workdir)))
+    assert found["trained_on"].endswith("streets, with earlier as teacher")
+    assert found["license"] == (
+        "apache-2.0 (data), cc-by-nc-4.0 (weights), cc-by-sa-4.0 (teacher)"
+    )
+    of_data = about_run(run("", start), "odbl")["license"]
+    assert of_data == "odbl (data), cc-by-nc-4.0 (weights)"
+    unknown = about_run(run("", start))["license"]
+    assert unknown == "not stated (data), cc-by-nc-4.0 (weights)"
+    same = about_run(run("cc-by-nc-4.0", start))["license"]
+    assert same == "cc-by-nc-4.0"
+
+
+def test_what_states_no_license_adds_none(tmp_path):
+    for model in ("hf://me/mine", str(tmp_path), str(tmp_path / "model.keras")):
+        assert find_license(model) == ""
+        assert about_run(run(model={"weights": model}))["license"] == (
+            "apache-2.0"
+        )
+    (tmp_path / "README.md").write_text("# No metadata\n")
+    assert find_license(str(tmp_path)) == ""
