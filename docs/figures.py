@@ -235,7 +235,7 @@ def sizes():
     return explain.branches_figure(
         image,
         {f"{rate}: {8 * int(rate[5:])} px": m for rate, m in maps.items()},
-        "A cell minus its eight neighbours: each rate answers to things of "
+        "A cell minus its eight neighbors: each rate answers to things of "
         "its own size",
     )
 

@@ -57,7 +57,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="model_logits.tflite")
     parser.add_argument("image", type=Path)
-    parser.add_argument("--output", type=Path, help="labels as a grey PNG")
+    parser.add_argument("--output", type=Path, help="labels as a gray PNG")
     flags = parser.parse_args(arguments)
     image = ImageOps.exif_transpose(Image.open(flags.image))
     image = np.array(image.convert("RGB"))

@@ -18,7 +18,7 @@ from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
-from keras_aspp.export.about import about_run
+from keras_aspp.export.about import about_run, export_command
 from keras_aspp.export.explain import OperatorCost
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.quantize import QUANTIZED
@@ -28,6 +28,7 @@ from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import write_json
 from keras_aspp.utils.progress import print_progress, timed
+from keras_aspp.utils.text import num_of
 from keras_aspp.utils.types import PathLike
 
 CONFIG = "config.yaml"
@@ -42,6 +43,7 @@ class Workdir:
             one that was pushed with its config.yaml.
 
     Attributes:
+        address: str, the path as it was given.
         path: `pathlib.Path`, on this machine.
 
     Raises:
@@ -49,6 +51,7 @@ class Workdir:
     """
 
     def __init__(self, path: PathLike) -> None:
+        self.address: str = str(path)
         self.path: Path = local_folder(path)
         if not (self.path / CONFIG).is_file():
             raise InputNotFoundError(
@@ -148,12 +151,16 @@ class Workdir:
             else read_image(preview, pixels=spec.pixels),
             about={
                 **about,
-                "evaluated_on": f"{self.source.size(split)} images of "
-                f"{about['dataset']}, split {split}",
-                "command": "keras-aspp export --model WORKDIR "
-                f"--output {Path(output).name} "
-                f'--export.image_size "{list(image_size)}" '
-                f"--formats {' '.join(formats)}",
+                "evaluated_on": f"{num_of(self.source.size(split), 'image')} "
+                f"of {about['dataset']}, split {split}",
+                "command": export_command(
+                    self.address,
+                    output,
+                    dataclasses.replace(
+                        settings, image_size=tuple(image_size), formats=formats
+                    ),
+                    self.config.export,
+                ),
                 "preview": settings.preview_note,
             },
             progress=print_progress,
@@ -177,10 +184,11 @@ class Workdir:
         images = self.examples(self.config.data.train_split).first(
             settings.num_calibration_images
         )
+        image_size = settings.image_size or _choose_size(model, sizes)
         with timed(print_progress, "operators of int8: measuring"):
             costs = explain_int8(
                 model,
-                settings.image_size or _choose_size(model, sizes),
+                image_size,
                 images,
                 settings.coarse_labels,
                 settings.outputs,

@@ -38,10 +38,10 @@ def filter_bank() -> keras.Model:
     ring = (np.ones((3, 3)) - identity) / 8
     filters = np.stack([identity, slope, slope.T, identity - ring], -1)
     inputs = keras.Input((None, None, 3), name="picture")
-    grey = keras.layers.Conv2D(1, 1, name="grey")
-    x = grey(inputs)
+    gray = keras.layers.Conv2D(1, 1, name="gray")
+    x = gray(inputs)
     # The padding is then as bright as an image of average brightness.
-    grey.set_weights([luminance, np.array([-0.5])])
+    gray.set_weights([luminance, np.array([-0.5])])
     for i in range(1, 6):
         x = keras.layers.ZeroPadding2D(1, name=f"pad_{i}")(x)
         if i == 4:

@@ -23,13 +23,16 @@ from keras_aspp.data.groups import (
 )
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
-from keras_aspp.utils.exceptions import InputError, OutputExistsError
-from keras_aspp.utils.files import replacing_folder
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.files import check_output, replacing_folder
+from keras_aspp.utils.text import num_of, read_json
 from keras_aspp.utils.types import PathLike
 
 IGNORE, DROP = "ignore", "drop"
 IGNORE_LABEL = 255
 _VALIDATION_FRACTION = 0.1
+# Begins the `source` of each dataset.json that an import wrote.
+_COMMAND = "keras-aspp data import"
 # Classes that tools write for pixels without a class.
 _VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
@@ -95,23 +98,20 @@ def import_annotations(
             if the source names no splits.
         test_fraction: share of the groups that become `test`, in [0, 1).
         task: `"binary"` for one class beside the background.
-        overwrite: replace `output` if it exists.
+        overwrite: replace an `output` that an import wrote.
         progress: wraps the list of images, to show progress.
 
     Returns:
         `ImportReport`.
 
     Raises:
-        FileExistsError: `output` exists and `overwrite` is False.
+        FileExistsError: `output` exists, and `overwrite` is False or no import
+            wrote it.
         FileNotFoundError: `source` or `images` does not exist.
         ValueError: an argument, or the annotations, are invalid.
     """
     output = Path(output)
-    if output.exists() and not overwrite:
-        raise OutputExistsError(
-            "The folder exists; pass overwrite (--overwrite) to replace it. "
-            f"Received: output={str(output)!r}"
-        )
+    check_output(output, overwrite, _is_imported, _COMMAND)
     _check_shares(validation_fraction, test_fraction)
     if task not in ("semantic", "binary"):
         raise InputError(
@@ -144,9 +144,19 @@ def import_annotations(
                 test_fraction,
             )
             writer.finish()
-            classes.spec.to_file(work / "dataset.json")
+            classes.spec.to_file(work / "dataset.json", f"{_COMMAND}, {name}")
         report.notes = [files.public(note) for note in report.notes]
     return report
+
+
+def _is_imported(folder):
+    """Returns True for a folder that an import wrote."""
+    try:
+        content = read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return False
+    source = content.get("source") if isinstance(content, dict) else None
+    return str(source).startswith(_COMMAND)
 
 
 class _Classes:
@@ -351,27 +361,29 @@ class _Writer:
             notes.append("no image is in train")
         if self.unreadable:
             notes.append(
-                f"{len(self.unreadable)} images were left out, first: "
+                f"left out {num_of(len(self.unreadable), 'image')}, first: "
                 f"{self.unreadable[0]}"
             )
         if self.empty:
             notes.append(
-                f"{self.empty} images have no regions and are {self.background}"
+                f"{self.background} as a whole, without a region: "
+                f"{num_of(self.empty, 'image')}"
             )
         if self.outside:
             notes.append(
-                f"{len(self.outside)} regions were left out, first "
+                f"left out {num_of(len(self.outside), 'region')}, first "
                 f"{self.outside[0]}"
             )
         if self.report.overlaps:
             notes.append(
-                f"{self.report.overlaps} pixels of {self.images_of_overlaps} "
-                "images belong to regions of two classes; on top is "
+                f"{self.report.overlaps} pixels of "
+                f"{num_of(self.images_of_overlaps, 'image')} belong to "
+                "regions of two classes; on top is "
                 f"{_TOP[self.overlap]} (--overlap)"
             )
         if self.turned:
             notes.append(
-                f"{self.turned} images carry an EXIF orientation; their masks "
+                f"EXIF orientation in {num_of(self.turned, 'image')}: masks "
                 "are upright, as the images are read"
             )
 

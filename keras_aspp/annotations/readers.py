@@ -11,6 +11,7 @@ from keras_aspp.annotations.reading import note_missing
 from keras_aspp.annotations.regions import AnnotatedImage, Annotations
 from keras_aspp.annotations.source import SourceFiles
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.text import num_of
 
 _READERS: dict[str, Callable[[SourceFiles, list[Path]], Annotations]] = {
     "coco": coco.read_coco,
@@ -123,7 +124,7 @@ def _note_unused(source, annotations):
     ]
     if others:
         annotations.notes.append(
-            f"{len(others)} images have no annotations and were left out, "
+            f"left out {num_of(len(others), 'image')} without annotations, "
             f"first {others[0].name}"
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
-from keras_aspp.config.load import config_names, config_path, load_config
+from keras_aspp.config.load import config_path, load_config, shown_config_names
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.text import printable
 
@@ -186,7 +186,11 @@ def _add_import(commands):
         default="semantic",
         help="`binary` for one class beside the background",
     )
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an OUTPUT that `data import` wrote",
+    )
 
 
 def _add_fix(commands):
@@ -420,7 +424,7 @@ def _print_report(report):
         rows.append((split, report.num_images[split], ", ".join(shown)))
     print_table(rows)
     print()
-    whole = "all" if report.spec.is_multilabel else "labelled"
+    whole = "all" if report.spec.is_multilabel else "labeled"
     rows = [(f"% of {whole} pixels", *splits)]
     shares = {s: report.shares(s) for s in splits}
     for label, name in enumerate(report.spec.class_names):
@@ -515,7 +519,7 @@ def _data_config(name):
     except FileNotFoundError:
         raise InputNotFoundError(
             "Neither a folder nor a configuration. Received: "
-            f"{name!r}; configurations: {', '.join(config_names())}"
+            f"{name!r}; configurations: {', '.join(shown_config_names())}"
         ) from None
     return load_config(path).data
 

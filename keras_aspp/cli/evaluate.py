@@ -71,7 +71,11 @@ def _print_worst(rows):
 
     print()
     heads = [name.replace("_", " ") for name in rows[0]] if rows else ["none"]
-    print_table([heads, *([f"{v}" for v in row.values()] for row in rows)])
+    cells = (
+        [f"{v:.4f}" if isinstance(v, float) else v for v in row.values()]
+        for row in rows
+    )
+    print_table([heads, *cells])
 
 
 def _parser():

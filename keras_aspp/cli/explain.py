@@ -116,7 +116,7 @@ def _by_hand(image):
         "branches": plots.branches_figure(
             image,
             maps,
-            "A cell minus its eight neighbours: each rate answers to things "
+            "A cell minus its eight neighbors: each rate answers to things "
             "of its own size",
         ),
     }

@@ -24,7 +24,9 @@ def run(arguments):
     parser.add_argument(
         "--formats", nargs="+", help="instead of the configuration's"
     )
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier export"
+    )
     parser.add_argument(
         "--explain-int8",
         action="store_true",

@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from keras_aspp.utils.text import printable
+from keras_aspp.utils.text import num_of, printable
 
 
 def print_table(rows):
@@ -122,34 +122,45 @@ def _print_multilabel(per_class, mean):
 
 def print_metrics(metrics):
     """Prints the contents of `metrics.json` as a table, then its advice."""
-    print(f"\n{metrics['num_images']} images of split {metrics['split']}")
+    images = num_of(metrics["num_images"], "image")
+    print(f"\n{images} of split {metrics['split']}")
     if metrics.get("runtime"):
         how = metrics["runtime"]
         if metrics["precision"] != "float32":
             how += f" ({metrics['precision']})"
         print(f"measured  {printable(metrics['artefact'])} in {how}")
-    rows = [("class", "IoU")]
-    for name, iou in metrics["per_class_iou"].items():
-        rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
-    numbers = ("mean_iou", "pixel_accuracy", "mean_accuracy")
-    more = ("boundary_iou", "calibration_error")
-    for name in (*numbers, *(n for n in more if metrics.get(n) is not None)):
-        value = metrics[name]
-        rows.append((name, "none" if value is None else f"{value:.4f}"))
-    for name, value in metrics.get("binary", {}).items():
-        shown = "none" if value is None else f"{value:.4f}"
-        rows.append((f"object: {name}", shown))
     if "multilabel" in metrics:
         _print_multilabel(**metrics["multilabel"])
-        rows = []
-    for width, value in metrics.get("band_mean_iou", {}).items():
-        shown = "none" if value is None else f"{value:.4f}"
-        rows.append((f"mean_iou within {width} px", shown))
-    for size, value in metrics.get("recall_by_size_px", {}).items():
-        count = metrics["objects_by_size_px"][size]
-        shown = "none" if value is None else f"{value:.4f}"
-        rows.append((f"recall, {count} objects of {size} px", shown))
-    if rows:
+    else:
+        rows = [("class", "IoU")]
+        for name, iou in metrics["per_class_iou"].items():
+            rows.append((name, "absent" if iou is None else f"{iou:.4f}"))
         print_table(rows)
+    rows = _measures(metrics)
+    if rows:
+        print()
+        print_table([("measure", "value"), *rows])
     for line in metrics.get("advice", []):
         print(f"\nAdvice: {printable(line)}.")
+
+
+def _measures(metrics):
+    """Returns the rows of measures that belong to no class."""
+    values = {}
+    if "multilabel" not in metrics:  # whose table has its own means
+        for name in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
+            values[name] = metrics[name]
+        for name in ("boundary_iou", "calibration_error"):
+            if metrics.get(name) is not None:
+                values[name] = metrics[name]
+    for name, value in metrics.get("binary", {}).items():
+        values[f"object: {name}"] = value
+    for width, value in metrics.get("band_mean_iou", {}).items():
+        values[f"mean_iou within {width} px"] = value
+    for size, value in metrics.get("recall_by_size_px", {}).items():
+        objects = num_of(metrics["objects_by_size_px"][size], "object")
+        values[f"recall, {objects} of {size} px"] = value
+    return [
+        (name, "none" if value is None else f"{value:.4f}")
+        for name, value in values.items()
+    ]

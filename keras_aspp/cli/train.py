@@ -71,6 +71,11 @@ def run(arguments):
         return 0
     if flags.workdir is None:
         parser.error("the following arguments are required: --workdir")
+    if flags.resume and not config.train.lr_finder:
+        # First: other flags than those of the run may ask for a download.
+        from keras_aspp.engine.checkpoint import changes
+
+        changes(flags.workdir, config)
     _check_download(config.model)
     from keras_aspp.engine.run import range_test, train
 

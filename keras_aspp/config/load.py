@@ -65,7 +65,7 @@ def config_path(name: PathLike) -> Path:
         return Path(name)
     raise InputNotFoundError(
         "--config must be a file or one of: "
-        f"{', '.join(config_names())}. Received: {name!r}"
+        f"{', '.join(shown_config_names())}. Received: {name!r}"
     )
 
 
@@ -77,6 +77,11 @@ def config_names() -> list[str]:
         for entry in folder.iterdir()
         if entry.name.endswith(".yaml")
     )
+
+
+def shown_config_names() -> list[str]:
+    """Returns the names for messages, without those of the ablation."""
+    return [name for name in config_names() if not name.startswith("ablation_")]
 
 
 class ConfigurationError(InputError):

@@ -760,7 +760,7 @@ def _notes(report, source):
     if len(rare):
         shown = ", ".join(f"{names[i]} ({pixels[i] / total:.2%})" for i in rare)
         notes.append(
-            f"rare classes, below {limit:.2%} of the labelled pixels: "
+            f"rare classes, below {limit:.2%} of the labeled pixels: "
             f"{shown}; cross entropy alone learns such late "
             "or never, train.loss.dice or train.loss.lovasz helps"
         )

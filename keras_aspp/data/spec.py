@@ -335,8 +335,13 @@ class DatasetSpec:
             notes += _notes(spec, content, repeated, path)
         return spec
 
-    def to_file(self, path: PathLike) -> None:
-        """Writes a `dataset.json` that `from_file` reads."""
+    def to_file(self, path: PathLike, source: str = "") -> None:
+        """Writes a `dataset.json` that `from_file` reads.
+
+        Args:
+            path: the file.
+            source: str, origin of the data, for people.
+        """
         content = {
             k: v for k, v in dataclasses.asdict(self).items() if v or v == 0
         }
@@ -347,6 +352,8 @@ class DatasetSpec:
             del content["channels"], content["dtype"]
         if self.task == "semantic":
             del content["task"]
+        if source:
+            content["source"] = source
         write_json(path, content)
 
     def colors(self) -> tuple[tuple[int, int, int], ...]:

@@ -192,7 +192,9 @@ def _draw_worst(folder, worst_images, found, source):
     with io.StringIO(newline="") as text:
         writer = csv.DictWriter(text, _WORST_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(found["worst"])
+        for row in found["worst"]:
+            digits = {k: f"{v:.6f}" for k, v in row.items() if k in _SHARES}
+            writer.writerow({**row, **digits})
         write_text(folder / "worst.csv", text.getvalue())
 
 
@@ -203,6 +205,7 @@ _WORST_COLUMNS = (
     "worst_class",
     "worst_class_iou",
 )
+_SHARES = ("mean_iou", "wrong_share", "worst_class_iou")
 
 
 def _draw(folder, matrix, spec, confidence, curves, thresholds):

@@ -34,20 +34,31 @@ class TrainingMonitor(keras.callbacks.Callback):
         steps: int, batches of an epoch.
         first_epoch: int, epochs done before.
         first_step: int, steps done of the first epoch.
+        loss: `LossConfig` of the run, for the advice; or `None`.
 
     Raises:
         ValueError: the loss is not finite.
     """
 
     def __init__(
-        self, spec, files_of_batch, steps, first_epoch=0, first_step=0
+        self,
+        spec,
+        files_of_batch,
+        steps,
+        first_epoch=0,
+        first_step=0,
+        loss=None,
     ):
         super().__init__()
         self.spec, self.steps = spec, steps
         self.files_of_batch = files_of_batch
         self.epoch, self.first_epoch = first_epoch, first_epoch
         self.first_step, self.first_loss = first_step, None
-        self._warned = set()
+        self._warned, self._collapse = set(), None
+        weights = loss and loss.with_defaults(spec.task)
+        self._has_overlap = bool(
+            weights and (weights.dice or weights.tversky or weights.lovasz)
+        )
 
     def warn(self, problem, text):
         """Logs a warning the first time that a problem occurs."""
@@ -77,6 +88,9 @@ class TrainingMonitor(keras.callbacks.Callback):
             self.first_loss = loss
 
     def on_epoch_end(self, epoch, logs=None):
+        # Not before: the line of the epoch is printed first.
+        if self._collapse:
+            self.warn("collapse", self._collapse)
         loss = (logs or {}).get("loss")
         steps = (epoch + 1 - self.first_epoch) * self.steps
         if None in (loss, self.first_loss) or steps < MIN_BATCHES:
@@ -109,13 +123,12 @@ class TrainingMonitor(keras.callbacks.Callback):
         predicted, labeled = matrix.sum(0) / total, matrix.sum(1) / total
         class_id = int(np.argmax(predicted))
         if predicted[class_id] > max(COLLAPSED, labeled[class_id] + 0.001):
-            self.warn(
-                "collapse",
+            remedy = "" if self._has_overlap else "train.loss.dice or "
+            self._collapse = (
                 f"{predicted[class_id]:.1%} of the validation pixels are "
                 f"predicted {self.spec.class_names[class_id]}, "
                 f"{labeled[class_id]:.1%} are labeled so. Early in a run this "
-                "is temporary; otherwise try train.loss.dice or another "
-                "learning rate.",
+                f"is temporary; otherwise try {remedy}another learning rate."
             )
 
     def check_batch(self, images, labels):

@@ -24,21 +24,25 @@ class Progress(keras.callbacks.Callback):
     On a terminal one line is rewritten. Elsewhere, as in a log file, a line is
     printed each minute and at the end of each epoch. The first step of a run
     traces and compiles the graph, so it is announced and counts for no
-    estimate. The time left of the run counts what its epochs took so far,
-    validation and checkpoints included.
+    estimate. The time left of an epoch counts what the last validation took,
+    and names the first one, of unknown length. The time left of the run counts
+    what its epochs took so far, validation and checkpoints included.
 
     Args:
         checkpoints: `Checkpoints` of the run, with the best epoch and the
             length of an epoch; `None` shows no best epoch.
         epochs: int, epochs of the whole run; those of `fit` if `None`.
+        validated: epochs, from 1, that end with validation; all if `None`.
     """
 
-    def __init__(self, checkpoints=None, epochs=None):
+    def __init__(self, checkpoints=None, epochs=None, validated=None):
         super().__init__()
         self.checkpoints, self.epochs = checkpoints, epochs
+        self.validated = validated
         self._compiled, self._on_line, self._printed_at = False, 0, 0.0
         self._epoch, self._epoch_begin, self._rate_begin = 0, 0.0, None
         self._run_begin, self._run_steps = None, 0
+        self._test_begin, self._test_seconds = 0.0, None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._epoch_begin = epoch, time.monotonic()
@@ -65,6 +69,12 @@ class Progress(keras.callbacks.Callback):
         if now - self._printed_at >= pause:
             self._printed_at = now
             self._show(self._line(batch + 1, now, logs))
+
+    def on_test_begin(self, logs=None):
+        self._test_begin = time.monotonic()
+
+    def on_test_end(self, logs=None):
+        self._test_seconds = time.monotonic() - self._test_begin
 
     def on_test_batch_end(self, batch, logs=None):
         if sys.stdout.isatty():
@@ -118,8 +128,15 @@ class Progress(keras.callbacks.Callback):
         first, begin = self._rate_begin
         if step > first:
             seconds = (now - begin) / (step - first)
-            left = duration(seconds * (steps - step))
-            text += f"  {seconds:.2f} s/step  {left} left"
+            left = seconds * (steps - step)
+            validates = self.validated is None or (
+                self._epoch + 1 in self.validated
+            )
+            if validates and self._test_seconds:
+                left += self._test_seconds
+            text += f"  {seconds:.2f} s/step  {duration(left)} left"
+            if validates and self._test_seconds is None:
+                text += " and validation"
             in_all = self._run_left(step, now)
             if in_all:
                 text += f", {in_all} in all"

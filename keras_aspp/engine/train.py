@@ -50,6 +50,7 @@ def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
         run.steps,
         checkpoints.epochs,
         checkpoints.steps,
+        run.config.train.loss,
     )
     callbacks = _callbacks(
         run, checkpoints, validation, monitor, compilations, chief
@@ -110,7 +111,7 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
             if settings.quantize_aware
             else []
         ),
-        *([Progress(checkpoints, run.epochs)] if chief else []),
+        *([_progress(run, checkpoints)] if chief else []),
         ValidationImages(
             images[:_NUM_SHOWN].numpy(),
             labels[:_NUM_SHOWN].numpy(),
@@ -123,6 +124,11 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
         compilations,
         checkpoints,
     ]
+
+
+def _progress(run, checkpoints):
+    validated = _validation_epochs(run.config.train, run.epochs)
+    return Progress(checkpoints, run.epochs, validated)
 
 
 def _logs(checkpoints):

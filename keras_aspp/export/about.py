@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shlex
 from pathlib import Path
 
 from keras_aspp.config.load import load_config
-from keras_aspp.config.schema import Config, ModelConfig
+from keras_aspp.config.schema import Config, ExportConfig, ModelConfig
 from keras_aspp.export.card import README, front_matter
 from keras_aspp.utils.hub import is_address
 from keras_aspp.utils.text import read_text
+from keras_aspp.utils.types import PathLike
 
 
 def about_run(config: Config, license: str = "") -> dict[str, str]:
@@ -42,6 +46,49 @@ def about_run(config: Config, license: str = "") -> dict[str, str]:
     if others:
         license = ", ".join([f"{license or 'not stated'} (data)", *others])
     return {"dataset": name, "trained_on": trained_on, "license": license}
+
+
+def export_command(
+    model: str, output: PathLike, settings: ExportConfig, own: ExportConfig
+) -> str:
+    """Returns the command that repeats an export.
+
+    Args:
+        model: path of the workdir, or an address on the Hub.
+        output: folder that was written.
+        settings: `ExportConfig` of the export, its image size chosen.
+        own: `ExportConfig` of the run.
+
+    Returns:
+        str; paths are as given, absolute ones without their folders.
+    """
+    words = ["keras-aspp export", "--model", _place(model)]
+    words += ["--output", _place(output)]
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        changed = value != getattr(own, name)
+        if name == "preview_image" and changed and value:
+            words += [f"--export.{name}", _place(value)]
+        elif name == "image_size" or (changed and name != "formats"):
+            words += [f"--export.{name}", _quoted(value)]
+    return " ".join([*words, "--formats", *settings.formats])
+
+
+def _quoted(value):
+    """Returns a value of a configuration for a shell."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    # Not all shells know single quotes.
+    if text.startswith("[") and '"' not in text:
+        return f'"{text}"'
+    return shlex.quote(text)
+
+
+def _place(path):
+    """Returns a path for a shell, without the folders of a machine."""
+    path = str(path)
+    if os.path.isabs(path):
+        path = Path(path).name
+    return shlex.quote(path)
 
 
 def find_license(model: str) -> str:

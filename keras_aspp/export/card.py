@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.text import num_of
 
 README = "README.md"
 # The first words of what a model does, for semantic and multilabel ones.
@@ -302,7 +303,8 @@ def _calibration(manifest):
     count = manifest["calibration_images"]
     if not count:
         return ""
-    return f" Integer ranges: of {count} images spread over the training split."
+    images = num_of(count, "image")
+    return f" Integer ranges: of {images} spread over the training split."
 
 
 def _number(value, digits=4):

@@ -37,8 +37,9 @@ from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.plots.preview import write_preview
-from keras_aspp.utils.exceptions import InputError, OutputExistsError
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import (
+    check_output,
     replacing_folder,
     write_json,
     write_text,
@@ -46,6 +47,7 @@ from keras_aspp.utils.files import (
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.progress import timed
 from keras_aspp.utils.signals import stop_signals
+from keras_aspp.utils.text import read_manifest
 from keras_aspp.utils.types import PathLike, Size
 
 
@@ -103,7 +105,7 @@ def export_model(
             RGB in [-1, 1] in, float32 scores at the decoder's stride out,
             with the same metadata), `"onnx"` (one size; extra `onnx`);
             `model.keras` is always written.
-        overwrite: bool. Replace `directory` if it exists.
+        overwrite: bool. Replace an earlier export in `directory`.
         ignore_label: int, label of ignored pixels.
         colormap: one RGB color per class, or `None`.
         about: dict of str for the card: `dataset` (its name), `trained_on`,
@@ -137,7 +139,8 @@ def export_model(
         dict, the contents of `manifest.json`.
 
     Raises:
-        FileExistsError: `directory` exists and `overwrite` is False.
+        FileExistsError: `directory` exists, and `overwrite` is False or it
+            holds no export.
         ValueError: an argument is invalid; an artefact fails its check of
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
@@ -257,11 +260,7 @@ def _image_sizes(model, image_size, more_image_sizes, images):
 
 
 def _check(model, directory, spec, verify_images, formats, overwrite):
-    if directory.exists() and not overwrite:
-        raise OutputExistsError(
-            "The folder exists; pass overwrite (--overwrite) to replace it. "
-            f"Received: directory={str(directory)!r}"
-        )
+    check_output(directory, overwrite, _is_exported, "keras-aspp export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
         raise InputError(
@@ -285,6 +284,16 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "`verify_images` must hold at least one image. Received: none"
         )
     check_images("verify_images", verify_images, model)
+
+
+def _is_exported(folder):
+    """Returns True for an exported folder, or one of `explain_int8` alone."""
+    if [path.name for path in folder.iterdir()] == ["int8_operators.json"]:
+        return True
+    try:
+        return bool(read_manifest(folder / "manifest.json"))
+    except (OSError, ValueError):
+        return False
 
 
 class _Calibration(NamedTuple):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from keras_aspp.utils.text import num_of
+
 _STEP, _LEAST, _MOST = 32, 128, 1024
 
 
@@ -34,8 +36,9 @@ def choose_image_size(
     rounded = np.clip(_STEP * steps, _LEAST, _MOST).astype(int).tolist()
     height, width = median
     reason = (
-        f"the median of {len(shapes)} images is {height:.0f}x{width:.0f}; "
-        f"sizes are multiples of {_STEP} in {_LEAST}..{_MOST}"
+        f"the median of {num_of(len(shapes), 'image')} is "
+        f"{height:.0f}x{width:.0f}; sizes are multiples of {_STEP} in "
+        f"{_LEAST}..{_MOST}"
     )
     size = (own or n for own, n in zip(fixed, rounded, strict=True))
     return tuple(size), reason

@@ -32,7 +32,7 @@ from keras_aspp.utils.hub import (
     parse,
     read_sums,
 )
-from keras_aspp.utils.text import read_json, read_manifest, read_text
+from keras_aspp.utils.text import num_of, read_json, read_manifest, read_text
 from keras_aspp.utils.types import PathLike
 
 # The folder of a workdir with the state of its training.
@@ -234,8 +234,8 @@ def _describe_run(folder):
         config = load_config(folder / "config.yaml", ())
         about |= about_run(config, about["license"])
         about["evaluated_on"] = (
-            f"{metrics.get('num_images')} images of {about['dataset']}, split "
-            f"{metrics.get('split')}"
+            f"{num_of(metrics.get('num_images'), 'image')} of "
+            f"{about['dataset']}, split {metrics.get('split')}"
         )
     return names, metrics, about
 

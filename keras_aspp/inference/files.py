@@ -24,8 +24,9 @@ from keras_aspp.inference.predictor import Predictor
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
 from keras_aspp.plots.labels import (
     color_labels,
+    hatched,
+    ignored_color,
     index_image,
-    overlay,
     spec_of,
 )
 from keras_aspp.utils.errors import is_user_error, one_line
@@ -33,6 +34,8 @@ from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
+
+_UNSURE = "unsure"
 
 
 def predict_files(
@@ -233,6 +236,9 @@ def drawings(
 ) -> dict[str, Image.Image]:
     """Draws what is written of an image: labels or masks, and the overlay.
 
+    Pixels of the ignore label, unsure or without a value, have a color of
+    their own and are hatched in the overlay.
+
     Args:
         image: `[H, W, C]`.
         labels: int `[H, W]`, or `[H, W, K]` of a multilabel task.
@@ -253,9 +259,11 @@ def drawings(
     else:
         found = {
             f"{stem}_labels.png": index_image(labels, spec),
-            f"{stem}_color.png": Image.fromarray(color_labels(labels, spec)),
+            f"{stem}_color.png": Image.fromarray(
+                color_labels(labels, spec, ignored_color(spec))
+            ),
         }
-    painted = Image.fromarray(overlay(image, labels, spec))
+    painted = Image.fromarray(hatched(image, labels, spec))
     return {**found, f"{stem}_overlay.png": painted}
 
 
@@ -290,10 +298,16 @@ def _shares_of(labels, spec):
 def _shares(counts, total, spec):
     """Returns names and shares of labels by their pixels, largest first."""
     order = counts.argsort(kind="stable")[::-1]
-    names = {spec.ignore_label: "unsure", **dict(enumerate(spec.class_names))}
+    names = {spec.ignore_label: _UNSURE, **dict(enumerate(spec.class_names))}
     return [(names[i], counts[i] / total) for i in order.tolist() if counts[i]]
 
 
 def _largest(shares):
-    """Formats the largest labels."""
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares[:3])
+    """Formats the largest labels, and how many pixels are unsure."""
+    shown = shares[:3]
+    shown += [pair for pair in shares[3:] if pair[0] == _UNSURE]
+    return ", ".join(f"{name} {_percent(share)}" for name, share in shown)
+
+
+def _percent(share):
+    return "<1%" if share < 0.005 else f"{share:.0%}"

@@ -31,13 +31,33 @@ def spec_of(predictor: Any) -> DatasetSpec:
     )
 
 
-def color_labels(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Colors class ids `[..., H, W]`, uint8; ignored pixels are black."""
+def color_labels(
+    labels: np.ndarray,
+    spec: DatasetSpec,
+    ignored: tuple[int, int, int] = (0, 0, 0),
+) -> np.ndarray:
+    """Colors class ids.
+
+    Args:
+        labels: int `[..., H, W]`.
+        spec: `DatasetSpec`.
+        ignored: RGB color of ignored pixels. Defaults to black.
+
+    Returns:
+        uint8 `[..., H, W, 3]`.
+    """
     table = np.zeros((256, 3), "uint8")
     table[: spec.num_classes] = spec.colors()
     if not spec.is_multilabel:  # there it is a value of masks, no class id
-        table[spec.ignore_label] = 0
+        table[spec.ignore_label] = ignored
     return table[np.asarray(labels)]
+
+
+def ignored_color(spec: DatasetSpec) -> tuple[int, int, int]:
+    """Returns an RGB color that no class has: light, as PASCAL VOC's void."""
+    taken = set(spec.colors())
+    free = ((224 - i, 224 - i, 192 - i) for i in range(len(taken) + 1))
+    return next(color for color in free if color not in taken)
 
 
 def index_image(labels: np.ndarray, spec: DatasetSpec) -> Image.Image:
@@ -226,11 +246,14 @@ def hatched(
 ) -> np.ndarray:
     """Returns the overlay of labels, with ignored pixels hatched."""
     over = overlay(image, labels, spec)
+    ignored = ignored_pixels(labels, spec)
+    if not ignored.any():
+        return over
     y, x = np.indices(labels.shape[:2])
     stripe_px = max(2, max(labels.shape[:2]) // 80)
     stripes = ((x + y) // stripe_px % 2)[..., None]
     hatched = np.where(stripes, 235, 150).astype("uint8")
-    return np.where(ignored_pixels(labels, spec)[..., None], hatched, over)
+    return np.where(ignored[..., None], hatched, over)
 
 
 def _legend(examples, spec):

@@ -77,7 +77,7 @@ def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     left.set_ylim((height + reach) / 2 + 9, (height - reach) / 2 - 9)
     left.set_aspect("equal")
     left.set_title(
-        f"What one cell can see of a {height}x{width} picture (grey)"
+        f"What one cell can see of a {height}x{width} picture (gray)"
     )
     left.set_xlabel("pixels")
     left.legend(

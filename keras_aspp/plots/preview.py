@@ -19,8 +19,10 @@ from keras_aspp.utils.types import PathLike
 _MIN_HEIGHT = 240
 _ROW = 18
 _GAP = 8
-_MIN_COLUMN = 130
 _SWATCH = 12
+_MARGIN = 6
+# Pixels of an entry beside its name: the swatch and the gaps around it.
+_ENTRY = _SWATCH + 3 * _MARGIN
 
 
 def write_preview(
@@ -45,24 +47,46 @@ def write_preview(
     present = classes_shown(labels, spec)
     names = [legend_name(i, spec) for i in present]
     font = ImageFont.load_default()
-    longest = max((font.getlength(name) for name in names), default=0)
-    column = max(_MIN_COLUMN, round(longest) + 3 * _SWATCH)
-    columns = max(1, pair.shape[1] // column)
-    rows = -(-len(present) // columns)
+    widths = [round(font.getlength(name)) + _ENTRY for name in names]
+    places, rows = _places(widths, pair.shape[1] - _MARGIN)
     sheet = Image.new(
         "RGB", (pair.shape[1], pair.shape[0] + rows * _ROW + 8), "white"
     )
     sheet.paste(Image.fromarray(pair))
     draw = ImageDraw.Draw(sheet)
     bare = unpainted_classes(spec)
-    for k, (label, name) in enumerate(zip(present, names, strict=True)):
-        x = (k % columns) * column + 6
-        y = pair.shape[0] + 6 + (k // columns) * _ROW
+    for label, name, (x, row) in zip(present, names, places, strict=True):
+        x, y = x + _MARGIN, pair.shape[0] + _MARGIN + row * _ROW
         color = tuple(int(v) for v in color_labels(label, spec))
         draw.rectangle(
             (x, y, x + _SWATCH, y + _SWATCH),
             fill="white" if label in bare else color,
             outline="black",
         )
-        draw.text((x + 18, y), name, fill="black", font=font)
+        draw.text((x + _SWATCH + _MARGIN, y), name, fill="black", font=font)
     sheet.save(path)
+
+
+def _places(widths, width):
+    """Places entries in columns, each as wide as its widest entry.
+
+    Takes the fewest rows that fit, filled evenly: rows of 4 and 4 entries
+    rather than 7 and 1.
+
+    Args:
+        widths: int, pixels of each entry.
+        width: int, pixels of a row.
+
+    Returns:
+        `(places, rows)`: `(x, row)` of each entry, and the number of rows.
+    """
+    for rows in range(1, len(widths) + 1):
+        columns = -(-len(widths) // rows)
+        of_columns = [max(widths[i::columns]) for i in range(columns)]
+        if sum(of_columns) <= width or columns == 1:
+            x = np.cumsum([0, *of_columns]).tolist()
+            places = [
+                (x[k % columns], k // columns) for k in range(len(widths))
+            ]
+            return places, rows
+    return [], 0

@@ -12,11 +12,15 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_aspp.utils.exceptions import UnavailableError, UserError
+from keras_aspp.utils.exceptions import (
+    OutputExistsError,
+    UnavailableError,
+    UserError,
+)
 from keras_aspp.utils.signals import delayed_signals
 from keras_aspp.utils.types import PathLike
 
@@ -127,6 +131,43 @@ def replacing(path: PathLike, durable: bool = True) -> Iterator[Path]:
                 os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output(
+    path: PathLike,
+    overwrite: bool,
+    is_own: Callable[[Path], bool],
+    writer: str,
+) -> None:
+    """Raises if a folder must not be written, or not be replaced.
+
+    Files that the command did not write are never replaced: no copy of them
+    may exist.
+
+    Args:
+        path: folder to write.
+        overwrite: bool. Replace an earlier result, or an empty folder.
+        is_own: function that returns True for a folder that `writer` wrote.
+        writer: command, for the message.
+
+    Raises:
+        FileExistsError: `path` exists and would not be replaced.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    own = path.is_dir() and (not any(path.iterdir()) or is_own(path))
+    if not own:
+        raise OutputExistsError(
+            f"The output holds files that `{writer}` did not write and does "
+            "not replace; name another folder, or remove it yourself. "
+            f"Received: {str(path)!r}"
+        )
+    if not overwrite:
+        raise OutputExistsError(
+            "The folder exists; pass overwrite (--overwrite) to replace it. "
+            f"Received: {str(path)!r}"
+        )
 
 
 @contextlib.contextmanager

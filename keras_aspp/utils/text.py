@@ -127,6 +127,20 @@ def look(text: str) -> str:
     return " ".join("".join(shown).split())
 
 
+def num_of(count: int, noun: str) -> str:
+    """Formats a number of things.
+
+    Args:
+        count: int.
+        noun: str, the singular, whose plural ends in `s`.
+
+    Example:
+    >>> num_of(1, "image"), num_of(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def printable(text: object) -> str:
     r"""Escapes text to one line of printable characters.
 

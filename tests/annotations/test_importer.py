@@ -331,7 +331,7 @@ def test_overlap_decides_which_region_is_on_top_and_is_counted(
     shared = labels[8:12, 16:20]
     assert (shared == on_top).all()
     assert report.overlaps == shared.size == 16
-    assert any("16 pixels of 1 images" in note for note in report.notes)
+    assert any("16 pixels of 1 image " in note for note in report.notes)
 
 
 def test_the_z_order_of_the_tool_decides_if_it_has_one(tmp_path):
@@ -548,7 +548,7 @@ def test_polygons_outside_their_image_are_left_out_and_named(tmp_path):
         report = import_annotations(
             tmp_path / "source", tmp_path / "out", overwrite=True
         )
-        (note,) = [n for n in report.notes if "regions were left out" in n]
+        (note,) = [n for n in report.notes if "left out 1 region" in n]
         assert "outside its image of 24x32" in note
 
 
@@ -579,12 +579,12 @@ def test_images_without_annotations_are_counted(tmp_path):
         folder = "leftImg8bit/train/x" if name == "cityscapes" else "train"
         write_image(root / folder / "more.png")
         report = import_annotations(root, tmp_path / f"out_{name}")
-        (note,) = [n for n in report.notes if "have no annotations" in n]
-        assert "1 images" in note and "more.png" in note
+        (note,) = [n for n in report.notes if "without annotations" in n]
+        assert "1 image " in note and "more.png" in note
     yolo(tmp_path / "yolo")
     write_image(tmp_path / "yolo/train/images/more.png")
     report = import_annotations(tmp_path / "yolo", tmp_path / "out")
-    assert "1 images have no regions and are background" in report.notes
+    assert "background as a whole, without a region: 1 image" in report.notes
     assert (labels_of(tmp_path / "out", "more")[0] == 0).all()
 
 
@@ -970,7 +970,7 @@ def test_nested_json_is_refused_before_it_takes_memory(tmp_path):
 def test_damaged_regions_are_left_out(segmentation, tmp_path):
     coco(tmp_path / "source", segmentation=segmentation)
     report = import_annotations(tmp_path / "source", tmp_path / "out")
-    assert any("1 regions were left out" in note for note in report.notes)
+    assert any("left out 1 region," in note for note in report.notes)
     labels, _ = labels_of(tmp_path / "out")
     assert (labels[CAR] == 1).all()
 
@@ -1016,6 +1016,32 @@ def test_the_command_reports_and_draws_and_names_the_next_one(tmp_path, capsys):
     assert main(["data", "import", *arguments]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "out")]) == 0
+
+
+def test_a_folder_that_no_import_wrote_is_never_replaced(tmp_path):
+    coco(tmp_path / "source")
+    out = tmp_path / "mine"
+    write_image(out / "images/mine.png")
+    for dataset in (None, {"class_names": ["a", "b"], "source": "my camera"}):
+        if dataset:
+            write_json(out / "dataset.json", dataset)
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="name another") as found:
+                import_annotations(
+                    tmp_path / "source", out, overwrite=overwrite
+                )
+            assert "did not write" in str(found.value)
+            assert "--overwrite" not in str(found.value)
+    assert (out / "images/mine.png").is_file()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileExistsError, match="did not write"):
+        import_annotations(tmp_path / "source", file, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "empty", tmp_path / "new"):
+        for _ in range(2):
+            import_annotations(tmp_path / "source", out, overwrite=True)
+        assert FolderSource(out).spec.class_names[1] == "car"
 
 
 @pytest.mark.slow

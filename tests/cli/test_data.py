@@ -50,7 +50,7 @@ def test_check_of_a_good_folder(folder, capsys, tmp_path):
         "bar": pixels[2],
     }
     assert train["ignored_pixels"] == pixels[255] == 21
-    # Shares of classes are shares of what is labelled, and so add up to 1.
+    # Shares of classes are shares of what is labeled, and so add up to 1.
     share = pixels[1] / pixels[:3].sum()
     assert train["class_shares"]["box"] == pytest.approx(share, abs=1e-6)
     assert sum(train["class_shares"].values()) == pytest.approx(1, abs=1e-5)

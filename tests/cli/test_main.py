@@ -18,9 +18,10 @@ from PIL import Image
 from tiny_run import write_folder
 
 from keras_aspp.cli.main import COMMANDS, main
-from keras_aspp.cli.output import print_artefacts
+from keras_aspp.cli.output import print_artefacts, print_metrics
 from keras_aspp.cli.train import _unreachable
 from keras_aspp.config.load import load_config
+from keras_aspp.inference.files import _largest
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.version import __version__
 
@@ -427,6 +428,16 @@ def test_without_a_network_train_names_the_ways_out_before_reading_data(
             (offline / "mobilenet_v2_weights_tf_no_top.h5").unlink()
 
 
+def test_resuming_with_other_flags_names_them_before_any_download(
+    offline, tiny_workdir, capsys
+):
+    arguments = ["train", "--config", "folder", "--resume"]
+    assert main([*arguments, "--workdir", str(tiny_workdir)]) == 1
+    said = capsys.readouterr().err
+    assert "A resumed run must keep its configuration" in said
+    assert "model.backbone_weights: None -> imagenet" in said
+
+
 def test_train_names_an_absent_package_of_weights_before_reading_data(
     offline, tmp_path, monkeypatch, capsys
 ):
@@ -700,6 +711,47 @@ def test_predict_writes_scores(tiny_workdir, tmp_path, capsys, predictor_of):
     np.testing.assert_array_equal(
         labels, np.where(unsure, 255, expected.argmax(-1))
     )
+    # They look like no class, and are hatched in the overlay.
+    colors = np.array(Image.open(output / "a_color.png"))
+    of_classes = {tuple(color) for color in colors[~unsure].tolist()}
+    (color,) = {tuple(color) for color in colors[unsure].tolist()}
+    assert color not in {*of_classes, (0, 0, 0)}
+    painted = np.array(Image.open(output / "a_overlay.png"))[unsure]
+    assert {tuple(p) for p in painted.tolist()} <= {(235,) * 3, (150,) * 3}
+
+
+def test_predict_lists_unsure_pixels_beside_the_largest_classes():
+    shares = [("a", 0.6), ("b", 0.3), ("c", 0.08), ("d", 0.018)]
+    assert _largest(shares) == "a 60%, b 30%, c 8%"
+    unsure = ("unsure", 0.002)
+    assert _largest([*shares, unsure]) == "a 60%, b 30%, c 8%, unsure <1%"
+    assert _largest([("unsure", 0.9), *shares[2:]]) == "unsure 90%, c 8%, d 2%"
+
+
+def test_measures_that_are_no_iou_have_a_table_of_their_own(capsys):
+    metrics = {
+        "num_images": 1,
+        "split": "val",
+        "per_class_iou": {"road": 0.5, "car": None},
+        "mean_iou": 0.5,
+        "pixel_accuracy": 0.75,
+        "mean_accuracy": None,
+        "recall_by_size_px": {"below 32": 1.0},
+        "objects_by_size_px": {"below 32": 1},
+    }
+    print_metrics(metrics)
+    classes, measures = capsys.readouterr().out.strip().split("\n\n")
+    lines = [line.split("  ")[0] for line in classes.splitlines()]
+    assert lines == ["1 image of split val", "class", "road", "car"]
+    assert "IoU" in classes and "IoU" not in measures
+    lines = [line.rsplit(None, 1) for line in measures.splitlines()]
+    assert lines == [
+        ["measure", "value"],
+        ["mean_iou", "0.5000"],
+        ["pixel_accuracy", "0.7500"],
+        ["mean_accuracy", "none"],
+        ["recall, 1 object of below 32 px", "1.0000"],
+    ]
 
 
 def test_predict_needs_confidence_for_scores(tiny_export, tmp_path, capsys):

@@ -97,6 +97,12 @@ def test_the_packages_configurations():
     }
 
 
+def test_messages_do_not_list_the_configurations_of_the_ablation():
+    with pytest.raises(FileNotFoundError, match="camvid_mobile, ") as raised:
+        config_path("nothing")
+    assert "ablation" not in str(raised.value)
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_configuration_loads_and_survives_a_round_trip(name, tmp_path):
     config = load_config(config_path(name))

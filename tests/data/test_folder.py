@@ -622,7 +622,7 @@ def test_rare_and_absent_classes_are_told_apart(tmp_path):
         "classes that do not occur in `train`: c19; they cannot be learned"
     )
     (rare,) = (n for n in notes if n.startswith("rare"))
-    assert "below 0.50% of the labelled pixels: c7 (0.49%); " in rare
+    assert "below 0.50% of the labeled pixels: c7 (0.49%); " in rare
 
 
 # Without a validation split.
@@ -668,7 +668,7 @@ def test_camvid_is_without_fault(shared):
     report = check_folder(FolderSource(shared / "data/camvid"))
     assert report.problems == []
     (note,) = report.notes
-    assert note.startswith("rare classes, below 0.91% of the labelled pixels: ")
+    assert note.startswith("rare classes, below 0.91% of the labeled pixels: ")
     assert "pedestrian (0.67%), bicyclist (0.30%);" in note
     assert report.num_images == {"train": 367, "val": 101}
     assert report.sizes == {

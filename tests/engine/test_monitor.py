@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers import npy
 from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
 
-from keras_aspp.config.schema import Config
+from keras_aspp.config.schema import Config, LossConfig
 from keras_aspp.data.pipeline import images_of_batch
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine.checkpoint import Checkpoints
@@ -56,11 +56,37 @@ def test_collapse_is_said_once(capsys, shares, warned):
     callback = watch()
     callback.set_model(with_predictions(shares))
     callback.on_test_end()
+    assert not said(capsys)  # the line of the epoch comes first
+    callback.on_epoch_end(0)
     callback.on_test_end()
+    callback.on_epoch_end(1)
     found = said(capsys)
     assert len(found) == warned
     assert all("100.0% of the validation pixels" in f for f in found)
     assert all("ground, 33.3% are labeled so" in f for f in found)
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "advised"),
+    [
+        ("semantic", LossConfig(), True),
+        ("semantic", LossConfig(dice=0.5), False),
+        ("semantic", LossConfig(lovasz=1.0), False),
+        ("binary", LossConfig(), False),
+        ("binary", LossConfig(dice=0.0), True),
+    ],
+)
+def test_dice_is_advised_only_where_no_loss_of_overlap_is_on(
+    task, loss, advised, capsys
+):
+    spec = DatasetSpec(CLASS_NAMES[:2], task=task)
+    callback = TrainingMonitor(spec, list, 200, loss=loss)
+    callback.set_model(with_predictions((3000, 0, 0)))
+    callback.on_test_end()
+    callback.on_epoch_end(0)
+    (found,) = said(capsys)
+    assert ("train.loss.dice" in found) == advised
+    assert "another learning rate" in found
 
 
 @pytest.mark.parametrize(

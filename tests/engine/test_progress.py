@@ -18,14 +18,14 @@ class Clock:
         return self.now
 
 
-def run(monkeypatch, seconds_of_steps, epochs=1, columns=80):
+def run(monkeypatch, seconds_of_steps, epochs=1, columns=80, validated=None):
     """Two validation batches of a second follow the steps of each epoch."""
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     size = types.SimpleNamespace(columns=columns)
     terminal = types.SimpleNamespace(get_terminal_size=lambda: size)
     monkeypatch.setattr(progress, "shutil", terminal)
-    shown = Progress()
+    shown = Progress(validated=validated)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.jit_compile = False
     shown.set_model(model)
@@ -36,9 +36,12 @@ def run(monkeypatch, seconds_of_steps, epochs=1, columns=80):
             shown.on_train_batch_begin(batch)
             clock.now += seconds
             shown.on_train_batch_end(batch, {"loss": 0.25})
-        for batch in range(2):
-            clock.now += 1
-            shown.on_test_batch_end(batch)
+        if validated is None or epoch + 1 in validated:
+            shown.on_test_begin()
+            for batch in range(2):
+                clock.now += 1
+                shown.on_test_batch_end(batch)
+            shown.on_test_end()
         shown.on_epoch_end(epoch, {"loss": 0.25, "val_mean_iou": 0.5})
 
 
@@ -52,10 +55,13 @@ def test_on_a_terminal_one_line_is_rewritten(monkeypatch, capsys):
         "Compiling the first step (about 0 s) ...",
         # What compiled says nothing of the steps to come.
         "Epoch 1/1  step 1/5  loss 0.2500",
-        "Epoch 1/1  step 2/5  0.50 s/step  2 s left  loss 0.2500",
-        "Epoch 1/1  step 3/5  0.50 s/step  1 s left  loss 0.2500",
+        "Epoch 1/1  step 2/5  0.50 s/step  2 s left and validation  loss "
+        "0.2500",
+        "Epoch 1/1  step 3/5  0.50 s/step  1 s left and validation  loss "
+        "0.2500",
         # Step 4 came too soon after it to be shown.
-        "Epoch 1/1  step 5/5  0.38 s/step  0 s left  loss 0.2500",
+        "Epoch 1/1  step 5/5  0.38 s/step  0 s left and validation  loss "
+        "0.2500",
         "Epoch 1/1  validating, batch 1",
         "Epoch 1/1  validating, batch 2",
         "Epoch 1/1  5 steps in 24 s  loss 0.2500  val_mean_iou 0.5000\n",
@@ -78,13 +84,14 @@ def test_in_a_file_a_line_a_minute_and_one_an_epoch(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "Compiling the first step (about 0 s) ...",
         # A step of this epoch and four of the next are left.
-        "Epoch 1/2  step 3/4  30.00 s/step  30 s left, 2:30 in all  loss "
-        "0.2500",
+        "Epoch 1/2  step 3/4  30.00 s/step  30 s left and validation, 2:30 in "
+        "all  loss 0.2500",
         # Three steps and validation took 92 s, so four will take 123 s.
         "Epoch 1/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000  2:03 "
         "left",
-        # Nothing compiles any more, and the first step counts.
-        "Epoch 2/2  step 3/4  26.67 s/step  27 s left  loss 0.2500",
+        # Nothing compiles any more, the first step counts, and so do the two
+        # seconds of validation.
+        "Epoch 2/2  step 3/4  26.67 s/step  29 s left  loss 0.2500",
         "Epoch 2/2  4 steps in 1:52  loss 0.2500  val_mean_iou 0.5000",
     ]
 
@@ -119,6 +126,16 @@ def test_the_best_epoch_is_named_and_a_part_of_an_epoch_is_one(
         "  40 s left",
         "Epoch 5/5  4 steps in 40 s",
     ]
+
+
+def test_an_epoch_without_validation_counts_none(monkeypatch, capsys):
+    run(monkeypatch, [70, 70, 70], epochs=3, validated=[1, 3])
+    left = [
+        line.split("s/step  ")[1].split("  loss")[0].split(",")[0]
+        for line in capsys.readouterr().out.splitlines()
+        if "s/step" in line and "step 2/" in line
+    ]
+    assert left == ["1:10 left and validation", "1:10 left", "1:12 left"]
 
 
 @pytest.mark.parametrize(

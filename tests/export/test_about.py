@@ -1,11 +1,14 @@
 """What a card says of a run's origin and licenses."""
 
+import dataclasses
+import shlex
+
 import pytest
 from tiny_run import replace
 
-from keras_aspp.config.load import dump_config
-from keras_aspp.config.schema import Config, DataConfig
-from keras_aspp.export.about import about_run, find_license
+from keras_aspp.config.load import config_path, dump_config, load_config
+from keras_aspp.config.schema import Config, DataConfig, ExportConfig
+from keras_aspp.export.about import about_run, export_command, find_license
 
 
 def run(license="apache-2.0", model=None, **train):
@@ -72,3 +75,30 @@ def test_what_states_no_license_adds_none(tmp_path):
         )
     (tmp_path / "README.md").write_text("# No metadata\n")
     assert find_license(str(tmp_path)) == ""
+
+
+def test_the_command_repeats_the_export_and_names_no_folder_of_a_machine():
+    own = ExportConfig(max_int8_loss=2.0)
+    made = dataclasses.replace(
+        own,
+        image_size=(64, 96),
+        formats=("tflite_int8",),
+        int8_in_float=["classifier", "aspp/Relu"],
+        coarse_labels=True,
+        preview_image="/home/me/a b.jpg",
+    )
+    words = shlex.split(export_command("runs/mine", "out/my files", made, own))
+    assert words[:6] == (
+        ["keras-aspp", "export", "--model", "runs/mine"]
+        + ["--output", "out/my files"]
+    )
+    assert words[words.index("--export.preview_image") + 1] == "a b.jpg"
+    assert words[-2:] == ["--formats", "tflite_int8"]
+    assert "--export.max_int8_loss" not in words
+    overrides = words[6:-2]
+    again = load_config(config_path("folder"), overrides).export
+    for name in ("image_size", "int8_in_float", "coarse_labels"):
+        assert getattr(again, name) == getattr(made, name)
+    assert export_command("/home/me/run", "/tmp/x", made, made).startswith(
+        'keras-aspp export --model run --output x --export.image_size "[64, '
+    )

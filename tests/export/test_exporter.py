@@ -429,11 +429,16 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="did not write"):
+            export(model, out, overwrite=overwrite)
+    assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").rename(out / "int8_operators.json")  # of --explain-int8
+    export(model, out, overwrite=True, formats=())
+    assert not (out / "int8_operators.json").exists()
     with pytest.raises(FileExistsError, match="--overwrite"):
         export(model, out)
-    assert (out / "mine.txt").read_text() == "keep"
     export(model, out, overwrite=True, formats=())
-    assert not (out / "mine.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

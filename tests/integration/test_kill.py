@@ -331,7 +331,8 @@ def test_sigterm_to_an_export_leaves_the_one_before(tiny_workdir, tmp_path):
     out, temporary = tmp_path / "out", tmp_path / "tmp"
     for folder in (out, temporary):
         folder.mkdir()
-    (out / "manifest.json").write_text("the one before")
+    before = '{"class_names": [], "artefacts": []}'
+    (out / "manifest.json").write_text(before)
     words = ["export", "--model", tiny_workdir, "--output", out, "--overwrite"]
     process = subprocess.Popen(
         [sys.executable, "-m", "keras_aspp.cli.main", *words],
@@ -352,4 +353,4 @@ def test_sigterm_to_an_export_leaves_the_one_before(tiny_workdir, tmp_path):
     assert sorted(tmp_path.iterdir()) == [out, temporary]
     assert list(temporary.iterdir()) == []
     (kept,) = out.iterdir()
-    assert kept.read_text() == "the one before"
+    assert kept.read_text() == before

@@ -13,10 +13,11 @@ from keras_aspp.plots.labels import (
     caption,
     color_labels,
     draw_sheet,
+    ignored_color,
     overlay,
     unpainted_classes,
 )
-from keras_aspp.plots.preview import write_preview
+from keras_aspp.plots.preview import _places, write_preview
 
 RNG = np.random.default_rng(3)
 
@@ -58,6 +59,26 @@ def test_the_ignore_label_of_masks_blackens_no_class():
     )
     assert color_labels(np.array([3, 2]), masks).tolist() == colors[:1:-1]
     assert color_labels(np.array([3, 4]), one).tolist() == [[7, 8, 9], [0] * 3]
+
+
+def test_ignored_pixels_get_a_color_that_no_class_has():
+    spec = DatasetSpec(["a", "b"])
+    other = DatasetSpec(["a", "b"], colormap=[ignored_color(spec), (0, 0, 0)])
+    for one in (spec, other):
+        color = ignored_color(one)
+        assert color not in one.colors() and min(color) > 150
+        found = color_labels(np.array([0, 255]), one, color).tolist()
+        assert found == [list(one.colors()[0]), list(color)]
+
+
+def test_the_legend_of_a_preview_flows_in_even_rows():
+    one, four = _places([40] * 5, 210), _places([40] * 5, 199)
+    assert one == ([(0, 0), (40, 0), (80, 0), (120, 0), (160, 0)], 1)
+    assert four == ([(0, 0), (40, 0), (80, 0), (0, 1), (40, 1)], 2)
+    # Columns are as wide as their own entries; one too wide has its row.
+    assert _places([90, 10, 10, 10], 100)[0][1::2] == [(90, 0), (90, 1)]
+    assert _places([300, 20], 100) == ([(0, 0), (0, 1)], 2)
+    assert _places([], 100) == ([], 0)
 
 
 def test_a_cell_has_the_picture_and_every_map():
