@@ -242,7 +242,8 @@ class Examples:
             `(list, dict)`; the dict maps `(height, width)` to a count.
         """
         total = self.source.size(self.split)
-        wanted = {i * total // count for i in range(min(count, total))}
+        count = min(count, total)
+        wanted = {i * total // count for i in range(count)}
         images, sizes = [], collections.Counter()
         for i, (image, _) in enumerate(self):
             sizes[image.shape[:2]] += 1

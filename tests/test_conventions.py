@@ -49,7 +49,7 @@ BACKEND_FREE = (
 )
 # Modules without a test file of their own, by folder. The list only shrinks.
 UNMIRRORED = {
-    "": "label_tensors labels version workdir",
+    "": "label_tensors labels version",
     "annotations": (
         "coco cvat_xml json_stream label_images readers reading shapes source"
     ),

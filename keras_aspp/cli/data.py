@@ -245,7 +245,10 @@ def _import(flags):
     print()
     preview = flags.output / "preview.png"
     _draw_preview(flags.output, None, 12, False, preview)
-    command = f"keras-aspp train --config folder --data.root {flags.output}"
+    command = (
+        f"keras-aspp train --config folder --data.root {flags.output} "
+        f"--workdir runs/{flags.output.resolve().name}"
+    )
     if "val" not in report.num_images:
         command += " --data.validation_split null"
     rows = [("data set", flags.output), ("next", command)]

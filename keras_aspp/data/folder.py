@@ -35,6 +35,8 @@ _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
 # The validation split of a configuration that has none: images of the
 # training split, by the hash of their names.
 HELD_OUT = "held_out"
+# Below so many images, one of them decides which epoch is kept.
+_FEW = 5
 # A class is noted as rare whose share of the labeled pixels is below a tenth
 # of an equal share, and of 1 % at most.
 RARE_SHARE, RARE_OF_EQUAL = 0.01, 0.1
@@ -149,6 +151,14 @@ class FolderSource:
             self.train_split: [p for p in everything if _stem(p) not in names],
             self.validation_split: [p for p in everything if _stem(p) in names],
         }
+        found = len(self.pairs[self.validation_split])
+        if 0 < found < _FEW and validation_groups is None:
+            self.notes.append(
+                f"only {found} of {len(everything)} images are held out, by a "
+                "hash of their names, so scores of validation say little; a "
+                "larger `data.validation_fraction` than "
+                f"{self.validation_fraction:g} holds out more"
+            )
 
     def _note_shared_groups(self, pattern):
         names = {

@@ -700,6 +700,19 @@ def test_frames_of_a_video_are_held_out_together(tmp_path):
     assert train.isdisjoint(held_out)
 
 
+def test_few_images_that_are_held_out_are_noted(tmp_path):
+    root = make_videos(tmp_path)
+    few = FolderSource(root, None, 0.1, "train", HELD_OUT)
+    found = few.size(HELD_OUT)
+    assert 0 < found < 5
+    (note,) = check_folder(few).notes
+    assert note.startswith(f"only {found} of 9 images are held out")
+    assert "than 0.1 holds" in note
+    more = FolderSource(root, None, 0.9, "train", HELD_OUT)
+    assert more.size(HELD_OUT) >= 5
+    assert check_folder(more).notes == []
+
+
 def test_named_videos_are_held_out(tmp_path):
     root = make_videos(tmp_path)
     source = FolderSource(root, None, 0.1, "train", HELD_OUT, "(.)_", ["b"])

@@ -1,0 +1,41 @@
+"""Examples of a split."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_aspp.workdir import Examples
+
+
+class Numbers:
+    """A source whose image `i` is `i`, and each of another width."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def size(self, split):
+        return self.count
+
+    def records(self, split):
+        return tf.data.Dataset.range(self.count).map(lambda i: (i, i))
+
+    def decode(self, image, mask):
+        return np.full((4, 4 + image, 3), image, "uint8"), None
+
+
+@pytest.mark.parametrize(
+    "total, count, expected",
+    [
+        (12, 3, [0, 4, 8]),
+        (5, 4, [0, 1, 2, 3]),
+        # Of a split with fewer images, all are taken.
+        (5, 8, [0, 1, 2, 3, 4]),
+        (5, 5, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_images_are_spread_over_the_split(total, count, expected):
+    examples = Examples(Numbers(total), "train")
+    found = [int(image[0, 0, 0]) for image in examples.first(count)]
+    assert found == expected
+    _, sizes = examples.survey(count)
+    assert sizes == {(4, 4 + i): 1 for i in range(total)}
