@@ -1,10 +1,11 @@
-"""Examples of a split."""
+"""Examples of a split, and what an export prints."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_aspp.workdir import Examples
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.workdir import Examples, Workdir
 
 
 class Numbers:
@@ -39,3 +40,19 @@ def test_images_are_spread_over_the_split(total, count, expected):
     assert found == expected
     _, sizes = examples.survey(count)
     assert sizes == {(4, 4 + i): 1 for i in range(total)}
+
+
+def test_the_chosen_size_is_told_before_the_phase_begins(
+    tiny_workdir, tmp_path, monkeypatch, capsys
+):
+    def explain_int8(*_):
+        raise InputError("far enough")
+
+    monkeypatch.setattr("keras_aspp.workdir.explain_int8", explain_int8)
+    workdir = Workdir(tiny_workdir)
+    settings = workdir.config_with(["--export.image_size", "null"]).export
+    with pytest.raises(InputError, match="far enough"):
+        workdir.explain_int8(tmp_path, settings)
+    size, phase = capsys.readouterr().out.splitlines()
+    assert size.startswith("Files of one size take images of 128x128")
+    assert phase.startswith("operators of int8: measuring ... ")
