@@ -230,7 +230,9 @@ def test_the_default_size_is_the_median_in_multiples_of_32(sizes, expected):
     size, reason = choose_image_size(sizes)
     assert size == expected
     assert [type(n) for n in size] == [int, int]
-    assert reason.startswith(f"the median of {sum(sizes.values())} images is ")
+    count = sum(sizes.values())
+    images = "1 image" if count == 1 else f"{count} images"
+    assert reason.startswith(f"the median of {images} is ")
 
 
 def test_the_default_size_of_a_model_of_one_size_is_its_own():
