@@ -178,16 +178,18 @@ def test_bands_that_do_not_fit_are_refused_with_what_to_write(tmp_path):
 
 def test_what_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch):
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, np.zeros((300, 200), "uint8"), compression="zlib")
+    pixels = np.zeros((300, 200), "uint16")
+    tifffile.imwrite(path, pixels, compression="zlib", rowsperstrip=100)
     for name in ("asarray", "decode"):
         monkeypatch.setattr(tifffile.TiffPage, name, None)
     monkeypatch.setattr(decode, "MAX_PIXELS", 59_999)
     with pytest.raises(ValueError, match="at most 59999 pixels.*300x200"):
-        read(path, 1)
+        read(path, 1, "uint16")
     monkeypatch.undo()
-    monkeypatch.setattr(tiff, "MAX_BYTES", 59_999)
-    with pytest.raises(ValueError, match="at most 59999 bytes.*60000 bytes"):
-        read(path, 1)
+    # Two bytes a number.
+    monkeypatch.setattr(tiff, "MAX_BYTES", 119_999)
+    with pytest.raises(ValueError, match="at most 119999 bytes.*120000 bytes"):
+        read(path, 1, "uint16")
 
 
 def test_other_files_are_refused(tmp_path):
