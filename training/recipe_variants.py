@@ -1,42 +1,31 @@
 """Ingredients of a training recipe, for `training.ablation`."""
 
 _SMOOTH = ("--train.loss.label_smoothing", "0.1")
+# Name -> `(description, *options)` of an ingredient beside smooth labels.
+_INGREDIENTS = {
+    "light": (
+        "twice the change of light",
+        *("--data.augment.brightness", "0.25"),
+        *("--data.augment.contrast", "0.4"),
+        *("--data.augment.saturation", "0.4"),
+        *("--data.augment.hue", "0.05"),
+    ),
+    "auxiliary": ("auxiliary head", "--model.auxiliary_weight", "0.4"),
+    "rare": ("crops of rare classes", "--data.augment.rare_class_crops", "0.5"),
+    "classmix": ("ClassMix", "--data.augment.classmix", "0.5"),
+    "averages": ("averaged weights (0.98)", "--train.ema_momentum", "0.98"),
+    "decay": ("ten times the weight decay", "--train.weight_decay", "1e-3"),
+    "dappm": ("DAPPM", "--model.context", "dappm"),
+    "stride_8": ("output stride 8", "--model.output_stride", "8"),
+}
 
 # Name -> `(description, options of keras-aspp train)`. All but the first smooth
 # labels, so that each differs from `smooth` in one ingredient.
 RECIPES = {
     "plain": ("as configured", ()),
     "smooth": ("label smoothing 0.1", _SMOOTH),
-    "light": (
-        "+ twice the change of light",
-        (
-            *_SMOOTH,
-            *("--data.augment.brightness", "0.25"),
-            *("--data.augment.contrast", "0.4"),
-            *("--data.augment.saturation", "0.4"),
-            *("--data.augment.hue", "0.05"),
-        ),
-    ),
-    "auxiliary": (
-        "+ auxiliary head",
-        (*_SMOOTH, "--model.auxiliary_weight", "0.4"),
-    ),
-    "rare": (
-        "+ crops of rare classes",
-        (*_SMOOTH, "--data.augment.rare_class_crops", "0.5"),
-    ),
-    "classmix": ("+ ClassMix", (*_SMOOTH, "--data.augment.classmix", "0.5")),
-    "averages": (
-        "+ averaged weights (0.98)",
-        (*_SMOOTH, "--train.ema_momentum", "0.98"),
-    ),
-    "decay": (
-        "+ ten times the weight decay",
-        (*_SMOOTH, "--train.weight_decay", "1e-3"),
-    ),
-    "dappm": ("+ DAPPM", (*_SMOOTH, "--model.context", "dappm")),
-    "stride_8": (
-        "+ output stride 8",
-        (*_SMOOTH, "--model.output_stride", "8"),
-    ),
+    **{
+        name: (f"+ {what}", (*_SMOOTH, *options))
+        for name, (what, *options) in _INGREDIENTS.items()
+    },
 }

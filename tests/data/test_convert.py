@@ -26,7 +26,6 @@ from keras_aspp.data.sources import open_source
 from keras_aspp.data.tfds import TfdsSource
 
 COUNT, SHARDS, BATCH = 23, 5, 4
-WHOLE = []  # built by the first test that wants it
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +108,16 @@ def test_messages_name_the_picture(records):
 # Training: the order of the pictures.
 
 
+def read_by_shard(patch):
+    """As with a data set that fits neither memory nor the shuffle buffer."""
+    patch.setattr(pipeline, "CACHE_BYTES", 0)
+    patch.setattr(tfds_source, "SHUFFLE_RECORDS", 4)
+    patch.setattr(tfds_source, "SHARDS_AT_ONCE", 3)
+
+
 @pytest.fixture
 def by_shard(monkeypatch):
-    """As with a data set that fits neither memory nor the shuffle buffer."""
-    monkeypatch.setattr(pipeline, "CACHE_BYTES", 0)
-    monkeypatch.setattr(tfds_source, "SHUFFLE_RECORDS", 4)
-    monkeypatch.setattr(tfds_source, "SHARDS_AT_ONCE", 3)
+    read_by_shard(monkeypatch)
 
 
 def batches(source, count, **kwargs):
@@ -130,12 +133,12 @@ def batches(source, count, **kwargs):
     return [(x.numpy(), y.numpy()) for x, y in dataset.take(count)]
 
 
-@pytest.fixture
-def whole(records, by_shard):
-    """Batches from the beginning of a run."""
-    if not WHOLE:
-        WHOLE.extend(batches(TfdsSource(records), 14))
-    return WHOLE
+@pytest.fixture(scope="module")
+def whole(records):
+    """Batches from the beginning of a run that reads by shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        read_by_shard(patch)
+        return batches(TfdsSource(records), 14)
 
 
 def names(source, count, seed=0):
