@@ -32,7 +32,6 @@ def any_name_means_the_toy(toy_backbone, monkeypatch):
     monkeypatch.setattr(features, "create_backbone", create)
 
 
-@pytest.mark.slow
 def test_ablation_resumes_and_reports(
     tmp_path, tiny_folder, any_name_means_the_toy
 ):
@@ -76,7 +75,6 @@ def test_ablation_resumes_and_reports(
     assert Image.open(tmp_path / "runs" / "figure.png").width > 300
 
 
-@pytest.mark.slow
 def test_context_modules_are_compared_at_equal_cost():
     model = ModelConfig(
         architecture="deeplab_v3", atrous_rates=[1, 2, 6], aspp_filters=128

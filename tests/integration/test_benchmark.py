@@ -34,7 +34,6 @@ def test_the_list(capsys):
     assert [line.split()[0] for line in lines] == list(COMPARISONS)
 
 
-@pytest.mark.slow
 def test_sides_take_turns(tmp_path, capsys):
     name, rounds = "form_resize_xla", 3
     arguments = [name, "--rounds", str(rounds), "--output", str(tmp_path)]
@@ -57,7 +56,6 @@ def test_sides_take_turns(tmp_path, capsys):
     assert target["met"] == (share <= 1)
 
 
-@pytest.mark.slow
 def test_a_side_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_ASPP_SHARED", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"evaluate: evaluate failed: .*nowh"):

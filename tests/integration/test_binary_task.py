@@ -151,7 +151,6 @@ def test_figures_and_tables_show_precision_and_recall(
     assert (tmp_path / "precision_recall.png").stat().st_size > 5000
 
 
-@pytest.mark.slow
 def test_exported_files_label_by_the_threshold(trained, tmp_path):
     root, workdir, *_ = trained
     out = tmp_path / "out"

@@ -83,7 +83,6 @@ def test_a_model_of_other_channels_fits_its_own_data_only(
     assert "`keras-aspp explain` needs" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # trains, and converts twice
 def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
     tmp_path, capsys
 ):

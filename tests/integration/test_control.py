@@ -81,17 +81,7 @@ def distance(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        "deeplab_v3_plus",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in HEADS
-            if name != "deeplab_v3_plus"
-        ),
-    ],
-)
+@pytest.mark.parametrize("architecture", HEADS)
 def test_gradients_are_those_of_pytorch(architecture, weights):
     """In float64: in float32, cells near a kink of ReLU differ by rounding."""
     import tensorflow as tf
@@ -133,7 +123,6 @@ def test_gradients_are_those_of_pytorch(architecture, weights):
     assert compared > 100
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture, dtype, steps, tolerance",
     [
@@ -247,7 +236,6 @@ def test_starts_have_the_variances_of_other_packages():
             np.testing.assert_allclose(found, variance, rtol=0.15)
 
 
-@pytest.mark.slow
 def test_a_run_is_compared_and_kept(tmp_path, tiny_folder, weights, capsys):
     config = replace(
         tiny_config(tiny_folder, total_epochs=1),

@@ -28,7 +28,6 @@ def picture(tmp_path):
     return tmp_path / "image.png"
 
 
-@pytest.mark.slow
 def test_python_runtime_needs_no_keras_and_answers_like_predictor(
     tiny_export, picture, tmp_path
 ):
@@ -86,7 +85,6 @@ def test_python_runtime_refuses_masks_that_overlap(picture, tmp_path):
         example["main"]([str(tmp_path / "gpu.tflite"), str(picture)])
 
 
-@pytest.mark.slow
 def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
     pytest.importorskip("mediapipe", reason="extra `examples`")
     output = tmp_path / "exported"
@@ -120,7 +118,6 @@ def blocks(name, kind):
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
 
 
-@pytest.mark.slow
 def test_serving(tiny_export, picture, tmp_path):
     """The Python blocks run, and the request is what the signature takes."""
     (tmp_path / "saved_models").mkdir()
@@ -149,7 +146,6 @@ def test_serving(tiny_export, picture, tmp_path):
     assert labels.shape == (90, 120)
 
 
-@pytest.mark.slow
 def test_saved_model_cli(tiny_export, tmp_path):
     (tmp_path / "saved_models").mkdir()
     (tmp_path / "saved_models" / "mine").symlink_to(tiny_export)
@@ -168,7 +164,6 @@ def test_saved_model_cli(tiny_export, tmp_path):
         assert "outputs['labels']" in done.stdout
 
 
-@pytest.mark.slow
 def test_coreml_package_takes_an_image_and_names_classes(tiny_export, tmp_path):
     reason = "extra coreml is not installed (2026-11-29)"
     coremltools = pytest.importorskip("coremltools", reason=reason)

@@ -69,7 +69,6 @@ def test_evaluation_of_a_workdir(environment, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_run_is_resumed(environment, tmp_path):
     """From its checkpoint of epoch 1 of 2 to the metrics it had."""
     workdir = tmp_path / "workdir"

@@ -20,7 +20,6 @@ from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.models.segmenter import load_saved
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("jax") is None,
         reason="JAX is not installed: pip install '.[jax]'",

@@ -268,7 +268,6 @@ def expected(runs, tmp_path_factory):
     return found
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments(runs, expected, tmp_path):
     rng = random.Random(SEED)
     start, workdir = time.monotonic(), tmp_path / "run"
@@ -303,7 +302,6 @@ def test_killed_at_random_moments(runs, expected, tmp_path):
     assert len(within) >= 3, "too few within a write"
 
 
-@pytest.mark.slow
 def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
     workdir = tmp_path / "run"
     for number, moment, said in (
@@ -325,7 +323,6 @@ def test_signals_end_a_run_with_a_checkpoint(runs, expected, tmp_path):
     assert_same(contents(workdir), expected)
 
 
-@pytest.mark.slow
 def test_sigterm_to_an_export_leaves_the_one_before(tiny_workdir, tmp_path):
     """Sent once some files are written, and before all are."""
     out, temporary = tmp_path / "out", tmp_path / "tmp"

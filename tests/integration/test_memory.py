@@ -59,7 +59,6 @@ def many_pictures(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"),
     reason="reads /proc (2026-11-25)",

@@ -158,7 +158,6 @@ def test_what_needs_one_label_is_refused(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_files_of_scores_contain_the_thresholds(trained, tmp_path):
     """A class is where its logit is above 0, with a manifest or without."""
     root, workdir, _ = trained
@@ -193,7 +192,6 @@ def test_files_of_scores_contain_the_thresholds(trained, tmp_path):
         np.testing.assert_array_equal(alone.predict(image), found[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("coarse", [False, True])
 def test_exported_files_answer_as_the_model(coarse, trained, tmp_path):
     root, workdir, _ = trained

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
 from helpers import ROOT
 
 
@@ -22,7 +21,6 @@ def test_make_train_writes_only_to_a_folder_that_git_ignores():
     assert "/runs/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-@pytest.mark.slow
 def test_exported_tflite_needs_only_the_interpreter(tiny_export):
     """The README's ten lines, in a process without TensorFlow and Keras."""
     path = str(tiny_export / "model_float32.tflite")

@@ -254,13 +254,11 @@ def small_backbone(dtype):
     return keras.Model(inputs, features, name="small")
 
 
-@pytest.mark.slow  # two short trainings a row
 @pytest.mark.parametrize("row", [r for r in ROWS if not is_shared(r)], ids=str)
 def test_a_resumed_run_ends_in_the_same_bits(row, tmp_path):
     check_row(settings_of(row), tmp_path)
 
 
-@pytest.mark.slow
 def test_resumed_runs_of_two_devices_end_in_the_same_bits(tmp_path):
     paths = [str(ROOT), str(ROOT / "tests")]
     subprocess.run(
@@ -270,7 +268,6 @@ def test_resumed_runs_of_two_devices_end_in_the_same_bits(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_resumed_run_of_xla_ends_in_the_same_bits(tmp_path):
     settings = settings_of([0] * len(FIELDS))
     check_row({**settings, "jit_compile": True}, tmp_path)

@@ -74,10 +74,9 @@ def expected(model):
     params=[
         "model.keras",
         "model_float32.tflite",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("saved_model", "model_int8.tflite", "model.onnx")
-        ),
+        "saved_model",
+        "model_int8.tflite",
+        "model.onnx",
     ]
 )
 def path(request):
@@ -155,7 +154,6 @@ def test_windows_and_mirror_images_average_probabilities(folder, predictor_of):
     )
 
 
-@pytest.mark.slow
 def test_a_saved_model_serves_scores_with_a_threshold(slow_folder, expected):
     loaded = tf.saved_model.load(str(slow_folder / "saved_model"))
     assert sorted(loaded.signatures) == [
@@ -204,7 +202,7 @@ def test_a_tflite_names_its_outputs(folder, expected):
     "name, formats",
     [
         ("folder", FORMATS),
-        pytest.param("slow_folder", SLOW_FORMATS, marks=pytest.mark.slow),
+        ("slow_folder", SLOW_FORMATS),
     ],
 )
 def test_the_manifest_describes_each_output(name, formats, request):
@@ -283,9 +281,7 @@ def test_outputs_that_cannot_be(model, tmp_path, outputs):
         )
 
 
-@pytest.mark.parametrize(
-    "kind", ["tflite", pytest.param("saved_model", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
 def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
     kind, toy_backbone, tmp_path
 ):

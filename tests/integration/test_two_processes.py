@@ -17,8 +17,6 @@ from tiny_run import toy_segmenter, write_folder
 import keras_aspp as ka
 from keras_aspp.models.segmenter import load_saved
 
-# Slow as a whole: each process starts a TensorFlow of its own.
-pytestmark = pytest.mark.slow
 SCRIPT = Path(run_strategy.__file__)
 ROOT = Path(ka.__path__[0]).parent
 # Of weights; and of what is kept beside them, statistics and momenta, which
