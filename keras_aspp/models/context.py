@@ -17,8 +17,17 @@ from keras_aspp.utils.docstrings import insert_text
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Rate
 
-# In the docstring of an architecture, the place of the names.
+# In the docstring of an architecture, the place of the names and of what holds
+# for all of them.
 CONTEXT_MODULES = "{context_modules}"
+_OF_ALL = (
+    "docs/atrous.md compares them. Or a Keras layer, of which an untrained "
+    "copy is used as configured, batch norm included; `atrous_rates` are those "
+    "of a `ContextLayer`, or the one `atrous_rate` that a layer has. "
+    "`atrous_rates` are the strides of the pools where the module has pools "
+    "instead of rates; `separable` and `image_pooling` apply where the module "
+    'has such parts. Defaults to `"aspp"`.'
+)
 
 
 class HasContext:
@@ -30,7 +39,8 @@ class HasContext:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        insert_text(cls, CONTEXT_MODULES, modules_text('"'))
+        names = modules_text('"')
+        insert_text(cls, CONTEXT_MODULES, f"{names} {_OF_ALL}")
 
     def branch_offsets_px(
         self, head: types.SimpleNamespace

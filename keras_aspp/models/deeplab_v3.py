@@ -40,13 +40,6 @@ class DeepLabV3(HasContext, Segmenter):
             to `None`.
         context: the module between backbone and classifier, by name:
             {context_modules}
-            docs/atrous.md compares them. Or a Keras layer, of which an
-            untrained copy is used as configured, batch norm included;
-            `atrous_rates` are those of a `ContextLayer`, or the one
-            `atrous_rate` that a layer has. `atrous_rates` are the strides of
-            the pools where the module has pools instead of rates; `separable`
-            and `image_pooling` apply where the module has such parts. Defaults
-            to `"aspp"`.
         normalize_context: bool. A 1x1 convolution with batch norm follows
             modules that end without one (`"ksac"`, `"d_linknet"`, `"dappm"`,
             `"pappm"`, layers of their classes), unless `refine_filters` is

@@ -47,13 +47,6 @@ class DeepLabV3Plus(HasContext, Segmenter):
             decoder. Defaults to (3, 3).
         context: the module between backbone and decoder, by name:
             {context_modules}
-            docs/atrous.md compares them. Or a Keras layer, of which an
-            untrained copy is used as configured, batch norm included;
-            `atrous_rates` are those of a `ContextLayer`, or the one
-            `atrous_rate` that a layer has. `atrous_rates` are the strides of
-            the pools where the module has pools instead of rates; `separable`
-            and `image_pooling` apply where the module has such parts. Defaults
-            to `"aspp"`.
         decoder: `"paper"`; or `"light"`, one 1x1 convolution in place of
             those of `decoder_kernel_sizes`, computed by `layers.SkipFusion`
             with about a hundredth of their multiply-adds. Defaults to
