@@ -7,6 +7,7 @@ import sys
 from helpers import ROOT
 from time_share import files_over_share
 
+PLUGINS = ("-p", "xdist", "-p", "time_share")
 WORK = """
 import time
 
@@ -27,9 +28,13 @@ def test_only_files_over_the_share_are_named():
 
 def run_fast_tests(folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "time_share", *arguments],
+        [sys.executable, "-m", "pytest", "-q", *PLUGINS, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,9 @@
 """Folders that are replaced in one step, whatever ends the process."""
 
 import errno
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from keras_aspp.utils.files import exchange, replacing_folder
 KILLED_AT_EVERY_LINE = """
 import os, signal, sys, time
 from pathlib import Path
+sys.argv[0] = "keras-aspp"  # whose package loads no TensorFlow
 from keras_aspp.utils import files
 
 here = Path(sys.argv[1])
@@ -132,51 +135,47 @@ def test_exchange_swaps_folders_and_reports_what_is_missing(tmp_path):
         exchange(tmp_path / "absent", first)
 
 
-INTERRUPTED_RENAMES = """
-import os, signal, sys
-from pathlib import Path
+def interrupted_renames(folder, connection):
+    """Sends what is left of a folder after each SIGINT around its renames."""
+    rename, calls = os.replace, []
 
-from keras_aspp.utils import files
+    def replace(source, target):
+        calls.append(source)
+        if moment == f"before {len(calls)}":
+            signal.raise_signal(signal.SIGINT)
+        rename(source, target)
+        if moment == f"after {len(calls)}":
+            signal.raise_signal(signal.SIGINT)
 
-rename, calls = os.replace, []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    files.exchange = lambda *_: False
+    os.replace = replace
+    for moment in MOMENTS:
+        out = folder / moment / "out"
+        out.mkdir(parents=True)
+        (out / "old").write_text("")
+        calls.clear()
+        try:
+            with replacing_folder(out) as work:
+                (work / "new").write_text("")
+        except KeyboardInterrupt:
+            connection.send((moment, names(out.parent), names(out)))
 
-def replace(source, target):
-    calls.append(source)
-    if at == f"before {len(calls)}":
-        signal.raise_signal(signal.SIGINT)
-    rename(source, target)
-    if at == f"after {len(calls)}":
-        signal.raise_signal(signal.SIGINT)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)
-files.exchange = lambda *_: False
-os.replace = replace
-for at in ("before 1", "after 1", "before 2", "after 2"):
-    out = Path(sys.argv[1], at, "out")
-    out.mkdir(parents=True)
-    (out / "old").write_text("")
-    calls.clear()
-    try:
-        with files.replacing_folder(out) as work:
-            (work / "new").write_text("")
-    except KeyboardInterrupt:
-        print("interrupted", at, os.listdir(out.parent), os.listdir(out))
-"""
+MOMENTS = ("before 1", "after 1", "before 2", "after 2")
 
 
 def test_without_an_exchange_a_signal_waits_for_both_renames(tmp_path):
     # In a process of its own: a signal may end this one.
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_RENAMES, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.splitlines() == [
-        f"interrupted {at} ['out'] ['new']"
-        for at in ("before 1", "after 1", "before 2", "after 2")
-    ], done.stderr
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=interrupted_renames, args=(tmp_path, theirs))
+    child.start()
+    theirs.close()
+    for moment in MOMENTS:
+        assert ours.recv() == (moment, ["out"], ["new"])
+    child.join()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
