@@ -152,9 +152,9 @@ def compare(name, rounds):
         if process.facts["madds"]:
             rate = 2e-9 * process.facts["madds"] / median
             found[side]["gflop_per_second"] = rate
-        if process.facts["pictures"]:
-            rate = process.facts["pictures"] / median
-            found[side]["pictures_per_second"] = rate
+        if process.facts["images"]:
+            rate = process.facts["images"] / median
+            found[side]["images_per_second"] = rate
     return {
         "comparison": name,
         "what": comparison.what,
@@ -302,7 +302,7 @@ def serve(make):
         {
             "build_seconds": built - begun,
             "first_step_seconds": first,
-            "pictures": work.images,
+            "images": work.images,
             "madds": work.madds,
         }
     )
@@ -401,8 +401,8 @@ def report(result):
         line += f"  {side['peak_bytes'] / 2**30:.2f} GiB"
         if "gflop_per_second" in side:
             line += f"  {side['gflop_per_second']:.0f} GFLOP/s"
-        if "pictures_per_second" in side:
-            line += f"  {side['pictures_per_second']:.1f} images/s"
+        if "images_per_second" in side:
+            line += f"  {side['images_per_second']:.1f} images/s"
         print(line)
     for target in result["targets"]:
         verdict = "met" if target["met"] else "missed"

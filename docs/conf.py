@@ -30,7 +30,7 @@ include_patterns = [
     "saved_models/*/README.md",
     "training/README.md",
 ]
-exclude_patterns = [".*", "build", "docs/pictures", "runs"]
+exclude_patterns = [".*", "build", "docs/images", "runs"]
 html_theme = "furo"
 html_title = f"keras_aspp {version}"
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the documentation into docs/pictures.
+"""Draws the figures of the documentation into docs/images.
 
 python docs/figures.py
 
@@ -24,7 +24,7 @@ from keras_aspp.plots.figure import COLORS, new_figure
 from keras_aspp.plots.figure import save as save_figure
 
 ROOT = pathlib.Path(__file__).parents[1]
-PICTURES = ROOT / "docs" / "pictures"
+IMAGES = ROOT / "docs" / "images"
 MODEL = ROOT / "saved_models" / "camvid_mobilenet_v2" / "model.keras"
 MOST_BYTES = 280_000  # of one figure
 SCENE = 12
@@ -35,7 +35,7 @@ CELL = (4, 4)  # row and column of the labeled cell
 
 def save(figure, name):
     """Writes the PNG, in at most about `MOST_BYTES`."""
-    path = save_figure(figure, PICTURES, name, formats=("png",), dpi=90)
+    path = save_figure(figure, IMAGES, name, formats=("png",), dpi=90)
     if path.stat().st_size > MOST_BYTES:
         # 256 colors, a third of the bytes.
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
@@ -49,7 +49,7 @@ def scene():
 
 def china():
     """Reads a photograph, uint8 `[H, W, 3]`."""
-    return np.asarray(Image.open(PICTURES / "china.jpg").convert("RGB"))
+    return np.asarray(Image.open(IMAGES / "china.jpg").convert("RGB"))
 
 
 def taps(rate):
@@ -96,7 +96,7 @@ def aspp():
     for ax, (where, title, color) in zip(axes[0, :4], panels, strict=True):
         panel(ax, image, where, title, color)
     axes[0, 4].imshow(image)
-    axes[0, 4].set_title("image pooling: the whole picture", fontsize=10)
+    axes[0, 4].set_title("image pooling: the whole image", fontsize=10)
     axes[0, 4].set_axis_off()
     return figure
 
@@ -116,7 +116,7 @@ def pooling():
         )
         ax.set_axis_off()
     figure.suptitle(
-        "What is left of a picture when cells are averaged: small things go "
+        "What is left of an image when cells are averaged: small things go "
         "first, outlines next",
         fontsize=11,
     )

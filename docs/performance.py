@@ -112,7 +112,7 @@ def growth(results, names):
 
 def save(figure, name, dpi):
     """Writes the PNG."""
-    folder = PAGE.parent / "pictures"
+    folder = PAGE.parent / "images"
     save_figure(figure, folder, name, formats=("png",), dpi=dpi)
 
 

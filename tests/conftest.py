@@ -1,9 +1,15 @@
-"""Fixtures for every test."""
+"""Fixtures for every test.
+
+Nothing here imports TensorFlow by itself: where processes of pytest-xdist run
+the tests, the one that starts them needs none.
+"""
 
 import gc
 import os
 import pathlib
 import tempfile
+
+import pytest
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,27 +20,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # time of compiling what runs a few times.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import keras
-import pytest
-
-from keras_aspp.cli.log import printed_messages
-
-pytest.register_assert_rewrite("helpers", "model_tester")
-
-from helpers import ROOT, make_toy_backbone  # noqa: E402
-
-pytest_plugins = ["tiny_run", "time_share"]
+pytest.register_assert_rewrite("helpers", "model_tester", "tiny_run")
+pytest_plugins = ["time_share"]
+ROOT = pathlib.Path(__file__).parents[1]
 # Looking for doctests in helpers would import them under a second name.
 collect_ignore = [
     str(path)
     for path in (ROOT / "tests").rglob("*.py")
     if not path.name.startswith("test_")
 ]
-
-# Half a million objects of TensorFlow need no collection, and graphs make
-# millions more: the default thresholds cost a sixth of the CPU time.
-gc.freeze()
-gc.set_threshold(50_000, 10, 10)
 
 # They begin first, so that no process is left with a long file at the end.
 LONG_FILES = [
@@ -64,6 +58,16 @@ LONG_FILES = [
         "integration/test_channels",
     )
 ]
+
+
+def pytest_configure(config):
+    if config.getoption("dist", "no") != "no":
+        return  # other processes run the tests
+    config.pluginmanager.import_plugin("tiny_run")
+    # Half a million objects of TensorFlow need no collection, and graphs make
+    # millions more: the default thresholds cost a sixth of the CPU time.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
@@ -104,6 +108,8 @@ def temporary_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seed():
+    import keras
+
     keras.utils.set_random_seed(20180207)
 
 
@@ -120,11 +126,15 @@ def shared():
 @pytest.fixture(scope="session")
 def toy_backbone():
     """A factory of four-block networks down to stride 32."""
+    from helpers import make_toy_backbone
+
     return make_toy_backbone
 
 
 @pytest.fixture(autouse=True)
 def messages_are_printed():
     """Prints what the package logs, as the command line does."""
+    from keras_aspp.cli.log import printed_messages
+
     with printed_messages():
         yield

@@ -37,7 +37,7 @@ def filter_bank() -> keras.Model:
     slope = np.outer([-1, 0, 1], [1, 2, 1]) / 4
     ring = (np.ones((3, 3)) - identity) / 8
     filters = np.stack([identity, slope, slope.T, identity - ring], -1)
-    inputs = keras.Input((None, None, 3), name="picture")
+    inputs = keras.Input((None, None, 3), name="image")
     gray = keras.layers.Conv2D(1, 1, name="gray")
     x = gray(inputs)
     # The padding is then as bright as an image of average brightness.

@@ -76,7 +76,7 @@ def numbers_of(words: Sequence[str]) -> list[float]:
     """Parses numbers.
 
     Raises:
-        ValueError: a word is no number.
+        ValueError: a word is not a number.
     """
     try:
         return [float(word) for word in words]

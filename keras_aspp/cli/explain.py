@@ -31,7 +31,7 @@ def run(arguments):
         help="workdir, exported folder or .keras file; also hf://user/name",
     )
     flags = parser.parse_args(arguments)
-    image = read_picture(flags.image)
+    image = read_image_file(flags.image)
     figures, said = explain(image, flags.model)
     from keras_aspp.plots.figure import save
 
@@ -46,7 +46,7 @@ def run(arguments):
     return 0
 
 
-def read_picture(path):
+def read_image_file(path):
     """Reads an image as uint8 `[H, W, 3]`, at most `LONGEST_SIDE` long.
 
     Raises:

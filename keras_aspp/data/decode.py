@@ -62,7 +62,7 @@ _FILTERS = threading.Lock()
 
 
 class UnknownColorError(InputError):
-    """Color of a mask that is no class.
+    """Color of a mask that is not a class.
 
     Args:
         problem: the color.

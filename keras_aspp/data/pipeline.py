@@ -14,7 +14,7 @@ from keras_aspp.utils.types import Dataset, Size
 CACHE_BYTES = 2 * 2**30
 # Window within which images of equal size are batched; also the largest number
 # of images held in memory.
-PICTURES_GROUPED = 256
+IMAGES_GROUPED = 256
 
 
 def training_dataset(
@@ -197,7 +197,7 @@ def evaluation_dataset(
     return (
         source.records(split)
         .enumerate()
-        .window(PICTURES_GROUPED // batch_size * batch_size or batch_size)
+        .window(IMAGES_GROUPED // batch_size * batch_size or batch_size)
         .flat_map(grouped)
         .map(fill)
         .prefetch(2)

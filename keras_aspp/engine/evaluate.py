@@ -186,7 +186,7 @@ def _check_request(predictor, calibration, worst):
 def _draw_worst(folder, worst_images, found, source):
     """Draws the worst images, and writes worst.csv if they are listed."""
     split = found["split"]
-    worst_images.draw(folder / "worst_pictures.png", source, split)
+    worst_images.draw(folder / "worst_images.png", source, split)
     if "worst" not in found:
         return
     with io.StringIO(newline="") as text:
@@ -440,7 +440,7 @@ def resolve_num_classes(predictor, spec):
             "Metrics count a prediction for every pixel, so `min_confidence` "
             f"must be 0. Received: min_confidence={predictor.min_confidence}"
         )
-    # Predictors of users know nothing of masks that overlap.
+    # Predictors of users do not know masks that overlap.
     if getattr(predictor, "is_multilabel", False) != spec.is_multilabel:
         raise InputError(
             'Classes may overlap either in both model and data set ("task": '

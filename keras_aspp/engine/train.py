@@ -116,7 +116,7 @@ def _callbacks(run, checkpoints, validation, monitor, compilations, chief):
             images[:_NUM_SHOWN].numpy(),
             labels[:_NUM_SHOWN].numpy(),
             run.spec,
-            logs / "pictures",
+            logs / "images",
         ),
         *([averages] if averages else []),
         monitor,

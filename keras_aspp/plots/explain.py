@@ -160,7 +160,7 @@ def branches_figure(
     for ax in axes.flat:
         ax.set_axis_off()
     axes[0, 0].imshow(image)
-    axes[0, 0].set_title("picture", fontsize=10)
+    axes[0, 0].set_title("image", fontsize=10)
     for ax, (name, values) in zip(axes.flat[1:], maps.items(), strict=False):
         flat = np.ptp(values) <= 1e-4 * np.abs(values).max()
         # A flat map's noise must not be stretched to a pattern.

@@ -22,7 +22,7 @@ from keras_aspp.utils.types import Rate, Size
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EFFECTIVE_PICTURES = 4
+EFFECTIVE_IMAGES = 4
 
 
 def of_report(model: keras.Model, report: dict[str, Any]) -> dict[str, Figure]:
@@ -77,7 +77,7 @@ def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     left.set_ylim((height + reach) / 2 + 9, (height - reach) / 2 - 9)
     left.set_aspect("equal")
     left.set_title(
-        f"What one cell can see of a {height}x{width} picture (gray)"
+        f"What one cell can see of a {height}x{width} image (gray)"
     )
     left.set_xlabel("pixels")
     left.legend(
@@ -88,7 +88,7 @@ def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     right.plot(np.maximum.accumulate(sizes), color=COLORS[0], linewidth=2)
     right.axhline(min(height, width), color="k", linestyle=":", linewidth=1)
     right.annotate(
-        "shorter side of the picture",
+        "shorter side of the image",
         (0, min(height, width)),
         xytext=(2, 4),
         textcoords="offset points",
@@ -241,7 +241,7 @@ def cost_figure(report: dict[str, Any]) -> Figure:
         ax.set_axisbelow(True)
     axes[0, 0].invert_yaxis()
     size = "x".join(map(str, report["image_size"]))
-    figure.suptitle(f"Where the cost of a {size} picture lies", fontsize=11)
+    figure.suptitle(f"Where the cost of a {size} image lies", fontsize=11)
     return figure
 
 
@@ -298,7 +298,7 @@ def _effective_figure(model, report):
     output = output_of(part)
     keys = output if isinstance(output, dict) else ()
     shape = (
-        EFFECTIVE_PICTURES,
+        EFFECTIVE_IMAGES,
         *report["image_size"],
         part.inputs[0].shape[-1],
     )
@@ -317,7 +317,7 @@ def _effective_figure(model, report):
         fields,
         sizes,
         "Pixels that move the central cell, by their gradients "
-        f"({EFFECTIVE_PICTURES} pictures of noise); white: 95 %, blue: "
+        f"({EFFECTIVE_IMAGES} images of noise); white: 95 %, blue: "
         "theoretical",
     )
 

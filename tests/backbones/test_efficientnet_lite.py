@@ -189,7 +189,7 @@ def test_features_of_larger_networks_equal_those_of_pytorch(name):
 
 
 def photograph(size=(192, 256)):
-    image = Image.open(ROOT / "docs/pictures/china.jpg").resize(size[::-1])
+    image = Image.open(ROOT / "docs/images/china.jpg").resize(size[::-1])
     return np.asarray(image, "float32")[None]
 
 

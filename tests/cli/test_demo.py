@@ -548,7 +548,7 @@ def test_the_page_stays_responsive_and_compares_models(
         return [(v["id"], [n["html"] for n in v["nodes"]]) for v in found]
 
     assert violations() == []
-    image = ROOT / "docs/pictures/china.jpg"
+    image = ROOT / "docs/images/china.jpg"
     segmented(page, image)
     # Gaps between ticks of the page's own thread while the model runs again.
     page.evaluate(

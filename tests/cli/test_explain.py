@@ -50,7 +50,7 @@ def test_a_model_without_aspp(tmp_path, picture):
     x = keras.layers.Conv2D(5, 3, strides=4, padding="same")(inputs)
     path = tmp_path / "own.keras"
     keras.Model(inputs, x).save(path)
-    image = command.read_picture(picture)
+    image = command.read_image_file(picture)
     figures, said = command.explain(image, path)
     assert set(figures) == {"kernel", "dense"}
     assert "no ASPP" in said[-1]
@@ -63,7 +63,7 @@ def test_our_aspp_in_a_model_of_ones_own(tmp_path, picture):
     x = ka.layers.ASPP(6, (1, 3), name="pyramid")(x)
     path = tmp_path / "own.keras"
     keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)).save(path)
-    figures, said = command.explain(command.read_picture(picture), path)
+    figures, said = command.explain(command.read_image_file(picture), path)
     titles = [ax.get_title() for ax in figures["branches"].axes]
     assert {"rate 1", "rate 3"} <= set(titles)
     assert "features at stride 8" in said[0]
@@ -80,7 +80,7 @@ def test_squeeze_and_excite_is_named(tmp_path, picture):
         x = keras.layers.Multiply()([x, gate])
     path = tmp_path / "gated.keras"
     randomize(keras.Model(inputs, x)).save(path)
-    _, said = command.explain(command.read_picture(picture), path)
+    _, said = command.explain(command.read_image_file(picture), path)
     assert "squeeze-and-excite" in said[1]
 
 
@@ -115,7 +115,7 @@ def test_a_backbone_that_is_used_as_it_is_is_not_drawn_dense(tmp_path):
 def test_large_pictures_are_made_smaller(tmp_path):
     path = tmp_path / "large.png"
     Image.fromarray(np.zeros((900, 1280, 3), "uint8")).save(path)
-    assert command.read_picture(path).shape == (450, 640, 3)
+    assert command.read_image_file(path).shape == (450, 640, 3)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_rates_of_both_axes_are_drawn(tmp_path, picture):
     x = ka.layers.ASPP(4, [(2, 5), 3])(x)
     path = tmp_path / "own.keras"
     keras.Model(inputs, x).save(path)
-    figures, _ = command.explain(command.read_picture(picture), path)
+    figures, _ = command.explain(command.read_image_file(picture), path)
     titles = [ax.get_title() for ax in figures["kernel"].axes]
     assert [title.split(" px")[0] for title in titles] == [
         "rate 1: 16",

@@ -612,7 +612,7 @@ def test_evaluate_to_publish(tiny_workdir, tiny_export, tmp_path, capsys):
     assert drawn == [
         "confidence.png",
         "confusion_matrix.png",
-        "worst_pictures.png",
+        "worst_images.png",
     ]
     # The boundaries of an artefact are those of its Keras model.
     found = {}

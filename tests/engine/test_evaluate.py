@@ -54,7 +54,7 @@ def test_the_worst_pictures_come_first(source, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "draw_sheet", lambda *a: drawn.append(a))
     evaluate(Guesser(), source, "val", figures=tmp_path / "out")
     ((path, title, cells, _),) = drawn
-    assert path == tmp_path / "out" / "worst_pictures.png"
+    assert path == tmp_path / "out" / "worst_images.png"
     assert title.startswith("val, ")
     scores = {}
     for image, mask in source.pairs["val"]:
@@ -90,7 +90,7 @@ def test_the_worst_pictures_are_listed_for_labeling(source, tmp_path):
         # The first of those that are missed.
         assert row["worst_class"] == source.spec.class_names[1]
         assert float(row["worst_class_iou"]) == 0
-    assert Image.open(tmp_path / "worst_pictures.png").size[0] > 0
+    assert Image.open(tmp_path / "worst_images.png").size[0] > 0
 
 
 @pytest.mark.parametrize("worst", [0, 101])

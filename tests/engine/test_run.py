@@ -39,7 +39,7 @@ def test_workdir_holds_what_it_should(tiny_workdir):
     assert metrics["num_images"] == 3
     assert list(metrics["per_class_iou"]) == ["ground", "box", "bar"]
     assert list((tiny_workdir / "logs" / "train").glob("events*"))
-    assert list((tiny_workdir / "logs" / "pictures").glob("events*"))
+    assert list((tiny_workdir / "logs" / "images").glob("events*"))
 
 
 def test_metrics_agree_with_the_best_epoch_of_the_curve(tiny_workdir):

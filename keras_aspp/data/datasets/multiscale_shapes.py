@@ -339,7 +339,7 @@ class MultiscaleShapes(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=(
                 "Figures of seven kinds, 9 to 96 pixels in diameter, on "
-                "pictures of 128 x 128. Figures and background share one "
+                "images of 128 x 128. Figures and background share one "
                 "family of textures, so that only the outline tells the class."
             ),
             features=tfds.features.FeaturesDict(

@@ -68,7 +68,7 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=(
                 "PASCAL VOC 2012 segmentation. `trainaug` is `train` and the "
-                "pictures that the Semantic Boundaries Dataset marks beyond "
+                "images that the Semantic Boundaries Dataset marks beyond "
                 "VOC's train and val."
             ),
             homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
