@@ -76,9 +76,7 @@ def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     left.set_xlim((width - reach) / 2 - 9, (width + reach) / 2 + 9)
     left.set_ylim((height + reach) / 2 + 9, (height - reach) / 2 - 9)
     left.set_aspect("equal")
-    left.set_title(
-        f"What one cell can see of a {height}x{width} image (gray)"
-    )
+    left.set_title(f"What one cell can see of a {height}x{width} image (gray)")
     left.set_xlabel("pixels")
     left.legend(
         fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13)

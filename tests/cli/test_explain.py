@@ -41,7 +41,7 @@ def test_a_trained_model(tiny_export):
     figures, said = command.explain(image.astype("uint8"), str(tiny_export))
     assert set(figures) == {"kernel", "dense", "branches"}
     titles = [ax.get_title() for ax in figures["branches"].axes]
-    assert titles[:2] == ["picture", "1x1"]
+    assert titles[:2] == ["image", "1x1"]
     assert "standard deviations" in said[1]
 
 
