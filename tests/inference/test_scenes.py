@@ -47,7 +47,7 @@ def write_scene(path, image, nodata=None, **options):
 
 def made_model(path, num_classes=3, **kwargs):
     """Saves a model of four bands of 16 bits."""
-    from conftest import make_toy_backbone
+    from helpers import make_toy_backbone
 
     keras.utils.set_random_seed(1)
     made = ka.models.DeepLabV3Plus(

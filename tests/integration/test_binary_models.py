@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_toy_backbone
+from helpers import make_toy_backbone
 
 from keras_aspp import losses
 from keras_aspp.models import LRASPP, DeepLabV3Plus
