@@ -7,10 +7,8 @@ the tests, the one that starts them needs none.
 import gc
 import os
 import pathlib
-import random
 import tempfile
 
-import numpy as np
 import pytest
 
 # Read when TensorFlow is imported, so before Keras is.
@@ -110,13 +108,9 @@ def temporary_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Seeds what initializers, dropout and NumPy draw from.
+    from helpers import set_seed
 
-    `keras.utils.set_random_seed` would also clear TensorFlow's cache of
-    kernels, so that each test would make them anew.
-    """
-    random.seed(20180207)
-    np.random.seed(20180207)
+    set_seed(20180207)
 
 
 @pytest.fixture(scope="session")

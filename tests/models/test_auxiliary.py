@@ -16,6 +16,7 @@ from helpers import (
     randomize,
     relu,
     sample,
+    set_seed,
     tensorflow_only,
 )
 
@@ -29,7 +30,7 @@ WEIGHT = 0.4
 
 
 def build(auxiliary_weight=WEIGHT, **kwargs):
-    keras.utils.set_random_seed(1)
+    set_seed(1)
     arguments = {"atrous_rates": (1,), "aspp_filters": 4, "dropout": 0.0}
     return DeepLabV3(
         3,
@@ -216,7 +217,7 @@ def test_an_export_is_that_of_a_model_without():
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_it_trains_in_every_mode(arguments):
-    keras.utils.set_random_seed(1)
+    set_seed(1)
     arguments = {"num_classes": 3, "aspp_filters": 4, **arguments}
     model = DeepLabV3Plus(
         backbone=make_toy_backbone(dtype=arguments.get("dtype")),

@@ -5,7 +5,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from helpers import make_toy_backbone, npy, randomize, sample
+from helpers import make_toy_backbone, npy, randomize, sample, set_seed
 
 from keras_aspp.losses import CrossEntropy
 from keras_aspp.metrics import ConfusionMatrix
@@ -18,7 +18,7 @@ SIZE = (33, 50)
 
 
 def build(num_classes=3, seed=1, **kwargs):
-    keras.utils.set_random_seed(seed)
+    set_seed(seed)
     arguments = {"atrous_rates": (1,), "aspp_filters": 4, "dropout": 0.0}
     model = DeepLabV3(
         num_classes,
@@ -182,7 +182,7 @@ def test_an_auxiliary_head_goes_with_a_teacher():
     "dtype", ["float32", "mixed_bfloat16", "mixed_float16"]
 )
 def test_it_trains_in_every_precision_under_xla(dtype):
-    keras.utils.set_random_seed(1)
+    set_seed(1)
     model = DeepLabV3(
         3, make_toy_backbone(dtype=dtype), atrous_rates=(1,), dtype=dtype
     )

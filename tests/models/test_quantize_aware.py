@@ -12,6 +12,7 @@ from helpers import (
     npy,
     randomize,
     sample,
+    set_seed,
     tensorflow_only,
 )
 from keras import ops
@@ -52,7 +53,7 @@ def user_model():
 
 
 def lr_aspp(**kwargs):
-    keras.utils.set_random_seed(1)
+    set_seed(1)
     backbone = make_toy_backbone(padding=1, features=True)
     arguments = {"gate_filters": 8, "dropout": 0.0, **kwargs}
     return LRASPP(3, backbone, **arguments)
