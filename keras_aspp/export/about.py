@@ -24,28 +24,40 @@ def about_run(config: Config, license: str = "") -> dict[str, str]:
         license: str, of the data where `data.license` is empty.
 
     Returns:
-        dict of str: `dataset`, `trained_on` and `license`. Where the model that
-        the run started from, or its teacher, has another license beside it
-        than the data, `license` names both.
+        dict of str: `dataset`, `trained_on` and `license`. Where a model that
+        the run started from or learned from, or one before that, has another
+        license than the data, `license` names each.
     """
     data = config.data
     name = data.tfds or Path(data.root).name
     trained_on = f"{name} (split {data.train_split}), {_origin(config.model)}"
-    license = data.license or license
-    found = {}
-    if config.model.weights:
-        found["weights"] = find_license(config.model.weights)
     if config.train.distill_from:
         trained_on += f", with {_name(config.train.distill_from)} as teacher"
-        found["teacher"] = find_license(config.train.distill_from)
-    others = [
-        f"{other} ({what})"
-        for what, other in found.items()
-        if other not in ("", license)
-    ]
+    found = _licenses(config, license)
+    license = found.pop("data")
+    others = {}
+    for what, other in found.items():
+        if other not in ("", license):
+            others.setdefault(other, what)
     if others:
-        license = ", ".join([f"{license or 'not stated'} (data)", *others])
+        named = [f"{other} ({what})" for other, what in others.items()]
+        license = ", ".join([f"{license or 'not stated'} (data)", *named])
     return {"dataset": name, "trained_on": trained_on, "license": license}
+
+
+def _licenses(config, license="", seen=()):
+    """Returns what a run's model is made of -> its license, `data` first."""
+    found = {"data": config.data.license or license}
+    for what, model in (
+        ("weights", config.model.weights),
+        ("teacher", config.train.distill_from),
+    ):
+        if model:
+            found |= {
+                f"{part} of the {what}" if part else what: one
+                for part, one in find_licenses(model, seen).items()
+            }
+    return found
 
 
 def export_command(
@@ -91,28 +103,33 @@ def _place(path):
     return shlex.quote(path)
 
 
-def find_license(model: str) -> str:
-    """Reads the license that stands beside a model.
+def find_licenses(model: str, seen: tuple[Path, ...] = ()) -> dict[str, str]:
+    """Reads the licenses that stand beside a model.
 
     Args:
         model: path of a `.keras` file, an exported folder or a workdir;
             environment variables are expanded.
+        seen: folders of the runs that led here, which are not read again.
 
     Returns:
-        str, of the card's metadata or the run's configuration; empty where
-        there is none, and for addresses on the Hub.
+        dict: the license under `""`, of the card's metadata or of the data of
+        the run; with a run, those of what it started and learned from under
+        `weights`, `teacher` and `weights of the weights`. Empty where no
+        license is stated, and for addresses on the Hub.
     """
     if is_address(model):
-        return ""
+        return {}
     path = Path(os.path.expandvars(model))
-    folder = path if path.is_dir() else path.parent
+    folder = (path if path.is_dir() else path.parent).resolve()
     if (folder / README).is_file():
         file = folder / README
         front, _ = front_matter(read_text(file), file)
-        return str(front.get("license") or "")
-    if (folder / "config.yaml").is_file():
-        return load_config(folder / "config.yaml", ()).data.license
-    return ""
+        return {"": str(front.get("license") or "")}
+    if (folder / "config.yaml").is_file() and folder not in seen:
+        config = load_config(folder / "config.yaml", ())
+        found = _licenses(config, seen=(*seen, folder))
+        return {"": found.pop("data"), **found}
+    return {}
 
 
 def _origin(model: ModelConfig) -> str:

@@ -8,7 +8,7 @@ from tiny_run import replace
 
 from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.config.schema import Config, DataConfig, ExportConfig
-from keras_aspp.export.about import about_run, export_command, find_license
+from keras_aspp.export.about import about_run, export_command, find_licenses
 
 
 def run(license="apache-2.0", model=None, **train):
@@ -67,14 +67,30 @@ def test_other_licenses_of_weights_and_teacher_are_named(
     assert same == "cc-by-nc-4.0"
 
 
+def test_licenses_of_earlier_generations_are_named(export, workdir, tmp_path):
+    start = {"weights": str(export)}
+    dump_config(run("cc-by-sa-4.0", start), workdir / "config.yaml")
+    second = tmp_path / "second"
+    second.mkdir()
+    teacher = {"distill_from": str(second)}
+    start = {"weights": str(workdir)}
+    dump_config(run("odbl", start, **teacher), second / "config.yaml")
+    found = about_run(run("apache-2.0", {"weights": str(second)}))["license"]
+    assert found == (
+        "apache-2.0 (data), odbl (weights), "
+        "cc-by-sa-4.0 (weights of the weights), "
+        "cc-by-nc-4.0 (weights of the weights of the weights)"
+    )
+
+
 def test_what_states_no_license_adds_none(tmp_path):
     for model in ("hf://me/mine", str(tmp_path), str(tmp_path / "model.keras")):
-        assert find_license(model) == ""
+        assert find_licenses(model) == {}
         assert about_run(run(model={"weights": model}))["license"] == (
             "apache-2.0"
         )
     (tmp_path / "README.md").write_text("# No metadata\n")
-    assert find_license(str(tmp_path)) == ""
+    assert find_licenses(str(tmp_path)) == {"": ""}
 
 
 def test_the_command_repeats_the_export_and_names_no_folder_of_a_machine():
