@@ -44,10 +44,15 @@ def gib(side):
     return f"{side['peak_bytes'] / 2**30:.2f} GiB"
 
 
+def run(result):
+    """Formats date and commit."""
+    return f"{result['date'][5:]}, {result['commit']}"
+
+
 def targets(results, names):
     """Yields the lines of a table of targets."""
-    yield "| work | side | takes | beside | takes | ratio | target | |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| work | side | takes | beside | takes | ratio | target | | run |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name in names:
         result = results[name]
         for t in result["targets"]:
@@ -56,17 +61,20 @@ def targets(results, names):
             yield (
                 f"| `{name}` | {t['side']} | {show(ours)} | {t['other']} | "
                 f"{show(other)} | {t['measured']:.2f} | {t['at_most']:.2f} | "
-                f"{'met' if t['met'] else '**missed**'} |"
+                f"{'met' if t['met'] else '**missed**'} | {run(result)} |"
             )
 
 
 def sides(results, names):
     """Yields the lines of a table of times without targets."""
-    yield "| work | side | takes |"
-    yield "|---|---|---|"
+    yield "| work | side | takes | run |"
+    yield "|---|---|---|---|"
     for name in names:
         for label, side in results[name]["sides"].items():
-            yield f"| `{name}` | {label} | {seconds(side)} |"
+            yield (
+                f"| `{name}` | {label} | {seconds(side)} "
+                f"| {run(results[name])} |"
+            )
 
 
 def rates(results, names):
@@ -196,6 +204,7 @@ def main():
             "train_step_xla",
             "inference",
             "pytorch",
+            "pytorch_bfloat16",
             "xla_mobilenet",
         )
         if n in results
