@@ -10,9 +10,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-# XLA's own passes run as ever; LLVM's optimizations would take most of the
-# time of compiling what runs a few times.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# XLA's own passes run as ever; LLVM's optimizations and its newer code
+# generator would take most of the time of compiling what runs a few times.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 import keras
 import pytest

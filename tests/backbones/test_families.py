@@ -95,15 +95,17 @@ def test_family_is_exact(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_built_for_one_size_is_exact(name):
-    size = (128, 160)
+    # The stems of Inception take 75 pixels.
+    size = (128, 160) if name.startswith("Inception") else (64, 96)
     model, odd = build(name, input_shape=(*size, 3))
     if name in SQUEEZED:
         model = with_fixed_gates(model)
     dense = with_output_stride(model, 8)
     x = sample((1, *size, 3))
     Remembered.means.clear()
-    assert assert_dense(dense(x), model(x), 4) == (odd * 3,) * 2
-    assert dense.output.shape[1:3] == dense(x).shape[1:3]
+    features = dense(x)
+    assert assert_dense(features, model(x), 4) == (odd * 3,) * 2
+    assert dense.output.shape[1:3] == features.shape[1:3]
 
 
 @pytest.mark.slow
