@@ -111,6 +111,16 @@ def seed():
     keras.utils.set_random_seed(20180207)
 
 
+@pytest.fixture
+def no_random_weights(monkeypatch):
+    """Most of the time of building a network whose weights are not read."""
+
+    def zeros(self, shape, dtype=None, **kwargs):
+        return keras.ops.zeros(shape, dtype)
+
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder beside the project, which not every machine has."""

@@ -14,15 +14,15 @@ from keras_aspp.utils.native_log import filtered_stderr
 def start_program():
     """Keeps TensorFlow's log off the terminal, and lines in order.
 
-    TensorFlow is imported without garbage collections, and later ones leave
-    out what is in memory by then.
+    TensorFlow is imported without garbage collections, and later collections
+    skip its objects.
 
     `TF_CPP_MIN_LOG_LEVEL` and `GRPC_VERBOSITY` of the environment win; a level
     of 0 shows everything.
     """
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if "tensorflow" not in sys.modules:
+    if level in ("1", "2", "3") and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _TensorFlowImport(level))
     # In a pipe, stdout would otherwise lag behind stderr by a whole buffer.
     if hasattr(sys.stdout, "reconfigure"):
@@ -104,24 +104,19 @@ class _TensorFlowImport:
             def exec_module(module):
                 # Not before: finding the spec is not yet an import.
                 sys.meta_path.remove(self)
-                with self._filtered(), without_garbage_collection():
+                with filtered_stderr(self.level), _without_collections():
                     execute(module)
 
             spec.loader.exec_module = exec_module
         return spec
 
-    def _filtered(self):
-        if self.level in ("1", "2", "3"):
-            return filtered_stderr(self.level)
-        return contextlib.nullcontext()
-
 
 @contextlib.contextmanager
-def without_garbage_collection():
-    """Collects no garbage for a while, and later none of what is left.
+def _without_collections():
+    """Disables garbage collection for a while, and for what is left forever.
 
-    TensorFlow and Keras make half a million objects, of which none is garbage.
-    To visit them again and again takes a quarter of the time of their import.
+    The import makes half a million objects that stay. Collections that visit
+    them take a quarter of its time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
