@@ -16,9 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-# XLA's own passes run as ever; LLVM's optimizations would take most of the
-# time of compiling what runs a few times.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# XLA's own passes run as ever; LLVM's optimizations and its newer code
+# generator would take most of the time of compiling what runs a few times.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 pytest.register_assert_rewrite("helpers", "model_tester", "tiny_run")
 pytest_plugins = ["time_share"]
@@ -111,6 +115,16 @@ def seed():
     from helpers import set_seed
 
     set_seed(20180207)
+
+
+@pytest.fixture
+def no_random_weights(monkeypatch):
+    """Most of the time of building a network whose weights are not read."""
+
+    def zeros(self, shape, dtype=None, **kwargs):
+        return keras.ops.zeros(shape, dtype)
+
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
 
 
 @pytest.fixture(scope="session")

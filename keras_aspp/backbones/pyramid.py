@@ -37,9 +37,10 @@ def pyramid_of(model: keras.Model) -> dict[str, Tensor]:
     Raises:
         ValueError: the features are not maps of the image.
     """
-    found = {}
-    for key, tensor in _levels(model).items():
-        stride = _stride(model, tensor)
+    found, levels = {}, _levels(model)
+    image, shapes = _known_shapes(model, levels)
+    for key, tensor in levels.items():
+        stride = _stride(image, shapes[key])
         if stride is None:
             raise InputError(
                 f"The features of {type(model).__name__} must be maps whose "
@@ -186,15 +187,26 @@ def as_it_is(model: keras.Model) -> keras.Model:
     return keras.Model(image, features, name=model.name)
 
 
-def _stride(model, tensor):
-    """Pixels per cell, or `None` for a tensor other than a map of the image."""
+def _known_shapes(model, tensors):
+    """Returns the shape of the image, and of tensors by name, of known size."""
     image = graph_of(model).inputs[0].shape
-    shape = tensor.shape
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if tensors and len(image) == 4 and None in image[1:3]:
+        image = (1, _SIZE, _SIZE, image[-1])
+        # All in one pass through the model.
+        shapes = keras.Model(model.input, tensors).compute_output_shape(image)
+    return image, shapes
+
+
+def _stride(image, shape):
+    """Pixels per cell, or `None` for a shape other than of a map of the image.
+
+    Args:
+        image: shape `(B, H, W, C)`.
+        shape: of a tensor.
+    """
     if len(image) != 4 or len(shape) != 4:
         return None
-    if None in image[1:3]:
-        image = (1, _SIZE, _SIZE, image[-1])
-        shape = keras.Model(model.input, tensor).compute_output_shape(image)
     strides = {
         -(-pixels // cells)
         for pixels, cells in zip(image[1:3], shape[1:3], strict=True)

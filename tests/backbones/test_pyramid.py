@@ -213,10 +213,8 @@ def test_the_dtype_is_that_of_the_backbone_whatever_the_global_one_is():
 
 @tensorflow_only
 @pytest.mark.slow  # TFLite
-def test_attention_backbone_exports_to_builtins(mit, tmp_path):
-    model = ka.models.fold_batch_norm(
-        randomize(ka.models.DAFormer(3, backbone=mit, **HEAD))
-    )
+def test_attention_backbone_exports_to_builtins(daformer, tmp_path):
+    model = ka.models.fold_batch_norm(daformer)
     x = sample((1, *SQUARE, 3))
     expected = npy(model(x))
     with export_form():
@@ -250,6 +248,9 @@ def test_closed_backbone_of_keras_cv_is_used_at_its_own_stride(name, tmp_path):
     np.testing.assert_allclose(
         npy(model.backbone(x)["stride_32"]), npy(last(x)), atol=1e-5
     )
+    if name == "CSPDarkNetBackbone":
+        return
+    # Layers of a MiT alone could not be loaded.
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(npy(loaded(x)), npy(model(x)), atol=1e-5)

@@ -79,13 +79,14 @@ def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model(
 ):
     """Its package imports no part; the modules that load models do."""
     code = """
-import importlib.util, os, sys
+import gc, importlib.util, os, sys
 (file,), sys.argv = sys.argv[1:], ["keras-aspp"]
 from keras_aspp.cli.startup import start_program
 start_program()
 assert "keras_aspp.layers" not in sys.modules
 assert importlib.util.find_spec("tensorflow")  # as TFDS looks for it
 import keras_aspp.models.segmenter
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_OBJECTS
 print(os.environ["TF_CPP_MIN_LOG_LEVEL"], *GLOBAL_CUSTOM_OBJECTS)
 os.write(2, b"E0000 an error after the import\\n")

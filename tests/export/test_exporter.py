@@ -34,6 +34,7 @@ from keras_aspp.litert import describe
 from keras_aspp.litert.graph import float_operators
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import fold_batch_norm
+from keras_aspp.models.precision import compute_dtypes
 from keras_aspp.preprocess import KERAS_CAFFE
 from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.files import sha256
@@ -645,68 +646,32 @@ def test_logits_and_their_metadata(model, tmp_path):
 
 # MediaPipe in a process of its own, as it brings its own LiteRT.
 _CONFIDENCE = """
-import sys
+import gc, sys
+gc.disable()
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
-model, image, output = sys.argv[1:]
-options = vision.ImageSegmenterOptions(
-    base_options=BaseOptions(model_asset_path=model),
-    output_confidence_masks=True,
-)
-with vision.ImageSegmenter.create_from_options(options) as segmenter:
-    pixels = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.load(image))
-    masks = segmenter.segment(pixels).confidence_masks
-    np.save(output, [np.squeeze(mask.numpy_view()) for mask in masks])
+image, *models = sys.argv[1:]
+for model in models:
+    options = vision.ImageSegmenterOptions(
+        base_options=BaseOptions(model_asset_path=model),
+        output_confidence_masks=True,
+    )
+    with vision.ImageSegmenter.create_from_options(options) as segmenter:
+        pixels = mp.Image(
+            image_format=mp.ImageFormat.SRGB, data=np.load(image)
+        )
+        masks = segmenter.segment(pixels).confidence_masks
+        masks = [np.squeeze(mask.numpy_view()) for mask in masks]
+        np.save(model + ".npy", masks)
 """
+KINDS = ("tflite_logits", "tflite_gpu")
 
 
-def confidence_masks(model, tmp_path, kind, pixels):
-    """Confidence masks `[K, H, W]` of MediaPipe, and logits of the file."""
-    pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-29)")
-    content = tflite.convert(model, pixels.shape[:2], [kind])[kind]
-    path, image, output = (
-        str(tmp_path / name) for name in ("m.tflite", "image.npy", "out.npy")
-    )
-    Path(path).write_bytes(content)
-    overlapping = model.task == "multilabel"
-    add_metadata([(kind, Path(path))], "one", list("abcd"), overlapping)
-    np.save(image, pixels)
-    done = subprocess.run(
-        [sys.executable, "-c", _CONFIDENCE, path, image, output],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    scores = model
-    if kind == "tflite_gpu":
-        scores = keras.Model(model.input, model.get_layer("logits").input[0])
-    logits = np.asarray(scores(model.preprocess(pixels[None]), training=False))
-    return np.load(output), logits
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
-def test_confidence_masks_of_mediapipe_are_softmax(model, tmp_path, kind):
-    """Of a file for GPUs it resizes the probabilities of cells."""
-    size = (64, 96)
-    (pixels,) = pictures(1, size)
-    masks, logits = confidence_masks(model, tmp_path, kind, pixels)
-    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = tf.image.resize(expected, size)[0]
-    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-4)
-    np.testing.assert_allclose(masks.sum(0), 1, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tflite_logits", "tflite_gpu"])
-def test_confidence_masks_of_classes_that_overlap_are_sigmoids(
-    toy_backbone, tmp_path, kind
-):
-    size = (64, 96)
-    (pixels,) = pictures(1, size)
+@pytest.fixture(scope="module")
+def overlapping(toy_backbone):
+    """A multilabel model."""
     made = ka.models.DeepLabV3Plus(
         4,
         toy_backbone(padding=1),
@@ -715,11 +680,74 @@ def test_confidence_masks_of_classes_that_overlap_are_sigmoids(
         task="multilabel",
         threshold=(0.2, 0.5, 0.5, 0.8),
     )
-    masks, logits = confidence_masks(randomize(made), tmp_path, kind, pixels)
-    expected = tf.image.resize(1 / (1 + np.exp(-logits)), size)[0]
-    np.testing.assert_allclose(np.moveaxis(masks, 0, -1), expected, atol=1e-4)
+    return randomize(made)
+
+
+@pytest.fixture(scope="module")
+def confidence_masks(model, overlapping, tmp_path_factory):
+    """MediaPipe's confidence masks `[H, W, K]` by task and kind of file."""
+    pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-29)")
+    folder = tmp_path_factory.mktemp("mediapipe")
+    (pixels,) = pictures(1)
+    np.save(folder / "image.npy", pixels)
+    paths = {}
+    for made in (model, overlapping):
+        for kind, content in tflite.convert(
+            made, pixels.shape[:2], KINDS
+        ).items():
+            path = folder / f"{made.task}_{kind}.tflite"
+            path.write_bytes(content)
+            many = made.task == "multilabel"
+            add_metadata([(kind, path)], "one", list("abcd"), many)
+            paths[made.task, kind] = path
+    done = subprocess.run(
+        [sys.executable, "-c", _CONFIDENCE, "image.npy", *paths.values()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {
+        key: np.moveaxis(np.load(f"{path}.npy"), 0, -1)
+        for key, path in paths.items()
+    }
+
+
+def logits_of(model, kind):
+    """Logits of the image, or of cells as in a file for GPUs."""
+    scores = model
+    if kind == "tflite_gpu":
+        scores = keras.Model(model.input, model.get_layer("logits").input[0])
+    pixels = model.preprocess(pictures(1)[0][None])
+    return np.asarray(scores(pixels, training=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_confidence_masks_of_mediapipe_are_softmax(
+    model, confidence_masks, kind
+):
+    """Of a file for GPUs it resizes the probabilities of cells."""
+    masks = confidence_masks["semantic", kind]
+    powers = np.exp(logits_of(model, kind))
+    expected = powers / powers.sum(-1, keepdims=True)
+    expected = tf.image.resize(expected, (64, 96))[0]
+    np.testing.assert_allclose(masks, expected, atol=1e-4)
+    np.testing.assert_allclose(masks.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_confidence_masks_of_classes_that_overlap_are_sigmoids(
+    overlapping, confidence_masks, kind
+):
+    masks = confidence_masks["multilabel", kind]
+    expected = 1 / (1 + np.exp(-logits_of(overlapping, kind)))
+    expected = tf.image.resize(expected, (64, 96))[0]
+    np.testing.assert_allclose(masks, expected, atol=1e-4)
     # Not those of a softmax.
-    assert abs(masks.sum(0) - 1).max() > 0.1
+    assert abs(masks.sum(-1) - 1).max() > 0.1
 
 
 def segmenter_options(model):
@@ -991,28 +1019,28 @@ def mixed(toy_backbone, of_backbone, of_model):
     return randomize(made)
 
 
+# What is written in float32 is converted as any model.
 @pytest.mark.parametrize(
-    "policies",
+    "policies, kinds",
     [
-        ("mixed_float16", "mixed_float16"),
+        (("mixed_float16", "mixed_float16"), ["tflite_float32"]),
         pytest.param(
-            ("mixed_bfloat16", "mixed_bfloat16"), marks=pytest.mark.slow
+            ("mixed_bfloat16", "mixed_bfloat16"), [], marks=pytest.mark.slow
         ),
-        pytest.param(("mixed_float16", "float32"), marks=pytest.mark.slow),
+        pytest.param(("mixed_float16", "float32"), [], marks=pytest.mark.slow),
     ],
 )
 def test_mixed_precision_is_exported_in_float32(
-    toy_backbone, tmp_path, policies
+    toy_backbone, tmp_path, policies, kinds
 ):
     made = mixed(toy_backbone, *policies)
     half = policies[0].removeprefix("mixed_")
     with pytest.warns(UserWarning, match=f"computes in {half}; .* float32"):
-        manifest = export(made, tmp_path / "out")
-    assert [a["format"] for a in manifest["artefacts"]] == [
-        "keras",
-        "tflite_float32",
-    ]
+        manifest = export(made, tmp_path / "out", formats=kinds)
+    found = [entry["format"] for entry in manifest["artefacts"]]
+    assert found == ["keras", *kinds]
     written = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    assert compute_dtypes(written) == {"float32"}
     for ours, theirs in zip(written.weights, made.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert made.backbone.layers[-1].compute_dtype == half

@@ -20,6 +20,8 @@ import pytest
 from keras_aspp.analysis.cost import cost
 from keras_aspp.models import LRASPP, DeepLabV2, DeepLabV3, DeepLabV3Plus
 
+pytestmark = pytest.mark.usefixtures("no_random_weights")
+
 MAP = 33 * 33  # cells of a 513 or 520 image at output stride 16
 
 

@@ -14,9 +14,7 @@ import keras_aspp as ka
 from keras_aspp.export import verify
 
 SIZE = (64, 96)
-FORMATS = ("tflite_float32",)
-# A SavedModel is compared in a second TensorFlow.
-SLOW_FORMATS = ("saved_model", "tflite_int8", "onnx")
+FORMATS = ("tflite_float32", "saved_model", "tflite_int8", "onnx")
 
 
 def picture(size=SIZE, seed=0):
@@ -33,8 +31,10 @@ def model(toy_backbone):
     return randomize(made)
 
 
-def export(model, folder, formats):
-    """Writes files with confidence and probabilities."""
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """Files with confidence and probabilities."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
     images = [picture(seed=i) for i in range(3)]
     ka.export.export_model(
         model,
@@ -42,22 +42,12 @@ def export(model, folder, formats):
         image_size=SIZE,
         class_names=list("abcd"),
         verify_images=images[:1],
-        calibration_images=images if "tflite_int8" in formats else (),
+        calibration_images=images,
         ignore_label=77,
-        formats=formats,
+        formats=FORMATS,
         outputs=("labels", "probabilities", "confidence"),
     )
     return folder
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    return export(model, tmp_path_factory.mktemp("fast") / "out", FORMATS)
-
-
-@pytest.fixture(scope="module")
-def slow_folder(model, tmp_path_factory):
-    return export(model, tmp_path_factory.mktemp("slow") / "out", SLOW_FORMATS)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +69,8 @@ def expected(model):
         "model.onnx",
     ]
 )
-def path(request):
+def path(request, folder):
     """An exported file or folder."""
-    is_fast = request.param in ("model.keras", "model_float32.tflite")
-    folder = request.getfixturevalue("folder" if is_fast else "slow_folder")
     return folder / request.param
 
 
@@ -154,8 +142,8 @@ def test_windows_and_mirror_images_average_probabilities(folder, predictor_of):
     )
 
 
-def test_a_saved_model_serves_scores_with_a_threshold(slow_folder, expected):
-    loaded = tf.saved_model.load(str(slow_folder / "saved_model"))
+def test_a_saved_model_serves_scores_with_a_threshold(folder, expected):
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
     assert sorted(loaded.signatures) == [
         "serve_bytes",
         "serve_bytes_scores",
@@ -198,19 +186,11 @@ def test_a_tflite_names_its_outputs(folder, expected):
     np.testing.assert_allclose(found["probabilities"][0], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name, formats",
-    [
-        ("folder", FORMATS),
-        ("slow_folder", SLOW_FORMATS),
-    ],
-)
-def test_the_manifest_describes_each_output(name, formats, request):
-    folder = request.getfixturevalue(name)
+def test_the_manifest_describes_each_output(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = {entry["format"]: entry for entry in manifest["artefacts"]}
     assert [out["name"] for out in entries["keras"]["outputs"]] == ["labels"]
-    for kind in formats:
+    for kind in FORMATS:
         entry = entries[kind]
         labels, *further = entry["outputs"]
         assert labels == entry["output"]
@@ -281,9 +261,8 @@ def test_outputs_that_cannot_be(model, tmp_path, outputs):
         )
 
 
-@pytest.mark.parametrize("kind", ["tflite", "saved_model"])
 def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
-    kind, toy_backbone, tmp_path
+    toy_backbone, tmp_path
 ):
     made = randomize(
         ka.models.DeepLabV3(
@@ -298,20 +277,16 @@ def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
     thing = 1 / (1 + np.exp(-logits[0, ..., 1]))
     threshold = float(np.quantile(thing, 0.3))
     made.threshold = threshold
-    formats = ("tflite_float32", "tflite_logits")
-    names = ("model.keras", "model_float32.tflite")
-    if kind == "saved_model":
-        formats = names = ("saved_model",)
     ka.export.export_model(
         made,
         tmp_path / "out",
         image_size=SIZE,
         class_names=["background", "thing"],
         verify_images=[picture()],
-        formats=formats,
+        formats=("saved_model", "tflite_float32", "tflite_logits"),
         outputs=("labels", "confidence", "probabilities"),
     )
-    for name in names:
+    for name in ("model.keras", "saved_model", "model_float32.tflite"):
         labels, confidence, found = ka.Predictor(
             tmp_path / "out" / name
         ).predict(picture(), return_confidence=True, return_probabilities=True)
@@ -319,8 +294,6 @@ def test_scores_of_a_binary_model_do_not_depend_on_its_threshold(
         assert np.mean(labels == (thing > threshold)) > 0.999
         of_label = np.where(labels, found[..., 1], found[..., 0])
         np.testing.assert_allclose(confidence, of_label, atol=1e-5)
-    if kind == "saved_model":
-        return
     lite = ka.Predictor(tmp_path / "out" / "model_logits.tflite")
     np.testing.assert_allclose(
         lite.probabilities(picture())[..., 1], thing, atol=1e-3

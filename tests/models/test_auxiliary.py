@@ -208,13 +208,11 @@ def test_an_export_is_that_of_a_model_without():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"dtype": "mixed_bfloat16"},
-        {"dtype": "mixed_float16"},
-        {"batch_norm": "group", "aspp_filters": 12},
-        {"rematerialize": True},
+        {"dtype": "mixed_bfloat16", "rematerialize": True},
+        {"dtype": "mixed_float16", "batch_norm": "group", "aspp_filters": 12},
         {"task": "binary", "num_classes": 2, "threshold": 0.3},
     ],
-    ids=lambda arguments: next(iter(arguments)),
+    ids=["bfloat16 rematerialized", "float16 group norm", "binary"],
 )
 def test_it_trains_in_every_mode(arguments):
     set_seed(1)

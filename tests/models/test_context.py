@@ -77,9 +77,15 @@ def test_a_module_by_its_name(build, name):
     assert_close(scores(x), expected)
 
 
+# Both architectures build the module by one function.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("architecture", [DeepLabV3, DeepLabV3Plus])
+@pytest.mark.parametrize(
+    "name, architecture",
+    [
+        *((name, DeepLabV3) for name in NAMES),
+        *((name, DeepLabV3Plus) for name in ("none", "dappm")),
+    ],
+)
 def test_a_file_another_stride_and_folded_batch_norm(
     build, name, architecture, tmp_path
 ):

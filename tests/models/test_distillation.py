@@ -184,7 +184,11 @@ def test_an_auxiliary_head_goes_with_a_teacher():
 def test_it_trains_in_every_precision_under_xla(dtype):
     set_seed(1)
     model = DeepLabV3(
-        3, make_toy_backbone(dtype=dtype), atrous_rates=(1,), dtype=dtype
+        3,
+        make_toy_backbone(dtype=dtype),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        dtype=dtype,
     )
     distill(model, build(seed=2), temperature=2.0)
     own = dtype.removeprefix("mixed_")

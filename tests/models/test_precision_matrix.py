@@ -10,36 +10,13 @@ import keras
 import numpy as np
 import pytest
 from helpers import npy, randomize, sample
+from model_tester import SMALL_HEADS
 
 import keras_aspp as ka
 from keras_aspp.models import factory
 
-SMALL_ASPP = {"atrous_rates": (1, 2), "aspp_filters": 8}
-# Arguments that make a head small.
-SMALL = {
-    ka.models.DeepLabV2: {"atrous_rates": (1, 2)},
-    ka.models.DeepLabV3: SMALL_ASPP,
-    ka.models.CascadedDeepLabV3: {"blocks": 1},
-    ka.models.DeepLabV3Plus: {
-        **SMALL_ASPP,
-        "decoder_filters": 8,
-        "projection_filters": 4,
-    },
-    ka.models.DenseASPP: {
-        "atrous_rates": (1, 2),
-        "growth_filters": 4,
-        "bottleneck_filters": 6,
-    },
-    ka.models.LRASPP: {"gate_filters": 8},
-    ka.models.DAFormer: {
-        "atrous_rates": (1, 2),
-        "embed_filters": 6,
-        "aspp_filters": 8,
-        "output_stride": 16,
-    },
-}
 ARCHITECTURES = {
-    architecture: SMALL.get(architecture, {})
+    architecture: SMALL_HEADS.get(architecture, {})
     for architecture in factory.ARCHITECTURES.values()
 }
 # Loss: relative difference. Labels: share of pixels that must agree.

@@ -1,11 +1,17 @@
 """Saving of models."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
-from helpers import npy, randomize, sample
+from helpers import ROOT, npy, randomize, sample
+from model_tester import SMALL_HEADS
 
-from keras_aspp.models import DeepLabV3, with_dtype
+from keras_aspp.models import DeepLabV3, DeepLabV3Plus, with_dtype
+from keras_aspp.models.factory import ARCHITECTURES
 from keras_aspp.models.precision import compute_dtypes
 from keras_aspp.models.saving import save_model
 
@@ -46,3 +52,52 @@ def test_optimizer_state_stays_with_the_run(toy_backbone, tmp_path):
     assert model.optimizer is optimizer and model.compiled
     saved = keras.saving.load_model(tmp_path / "model.keras")
     assert not saved.compiled
+
+
+# Loads models from files with nothing but the package imported, and no more.
+_LOAD = """
+import gc, sys
+gc.disable()
+import numpy as np
+import keras_aspp
+from keras.saving import load_model
+
+def modules():
+    return {name for name in sys.modules if name.startswith("keras_aspp")}
+
+image, *paths = sys.argv[1:]
+image, imported = np.load(image), modules()
+for path in paths:
+    np.save(path + ".npy", load_model(path)(image))
+# So that no file depends on those before it.
+assert modules() == imported, modules() - imported
+"""
+
+
+@pytest.mark.slow  # a second TensorFlow
+def test_load_with_nothing_but_the_package_imported(toy_backbone, tmp_path):
+    toy = toy_backbone(padding=1, features=True)
+    models = {
+        name: architecture(5, toy, **SMALL_HEADS.get(architecture, {}))
+        for name, architecture in ARCHITECTURES.items()
+    }
+    models["light"] = DeepLabV3Plus(
+        5, toy, decoder="light", **SMALL_HEADS[DeepLabV3Plus]
+    )
+    x = sample((1, 99, 75, 3))
+    np.save(tmp_path / "x.npy", x)
+    for name, model in models.items():
+        randomize(model).save(tmp_path / f"{name}.keras")
+    subprocess.run(
+        [
+            *(sys.executable, "-c", _LOAD, "x.npy"),
+            *(f"{name}.keras" for name in models),
+        ],
+        check=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    for name, model in models.items():
+        found = np.load(tmp_path / f"{name}.keras.npy")
+        np.testing.assert_array_equal(found, npy(model(x)), err_msg=name)

@@ -201,6 +201,8 @@ def test_segmenter_on_mobilenet_equals_pytorch(networks, name, tmp_path):
     model = from_torchvision(name, saved(network, tmp_path / "state.pth"))
     for size in ((64, 96), (96, 48)):
         assert_equal_to_torch(network, model, size)
+    if name != "lraspp_mobilenet_v3_large":
+        return  # of DeepLabV3, `test_fine_tuning_on_other_classes` has a file
     # It comes back from a file as it was.
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -263,7 +265,8 @@ def test_fine_tuning_on_other_classes(resnet_segmenter, tmp_path):
             refine_filters=256,
         )
     assert mine.preprocess.mean == (0.485, 0.456, 0.406)
-    mine.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    loss = keras.losses.SparseCategoricalCrossentropy(True)
+    mine.compile("sgd", loss, run_eagerly=True)
     labels = np.zeros((2, 32, 32), "int32")
     mine.train_on_batch(sample((2, 32, 32, 3)), labels)
 
