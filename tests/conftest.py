@@ -121,6 +121,8 @@ def seed():
 def no_random_weights(monkeypatch):
     """Most of the time of building a network whose weights are not read."""
 
+    import keras
+
     def zeros(self, shape, dtype=None, **kwargs):
         return keras.ops.zeros(shape, dtype)
 
