@@ -171,6 +171,7 @@ def tiny_folder(tmp_path_factory):
     def build(folder):
         write_folder(folder)
         toy_segmenter(folder)
+        small_config(folder)  # writes the segmenter
 
     return once(tmp_path_factory, "tiny_data", build)
 

@@ -275,7 +275,6 @@ def test_12_megapixels_within_4_gb(tmp_path):
     )
     (printed,) = forked.finish(process)
     shape, peak = printed.strip().splitlines()[-2:]
-    print("XX", peak)
     assert shape == "(3000, 4000)"
     assert int(peak) * 1024 < 4e9
 

@@ -19,9 +19,9 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import keras
 import numpy as np
-import forked
 import pytest
 from helpers import ROOT
 from tiny_run import small_config, write_folder

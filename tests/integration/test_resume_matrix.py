@@ -257,7 +257,9 @@ def test_a_resumed_run_of_two_devices_ends_in_the_same_bits(row, tmp_path):
     """In a process of its own, which has one set of collective operations."""
     workdir = tmp_path / "run"
     workdir.mkdir()
-    forked.finish(forked.start(tmp_path / "log", check_shared_row, row, workdir))
+    forked.finish(
+        forked.start(tmp_path / "log", check_shared_row, row, workdir)
+    )
 
 
 def test_a_resumed_run_of_xla_ends_in_the_same_bits(tmp_path):
