@@ -187,7 +187,7 @@ def test_pictures_of_a_batch_are_those_it_was_made_of(tmp_path):
 def test_averaged_weights_are_what_is_validated_and_kept(tmp_path, tiny_folder):
     config = tiny_config(
         tiny_folder,
-        total_epochs=2,
+        total_epochs=3,
         ema_momentum=0.9,
         precision="mixed_bfloat16",
         recalibrate_steps=2,
