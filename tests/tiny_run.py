@@ -22,7 +22,7 @@ from keras_aspp.config.schema import (
     TrainConfig,
 )
 from keras_aspp.inference import Predictor
-from keras_aspp.models import DeepLabV3Plus
+from keras_aspp.models import DeepLabV3, DeepLabV3Plus
 
 CLASS_NAMES = ["ground", "box", "bar"]
 
@@ -81,21 +81,65 @@ def toy_model(num_classes):
 
 def tiny_config(root, **train):
     """A run of seconds on `write_folder`'s data."""
+    model = ModelConfig(
+        backbone="toy",
+        weights=toy_segmenter(root),
+        atrous_rates=[3],
+        aspp_filters=8,
+        decoder_filters=8,
+        projection_filters=4,
+        batch_norm_momentum=0.6,
+        dropout=0.0,
+    )
+    return _config(root, model, (64, 64), train)
+
+
+def small_config(root, dropout=0.0, weights_seed=3, **train):
+    """As `tiny_config`, of a third of its layers: each process traces them."""
+    path = root / "small.keras"
+    if not path.exists():
+        keras.utils.set_random_seed(weights_seed)
+        small_segmenter(dropout).save(path)
+    model = ModelConfig(
+        architecture="deeplab_v3",
+        backbone="small",
+        weights=str(path),
+        atrous_rates=[1],
+        aspp_filters=4,
+        image_pooling=False,
+        separable=False,
+        batch_norm_momentum=0.6,
+        dropout=dropout,
+    )
+    return _config(root, model, (32, 32), train)
+
+
+def _config(root, model, crop_size, train):
     train = {"total_epochs": 2, "batch_size": 2, "learning_rate": 0.05, **train}
     return Config(
-        model=ModelConfig(
-            backbone="toy",
-            weights=toy_segmenter(root),
-            atrous_rates=[3],
-            aspp_filters=8,
-            decoder_filters=8,
-            projection_filters=4,
-            batch_norm_momentum=0.6,
-            dropout=0.0,
-        ),
-        data=DataConfig(root=str(root), crop_size=(64, 64)),
+        model=model,
+        data=DataConfig(root=str(root), crop_size=crop_size),
         train=TrainConfig(**train),
         export=ExportConfig(image_size=(64, 96), num_verify_images=2),
+    )
+
+
+def small_segmenter(dropout):
+    """DeepLabV3 of few layers."""
+    x = inputs = keras.Input((None, None, 3))
+    features = {}
+    for stride in (2, 4, 8, 16, 32):
+        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
+        if stride == 8:
+            x = keras.layers.BatchNormalization()(x)
+        features[f"stride_{stride}"] = x = keras.layers.ReLU()(x)
+    return DeepLabV3(
+        len(CLASS_NAMES),
+        keras.Model(inputs, features, name="small"),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        image_pooling=False,
+        dropout=dropout,
     )
 
 
@@ -127,6 +171,7 @@ def tiny_folder(tmp_path_factory):
     def build(folder):
         write_folder(folder)
         toy_segmenter(folder)
+        small_config(folder)  # writes the segmenter
 
     return once(tmp_path_factory, "tiny_data", build)
 

@@ -208,4 +208,7 @@ def compile_model(
         jit_compile=jit,
     )
     prepare(model)
+    # Variables that the first step creates would make TensorFlow trace it
+    # twice.
+    model.optimizer.build(model.trainable_variables)
     return f"XLA {'on' if jit else 'off'} ({why})"

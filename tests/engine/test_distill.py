@@ -5,7 +5,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from tiny_run import tiny_config, toy_model
+from tiny_run import small_config, toy_model
 
 from keras_aspp.config.schema import TrainConfig
 from keras_aspp.data.spec import DatasetSpec
@@ -60,7 +60,7 @@ def test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits(
 ):
     workdir = tmp_path / "run"
     teacher = shutil.copytree(tiny_workdir, tmp_path / "teacher")
-    config = tiny_config(tiny_folder, distill_from=str(teacher))
+    config = small_config(tiny_folder, distill_from=str(teacher))
     train(config, workdir)
     history = (workdir / "logs" / "history.csv").read_text()
     header, *rows = (row.split(",") for row in history.splitlines())
@@ -80,4 +80,4 @@ def test_a_run_learns_from_a_workdir_and_resumes_to_the_same_bits(
     with pytest.raises(ValueError, match="Changed: the file of train.distill_"):
         train(config, workdir, resume=True)
     with pytest.raises(ValueError, match="Received: train.distill_from: .* ->"):
-        train(tiny_config(tiny_folder), workdir, resume=True)
+        train(small_config(tiny_folder), workdir, resume=True)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import npy
-from tiny_run import CLASS_NAMES, replace, tiny_config, write_folder
+from tiny_run import (
+    CLASS_NAMES,
+    replace,
+    small_config,
+    tiny_config,
+    write_folder,
+)
 
 from keras_aspp.config.schema import Config, LossConfig
 from keras_aspp.data.pipeline import images_of_batch
@@ -128,7 +134,7 @@ def test_a_batch_without_valid_pixels_is_said_once(capsys):
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
-    config = tiny_config(tiny_folder, total_epochs=3)
+    config = small_config(tiny_folder)
     real = TrainingMonitor.on_train_batch_end
 
     def poisoned(self, batch, logs=None):
@@ -150,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny_folder):
 
 @pytest.mark.slow
 def test_divergence_is_found_by_itself(tmp_path, tiny_folder):
-    config = tiny_config(tiny_folder, learning_rate=1e30)
+    config = small_config(tiny_folder, learning_rate=1e30)
     with pytest.raises(ValueError, match="train.learning_rate"):
         train(config, tmp_path / "run")
 

@@ -7,7 +7,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from tiny_run import replace, tiny_config, write_folder
+from tiny_run import replace, small_config, tiny_config, write_folder
 
 from keras_aspp.engine.run import train
 
@@ -60,7 +60,7 @@ def test_model_has_no_optimizer_state(tiny_workdir):
 
 @pytest.mark.slow
 def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
-    config = tiny_config(tiny_folder, total_epochs=2)
+    config = small_config(tiny_folder, total_epochs=2)
     train(config, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "epoch_00002"
     (newest / "variables.npz").write_bytes(b"not a zip")
@@ -75,6 +75,7 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     assert evaluated[-1] == (3, 3)
     said = capsys.readouterr().out
     assert "Compiling the first step" in said
+    assert said.count("Steps traced: train_step 1, test_step") == 2
     assert "\nEpoch 2/2  2 steps in " in said
     assert "Skipped a damaged checkpoint" in said
     assert "Resumed after epoch 1" in said
@@ -85,9 +86,9 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
 
 @pytest.mark.slow
 def test_early_stopping(tmp_path, tiny_folder, capsys):
-    config = tiny_config(
+    config = small_config(
         tiny_folder,
-        total_epochs=6,
+        total_epochs=4,
         learning_rate=1e-9,
         early_stopping_epochs=1,
     )

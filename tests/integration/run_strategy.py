@@ -1,22 +1,15 @@
-"""One process of a tiny run: STRATEGY ROOT WORKDIR [--resume].
+"""A short run on devices and processes of a strategy."""
 
-`mirrored` gets two logical CPUs. The last confusion matrix of validation,
-which devices count together, is written to WORKDIR/validation.npy.
-"""
-
-import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_run import replace, tiny_config, toy_segmenter  # noqa: E402
+from tiny_run import replace, small_config
 
 from keras_aspp.cli.log import printed_messages
-from keras_aspp.config.schema import LossConfig  # noqa: E402
-from keras_aspp.engine import monitor, run  # noqa: E402
-from keras_aspp.engine.cluster import worker  # noqa: E402
+from keras_aspp.config.schema import LossConfig
+from keras_aspp.engine import monitor, run
+from keras_aspp.engine.cluster import worker
 
 # Not Lovász: of pixels that are equally wrong, rounding decides its slopes.
 LOSSES = LossConfig(
@@ -29,13 +22,23 @@ LOSSES = LossConfig(
 
 
 def train(strategy, root, workdir, resume=False):
-    config = tiny_config(
+    """Trains, with two logical CPUs if `strategy` is `mirrored`.
+
+    The last confusion matrix of validation, which devices count together, is
+    written to `validation.npy` in the workdir.
+    """
+    if strategy == "mirrored":
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
+        )
+    config = small_config(
         Path(root),
         strategy=strategy,
         loss=LOSSES,
         ema_momentum=0.9,
         learning_rate=0.003,
-        distill_from=toy_segmenter(Path(root)),
+        distill_from=str(Path(root) / "small.keras"),
     )
     model = {"batch_norm": "sync", "auxiliary_weight": 0.4}
     config = replace(config, model=model)
@@ -48,17 +51,7 @@ def train(strategy, root, workdir, resume=False):
     before = monitor.TrainingMonitor._check_collapse
     monitor.TrainingMonitor._check_collapse = keep
     try:
-        return run.train(config, workdir, resume)
+        with printed_messages():
+            return run.train(config, workdir, resume)
     finally:
         monitor.TrainingMonitor._check_collapse = before
-
-
-if __name__ == "__main__":
-    name, *folders = sys.argv[1:4]
-    if name == "mirrored":
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * 2,
-        )
-    with printed_messages():
-        train(name, *folders, "--resume" in sys.argv)

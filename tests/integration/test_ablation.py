@@ -1,6 +1,7 @@
 """The scripts around the comparison of architectures."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.config.schema import ModelConfig
 from keras_aspp.models import features
 from keras_aspp.preprocess import Preprocess
-from training import ablation, shrink
+from training import ablation, context_variants, shrink
 from training.context_variants import contexts, head_madds
 from training.recipe_variants import RECIPES
 
@@ -75,7 +76,18 @@ def test_ablation_resumes_and_reports(
     assert Image.open(tmp_path / "runs" / "figure.png").width > 300
 
 
-def test_context_modules_are_compared_at_equal_cost():
+def test_context_modules_are_compared_at_equal_cost(monkeypatch):
+    @functools.cache
+    def measured(text):
+        return head_madds(models[text], 24, (128, 128))
+
+    def remembered(model, channels, size):
+        assert (channels, size) == (24, (128, 128))
+        models[repr(model)] = model
+        return measured(repr(model))
+
+    models = {}
+    monkeypatch.setattr(context_variants, "head_madds", remembered)
     model = ModelConfig(
         architecture="deeplab_v3", atrous_rates=[1, 2, 6], aspp_filters=128
     )
@@ -87,7 +99,7 @@ def test_context_modules_are_compared_at_equal_cost():
     pooled = 24 * f
     assert found["aspp"][1] == dataclasses.replace(model, context="aspp")
     madds = {
-        name: head_madds(one, 24, (128, 128))
+        name: remembered(one, 24, (128, 128))
         for name, (_, one) in found.items()
     }
     broadcast = cells * f * f  # the pooled map is spread, then projected

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import npy, randomize, tensorflow_only
-from tiny_run import replace, tiny_config
+from tiny_run import replace, tiny_config, write_folder
 
 from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import ModelConfig, TrainConfig
@@ -236,9 +236,11 @@ def test_starts_have_the_variances_of_other_packages():
             np.testing.assert_allclose(found, variance, rtol=0.15)
 
 
-def test_a_run_is_compared_and_kept(tmp_path, tiny_folder, weights, capsys):
+def test_a_run_is_compared_and_kept(tmp_path, weights, capsys):
+    # Of one size, since each is traced.
+    root = write_folder(tmp_path / "data", sizes=((64, 64),) * 2)
     config = replace(
-        tiny_config(tiny_folder, total_epochs=1),
+        tiny_config(root, total_epochs=1),
         model={
             "architecture": "deeplab_v3",
             "backbone": f"mobilenet_v2_{WIDTH}",

@@ -2,12 +2,14 @@
 
 import base64
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -118,23 +120,30 @@ def blocks(name, kind):
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)
 
 
+def run_block(block, folder):
+    os.chdir(folder)
+    exec(block, {"__name__": "__main__"})
+
+
+def run_in(folder, path, *arguments):
+    os.chdir(folder)
+    sys.argv = [str(path), *map(str, arguments)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def test_serving(tiny_export, picture, tmp_path):
     """The Python blocks run, and the request is what the signature takes."""
     (tmp_path / "saved_models").mkdir()
     (tmp_path / "saved_models" / "mine").symlink_to(tiny_export)
     python = blocks("serving.md", "python")
     assert len(python) == 3
-    for block in python:
-        done = subprocess.run(
-            [sys.executable, "-c", block],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    for i, block in enumerate(python):
+        log = tmp_path / f"{i}.log"
+        process = forked.start(log, run_block, block, tmp_path)
+        (printed,) = forked.finish(process)
         if "predicted classes" in block:
             expected = np.unique(ka.Predictor(tiny_export).predict(picture))
-            assert f"predicted classes: {expected}" in done.stdout
+            assert f"predicted classes: {expected}" in printed
     request = json.loads((tmp_path / "request.json").read_text())
     loaded = tf.saved_model.load(str(tiny_export / "saved_model"))
     signature = loaded.signatures[request["signature_name"]]
@@ -154,24 +163,24 @@ def test_saved_model_cli(tiny_export, tmp_path):
     for line, name in zip(lines, ("image", "image_bytes"), strict=True):
         command, *arguments = line.split()
         assert command == "saved_model_cli"
-        done = subprocess.run(
-            [Path(sys.executable).with_name(command), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert f"inputs['{name}']" in done.stdout, done.stderr[-2000:]
-        assert "outputs['labels']" in done.stdout
+        program = Path(sys.executable).with_name(command)
+        log = tmp_path / f"{name}.log"
+        process = forked.start(log, run_in, tmp_path, program, *arguments)
+        (printed,) = forked.finish(process)
+        assert f"inputs['{name}']" in printed
+        assert "outputs['labels']" in printed
 
 
 def test_coreml_package_takes_an_image_and_names_classes(tiny_export, tmp_path):
     reason = "extra coreml is not installed (2026-11-29)"
     coremltools = pytest.importorskip("coremltools", reason=reason)
     package = tmp_path / "model.mlpackage"
-    command = [sys.executable, EXAMPLES / "coreml.py", tiny_export]
-    command += ["--size", "64", "96", "--output", package]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    arguments = [tiny_export, "--size", "64", "96", "--output", package]
+    process = forked.start(
+        *(tmp_path / "log", run_in, tmp_path, EXAMPLES / "coreml.py"),
+        *arguments,
+    )
+    forked.finish(process)
     spec = coremltools.utils.load_spec(str(package))
     (taken,), (given,) = spec.description.input, spec.description.output
     assert (taken.name, given.name) == ("image", "labels")

@@ -9,7 +9,6 @@ after, the test kills it by SIGKILL.
 import contextlib
 import csv
 import functools
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,14 +19,14 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import keras
 import numpy as np
 import pytest
 from helpers import ROOT
-from tiny_run import replace, tiny_config, write_folder
+from tiny_run import small_config, write_folder
 
 from keras_aspp.config.load import dump_config
-from keras_aspp.models import DeepLabV3
 
 SEED = 20261125
 KILLS = 6
@@ -40,53 +39,19 @@ AFTER_TRAINING = (
 WEIGHTS_SEED = 3  # with which new statistics are better, and kept
 
 
-def small_segmenter(path):
-    """Few layers, since each process traces them anew; with dropout."""
-    keras.utils.set_random_seed(WEIGHTS_SEED)
-    x = inputs = keras.Input((None, None, 3))
-    features = {}
-    for stride in (2, 4, 8, 16, 32):
-        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
-        if stride == 8:
-            x = keras.layers.BatchNormalization()(x)
-        features[f"stride_{stride}"] = x = keras.layers.ReLU()(x)
-    DeepLabV3(
-        3,
-        keras.Model(inputs, features, name="small"),
-        atrous_rates=(1,),
-        aspp_filters=4,
-        image_pooling=False,
-        dropout=0.3,
-    ).save(path)
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def run_config(tmp_path_factory):
     """A file that holds a configuration of a short run."""
     root = tmp_path_factory.mktemp("kill")
     write_folder(root, sizes=((64, 64),) * (2 * STEPS))
-    config = replace(
-        tiny_config(
-            root,
-            total_epochs=EPOCHS,
-            ema_momentum=0.8,
-            recalibrate_steps=1,
-            checkpoint_steps=2,
-        ),
-        model={
-            "architecture": "deeplab_v3",
-            "backbone": "small",
-            "weights": small_segmenter(root / "small.keras"),
-            "atrous_rates": [1],
-            "aspp_filters": 4,
-            "image_pooling": False,
-            "dropout": 0.3,
-            "separable": False,
-            "decoder_filters": 256,
-            "projection_filters": 48,
-        },
-        data={"crop_size": (32, 32)},
+    config = small_config(
+        root,
+        dropout=0.3,
+        weights_seed=WEIGHTS_SEED,
+        total_epochs=EPOCHS,
+        ema_momentum=0.8,
+        recalibrate_steps=1,
+        checkpoint_steps=2,
     )
     dump_config(config, root / "config.yaml")
     return root / "config.yaml"
@@ -135,9 +100,7 @@ def child(words, log, connection):
 
         setattr(owner, name, patched)
 
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    forked.print_to(log)
     from keras_aspp.cli.main import main
     from keras_aspp.engine.monitor import TrainingMonitor
 
@@ -155,17 +118,7 @@ class Runs:
 
     def __init__(self, config, log):
         self.config, self.log = config, log
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            [
-                "jsonargparse",
-                "keras_aspp.config.load",
-                "keras_aspp.engine.run",
-                "matplotlib.figure",
-                "pytest",
-                "tensorboard.summary",
-            ]
-        )
+        self.context = forked.context()
 
     def start(self, workdir, when=None, seconds=0.0, number=signal.SIGKILL):
         """Runs the command, or goes on with what it has begun.
