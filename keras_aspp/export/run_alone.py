@@ -67,10 +67,14 @@ def compiled(path, accelerator):
     """Opens a `.tflite` of one size, as apps do."""
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+    from ai_edge_litert.options import CpuOptions, Options
 
-    model = CompiledModel.from_file(
-        path, hardware_accel=getattr(HardwareAccelerator, accelerator)
+    # By default it has one thread.
+    options = Options(
+        hardware_accelerators=HardwareAccelerator[accelerator],
+        cpu_options=CpuOptions(num_threads=os.cpu_count()),
     )
+    model = CompiledModel.from_file(path, options=options)
     (signature,) = model.get_signature_list()
     (taken,) = model.get_input_tensor_details(signature).values()
     outputs = model.get_output_tensor_details(signature)
