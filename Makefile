@@ -1,7 +1,7 @@
 # make train   trains on the embedded data set, exports, predicts; all that it
 #              writes is in runs/multiscale_shapes
 # make benchmark   ours beside keras-hub, keras-cv and PyTorch (an hour)
-# make test    the fast tests (six minutes on two cores)
+# make test    the fast tests (five minutes on two cores)
 # make test-slow   the slow tests, as in .ci/run
 # make mutants a sample of one-token mutants, each against its mirrored tests
 # make docs    the documentation; begins at build/docs/docs/index.html
