@@ -1,5 +1,6 @@
 """Exports: equal to the model, whole, or not there."""
 
+import ctypes.util
 import dataclasses
 import json
 import os
@@ -528,7 +529,7 @@ def test_machine_without_a_gpu_says_so(gpu_file):
     assert entry["compiled_model"]["gpu"] is None
 
 
-# Chromium's Vulkan driver in software, which `.ci/run` installs.
+# Chromium's Vulkan driver in software, which `.ci/run` installs, with a loader.
 SOFTWARE_GPU = "/usr/lib/chromium/vk_swiftshader_icd.json"
 
 
@@ -536,6 +537,8 @@ SOFTWARE_GPU = "/usr/lib/chromium/vk_swiftshader_icd.json"
 def test_gpu_of_litert_computes_the_file_for_gpus(model, tmp_path, monkeypatch):
     if not os.path.exists(SOFTWARE_GPU):
         pytest.skip("no Vulkan driver of Chromium (2026-11-29)")
+    if ctypes.util.find_library("vulkan") is None:
+        pytest.skip("no loader of Vulkan drivers, libvulkan1 (2026-11-30)")
     monkeypatch.setenv("VK_ICD_FILENAMES", SOFTWARE_GPU)
     monkeypatch.setattr(verify, "_no_gpu", threading.Event())
     kinds = ("tflite_float32", "tflite_gpu")
