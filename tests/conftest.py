@@ -119,8 +119,7 @@ def seed():
 
 @pytest.fixture
 def no_random_weights(monkeypatch):
-    """Most of the time of building a network whose weights are not read."""
-
+    """Zeros for random kernels, which take most of the time of a build."""
     import keras
 
     def zeros(self, shape, dtype=None, **kwargs):

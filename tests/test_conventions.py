@@ -272,7 +272,7 @@ def test_convention_nothing_imports_the_application():
             assert not name.startswith(("training", "benchmarks")), path
 
 
-@pytest.mark.slow  # another TensorFlow
+@pytest.mark.slow  # a second TensorFlow
 def test_convention_import_is_as_light_as_keras():
     # Whatever Keras itself imports (matplotlib, say) is paid for already.
     code = (

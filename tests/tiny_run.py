@@ -94,11 +94,12 @@ def tiny_config(root, **train):
     return _config(root, model, (64, 64), train)
 
 
-def small_config(root, dropout=0.0, weights_seed=3, **train):
+def small_config(root, dropout=0.0, **train):
     """As `tiny_config`, of a third of its layers: each process traces them."""
     path = root / "small.keras"
     if not path.exists():
-        keras.utils.set_random_seed(weights_seed)
+        # With which new statistics are better, and kept, in test_kill.
+        keras.utils.set_random_seed(3)
         small_segmenter(dropout).save(path)
     model = ModelConfig(
         architecture="deeplab_v3",

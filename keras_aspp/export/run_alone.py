@@ -66,8 +66,7 @@ def interpreter(path):
 def compiled(path, accelerator):
     """Opens a `.tflite` of one size, as apps do."""
     from ai_edge_litert.compiled_model import CompiledModel
-    from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-    from ai_edge_litert.options import CpuOptions, Options
+    from ai_edge_litert.options import CpuOptions, HardwareAccelerator, Options
 
     # By default it has one thread.
     options = Options(

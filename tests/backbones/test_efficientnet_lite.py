@@ -90,7 +90,9 @@ class Published:
     """The network in PyTorch, with TensorFlow's `same` padding."""
 
     def __init__(self, name, state):
-        torch = pytest.importorskip("torch", reason="extra `peers`")
+        torch = pytest.importorskip(
+            "torch", reason="extra `peers` (2026-11-30)"
+        )
         self.name = name
         self.state = {k: torch.from_numpy(v) for k, v in state.items()}
 
@@ -149,7 +151,7 @@ def assert_as_published(model, name, state, images):
 @pytest.fixture(scope="module")
 def random_file(tmp_path_factory):
     """A `.pth` of random weights of the smallest size, and its tensors."""
-    torch = pytest.importorskip("torch", reason="extra `peers`")
+    torch = pytest.importorskip("torch", reason="extra `peers` (2026-11-30)")
     state = random_state("efficientnet_lite0")
     path = tmp_path_factory.mktemp("lite") / "random.pth"
     torch.save({k: torch.from_numpy(v) for k, v in state.items()}, path)

@@ -39,7 +39,7 @@ STATE = {
 
 @pytest.mark.parametrize("legacy_format", [False, True], ids=["zip", "legacy"])
 def test_files_that_torch_writes(tmp_path, legacy_format):
-    torch = pytest.importorskip("torch", reason="extra `peers`")
+    torch = pytest.importorskip("torch", reason="extra `peers` (2026-11-30)")
     file = tmp_path / "state.pth"
     state = {name: torch.tensor(array) for name, array in STATE.items()}
     # A view, and a parameter, are pickled in ways of their own.

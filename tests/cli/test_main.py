@@ -73,7 +73,7 @@ def test_version_and_help_import_no_tensorflow_and_log_nothing():
     assert done.stdout.count("usage: keras-aspp") == len(helps)
 
 
-@pytest.mark.slow  # another TensorFlow
+@pytest.mark.slow  # a second TensorFlow
 def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model(
     tiny_export,
 ):

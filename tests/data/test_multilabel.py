@@ -45,7 +45,7 @@ def decoded(root):
 @pytest.mark.parametrize("layout", ["npy", "pages", "bands"])
 def test_every_layout_holds_the_same_labels(layout, folder, tmp_path):
     if layout != "npy":
-        pytest.importorskip("tifffile", reason="extra `tiff`")
+        pytest.importorskip("tifffile", reason="extra `tiff` (2026-11-30)")
     expected = decoded(folder)
     assert expected[0].shape == (64, 96, 2) and expected[0].dtype == np.uint8
     assert (expected[0] == 1).all(-1).any(), "the shapes must overlap"

@@ -19,7 +19,7 @@ from keras_aspp.export import push_model
 from keras_aspp.export.card import ABOUT, card
 from keras_aspp.utils.exceptions import UserError
 
-pytest.importorskip("huggingface_hub", reason="extra `hub`")
+pytest.importorskip("huggingface_hub", reason="extra `hub` (2026-11-30)")
 IMAGE = np.uint8(255 * np.abs(np.tanh(sample((64, 96, 3)))))
 
 

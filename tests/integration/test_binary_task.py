@@ -178,7 +178,9 @@ def run_config(root):
 
 
 def test_pixels_without_data_in_a_mask_are_ignored(tmp_path):
-    tifffile = pytest.importorskip("tifffile", reason="extra `tiff`")
+    tifffile = pytest.importorskip(
+        "tifffile", reason="extra `tiff` (2026-11-30)"
+    )
     values = np.array([[0, 255, 7]], "uint8")
     path = tmp_path / "m.tif"
     # Tag 42113 is GDAL's, which declares 7 as no data.

@@ -88,7 +88,7 @@ def test_python_runtime_refuses_masks_that_overlap(picture, tmp_path):
 
 
 def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
-    pytest.importorskip("mediapipe", reason="extra `examples`")
+    pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-30)")
     output = tmp_path / "exported"
     Workdir(tiny_workdir).export(output, formats=("tflite_logits",))
     model = output / "model_logits.tflite"

@@ -66,7 +66,7 @@ def torch_conv(torch, layer, rate=1):
 
 def test_wasp_of_unipose():
     """Its shared linear 1x1, applied twice, is part of our projection."""
-    torch = pytest.importorskip("torch", reason="extra `peers`")
+    torch = pytest.importorskip("torch", reason="extra `peers` (2026-11-30)")
     layer = built(atrous_rates=(3, 2, 1))
     functional = torch.nn.functional
     x = torch.tensor(X).permute(0, 3, 1, 2)
@@ -101,7 +101,7 @@ def test_wasp_of_unipose():
 
 
 def test_center_of_d_linknet():
-    torch = pytest.importorskip("torch", reason="extra `peers`")
+    torch = pytest.importorskip("torch", reason="extra `peers` (2026-11-30)")
     layer = built(
         filters=5,
         atrous_rates=(1, 2, 4, 8),

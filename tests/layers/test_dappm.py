@@ -61,7 +61,7 @@ def test_values_at_an_odd_size(parallel):
 @pytest.mark.parametrize("parallel", [False, True])
 def test_the_published_module(parallel):
     """PIDNet's code; PAPPM has one convolution of four groups."""
-    torch = pytest.importorskip("torch", reason="extra `peers`")
+    torch = pytest.importorskip("torch", reason="extra `peers` (2026-11-30)")
     nn, functional = torch.nn, torch.nn.functional
     x = sample((2, 8, 16, 5)) + X[:1, :1, :1]
     layer = built(x.shape, parallel=parallel)

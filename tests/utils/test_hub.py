@@ -10,7 +10,7 @@ import pytest
 from keras_aspp.utils import hub
 from keras_aspp.utils.exceptions import UserError
 
-pytest.importorskip("huggingface_hub", reason="extra `hub`")
+pytest.importorskip("huggingface_hub", reason="extra `hub` (2026-11-30)")
 
 
 @pytest.fixture
