@@ -39,6 +39,8 @@ from training.context_variants import contexts
 from training.recipe_variants import RECIPES
 
 BOUNDARY_PX = 3
+# DeepLabV3's, one rate for each convolution of MobileNetV2's last block.
+MULTI_GRID = (1, 2, 4)
 # Diameters in multiscale_shapes: three bins of equal share, log-uniform.
 SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
@@ -63,6 +65,7 @@ def variants(model):
         )
 
     default = type(model)()
+    doubled = [2 * rate for rate in rates]
     return {
         "strided": ("no dilation, stride 32", v3(32, [1])),
         "atrous": ("dense backbone", v3(model.output_stride, [1])),
@@ -83,6 +86,18 @@ def variants(model):
             ),
         ),
         "aspp_pooling": ("DeepLabV3: ASPP with image pooling", model),
+        "doubled_rates": (
+            f"DeepLabV3, rates {tuple(doubled)}",
+            v3(model.output_stride, doubled, image_pooling=True),
+        ),
+        "finer_stride": (
+            f"DeepLabV3, stride {model.output_stride // 2}, same reach",
+            v3(model.output_stride // 2, doubled, image_pooling=True),
+        ),
+        "multi_grid": (
+            f"DeepLabV3, multi-grid {MULTI_GRID}",
+            dataclasses.replace(model, multi_grid=list(MULTI_GRID)),
+        ),
         "v3_plus": (
             "DeepLabV3+: with the decoder",
             dataclasses.replace(

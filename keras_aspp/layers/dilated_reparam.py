@@ -40,10 +40,10 @@ class DilatedReparamBlock(RemembersOriginal, keras.layers.Layer):
 
     Training form: K x K depthwise -> batch norm, plus for each branch k x k
     depthwise of rate r -> batch norm, added. A dilated kernel is a larger one
-    with zeros between its taps, so all branches and their batch norms merge
-    into one plain K x K depthwise convolution with a bias: the merged form,
-    which `models.fold_batch_norm` and every export compute of a block that is
-    a layer of the model itself. A block within another layer is not merged.
+    with zeros between its taps. So all branches and their batch norms merge
+    into one plain K x K depthwise convolution with a bias, the merged form.
+    `models.fold_batch_norm` and every export compute it of a block that is a
+    layer of the model itself. A block within another layer is not merged.
 
     Args:
         kernel_size: odd int > 2, K. Defaults to 13.

@@ -24,8 +24,8 @@ class SkipFusion(AtrousConv2D):
 
     Equal to resize -> concatenate -> 1x1 convolution -> batch norm ->
     activation, with the weights of that `AtrousConv2D`. A 1x1 convolution and
-    a bilinear resize commute, so the coarse map's part of the kernel is
-    applied before the resize, on `scale ** 2` times fewer cells, and the two
+    a bilinear resize commute. So the coarse map's part of the kernel is
+    applied before the resize, on `scale ** 2` times fewer cells. The two
     products are added.
 
     Args:

@@ -189,9 +189,9 @@ def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     """Draws textures that contrast wherever they meet.
 
     In every block of 4 x 4 pixels the mean colors of any two of them are at
-    least `MIN_CONTRAST` apart. They come back shuffled: the first of them was
-    free and the last fitted to the others, and the order decides which one is
-    the background, so without it the color would tell figures from it.
+    least `MIN_CONTRAST` apart. They come back shuffled, since the order decides
+    which one is the background: the first is drawn freely and the last fits
+    the others, so its color would tell the background from figures.
 
     Args:
         rng: `np.random.Generator`.
