@@ -41,12 +41,13 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_program():
-    """Returns True in the process of the console script `keras-aspp`."""
+    """Returns True in a process of `keras-aspp` or `python -m keras_aspp`."""
     arguments = getattr(sys, "argv", None) or [""]
-    return pathlib.Path(arguments[0]).stem == "keras-aspp"
+    # "-m" stands there only while Python imports the package that it runs.
+    return pathlib.Path(arguments[0]).stem in ("keras-aspp", "-m")
 
 
-# Python imports a package before its modules, so the console script would
+# Python imports a package before its modules, so the program would
 # load TensorFlow for seconds before it prints its version. Its commands import
 # what they need.
 if not _is_program():

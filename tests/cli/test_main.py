@@ -73,6 +73,20 @@ def test_version_and_help_import_no_tensorflow_and_log_nothing():
     assert done.stdout.count("usage: keras-aspp") == len(helps)
 
 
+def test_python_runs_the_package_as_the_program():
+    # Python lists what it imports on stderr.
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "keras_aspp", "--version"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+    assert "keras_aspp.cli.main" in done.stderr
+    assert "tensorflow" not in done.stderr
+
+
 @pytest.mark.slow  # a second TensorFlow
 def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model(
     tiny_export,
