@@ -10,6 +10,7 @@ Only this module chooses among them; layers call it.
 | - on a small map (CPU) | live taps | live taps | as above |
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
+| crop | `Slice` | `StridedSlice` | `StridedSlice` |
 | preprocessing | multiply, add | the same | native depthwise |
 | bilinear resize | `ResizeBilinear` | two matrix products | `ResizeBilinear` |
 | batch norm in training | `FusedBatchNormV3` | Keras' | - |
@@ -424,7 +425,29 @@ def resize_bilinear(
         for axis in (1, 2):
             y = ops.take(y, tf.range(size[axis - 1]), axis)
         return y
-    return y[:, : size[0], : size[1], :]
+    return crop(y, size)
+
+
+def crop(
+    x: Tensor, size: Sequence[Any], first: Sequence[Any] = (0, 0)
+) -> Tensor:
+    """Cuts a window out of a map.
+
+    Args:
+        x: tensor (B, H, W, C).
+        size: `(height, width)` of the window, ints or scalar tensors.
+        first: `(row, column)` of its first cell, ints or scalar tensors.
+
+    Returns:
+        tensor (B, *size, C).
+    """
+    if form() == "graph":
+        import tensorflow as tf
+
+        # The gradient of a `StridedSlice` takes ten times as long on a CPU.
+        return tf.slice(x, [0, *first, 0], [-1, *size, -1])
+    (top, left), (height, width) = first, size
+    return x[:, top : top + height, left : left + width, :]
 
 
 def sampled_at(
@@ -494,11 +517,12 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
     with AVX512; see docs/decisions/0014-live-taps.md.
     """
     kh, kw, channels, filters = kernel.shape
+    dtype = keras.backend.standardize_dtype(x.dtype)
     if (
         keras.backend.backend() != "tensorflow"
         or form() == "export"
         or not _on_cpu()
-        or keras.backend.standardize_dtype(x.dtype) != "float32"
+        or dtype not in ("float32", "bfloat16")
         or padding == "valid"
         or max(strides) > 1
         or max(atrous_rate) == 1
@@ -509,7 +533,11 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
         or channels < max(filters, 256)
     ):
         return None
-    if form() == "xla":
+    if dtype == "bfloat16":
+        # oneDNN's gradient of a dilated kernel is slow at any rate.
+        onednn = form() == "graph" and _has_dilated_gradient(x)
+        most = {"kernel": 1.0} if onednn else {}
+    elif form() == "xla":
         most = {"all": 0.7, "kernel": 0.9}
     elif _has_dilated_gradient(x):
         # oneDNN skips padding, but not in the gradient of the kernel where
@@ -544,11 +572,14 @@ def _over_windows(reduce, x, size, atrous_rate):
     """Reduces dilated windows, rows first; no padding."""
     for axis in (1, 2):
         k, rate = size[axis - 1], atrous_rate[axis - 1]
-        taps = []
-        for i in range(k):
-            cut = slice(i * rate, (i - k + 1) * rate or None)
-            taps.append(x[:, cut] if axis == 1 else x[:, :, cut])
-        x = functools.reduce(reduce, taps)
+        size_left = list(ops.shape(x)[1:3])
+        size_left[axis - 1] -= (k - 1) * rate
+        firsts = [
+            (i * rate, 0) if axis == 1 else (0, i * rate) for i in range(k)
+        ]
+        x = functools.reduce(
+            reduce, [crop(x, size_left, first) for first in firsts]
+        )
     return x
 
 

@@ -538,7 +538,7 @@ class Trim(keras.layers.Layer):
         shapes = [ops.shape(x) for x in inputs]
         height = lowering.smallest([shape[1] for shape in shapes])
         width = lowering.smallest([shape[2] for shape in shapes])
-        return [x[:, :height, :width] for x in inputs]
+        return [lowering.crop(x, (height, width)) for x in inputs]
 
     def compute_output_shape(self, input_shape: Sequence[Shape]) -> list[Shape]:
         size = [

@@ -249,6 +249,17 @@ def test_operations_on_a_small_map():
         found = operations(gradients, WIDE, WIDE_KERNEL)
         assert {"Conv2D", "Conv2DBackpropInput", "MatMul"} <= set(found)
         assert "Conv2DBackpropFilter" not in found
+    if lowering._conv2d_has_dilated_gradient("bfloat16"):
+        # At any rate; in float32 only where enough taps are off the map.
+        for dtype, is_plain in (("float32", True), ("bfloat16", False)):
+            args = [tf.cast(a, dtype) for a in (WIDE, WIDE_KERNEL)]
+            found = operations(
+                with_gradients(
+                    lambda x, k: lowering.convolve(x, k, (1, 1), "same", (2, 1))
+                ),
+                *args,
+            )
+            assert ("Conv2DBackpropFilter" in found) == is_plain, dtype
     found = operations(wide_convolution, WIDE, WIDE_KERNEL, how="export")
     assert found["Conv2D"].get_attr("dilations") == [1, *WIDE_RATE, 1]
     assert "MatMul" not in found
@@ -536,6 +547,41 @@ def test_resize_of_a_dynamic_size(how):
     assert_close(
         ours(X), np_resize(X, (18, 14))[:, :17, :13], TOLERANCE["resize"]
     )
+
+
+@tensorflow_only
+@pytest.mark.parametrize("how", FORMS)
+@pytest.mark.parametrize("is_static", [True, False])
+def test_crop(is_static, how):
+    def cut(x):
+        height, width = (
+            x.shape[1:3] if is_static else tf.unstack(tf.shape(x))[1:3]
+        )
+        return lowering.crop(x, (height - 4, width - 1), (1, 0))
+
+    x = tf.constant(X)
+    np.testing.assert_array_equal(run(how, cut, x), X[:, 1:6, :6])
+    slope = run(how, with_gradients(cut), x)[1]
+    pulled = 3 * np.sin(np.arange(2 * 5 * 6 * 5, dtype="float32"))
+    expected = np.zeros_like(X)
+    expected[:, 1:6, :6] = pulled.reshape(2, 5, 6, 5)
+    assert_close(slope, expected)
+
+
+@tensorflow_only
+def test_gradients_of_crops_are_no_strided_slices():
+    """Their kernel takes ten times as long on a CPU."""
+
+    def resize(x):
+        return lowering.resize_bilinear(x, (17, 13), (18, 14))
+
+    def pool(x):
+        return lowering.pool_max(x, (3, 3), (1, 1), "same", (2, 2))
+
+    for function in (resize, pool):
+        found = operations(with_gradients(function), X)
+        assert "StridedSliceGrad" not in found
+        assert "Slice" in found
 
 
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 1), (1, 0), (1, 1)])
