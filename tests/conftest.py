@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 
 import pytest
+from signatures import cache_signatures
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -67,11 +68,14 @@ LONG_FILES = [
 def pytest_configure(config):
     if config.getoption("dist", "no") != "no":
         return  # other processes run the tests
-    config.pluginmanager.import_plugin("tiny_run")
     # Half a million objects of TensorFlow need no collection, and graphs make
     # millions more: the default thresholds cost a sixth of the CPU time.
+    gc.disable()
+    config.pluginmanager.import_plugin("tiny_run")
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+    gc.enable()
+    cache_signatures()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
