@@ -13,9 +13,13 @@ import weakref
 
 
 def cache_signatures():
-    """Caches the signatures of functions and the members of protocols."""
+    """Caches signatures, members of protocols, and what Keras never saves."""
+    from keras.src.saving import saving_lib
+
     inspect._signature_from_function = _cached(inspect._signature_from_function)
     typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+    # Keras 3.15 stores it under one name and asks for another.
+    saving_lib.get_attr_skipset = functools.cache(saving_lib.get_attr_skipset)
 
 
 def _cached(compute):
