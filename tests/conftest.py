@@ -10,6 +10,7 @@ import pathlib
 import tempfile
 
 import pytest
+from signatures import cache_signatures
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,6 +28,8 @@ os.environ.setdefault(
 pytest.register_assert_rewrite("helpers", "model_tester", "tiny_run")
 pytest_plugins = ["time_share"]
 ROOT = pathlib.Path(__file__).parents[1]
+INTEGRATION = ROOT / "tests" / "integration"  # every test of it is slow
+ALL_SLOW = "\npytestmark = pytest.mark.slow"  # in a module
 # Looking for doctests in helpers would import them under a second name.
 collect_ignore = [
     str(path)
@@ -67,17 +70,31 @@ LONG_FILES = [
 def pytest_configure(config):
     if config.getoption("dist", "no") != "no":
         return  # other processes run the tests
-    config.pluginmanager.import_plugin("tiny_run")
     # Half a million objects of TensorFlow need no collection, and graphs make
     # millions more: the default thresholds cost a sixth of the CPU time.
+    gc.disable()
+    config.pluginmanager.import_plugin("tiny_run")
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+    gc.enable()
+    cache_signatures()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The fast tests do not import what only slow ones need, as PyTorch."""
+    if config.option.markexpr != "not slow":
+        return None
+    slow = collection_path == INTEGRATION or (
+        collection_path.match("test_*.py")
+        and ALL_SLOW in collection_path.read_text()
+    )
+    return slow or None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "integration"):
+        if item.path.is_relative_to(INTEGRATION):
             item.add_marker(pytest.mark.slow)
         # Each of their examples builds a real backbone.
         if isinstance(item, pytest.DoctestItem) and (

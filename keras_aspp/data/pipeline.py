@@ -70,6 +70,10 @@ def training_dataset(
     if getattr(preprocess, "input_range", None) is not None:
         to_pixels, of_pixels = preprocess.to_pixels, preprocess.of_pixels()
 
+    # Only layers of keras-cv may contain Python's `if` of tensors.
+    do_not_convert = tf.autograph.experimental.do_not_convert
+    as_graph = (lambda function: function) if crop.layers else do_not_convert
+
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
         epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
@@ -82,9 +86,9 @@ def training_dataset(
             source, split, seed, first_example, decode if cached else None
         )
         .shard(num_shards=shard[1], index=shard[0])
-        .map(make, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(as_graph(make), num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
-        .map(crop.mix)
+        .map(do_not_convert(crop.mix))
         .prefetch(2)
     )
 
@@ -153,6 +157,7 @@ def evaluation_dataset(
     """
     import tensorflow as tf
 
+    do_not_convert = tf.autograph.experimental.do_not_convert
     ignore, channels = source.spec.ignore_label, source.spec.channels
     axes = source.spec.label_axes
     batch_size = min(batch_size, source.size(split))
@@ -186,11 +191,15 @@ def evaluation_dataset(
         return (
             tf.data.Dataset.zip(some)
             .map(
-                lambda number, record: (*decode(*record), number),
+                do_not_convert(
+                    lambda number, record: (*decode(*record), number)
+                ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
             .group_by_window(
-                size_key, lambda _, d: d.batch(batch_size), batch_size
+                do_not_convert(size_key),
+                do_not_convert(lambda _, d: d.batch(batch_size)),
+                batch_size,
             )
         )
 
@@ -198,8 +207,8 @@ def evaluation_dataset(
         source.records(split)
         .enumerate()
         .window(IMAGES_GROUPED // batch_size * batch_size or batch_size)
-        .flat_map(grouped)
-        .map(fill)
+        .flat_map(do_not_convert(grouped))
+        .map(do_not_convert(fill))
         .prefetch(2)
     )
 
@@ -211,12 +220,13 @@ def _in_order(source, split, seed, first_example, decode=None):
     """
     import tensorflow as tf
 
+    do_not_convert = tf.autograph.experimental.do_not_convert
     count = source.size(split)
     by_shard = hasattr(source, "shuffled") and not _fits(source, split)
     records = source.records(split).enumerate()
     if decode is not None:
         records = records.map(
-            lambda i, record: (i, decode(*record)),
+            do_not_convert(lambda i, record: (i, decode(*record))),
             num_parallel_calls=tf.data.AUTOTUNE,
         ).cache()
 
@@ -230,7 +240,9 @@ def _in_order(source, split, seed, first_example, decode=None):
             shuffled = records.shuffle(
                 count, seed=own_seed, reshuffle_each_iteration=False
             )
-        return shuffled.map(lambda i, record: (epoch, i, record))
+        return shuffled.map(
+            do_not_convert(lambda i, record: (epoch, i, record))
+        )
 
     return (
         tf.data.Dataset.range(first_example // count, 2**31)
