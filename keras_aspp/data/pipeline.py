@@ -70,9 +70,7 @@ def training_dataset(
     if getattr(preprocess, "input_range", None) is not None:
         to_pixels, of_pixels = preprocess.to_pixels, preprocess.of_pixels()
 
-    # Only layers of keras-cv may contain Python's `if` of tensors.
     do_not_convert = tf.autograph.experimental.do_not_convert
-    as_graph = (lambda function: function) if crop.layers else do_not_convert
 
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
@@ -81,12 +79,15 @@ def training_dataset(
         image, labels = crop(to_pixels(image), labels, own_seed)
         return of_pixels(image), labels, own_seed
 
+    # Layers of keras-cv and users' functions may contain an `if` of tensors.
+    if not crop.layers and isinstance(preprocess, Preprocess):
+        make = do_not_convert(make)
     return (
         _in_order(
             source, split, seed, first_example, decode if cached else None
         )
         .shard(num_shards=shard[1], index=shard[0])
-        .map(as_graph(make), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .map(do_not_convert(crop.mix))
         .prefetch(2)
