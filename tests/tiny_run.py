@@ -10,7 +10,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import make_toy_backbone
+from helpers import make_small_backbone, make_toy_backbone
 from PIL import Image
 
 from keras_aspp.config.load import dump_config
@@ -127,16 +127,9 @@ def _config(root, model, crop_size, train):
 
 def small_segmenter(dropout):
     """DeepLabV3 of few layers."""
-    x = inputs = keras.Input((None, None, 3))
-    features = {}
-    for stride in (2, 4, 8, 16, 32):
-        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
-        if stride == 8:
-            x = keras.layers.BatchNormalization()(x)
-        features[f"stride_{stride}"] = x = keras.layers.ReLU()(x)
     return DeepLabV3(
         len(CLASS_NAMES),
-        keras.Model(inputs, features, name="small"),
+        make_small_backbone(),
         atrous_rates=(1,),
         aspp_filters=4,
         image_pooling=False,
