@@ -128,6 +128,28 @@ def no_random_weights(monkeypatch):
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
 
 
+@pytest.fixture
+def two_equal_blocks(monkeypatch):
+    """Two blocks where the deepest families repeat one up to 20 times."""
+    import inspect
+
+    import keras
+
+    nasnet, inception = (
+        inspect.getmodule(getattr(keras.applications, name))
+        for name in ("NASNetMobile", "InceptionResNetV2")
+    )
+    build = nasnet.NASNet
+    monkeypatch.setattr(
+        nasnet,
+        "NASNet",
+        lambda *args, **kwargs: build(*args, **{**kwargs, "num_blocks": 2}),
+    )
+    monkeypatch.setattr(
+        inception, "range", lambda *_: range(1, 3), raising=False
+    )
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder beside the project, which not every machine has."""

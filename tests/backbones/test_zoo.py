@@ -360,7 +360,7 @@ def test_symmetric_padding_of_a_pool_counts_for_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_random_weights")
+@pytest.mark.usefixtures("no_random_weights", "two_equal_blocks")
 @pytest.mark.parametrize(
     "name",
     ["vgg16", "mobilenet_0.25", "xception", "convnext_tiny", "nasnet_mobile"],
