@@ -4,7 +4,6 @@ Nothing here imports TensorFlow by itself: where processes of pytest-xdist run
 the tests, the one that starts them needs none.
 """
 
-import gc
 import os
 import pathlib
 import tempfile
@@ -68,10 +67,9 @@ def pytest_configure(config):
     if config.getoption("dist", "no") != "no":
         return  # other processes run the tests
     config.pluginmanager.import_plugin("tiny_run")
-    # Half a million objects of TensorFlow need no collection, and graphs make
-    # millions more: the default thresholds cost a sixth of the CPU time.
-    gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    import forked
+
+    forked.save_time()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark

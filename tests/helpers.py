@@ -236,9 +236,7 @@ def make_small_backbone(dtype=None):
     x = inputs = keras.Input((None, None, 3))
     features = {}
     for stride in (2, 4, 8, 16, 32):
-        x = keras.layers.Conv2D(
-            4, 3, strides=2, padding="same", dtype=dtype
-        )(x)
+        x = keras.layers.Conv2D(4, 3, strides=2, padding="same", dtype=dtype)(x)
         if stride == 8:
             x = keras.layers.BatchNormalization(dtype=dtype)(x)
         features[f"stride_{stride}"] = x = keras.layers.ReLU(dtype=dtype)(x)

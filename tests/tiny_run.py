@@ -6,7 +6,10 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import types
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -195,6 +198,34 @@ def tiny_export(tmp_path_factory, tiny_workdir):
         Workdir(tiny_workdir).export(folder)
 
     return once(tmp_path_factory, "tiny", build)
+
+
+@pytest.fixture(scope="module")
+def saved_models_run_in_forks(tmp_path_factory):
+    """Each is compared with Keras in a process that need not import TensorFlow.
+
+    Those of `tiny_export` are compared as users' are.
+    """
+    from keras_aspp.export import verify
+
+    logs = tmp_path_factory.mktemp("saved_models")
+
+    def run(command, timeout, **options):
+        if command[-1] != "saved_model":
+            return subprocess.run(command, timeout=timeout, **options)
+        log = logs / f"{len(list(logs.iterdir()))}.log"
+        process = forked.start(log, forked.run_file, *command[2:])
+        process.join(timeout)
+        return subprocess.CompletedProcess(
+            command, process.exitcode, stderr=log.read_text()
+        )
+
+    replaced = types.SimpleNamespace(
+        run=run, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "subprocess", replaced)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from flatbuffers.number_types import Int8Flags
 from flatbuffers.table import Table
-from helpers import ROOT, randomize
+from helpers import ROOT, make_small_backbone, randomize
 from PIL import Image
 
 import keras_aspp as ka
@@ -52,10 +52,10 @@ def pictures(count=2, size=(64, 96)):
 
 
 @pytest.fixture(scope="module")
-def model(toy_backbone):
-    """Exports leave it as it is."""
+def model():
+    """Of few layers; exports leave it as it is."""
     made = ka.models.DeepLabV3(
-        4, toy_backbone(padding=1), aspp_filters=8, output_stride=8
+        4, make_small_backbone(), aspp_filters=8, output_stride=8
     )
     return randomize(made)
 
@@ -673,11 +673,11 @@ KINDS = ("tflite_logits", "tflite_gpu")
 
 
 @pytest.fixture(scope="module")
-def overlapping(toy_backbone):
+def overlapping():
     """A multilabel model."""
-    made = ka.models.DeepLabV3Plus(
+    made = ka.models.DeepLabV3(
         4,
-        toy_backbone(padding=1),
+        make_small_backbone(),
         aspp_filters=8,
         output_stride=8,
         task="multilabel",

@@ -18,6 +18,8 @@ from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.inference import Predictor
 
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
+
 
 def make_binary(root, value=255, **spec):
     """Keeps the boxes of the tiny data set, drawn with `value`."""

@@ -14,6 +14,7 @@ import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
 TFLITE = "model_float32.tflite"
 
 

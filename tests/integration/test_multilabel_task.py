@@ -18,6 +18,8 @@ from keras_aspp.inference import Predictor
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.models.segmenter import load_saved
 
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
