@@ -4,11 +4,13 @@ They are forks of a server that has imported it and computed nothing, so each
 may choose its devices, its cluster and its environment.
 """
 
+import functools
 import gc
 import multiprocessing
 import os
 import runpy
 import sys
+import typing
 from pathlib import Path
 
 import keras
@@ -91,6 +93,10 @@ def save_time():
     if keras.backend.backend() == "tensorflow":
         # JAX, which TensorFlow imports, looks for arrays in each collection.
         gc.callbacks.clear()
+    if sys.version_info < (3, 12):
+        # Lists the attributes of a protocol anew in each `isinstance`, which
+        # tells tensors from other values.
+        typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
     # Each operation of a graph records the stack that makes it, for messages
     # of errors, which name this function instead.
     recorded = tf_stack.extract_stack()

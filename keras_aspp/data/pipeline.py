@@ -77,6 +77,11 @@ def training_dataset(
         image, labels = crop(to_pixels(image), labels, own_seed)
         return of_pixels(image), labels, own_seed
 
+    # AutoGraph takes a second of a run's start. Layers of keras-cv and users'
+    # functions may need it.
+    plain = tf.autograph.experimental.do_not_convert
+    if isinstance(preprocess, Preprocess) and not crop.layers:
+        make = plain(make)
     return (
         _in_order(
             source, split, seed, first_example, decode if cached else None
@@ -84,7 +89,7 @@ def training_dataset(
         .shard(num_shards=shard[1], index=shard[0])
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
-        .map(crop.mix)
+        .map(plain(crop.mix))
         .prefetch(2)
     )
 
@@ -199,7 +204,7 @@ def evaluation_dataset(
         .enumerate()
         .window(IMAGES_GROUPED // batch_size * batch_size or batch_size)
         .flat_map(grouped)
-        .map(fill)
+        .map(tf.autograph.experimental.do_not_convert(fill))
         .prefetch(2)
     )
 

@@ -651,6 +651,8 @@ def test_logits_and_their_metadata(model, tmp_path):
 _CONFIDENCE = """
 import gc, sys
 gc.disable()
+# It would be imported for decorators of documentation.
+sys.modules["tensorflow"] = None
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
