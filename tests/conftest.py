@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch and NumPy
 # XLA's own passes run as ever; LLVM's optimizations and its newer code
 # generator would take most of the time of compiling what runs a few times.
 os.environ.setdefault(

@@ -2,9 +2,9 @@
 
 import json
 import re
+import subprocess
 import sys
 
-import forked
 import keras
 import numpy as np
 import pytest
@@ -419,18 +419,20 @@ def test_logits_of_unknown_thresholds_vote(task, threshold, tmp_path):
     assert (read(out)[0] == expected).mean() > 0.999
 
 
-def predict_and_print_peaks(model, *paths):
-    predictor = ka.Predictor(model, window=64)
-    for path in paths:
-        predict_scene(predictor, path, f"{path}.out.tif")
-        # KiB; ru_maxrss would be the parent's at least.
-        (peak,) = (
-            line for line in open("/proc/self/status") if "VmHWM" in line
-        )
-        print(peak.split()[1])
+PEAK = """
+import resource, sys
+from keras_aspp.inference import Predictor
+from keras_aspp.inference.scenes import predict_scene
+predictor = Predictor(sys.argv[1], window=64)
+peaks = []
+for scene in sys.argv[2:]:
+    predict_scene(predictor, scene, scene + ".out.tif")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a second TensorFlow
 def test_memory_does_not_grow_with_the_raster(model, tmp_path):
     """Of the larger one, uint16 in four bands alone takes 134 MB."""
     scenes = []
@@ -453,9 +455,11 @@ def test_memory_does_not_grow_with_the_raster(model, tmp_path):
             window = rasterio.windows.Window(0, 0, 256, 256)
             to.write(np.moveaxis(pixels(256, 256), -1, 0), window=window)
         scenes.append(str(tmp_path / f"{side}.tif"))
-    process = forked.start(
-        tmp_path / "log", predict_and_print_peaks, str(model), *scenes
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(model), *scenes],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    (printed,) = forked.finish(process)
-    small, large = map(int, printed.split()[-2:])
+    small, large = map(int, done.stdout.split()[-2:])  # KiB
     assert large - small < 60 * 1024
