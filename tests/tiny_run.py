@@ -193,9 +193,13 @@ def tiny_export(tmp_path_factory, tiny_workdir):
     """The exported folder of that run; tests must not write to it."""
 
     def build(folder):
+        from keras_aspp.export import verify
         from keras_aspp.workdir import Workdir
 
-        Workdir(tiny_workdir).export(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            # In spite of `saved_models_run_in_forks`.
+            patch.setattr(verify, "subprocess", subprocess)
+            Workdir(tiny_workdir).export(folder)
 
     return once(tmp_path_factory, "tiny", build)
 
@@ -214,7 +218,9 @@ def saved_models_run_in_forks(tmp_path_factory):
         if command[-1] != "saved_model":
             return subprocess.run(command, timeout=timeout, **options)
         log = logs / f"{len(list(logs.iterdir()))}.log"
-        process = forked.start(log, forked.run_file, *command[2:])
+        process = forked.start(
+            log, forked.run_file, *command[2:], CUDA_VISIBLE_DEVICES="-1"
+        )
         process.join(timeout)
         return subprocess.CompletedProcess(
             command, process.exitcode, stderr=log.read_text()
