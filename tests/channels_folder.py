@@ -9,13 +9,15 @@ from PIL import Image
 RANGE = {"channels": 4, "dtype": "uint16", "value_range": [1000, 9000]}
 
 
-def write_bands(root, channels=4, dtype="uint16", spec=RANGE, size=(64, 96)):
+def write_bands(
+    root, channels=4, dtype="uint16", spec=RANGE, size=(64, 96), num_train=2
+):
     """TIFFs in which the last band alone says what is a box."""
     rng = np.random.default_rng(3)
-    for split in ("train", "val"):
+    for split, count in (("train", num_train), ("val", 2)):
         for part in ("images", "masks"):
             (root / part / split).mkdir(parents=True, exist_ok=True)
-        for i in range(2):
+        for i in range(count):
             image = rng.integers(1000, 4000, (*size, channels))
             mask = np.zeros(size, "uint8")
             y, x = rng.integers(3, size[0] - 35), rng.integers(3, size[1] - 35)

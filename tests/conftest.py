@@ -10,13 +10,13 @@ import pathlib
 import tempfile
 
 import pytest
-from signatures import cache_signatures
 
 # Read when TensorFlow is imported, so before Keras is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes on two cores: more threads would be in each other's way.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch and NumPy
 # XLA's own passes run as ever; LLVM's optimizations and its newer code
 # generator would take most of the time of compiling what runs a few times.
 os.environ.setdefault(
@@ -70,14 +70,13 @@ LONG_FILES = [
 def pytest_configure(config):
     if config.getoption("dist", "no") != "no":
         return  # other processes run the tests
-    # Half a million objects of TensorFlow need no collection, and graphs make
-    # millions more: the default thresholds cost a sixth of the CPU time.
+    # What an import makes stays.
     gc.disable()
     config.pluginmanager.import_plugin("tiny_run")
-    gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    import forked
+
+    forked.save_time()
     gc.enable()
-    cache_signatures()
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -86,7 +85,7 @@ def pytest_ignore_collect(collection_path, config):
         return None
     slow = collection_path == INTEGRATION or (
         collection_path.match("test_*.py")
-        and ALL_SLOW in collection_path.read_text()
+        and ALL_SLOW in collection_path.read_text("utf-8")
     )
     return slow or None
 
@@ -143,6 +142,28 @@ def no_random_weights(monkeypatch):
         return keras.ops.zeros(shape, dtype)
 
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
+
+
+@pytest.fixture
+def two_equal_blocks(monkeypatch):
+    """Two blocks where the deepest families repeat one up to 20 times."""
+    import inspect
+
+    import keras
+
+    nasnet, inception = (
+        inspect.getmodule(getattr(keras.applications, name))
+        for name in ("NASNetMobile", "InceptionResNetV2")
+    )
+    build = nasnet.NASNet
+    monkeypatch.setattr(
+        nasnet,
+        "NASNet",
+        lambda *args, **kwargs: build(*args, **{**kwargs, "num_blocks": 2}),
+    )
+    monkeypatch.setattr(
+        inception, "range", lambda *_: range(1, 3), raising=False
+    )
 
 
 @pytest.fixture(scope="session")

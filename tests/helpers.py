@@ -225,3 +225,19 @@ def make_toy_backbone(
     x = unit(x, conv(24, 3, "block4_inner", padding="same"), "block4_inner")
     outputs["stride_32"] = x
     return keras.Model(inputs, outputs if features else x, name="toy")
+
+
+def make_small_backbone(dtype=None):
+    """Functional model of few layers, strides 2 to 32, by stride.
+
+    It has a third of the toy's, for tests that trace, compile or convert what
+    is not about layers.
+    """
+    x = inputs = keras.Input((None, None, 3))
+    features = {}
+    for stride in (2, 4, 8, 16, 32):
+        x = keras.layers.Conv2D(4, 3, strides=2, padding="same", dtype=dtype)(x)
+        if stride == 8:
+            x = keras.layers.BatchNormalization(dtype=dtype)(x)
+        features[f"stride_{stride}"] = x = keras.layers.ReLU(dtype=dtype)(x)
+    return keras.Model(inputs, features, name="small")

@@ -6,11 +6,14 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import types
 
+import forked
 import keras
 import numpy as np
 import pytest
-from helpers import make_toy_backbone
+from helpers import make_small_backbone, make_toy_backbone
 from PIL import Image
 
 from keras_aspp.config.load import dump_config
@@ -127,16 +130,9 @@ def _config(root, model, crop_size, train):
 
 def small_segmenter(dropout):
     """DeepLabV3 of few layers."""
-    x = inputs = keras.Input((None, None, 3))
-    features = {}
-    for stride in (2, 4, 8, 16, 32):
-        x = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
-        if stride == 8:
-            x = keras.layers.BatchNormalization()(x)
-        features[f"stride_{stride}"] = x = keras.layers.ReLU()(x)
     return DeepLabV3(
         len(CLASS_NAMES),
-        keras.Model(inputs, features, name="small"),
+        make_small_backbone(),
         atrous_rates=(1,),
         aspp_filters=4,
         image_pooling=False,
@@ -197,11 +193,45 @@ def tiny_export(tmp_path_factory, tiny_workdir):
     """The exported folder of that run; tests must not write to it."""
 
     def build(folder):
+        from keras_aspp.export import verify
         from keras_aspp.workdir import Workdir
 
-        Workdir(tiny_workdir).export(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            # In spite of `saved_models_run_in_forks`.
+            patch.setattr(verify, "subprocess", subprocess)
+            Workdir(tiny_workdir).export(folder)
 
     return once(tmp_path_factory, "tiny", build)
+
+
+@pytest.fixture(scope="module")
+def saved_models_run_in_forks(tmp_path_factory):
+    """Each is compared with Keras in a process that need not import TensorFlow.
+
+    Those of `tiny_export` are compared as users' are.
+    """
+    from keras_aspp.export import verify
+
+    logs = tmp_path_factory.mktemp("saved_models")
+
+    def run(command, timeout, **options):
+        if command[-1] != "saved_model":
+            return subprocess.run(command, timeout=timeout, **options)
+        log = logs / f"{len(list(logs.iterdir()))}.log"
+        process = forked.start(
+            log, forked.run_file, *command[2:], CUDA_VISIBLE_DEVICES="-1"
+        )
+        process.join(timeout)
+        return subprocess.CompletedProcess(
+            command, process.exitcode, stderr=log.read_text()
+        )
+
+    replaced = types.SimpleNamespace(
+        run=run, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "subprocess", replaced)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from helpers import finalized, npy, randomize, sample
 from keras_aspp.backbones import with_output_stride
 
 # `randomize` makes them.
-pytestmark = pytest.mark.usefixtures("no_random_weights")
+pytestmark = pytest.mark.usefixtures("no_random_weights", "two_equal_blocks")
 
 BARE = {"include_preprocessing": False}
 # Builder -> its arguments, and whether at even sizes the odd samples are kept.

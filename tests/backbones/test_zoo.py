@@ -131,6 +131,7 @@ def test_arguments_left_alone(narrow):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")
 def test_keras_weights_file(tmp_path):
     """Padding, epsilon and values follow the file's own model."""
     original = keras.applications.MobileNetV2(
@@ -155,6 +156,7 @@ def test_keras_weights_file(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")
 @pytest.mark.parametrize("dtype", ["S80", h5py.string_dtype()], ids=str)
 def test_keras_published_weights_files(tmp_path, dtype):
     """The older layout, with names in attributes of either type.
@@ -358,6 +360,7 @@ def test_symmetric_padding_of_a_pool_counts_for_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights", "two_equal_blocks")
 @pytest.mark.parametrize(
     "name",
     ["vgg16", "mobilenet_0.25", "xception", "convnext_tiny", "nasnet_mobile"],
@@ -395,6 +398,7 @@ def test_no_importer(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")
 def test_torchvision_weights_are_dense_at_every_stride(shared):
     path = shared / TORCHVISION
     model = create_backbone("mobilenet_v2", 32, weights=path)
@@ -406,6 +410,7 @@ def test_torchvision_weights_are_dense_at_every_stride(shared):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")
 def test_resnets_are_dense_at_every_stride():
     """The deeper ones have more of the same blocks."""
     model = randomize(create_backbone("resnet50", 32, weights=None))
@@ -416,6 +421,7 @@ def test_resnets_are_dense_at_every_stride():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")
 def test_resnet_weights_file(tmp_path):
     original = keras.applications.ResNet50(
         weights=None, include_top=False, input_shape=(None, None, 3)

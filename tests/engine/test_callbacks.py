@@ -5,7 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
-from tiny_run import tiny_config
+from tiny_run import small_config
 
 from keras_aspp.config.load import config_text, load_config
 from keras_aspp.config.schema import Config, TrainConfig
@@ -109,7 +109,7 @@ def test_mlflow_gets_the_metrics_of_each_epoch(
         "class": "keras.callbacks.CSVLogger",
         "arguments": {"filename": "{workdir}/log.csv"},
     }
-    config = tiny_config(tiny_folder, callbacks=[entry, log])
+    config = small_config(tiny_folder, callbacks=[entry, log])
     train(config, tmp_path / "run")
     mlflow.end_run()
     with open(tmp_path / "run" / "log.csv") as file:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from tiny_run import replace, tiny_config, write_folder
+from tiny_run import replace, small_config, tiny_config, write_folder
 
 from keras_aspp.data.convert import convert_folder
 from keras_aspp.data.sources import open_source
@@ -198,21 +198,21 @@ def test_a_damaged_fingerprint_is_named(tmp_path, tiny_folder):
 @pytest.mark.slow
 def test_a_run_whose_data_changed_is_not_resumed(tmp_path, capsys):
     root, workdir = write_folder(tmp_path / "data"), tmp_path / "run"
-    train(tiny_config(root, total_epochs=1), workdir)
+    train(small_config(root, total_epochs=1), workdir)
     saved = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     flip_mask(root)
     with pytest.raises(
         ValueError,
         match="data has changed since the run began.*1 files of split train",
     ):
-        train(tiny_config(root, total_epochs=1), workdir, resume=True)
+        train(small_config(root, total_epochs=1), workdir, resume=True)
     assert saved == {p: p.read_bytes() for p in saved}
     # A workdir of an earlier version, and the data in another place.
     (workdir / FINGERPRINT_FILE).unlink()
     root = shutil.move(root, tmp_path / "moved")
     config = replace(
-        tiny_config(root, total_epochs=1),
-        model={"weights": str(tmp_path / "data" / "toy.keras")},
+        small_config(root, total_epochs=1),
+        model={"weights": str(tmp_path / "data" / "small.keras")},
     )
     shutil.copytree(root, tmp_path / "data")
     capsys.readouterr()

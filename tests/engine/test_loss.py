@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_run import replace, tiny_config
+from tiny_run import replace, small_config
 
 from keras_aspp import losses
 from keras_aspp.config.schema import LossConfig
@@ -101,7 +101,7 @@ def test_weights_that_cannot_be(weights):
 
 @pytest.mark.slow
 def test_a_run_with_weights_of_its_classes(tmp_path, tiny_folder, capsys):
-    config = tiny_config(tiny_folder, total_epochs=1)
+    config = small_config(tiny_folder, total_epochs=1)
     config = replace(
         config,
         train={

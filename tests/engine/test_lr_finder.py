@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import tiny_config
+from tiny_run import small_config
 
 from keras_aspp.engine.lr_finder import HIGHEST, steepest
 from keras_aspp.engine.run import range_test
@@ -23,7 +23,7 @@ def test_a_loss_that_never_fell(losses):
 
 @pytest.mark.slow
 def test_range_test(tmp_path, tiny_folder):
-    path, rate = range_test(tiny_config(tiny_folder), tmp_path)
+    path, rate = range_test(small_config(tiny_folder), tmp_path)
     assert path == tmp_path / "logs" / "lr_finder.png"
     with Image.open(path) as picture:
         assert len(np.unique(np.asarray(picture))) > 20

@@ -21,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from flatbuffers.number_types import Int8Flags
 from flatbuffers.table import Table
-from helpers import ROOT, randomize
+from helpers import ROOT, make_small_backbone, randomize
 from PIL import Image
 
 import keras_aspp as ka
@@ -651,6 +651,8 @@ def test_logits_and_their_metadata(model, tmp_path):
 _CONFIDENCE = """
 import gc, sys
 gc.disable()
+# It would be imported for decorators of documentation.
+sys.modules["tensorflow"] = None
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
@@ -673,11 +675,11 @@ KINDS = ("tflite_logits", "tflite_gpu")
 
 
 @pytest.fixture(scope="module")
-def overlapping(toy_backbone):
+def overlapping():
     """A multilabel model."""
-    made = ka.models.DeepLabV3Plus(
+    made = ka.models.DeepLabV3(
         4,
-        toy_backbone(padding=1),
+        make_small_backbone(),
         aspp_filters=8,
         output_stride=8,
         task="multilabel",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import sample
-from tiny_run import tiny_config, toy_model, write_folder
+from tiny_run import small_config, small_segmenter, write_folder
 
 import keras_aspp as ka
 from keras_aspp.cli.main import main
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mine"
     folder.mkdir()
     keras.utils.set_random_seed(1)
-    toy_model(3).save(folder / "model.keras")
+    small_segmenter(0.0).save(folder / "model.keras")
     data = write_folder(folder.parent / "data")
     shutil.copy(data / "dataset.json", folder)
     scores = {"ground": 0.9, "box": 0.5, "bar": None}
@@ -95,14 +95,12 @@ def test_a_workdir_goes_there_and_back(folder, server, capsys, tmp_path):
     predictor = ka.Predictor("hf://me/m")
     np.testing.assert_array_equal(predictor.predict(IMAGE), expected)
     assert predictor.spec.class_names == ("ground", "box", "bar")
-    again = ka.models.DeepLabV3Plus(
+    again = ka.models.DeepLabV3(
         3,
-        "toy",
-        atrous_rates=(3,),
-        aspp_filters=8,
-        decoder_filters=8,
-        projection_filters=4,
-        separable=True,
+        "small",
+        atrous_rates=(1,),
+        aspp_filters=4,
+        image_pooling=False,
         weights="hf://me/m",
     )
     original = keras.saving.load_model(folder / "model.keras")
@@ -130,7 +128,7 @@ def test_every_command_takes_an_address(folder, server, tmp_path, capsys):
     ):
         assert main(words) == 0, capsys.readouterr()
     assert "mean_iou" in capsys.readouterr().out
-    config = tiny_config(folder.parent / "data", total_epochs=1)
+    config = small_config(folder.parent / "data", total_epochs=1)
     dump_config(config, tmp_path / "config.yaml")
     words = ["train", "--config", str(tmp_path / "config.yaml")]
     words += ["--workdir", f"{out}/run", "--model.weights"]

@@ -107,6 +107,7 @@ def test_wrong_arguments_are_named(arguments, message):
         DeepLabV3Plus(1, backbone=make_toy_backbone())
 
 
+@pytest.mark.usefixtures("no_random_weights")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_is_binary(name):
     model = build(ARCHITECTURES[name])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import replace, tiny_config, toy_segmenter, write_folder
+from tiny_run import small_config, write_folder
 
 from keras_aspp.cli.main import main
 from keras_aspp.config.schema import LossConfig
@@ -17,6 +17,8 @@ from keras_aspp.engine import run
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.loss import build_loss
 from keras_aspp.inference import Predictor
+
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
 
 
 def make_binary(root, value=255, **spec):
@@ -104,9 +106,8 @@ def test_dice_is_on_by_default_and_counts_the_object_alone():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = make_binary(tmp_path_factory.mktemp("data"))
-    toy_segmenter(root)
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny_config(root, threshold="auto")
+    config = small_config(root, threshold="auto")
     # The start is a model of three classes.
     with pytest.warns(UserWarning, match="except for the classifier"):
         metrics = run.train(config, workdir)
@@ -164,17 +165,13 @@ def test_exported_files_label_by_the_threshold(trained, tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["task"] == "binary"
     assert manifest["threshold"] == Predictor(workdir).threshold
-    source = open_source(run_config(root))
+    source = open_source(small_config(root).data)
     for name in ("saved_model", "model_float32.tflite", "model_logits.tflite"):
         predictor = Predictor(out / name)
         assert predictor.spec.task == "binary"
         assert predictor.threshold == manifest["threshold"]
         found = evaluate(predictor, source, "val")["binary"]
         assert 0 <= found["iou"] <= 1
-
-
-def run_config(root):
-    return replace(tiny_config(root)).data
 
 
 def test_pixels_without_data_in_a_mask_are_ignored(tmp_path):

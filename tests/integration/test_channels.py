@@ -14,6 +14,7 @@ import keras_aspp as ka
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
 TFLITE = "model_float32.tflite"
 
 
@@ -87,8 +88,8 @@ def test_four_bands_of_16_bits_are_learned_exported_and_predicted(
     tmp_path, capsys
 ):
     """A model of RGB is spread over the bands, of which the last one tells."""
-    root = write_bands(tmp_path / "data")
-    config = tiny_config(root, total_epochs=40, jit_compile=False)
+    root = write_bands(tmp_path / "data", num_train=20)
+    config = tiny_config(root, total_epochs=4, jit_compile=False)
     # Of five starts, 40 steps reach 0.88 to 0.98.
     keras.utils.set_random_seed(0)
     toy_model(2).save(tmp_path / "toy.keras")

@@ -30,29 +30,33 @@ def picture(tmp_path):
     return tmp_path / "image.png"
 
 
-def test_python_runtime_needs_no_keras_and_answers_like_predictor(
-    tiny_export, picture, tmp_path
-):
-    model = tiny_export / "model_float32.tflite"
-    # A module that is None cannot be imported.
-    code = (
-        "import runpy, sys\n"
-        "for name in ('tensorflow', 'keras', 'keras_aspp'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    output = tmp_path / "labels.png"
+# A module that is None cannot be imported.
+_ALONE = """
+import runpy, sys
+for name in ("tensorflow", "keras", "keras_aspp"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_alone(name, *arguments):
+    """Runs an example without TensorFlow, Keras and this package."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-c", code),
-            *(EXAMPLES / "python_runtime.py", model, picture),
-            *("--output", output),
-        ],
+        [sys.executable, "-c", _ALONE, EXAMPLES / name, *arguments],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_python_runtime_needs_no_keras_and_answers_like_predictor(
+    tiny_export, picture, tmp_path
+):
+    model = tiny_export / "model_float32.tflite"
+    output = tmp_path / "labels.png"
+    done = run_alone("python_runtime.py", model, picture, "--output", output)
     expected = ka.Predictor(model).predict(picture)
     with Image.open(output) as labels:
         np.testing.assert_array_equal(np.asarray(labels), expected)
@@ -95,15 +99,9 @@ def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
     # At the model's own size, where nobody has to resize.
     pixels = np.random.default_rng(3).integers(0, 256, (64, 96, 3), "uint8")
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    done = subprocess.run(
-        [
-            *(sys.executable, EXAMPLES / "mediapipe.py", model),
-            *(tmp_path / "picture.png", "--output", tmp_path / "out.png"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = (tmp_path / "picture.png", "--output", tmp_path / "out.png")
+    # MediaPipe imports TensorFlow only where it finds it.
+    done = run_alone("mediapipe.py", model, *arguments)
     expected, scores = ka.Predictor(model).predict(pixels, return_scores=True)
     assert scores.shape == (64, 96, 3)
     with Image.open(tmp_path / "out.png") as labels:

@@ -20,6 +20,7 @@ from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.models.segmenter import load_saved
 
 pytestmark = [
+    pytest.mark.usefixtures("saved_models_run_in_forks"),
     pytest.mark.skipif(
         importlib.util.find_spec("jax") is None,
         reason="JAX is not installed: pip install '.[jax]'",
@@ -31,18 +32,18 @@ ROOT = Path(ka.__path__[0]).parent
 PROGRAM = """
 import runpy, sys
 import keras, numpy as np
-from helpers import make_toy_backbone
+from helpers import make_small_backbone
 from keras_aspp.backbones.rebuild import configure
 from keras_aspp.models import features
 from keras_aspp.preprocess import Preprocess
 
-def toy(name, output_stride, weights, input_shape, **changes):
-    backbone = features.as_features(make_toy_backbone(), output_stride)
+def small(name, output_stride, weights, input_shape, **changes):
+    backbone = features.as_features(make_small_backbone(), output_stride)
     backbone = configure(backbone, **changes)
     backbone.preprocess = Preprocess()
     return backbone
 
-features.create_backbone = toy
+features.create_backbone = small
 _, images, logits, *sys.argv = sys.argv
 runpy.run_path(sys.argv[0], run_name="__main__")
 assert keras.backend.backend() == "jax"

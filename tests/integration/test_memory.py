@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
-from tiny_run import toy_segmenter
+from tiny_run import small_segmenter
 
 from keras_aspp.data.spec import DatasetSpec
 
@@ -64,10 +64,12 @@ def many_pictures(tmp_path_factory):
     reason="reads /proc (2026-11-25)",
 )
 def test_memory_stays_flat(many_pictures, tmp_path):
+    path = tmp_path / "model.keras"
+    small_segmenter(0.0).save(path)
     done = subprocess.run(
         [
             *(sys.executable, "-c", PROGRAM.format(few=FEW, many=MANY)),
-            *(toy_segmenter(tmp_path), str(many_pictures)),
+            *(str(path), str(many_pictures)),
         ],
         capture_output=True,
         text=True,

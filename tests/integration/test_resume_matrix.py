@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, npy, sample
+from helpers import ROOT, make_small_backbone, npy, sample
 from tiny_run import replace
 
 from keras_aspp.config.schema import Config, TrainConfig
@@ -35,16 +35,17 @@ FIELDS = {
     "recalibrate_steps": (0, 2),
     "validate_every_epochs": (1, 2),
 }
-# Rows of indices into the values of each field.
+# Rows of indices into the values of each field; few of two devices, which take
+# twice the time.
 ROWS = [
-    (0, 0, 0, 0, 0, 1, 0, 1, 1, 0),
-    (0, 1, 1, 1, 1, 0, 1, 0, 0, 0),
-    (1, 0, 0, 1, 1, 1, 1, 0, 1, 1),
-    (1, 1, 1, 0, 0, 0, 0, 0, 0, 0),
-    (2, 0, 0, 1, 0, 0, 0, 1, 0, 0),
-    (2, 0, 1, 0, 1, 1, 0, 0, 1, 1),
-    (2, 1, 0, 0, 0, 1, 1, 1, 0, 1),
-    (0, 1, 0, 0, 1, 0, 0, 1, 1, 1),
+    (2, 0, 0, 0, 1, 1, 1, 1, 0, 0),
+    (0, 1, 0, 1, 0, 0, 0, 1, 1, 1),
+    (1, 0, 1, 0, 0, 0, 1, 0, 1, 1),
+    (2, 1, 1, 1, 0, 0, 1, 0, 0, 0),
+    (0, 0, 1, 0, 1, 1, 0, 0, 0, 1),
+    (1, 1, 0, 1, 1, 1, 0, 0, 0, 0),
+    (0, 1, 1, 0, 0, 1, 1, 0, 1, 0),
+    (2, 0, 1, 1, 1, 0, 0, 0, 1, 1),
 ]
 # Fields that every row has, at values that matter.
 OF_EACH_ROW = {
@@ -222,7 +223,7 @@ def build(settings):
     precision = settings["precision"]
     return DeepLabV3(
         CLASSES,
-        small_backbone(precision),
+        make_small_backbone(precision),
         atrous_rates=(1,),
         aspp_filters=4,
         image_pooling=False,
@@ -231,20 +232,6 @@ def build(settings):
         auxiliary_weight=settings["auxiliary_weight"],
         dtype=precision,
     )
-
-
-def small_backbone(dtype):
-    """Few layers, since each run traces them anew."""
-    x = inputs = keras.Input((None, None, 3))
-    features = {}
-    for stride in (2, 4, 8, 16, 32):
-        x = keras.layers.Conv2D(
-            4, 3, 2, padding="same", use_bias=False, dtype=dtype
-        )(x)
-        if stride == 16:
-            x = keras.layers.BatchNormalization(dtype=dtype)(x)
-        features[f"stride_{stride}"] = x = keras.layers.ReLU(dtype=dtype)(x)
-    return keras.Model(inputs, features, name="small")
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if not is_shared(r)], ids=str)

@@ -13,6 +13,7 @@ from PIL import Image
 import keras_aspp as ka
 from keras_aspp.export import verify
 
+pytestmark = pytest.mark.usefixtures("saved_models_run_in_forks")
 SIZE = (64, 96)
 FORMATS = ("tflite_float32", "saved_model", "tflite_int8", "onnx")
 

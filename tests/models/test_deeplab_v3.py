@@ -8,7 +8,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_close, np_resize, npy, randomize, sample
+from helpers import (
+    assert_close,
+    make_small_backbone,
+    np_resize,
+    npy,
+    randomize,
+    sample,
+)
 from model_tester import (
     KERAS,
     ODD,
@@ -493,6 +500,7 @@ class TestCascadedDeepLabV3(ModelTester):
         ]
 
     @pytest.mark.slow  # ResNet-50
+    @pytest.mark.usefixtures("no_random_weights")
     def test_on_resnet_as_in_figure_3b(self):
         model = self.architecture(
             5, "resnet50", backbone_weights=None, blocks=3
@@ -568,13 +576,11 @@ def test_rates_of_both_axes_in_all_that_follows(toy_backbone, separable):
 
 @pytest.mark.slow  # TFLite
 @pytest.mark.parametrize("separable", [False, True])
-def test_rates_of_both_axes_export_to_builtins(
-    toy_backbone, tmp_path, separable
-):
+def test_rates_of_both_axes_export_to_builtins(tmp_path, separable):
     model = randomize(
         DeepLabV3(
             3,
-            toy_backbone(padding=1, features=True),
+            make_small_backbone(),
             output_stride=8,
             atrous_rates=[(1, 3), (4, 2)],
             aspp_filters=6,

@@ -23,6 +23,7 @@ def scales(model):
 
 # Where batch norm stands elsewhere than behind a convolution, it stays.
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_random_weights")  # `randomize` makes them
 @pytest.mark.parametrize(
     "architecture, backbone, arguments, left",
     [

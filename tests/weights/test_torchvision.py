@@ -11,6 +11,8 @@ from keras_aspp.models import DeepLabV3
 from keras_aspp.weights import from_torchvision
 from keras_aspp.weights import torchvision as segmenters
 
+# Those of files replace them.
+pytestmark = pytest.mark.usefixtures("no_random_weights")
 NAME = "weights/mobilenet_v2-b0353104.pth"
 
 
