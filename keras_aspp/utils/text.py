@@ -105,7 +105,8 @@ def is_line(text: str) -> bool:
     Joiners (Persian, emoji) and all kinds of spaces may be in it, control
     characters, line breaks and overrides of the writing direction may not.
     """
-    return not any(_is_unsafe(c) for c in text)
+    # Fast for most texts; all that `isprintable` accepts is safe.
+    return text.isprintable() or not any(_is_unsafe(c) for c in text)
 
 
 def _is_unsafe(c):
@@ -151,7 +152,10 @@ def printable(text: object) -> str:
     >>> print(printable("a\nb"))
     a\nb
     """
+    text = str(text)
+    if is_line(text):
+        return text
     return "".join(
         c.encode("unicode_escape").decode() if _is_unsafe(c) else c
-        for c in str(text)
+        for c in text
     )

@@ -99,6 +99,46 @@ def test_scaled_picture_is_bilinear(scale):
     assert expected.std() > 20
 
 
+@pytest.mark.parametrize("size", [(37, 53), (90, 61)])
+def test_pictures_of_bytes_are_sampled_as_those_of_floats(size, monkeypatch):
+    # The limit of the cast separates the two sizes.
+    sampled = []
+    sample = tf.image.crop_and_resize
+    monkeypatch.setattr(
+        tf.image,
+        "crop_and_resize",
+        lambda x, *args, **kwargs: (
+            sampled.append(x.dtype.name) or sample(x, *args, **kwargs)
+        ),
+    )
+    image, labels = picture(*size)
+    ours, reference = (
+        augment(part, labels, (29, 31), scale=(0.4, 1.6), flip=True)
+        for part in (image, image.astype("float32"))
+    )
+    np.testing.assert_array_equal(ours[0], reference[0])
+    np.testing.assert_array_equal(ours[1], reference[1])
+    kernel = "float32" if size == (37, 53) else "uint8"
+    assert sampled == [kernel, "uint8", "float32", "uint8"]
+    assert ours[0].std() > 20
+
+
+def test_colors_are_those_of_a_product_and_a_sum_clipped():
+    image, labels = picture(29, 31)
+    crop = Augment(AugmentConfig(), (29, 31), IGNORE)
+    draw = tf.constant([0.8, 0.9, -0.7, 0.6])
+    plain, clipped = (
+        crop._recolor(tf.cast(image, "float32"), draw, clip).numpy()
+        for clip in (False, True)
+    )
+    np.testing.assert_array_equal(clipped, np.clip(plain, 0, 255))
+    assert plain.min() < 0 and plain.max() > 255
+    # The same affine map for every pixel.
+    pixels = np.insert(image.reshape(-1, 3), 3, 1, -1).astype("float64")
+    matrix = np.linalg.lstsq(pixels, plain.reshape(-1, 3), rcond=None)[0]
+    np.testing.assert_allclose(plain.reshape(-1, 3), pixels @ matrix, atol=1e-3)
+
+
 def test_small_picture_is_centred_and_padded_with_ignore():
     image, labels = picture(9, 14)
     ours, our_labels = augment(image, labels, (15, 32))
