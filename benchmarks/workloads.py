@@ -885,13 +885,18 @@ def _forms():
         )
 
 
-def _all_taps(make):
-    """Makes a model or layer that computes taps over the padding too."""
+def _all_taps(make, crop_too=False):
+    """Makes a model or layer that computes taps over the padding too.
+
+    With `crop_too` it also crops maps by a `StridedSlice`.
+    """
 
     def plain():
         from keras_aspp.layers import lowering
 
         lowering._live_taps = lambda *_: None
+        if crop_too:
+            lowering.crop = lambda x, size: x[:, : size[0], : size[1]]
         return make()
 
     return plain
@@ -902,6 +907,23 @@ def _live_taps():
     part = functools.partial
     wide = {"padding": "same", "dilation_rate": 18}
     conv = _layer("keras_aspp.layers", "Conv2D", 256, 3, **wide)
+    near = {"padding": "same", "dilation_rate": 6, "dtype": _BF16}
+    conv_bf16 = _layer("keras_aspp.layers", "Conv2D", 256, 3, **near)
+    yield (
+        "form_live_taps_bfloat16",
+        Comparison(
+            "3x3 convolution of rate 6, 33x33x1024 to 256, bfloat16, batch 2, "
+            "forward and gradient",
+            {
+                side: part(layer_gradient, make, 33, 1024, dtype="bfloat16")
+                for side, make in (
+                    ("live taps", conv_bf16),
+                    ("all taps", _all_taps(conv_bf16)),
+                )
+            },
+            (Target("live taps", "all taps", 1.0),),
+        ),
+    )
     for name, what, make, share, smoke in (
         (
             "form_live_taps",
@@ -933,16 +955,24 @@ def _live_taps():
         ),
     ):
         layer = conv if smoke else aspp
-        layer = deeplab_v3 if "train" in name else layer
+        sides = {
+            "live taps": part(make, layer),
+            "all taps": part(make, _all_taps(layer)),
+        }
+        other = "all taps"
+        if "train" in name:
+            other = "all taps, crops as slices with strides"
+            sides = {
+                "live taps": part(make, deeplab_v3),
+                "all taps": part(make, _all_taps(deeplab_v3)),
+                other: part(make, _all_taps(deeplab_v3, crop_too=True)),
+            }
         yield (
             name,
             Comparison(
                 f"{what}, batch 2, forward and gradient",
-                {
-                    "live taps": part(make, layer),
-                    "all taps": part(make, _all_taps(layer)),
-                },
-                (Target("live taps", "all taps", share),),
+                sides,
+                (Target("live taps", other, share),),
                 smoke=smoke,
             ),
         )
