@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 def _is_program():
     """Returns True in a process of `keras-aspp` or `python -m keras_aspp`."""
     arguments = getattr(sys, "argv", None) or [""]
-    # "-m" stands there only while Python imports the package that it runs.
+    # It is "-m" while Python imports the package that it was asked to run.
     return pathlib.Path(arguments[0]).stem in ("keras-aspp", "-m")
 
 

@@ -32,7 +32,7 @@ class StoredMasks:
 
     Attributes:
         parts: for each class, name of the mask and its `StoredMask`, `None`
-            where there is no file: the class is absent.
+            without a file: the class is absent.
     """
 
     parts: tuple[tuple[str, StoredMask | None], ...]
