@@ -445,7 +445,11 @@ def crop(
         import tensorflow as tf
 
         # The gradient of a `StridedSlice` takes ten times as long on a CPU.
-        return tf.slice(x, [0, *first, 0], [-1, *size, -1])
+        y = tf.slice(x, [0, *first, 0], [-1, *size, -1])
+        # Of a window of unknown size, `Slice` forgets the channels.
+        known = [n if isinstance(n, int) else None for n in size]
+        y.set_shape((x.shape[0], *known, x.shape[-1]))
+        return y
     (top, left), (height, width) = first, size
     return x[:, top : top + height, left : left + width, :]
 
