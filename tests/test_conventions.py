@@ -69,7 +69,7 @@ UNMIRRORED = {
     "losses": "base cross_entropy distillation overlap weighted_sum",
     "models": "archive features steps transfer",
     "plots": "evaluation explain figure model_report preview",
-    "utils": "exceptions extras finite native_log signals text types",
+    "utils": "exceptions extras finite native_log signals types",
 }
 LOWERING = PACKAGE / "layers" / "lowering.py"
 
