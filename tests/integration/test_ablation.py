@@ -13,7 +13,9 @@ from keras_aspp.backbones.rebuild import configure
 from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.config.schema import ModelConfig
+from keras_aspp.layers import DepthwiseConv2D
 from keras_aspp.models import features
+from keras_aspp.models.factory import build_model
 from keras_aspp.preprocess import Preprocess
 from training import ablation, context_variants, shrink
 from training.context_variants import contexts, head_madds
@@ -74,6 +76,33 @@ def test_ablation_resumes_and_reports(
     assert "| no dilation, stride 32 | " in table
     assert table.count("±") == 2
     assert Image.open(tmp_path / "runs" / "figure.png").width > 300
+
+
+def test_rows_of_rates_and_strides_differ_in_what_they_say():
+    model = ModelConfig(
+        architecture="deeplab_v3",
+        backbone="mobilenet_v2_0.1",
+        backbone_weights=None,
+        atrous_rates=[1, 2, 3],
+        aspp_filters=8,
+    )
+    rows = {name: one for name, (_, one) in ablation.variants(model).items()}
+    reach = {
+        name: one.output_stride * max(one.atrous_rates)
+        for name, one in rows.items()
+    }
+    assert rows["finer_stride"].output_stride == 8
+    assert reach["finer_stride"] == reach["aspp_pooling"] == 48
+    assert reach["doubled_rates"] == 96
+    rates = [
+        {
+            layer.dilation_rate[0]
+            for layer in build_model(rows[name], 8).backbone.layers
+            if isinstance(layer, DepthwiseConv2D)
+        }
+        for name in ("aspp_pooling", "multi_grid")
+    ]
+    assert rates == [{1, 2}, {1, 2, 4, 8}]
 
 
 def test_context_modules_are_compared_at_equal_cost(monkeypatch):
