@@ -6,16 +6,10 @@ import re
 
 import keras
 
-from keras_aspp.backbones.grids import OURS, Walk
+from keras_aspp.backbones.grids import Walk
 from keras_aspp.backbones.rebuild import rebuild
-from keras_aspp.layers.rewritable import as_lists
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import (
-    check_functional,
-    graph_of,
-    layers_by_path,
-    producer,
-)
+from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
 from keras_aspp.utils.types import Tensor
 
 _UNLIMITED = 2**30
@@ -53,20 +47,6 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
     >>> dense(keras.ops.ones((1, 8, 8, 3))).shape
     TensorShape([1, 4, 4, 4])
     """
-    return rewritten(model, output_stride)
-
-
-def rewritten(
-    model: keras.Model, output_stride: int, copy: bool = True
-) -> keras.Model:
-    """As `with_output_stride`.
-
-    Args:
-        model: functional `keras.Model`.
-        output_stride: int.
-        copy: bool. If False, a functional model that needs no change is
-            returned itself. Defaults to `True`.
-    """
     _check_image_model(model)
     if (
         type(output_stride) is not int
@@ -94,8 +74,6 @@ def rewritten(
             f"strides {', '.join(map(str, strides))}. "
             f"Received: output_stride={output_stride}"
         )
-    if not copy and not _differs(model, walk):
-        return model
     dense = rebuild(model, walk.changes, trims=walk.trims, resized=walk.resized)
     if isinstance(dense, keras.Sequential):
         # It has no `input` or `output` to go on from.
@@ -104,27 +82,6 @@ def rewritten(
     if hasattr(model, "preprocess"):
         dense.preprocess = model.preprocess
     return dense
-
-
-def _differs(model, walk):
-    """Returns True if `rebuild` would return another network."""
-    layers = dict(layers_by_path(model))
-    if (
-        type(model).__name__ != "Functional"
-        or walk.trims
-        or walk.resized
-        or any(type(layer) in OURS for layer in layers.values())
-    ):
-        return True
-    configs = {
-        path: (layers[path].get_config(), change)
-        for path, change in walk.changes.items()
-        if change
-    }
-    return any(
-        as_lists({**config, **change}) != as_lists(config)
-        for config, change in configs.values()
-    )
 
 
 def _check_image_model(model):

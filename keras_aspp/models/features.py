@@ -1,6 +1,5 @@
 """Backbones as a segmenter uses them: choice, features, alignment."""
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,8 @@ from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import (
     feature_strides,
     first_cell,
-    rewritten,
     stage_ends,
+    with_output_stride,
 )
 from keras_aspp.backbones.pyramid import (
     as_it_is,
@@ -25,15 +24,6 @@ from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
-
-# Backbones of files that are loading; a segmenter need not copy them.
-_UNSHARED = weakref.WeakSet()
-
-
-def mark_unshared(backbone: Any) -> None:
-    """Lets the segmenter built on a backbone next use it without a copy."""
-    if isinstance(backbone, keras.Model):
-        _UNSHARED.add(backbone)
 
 
 def choose_backbone(
@@ -63,9 +53,7 @@ def choose_backbone(
         # The weights were trained on images preprocessed like this.
         preprocess = preprocess or saved.preprocess
     if not isinstance(backbone, str):
-        model, copy = backbone, backbone not in _UNSHARED
-        _UNSHARED.discard(backbone)
-        backbone = as_features(model, output_stride, copy)
+        model, backbone = backbone, as_features(backbone, output_stride)
         preprocess = preprocess or preprocess_of(model)
     elif saved is not None:
         # Padding and epsilon belong to the weights, so this is the backbone
@@ -174,9 +162,7 @@ def pick(features: Mapping[str, Any], key: str) -> Any:
     return features[key]
 
 
-def as_features(
-    model: keras.Model, output_stride: int, copy: bool = True
-) -> keras.Model:
+def as_features(model: keras.Model, output_stride: int) -> keras.Model:
     """Converts a functional model to a dense extractor with dict outputs.
 
     A keras-hub backbone has the features of its `pyramid_outputs`. A backbone
@@ -186,8 +172,6 @@ def as_features(
     Args:
         model: functional `keras.Model`.
         output_stride: int, pixels per cell of the last feature map.
-        copy: bool. If False, the result may be `model` itself. Defaults to
-            `True`.
 
     Returns:
         `keras.Model`, images -> dict keyed by nominal stride.
@@ -201,7 +185,7 @@ def as_features(
         if has_pyramid(model):
             features = {**stage_ends(model), **pyramid_of(model)}
             stated = keras.Model(model.input, features, name=model.name)
-        dense = rewritten(stated, output_stride, copy)
+        dense = with_output_stride(stated, output_stride)
     except InputError as error:
         dense = _as_it_is(model, output_stride, error)
     if len(dense.inputs) != 1:

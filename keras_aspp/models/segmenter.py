@@ -27,7 +27,6 @@ from keras_aspp.layers.class_thresholds import (
     ClassThresholds,
     check_thresholds,
 )
-from keras_aspp.layers.rewritable import as_lists
 from keras_aspp.models.archive import load_keras
 from keras_aspp.models.auxiliary import (
     AuxiliaryHead,
@@ -38,7 +37,6 @@ from keras_aspp.models.features import (
     choose_backbone,
     coarsest,
     end_at,
-    mark_unshared,
     middle,
     resolve_input_shape,
     shift_px,
@@ -539,9 +537,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         if self.task == "semantic":
             # Earlier versions load the file, too.
             del config["task"], config["threshold"]
-        config["backbone"] = _shapes_as_lists(
-            keras.saving.serialize_keras_object(self.backbone)
-        )
+        config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
         frozen = [
             layer.name
             for layer in self.layers
@@ -575,25 +571,10 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects=custom_objects
         )
-        mark_unshared(config["backbone"])
         model = cls(**config)
         for name in frozen:
             model.get_layer(name).trainable = False
         return model
-
-
-def _shapes_as_lists(config):
-    """Returns a configuration with the shapes that a loaded layer has."""
-    if isinstance(config, list):
-        return [_shapes_as_lists(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: as_lists(value)
-        if key == "build_config"
-        else _shapes_as_lists(value)
-        for key, value in config.items()
-    }
 
 
 def _insert_common_arguments(architecture):

@@ -10,7 +10,6 @@ import pytest
 from helpers import ROOT, npy, randomize, sample
 from model_tester import SMALL_HEADS
 
-from keras_aspp.backbones import with_output_stride
 from keras_aspp.models import DeepLabV3, DeepLabV3Plus, with_dtype
 from keras_aspp.models.factory import ARCHITECTURES
 from keras_aspp.models.precision import compute_dtypes
@@ -53,43 +52,6 @@ def test_optimizer_state_stays_with_the_run(toy_backbone, tmp_path):
     assert model.optimizer is optimizer and model.compiled
     saved = keras.saving.load_model(tmp_path / "model.keras")
     assert not saved.compiled
-
-
-def test_loading_creates_each_weight_once(toy_backbone, tmp_path, monkeypatch):
-    model = DeepLabV3(3, toy_backbone(), atrous_rates=(1,), aspp_filters=8)
-    path = tmp_path / "model.keras"
-    model.save(path)
-    shapes = []
-    create = keras.Variable.__init__
-
-    def counted(self, initializer, shape=None, *args, **kwargs):
-        shapes.append(shape)
-        create(self, initializer, shape, *args, **kwargs)
-
-    monkeypatch.setattr(keras.Variable, "__init__", counted)
-    loaded = keras.saving.load_model(path)
-    created = [tuple(shape) for shape in shapes if shape]
-    assert len(created) == len([w for w in model.variables if w.shape.rank])
-    monkeypatch.undo()
-    other = DeepLabV3(3, loaded.backbone, atrous_rates=(1,), aspp_filters=8)
-    theirs = {id(w) for w in loaded.weights}
-    assert not theirs & {id(w) for w in other.weights}
-
-
-@pytest.mark.parametrize("own_layers", [False, True])
-def test_a_configuration_whose_backbone_is_not_dense(toy_backbone, own_layers):
-    toy = toy_backbone(padding=1, features=True)
-    model = randomize(
-        DeepLabV3(3, toy, output_stride=8, atrous_rates=(1,), aspp_filters=8)
-    )
-    config = model.get_config()
-    coarse = with_output_stride(toy, 32) if own_layers else toy
-    config["backbone"] = keras.saving.serialize_keras_object(coarse)
-    loaded = DeepLabV3.from_config(config)
-    assert loaded.get_config() == model.get_config()
-    loaded.set_weights(model.get_weights())
-    x = sample((1, 65, 50, 3))
-    np.testing.assert_array_equal(npy(loaded(x)), npy(model(x)))
 
 
 # Loads models from files with nothing but the package imported, and no more.
