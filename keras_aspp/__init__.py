@@ -43,8 +43,10 @@ def __getattr__(name: str) -> Any:
 def _is_program():
     """Returns True in a process of `keras-aspp` or `python -m keras_aspp`."""
     arguments = getattr(sys, "argv", None) or [""]
-    # It is "-m" while Python imports the package that it was asked to run.
-    return pathlib.Path(arguments[0]).stem in ("keras-aspp", "-m")
+    if arguments[0] == "-m":  # while Python imports the package that it runs
+        module = sys.orig_argv[-len(arguments) :][0]
+        return module.removeprefix("-m") == "keras_aspp"
+    return pathlib.Path(arguments[0]).stem == "keras-aspp"
 
 
 # Python imports a package before its modules, so the program would

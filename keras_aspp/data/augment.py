@@ -277,7 +277,7 @@ class Augment:
             return sample(x)
         # The kernel samples float32 faster, with the same result. The cast
         # costs more than that in images much larger than the crop.
-        area = tf.reduce_prod(tf.shape(x)[:2])
+        area = tf.reduce_prod(tf.shape(x, "int64")[:2])
         return tf.cond(
             area <= _CAST_UP_TO * math.prod(self.crop_size),
             lambda: sample(tf.cast(x, "float32")),

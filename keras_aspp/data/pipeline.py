@@ -80,7 +80,7 @@ def training_dataset(
         return of_pixels(image), labels, own_seed
 
     # Layers of keras-cv and users' functions may contain an `if` of tensors.
-    if not crop.layers and isinstance(preprocess, Preprocess):
+    if not crop.layers and type(preprocess) is Preprocess:
         make = do_not_convert(make)
     return (
         _in_order(

@@ -88,6 +88,23 @@ def test_python_runs_the_package_as_the_program():
 
 
 @pytest.mark.slow  # a second TensorFlow
+def test_a_module_of_a_package_that_imports_ours_finds_its_classes(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("import keras_aspp")
+    code = "import sys; assert 'keras_aspp.models' in sys.modules"
+    (tmp_path / "theirs" / "run.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "theirs.run"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow  # a second TensorFlow
 def test_a_program_loads_tensorflow_silently_and_every_class_of_a_model(
     tiny_export,
 ):

@@ -121,6 +121,25 @@ def test_preprocess_is_applied_after_the_augmentation():
     assert np.all(plain[:, 0, 0] == FILL)
 
 
+def as_floats(image):
+    if tf.reduce_max(image) > 1:  # what AutoGraph makes a part of the graph
+        image = image / 255
+    return image
+
+
+class AsFloats(Preprocess):
+    def __call__(self, images):
+        return as_floats(images)
+
+
+@pytest.mark.parametrize("preprocess", [as_floats, AsFloats()])
+def test_own_preprocessing_may_branch_on_tensors(preprocess):
+    dataset = training(Pictures(), preprocess=preprocess)
+    found = {image.numpy().max() for image, _ in dataset.unbatch().take(COUNT)}
+    expected = [10 * number / 255 for number in range(COUNT)]
+    np.testing.assert_allclose(sorted(found), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_each_epoch_sees_each_example_once(batch_size):
     seen = order(training(Pictures(), batch_size), 4 * COUNT)

@@ -54,6 +54,33 @@ def test_optimizer_state_stays_with_the_run(toy_backbone, tmp_path):
     assert not saved.compiled
 
 
+def test_weights_keep_their_names_in_a_file(tmp_path):
+    """By which they are found again, as those of ConvNeXt's nested stem."""
+    inputs = keras.Input((None, None, 3))
+    stem = keras.Sequential(
+        [
+            keras.layers.Conv2D(4, 3, 4, padding="same"),
+            keras.layers.BatchNormalization(),
+        ],
+        name="stem",
+    )
+    x = stem(inputs)
+    outputs = {"stride_4": x}
+    for stride in (8, 16, 32):
+        x = keras.layers.Conv2D(4, 3, 2, padding="same")(x)
+        outputs[f"stride_{stride}"] = x
+    backbone = keras.Model(inputs, outputs)
+    model = DeepLabV3(3, backbone, atrous_rates=(1,), aspp_filters=4)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    names = [weight.path for weight in model.backbone.weights]
+    assert any("stem" in name for name in names)
+    assert [weight.path for weight in loaded.backbone.weights] == names
+    copied = with_dtype(loaded, "bfloat16")
+    for ours, theirs in zip(copied.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(npy(ours), npy(theirs))
+
+
 # Loads models from files with nothing but the package imported, and no more.
 _LOAD = """
 import gc, sys
