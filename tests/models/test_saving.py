@@ -76,7 +76,7 @@ def test_weights_keep_their_names_in_a_file(tmp_path):
     names = [weight.path for weight in model.backbone.weights]
     assert any("stem" in name for name in names)
     assert [weight.path for weight in loaded.backbone.weights] == names
-    copied = with_dtype(loaded, "bfloat16")
+    copied = with_dtype(loaded, "mixed_bfloat16")
     for ours, theirs in zip(copied.weights, model.weights, strict=True):
         np.testing.assert_array_equal(npy(ours), npy(theirs))
 
