@@ -67,7 +67,7 @@ UNMIRRORED = {
     "layers": "checks",
     "litert": "describe edit graph sandbox",
     "losses": "base cross_entropy distillation overlap weighted_sum",
-    "models": "archive features steps transfer",
+    "models": "archive features steps",
     "plots": "evaluation explain figure model_report preview",
     "utils": "exceptions extras finite native_log signals types",
 }

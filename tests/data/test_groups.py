@@ -51,6 +51,8 @@ def test_one_group_at_least_is_held_out_and_one_is_left():
     groups = ["a", "b", "c"]
     assert len(hold_out(groups, 1e-9)) == 1
     assert len(hold_out(groups, 1 - 1e-9)) == 2
+    for share in (1e-9, 1 - 1e-9):
+        assert len(hold_out(["a", "b"], share)) == 1
 
 
 def test_chosen_groups_are_held_out_whatever_the_share():

@@ -210,13 +210,13 @@ def test_other_files_are_refused(tmp_path):
             read(path, 1)
 
 
-def write_jpeg(path, **options):
+def write_jpeg(path, height=96, **options):
     """A TIFF of JPEG as GDAL writes it, its tables apart; what it shows."""
     import rasterio
 
-    y, x = np.mgrid[:96, :144]
+    y, x = np.mgrid[:height, :144]
     image = np.stack([2 * y, x, x + y // 2], -1).astype("uint8")
-    profile = {"driver": "GTiff", "height": 96, "width": 144, "count": 3}
+    profile = {"driver": "GTiff", "height": height, "width": 144, "count": 3}
     with warnings.catch_warnings():
         # It has no position on the earth.
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -233,6 +233,8 @@ def write_jpeg(path, **options):
         {"photometric": "ycbcr", "interleave": "pixel"},
         {"photometric": "ycbcr", "interleave": "pixel", "tiled": True},
         {"blockysize": 40, "interleave": "pixel"},
+        # The last strip has one row.
+        {"blockysize": 40, "interleave": "pixel", "height": 81},
     ],
     ids=str,
 )
