@@ -39,3 +39,9 @@ def test_masks_agree_where_all_classes_do(tmp_path):
         for m in masks
     )
     assert agreement(found, expected, image) == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("value", [1, 1.5, -0.1, False])
+def test_a_confidence_outside_its_range_is_refused(tiny_workdir, value):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        ka.Predictor(tiny_workdir, min_confidence=value)
