@@ -139,6 +139,14 @@ def test_colors_are_those_of_a_product_and_a_sum_clipped():
     np.testing.assert_allclose(plain.reshape(-1, 3), pixels @ matrix, atol=1e-3)
 
 
+def test_brightness_is_a_share_of_white():
+    crop = Augment(AugmentConfig(brightness=0.2), (29, 31), IGNORE)
+    draw = tf.constant([-0.5, 0.0, 0.0, 0.0])
+    image = tf.fill((29, 31, 3), 100.0)
+    changed = crop._recolor(image, draw, clip=False).numpy()
+    np.testing.assert_allclose(changed, 100 - 0.5 * 0.2 * 255, atol=1e-3)
+
+
 def test_small_picture_is_centred_and_padded_with_ignore():
     image, labels = picture(9, 14)
     ours, our_labels = augment(image, labels, (15, 32))
