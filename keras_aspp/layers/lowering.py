@@ -444,7 +444,7 @@ def crop(
     if form() == "graph":
         import tensorflow as tf
 
-        # The gradient of a `StridedSlice` takes ten times as long on a CPU.
+        # The gradient of `StridedSlice` takes 7 to 10 times as long on a CPU.
         y = tf.slice(x, [0, *first, 0], [-1, *size, -1])
         # Of a window of unknown size, `Slice` forgets the channels.
         known = [n if isinstance(n, int) else None for n in size]

@@ -572,7 +572,7 @@ def test_crop(is_static, how):
 
 @tensorflow_only
 def test_gradients_of_crops_are_no_strided_slices():
-    """Their kernel takes ten times as long on a CPU."""
+    """Their kernel takes 7 to 10 times as long on a CPU."""
 
     def resize(x):
         return lowering.resize_bilinear(x, (17, 13), (18, 14))
