@@ -955,18 +955,15 @@ def _live_taps():
         ),
     ):
         layer = conv if smoke else aspp
+        layer = deeplab_v3 if "train" in name else layer
+        other = "all taps"
         sides = {
             "live taps": part(make, layer),
-            "all taps": part(make, _all_taps(layer)),
+            other: part(make, _all_taps(layer)),
         }
-        other = "all taps"
         if "train" in name:
             other = "all taps, crops as slices with strides"
-            sides = {
-                "live taps": part(make, deeplab_v3),
-                "all taps": part(make, _all_taps(deeplab_v3)),
-                other: part(make, _all_taps(deeplab_v3, crop_too=True)),
-            }
+            sides[other] = part(make, _all_taps(layer, crop_too=True))
         yield (
             name,
             Comparison(

@@ -70,8 +70,6 @@ def training_dataset(
     if getattr(preprocess, "input_range", None) is not None:
         to_pixels, of_pixels = preprocess.to_pixels, preprocess.of_pixels()
 
-    do_not_convert = tf.autograph.experimental.do_not_convert
-
     def make(epoch, i, record):
         image, labels = record if cached else decode(*record)
         epoch_seed = tf.stack([tf.constant(seed, "int64"), epoch])
@@ -81,7 +79,7 @@ def training_dataset(
 
     # Layers of keras-cv and users' functions may contain an `if` of tensors.
     if not crop.layers and type(preprocess) is Preprocess:
-        make = do_not_convert(make)
+        make = _without_autograph(make)
     return (
         _in_order(
             source, split, seed, first_example, decode if cached else None
@@ -89,7 +87,7 @@ def training_dataset(
         .shard(num_shards=shard[1], index=shard[0])
         .map(make, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
-        .map(do_not_convert(crop.mix))
+        .map(_without_autograph(crop.mix))
         .prefetch(2)
     )
 
@@ -158,7 +156,6 @@ def evaluation_dataset(
     """
     import tensorflow as tf
 
-    do_not_convert = tf.autograph.experimental.do_not_convert
     ignore, channels = source.spec.ignore_label, source.spec.channels
     axes = source.spec.label_axes
     batch_size = min(batch_size, source.size(split))
@@ -192,14 +189,14 @@ def evaluation_dataset(
         return (
             tf.data.Dataset.zip(some)
             .map(
-                do_not_convert(
+                _without_autograph(
                     lambda number, record: (*decode(*record), number)
                 ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
             .group_by_window(
-                do_not_convert(size_key),
-                do_not_convert(lambda _, d: d.batch(batch_size)),
+                _without_autograph(size_key),
+                _without_autograph(lambda _, d: d.batch(batch_size)),
                 batch_size,
             )
         )
@@ -208,10 +205,20 @@ def evaluation_dataset(
         source.records(split)
         .enumerate()
         .window(IMAGES_GROUPED // batch_size * batch_size or batch_size)
-        .flat_map(do_not_convert(grouped))
-        .map(do_not_convert(fill))
+        .flat_map(_without_autograph(grouped))
+        .map(_without_autograph(fill))
         .prefetch(2)
     )
+
+
+def _without_autograph(function):
+    """Keeps AutoGraph from converting a function, which takes time.
+
+    For functions without `if`, `for` or `while` of tensors.
+    """
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _in_order(source, split, seed, first_example, decode=None):
@@ -221,13 +228,12 @@ def _in_order(source, split, seed, first_example, decode=None):
     """
     import tensorflow as tf
 
-    do_not_convert = tf.autograph.experimental.do_not_convert
     count = source.size(split)
     by_shard = hasattr(source, "shuffled") and not _fits(source, split)
     records = source.records(split).enumerate()
     if decode is not None:
         records = records.map(
-            do_not_convert(lambda i, record: (i, decode(*record))),
+            _without_autograph(lambda i, record: (i, decode(*record))),
             num_parallel_calls=tf.data.AUTOTUNE,
         ).cache()
 
@@ -242,7 +248,7 @@ def _in_order(source, split, seed, first_example, decode=None):
                 count, seed=own_seed, reshuffle_each_iteration=False
             )
         return shuffled.map(
-            do_not_convert(lambda i, record: (epoch, i, record))
+            _without_autograph(lambda i, record: (epoch, i, record))
         )
 
     return (

@@ -576,14 +576,13 @@ def _over_windows(reduce, x, size, atrous_rate):
     """Reduces dilated windows, rows first; no padding."""
     for axis in (1, 2):
         k, rate = size[axis - 1], atrous_rate[axis - 1]
-        size_left = list(ops.shape(x)[1:3])
-        size_left[axis - 1] -= (k - 1) * rate
-        firsts = [
-            (i * rate, 0) if axis == 1 else (0, i * rate) for i in range(k)
+        cells = list(ops.shape(x)[1:3])
+        cells[axis - 1] -= (k - 1) * rate
+        taps = [
+            crop(x, cells, (i * rate, 0) if axis == 1 else (0, i * rate))
+            for i in range(k)
         ]
-        x = functools.reduce(
-            reduce, [crop(x, size_left, first) for first in firsts]
-        )
+        x = functools.reduce(reduce, taps)
     return x
 
 

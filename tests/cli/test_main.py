@@ -42,12 +42,17 @@ for line in sys.argv[1:]:
 
 def run_program(code, *arguments, **environment):
     """Runs Python code in a new process, with no log level set."""
+    return run_python("-c", code, *arguments, **environment)
+
+
+def run_python(*arguments, folder=ROOT, **environment):
+    """Runs Python in a new process, with no log level set."""
     inherited = {**os.environ, "PYTHONPATH": str(ROOT)}
     inherited.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, *arguments],
         env={**inherited, **environment},
-        cwd=ROOT,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
@@ -75,13 +80,7 @@ def test_version_and_help_import_no_tensorflow_and_log_nothing():
 
 def test_python_runs_the_package_as_the_program():
     # Python lists what it imports on stderr.
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "keras_aspp", "--version"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("-X", "importtime", "-m", "keras_aspp", "--version")
     assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
     assert "keras_aspp.cli.main" in done.stderr
     assert "tensorflow" not in done.stderr
@@ -93,14 +92,7 @@ def test_a_module_of_a_package_that_imports_ours_finds_its_classes(tmp_path):
     (tmp_path / "theirs" / "__init__.py").write_text("import keras_aspp")
     code = "import sys; assert 'keras_aspp.models' in sys.modules"
     (tmp_path / "theirs" / "run.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "theirs.run"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("-m", "theirs.run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
