@@ -206,6 +206,19 @@ def configure(
     )
 
 
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """Returns the compute dtypes of all layers that have weights.
+
+    A functional model's own policy is always the global one, so it is not
+    among them.
+    """
+    return {
+        layer.compute_dtype
+        for layer in sublayers(model)
+        if layer.weights and not isinstance(layer, keras.Model)
+    }
+
+
 def synchronize(model: keras.Model) -> keras.Model:
     """Copies a model with batch statistics over all replicas."""
     changes = {}

@@ -316,7 +316,7 @@ class TrainConfig:
             passes through a momentum of 0.9, as in PyTorch's SGD and the
             papers, is ten times as strong: DeepLab's 4e-5 is 4e-4 here.
         backbone_learning_rate_factor: learning rate of the backbone relative
-            to that of the head; other values than 1 need `optimizer: sgd`.
+            to that of the head.
         ema_momentum: momentum of an exponential moving average of the
             weights, in (0, 1), which is validated and kept instead of them,
             or `null`.
@@ -406,9 +406,9 @@ class TrainConfig:
             "validate_every_epochs",
             "keep_checkpoints",
             *(
-                ["checkpoint_steps"]
-                if self.checkpoint_steps is not None
-                else []
+                name
+                for name in ("checkpoint_steps", "early_stopping_epochs")
+                if getattr(self, name) is not None
             ),
         )
         for name in counts:

@@ -57,6 +57,7 @@ class _AveragePerUpdate:
 
     Keras averages once for each batch, also for those that only accumulate
     gradients; the average then covers fewer updates than its momentum implies.
+    Until the first update the average is the weights.
     """
 
     def _update_model_variables_moving_average(self, trainable_variables):
@@ -64,9 +65,9 @@ class _AveragePerUpdate:
         if not self.gradient_accumulation_steps:
             advance(trainable_variables)
             return
-        batches = self._iterations + 1
+        updates = (self._iterations + 1) % self.gradient_accumulation_steps == 0
         ops.cond(
-            batches % self.gradient_accumulation_steps == 0,
+            ops.logical_or(updates, self.iterations == 0),
             lambda: advance(trainable_variables),
             lambda: None,
         )

@@ -148,8 +148,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         channels = inputs.shape[-1]
         outputs, mean, variance = lowering.normalize(
             inputs,
-            self.gamma if self.scale else ops.ones(channels),
-            self.beta if self.center else ops.zeros(channels),
+            _float32(self.gamma if self.scale else ops.ones(channels)),
+            _float32(self.beta if self.center else ops.zeros(channels)),
             self.epsilon,
         )
         for moving, found in (
@@ -157,12 +157,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             (self.moving_variance, variance),
         ):
             moving.assign(
-                moving * self.momentum + found * (1.0 - self.momentum)
+                _float32(moving) * self.momentum + found * (1.0 - self.momentum)
             )
         return outputs
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "frozen": self.frozen}
+
+
+def _float32(x):
+    return ops.cast(x, "float32")
 
 
 def freeze_batch_norm(model: keras.Model) -> None:

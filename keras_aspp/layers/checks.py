@@ -108,6 +108,30 @@ def check_fusion(value: str, fusions: Sequence[str]) -> str:
     return value
 
 
+def check_batch_norm_numbers(momentum: float, epsilon: float) -> None:
+    """Raises `ValueError` for a momentum outside [0, 1) or an epsilon <= 0."""
+    if not 0 <= momentum < 1:
+        raise InputError(
+            "`batch_norm_momentum` must be in [0, 1). "
+            f"Received: batch_norm_momentum={momentum}"
+        )
+    if not 0 < epsilon < float("inf"):
+        raise InputError(
+            "`batch_norm_epsilon` must be > 0. "
+            f"Received: batch_norm_epsilon={epsilon}"
+        )
+
+
+def check_channels_last(data_format: str) -> None:
+    """Raises `ValueError` for a layer of Keras that is channels first."""
+    if data_format != "channels_last":
+        raise InputError(
+            "Layers and models of keras_aspp must be channels last; set "
+            "`data_format`, or `keras.config.set_image_data_format`, to "
+            f"'channels_last'. Received: data_format={data_format!r}"
+        )
+
+
 def check_batch_norm(value: BatchNorm) -> BatchNorm:
     """Returns `value`, or raises `ValueError` unless it is in `NORMS`."""
     if value not in NORMS:

@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.layers.checks import check_channels_last
 from keras_aspp.layers.initializers import is_depthwise, with_depthwise_fans
 from keras_aspp.utils.types import (
     Activation,
@@ -73,6 +74,7 @@ class _Window(RemembersOriginal):
 
     def __init__(self, *args, pads=None, anchor=None, **kwargs):
         super().__init__(*args, **kwargs)
+        check_channels_last(self.data_format)
         self.pads = pads and tuple(tuple(pair) for pair in pads)
         self.anchor = anchor and tuple(anchor)
 

@@ -167,7 +167,8 @@ class SegmentationLoss(WholeLoss):
             valid = weights != 0
         wrong = ops.any(ops.logical_and(valid, ops.logical_not(known)))
         # Multiplied by NaN, not replaced, so that the gradient is NaN too.
-        return loss * ops.where(wrong, float("nan"), 1.0)
+        nan = ops.cast(float("nan"), loss.dtype)
+        return loss * ops.where(wrong, nan, ops.ones_like(loss))
 
     def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         """Computes the loss.
@@ -212,7 +213,7 @@ class SegmentationLoss(WholeLoss):
     def weights_of(self, num_classes: int) -> Tensor:
         """Returns class weights as a tensor (K,), ones by default."""
         if self.class_weights is None:
-            return ops.ones(num_classes)
+            return ops.ones(num_classes, dtype="float32")
         if len(self.class_weights) != num_classes:
             raise InputError(
                 "`class_weights` must hold one weight for each class. "

@@ -16,6 +16,10 @@ from keras_aspp.losses.base import (
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
+# Three digits of the bits of a float32 >= 0.
+_BASE = 2**11
+_DIGITS = (_BASE**2, _BASE, 1)
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class CrossEntropy(SegmentationLoss):
@@ -121,7 +125,9 @@ class CrossEntropy(SegmentationLoss):
             near = _near_another(labels, valid, self.boundary_px)
             weights = weights * (1 + near * (self.boundary_weight - 1))
         if self.hard_share < 1:
-            weights = weights * _hardest(loss, valid, self.hard_share)
+            weights = weights * _hardest(
+                loss, valid, self.hard_share, self.all_reduce_sum
+            )
         return weighted_mean(loss, weights, self.all_reduce_sum)
 
     def get_config(self) -> dict[str, Any]:
@@ -148,12 +154,30 @@ def _near_another(labels, valid, distance_px):
     return ops.cast(highest(labels) > -highest(-labels), "float32")[..., 0]
 
 
-def _hardest(loss, valid, share):
-    """Returns 1 for this share of the valid pixels, by highest loss."""
-    # Losses are >= 0, so ignored pixels sort last.
-    loss = ops.stop_gradient(ops.where(valid > 0, loss, -1.0))
-    ordered = ops.sort(ops.reshape(loss, (-1,)))[::-1]
-    pixels = ops.sum(ops.cast(valid > 0, "float32"))
-    count = ops.cast(ops.ceil(share * pixels), "int32")
-    least = ops.take(ordered, ops.maximum(count - 1, 0))
-    return ops.cast(loss >= ops.maximum(least, 0.0), "float32")
+def _hardest(loss, valid, share, all_reduce_sum):
+    """Returns 1 for this share of the valid pixels, by highest loss.
+
+    The least loss of that share is found digit by digit, from the sums of
+    weights of each digit, which replicas can add. A sort could not be shared.
+    """
+    # Floats >= 0 have the order of their bits.
+    bits = ops.view(ops.maximum(ops.stop_gradient(loss), 0.0), "int32")
+    wanted = share * all_reduce_sum(ops.sum(valid))
+    least = 0
+    for digit in _DIGITS:
+        # Of the pixels equal to `least` in the digits before.
+        equal = bits // digit // _BASE == least // digit // _BASE
+        weight = all_reduce_sum(
+            ops.segment_sum(
+                ops.reshape(ops.where(equal, valid, 0.0), (-1,)),
+                ops.reshape(bits // digit % _BASE, (-1,)),
+                num_segments=_BASE,
+            )
+        )
+        # Of pixels with this digit or a higher one.
+        reached = ops.flip(ops.cumsum(ops.flip(weight)))
+        chosen = ops.sum(ops.cast(reached >= wanted, "int32")) - 1
+        chosen = ops.maximum(chosen, 0)  # sums are rounded
+        wanted = wanted - ops.take(reached - weight, chosen)
+        least = least + chosen * digit
+    return ops.cast(bits >= least, "float32")

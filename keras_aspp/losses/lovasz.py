@@ -78,7 +78,7 @@ class LovaszSoftmax(_Lovasz):
         counted = _by_error(
             errors,
             _rank(errors),
-            ops.arange(num_classes),
+            ops.arange(num_classes, dtype="int32"),
             every,
             num_classes,
             count_dtype,

@@ -69,7 +69,7 @@ class BoundaryIoU:
         occur = np.unique(np.stack([labels, predicted])[:, valid])
         for class_id in occur:
             a, b = (
-                rim(np.asarray(mask) == class_id, distance_px)
+                rim((np.asarray(mask) == class_id) & valid, distance_px)
                 for mask in (labels, predicted)
             )
             self.shared[class_id] += np.count_nonzero(a & b)

@@ -48,7 +48,7 @@ class Calibration:
             scores: float `(B, H, W, K)` logits.
 
         Raises:
-            ValueError: other shapes or labels.
+            ValueError: other shapes or labels, or scores that are NaN.
         """
         labels, scores = np.asarray(labels), np.asarray(scores, "float32")
         if scores.ndim != 4 or labels.shape != scores.shape[:3]:
@@ -62,6 +62,11 @@ class Calibration:
         # Softmax of the largest logit, its exponent shifted to 0.
         total = np.exp(scores - highest[..., None]).sum(-1)
         confidence = (1 / total)[valid]
+        if np.isnan(confidence).any():
+            raise InputError(
+                "Scores must be numbers. Received: "
+                f"{np.isnan(confidence).sum()} pixels with NaN"
+            )
         right = (scores.argmax(-1) == labels)[valid]
         bins = len(self.pixels)
         where = np.minimum((confidence * bins).astype(int), bins - 1)

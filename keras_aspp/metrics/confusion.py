@@ -31,7 +31,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         ignore_label: int. Label of pixels that are not counted. Defaults to
             255.
         name: str. Defaults to `"mean_iou"`.
-        dtype: Keras dtype of the result.
+        dtype: Keras dtype of the counts, or `None` for an int. Not one of 16
+            bits, which cannot count pixels.
 
     Call arguments (`update_state`):
         y_true: int (B, H, W) or (B, H, W, 1), `0..num_classes-1` or
@@ -66,6 +67,12 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         on_jax = keras.backend.backend() == "jax"
         if dtype is None and on_jax:
             dtype = "int32"
+        counts = keras.dtype_policies.get(dtype or "int64").compute_dtype
+        if counts in ("float16", "bfloat16"):
+            raise InputError(
+                "`dtype` must be one that counts pixels, an int or float64. "
+                f"Received: dtype={dtype!r}"
+            )
         super().__init__(
             num_classes=check_num_classes(num_classes),
             ignore_class=ignore_label,

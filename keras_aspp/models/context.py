@@ -169,6 +169,15 @@ def as_context(
     return context
 
 
+def context_with_dtype(
+    context: dict[str, Any], dtype: str | keras.DTypePolicy
+) -> dict[str, Any]:
+    """Returns the serialized form of a layer in another dtype policy."""
+    layer = _layer_of(context)
+    config = {**layer.get_config(), "dtype": dtype}
+    return as_context(type(layer).from_config(config))
+
+
 def _layer_type(context):
     """Returns the class of a context, `ContextLayer` for any other layer."""
     if isinstance(context, str):

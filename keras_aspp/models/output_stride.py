@@ -5,7 +5,7 @@ import types
 from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.rates import offsets_of, whole_rates
 from keras_aspp.models.segmenter import Segmenter
-from keras_aspp.models.transfer import load_matching
+from keras_aspp.models.transfer import copy_with
 from keras_aspp.utils.exceptions import InputTypeError
 
 
@@ -51,15 +51,12 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
     check_positive_int("output_stride", output_stride)
-    arguments = segmenter.arguments()
-    head = types.SimpleNamespace(**arguments)
-    arguments |= {
-        "output_stride": output_stride,
-        "atrous_rates": whole_rates(
-            offsets_of(arguments["atrous_rates"], segmenter.atrous_stride),
+    head = types.SimpleNamespace(**segmenter.arguments())
+    return copy_with(
+        segmenter,
+        output_stride=output_stride,
+        atrous_rates=whole_rates(
+            offsets_of(head.atrous_rates, segmenter.atrous_stride),
             segmenter.branch_stride(output_stride, head),
         ),
-    }
-    copy = type(segmenter)(**arguments)
-    load_matching(copy, segmenter, segmenter.name)
-    return copy
+    )

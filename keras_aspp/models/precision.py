@@ -4,11 +4,11 @@ import warnings
 
 import keras
 
-from keras_aspp.backbones.rebuild import configure
+from keras_aspp.backbones.rebuild import compute_dtypes, configure
+from keras_aspp.models.context import context_with_dtype
 from keras_aspp.models.segmenter import Segmenter
-from keras_aspp.models.transfer import load_matching
+from keras_aspp.models.transfer import copy_with
 from keras_aspp.utils.exceptions import InputTypeError
-from keras_aspp.utils.keras_graph import sublayers
 
 
 def with_dtype(
@@ -37,30 +37,14 @@ def with_dtype(
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
-    arguments = {
-        **segmenter.arguments(),
+    changes = {
         "backbone": configure(segmenter.backbone, dtype=dtype),
         "dtype": dtype,
     }
-    copy = type(segmenter)(**arguments)
-    load_matching(copy, segmenter, segmenter.name)
-    return copy
-
-
-def compute_dtypes(model: keras.Model) -> set[str]:
-    """Returns the compute dtypes of all layers that have weights.
-
-    A functional model's own policy is always the global one, so it is not
-    among them.
-
-    Args:
-        model: `keras.Model`.
-    """
-    return {
-        layer.compute_dtype
-        for layer in sublayers(model)
-        if layer.weights and not isinstance(layer, keras.Model)
-    }
+    context = segmenter.arguments().get("context")
+    if isinstance(context, dict):
+        changes["context"] = context_with_dtype(context, dtype)
+    return copy_with(segmenter, **changes)
 
 
 def in_float32(segmenter: Segmenter) -> Segmenter:

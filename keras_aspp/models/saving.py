@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_aspp.models.precision import compute_dtypes, with_dtype
+from keras_aspp.backbones.rebuild import compute_dtypes
+from keras_aspp.models.precision import with_dtype
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.files import replacing
 from keras_aspp.utils.types import PathLike

@@ -22,7 +22,13 @@ from keras_aspp.layers.background_logit import (
     check_threshold,
 )
 from keras_aspp.layers.batch_norm import freeze_batch_norm
-from keras_aspp.layers.checks import check_atrous_rates, check_positive_int
+from keras_aspp.layers.checks import (
+    check_atrous_rates,
+    check_batch_norm_numbers,
+    check_channels_last,
+    check_dropout,
+    check_positive_int,
+)
 from keras_aspp.layers.class_thresholds import (
     ClassThresholds,
     check_thresholds,
@@ -44,7 +50,11 @@ from keras_aspp.models.features import (
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.quantize_aware import QuantizedTraining
 from keras_aspp.models.rates import degenerate_rates, whole_rates
-from keras_aspp.models.transfer import load_matching
+from keras_aspp.models.transfer import (
+    freeze_layers,
+    frozen_layers,
+    load_matching,
+)
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.deprecation import warn_renamed
 from keras_aspp.utils.docstrings import insert_text
@@ -120,8 +130,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             that of `keras.applications` if the model is one of its networks,
             whole or truncated; else -1..1. Defaults to `None`.
         dropout: float in [0, 1), before the classifier. Defaults to 0.1.
-        batch_norm_momentum: float in [0, 1), in backbone and head. Defaults to
-            0.99.
+        batch_norm_momentum: float in [0, 1), in the head and in a backbone
+            given by name; a model keeps its own. Defaults to 0.99.
         batch_norm_epsilon: float > 0, in the head; the epsilon of the backbone
             belongs to its weights. Defaults to 1e-3.
         align_corners: bool. Resize convention, for ported weights. Defaults to
@@ -150,8 +160,9 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         rematerialize: bool. Training stores few of the backbone's activations
             and computes the others twice: less memory, more time. Defaults to
             `False`.
-        dtype: Keras dtype or policy, or `None` for the global one. Defaults to
-            `None`.
+        dtype: Keras dtype or policy, or `None` for the global one. A backbone
+            that is a model keeps its own; `with_dtype` converts the whole
+            segmenter. Defaults to `None`.
         name: str, or `None` for the name of the architecture. Defaults to
             `None`.
         task: `"semantic"`: the head has a logit for each class. `"binary"`: it
@@ -538,12 +549,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             # Earlier versions load the file, too.
             del config["task"], config["threshold"]
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
-        frozen = [
-            layer.name
-            for layer in self.layers
-            if layer is not self.backbone and not layer.trainable
-        ]
-        if frozen:
+        if frozen := frozen_layers(self):
             config["frozen_layers"] = frozen
         return config
 
@@ -572,8 +578,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             config["backbone"], custom_objects=custom_objects
         )
         model = cls(**config)
-        for name in frozen:
-            model.get_layer(name).trainable = False
+        freeze_layers(model, frozen)
         return model
 
 
@@ -694,6 +699,11 @@ def _check_arguments(config):
         )
     output_stride = config["output_stride"]
     check_positive_int("output_stride", output_stride)
+    check_dropout(config["dropout"])
+    check_batch_norm_numbers(
+        config["batch_norm_momentum"], config["batch_norm_epsilon"]
+    )
+    check_channels_last(keras.config.image_data_format())
     if config["batch_norm"] not in BATCH_NORM:
         raise InputError(
             f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "

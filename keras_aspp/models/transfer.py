@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
@@ -55,6 +57,39 @@ def load_matching(
             f"tensors keep their initial values: {', '.join(left)}",
             stacklevel=3,
         )
+
+
+def copy_with(segmenter: Any, **changes: Any) -> Any:
+    """Copies a segmenter with its weights, but for some arguments.
+
+    Args:
+        segmenter: `Segmenter`.
+        **changes: arguments of its constructor; the weights must keep their
+            names and shapes.
+
+    Returns:
+        A new `Segmenter` of the same class, not compiled, with the same
+        layers frozen.
+    """
+    copy = type(segmenter)(**{**segmenter.arguments(), **changes})
+    load_matching(copy, segmenter, segmenter.name)
+    freeze_layers(copy, frozen_layers(segmenter))
+    return copy
+
+
+def frozen_layers(segmenter: Any) -> list[str]:
+    """Returns the names of frozen layers; those of the backbone stay so."""
+    return [
+        layer.name
+        for layer in segmenter.layers
+        if layer is not segmenter.backbone and not layer.trainable
+    ]
+
+
+def freeze_layers(model: keras.Model, names: Iterable[str]) -> None:
+    """Freezes layers by name."""
+    for name in names:
+        model.get_layer(name).trainable = False
 
 
 def _differs_in_channels(ours, theirs, name):

@@ -17,10 +17,10 @@ from keras_aspp.backbones.pyramid import (
     pyramid_of,
     stated_strides,
 )
-from keras_aspp.backbones.rebuild import configure
+from keras_aspp.backbones.rebuild import compute_dtypes, configure
 from keras_aspp.layers.lowering import export_form
 from keras_aspp.models.features import as_features, coarsest, end_at
-from keras_aspp.models.precision import compute_dtypes, with_dtype
+from keras_aspp.models.precision import with_dtype
 
 SIZE = (64, 96)
 SQUARE = (64, 64)  # of keras-hub's and keras-cv's MiT

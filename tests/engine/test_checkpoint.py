@@ -475,7 +475,11 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("keep_checkpoints", 0), ("checkpoint_steps", 0)],
+    [
+        ("keep_checkpoints", 0),
+        ("checkpoint_steps", 0),
+        ("early_stopping_epochs", 0),
+    ],
 )
 def test_counts_are_checked(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be > 0. Received"):

@@ -101,6 +101,7 @@ def by_hand(config, gradients, value, total_steps):
     rate = WarmupPolynomial(config.learning_rate, total_steps, 2)
     momentum, square, average, pending = 0.0, 0.0, None, []
     updates = 0
+    start = value
     for batch, gradient in enumerate(gradients):
         pending.append(gradient)
         if len(pending) == config.accumulate_steps:
@@ -120,7 +121,8 @@ def by_hand(config, gradients, value, total_steps):
             kept = 0 if average is None else config.ema_momentum or 0
             average = kept * (0 if average is None else average)
             average = average + (1 - kept) * value
-        yield value, average
+        # Until the first update, validation sees the first weights.
+        yield value, start if average is None else average
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
@@ -156,9 +158,8 @@ def test_updates_averages_decay_and_schedule_by_hand(
     for gradient, (value, average) in zip(gradients, expected, strict=True):
         apply(tf.constant(gradient * scale, "float32"))
         np.testing.assert_allclose(npy(kernel), value, rtol=1e-4, atol=1e-5)
-        if average is not None:
-            (found,) = inner._model_variables_moving_average
-            np.testing.assert_allclose(npy(found), average, 1e-4, 1e-5)
+        (found,) = inner._model_variables_moving_average
+        np.testing.assert_allclose(npy(found), average, 1e-4, 1e-5)
 
 
 @pytest.mark.slow

@@ -176,6 +176,7 @@ def batch_of(loss):
     "make",
     [
         lambda: losses.CrossEntropy(class_weights=[1, 2, 3], focal_gamma=2.0),
+        lambda: losses.CrossEntropy(hard_share=0.3),
         losses.Dice,
         losses.Tversky,
         losses.LovaszSoftmax,

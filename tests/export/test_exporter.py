@@ -25,6 +25,7 @@ from helpers import ROOT, make_small_backbone, randomize
 from PIL import Image
 
 import keras_aspp as ka
+from keras_aspp.backbones.rebuild import compute_dtypes
 from keras_aspp.export import exporter, formats, measure, tflite, verify
 from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
@@ -35,7 +36,6 @@ from keras_aspp.litert import describe
 from keras_aspp.litert.graph import float_operators
 from keras_aspp.litert.sandbox import check_runs
 from keras_aspp.models import fold_batch_norm
-from keras_aspp.models.precision import compute_dtypes
 from keras_aspp.preprocess import KERAS_CAFFE
 from keras_aspp.utils.exceptions import UnavailableError
 from keras_aspp.utils.files import sha256

@@ -30,6 +30,18 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "layer, arguments",
+    [
+        *[(ours, (4, 3)) for ours in (Conv2D, SeparableConv2D)],
+        *[(o, (3,)) for o in (DepthwiseConv2D, MaxPooling2D, AveragePooling2D)],
+    ],
+)
+def test_channels_first_is_refused(layer, arguments):
+    with pytest.raises(ValueError, match="data_format='channels_first'"):
+        layer(*arguments, data_format="channels_first")
+
+
 @pytest.mark.parametrize("ours, theirs, kwargs", CONVOLUTIONS)
 @pytest.mark.parametrize(
     "how",

@@ -57,6 +57,16 @@ def test_boundary_iou():
     assert 0 < metric.mean() < 0.9
 
 
+def test_an_ignored_label_may_be_a_class():
+    labels, predicted = blobs(ignored=False), blobs(ignored=False)
+    values = []
+    for ignored in (0, IGNORE):
+        metric = BoundaryIoU(3, ignored)
+        metric.update(np.where(labels == 0, ignored, labels), predicted)
+        values.append(metric.per_class())
+    np.testing.assert_array_equal(*values)
+
+
 def test_an_outline_that_is_off_costs_more_than_in_mean_iou():
     labels = np.zeros((64, 64), int)
     labels[8:56, 8:56] = 1

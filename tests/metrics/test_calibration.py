@@ -60,3 +60,10 @@ def test_certain_and_nothing():
 def test_labels_of_no_class_are_refused(labels, message):
     with pytest.raises(ValueError, match=f"Received: .*{message}"):
         Calibration().update(np.array(labels), np.zeros((1, 1, 2, 3)))
+
+
+def test_scores_of_no_numbers_are_refused():
+    scores = np.array([[[[0, np.nan], [0, 1]]]])
+    with pytest.raises(ValueError, match="Received: 1 pixels with NaN"):
+        Calibration().update(np.array([[[0, 1]]]), scores)
+    Calibration().update(np.array([[[255, 1]]]), scores)

@@ -327,6 +327,12 @@ def test_one_class_is_no_task(number):
         ConfusionMatrix(number)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "mixed_bfloat16"])
+def test_16_bits_do_not_count(dtype):
+    with pytest.raises(ValueError, match=f"counts pixels.*dtype='{dtype}'"):
+        ConfusionMatrix(2, dtype=dtype)
+
+
 def test_a_metric_saved_before_still_loads():
     config = {"num_classes": 3, "ignore_label": 255, "name": "mean_iou"}
     metric = ConfusionMatrix.from_config({**config, "dtype": "int64"})

@@ -4,7 +4,26 @@ import numpy as np
 import pytest
 from helpers import npy, randomize, sample
 
-from keras_aspp.models import DeepLabV3Plus, with_dtype
+from keras_aspp.backbones.rebuild import compute_dtypes
+from keras_aspp.layers import ASPP
+from keras_aspp.models import (
+    DeepLabV3,
+    DeepLabV3Plus,
+    with_dtype,
+    with_output_stride,
+)
+from keras_aspp.models.saving import save_model
+from keras_aspp.models.segmenter import load_saved
+
+
+def tiny(toy_backbone, **arguments):
+    return DeepLabV3(
+        3,
+        toy_backbone(padding=1),
+        atrous_rates=(1, 2),
+        aspp_filters=8,
+        **arguments,
+    )
 
 
 def test_of_a_mixed_segmenter(toy_backbone):
@@ -29,6 +48,32 @@ def test_of_a_mixed_segmenter(toy_backbone):
     assert 0 < np.abs(rough - exact).max() < 0.1 * exact.std()
     again = with_dtype(plain, "mixed_bfloat16")
     np.testing.assert_array_equal(npy(again(x)), rough)
+
+
+def test_frozen_layers_stay_frozen(toy_backbone, tmp_path):
+    model = with_dtype(tiny(toy_backbone), "mixed_bfloat16")
+    model.get_layer("aspp").trainable = False
+    save_model(model, tmp_path / "model.keras")
+    copies = [
+        with_dtype(model, "float32"),
+        with_output_stride(model, 8),
+        load_saved(tmp_path / "model.keras"),
+    ]
+    number = len(model.trainable_variables)
+    assert [len(c.trainable_variables) for c in copies] == [number] * 3
+    assert number < len(model.variables)
+
+
+def test_a_context_layer_is_converted_too(toy_backbone):
+    context = ASPP(8, (1, 2), dtype="mixed_bfloat16")
+    model = with_dtype(tiny(toy_backbone, context=context), "mixed_bfloat16")
+    assert model.get_layer("context").compute_dtype == "bfloat16"
+    assert compute_dtypes(with_dtype(model, "float32")) == {"float32"}
+
+
+def test_a_backbone_of_another_dtype_is_named(toy_backbone):
+    with pytest.warns(UserWarning, match="computes in float32.*in bfloat16"):
+        tiny(toy_backbone, dtype="mixed_bfloat16")
 
 
 def test_of_another_model():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import npy, sample
 
-from keras_aspp.models import DeepLabV3, Segmenter
+from keras_aspp.models import LRASPP, DeepLabV3, Segmenter
 from keras_aspp.models.features import pick
 
 
@@ -85,3 +85,27 @@ def test_compile_fit_and_train_on_batch_have_the_signatures_of_keras():
     for name in ("compile", "fit", "train_on_batch"):
         ours, theirs = getattr(DeepLabV3, name), getattr(keras.Model, name)
         assert inspect.signature(ours) == inspect.signature(theirs)
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("dropout", 1.0),
+        ("batch_norm_momentum", 1.0),
+        ("batch_norm_momentum", -0.1),
+        ("batch_norm_epsilon", 0.0),
+    ],
+)
+def test_arguments_out_of_range(toy_backbone, argument, value):
+    with pytest.raises(ValueError, match=f"Received: {argument}={value}"):
+        LRASPP(3, toy_backbone(padding=1), **{argument: value})
+
+
+def test_channels_first_is_refused(toy_backbone):
+    backbone = toy_backbone(padding=1)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match="data_format='channels_first'"):
+            DeepLabV3(3, backbone)
+    finally:
+        keras.config.set_image_data_format("channels_last")
