@@ -553,6 +553,8 @@ def _check_pair(report, seen, image, masks, name):
         labels = _check_mask(report, seen, masks, size, orientation)
     if labels is None:
         return size, None
+    if read is not None and read.valid is not None:
+        labels[~read.valid] = spec.ignore_label  # as in training
     if (labels == spec.ignore_label).all():
         seen.blank.append(name)
     return size, spec.count_pixels(labels)

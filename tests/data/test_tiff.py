@@ -12,7 +12,7 @@ from PIL import Image
 
 from keras_aspp.cli.main import main
 from keras_aspp.data import decode, tiff
-from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.multilabel import read_stored_masks
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.pixels import PixelFormat
@@ -304,6 +304,31 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     )
     np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)
+
+
+def test_check_counts_pixels_without_data_as_ignored(tmp_path):
+    root = write_bands(tmp_path, num_train=1)
+    (image,) = root.glob("images/train/*.tif")
+    bands = tifffile.imread(image)
+    bands[np.arange(64) % 3 == 0] = 0
+    mask = tmp_path / "masks/train/train_0.png"
+    labels = np.zeros(bands.shape[:2], "uint8")
+    labels[0] = 1  # no data, so that the class is absent
+    Image.fromarray(labels).save(mask)
+    tifffile.imwrite(
+        image,
+        bands,
+        photometric="minisblack",
+        planarconfig="contig",
+        extratags=[(42113, "s", 0, "0", True)],
+    )
+    source = FolderSource(root)
+    report = check_folder(source, ["train"])
+    _, trained = source.decode(str(image), str(mask))
+    expected = source.spec.count_pixels(trained)
+    assert expected.tolist() == [42 * 96, 0, 22 * 96]
+    np.testing.assert_array_equal(report.class_pixels["train"], expected)
+    assert "classes that never occur: box" in report.notes
 
 
 def test_check_that_writes_still_fails_for_what_that_does_not_mend(
