@@ -295,7 +295,8 @@ class FolderSource:
         for path in _listed(self.root / part / split):
             if path.is_dir() and split:
                 skipped += _files_below(path)
-            if not path.is_file():
+            # A link without a target is read, and so reported.
+            if path.exists() and not path.is_file():
                 continue
             # A mask under another suffix is named when it is read.
             if path.suffix.lower() not in suffixes and (
