@@ -454,8 +454,8 @@ class FolderReport:
     `sizes` counts images by `(height, width)`; `num_pixels` is the number of
     their pixels per split, by which the classes of a multilabel task are
     counted, since they overlap. `bands` has the statistics of
-    the training images (of all, without that split) that are not RGB of 8
-    bits, see `BandStatistics.result`; otherwise it is empty.
+    the training images (of all, without that split), see
+    `BandStatistics.result`; it is empty for RGB of 0..255.
     """
 
     spec: DatasetSpec
@@ -503,7 +503,7 @@ def check_folder(
     for split in dict.fromkeys(("", *splits)):
         report.problems += source.unpaired.get(split, [])
         report.notes += source.skipped.get(split, [])
-    seen = _Seen()
+    seen = _Seen(spec)
     measured = source.train_split if source.train_split in splits else None
     for split in splits:
         seen.measures = measured in (None, split)
@@ -589,22 +589,21 @@ def _check_masks(report, seen, masks, size, orientation):
 
 
 def _read_bands(image, seen, spec):
-    """Reads an image and, unless it is RGB of 8 bits, measures its bands."""
-    stored = decode.is_banded(image)
-    if not stored and (spec.channels, spec.dtype) == (3, "uint8"):
-        return decode.read_fitting(image, None, True, spec.pixels)
-    bands = decode.read_bands(image)
+    """Reads an image and adds its bands to the statistics."""
+    is_rgb = (spec.channels, spec.dtype) == (3, "uint8")
+    as_stored = not is_rgb or decode.is_banded(image)
+    bands = decode.read_bands(image, pixels=None if as_stored else spec.pixels)
     if seen.measures:
-        seen.bands.add(decode.without_alpha(bands, spec.channels))
+        seen.bands.add(decode.without_alpha(bands, spec.channels), image)
     return decode.fitting(bands, spec.pixels, image)
 
 
 class _Seen:
     """Checks the masks and images of all splits together."""
 
-    def __init__(self):
+    def __init__(self, spec):
         self.turned, self.turned_masks = [], []
-        self.bands, self.measures = BandStatistics(), True
+        self.bands, self.measures = BandStatistics(spec.pixels), True
         self.blank, self.transparent = [], []
         # Of masks that hold numbers: value -> first file, and gray levels.
         self.values, self.levels = {}, {}
@@ -664,6 +663,8 @@ class _Seen:
         ]
 
     def notes(self, spec):
+        if note := self.bands.note():
+            yield note
         if spec.reads_white_as_object and self.values.keys() & {1, 255}:
             shown = " and ".join(
                 f"{value} (first {self.values[value]})"

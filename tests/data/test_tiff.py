@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from channels_folder import write_bands
 from PIL import Image
+from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
 from keras_aspp.data import decode, tiff
@@ -304,6 +305,46 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     )
     np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)
+
+
+def of_rgb(root, stray):
+    """RGB images, one of which is replaced."""
+    write_folder(root)
+    described = (root / "dataset.json").read_text()
+    path = root / "images/train/train_0.png"
+    with Image.open(path) as image:
+        size = image.size[::-1]
+    path.unlink()
+    stray(path.with_suffix(""), size)
+    return described
+
+
+def dark_tiff(path, size):
+    tifffile.imwrite(f"{path}.tif", np.ones((*size, 3), "uint8"))
+
+
+def deep_png(path, size):
+    Image.fromarray(np.ones(size, "uint16")).save(f"{path}.png")
+
+
+def test_one_tiff_among_rgb_images_is_no_statistics(tmp_path, capsys):
+    described = of_rgb(tmp_path, dark_tiff)
+    report = check_folder(FolderSource(tmp_path))
+    assert report.bands == {}
+    assert report.problems == report.notes == []
+    assert main(["data", "check", str(tmp_path), "--write"]) == 1
+    assert "of one format other than RGB of 8" in capsys.readouterr().err
+    assert (tmp_path / "dataset.json").read_text() == described
+
+
+def test_one_deep_png_among_rgb_images_stays_one_problem(tmp_path, capsys):
+    described = of_rgb(tmp_path, deep_png)
+    assert main(["data", "check", str(tmp_path), "--write"]) == 1
+    said = capsys.readouterr()
+    assert "1 problem." in said.out
+    assert "1 of 1 x uint16, first" in said.out
+    assert "--write is for training images of one format" in said.err
+    assert (tmp_path / "dataset.json").read_text() == described
 
 
 def test_check_counts_pixels_without_data_as_ignored(tmp_path):
