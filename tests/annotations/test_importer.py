@@ -633,6 +633,38 @@ def test_rectangles_of_label_studio_turn_about_their_first_corner(tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], right)
 
 
+def test_choices_of_a_whole_image_are_counted(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    content = json.loads((root / "project.json").read_text())
+    results = content[0]["annotations"][1]["result"]
+    del results[2]["original_height"], results[2]["original_width"]
+    write_json(root / "project.json", content)
+    report = import_annotations(root, tmp_path / "out")
+    assert "1 shapes of type 'choices' were left out" in report.notes
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+
+
+@pytest.mark.parametrize(
+    ("file", "address"),
+    [
+        ("my photo.png", "/data/local-files/?d=set/my%20photo.png"),
+        ("my photo.png", "/data/upload/1/0f3a99-my%20photo.png"),
+        ("my%20photo.png", "/data/local-files/?d=set/my%20photo.png"),
+    ],
+)
+def test_addresses_of_label_studio_may_be_quoted(tmp_path, file, address):
+    root = tmp_path / "source"
+    label_studio(root)
+    (root / "images/a.png").rename(root / "images" / file)
+    content = json.loads((root / "project.json").read_text())
+    content[0]["data"]["image"] = address
+    write_json(root / "project.json", content)
+    import_annotations(root, tmp_path / "out")
+    found = labels_of(tmp_path / "out", file.removesuffix(".png"))[0]
+    np.testing.assert_array_equal(found, expected())
+
+
 def test_boxes_of_cvat_turn_about_their_center(tmp_path):
     root = tmp_path / "source"
     cvat_xml(root)
