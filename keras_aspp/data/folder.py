@@ -592,9 +592,12 @@ def _read_bands(image, seen, spec):
     """Reads an image and adds its bands to the statistics."""
     is_rgb = (spec.channels, spec.dtype) == (3, "uint8")
     as_stored = not is_rgb or decode.is_banded(image)
-    bands = decode.read_bands(image, pixels=None if as_stored else spec.pixels)
+    stored = decode.read_bands(image, pixels=None if as_stored else spec.pixels)
+    bands = decode.without_alpha(stored, spec.channels)
+    if bands.values.shape != stored.values.shape:
+        seen.alpha.append((image, stored.values.shape[-1]))
     if seen.measures:
-        seen.bands.add(decode.without_alpha(bands, spec.channels), image)
+        seen.bands.add(bands, image)
     return decode.fitting(bands, spec.pixels, image)
 
 
@@ -604,7 +607,7 @@ class _Seen:
     def __init__(self, spec):
         self.turned, self.turned_masks = [], []
         self.bands, self.measures = BandStatistics(spec.pixels), True
-        self.blank, self.transparent = [], []
+        self.blank, self.transparent, self.alpha = [], [], []
         # Of masks that hold numbers: value -> first file, and gray levels.
         self.values, self.levels = {}, {}
 
@@ -684,6 +687,14 @@ class _Seen:
                 f"{len(self.transparent)} masks have transparent pixels, which "
                 "are read as black whatever color they had, first "
                 f"{self.transparent[0]}"
+            )
+        if self.alpha:
+            image, channels = self.alpha[0]
+            yield (
+                f"{len(self.alpha)} images declare their last band as alpha, "
+                "which is no band of the image: pixels where it is 0 are "
+                f'ignored. If it is data, such as infrared, put "channels": '
+                f"{channels} into dataset.json, first {image}"
             )
         if not self.turned and not self.turned_masks:
             return

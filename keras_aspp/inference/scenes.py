@@ -246,6 +246,8 @@ class _Raster:
     """A raster read by window, in the format of a model."""
 
     def __init__(self, scene, predictor, path):
+        import rasterio
+
         self.scene, self.pixels, self.path = scene, predictor.pixels, path
         self.size = scene.height, scene.width
         count, self.alpha = scene.count, None
@@ -255,6 +257,11 @@ class _Raster:
         ):
             self.alpha, count = count, count - 1
         self.bands = list(range(1, count + 1))
+        # A declared alpha that the model reads as a band masks nothing.
+        alpha = rasterio.enums.MaskFlags.alpha
+        self.has_mask = self.alpha is not None or not any(
+            alpha in flags for flags in scene.mask_flag_enums
+        )
         # By the header, so that a raster that does not fit fails at once.
         dtype = np.result_type(*(scene.dtypes[i - 1] for i in self.bands))
         self.pixels.check(np.empty((1, 1, count), dtype), path)
@@ -266,7 +273,9 @@ class _Raster:
         window = rasterio.windows.Window.from_slices(rows, columns)
         values = self.scene.read(self.bands, window=window)
         values = np.moveaxis(values, 0, -1)
-        valid = self.scene.dataset_mask(window=window) > 0
+        valid = np.ones(values.shape[:2], bool)
+        if self.has_mask:
+            valid = self.scene.dataset_mask(window=window) > 0
         if self.alpha is not None:
             valid &= self.scene.read(self.alpha, window=window) > 0
         # NaN is no data in any band, whatever the file declares.

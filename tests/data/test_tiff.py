@@ -1,5 +1,6 @@
 """TIFFs and deep PNGs: what is read, and what is refused before decoding."""
 
+import json
 import sys
 import warnings
 
@@ -345,6 +346,22 @@ def test_one_deep_png_among_rgb_images_stays_one_problem(tmp_path, capsys):
     assert "1 of 1 x uint16, first" in said.out
     assert "--write is for training images of one format" in said.err
     assert (tmp_path / "dataset.json").read_text() == described
+
+
+def test_a_band_that_is_declared_as_alpha_is_noted(tmp_path, capsys):
+    root = write_bands(tmp_path, dtype="uint8", spec={})
+    for path in root.glob("images/*/*.tif"):
+        options = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+        tifffile.imwrite(path, tifffile.imread(path), **options)
+    (note,) = check_folder(FolderSource(root)).notes
+    assert note.startswith("4 images declare their last band as alpha")
+    assert 'put "channels": 4 into dataset.json, first ' in note
+    described = {"class_names": ["ground", "box"], "channels": 4}
+    (root / "dataset.json").write_text(json.dumps(described))
+    report = check_folder(FolderSource(root))
+    assert report.notes == report.problems == []
+    assert report.class_pixels["train"][2] == 0
+    assert report.bands["channels"] == 4
 
 
 def test_check_counts_pixels_without_data_as_ignored(tmp_path):

@@ -45,6 +45,15 @@ def write_scene(path, image, nodata=None, **options):
     return path
 
 
+def declare_alpha(path):
+    """Declares the last band as alpha, as GDAL does for four of uint8."""
+    interpretation = rasterio.enums.ColorInterp
+    with rasterio.open(path, "r+") as scene:
+        gray = [interpretation.gray] * (scene.count - 1)
+        scene.colorinterp = [*gray, interpretation.alpha]
+    return path
+
+
 def made_model(path, num_classes=3, **kwargs):
     """Saves a model of four bands of 16 bits."""
     from helpers import make_toy_backbone
@@ -193,13 +202,18 @@ def test_alpha_is_no_band(model, tmp_path, predictor_of):
     alpha = np.full((80, 70, 1), 65535, "uint16")
     alpha[3, 5] = 0
     image = np.concatenate([pixels(80, 70), alpha], -1)
-    path = write_scene(tmp_path / "scene.tif", image)
-    with rasterio.open(path, "r+") as scene:
-        gray = rasterio.enums.ColorInterp.gray
-        scene.colorinterp = [*[gray] * 4, rasterio.enums.ColorInterp.alpha]
+    path = declare_alpha(write_scene(tmp_path / "scene.tif", image))
     predict_scene(predictor_of(model), path, tmp_path / "out.tif")
     with rasterio.open(tmp_path / "out.tif") as out:
         assert np.argwhere(out.read(1) == 255).tolist() == [[3, 5]]
+
+
+def test_alpha_that_the_model_reads_is_a_band(model, tmp_path, predictor_of):
+    image = pixels(80, 70)
+    image[3, 5, 3] = 0
+    path = declare_alpha(write_scene(tmp_path / "scene.tif", image))
+    counts = predict_scene(predictor_of(model), path, tmp_path / "out.tif")
+    assert counts[255] == 0
 
 
 @pytest.mark.parametrize(
