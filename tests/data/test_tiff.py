@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from channels_folder import write_bands
-from PIL import Image
+from PIL import Image, ImageOps
 from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
@@ -137,9 +137,9 @@ def test_each_mask_of_a_file_has_its_own_no_data(tmp_path, layout):
     masks[3, 4, 0] = masks[5, 6, 2] = 7
     path = tmp_path / "m.tif"
     write_masks(path, masks, layout, nodata="7")
-    found, valid = tiff.read_pages(path, "m", 10**6, 3)
-    np.testing.assert_array_equal(valid, masks != 7)
-    np.testing.assert_array_equal(found, masks * valid)
+    found = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(found.valid, masks != 7)
+    np.testing.assert_array_equal(found.values, masks * found.valid)
     # As the mask of one class in a file of its own.
     spec = DatasetSpec(["a", "b", "c"], task="multilabel")
     labels = read_stored_masks(str(path), spec).labels(spec, (32, 24))
@@ -157,11 +157,65 @@ def test_overviews_are_no_masks(tmp_path, num_overviews):
     masks = values(3, "uint8", (32, 24)) % 2
     path = tmp_path / "m.tif"
     write_masks(path, masks, "pages", num_overviews=num_overviews)
-    found, valid = tiff.read_pages(path, "m", 10**6, 3)
-    np.testing.assert_array_equal(found, masks)
-    assert valid is None
+    found = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(found.values, masks)
+    assert found.valid is None
     with pytest.raises(ValueError, match="must hold 2 pages.*at least 3"):
         tiff.read_pages(path, "m", 10**6, 2)
+
+
+GEOREFERENCE = (33550, "d", 3, (1, 1, 0), True)
+
+
+def orientation_tag(value):
+    return (274, "H", 1, value, True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_and_masks_are_turned_upright_by_their_tag(
+    tmp_path, orientation
+):
+    spec = DatasetSpec(["a", "b", "c"])
+    image, mask = values(3, "uint8"), values(1, "uint8")[..., 0] % 3
+    image[2, 1] = 0
+    # What Pillow turns by EXIF is the reference.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png, image_path = tmp_path / "a.png", tmp_path / "a.tif"
+    Image.fromarray(image).save(png, exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(png)))
+    tags = [orientation_tag(orientation), (42113, "s", 0, "0", True)]
+    tifffile.imwrite(image_path, image, extratags=tags)
+    tifffile.imwrite(tmp_path / "m.tif", mask, extratags=tags[:1])
+    pixels, labels = decode.read_pair(image_path, tmp_path / "m.tif", spec)
+    np.testing.assert_array_equal(pixels, upright)
+    turned = decode.turn_upright(mask, orientation)
+    missing = (upright == 0).all(-1)
+    assert missing.sum() == 1
+    np.testing.assert_array_equal(labels, np.where(missing, 255, turned))
+    stored = decode.read_image(image_path, exif=False)
+    np.testing.assert_array_equal(stored, image)
+    assert decode.read_oriented(image_path)[1] == orientation
+    found = decode.read_stored(tmp_path / "m.tif", spec)
+    assert found.orientation == orientation
+
+
+def test_maps_are_not_turned(tmp_path):
+    image = values(3, "uint8")
+    tags = [orientation_tag(6), GEOREFERENCE]
+    tifffile.imwrite(tmp_path / "a.tif", image, extratags=tags)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), image)
+
+
+def test_masks_of_several_pages_are_turned_upright_by_their_tag(tmp_path):
+    masks = values(3, "uint8", (32, 24)) % 2
+    spec = DatasetSpec(["a", "b", "c"], task="multilabel")
+    path = tmp_path / "m.tif"
+    with tifffile.TiffWriter(path) as file:
+        for mask in np.moveaxis(masks, -1, 0):
+            file.write(mask, extratags=[orientation_tag(6)])
+    labels = read_stored_masks(str(path), spec).labels(spec, (24, 32))
+    np.testing.assert_array_equal(labels, decode.turn_upright(masks, 6))
 
 
 def test_bands_that_do_not_fit_are_refused_with_what_to_write(tmp_path):
