@@ -156,7 +156,7 @@ def _yolo_names(path):
     """Returns class id -> name of a `data.yaml` or `classes.txt`."""
     text = read_text(path)
     if path.suffix == ".txt":
-        return dict(enumerate(text.splitlines()))
+        return dict(enumerate(text.rstrip().splitlines()))
     import yaml
 
     try:

@@ -1020,6 +1020,26 @@ def test_hostile_archives_are_refused(tmp_path):
     assert "Not a readable zip" in refused(tmp_path / "no.zip", tmp_path)
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", "[" + "1, " * 1000 + "1]")
+        start = archive.getinfo("a.json").header_offset + 36  # its data
+    content = bytearray(path.read_bytes())
+    content[start : start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    message = refused(path, tmp_path)
+    assert "Not a readable zip archive. File: " in message
+
+
+def test_a_blank_last_line_of_classes_is_no_class(tmp_path):
+    write_image(tmp_path / "source/a.png")
+    (tmp_path / "source/a.txt").write_text("1 0 0 1 0 1 1")
+    (tmp_path / "source/classes.txt").write_text("car\ntree\n\n")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
+
+
 def test_wrong_arguments_are_named(tmp_path):
     coco(tmp_path / "source")
     cases = {
