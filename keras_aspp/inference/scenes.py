@@ -19,6 +19,7 @@ from keras_aspp.plots.labels import color_labels, spec_of
 from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.files import replacing
+from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
 # Height and width of a window where none is given, in pixels.
@@ -115,6 +116,11 @@ def predict_scene(
         raise InputError(
             f"Unreadable raster. File: {path} ({_reason(error)})"
         ) from None
+    except UnicodeEncodeError:
+        raise InputError(
+            "GDAL reads and writes GeoTIFFs whose names are UTF-8; rename the "
+            f"file. File: {printable(path)}"
+        ) from None
 
 
 def _reason(error):
@@ -165,12 +171,11 @@ def _created(path, scene, dtype, nodata, names):
                 width=scene.width,
                 count=len(names) or 1,
                 dtype=dtype,
-                crs=scene.crs,
-                transform=scene.transform,
                 nodata=nodata,
                 compress="deflate",
                 bigtiff="if_safer",
                 **options,
+                **_position(scene),
             )
         output = _Output(raster, path)
         try:
@@ -181,6 +186,14 @@ def _created(path, scene, dtype, nodata, names):
             with _naming(path):
                 raster.close()
         output.check(temporary)
+
+
+def _position(scene):
+    """Returns the options that place a raster where a scene is."""
+    points, crs = scene.gcps
+    if points:
+        return {"gcps": points, "crs": crs}
+    return {"crs": scene.crs, "transform": scene.transform}
 
 
 @contextlib.contextmanager
