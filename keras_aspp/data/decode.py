@@ -427,11 +427,7 @@ def read_bands(
             if deep and not image.mode.startswith("I"):
                 values = tiff.read_deep_png(source, path)
             else:
-                values = np.array(
-                    image
-                    if not as_rgb and image.mode in _BAND_MODES
-                    else _rgb(image)
-                )
+                values = np.array(_rgb(image) if as_rgb else _as_bands(image))
             # PNG may have its EXIF behind the pixels.
             image.load()
             orientation = _orientation(image.info) if exif else 1
@@ -724,6 +720,13 @@ def _stored_in_tiff(source, path, spec, image_orientation):
     return StoredMask(
         bands.values[..., 0], valid=bands.valid, orientation=orientation
     )
+
+
+def _as_bands(image):
+    """Converts an image to the bands of its file; palettes become RGB."""
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in _BAND_MODES else _rgb(image)
 
 
 def _rgb(image):

@@ -72,6 +72,13 @@ def test_pngs_of_8_bits_have_the_bands_that_are_wanted(tmp_path, mode):
     np.testing.assert_array_equal(found, image)
 
 
+def test_pngs_of_one_bit_are_gray(tmp_path):
+    image = values(1, "uint8")[..., 0] > 99
+    Image.fromarray(image).save(tmp_path / "a.png")
+    found = read(tmp_path / "a.png", 1)
+    np.testing.assert_array_equal(found[..., 0], np.where(image, 255, 0))
+
+
 def test_alpha_no_data_and_nan_are_ignored(tmp_path):
     spec = DatasetSpec(["a", "b"], channels=1, dtype="float32")
     mask = np.ones((9, 7), "uint8")
