@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import math
+import urllib.parse
 import zlib
 from pathlib import Path
 
@@ -36,6 +37,7 @@ _MAX_BYTES = 2**28
 _CIRCLE_CORNERS = 64
 YOLO_SPECS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LABELME_IGNORE = "__ignore__"
+_LABEL_STUDIO_TYPES = ("polygonlabels", "rectanglelabels", "brushlabels")
 
 
 def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
@@ -154,7 +156,7 @@ def _yolo_names(path):
     """Returns class id -> name of a `data.yaml` or `classes.txt`."""
     text = read_text(path)
     if path.suffix == ".txt":
-        return dict(enumerate(text.splitlines()))
+        return dict(enumerate(text.rstrip().splitlines()))
     import yaml
 
     try:
@@ -193,20 +195,17 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
         for number, task in enumerate(stream_items(path, "item"), 1):
             with naming(path, f"task {number}"):
                 address = _image_address(task["data"])
-                annotated = source.find_image(address, path)
-                # Uploads get a random prefix.
-                name = address.replace("\\", "/").rpartition("/")[2]
-                if annotated is None and "-" in name:
-                    annotated = source.find_image(name.partition("-")[2], path)
+                annotated = _find_by_address(source, address, path)
                 if annotated is None:
                     missing.append(address)
                     continue
                 for result in _label_studio_results(task):
-                    region, annotated.size = _label_studio_region(result)
-                    if region is None:
+                    if result.get("type") not in _LABEL_STUDIO_TYPES:
+                        # Those of whole images have no size.
                         skipped[str(result.get("type"))] += 1
-                    else:
-                        annotated.regions.append(region)
+                        continue
+                    region, annotated.size = _label_studio_region(result)
+                    annotated.regions.append(region)
             found.images.append(annotated)
     found.class_names = names_in_use(found.images, "")
     note_missing(found, missing)
@@ -222,6 +221,18 @@ def _image_address(data):
     raise InputError("a task without an image")
 
 
+def _find_by_address(source, address, near):
+    """Finds the image file of a task, whose address may be a quoted URL."""
+    for name in (address, urllib.parse.unquote(address)):
+        upload = name.replace("\\", "/").rpartition("/")[2]
+        # Uploads get a random prefix.
+        for candidate in (name, upload.partition("-")[2]):
+            found = source.find_image(candidate, near)
+            if found is not None:
+                return found
+    return None
+
+
 def _label_studio_results(task):
     annotations = task.get("annotations") or task.get("completions") or []
     for annotation in annotations:
@@ -231,8 +242,8 @@ def _label_studio_results(task):
 
 
 def _label_studio_region(result):
-    """Returns `(region, size)` of a result; no region of other types."""
-    value, result_type = result["value"], result.get("type")
+    """Returns `(region, size)` of a result of a type that is read."""
+    value, result_type = result["value"], result["type"]
     size = (int(result["original_height"]), int(result["original_width"]))
     if size[0] * size[1] > MAX_PIXELS or min(size) < 1:
         raise InputError(f"an image of {size[0]}x{size[1]} pixels")
@@ -246,10 +257,8 @@ def _label_studio_region(result):
         extent = np.array([value["width"], value["height"]], "float64") / 100
         box = rectangle(first, first + extent)
         rings = [rotated(box, size, float(value.get("rotation") or 0), first)]
-    elif result_type == "brushlabels":
-        return Bitmap(values=_brush(value["rle"], size), **common), size
     else:
-        return None, size
+        return Bitmap(values=_brush(value["rle"], size), **common), size
     return Polygons(rings=rings, is_relative=True, **common), size
 
 

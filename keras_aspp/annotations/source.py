@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import lzma
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -180,8 +182,11 @@ def _unpack(path, folder):
             for entry in entries:
                 # Keeps names within the folder.
                 archive.extract(entry, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        # Also another compression, and a password.
+    except (
+        *(zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
+        # Another compression, and a password.
+        *(NotImplementedError, RuntimeError),
+    ) as error:
         raise InputError(
             f"Not a readable zip archive. File: {path} ({error})"
         ) from None

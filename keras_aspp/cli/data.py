@@ -11,7 +11,7 @@ from keras_aspp.cli.main import Parser, add_beam, beam_options
 from keras_aspp.cli.output import print_table, show_progress
 from keras_aspp.config.load import config_path, load_config, shown_config_names
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
-from keras_aspp.utils.text import printable
+from keras_aspp.utils.text import num_of, printable
 
 SIZES_SHOWN = 3
 
@@ -295,7 +295,8 @@ def _check(flags):
     used = (config.train_split, config.validation_split, config.test_split)
     splits = [*source.pairs, *(split for split in used if split is not None)]
     report = check_folder(source, splits, _counted)
-    if flags.write:
+    writes = flags.write and bool(report.bands)
+    if writes:
         _write_bands(source, report)
         # What is written may be all that was missing.
         if report.problems:
@@ -306,7 +307,7 @@ def _check(flags):
         report.notes += [padding] if padding else []
     _print_problems(report)
     _print_report(report)
-    if flags.write:
+    if writes:
         print(f"\nwritten  {source.root / 'dataset.json'}")
     if flags.json:
         from keras_aspp.utils.files import write_json
@@ -314,12 +315,13 @@ def _check(flags):
         write_json(flags.json, _report_dict(source.root, report))
         print(f"\nreport  {flags.json}")
     count = len(report.problems)
-    print()
-    if not count:
-        print("No problems.")
-        return 0
-    print("1 problem." if count == 1 else f"{count} problems.")
-    return 1
+    print(f"\n{num_of(count, 'problem') if count else 'No problems'}.")
+    if flags.write and not writes:
+        raise InputError(
+            "--write is for training images of one format other than RGB of 8 "
+            f"bits. Received: {source.root}"
+        )
+    return 1 if count else 0
 
 
 def _bands_keys(report):
@@ -355,11 +357,6 @@ def _write_bands(source, report):
     from keras_aspp.utils.files import write_json
     from keras_aspp.utils.text import read_json
 
-    if not report.bands:
-        raise InputError(
-            "--write is for images other than RGB of 8 bits. "
-            f"Received: {source.root}"
-        )
     path = source.root / "dataset.json"
     content = {"class_names": list(report.spec.class_names)}
     if path.is_file():

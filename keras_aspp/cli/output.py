@@ -121,7 +121,7 @@ def _print_multilabel(per_class, mean):
 
 
 def print_metrics(metrics):
-    """Prints the contents of `metrics.json` as a table, then its advice."""
+    """Prints the contents of `metrics.json`: tables, notes and advice."""
     images = num_of(metrics["num_images"], "image")
     print(f"\n{images} of split {metrics['split']}")
     if metrics.get("runtime"):
@@ -140,6 +140,8 @@ def print_metrics(metrics):
     if rows:
         print()
         print_table([("measure", "value"), *rows])
+    for line in metrics.get("notes", []):
+        print(f"\nNote: {printable(line)}.")
     for line in metrics.get("advice", []):
         print(f"\nAdvice: {printable(line)}.")
 

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import numpy as np
 
+from keras_aspp.data.decode import RGB
 from keras_aspp.data.tiff import Bands
-from keras_aspp.pixels import DTYPES
+from keras_aspp.pixels import DTYPES, PixelFormat
+from keras_aspp.utils.types import PathLike
 
 
 class BandStatistics:
     """Running statistics of the bands of images, one format at a time.
 
+    Args:
+        pixels: `PixelFormat` of dataset.json. RGB of 0..255 needs no
+            statistics, and is counted only; float32 takes numbers of any type.
+
     Attributes:
-        formats: `Counter` of `(channels, dtype)`, the images of each.
+        files: dict, `(channels, dtype)` -> list of the images of this format.
     """
 
-    def __init__(self) -> None:
-        self.formats: collections.Counter[tuple[int, str]] = (
-            collections.Counter()
-        )
+    def __init__(self, pixels: PixelFormat = RGB) -> None:
+        self.pixels = pixels
+        self.files: dict[tuple[int, str], list[PathLike]] = {}
         self._sums: dict[tuple[int, str], np.ndarray] = {}
 
-    def add(self, bands: Bands) -> None:
+    def add(self, bands: Bands, path: PathLike) -> None:
         """Adds the valid pixels of an image."""
         values = bands.values
-        key = values.shape[-1], values.dtype.name
-        self.formats[key] += 1
+        dtype = values.dtype.name
+        if self.pixels.dtype == "float32":
+            dtype = "float32"
+        key = values.shape[-1], dtype
+        self.files.setdefault(key, []).append(path)
+        if self.pixels.is_default and key == (RGB.channels, RGB.dtype):
+            return
         pixels = values.reshape(-1, values.shape[-1])
         if bands.valid is not None:
             pixels = pixels[bands.valid.ravel()]
@@ -45,16 +54,17 @@ class BandStatistics:
         self._sums[key] = found if before is None else _merged(before, found)
 
     def result(self) -> dict[str, Any]:
-        """Returns the statistics of the most frequent format.
+        """Returns the statistics of all images.
 
         Returns:
             dict of `channels`, `dtype`, and lists of one number for each
-            band: `mean`, `std`, `min`, `max`; empty if there are none.
+            band: `mean`, `std`, `min`, `max`; empty for images of several
+            formats, or if nothing was measured.
         """
-        if not self._sums:
+        if len(self.files) != 1 or not self._sums:
             return {}
-        key = max(self._sums, key=lambda key: self.formats[key])
-        count, mean, squares, low, high = self._sums[key]
+        ((key, sums),) = self._sums.items()
+        count, mean, squares, low, high = sums
         # A constant band has no spread, and is not scaled.
         std = np.sqrt(squares / count)
         std[std == 0] = 1.0
@@ -64,6 +74,20 @@ class BandStatistics:
             "dtype": key[1] if key[1] in DTYPES else "float32",
             **{name: _rounded(row) for name, row in rows.items()},
         }
+
+    def note(self) -> str | None:
+        """Describes several formats; `None` if there is one."""
+        if len(self.files) < 2:
+            return None
+        by_count = sorted(self.files.items(), key=lambda item: -len(item[1]))
+        shown = ", ".join(
+            f"{len(files)} of {channels} x {dtype}, first {files[0]}"
+            for (channels, dtype), files in by_count
+        )
+        return (
+            "images have several formats (bands x type), of which dataset.json "
+            f"can describe one: {shown}"
+        )
 
 
 def _merged(one, other):

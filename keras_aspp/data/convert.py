@@ -22,6 +22,7 @@ from keras_aspp.utils.exceptions import (
     OutputExistsError,
     UnavailableError,
 )
+from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
 _VERSION = "1.0.0"
@@ -173,6 +174,14 @@ def _example(pair, spec):
             "Records hold RGB of 8 bits; train on the folder itself. "
             f"File: {image} ({spec.pixels.describe()})"
         )
+    name = Path(image).stem
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "Records hold names of UTF-8; rename the image and its mask. "
+            f"File: {printable(image)}"
+        ) from None
     content = Path(image).read_bytes()
     pixels, orientation = decode.read_oriented(content, image)
     labels = multilabel.read_labels(masks, spec, pixels.shape[:2], orientation)
@@ -181,7 +190,6 @@ def _example(pair, spec):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         content = file.getvalue()
-    name = Path(image).stem
     return name, {
         "id": name,
         "image": content,

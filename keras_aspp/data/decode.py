@@ -404,7 +404,8 @@ def read_bands(
     """
     path = _called(source, name)
     if tiff.is_tiff(path):
-        return tiff.read_tiff(source, path, MAX_PIXELS)
+        bands = tiff.read_tiff(source, path, MAX_PIXELS)
+        return turn_bands(bands, bands.orientation if exif else 1)
     as_rgb = pixels is not None and (pixels.channels, pixels.dtype) == (
         RGB.channels,
         RGB.dtype,
@@ -426,11 +427,7 @@ def read_bands(
             if deep and not image.mode.startswith("I"):
                 values = tiff.read_deep_png(source, path)
             else:
-                values = np.array(
-                    image
-                    if not as_rgb and image.mode in _BAND_MODES
-                    else _rgb(image)
-                )
+                values = np.array(_rgb(image) if as_rgb else _as_bands(image))
             # PNG may have its EXIF behind the pixels.
             image.load()
             orientation = _orientation(image.info) if exif else 1
@@ -503,6 +500,15 @@ def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         values = values[:, ::-1]
     return np.ascontiguousarray(values)
+
+
+def turn_bands(bands: Bands, orientation: int) -> Bands:
+    """Turns bands as stored by an EXIF orientation, 1 to 8."""
+    valid = bands.valid
+    if valid is not None:
+        valid = turn_upright(valid, orientation)
+    values = turn_upright(bands.values, orientation)
+    return Bands(values, valid, bands.has_alpha, orientation)
 
 
 def read_mask(
@@ -707,12 +713,20 @@ def _stored_in_tiff(source, path, spec, image_orientation):
             "Masks in TIFF must have one band of uint8. File: "
             f"{path} ({bands.values.shape[-1]} of {bands.values.dtype})"
         )
-    values, valid = bands.values[..., 0], bands.valid
+    orientation = bands.orientation
     if spec.mask_orientation == "image":
-        values = turn_upright(values, image_orientation)
-        if valid is not None:
-            valid = turn_upright(valid, image_orientation)
-    return StoredMask(values, valid=valid)
+        orientation = image_orientation
+    bands = turn_bands(bands, orientation)
+    return StoredMask(
+        bands.values[..., 0], valid=bands.valid, orientation=orientation
+    )
+
+
+def _as_bands(image):
+    """Converts an image to the bands of its file; palettes become RGB."""
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in _BAND_MODES else _rgb(image)
 
 
 def _rgb(image):

@@ -295,7 +295,8 @@ class FolderSource:
         for path in _listed(self.root / part / split):
             if path.is_dir() and split:
                 skipped += _files_below(path)
-            if not path.is_file():
+            # A link without a target is read, and so reported.
+            if path.exists() and not path.is_file():
                 continue
             # A mask under another suffix is named when it is read.
             if path.suffix.lower() not in suffixes and (
@@ -453,8 +454,8 @@ class FolderReport:
     `sizes` counts images by `(height, width)`; `num_pixels` is the number of
     their pixels per split, by which the classes of a multilabel task are
     counted, since they overlap. `bands` has the statistics of
-    the training images (of all, without that split) that are not RGB of 8
-    bits, see `BandStatistics.result`; otherwise it is empty.
+    the training images (of all, without that split), see
+    `BandStatistics.result`; it is empty for RGB of 0..255.
     """
 
     spec: DatasetSpec
@@ -502,7 +503,7 @@ def check_folder(
     for split in dict.fromkeys(("", *splits)):
         report.problems += source.unpaired.get(split, [])
         report.notes += source.skipped.get(split, [])
-    seen = _Seen()
+    seen = _Seen(spec)
     measured = source.train_split if source.train_split in splits else None
     for split in splits:
         seen.measures = measured in (None, split)
@@ -553,6 +554,8 @@ def _check_pair(report, seen, image, masks, name):
         labels = _check_mask(report, seen, masks, size, orientation)
     if labels is None:
         return size, None
+    if read is not None and read.valid is not None:
+        labels[~read.valid] = spec.ignore_label  # as in training
     if (labels == spec.ignore_label).all():
         seen.blank.append(name)
     return size, spec.count_pixels(labels)
@@ -586,23 +589,25 @@ def _check_masks(report, seen, masks, size, orientation):
 
 
 def _read_bands(image, seen, spec):
-    """Reads an image and, unless it is RGB of 8 bits, measures its bands."""
-    stored = decode.is_banded(image)
-    if not stored and (spec.channels, spec.dtype) == (3, "uint8"):
-        return decode.read_fitting(image, None, True, spec.pixels)
-    bands = decode.read_bands(image)
+    """Reads an image and adds its bands to the statistics."""
+    is_rgb = (spec.channels, spec.dtype) == (3, "uint8")
+    as_stored = not is_rgb or decode.is_banded(image)
+    stored = decode.read_bands(image, pixels=None if as_stored else spec.pixels)
+    bands = decode.without_alpha(stored, spec.channels)
+    if bands.values.shape != stored.values.shape:
+        seen.alpha.append((image, stored.values.shape[-1]))
     if seen.measures:
-        seen.bands.add(decode.without_alpha(bands, spec.channels))
+        seen.bands.add(bands, image)
     return decode.fitting(bands, spec.pixels, image)
 
 
 class _Seen:
     """Checks the masks and images of all splits together."""
 
-    def __init__(self):
+    def __init__(self, spec):
         self.turned, self.turned_masks = [], []
-        self.bands, self.measures = BandStatistics(), True
-        self.blank, self.transparent = [], []
+        self.bands, self.measures = BandStatistics(spec.pixels), True
+        self.blank, self.transparent, self.alpha = [], [], []
         # Of masks that hold numbers: value -> first file, and gray levels.
         self.values, self.levels = {}, {}
 
@@ -661,6 +666,8 @@ class _Seen:
         ]
 
     def notes(self, spec):
+        if note := self.bands.note():
+            yield note
         if spec.reads_white_as_object and self.values.keys() & {1, 255}:
             shown = " and ".join(
                 f"{value} (first {self.values[value]})"
@@ -680,6 +687,14 @@ class _Seen:
                 f"{len(self.transparent)} masks have transparent pixels, which "
                 "are read as black whatever color they had, first "
                 f"{self.transparent[0]}"
+            )
+        if self.alpha:
+            image, channels = self.alpha[0]
+            yield (
+                f"{len(self.alpha)} images declare their last band as alpha, "
+                "which is no band of the image: pixels where it is 0 are "
+                f'ignored. If it is data, such as infrared, put "channels": '
+                f"{channels} into dataset.json, first {image}"
             )
         if not self.turned and not self.turned_masks:
             return

@@ -16,6 +16,7 @@ import numpy as np
 from keras_aspp.data import decode, tiff
 from keras_aspp.data.decode import StoredMask
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import Bands
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import Size
@@ -79,14 +80,12 @@ def read_stored_masks(
         ValueError: names the file and what is wrong with it.
     """
     if isinstance(masks, str):
-        values, valid = _read_all(masks, spec)
+        bands = _read_all(masks, spec)
+        orientation = bands.orientation
         if spec.mask_orientation == "image":
-            values = decode.turn_upright(values, image_orientation)
-            valid = (
-                valid
-                if valid is None
-                else decode.turn_upright(valid, image_orientation)
-            )
+            orientation = image_orientation
+        bands = decode.turn_bands(bands, orientation)
+        values, valid = bands.values, bands.valid
         return StoredMasks(
             tuple(
                 (
@@ -94,6 +93,7 @@ def read_stored_masks(
                     StoredMask(
                         values[..., class_id],
                         valid=valid if valid is None else valid[..., class_id],
+                        orientation=orientation,
                     ),
                 )
                 for class_id, name in enumerate(spec.class_names)
@@ -247,20 +247,20 @@ def find_class_masks(
 
 
 def _read_all(path, spec):
-    """Returns `(uint8, bool or None)`, both `[H, W, K]`, of one file."""
-    valid = None
+    """Returns `Bands`, uint8 `[H, W, K]`, of one file."""
     if tiff.is_tiff(path):
-        values, valid = tiff.read_pages(
+        bands = tiff.read_pages(
             path, printable(path), decode.MAX_PIXELS, spec.num_classes
         )
     elif path.lower().endswith(ARRAY_SUFFIX):
-        values = _read_array(path)
+        bands = Bands(_read_array(path))
     else:
         raise InputError(
             "The masks of a multilabel task must be a folder for each class, "
             "or a TIFF or .npy file with a page or channel for each class. "
             f"File: {printable(path)}"
         )
+    values = bands.values
     if values.ndim != 3 or values.shape[-1] != spec.num_classes:
         raise InputError(
             f"A file of masks must hold one for each of the "
@@ -271,7 +271,7 @@ def _read_all(path, spec):
         raise InputError(
             f"Masks must be uint8. File: {printable(path)} ({values.dtype})"
         )
-    return values.astype("uint8"), valid
+    return dataclasses.replace(bands, values=values.astype("uint8"))
 
 
 def _read_array(path):

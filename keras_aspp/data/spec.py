@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -383,6 +384,23 @@ def _notes(spec, content, repeated, path):
             f"File: {path}"
         )
     return notes
+
+
+def other_class(names: Sequence[str], others: Sequence[str]) -> str | None:
+    """Describes the first class that differs, `None` for equal names.
+
+    Args:
+        names: class names of a model.
+        others: class names of the data.
+    """
+    pairs = itertools.zip_longest(map(repr, names), map(repr, others))
+    for class_id, (one, other) in enumerate(pairs):
+        if one != other:
+            return (
+                f"class {class_id} is {one or 'none'} there, "
+                f"{other or 'none'} here"
+            )
+    return None
 
 
 def grouped(

@@ -36,6 +36,7 @@ _COMPRESSIONS = {
     _JPEG: "JPEG",
 }
 _EXTRA_SAMPLES, _GDAL_NODATA, _ALPHA = 338, 42113, (1, 2)
+_ORIENTATION = 274
 # Tags of a position on the earth.
 _GEO_TAGS = (33550, 34264, 34735)
 
@@ -48,7 +49,7 @@ class Bands:
         values: array `[H, W, C]`, as stored.
         valid: bool `[H, W]`, False where the file has no data; or `None`.
         has_alpha: bool. Whether the last band is declared as alpha.
-        orientation: int, the EXIF orientation that was applied.
+        orientation: int, the EXIF orientation of the file, 1 by default.
     """
 
     values: np.ndarray
@@ -73,9 +74,8 @@ def is_scene(path: PathLike, max_pixels: int) -> bool:
         ValueError: not a readable TIFF, or the extra `tiff` is missing.
     """
     with _opened(path, path) as (_, page):
-        return page.imagelength * page.imagewidth > max_pixels or any(
-            tag in page.tags for tag in _GEO_TAGS
-        )
+        pixels = page.imagelength * page.imagewidth
+        return pixels > max_pixels or _has_position(page)
 
 
 def read_tiff(
@@ -93,7 +93,7 @@ def read_tiff(
         lossless: bool. Whether to refuse JPEG, which changes values.
 
     Returns:
-        `Bands`; no data is what GDAL's tag names, and NaN.
+        `Bands`, as stored; no data is what GDAL's tag names, and NaN.
 
     Raises:
         ValueError: unreadable or too large, or the extra `tiff` is missing.
@@ -103,12 +103,13 @@ def read_tiff(
         extra = page.tags.get(_EXTRA_SAMPLES)
         extra = np.atleast_1d(extra.value).tolist() if extra else []
         values, valid = without_gaps(values, _nodata(page))
-        return Bands(values, valid, bool(extra) and extra[-1] in _ALPHA)
+        has_alpha = bool(extra) and extra[-1] in _ALPHA
+        return Bands(values, valid, has_alpha, _orientation(page))
 
 
 def read_pages(
     source: PathLike | bytes, path: str, max_pixels: int, count: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> Bands:
     """Reads a TIFF of several pages of one size, or of several bands.
 
     Args:
@@ -118,7 +119,7 @@ def read_pages(
         count: int > 0, pages or bands that the file must have.
 
     Returns:
-        `(values [H, W, count], valid)`: `valid` is bool `[H, W, count]`,
+        `Bands` `[H, W, count]`, as stored; `valid` is bool `[H, W, count]`,
         False where a page or band has no data, or `None`.
 
     Raises:
@@ -160,13 +161,13 @@ def read_pages(
                 without_gaps(band[..., None], nodata)
                 for band in np.moveaxis(values, -1, 0)
             ]
+        orientation = _orientation(first)
     values = np.concatenate([part for part, _ in parts], -1)
     if all(valid is None for _, valid in parts):
-        return values, None
+        return Bands(values, orientation=orientation)
     everywhere = np.ones(values.shape[:2], bool)
-    return values, np.stack(
-        [everywhere if valid is None else valid for _, valid in parts], -1
-    )
+    valid = [everywhere if valid is None else valid for _, valid in parts]
+    return Bands(values, np.stack(valid, -1), orientation=orientation)
 
 
 def _bands_of(file, page, path, max_pixels, lossless):
@@ -384,6 +385,19 @@ def _check_size(page, path, max_pixels, lossless):
             f"Images must take at most {MAX_BYTES} bytes. File: {path} "
             f"({size}, {max(chunk, whole)} bytes)"
         )
+
+
+def _has_position(page):
+    """Returns True for a page with a position on the earth."""
+    return any(tag in page.tags for tag in _GEO_TAGS)
+
+
+def _orientation(page):
+    """Returns the orientation in 1..8; 1 for maps, whose rows are placed."""
+    tag = page.tags.get(_ORIENTATION)
+    if tag is None or _has_position(page) or tag.value not in range(1, 9):
+        return 1
+    return int(tag.value)
 
 
 def _nodata(page):

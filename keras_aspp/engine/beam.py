@@ -87,7 +87,7 @@ def evaluate_with_beam(model, source, split, path, options=()):
             >> beam.Map(
                 _metrics,
                 spec,
-                {"split": split, **measured_model(predictor)},
+                {"split": split, **measured_model(predictor, spec)},
                 thresholds_of(predictor, spec),
             )
             | "write" >> beam.Map(write_json_file, path)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from keras_aspp.config.schema import TrainConfig
-from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.spec import DatasetSpec, other_class
 from keras_aspp.inference.artefacts import find_spec, resolve
 from keras_aspp.models.distillation import distill
 from keras_aspp.models.segmenter import Segmenter, load_saved
@@ -56,20 +56,11 @@ def distill_from(
 
 def _check_class_names(path, teacher, student):
     """Raises `ValueError` at the first class that differs."""
-    teacher, student = list(teacher), list(student)
-    if teacher == student:
+    different = other_class(teacher, student)
+    if different is None:
         return
-    pairs = zip(teacher, student, strict=False)
-    first = next(
-        (i for i, (a, b) in enumerate(pairs) if a != b),
-        min(len(teacher), len(student)),
-    )
-    found = [
-        repr(names[first]) if first < len(names) else "none"
-        for names in (teacher, student)
-    ]
     raise InputError(
         "`train.distill_from` must have the classes of the data, in the same "
         f"order. Received: {path} with {len(teacher)} classes, the data with "
-        f"{len(student)}; class {first} is {found[0]} there, {found[1]} here"
+        f"{len(student)}; {different}"
     )

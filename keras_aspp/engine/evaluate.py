@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
 from keras_aspp.data.sources import Source
+from keras_aspp.data.spec import DatasetSpec, other_class
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.sliding_window import decide
 from keras_aspp.metrics import (
@@ -131,7 +132,7 @@ def evaluate(
         if progress:
             progress(done, total)
     found = {**metrics_dict(matrix, spec), "num_images": total, "split": split}
-    found |= measured_model(predictor)
+    found |= measured_model(predictor, spec)
     found |= metrics_of_task(matrix, curves, thresholds, spec)
     if boundaries:
         found |= _of_outlines(*rims)
@@ -156,18 +157,26 @@ def _of_outlines(rim, bands):
     return {"boundary_iou": _number(rim.mean()), "band_mean_iou": of_bands}
 
 
-def measured_model(predictor: Predictor) -> dict[str, str | None]:
+def measured_model(predictor: Predictor, spec: DatasetSpec) -> dict[str, Any]:
     """Returns the entries of metrics that tell what was measured.
 
     `precision` is the arithmetic that was asked of the runtime; a quantized
-    file computes in integers nevertheless.
+    file computes in integers nevertheless. `notes` is present if the model's
+    classes have other names than those of the data.
     """
     # Predictors of users may have none of these.
-    return {
+    found = {
         "artefact": str(getattr(predictor, "path", "")) or None,
         "runtime": getattr(predictor, "runtime", None),
         "precision": getattr(predictor, "precision", None),
     }
+    different = other_class(_class_names(predictor, spec), spec.class_names)
+    if different:
+        found["notes"] = [
+            "the model's classes have other names than those of the data, "
+            f"and are compared by their ids; {different}"
+        ]
+    return found
 
 
 def _check_request(predictor, calibration, worst):
@@ -454,6 +463,7 @@ def resolve_num_classes(predictor, spec):
             f"The model has {predictor.num_classes} classes, the data set "
             f"{spec.num_classes}. Received: {predictor.path}"
         )
+    _check_order(predictor, spec)
     pixels = getattr(predictor, "pixels", spec.pixels)
     if pixels.channels != spec.channels or pixels.dtype not in (
         spec.dtype,
@@ -464,6 +474,28 @@ def resolve_num_classes(predictor, spec):
             f"data set have {spec.pixels.describe()}. "
             f"Received: {predictor.path}"
         )
+
+
+def _class_names(predictor, spec):
+    """Returns the model's class names, or those of the data if unstated."""
+    # Predictors of users have no `spec`.
+    described = getattr(predictor, "spec", None) or spec
+    return described.class_names
+
+
+def _check_order(predictor, spec):
+    """Raises `ValueError` for the same classes in another order."""
+    names = _class_names(predictor, spec)
+    different = other_class(names, spec.class_names)
+    if different is None or {*names} != {*spec.class_names}:
+        return
+    fix = "put `class_names` of dataset.json in the model's order"
+    if not spec.is_multilabel:
+        fix += ", and map the stored values to it by `label_map`"
+    raise InputError(
+        "The data set has the model's classes in another order, and metrics "
+        f"compare class ids: {fix}. Received: {predictor.path}; {different}"
+    )
 
 
 def metrics_dict(matrix, spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -62,8 +63,9 @@ def predict_files(
         images: paths.
         output: folder to write to; created if missing.
         progress: function of `(done, total)`, or `None`.
-        annotation_format: `"coco"` also writes `predictions.json`,
-            `"labelme"` one `NAME.json` per image; `None` neither.
+        annotation_format: `"coco"` also writes `predictions.json`, in which
+            names that repeat have folders; `"labelme"` one `NAME.json` per
+            image; `None` neither.
         min_area: pixels; annotations leave out smaller regions.
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1; not of
             classes that may overlap) too and, if the model has them,
@@ -91,6 +93,7 @@ def predict_files(
     spec = spec_of(predictor)
     collected = COCOWriter(spec, min_area)
     rows, messages, taken = [], [], set()
+    names = _names_in_coco(images)
     for done, name in enumerate(images, start=1):
         try:
             stem = _unused(Path(name).stem, taken)
@@ -112,7 +115,7 @@ def predict_files(
                 labels = _predict_image(predictor, name, path, spec, scores)
                 shares = _shares_of(labels, spec)
                 if annotation_format == "coco":
-                    collected.add(Path(name).name, labels)
+                    collected.add(names[done - 1], labels)
                 elif annotation_format == "labelme":
                     write_labelme(
                         output / f"{stem}.json",
@@ -274,6 +277,20 @@ def _check_scene(name, annotation_format):
             "`--format` does not support scenes (TIFFs with a georeference, "
             f"or too large to decode). File: {printable(name)}"
         )
+
+
+def _names_in_coco(images):
+    """Returns the names of images; those that repeat have folders, too."""
+    paths = [Path(os.path.abspath(image)) for image in images]
+    counts = collections.Counter(path.name for path in paths)
+    repeated = [path for path in paths if counts[path.name] > 1]
+    if not repeated:
+        return [path.name for path in paths]
+    root = os.path.commonpath([path.parent for path in repeated])
+    return [
+        os.path.relpath(path, root) if counts[path.name] > 1 else path.name
+        for path in paths
+    ]
 
 
 def _unused(stem, taken):

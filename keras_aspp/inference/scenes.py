@@ -19,6 +19,7 @@ from keras_aspp.plots.labels import color_labels, spec_of
 from keras_aspp.utils.exceptions import InputError, UnavailableError
 from keras_aspp.utils.extras import require
 from keras_aspp.utils.files import replacing
+from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
 # Height and width of a window where none is given, in pixels.
@@ -115,6 +116,11 @@ def predict_scene(
         raise InputError(
             f"Unreadable raster. File: {path} ({_reason(error)})"
         ) from None
+    except UnicodeEncodeError:
+        raise InputError(
+            "GDAL reads and writes GeoTIFFs whose names are UTF-8; rename the "
+            f"file. File: {printable(path)}"
+        ) from None
 
 
 def _reason(error):
@@ -165,12 +171,11 @@ def _created(path, scene, dtype, nodata, names):
                 width=scene.width,
                 count=len(names) or 1,
                 dtype=dtype,
-                crs=scene.crs,
-                transform=scene.transform,
                 nodata=nodata,
                 compress="deflate",
                 bigtiff="if_safer",
                 **options,
+                **_position(scene),
             )
         output = _Output(raster, path)
         try:
@@ -181,6 +186,14 @@ def _created(path, scene, dtype, nodata, names):
             with _naming(path):
                 raster.close()
         output.check(temporary)
+
+
+def _position(scene):
+    """Returns the options that place a raster where a scene is."""
+    points, crs = scene.gcps
+    if points:
+        return {"gcps": points, "crs": crs}
+    return {"crs": scene.crs, "transform": scene.transform}
 
 
 @contextlib.contextmanager
@@ -246,6 +259,8 @@ class _Raster:
     """A raster read by window, in the format of a model."""
 
     def __init__(self, scene, predictor, path):
+        import rasterio
+
         self.scene, self.pixels, self.path = scene, predictor.pixels, path
         self.size = scene.height, scene.width
         count, self.alpha = scene.count, None
@@ -255,6 +270,11 @@ class _Raster:
         ):
             self.alpha, count = count, count - 1
         self.bands = list(range(1, count + 1))
+        # A declared alpha that the model reads as a band masks nothing.
+        alpha = rasterio.enums.MaskFlags.alpha
+        self.has_mask = self.alpha is not None or not any(
+            alpha in flags for flags in scene.mask_flag_enums
+        )
         # By the header, so that a raster that does not fit fails at once.
         dtype = np.result_type(*(scene.dtypes[i - 1] for i in self.bands))
         self.pixels.check(np.empty((1, 1, count), dtype), path)
@@ -266,7 +286,9 @@ class _Raster:
         window = rasterio.windows.Window.from_slices(rows, columns)
         values = self.scene.read(self.bands, window=window)
         values = np.moveaxis(values, 0, -1)
-        valid = self.scene.dataset_mask(window=window) > 0
+        valid = np.ones(values.shape[:2], bool)
+        if self.has_mask:
+            valid = self.scene.dataset_mask(window=window) > 0
         if self.alpha is not None:
             valid &= self.scene.read(self.alpha, window=window) > 0
         # NaN is no data in any band, whatever the file declares.

@@ -293,7 +293,7 @@ class Pane {
     for (const [id, name] of manifest.class_names.entries()) {
       const mask = labels.filter((_, i) => i % count === id).map((v) => 255 * v);
       download(await encodeGray(mask, width, height),
-          `${stem}_${name.replace(/\W+/g, '_')}.png`);
+          `${stem}_${name.replace(/[^\p{L}\p{M}\p{N}_]+/gu, '_')}.png`);
     }
   }
 

@@ -633,6 +633,38 @@ def test_rectangles_of_label_studio_turn_about_their_first_corner(tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], right)
 
 
+def test_choices_of_a_whole_image_are_counted(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    content = json.loads((root / "project.json").read_text())
+    results = content[0]["annotations"][1]["result"]
+    del results[2]["original_height"], results[2]["original_width"]
+    write_json(root / "project.json", content)
+    report = import_annotations(root, tmp_path / "out")
+    assert "1 shapes of type 'choices' were left out" in report.notes
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+
+
+@pytest.mark.parametrize(
+    ("file", "address"),
+    [
+        ("my photo.png", "/data/local-files/?d=set/my%20photo.png"),
+        ("my photo.png", "/data/upload/1/0f3a99-my%20photo.png"),
+        ("my%20photo.png", "/data/local-files/?d=set/my%20photo.png"),
+    ],
+)
+def test_addresses_of_label_studio_may_be_quoted(tmp_path, file, address):
+    root = tmp_path / "source"
+    label_studio(root)
+    (root / "images/a.png").rename(root / "images" / file)
+    content = json.loads((root / "project.json").read_text())
+    content[0]["data"]["image"] = address
+    write_json(root / "project.json", content)
+    import_annotations(root, tmp_path / "out")
+    found = labels_of(tmp_path / "out", file.removesuffix(".png"))[0]
+    np.testing.assert_array_equal(found, expected())
+
+
 def test_boxes_of_cvat_turn_about_their_center(tmp_path):
     root = tmp_path / "source"
     cvat_xml(root)
@@ -986,6 +1018,26 @@ def test_hostile_archives_are_refused(tmp_path):
     assert "stay within it" in refused(outside, tmp_path)
     (tmp_path / "no.zip").write_bytes(b"PK no archive")
     assert "Not a readable zip" in refused(tmp_path / "no.zip", tmp_path)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", "[" + "1, " * 1000 + "1]")
+        start = archive.getinfo("a.json").header_offset + 36  # its data
+    content = bytearray(path.read_bytes())
+    content[start : start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    message = refused(path, tmp_path)
+    assert "Not a readable zip archive. File: " in message
+
+
+def test_a_blank_last_line_of_classes_is_no_class(tmp_path):
+    write_image(tmp_path / "source/a.png")
+    (tmp_path / "source/a.txt").write_text("1 0 0 1 0 1 1")
+    (tmp_path / "source/classes.txt").write_text("car\ntree\n\n")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
 
 
 def test_wrong_arguments_are_named(tmp_path):

@@ -13,9 +13,10 @@ from keras_aspp.annotations.writer import (
     components,
     write_labelme,
 )
-from keras_aspp.data.decode import read_mask
+from keras_aspp.data.decode import RGB, read_mask
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.inference.files import predict_files
 
 SPEC = DatasetSpec(["background", "car", "tree"])
 
@@ -107,6 +108,47 @@ def test_what_is_written_is_imported_again(annotation_format, tmp_path):
     assert spec.class_names == SPEC.class_names
     (mask,) = (tmp_path / "out/masks").glob("*/a.png")
     assert (read_mask(mask, spec) != labels).mean() < 0.005
+
+
+class Reader:
+    """A predictor that reads labels from red."""
+
+    pixels, spec, num_classes = RGB, SPEC, 3
+
+    def predict_batch(self, images):
+        return images[..., 0] // 100
+
+
+@pytest.mark.parametrize("annotation_format", ["coco", "labelme"])
+def test_images_of_one_name_are_imported_with_their_own_labels(
+    annotation_format, tmp_path
+):
+    images = [tmp_path / f"in/{name}.png" for name in ("mon/a", "tue/a", "b")]
+    for value, path in enumerate(images):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.zeros((20, 30, 3), "uint8")
+        image[3:9, 4:16, 0] = 100 * min(value + 1, 2)
+        image[..., 2] = value
+        Image.fromarray(image).save(path)
+    predict_files(
+        Reader(),
+        images,
+        tmp_path / "labeled",
+        annotation_format=annotation_format,
+    )
+    if annotation_format == "coco":
+        path = tmp_path / "labeled/predictions.json"
+        written = json.loads(path.read_text())["images"]
+        names = [image["file_name"] for image in written]
+        assert names == ["mon/a.png", "tue/a.png", "b.png"]
+    out = tmp_path / "out"
+    import_annotations(tmp_path / "labeled", out, images=tmp_path / "in")
+    found = sorted((out / "images").rglob("*.png"))
+    assert len(found) == 3
+    for path in found:
+        image = np.array(Image.open(path))
+        (mask,) = (out / "masks").rglob(path.name)
+        np.testing.assert_array_equal(Image.open(mask), image[..., 0] // 100)
 
 
 def test_regions_below_the_least_area_and_background_are_left_out():

@@ -1,6 +1,7 @@
 """A folder data set as sharded records: the same pictures, in any order."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -226,6 +227,16 @@ def test_a_bad_mask_is_named_and_leaves_nothing(bad, tmp_path, capsys):
     assert "masks/val/val_1.png" in said
     assert said.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    root = write_folder(tmp_path / "set", splits=("train",))
+    for part in ("images", "masks"):
+        path = root / part / "train/train_0.png"
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    with pytest.raises(ValueError, match="names of UTF-8; rename"):
+        convert_folder(FolderSource(root), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_convert_leaves_nothing(folder, tmp_path):

@@ -319,6 +319,15 @@ def test_each_fault_is_one_line_that_names_the_file(good, fault, message, file):
     assert "\n" not in problem
 
 
+def test_links_without_a_target_are_at_fault(good):
+    # As git-annex leaves files that were not fetched.
+    files = good / "images/train/d.jpg", good / "masks/train/d.png"
+    for file in files:
+        file.symlink_to(good / "not_fetched")
+    for file, problem in zip(files, problems_of(good), strict=True):
+        assert f"Unreadable image. File: {file} (No such file" in problem
+
+
 def test_all_faults_at_once(good):
     write_pair(good, "d")
     write_pair(good, "e")

@@ -1,5 +1,6 @@
 """TIFFs and deep PNGs: what is read, and what is refused before decoding."""
 
+import json
 import sys
 import warnings
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 from channels_folder import write_bands
-from PIL import Image
+from PIL import Image, ImageOps
+from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
 from keras_aspp.data import decode, tiff
-from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.multilabel import read_stored_masks
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.pixels import PixelFormat
@@ -68,6 +70,13 @@ def test_pngs_of_8_bits_have_the_bands_that_are_wanted(tmp_path, mode):
     Image.fromarray(image.squeeze(), mode).save(tmp_path / "a.png")
     found = read(tmp_path / "a.png", len(mode))
     np.testing.assert_array_equal(found, image)
+
+
+def test_pngs_of_one_bit_are_gray(tmp_path):
+    image = values(1, "uint8")[..., 0] > 99
+    Image.fromarray(image).save(tmp_path / "a.png")
+    found = read(tmp_path / "a.png", 1)
+    np.testing.assert_array_equal(found[..., 0], np.where(image, 255, 0))
 
 
 def test_alpha_no_data_and_nan_are_ignored(tmp_path):
@@ -135,9 +144,9 @@ def test_each_mask_of_a_file_has_its_own_no_data(tmp_path, layout):
     masks[3, 4, 0] = masks[5, 6, 2] = 7
     path = tmp_path / "m.tif"
     write_masks(path, masks, layout, nodata="7")
-    found, valid = tiff.read_pages(path, "m", 10**6, 3)
-    np.testing.assert_array_equal(valid, masks != 7)
-    np.testing.assert_array_equal(found, masks * valid)
+    found = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(found.valid, masks != 7)
+    np.testing.assert_array_equal(found.values, masks * found.valid)
     # As the mask of one class in a file of its own.
     spec = DatasetSpec(["a", "b", "c"], task="multilabel")
     labels = read_stored_masks(str(path), spec).labels(spec, (32, 24))
@@ -155,11 +164,65 @@ def test_overviews_are_no_masks(tmp_path, num_overviews):
     masks = values(3, "uint8", (32, 24)) % 2
     path = tmp_path / "m.tif"
     write_masks(path, masks, "pages", num_overviews=num_overviews)
-    found, valid = tiff.read_pages(path, "m", 10**6, 3)
-    np.testing.assert_array_equal(found, masks)
-    assert valid is None
+    found = tiff.read_pages(path, "m", 10**6, 3)
+    np.testing.assert_array_equal(found.values, masks)
+    assert found.valid is None
     with pytest.raises(ValueError, match="must hold 2 pages.*at least 3"):
         tiff.read_pages(path, "m", 10**6, 2)
+
+
+GEOREFERENCE = (33550, "d", 3, (1, 1, 0), True)
+
+
+def orientation_tag(value):
+    return (274, "H", 1, value, True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_and_masks_are_turned_upright_by_their_tag(
+    tmp_path, orientation
+):
+    spec = DatasetSpec(["a", "b", "c"])
+    image, mask = values(3, "uint8"), values(1, "uint8")[..., 0] % 3
+    image[2, 1] = 0
+    # What Pillow turns by EXIF is the reference.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png, image_path = tmp_path / "a.png", tmp_path / "a.tif"
+    Image.fromarray(image).save(png, exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(png)))
+    tags = [orientation_tag(orientation), (42113, "s", 0, "0", True)]
+    tifffile.imwrite(image_path, image, extratags=tags)
+    tifffile.imwrite(tmp_path / "m.tif", mask, extratags=tags[:1])
+    pixels, labels = decode.read_pair(image_path, tmp_path / "m.tif", spec)
+    np.testing.assert_array_equal(pixels, upright)
+    turned = decode.turn_upright(mask, orientation)
+    missing = (upright == 0).all(-1)
+    assert missing.sum() == 1
+    np.testing.assert_array_equal(labels, np.where(missing, 255, turned))
+    stored = decode.read_image(image_path, exif=False)
+    np.testing.assert_array_equal(stored, image)
+    assert decode.read_oriented(image_path)[1] == orientation
+    found = decode.read_stored(tmp_path / "m.tif", spec)
+    assert found.orientation == orientation
+
+
+def test_maps_are_not_turned(tmp_path):
+    image = values(3, "uint8")
+    tags = [orientation_tag(6), GEOREFERENCE]
+    tifffile.imwrite(tmp_path / "a.tif", image, extratags=tags)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), image)
+
+
+def test_masks_of_several_pages_are_turned_upright_by_their_tag(tmp_path):
+    masks = values(3, "uint8", (32, 24)) % 2
+    spec = DatasetSpec(["a", "b", "c"], task="multilabel")
+    path = tmp_path / "m.tif"
+    with tifffile.TiffWriter(path) as file:
+        for mask in np.moveaxis(masks, -1, 0):
+            file.write(mask, extratags=[orientation_tag(6)])
+    labels = read_stored_masks(str(path), spec).labels(spec, (24, 32))
+    np.testing.assert_array_equal(labels, decode.turn_upright(masks, 6))
 
 
 def test_bands_that_do_not_fit_are_refused_with_what_to_write(tmp_path):
@@ -304,6 +367,87 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     )
     np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)
+
+
+def of_rgb(root, stray):
+    """RGB images, one of which is replaced."""
+    write_folder(root)
+    described = (root / "dataset.json").read_text()
+    path = root / "images/train/train_0.png"
+    with Image.open(path) as image:
+        size = image.size[::-1]
+    path.unlink()
+    stray(path.with_suffix(""), size)
+    return described
+
+
+def dark_tiff(path, size):
+    tifffile.imwrite(f"{path}.tif", np.ones((*size, 3), "uint8"))
+
+
+def deep_png(path, size):
+    Image.fromarray(np.ones(size, "uint16")).save(f"{path}.png")
+
+
+def test_one_tiff_among_rgb_images_is_no_statistics(tmp_path, capsys):
+    described = of_rgb(tmp_path, dark_tiff)
+    report = check_folder(FolderSource(tmp_path))
+    assert report.bands == {}
+    assert report.problems == report.notes == []
+    assert main(["data", "check", str(tmp_path), "--write"]) == 1
+    assert "of one format other than RGB of 8" in capsys.readouterr().err
+    assert (tmp_path / "dataset.json").read_text() == described
+
+
+def test_one_deep_png_among_rgb_images_stays_one_problem(tmp_path, capsys):
+    described = of_rgb(tmp_path, deep_png)
+    assert main(["data", "check", str(tmp_path), "--write"]) == 1
+    said = capsys.readouterr()
+    assert "1 problem." in said.out
+    assert "1 of 1 x uint16, first" in said.out
+    assert "--write is for training images of one format" in said.err
+    assert (tmp_path / "dataset.json").read_text() == described
+
+
+def test_a_band_that_is_declared_as_alpha_is_noted(tmp_path, capsys):
+    root = write_bands(tmp_path, dtype="uint8", spec={})
+    for path in root.glob("images/*/*.tif"):
+        options = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+        tifffile.imwrite(path, tifffile.imread(path), **options)
+    (note,) = check_folder(FolderSource(root)).notes
+    assert note.startswith("4 images declare their last band as alpha")
+    assert 'put "channels": 4 into dataset.json, first ' in note
+    described = {"class_names": ["ground", "box"], "channels": 4}
+    (root / "dataset.json").write_text(json.dumps(described))
+    report = check_folder(FolderSource(root))
+    assert report.notes == report.problems == []
+    assert report.class_pixels["train"][2] == 0
+    assert report.bands["channels"] == 4
+
+
+def test_check_counts_pixels_without_data_as_ignored(tmp_path):
+    root = write_bands(tmp_path, num_train=1)
+    (image,) = root.glob("images/train/*.tif")
+    bands = tifffile.imread(image)
+    bands[np.arange(64) % 3 == 0] = 0
+    mask = tmp_path / "masks/train/train_0.png"
+    labels = np.zeros(bands.shape[:2], "uint8")
+    labels[0] = 1  # no data, so that the class is absent
+    Image.fromarray(labels).save(mask)
+    tifffile.imwrite(
+        image,
+        bands,
+        photometric="minisblack",
+        planarconfig="contig",
+        extratags=[(42113, "s", 0, "0", True)],
+    )
+    source = FolderSource(root)
+    report = check_folder(source, ["train"])
+    _, trained = source.decode(str(image), str(mask))
+    expected = source.spec.count_pixels(trained)
+    assert expected.tolist() == [42 * 96, 0, 22 * 96]
+    np.testing.assert_array_equal(report.class_pixels["train"], expected)
+    assert "classes that never occur: box" in report.notes
 
 
 def test_check_that_writes_still_fails_for_what_that_does_not_mend(

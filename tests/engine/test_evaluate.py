@@ -9,7 +9,9 @@ from multilabel_folder import make_folder
 from PIL import Image
 from tiny_run import write_folder
 
+from keras_aspp.cli.output import print_metrics
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.engine import evaluate as engine
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.inference import Predictor
@@ -122,6 +124,26 @@ def test_bands_of_model_and_data_set_must_be_equal(source):
     message = "images of 4 bands of uint8, .* have 3 bands of uint8. Received"
     with pytest.raises(ValueError, match=message):
         evaluate(guesser, source, "val")
+
+
+def test_the_same_classes_in_another_order_are_refused(source):
+    guesser = Guesser()
+    guesser.spec = DatasetSpec(["ground", "bar", "box"])
+    message = r"another order.*`label_map`.*nothing; class 1 is 'bar' there"
+    with pytest.raises(ValueError, match=message):
+        evaluate(guesser, source, "val")
+
+
+def test_classes_of_other_names_are_noted(source, capsys):
+    guesser = Guesser()
+    guesser.spec = DatasetSpec(["ground", "box", "pole"])
+    found = evaluate(guesser, source, "val")
+    (note,) = found["notes"]
+    assert note.endswith("class 2 is 'pole' there, 'bar' here")
+    print_metrics(found)
+    assert f"Note: {note}." in capsys.readouterr().out
+    guesser.spec = source.spec
+    assert "notes" not in evaluate(guesser, source, "val")
 
 
 def test_a_file_that_does_not_say_its_classes_has_the_data_sets(

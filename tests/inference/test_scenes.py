@@ -1,6 +1,7 @@
 """Rasters larger than memory: by window, georeferenced."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import rasterio
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from scipy.special import expit, logit
 
@@ -37,11 +39,19 @@ def write_scene(path, image, nodata=None, **options):
         count=count,
         dtype=image.dtype,
         crs="EPSG:32633",
-        transform=TRANSFORM,
         nodata=nodata,
-        **options,
+        **{"transform": TRANSFORM, **options},
     ) as to:
         to.write(np.moveaxis(image, -1, 0))
+    return path
+
+
+def declare_alpha(path):
+    """Declares the last band as alpha, as GDAL does for four of uint8."""
+    interpretation = rasterio.enums.ColorInterp
+    with rasterio.open(path, "r+") as scene:
+        gray = [interpretation.gray] * (scene.count - 1)
+        scene.colorinterp = [*gray, interpretation.alpha]
     return path
 
 
@@ -189,17 +199,45 @@ def test_pixels_without_data_are_ignored(model, tmp_path, predictor_of):
     np.testing.assert_array_equal(empty, (image == 0).all(-1))
 
 
+def test_the_position_may_be_of_control_points(model, tmp_path, predictor_of):
+    points = [
+        GroundControlPoint(row, column, 5e5 + column, 5e6 - row)
+        for row, column in ((0, 0), (0, 70), (80, 0))
+    ]
+    image, path = pixels(80, 70), tmp_path / "scene.tif"
+    write_scene(path, image, transform=None, gcps=points)
+    predict_scene(predictor_of(model), path, tmp_path / "out.tif")
+    with rasterio.open(tmp_path / "out.tif") as out:
+        found, crs = out.gcps
+    assert crs.to_epsg() == 32633
+    for point, expected in zip(found, points, strict=True):
+        assert (point.row, point.col) == (expected.row, expected.col)
+        assert (point.x, point.y) == (expected.x, expected.y)
+
+
+def test_a_name_that_gdal_cannot_read_is_refused(model, tmp_path, predictor_of):
+    path = write_scene(tmp_path / "scene.tif", pixels(80, 70))
+    path = path.rename(tmp_path / os.fsdecode(b"caf\xe9.tif"))
+    with pytest.raises(ValueError, match="names are UTF-8; rename"):
+        predict_scene(predictor_of(model), path, tmp_path / "out.tif")
+
+
 def test_alpha_is_no_band(model, tmp_path, predictor_of):
     alpha = np.full((80, 70, 1), 65535, "uint16")
     alpha[3, 5] = 0
     image = np.concatenate([pixels(80, 70), alpha], -1)
-    path = write_scene(tmp_path / "scene.tif", image)
-    with rasterio.open(path, "r+") as scene:
-        gray = rasterio.enums.ColorInterp.gray
-        scene.colorinterp = [*[gray] * 4, rasterio.enums.ColorInterp.alpha]
+    path = declare_alpha(write_scene(tmp_path / "scene.tif", image))
     predict_scene(predictor_of(model), path, tmp_path / "out.tif")
     with rasterio.open(tmp_path / "out.tif") as out:
         assert np.argwhere(out.read(1) == 255).tolist() == [[3, 5]]
+
+
+def test_alpha_that_the_model_reads_is_a_band(model, tmp_path, predictor_of):
+    image = pixels(80, 70)
+    image[3, 5, 3] = 0
+    path = declare_alpha(write_scene(tmp_path / "scene.tif", image))
+    counts = predict_scene(predictor_of(model), path, tmp_path / "out.tif")
+    assert counts[255] == 0
 
 
 @pytest.mark.parametrize(
