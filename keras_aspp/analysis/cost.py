@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import keras
 
-from keras_aspp.analysis.trace import Step, Trace, trace
+from keras_aspp.analysis.trace import Step, Trace, operation_type, trace
 from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
 
@@ -53,9 +53,10 @@ class Cost:
         activation_bytes: int, all outputs together: what training holds.
         peak_activation_bytes: int, the most that must be held at one time
             when every output is freed after its last use: inference.
-        uncounted: tuple of paths of layers that could not be opened, or
-            whose sizes stayed open (attention); `madds` is a lower bound
-            where it is not empty.
+        uncounted: tuple of paths of layers that could not be opened, whose
+            sizes stayed open (attention), or that multiply in a way that is
+            not counted (`keras.ops.matmul`); `madds` is a lower bound where
+            it is not empty.
         layers: tuple of `LayerCost`, in the order of computation.
     """
 
@@ -128,13 +129,14 @@ def _uncounted(step):
     """The path of a step whose multiply-adds are not known, or `None`."""
     shapes = [tensor.shape[1:] for tensor in step.outputs]
     is_open = any(None in shape for shape in shapes) and multiply_adds(step)
-    return step.path if step.opaque or is_open else None
+    no_rule = step.layer_type in _MULTIPLYING
+    return step.path if step.opaque or is_open or no_rule else None
 
 
 def multiply_adds(step: Step) -> int:
     """Computes the multiply-adds of one step."""
     layer = step.operation
-    if isinstance(layer, keras.layers.Conv2DTranspose):
+    if isinstance(layer, _TRANSPOSED):
         return _positions(step.inputs[0]) * _size(layer.kernel)
     if isinstance(
         layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
@@ -147,11 +149,20 @@ def multiply_adds(step: Step) -> int:
         return _cells(step.outputs[0].shape[1:]) * math.prod(inner)
     if isinstance(layer, _WITH_KERNEL):
         return _positions(step.outputs[0]) * _size(layer.kernel)
-    if step.layer_type in ("Conv", "DepthwiseConv"):  # of keras.ops
-        return _positions(step.outputs[0]) * _size(step.arguments[1])
+    operation = operation_type(step)
+    if operation == "ConvTranspose":
+        return _positions(step.inputs[0]) * _size(step.arguments[1])
+    if operation in ("Conv", "DepthwiseConv", "SeparableConv"):
+        kernels = step.arguments[1:]
+        return _positions(step.outputs[0]) * sum(map(_size, kernels))
     return 0
 
 
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
 _WITH_KERNEL = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -160,6 +171,20 @@ _WITH_KERNEL = (
     keras.layers.DepthwiseConv2D,
     keras.layers.Dense,
 )
+# Layers and operations that multiply and add, and have no rule here.
+_MULTIPLYING = {
+    "AdditiveAttention",
+    "Attention",
+    "Correlate",
+    "Dot",
+    "DotProductAttention",
+    "Einsum",
+    "GaussianBlur",
+    "Inner",
+    "Matmul",
+    "Tensordot",
+    "Vdot",
+}
 
 
 def _contracted(layer):

@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from keras_aspp.analysis.trace import Trace, trace
+from keras_aspp.analysis.trace import Trace, operation_type, trace
+from keras_aspp.backbones.grids import is_cellwise
+from keras_aspp.backbones.probes import leaves_cells_alone
 from keras_aspp.layers import BilinearResize, rewritable
 from keras_aspp.utils.deprecation import renamed_attribute
 from keras_aspp.utils.types import Shape, Size
@@ -34,6 +36,24 @@ _PADDED = (
 )
 # Interpolations and how many cells each side of the two nearest they take.
 _MARGINS = {"bilinear": 0, "bicubic": 1, "lanczos3": 2, "lanczos5": 4}
+# Options of a resize that read further, or keep only a part of the map.
+_RESIZED_OTHERWISE = (
+    "antialias",
+    "crop_to_aspect_ratio",
+    "pad_to_aspect_ratio",
+)
+# Operations that broadcast: a constant of the map's size is no obstacle, as it
+# is when they are tried on a smaller map.
+_ELEMENTWISE = {
+    "Add",
+    "Divide",
+    "Maximum",
+    "Minimum",
+    "Multiply",
+    "Subtract",
+    "TrueDivide",
+    "Where",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +120,8 @@ class ReceptiveField:
             the whole map (image pooling, squeeze-and-excite), so that every
             pixel matters. `size` then is that of the other paths.
         assumed: whether it, or a layer before it, is one whose reach is not
-            known: taken as cell by cell if the map kept its size, else as
+            known: no rule covers it, and it mixes or moves cells when it is
+            run. Taken as cell by cell if the map kept its size, else as
             global.
     """
 
@@ -242,7 +263,19 @@ def _through(step, inputs):
         _unite([axes[i] for axes in fitting], output[1 + i]) for i in (0, 1)
     )
     is_global = any(s.is_global or s.axes is None for s in inputs)
-    return _Seen(axes, is_global or _averages(step.operation), assumed)
+    averages = _averages(step.operation)
+    assumed = assumed or not (averages or _is_cell_by_cell(step))
+    return _Seen(axes, is_global or averages, assumed)
+
+
+def _is_cell_by_cell(step):
+    """Returns True if a step of unchanged map size acts on each cell alone."""
+    return (
+        step.shape[:2] == (1, 1)
+        or is_cellwise(step.operation)
+        or operation_type(step) in _ELEMENTWISE
+        or leaves_cells_alone(step.operation, step.arguments, step.keywords)
+    )
 
 
 def _averages(layer):
@@ -298,11 +331,16 @@ def _windows(step):
     sizes = zip(step.inputs[0].shape[1:3], step.shape[:2], strict=True)
     rule = next(
         (rule for types, rule in _RULES if isinstance(layer, types)),
-        _OPERATIONS.get(step.layer_type),
+        _OPERATIONS.get(operation_type(step)),
     )
     if rule is None:
         return None
-    return [rule(step, i, *pair) for i, pair in enumerate(sizes)]
+    windows = [rule(step, i, *pair) for i, pair in enumerate(sizes)]
+    return None if None in windows else windows
+
+
+def _window_size(step):
+    return _kernel_size(step.operation) or step.arguments[1].shape[:2]
 
 
 def _kernel_size(layer):
@@ -330,8 +368,7 @@ def _shifted(cells, step=1):
 
 def _kernel(step, i, n_in, n_out):
     """Convolution or pooling, as a layer or of `keras.ops`."""
-    layer = step.operation
-    size = _kernel_size(layer) or step.arguments[1].shape[:2]
+    layer, size = step.operation, _window_size(step)
     stride = _pair(layer.strides or size)[i]
     dilation = _pair(getattr(layer, "dilation_rate", 1))[i]
     reach = (_pair(size)[i] - 1) * dilation
@@ -348,10 +385,9 @@ def _kernel(step, i, n_in, n_out):
 def _transposed(step, i, n_in, n_out):
     layer = step.operation
     stride = _pair(layer.strides)[i]
-    reach = (_pair(layer.kernel_size)[i] - 1) * _pair(layer.dilation_rate)[i]
-    before = 0
-    if layer.padding == "same":
-        before = max(reach + 1 - stride, 0) // 2
+    reach = (_pair(_window_size(step))[i] - 1) * _pair(layer.dilation_rate)[i]
+    # What the strided convolution from the output to the input pads.
+    before = max((n_in - 1) * stride + reach + 1 - n_out, 0) // 2
     at = np.arange(stride) + before
     # A kernel smaller than the stride leaves cells that see nothing.
     first = np.minimum(-((reach - at) // stride), at // stride)
@@ -375,7 +411,8 @@ def _half_pixel(n_in, n_out, margin=0):
 
 def _nearest(n_in, n_out):
     ratio = Fraction(n_in, n_out)
-    at = [math.floor(i * ratio) for i in range(ratio.denominator)]
+    half = Fraction(1, 2)
+    at = [math.floor((i + half) * ratio) for i in range(ratio.denominator)]
     return _sampled(at, ratio.numerator)
 
 
@@ -386,6 +423,8 @@ def _interpolated(interpolation, n_in, n_out):
 
 
 def _upsampled(step, i, n_in, n_out):
+    if any(getattr(step.operation, name, False) for name in _RESIZED_OTHERWISE):
+        return None
     return _interpolated(step.operation.interpolation, n_in, n_out)
 
 
@@ -426,6 +465,8 @@ def _sliced(step, i, n_in, n_out):
         gap = 5 - len(key)
         key = key[:at] + (slice(None),) * gap + key[at + 1 :]
     part = key[1 + i] if len(key) > 1 + i else slice(None)
+    if not isinstance(part, slice) or (part.step or 1) < 0:
+        return None
     start, _, stride = part.indices(n_in)
     return _shifted(start, stride)
 
@@ -452,9 +493,11 @@ _RULES = (
 _OPERATIONS = {
     "AveragePool": _kernel,
     "Conv": _kernel,
+    "ConvTranspose": _transposed,
     "DepthwiseConv": _kernel,
     "GetItem": _sliced,
     "MaxPool": _kernel,
     "Pad": _padded_by_operation,
     "Resize": _upsampled,
+    "SeparableConv": _kernel,
 }

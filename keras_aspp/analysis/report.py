@@ -412,7 +412,7 @@ def _warnings(traced, fields, atrous, stacks, costs):
         )
     if costs.uncounted:
         found.append(
-            f"{', '.join(costs.uncounted)}: could not be opened, or leave a "
-            "size open; multiply-adds are a lower bound."
+            f"{', '.join(costs.uncounted)}: could not be opened, leave a size "
+            "open, or have no rule; multiply-adds are a lower bound."
         )
     return found

@@ -45,6 +45,16 @@ class Trace:
         return tuple(step for step in self.steps if not step.opened)
 
 
+def operation_type(step: Step) -> str | None:
+    """Returns the class name of an operation of `keras.ops`, else `None`.
+
+    A layer of the user may have the same name.
+    """
+    if isinstance(step.operation, keras.layers.Layer):
+        return None
+    return step.layer_type
+
+
 def trace(model: keras.Model, image_size: Size) -> Trace:
     """Traces one image through a model.
 

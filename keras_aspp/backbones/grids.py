@@ -383,7 +383,7 @@ class Walk:
 
     def _visit_other(self, layer, path, node, grid):
         """Visits any other layer, which must be point-wise or is refused."""
-        if grid.is_pooled or _is_cellwise(layer):
+        if grid.is_pooled or is_cellwise(layer):
             return grid
         more = growth(node)
         # A closed block may stride where the original network does.
@@ -393,7 +393,9 @@ class Walk:
         if more == 0:
             return dataclasses.replace(grid, is_pooled=True)
         if more == 1 and not isinstance(layer, _NOT_CONVERTIBLE):
-            if grid.rate > 1 and not leaves_cells_alone(layer, node):
+            if grid.rate > 1 and not leaves_cells_alone(
+                layer, node.arguments.args, node.arguments.kwargs
+            ):
                 raise InputError(
                     f"Layer `{path}` ({type(layer).__name__}) mixes cells "
                     "and cannot be dilated; make it of Keras' 2D "
@@ -486,7 +488,7 @@ def _padding(pads, reach, rate):
     }
 
 
-def _is_cellwise(layer):
+def is_cellwise(layer: keras.Operation) -> bool:
     """Returns True for a known layer that acts on each cell alone."""
     axes = getattr(layer, "axis", -1)
     axes = [axes] if isinstance(axes, int) else list(axes)

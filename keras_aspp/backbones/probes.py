@@ -1,5 +1,6 @@
 """Probes that run a layer to classify its effect on cells."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +22,12 @@ def growth(node: Any) -> float | None:
                 return t
             return keras.KerasTensor((1, n, n, t.shape[-1]), t.dtype)
 
-        output = _called(node, node.operation.compute_output_spec, sized)
+        output = _called(
+            node.operation.compute_output_spec,
+            node.arguments.args,
+            node.arguments.kwargs,
+            sized,
+        )
         return tuple(output.shape)
 
     try:
@@ -43,12 +49,19 @@ def growth(node: Any) -> float | None:
     return small[1] / 96
 
 
-def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
-    """Returns True if each output cell depends on one input cell only.
+def leaves_cells_alone(
+    layer: keras.Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Returns True if each output cell depends on the same input cell only.
 
     It is tried: one cell of random maps is changed, and no other one of the
     output may follow. Group normalization is let by; like the mean of
     squeeze-and-excite, its statistics are those of the whole map.
+
+    Args:
+        layer: layer, or operation of `keras.ops`.
+        args: arguments of its call by position, with symbolic tensors.
+        kwargs: arguments of its call by name.
     """
     if isinstance(layer, keras.layers.GroupNormalization):
         return True
@@ -66,7 +79,7 @@ def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
                 x[cell] += change
             return ops.convert_to_tensor(x, t.dtype)
 
-        output = _called(node, node.operation, filled)
+        output = _called(layer, args, kwargs, filled)
         return np.array(ops.convert_to_numpy(output), "float64")
 
     try:
@@ -78,14 +91,15 @@ def leaves_cells_alone(layer: keras.layers.Layer, node: Any) -> bool:
     if before.shape[1:3] != (height, width):
         return False
     after[cell] = before[cell]
-    return np.allclose(before, after, rtol=1e-4, atol=1e-5)
+    # The logarithm or root of a negative number is NaN both times.
+    return np.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _called(node, function, replace):
-    """Calls `function` with a node's arguments, its tensors replaced."""
+def _called(function, args, kwargs, replace):
+    """Calls `function` with its symbolic tensors replaced."""
     args, kwargs = keras.tree.map_structure(
         lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
-        (node.arguments.args, node.arguments.kwargs),
+        (tuple(args), dict(kwargs)),
     )
     return keras.tree.flatten(function(*args, **kwargs))[0]
 

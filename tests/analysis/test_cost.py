@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import npy
 
 import keras_aspp as ka
 from keras_aspp.analysis import cost
@@ -144,6 +145,44 @@ def test_closed_layers_are_named():
     inputs = keras.Input((9, 7, 3))
     model = keras.Model(inputs, Closed(name="closed")(inputs))
     assert cost(model, (9, 7)).uncounted == ("closed",)
+
+
+def applied(function):
+    inputs = keras.Input((8, 6, 4))
+    return cost(keras.Model(inputs, function(inputs)), (8, 6))
+
+
+def test_operations_cost_what_their_layers_cost():
+    separable = keras.layers.SeparableConv2D(5, 3, use_bias=False)
+    transposed = keras.layers.Conv2DTranspose(5, 3, 2, use_bias=False)
+    for layer, operation in (
+        (separable, keras.ops.separable_conv),
+        (transposed, keras.ops.conv_transpose),
+    ):
+        of_layer = applied(layer)
+        strides = layer.strides
+        of_operation = applied(
+            lambda x, layer=layer, operation=operation, strides=strides: (
+                operation(x, *map(npy, layer.weights), strides)
+            )
+        )
+        assert of_operation.madds == of_layer.madds > 0
+        assert of_operation.uncounted == of_layer.uncounted == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        (
+            "gaussianblur",
+            lambda x: keras.ops.image.gaussian_blur(x, (3, 3), (1.0, 1.0)),
+        ),
+        ("matmul", lambda x: keras.ops.matmul(x, np.ones((4, 4), "float32"))),
+        ("dot", lambda x: keras.layers.Dot(-1, name="dot")([x, x])),
+    ],
+)
+def test_multiplications_without_a_rule_are_named(name, function):
+    assert applied(function).uncounted == (name,)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import npy
+from helpers import npy, tensorflow_only
 
 import keras_aspp as ka
 from keras_aspp.analysis import receptive_fields, trace
@@ -12,6 +12,7 @@ from keras_aspp.analysis.receptive_field import as_text
 L = keras.layers
 SAME = {"padding": "same"}
 ONES = np.ones((3, 1, 1, 2), "float32")
+POINT = np.ones((1, 1, 2, 2), "float32")
 
 CHAINS = {
     "strided same": [L.Conv2D(2, 3, strides=2, **SAME)] * 2,
@@ -47,6 +48,11 @@ CHAINS = {
         L.Conv2DTranspose(2, 5, strides=3),
         L.Conv2D(2, 3, **SAME),
     ],
+    "transposed, of a given size": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.Conv2DTranspose(2, 3, strides=2, output_padding=0, **SAME),
+        L.Conv2DTranspose(2, 4, strides=3, output_padding=2, **SAME),
+    ],
     "nearest": [
         L.Conv2D(2, 3, strides=2, **SAME),
         L.UpSampling2D(3),
@@ -79,6 +85,22 @@ CHAINS = {
         L.Lambda(lambda x: keras.ops.average_pool(x, (3, 2), 1)),
         L.Lambda(lambda x: keras.ops.conv(x, ONES, (1, 2))),
         L.Lambda(lambda x: keras.ops.image.resize(x, (19, 11))),
+    ],
+    "nearest, of fewer cells": [
+        L.Resizing(18, 13, "nearest"),
+        L.Lambda(lambda x: keras.ops.image.resize(x, (7, 5), "nearest")),
+    ],
+    "operations with two kernels, or transposed": [
+        L.Lambda(
+            lambda x: keras.ops.separable_conv(
+                x, np.ones((5, 3, 2, 1), "float32"), POINT, 2, "same"
+            )
+        ),
+        L.Lambda(
+            lambda x: keras.ops.conv_transpose(
+                x, np.ones((3, 4, 2, 2), "float32"), 2, "same"
+            )
+        ),
     ],
 }
 
@@ -244,6 +266,104 @@ def test_unknown_layers_are_marked():
     swapped = L.Permute((2, 1, 3))(inputs)
     field = receptive_fields(keras.Model(inputs, swapped), (9, 7))[-1]
     assert (field.size, field.assumed) == (None, True)
+
+
+def axial_attention(x):
+    scores = keras.ops.matmul(x, keras.ops.transpose(x, (0, 1, 3, 2)))
+    return keras.ops.matmul(keras.ops.softmax(scores), x)
+
+
+class Noisy(L.Layer):
+    """Adds a constant of the size of the map, then takes the logarithm."""
+
+    def build(self, shape):
+        self.noise = self.add_weight(shape=shape[1:], initializer="ones")
+
+    def call(self, x):
+        return keras.ops.log(x + self.noise)
+
+
+MIXING = {
+    "flip": lambda x: keras.ops.flip(x, 2),
+    "roll": lambda x: keras.ops.roll(x, 5, 2),
+    "cumsum": lambda x: keras.ops.cumsum(x, axis=2),
+    "sort": lambda x: keras.ops.sort(x, axis=2),
+    "slice": lambda x: x[:, :, ::-1],
+    "transposed": L.Permute((2, 1, 3)),
+    "softmax": L.Softmax(axis=2),
+    "norm": L.UnitNormalization(axis=[1, 2]),
+    "attention": axial_attention,
+    "blur": lambda x: keras.ops.image.gaussian_blur(x, (5, 5), (1.0, 1.0)),
+    "patches": lambda x: keras.ops.image.extract_patches(
+        x, 3, strides=1, padding="same"
+    ),
+    "antialias": lambda x: keras.ops.image.resize(x, (8, 8), antialias=True),
+    "cut": L.Resizing(8, 4, crop_to_aspect_ratio=True),
+}
+ALONE = {
+    "relu": keras.ops.relu,
+    "softmax": L.Softmax(),
+    "gelu": L.Activation("gelu"),
+    "prelu": L.PReLU(shared_axes=[1, 2]),
+    "norm": L.UnitNormalization(),
+    "dropout": L.SpatialDropout2D(0.5),
+    "constant": Noisy(),
+    "whole": lambda x: x[:, :, ::1],
+    "mean": lambda x: x - keras.ops.mean(x, axis=-1, keepdims=True),
+}
+
+
+def read_by(model, size, cell):
+    """Which pixels a cell reads, by its gradient."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    image = tf.Variable(rng.normal(size=(1, *size, 4)).astype("float32"))
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(model(image)[(0, *cell)] ** 2)
+    gradient = tf.convert_to_tensor(tape.gradient(value, image))
+    return (npy(gradient)[0] != 0).any(axis=-1)
+
+
+def applied(function, size=(16, 16)):
+    inputs = keras.Input((*size, 4))
+    return keras.Model(inputs, function(inputs))
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", MIXING)
+def test_operations_that_mix_cells_are_marked(name):
+    model = applied(MIXING[name])
+    field = receptive_fields(model, (16, 16))[-1]
+    read = read_by(model, (16, 16), (2, 3))
+    read[2, 3] = False
+    assert read.any()
+    assert field.assumed
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", ALONE)
+def test_operations_on_each_cell_alone_are_known(name):
+    model = applied(ALONE[name])
+    field = receptive_fields(model, (16, 16))[-1]
+    read = read_by(model, (16, 16), (2, 3))
+    read[2, 3] = False
+    assert not read.any()
+    assert (field.size, field.assumed) == ((1, 1), False)
+
+
+def test_layers_named_as_operations_are_no_operations():
+    class Conv(L.Layer):
+        def call(self, inputs):
+            import tensorflow as tf
+
+            return tf.nn.relu(inputs)
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    field = receptive_fields(applied(Conv()), (16, 16))[-1]
+    assert (field.size, field.assumed) == ((1, 1), True)
 
 
 def test_one_field_for_each_step(toy_backbone):
