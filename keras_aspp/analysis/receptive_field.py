@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from keras_aspp.analysis.trace import Trace, operation_type, trace
+from keras_aspp.analysis.trace import Step, Trace, operation_type, trace
 from keras_aspp.backbones.grids import is_cellwise
 from keras_aspp.backbones.probes import leaves_cells_alone
 from keras_aspp.layers import BilinearResize, rewritable
@@ -93,10 +93,10 @@ class Axis:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Window:
+class Window:
     """Input cells that output cells read, along one axis.
 
-    Output cell i of a period looks from `first[i]` to `last[i]`; a period
+    Output cell i of a period reads from `first[i]` to `last[i]`; a period
     further on, `advance` input cells further.
     """
 
@@ -235,7 +235,7 @@ def _row(step, seen):
 
 def _through(step, inputs):
     """Computes the receptive field of a step from those of its inputs."""
-    windows = _windows(step)
+    windows = windows_of(step)
     if windows is not None:
         first = inputs[0]
         if first.axes is None:
@@ -321,7 +321,7 @@ def _unite(axes, cells):
     return Axis(stride, low + steps, high + steps)
 
 
-def _windows(step):
+def windows_of(step: Step) -> list[Window] | None:
     """The two windows of a layer that reads neighboring cells, or `None`."""
     layer = step.operation
     if not step.inputs or step.opened or len(step.shape) != 3:
@@ -363,7 +363,7 @@ def _number(fraction):
 
 
 def _shifted(cells, step=1):
-    return _Window(step, np.array([cells]), np.array([cells]))
+    return Window(step, np.array([cells]), np.array([cells]))
 
 
 def _kernel(step, i, n_in, n_out):
@@ -379,7 +379,7 @@ def _kernel(step, i, n_in, n_out):
         before = pads[i][0]
     elif layer.padding == "same":
         before = max((n_out - 1) * stride + reach + 1 - n_in, 0) // 2
-    return _Window(stride, np.array([-before]), np.array([reach - before]))
+    return Window(stride, np.array([-before]), np.array([reach - before]))
 
 
 def _transposed(step, i, n_in, n_out):
@@ -391,14 +391,14 @@ def _transposed(step, i, n_in, n_out):
     at = np.arange(stride) + before
     # A kernel smaller than the stride leaves cells that see nothing.
     first = np.minimum(-((reach - at) // stride), at // stride)
-    return _Window(1, first, at // stride)
+    return Window(1, first, at // stride)
 
 
 def _sampled(position, advance, margin=0):
     """A window around fractional positions, one period of them."""
     low = [math.floor(p) - margin for p in position]
     high = [math.ceil(p) + margin for p in position]
-    return _Window(advance, np.array(low), np.array(high))
+    return Window(advance, np.array(low), np.array(high))
 
 
 def _half_pixel(n_in, n_out, margin=0):

@@ -8,9 +8,14 @@ import keras
 
 from keras_aspp.analysis.cost import cost_of
 from keras_aspp.analysis.gridding import gridding
-from keras_aspp.analysis.receptive_field import receptive_fields_of
+from keras_aspp.analysis.receptive_field import receptive_fields_of, windows_of
 from keras_aspp.analysis.taps import valid_taps
-from keras_aspp.analysis.trace import Trace, output_of, trace
+from keras_aspp.analysis.trace import (
+    Trace,
+    operation_type,
+    output_of,
+    trace,
+)
 from keras_aspp.layers.checks import rate_pair, rate_text
 from keras_aspp.utils.types import Size
 
@@ -48,7 +53,7 @@ def report_of(traced: Trace) -> dict[str, Any]:
     costs = cost_of(traced)
     maps = _Maps(traced, fields)
     stages = maps.stages()
-    atrous = _atrous(traced, fields)
+    atrous = _atrous(traced, fields, maps)
     stacks = _stacks(traced, maps, stages)
     model = traced.model
     coarsest = max(
@@ -209,18 +214,18 @@ def _one_or_pair(pair):
     return pair[0] if _square(pair) else list(pair)
 
 
-def _atrous(traced, fields):
+def _atrous(traced, fields, maps):
     """Dilated convolutions, those of one place and rate in one row."""
     rows = {}
     for step, field in zip(traced.steps, fields, strict=True):
         dilated = field.dilation is not None and max(field.dilation) > 1
         if not dilated or len(field.dilation) != 2 or len(step.shape) != 3:
             continue
-        cells = tuple(step.inputs[0].shape[1:3])
+        cells, pads = _padded_map(step, maps)
         place = step.path.rpartition("/")[0]
-        key = (place, field.kernel_size, field.dilation, cells)
+        key = (place, field.kernel_size, field.dilation, cells, pads)
         if key not in rows:
-            rows[key] = _atrous_row(place or step.path, field, cells)
+            rows[key] = _atrous_row(place or step.path, field, cells, pads)
         elif not place:
             first = rows[key]["name"].split(" ... ")[0]
             rows[key]["name"] = f"{first} ... {step.path}"
@@ -229,11 +234,52 @@ def _atrous(traced, fields):
     return list(rows.values())
 
 
-def _atrous_row(name, field, cells):
+def _padded_map(step, maps):
+    """Returns the size of the map a convolution reads, and the zeros around it.
+
+    Zeros of padding layers before it count as its own; `None` where its window
+    is not known.
+    """
+    source, windows = step.inputs[0], windows_of(step)
+    if windows is None:
+        return tuple(source.shape[1:3]), None
+    first = [int(w.first[0]) for w in windows]
+    last = [
+        int(w.last[0]) + (n - 1) * w.advance
+        for w, n in zip(windows, step.shape[:2], strict=True)
+    ]
+    while _pads_zeros(maker := maps.maker.get(id(source))):
+        shifts = [int(w.first[0]) for w in windows_of(maker)]
+        first = [n + shift for n, shift in zip(first, shifts, strict=True)]
+        last = [n + shift for n, shift in zip(last, shifts, strict=True)]
+        source = maker.inputs[0]
+    cells = tuple(source.shape[1:3])
+    pads = tuple(
+        (max(-low, 0), max(high + 1 - n, 0))
+        for low, high, n in zip(first, last, cells, strict=True)
+    )
+    return cells, pads
+
+
+def _pads_zeros(step):
+    """Returns True for a step that puts zeros around a map."""
+    if step is None:
+        return False
+    if isinstance(step.operation, keras.layers.ZeroPadding2D):
+        return True
+    values = (*step.arguments[1:], *step.keywords.values())
+    return (
+        operation_type(step) == "Pad"
+        and step.operation.mode == "constant"
+        and all(value in (None, 0) for value in values)
+    )
+
+
+def _atrous_row(name, field, cells, pads):
     kernel, rate = field.kernel_size[0], field.dilation
     taps = None
-    if _square(field.kernel_size) and kernel % 2:
-        taps = valid_taps(rate, cells, kernel)
+    if pads is not None and _square(field.kernel_size) and kernel % 2:
+        taps = valid_taps(rate, cells, kernel, pads)
     spacing = field.stride and [
         r * s for r, s in zip(rate, field.stride, strict=True)
     ]
@@ -243,6 +289,7 @@ def _atrous_row(name, field, cells):
         "kernel_size": list(field.kernel_size),
         "rate": _one_or_pair(rate),
         "map": list(cells),
+        "pads": pads and list(map(list, pads)),
         "spacing_px": spacing and _one_or_pair(spacing),
         "valid_taps": taps and taps.mean,
         "degenerate": bool(taps and taps.degenerate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from keras_aspp.layers.checks import (
     check_positive_int,
     rate_pair,
 )
-from keras_aspp.utils.types import Rate, Size
+from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.types import Pads, Rate, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,8 @@ class ValidTaps:
         rate: int or `(height, width)`, in cells.
         size: `(height, width)` of the map, in cells.
         kernel_size: int.
-        shares: dict: number of valid taps -> share of the map's cells that
-            have so many, in (0, 1]; sums to 1.
+        shares: dict: number of valid taps -> share of the output's cells
+            that have so many, in (0, 1]; sums to 1.
         mean: float in (0, 1]. Share of the kernel's taps that are valid, over
             all cells: 1/9 for a 3x3 that acts as a 1x1.
     """
@@ -37,11 +39,16 @@ class ValidTaps:
 
     @property
     def degenerate(self) -> bool:
-        """True if only the center tap is valid at every cell."""
+        """True if only one tap is valid at every cell."""
         return set(self.shares) == {1} and self.kernel_size > 1
 
 
-def valid_taps(rate: Rate, size: int | Size, kernel_size: int = 3) -> ValidTaps:
+def valid_taps(
+    rate: Rate,
+    size: int | Size,
+    kernel_size: int = 3,
+    pads: Pads | None = None,
+) -> ValidTaps:
     """Counts the taps of a dilated kernel that fall on the map.
 
     The others fall into the zero padding and multiply nothing.
@@ -50,6 +57,9 @@ def valid_taps(rate: Rate, size: int | Size, kernel_size: int = 3) -> ValidTaps:
         rate: int > 0 or two of them, `(height, width)`, in cells.
         size: int or `(height, width)`, ints > 0, cells of the map.
         kernel_size: odd int > 0. Defaults to 3.
+        pads: `((top, bottom), (left, right))`, ints >= 0, cells of zero padding
+            around the map. Defaults to `"same"`; zeros are `"valid"`, which
+            loses no tap.
 
     Returns:
         `ValidTaps`.
@@ -70,11 +80,10 @@ def valid_taps(rate: Rate, size: int | Size, kernel_size: int = 3) -> ValidTaps:
     for cells in size:
         check_positive_int("size", cells)
     check_odd(kernel_size)
-    taps = np.arange(kernel_size) - kernel_size // 2
-    rows, columns = (
-        ((0 <= at) & (at < cells)).sum(axis=1)
-        for cells, apart in zip(size, rate_pair(rate), strict=True)
-        for at in [np.arange(cells)[:, None] + apart * taps]
+    if pads is None:
+        pads = same_pads(rate, kernel_size)
+    rows, columns = map(
+        functools.partial(_count, kernel_size), size, rate_pair(rate), pads
     )
     counts, cells = np.unique(np.outer(rows, columns), return_counts=True)
     shares = cells / cells.sum()
@@ -85,3 +94,22 @@ def valid_taps(rate: Rate, size: int | Size, kernel_size: int = 3) -> ValidTaps:
         dict(zip(counts.tolist(), shares.tolist(), strict=True)),
         float(counts @ shares) / kernel_size**2,
     )
+
+
+def same_pads(rate: Rate, kernel_size: int) -> Pads:
+    """Returns the padding that keeps the size of a map, at stride 1."""
+    return tuple((kernel_size // 2 * apart,) * 2 for apart in rate_pair(rate))
+
+
+def _count(kernel_size, cells, rate, pads):
+    """Counts the valid taps of the output's cells along one axis."""
+    before, after = pads
+    taps = rate * np.arange(kernel_size)
+    num_outputs = before + cells + after - taps[-1]
+    if min(pads) < 0 or num_outputs < 1:
+        raise InputError(
+            "`pads` must be two pairs of ints >= 0 that leave room for the "
+            f"kernel. Received: pads={pads}, {cells} cells, rate {rate}"
+        )
+    at = np.arange(num_outputs)[:, None] - before + taps
+    return ((0 <= at) & (at < cells)).sum(axis=1)

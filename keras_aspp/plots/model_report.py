@@ -13,7 +13,7 @@ from keras_aspp.analysis.effective import (
     effective_receptive_field,
 )
 from keras_aspp.analysis.gridding import gridding, rates_text
-from keras_aspp.analysis.taps import valid_taps
+from keras_aspp.analysis.taps import same_pads, valid_taps
 from keras_aspp.analysis.trace import output_of
 from keras_aspp.layers.checks import rate_pair, rate_text
 from keras_aspp.plots.figure import COLORS, new_figure
@@ -39,7 +39,7 @@ def of_report(model: keras.Model, report: dict[str, Any]) -> dict[str, Figure]:
         "receptive_fields": receptive_fields_figure(report),
         "cost": cost_figure(report),
     }
-    if any(map(_is_3x3, report["atrous"])):
+    if any(map(_has_curve, report["atrous"])):
         figures["valid_taps"] = valid_taps_figure(report)
     if report["gridding"]:
         rows = report["gridding"]
@@ -101,13 +101,15 @@ def receptive_fields_figure(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def _is_3x3(row):
-    return row["kernel_size"] == [3, 3]
+def _has_curve(row):
+    """Returns True for 3x3 kernels that keep the size of their map."""
+    same = [list(pair) for pair in same_pads(row["rate"], 3)]
+    return row["kernel_size"] == [3, 3] and row["pads"] == same
 
 
 def valid_taps_figure(report: dict[str, Any]) -> Figure:
     """Draws figure 4 of DeepLabV3 for the map and rates of a model."""
-    rows = [row for row in report["atrous"] if _is_3x3(row)]
+    rows = [row for row in report["atrous"] if _has_curve(row)]
     cells = rows[-1]["map"]
     rates = _unique([[r["rate"]] for r in rows if r["map"] == cells])
     return valid_taps_curves(cells, [rate for (rate,) in rates])

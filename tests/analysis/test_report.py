@@ -5,11 +5,12 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import randomize
+from helpers import npy, randomize
 
 import keras_aspp as ka
 from keras_aspp.analysis import cost, receptive_fields, valid_taps
 from keras_aspp.analysis.report import report
+from keras_aspp.layers import rewritable
 from keras_aspp.plots import figure, model_report
 
 SIZE = (129, 97)
@@ -77,6 +78,39 @@ def test_atrous_rows_and_degenerate_rates(segmenter):
     assert backbone == [("toy", 2), ("toy", 4)]
     (warning,) = (w for w in found["warnings"] if "rate 20" in w)
     assert "17x13 map" in warning
+
+
+def dilated(padding="valid", **kwargs):
+    arguments = {"dilation_rate": 6, "padding": padding, **kwargs}
+    return rewritable.Conv2D(1, 3, use_bias=False, **arguments)
+
+
+PADDED = {
+    "valid": lambda x: dilated()(x),
+    "same": lambda x: dilated("same")(x),
+    "pads": lambda x: dilated(pads=((6, 0), (3, 9)))(x),
+    "layer": lambda x: dilated()(keras.layers.ZeroPadding2D(6)(x)),
+    "operation": lambda x: dilated()(
+        keras.ops.pad(x, ((0, 0), (1, 8), (2, 3), (0, 0)))
+    ),
+    "mirrored": lambda x: dilated()(
+        keras.ops.pad(x, ((0, 0), (6, 6), (6, 6), (0, 0)), mode="reflect")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_valid_taps_are_those_of_the_padding_that_a_layer_has(name):
+    inputs = keras.Input((33, 21, 1))
+    model = keras.Model(inputs, PADDED[name](inputs))
+    model.set_weights([np.ones_like(w) for w in model.get_weights()])
+    counts = npy(model(np.ones((1, 33, 21, 1), "float32")))
+    found = report(model, (33, 21))
+    (row,) = found["atrous"]
+    assert row["valid_taps"] == pytest.approx(counts.mean() / 9)
+    # Curves are of padding that keeps the size of the map.
+    drawn = "valid_taps" in model_report.of_report(model, found)
+    assert drawn == (name in ("same", "layer"))
 
 
 def test_rows_of_convolutions_end_with_stages_and_parts(segmenter):

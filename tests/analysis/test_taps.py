@@ -28,6 +28,18 @@ def test_a_convolution_of_ones_counts_the_same(rate, kernel_size):
     assert found.mean == pytest.approx(counts.mean() / kernel_size**2)
 
 
+@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((3, 1), (0, 5))])
+def test_a_padded_convolution_of_ones_counts_the_same(pads):
+    ones = np.pad(np.ones((11, 9)), pads)[None, ..., None].astype("float32")
+    kernel = np.ones((3, 3, 1, 1), "float32")
+    counts = npy(keras.ops.conv(ones, kernel, 1, "valid", dilation_rate=(3, 2)))
+    found = valid_taps((3, 2), (11, 9), pads=pads)
+    assert found.mean == pytest.approx(counts.mean() / 9)
+    assert found.shares == {
+        int(n): pytest.approx((counts == n).mean()) for n in np.unique(counts)
+    }
+
+
 def test_figure_4_of_deeplab_v3():
     # 65x65: at rate 1 nearly all taps count, beyond the map one does.
     shares = valid_taps(1, 65).shares
@@ -59,6 +71,8 @@ def test_one_by_one_kernels_do_not_degenerate():
         ((1.0, 65), r"Received: rate=1\.0"),
         ((1, (5, 0)), "Received: size=0"),
         ((1, 5, 2), "must be odd.*Received: kernel_size=2"),
+        ((3, 5, 3, ((0, 0), (0, 0))), r"room for.*Received: pads=\(0, 0\)"),
+        ((1, 5, 3, ((0, -1), (0, 0))), r"Received: pads=\(0, -1\)"),
     ],
 )
 def test_bad_arguments(arguments, message):
