@@ -201,17 +201,25 @@ def _known_shapes(model, tensors):
 def _stride(image, shape):
     """Pixels per cell, or `None` for a shape other than of a map of the image.
 
+    The number of cells is rounded up or down: 513 pixels are 17 cells of
+    stride 32 with padding, and 16 without.
+
     Args:
         image: shape `(B, H, W, C)`.
         shape: of a tensor.
     """
     if len(image) != 4 or len(shape) != 4:
         return None
-    strides = {
-        -(-pixels // cells)
-        for pixels, cells in zip(image[1:3], shape[1:3], strict=True)
-    }
-    if len(strides) > 1:
-        return None
-    (stride,) = strides
-    return stride if stride & (stride - 1) == 0 else None
+    sides = list(zip(image[1:3], shape[1:3], strict=True))
+    powers = [2**i for i in range(max(image[1:3]).bit_length())]
+    fitting = [
+        stride
+        for stride in powers
+        if all(abs(cells - pixels / stride) < 1 for pixels, cells in sides)
+    ]
+    # Two cells of 33 pixels fit strides 16 and 32: padding is the usual case.
+    return min(
+        fitting,
+        key=lambda stride: sum(cells * stride < n for n, cells in sides),
+        default=None,
+    )

@@ -253,6 +253,47 @@ def test_closed_backbone_of_keras_cv_is_used_at_its_own_stride(name, tmp_path):
     np.testing.assert_allclose(npy(loaded(x)), npy(model(x)), atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(
+    "size", [(512, 512), (513, 513), (299, 300), (300, 513), (224, 33)]
+)
+def test_strides_of_one_size_need_not_divide_it(size, padding):
+    x = image = keras.Input((*size, 3))
+    levels = {}
+    for at in range(1, 6):
+        kernel = 3 if padding == "same" else 2
+        x = keras.layers.Conv2D(2, kernel, 2, padding)(x)
+        levels[f"P{at}"] = x
+    model = keras.Model(image, levels)
+    model.pyramid_outputs = levels
+    assert [*pyramid_of(model)] == [f"stride_{2**at}" for at in range(1, 6)]
+
+
+@pytest.mark.parametrize("size", [(96, 96), (513, 513), (300, 96)])
+def test_strides_that_are_no_power_of_two_are_refused(size):
+    image = keras.Input((*size, 3))
+    x = keras.layers.Conv2D(2, 3, 3, "same")(image)
+    model = keras.Model(image, x)
+    model.pyramid_outputs = {"P1": x}
+    with pytest.raises(ValueError, match="power of two"):
+        pyramid_of(model)
+
+
+@pytest.mark.slow  # imports keras-hub
+@pytest.mark.parametrize("size", [513, 299])
+def test_segmenters_of_a_backbone_of_one_size(size):
+    arguments = {**RESNET, "image_shape": (size, size, 3)}
+    model = ka.models.DeepLabV3Plus(
+        3,
+        backbone=from_hub("ResNetBackbone", arguments),
+        output_stride=16,
+        preprocess=ka.Preprocess(),
+        aspp_filters=4,
+        decoder_filters=4,
+    )
+    assert model.output.shape == (None, size, size, 3)
+
+
 def test_tokens_are_no_maps():
     image = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(4, 8, 8)(image)
