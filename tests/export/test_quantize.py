@@ -108,7 +108,7 @@ def test_int8_holds_no_floats_and_takes_pixels_as_they_are(content):
 def test_int16_spells_hard_swish_out_since_litert_has_no_kernel(content):
     assert operators(content)["HARD_SWISH"] == 1
     images = pictures()
-    prepared = prepare(content, "tflite_int16x8", images)
+    prepared, _ = prepare(content, "tflite_int16x8", images)
     assert "HARD_SWISH" not in operators(prepared)
     np.testing.assert_array_equal(run(prepared, images), run(content, images))
     found = quantize(content, "tflite_int16x8", images, pixels=True)
