@@ -130,11 +130,11 @@ def test_channels_that_calibration_hardly_shows_are_not_clipped(
     model = keras.Model(image, scores)
     # The second channel is positive only where red exceeds green.
     kernel = np.float32([[5, 5], [0, -5], [0, 0]])[None, None]
-    model.get_layer("first").set_weights([kernel, np.float32([0, 0])])
+    model.get_layer("first").set_weights([kernel, np.float32([0.1, 0])])
     model.get_layer("depthwise").set_weights(
         [np.ones((1, 1, 2, 1)), np.float32([0.5, 0.1])]
     )
-    model.get_layer("scores").set_weights([np.eye(2)[None, None], np.zeros(2)])
+    model.get_layer("scores").set_weights([np.eye(2)[None, None], np.ones(2)])
     gray = [image.mean(-1, keepdims=True) for image in floats(pictures())]
     calibration = [image * np.float32([1, 1 - rarely, 1]) for image in gray]
     others = [image * np.float32([1, 1 - 1.3 * rarely, 1]) for image in gray]
