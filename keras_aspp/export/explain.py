@@ -15,7 +15,6 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_aspp.export.quantize import (
     prepare,
     quantize_prepared,
-    ranges_of,
     tensor_names,
 )
 from keras_aspp.litert.graph import Graph, unpacked
@@ -72,17 +71,14 @@ def operator_costs(
     Returns:
         list of `OperatorCost`, the costliest first.
     """
-    content = prepare(content, _INT8, images)
-    ranges = ranges_of(content, images)
+    content, ranges = prepare(content, _INT8, images)
     graph = Graph(content)
     shown = images[:num_images]
     taken = [x.astype("uint8") for x in shown] if pixels else shown
     scores = _scores(graph)
 
     def ratios(in_float=(), wanted=None):
-        made = quantize_prepared(
-            content, _INT8, images, pixels, in_float, ranges
-        )
+        made = quantize_prepared(content, _INT8, ranges, pixels, in_float)
         pairs = zip(
             _named(content, shown, wanted),
             _named(made, taken, wanted),

@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from litert_quantizer import qtyping, quantizer
 
-from keras_aspp.export.equalize import equalize
+from keras_aspp.export.equalize import channel_ranges, equalize
 from keras_aspp.litert.edit import add_constant, add_tensor, operator_code
-from keras_aspp.litert.graph import operator_names, packed, unpacked
-from keras_aspp.litert.values import run_with_values
+from keras_aspp.litert.graph import Graph, operator_names, packed, unpacked
 from keras_aspp.utils.exceptions import InputError
 
 _ALL = qtyping.TFLOperationName.ALL_SUPPORTED
 _INPUT = qtyping.TFLOperationName.INPUT
 _OUTPUT = qtyping.TFLOperationName.OUTPUT
 _EXACT = quantizer.AlgorithmName.NO_QUANTIZE
-# Largest number of images on which channels are equalized.
-_EQUALIZED_ON = 16
 _BITS = {"tflite_int8": 8, "tflite_int16x8": 16}
+# Positions of input, kernel and bias, and the axis of the kernel's filters.
+_WITH_BIAS = {
+    "CONV_2D": (0, 1, 2, 0),
+    "DEPTHWISE_CONV_2D": (0, 1, 2, 3),
+    "FULLY_CONNECTED": (0, 1, 2, 0),
+    "TRANSPOSE_CONV": (2, 1, 3, 0),
+}
 QUANTIZED = tuple(_BITS)
 
 
@@ -55,36 +58,39 @@ def quantize(
     Raises:
         ValueError: no operator has an output of that name.
     """
-    return quantize_prepared(
-        prepare(content, name, images), name, images, pixels, in_float
-    )
+    content, ranges = prepare(content, name, images)
+    return quantize_prepared(content, name, ranges, pixels, in_float)
 
 
-def prepare(content: bytes, name: str, images: Sequence[np.ndarray]) -> bytes:
-    """Returns a float `.tflite` of the same function that quantizes better."""
+def prepare(
+    content: bytes, name: str, images: Sequence[np.ndarray]
+) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Makes a float `.tflite` of the same function that quantizes better.
+
+    Returns:
+        `(content, ranges)`: its bytes and what `channel_ranges` returns for
+        it.
+    """
     if name == "tflite_int16x8":
         content = _spell_out_hard_swish(content)
-    few = images[:: -(-len(images) // _EQUALIZED_ON)]
-    return equalize(content, few)
+    return equalize(content, channel_ranges(content, images))
 
 
 def quantize_prepared(
     content: bytes,
     name: str,
-    images: Sequence[np.ndarray],
+    ranges: Mapping[str, np.ndarray],
     pixels: bool,
     in_float: Iterable[str] = (),
-    ranges: dict[str, dict[str, np.ndarray]] | None = None,
 ) -> bytes:
     """Quantizes the result of `prepare`.
 
     Args:
         content: bytes of a float32 `.tflite`.
         name: see `quantize`.
-        images: see `quantize`.
+        ranges: result of `channel_ranges`.
         pixels: see `quantize`.
         in_float: see `quantize`.
-        ranges: result of `ranges_of`, or `None` to measure them.
     """
     worker = quantizer.Quantizer(content)
     worker.add_static_config(".*", _ALL, _BITS[name], 8)
@@ -102,11 +108,15 @@ def quantize_prepared(
     else:
         worker.update_quantization_recipe(".*", _INPUT, algorithm_key=_EXACT)
     worker.update_quantization_recipe(".*", _OUTPUT, algorithm_key=_EXACT)
-    ranges = ranges or ranges_of(content, images)
+    extremes = {
+        tensor: {"min": ends.min(), "max": ends.max()}
+        for tensor, ends in ranges.items()
+    }
+    extremes |= _kernel_ranges(content, extremes, _BITS[name])
     # Its progress bar belongs to no phase of ours.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*preserve_all_tensors.*")
-        found = worker.quantize(ranges, enable_progress_report=False)
+        found = worker.quantize(extremes, enable_progress_report=False)
     return _finished(bytes(found.quantized_model))
 
 
@@ -117,28 +127,42 @@ def tensor_names(content: bytes) -> dict[int, str]:
     return {i: graph.tensors[i].name.decode() for i in outputs}
 
 
-def ranges_of(
-    content: bytes, images: Sequence[np.ndarray]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the least and largest value of each tensor, by its name."""
-    (graph,) = unpacked(content).subgraphs
-    (source,) = (int(i) for i in graph.inputs)
-    found: dict[int, list[float]] = {}
-    for image, tensors in zip(
-        images, run_with_values(content, images), strict=True
-    ):
-        for tensor, values in itertools.chain([(source, image)], tensors):
-            if values.dtype == np.float32:
-                low, high = found.get(tensor, (np.inf, -np.inf))
-                low, high = min(low, values.min()), max(high, values.max())
-                found[tensor] = [float(low), float(high)]
-    return {
-        graph.tensors[tensor].name.decode(): {
-            "min": np.array(low),
-            "max": np.array(high),
-        }
-        for tensor, (low, high) in found.items()
-    }
+def _kernel_ranges(content, ranges, bits):
+    """Returns the ranges of kernels with filters that are tiny or zero.
+
+    A bias has the scale of the input times that of its filter, and 32 bits. A
+    filter's scale must be large enough for them, as in TensorFlow's converter.
+    """
+    graph = Graph(content)
+    tensors, buffers = graph.graph.tensors, graph.model.buffers
+    found = {}
+    for operator in graph.operators:
+        places = _WITH_BIAS.get(operator.name)
+        if places is None or len(operator.inputs) <= places[2]:
+            continue
+        source, kernel, bias = (operator.inputs[i] for i in places[:3])
+        source, name = (tensors[i].name.decode() for i in (source, kernel))
+        if bias < 0 or source not in ranges:
+            continue
+        if any(buffers[tensors[i].buffer].data is None for i in (kernel, bias)):
+            continue  # kernels that the network computes
+        low, high = (float(ranges[source][end]) for end in ("min", "max"))
+        low, high = min(low, 0.0), max(high, 0.0)
+        # The quantizer's scale of the input is this one or larger.
+        scale = max(high - low, 1e-9) / 255
+        if bits == 16:
+            scale = max(high, -low, 1e-9) / 32767
+        values = graph.array(kernel)
+        others = tuple(i for i in range(values.ndim) if i != places[3])
+        reach = np.abs(values).max(others, keepdims=True)
+        least = 127 * np.abs(graph.array(bias)) / (scale * 2**30)
+        least = least.reshape(reach.shape)
+        if (reach < least).any():
+            # Operators that share a kernel share its scale.
+            largest = np.maximum(reach, least).astype("float32")
+            largest = np.maximum(largest, found.get(name, {}).get("max", 0.0))
+            found[name] = {"min": -largest, "max": largest}
+    return found
 
 
 def _of_pixels():

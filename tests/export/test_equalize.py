@@ -8,7 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 from helpers import randomize
 
 from keras_aspp.backbones import create_backbone
-from keras_aspp.export.equalize import equalize
+from keras_aspp.export.equalize import channel_ranges, equalize
 from keras_aspp.export.quantize import quantize_prepared
 from keras_aspp.models import LRASPP, DeepLabV3Plus, fold_batch_norm
 
@@ -45,7 +45,9 @@ def bottleneck(maximum):
     ):
         kernel, bias = model.get_layer(before).get_weights()
         wide = factor[:, None] if before == "depthwise" else factor
-        model.get_layer(before).set_weights([kernel * wide, bias * factor])
+        # No channel is 0 on all images.
+        bias = np.abs(bias) * factor
+        model.get_layer(before).set_weights([kernel * wide, bias])
         kernel, bias = model.get_layer(after).get_weights()
         model.get_layer(after).set_weights([kernel / factor[:, None], bias])
     return model
@@ -79,6 +81,16 @@ def run(content, images):
     return np.stack(outputs)
 
 
+def equalized(content, images):
+    content, ranges = equalize(content, channel_ranges(content, images))
+    measured = channel_ranges(content, images)
+    assert ranges.keys() == measured.keys()
+    for name, ends in measured.items():
+        atol = 1e-4 * max(np.abs(ends).max(), 1)
+        np.testing.assert_allclose(ranges[name], ends, rtol=1e-3, atol=atol)
+    return content
+
+
 @pytest.mark.parametrize("maximum", [None, 6.0])
 @pytest.mark.slow
 def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
@@ -87,21 +99,51 @@ def test_unlike_channels_lose_less_in_8_bits(tmp_path, maximum):
     exact = np.stack([model(image) for image in images])
 
     def error(content):
-        content = quantize_prepared(content, "tflite_int8", images, False)
+        ranges = channel_ranges(content, images)
+        content = quantize_prepared(content, "tflite_int8", ranges, False)
         return np.abs(run(content, images) - exact).mean()
 
     content = converter_of(model, tmp_path / "model").convert()
-    assert error(equalize(content, images)) < 0.5 * error(content)
+    assert error(equalized(content, images)) < 0.5 * error(content)
 
 
 @pytest.mark.parametrize("maximum", [None, 6.0])
 def test_the_function_stays(tmp_path, maximum):
     content = converter_of(bottleneck(maximum), tmp_path / "model").convert()
     images = floats(pictures())
-    equal = equalize(content, images)
+    equal = equalized(content, images)
     assert equal != content
     np.testing.assert_allclose(
         run(equal, images), run(content, images), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rarely", [0.0, 0.1])
+def test_channels_that_calibration_hardly_shows_are_not_clipped(
+    tmp_path, rarely
+):
+    layers = keras.layers
+    image = keras.Input((*SIZE, 3), batch_size=1)
+    x = layers.Conv2D(2, 1, activation="relu6", name="first")(image / 255)
+    x = layers.DepthwiseConv2D(1, activation="relu6", name="depthwise")(x)
+    scores = layers.Conv2D(2, 1, name="scores")(x)
+    model = keras.Model(image, scores)
+    # The second channel is positive only where red exceeds green.
+    kernel = np.float32([[5, 5], [0, -5], [0, 0]])[None, None]
+    model.get_layer("first").set_weights([kernel, np.float32([0.1, 0])])
+    model.get_layer("depthwise").set_weights(
+        [np.ones((1, 1, 2, 1)), np.float32([0.5, 0.1])]
+    )
+    model.get_layer("scores").set_weights([np.eye(2)[None, None], np.ones(2)])
+    gray = [image.mean(-1, keepdims=True) for image in floats(pictures())]
+    calibration = [image * np.float32([1, 1 - rarely, 1]) for image in gray]
+    others = [image * np.float32([1, 1 - 1.3 * rarely, 1]) for image in gray]
+    if not rarely:
+        others = [image * np.float32([1, 0, 0]) for image in gray]
+    content = converter_of(model, tmp_path / "model").convert()
+    equal = equalized(content, calibration)
+    np.testing.assert_allclose(
+        run(equal, others), run(content, others), rtol=1e-4, atol=1e-5
     )
 
 
@@ -112,7 +154,7 @@ def test_a_map_without_values_stays(tmp_path):
         model.get_layer(name).set_weights([0 * kernel, 0 * bias])
     content = converter_of(model, tmp_path / "model").convert()
     images = floats(pictures())
-    found = run(equalize(content, images), images)
+    found = run(equalized(content, images), images)
     np.testing.assert_allclose(
         found, run(content, images), rtol=1e-4, atol=1e-5
     )
@@ -136,7 +178,7 @@ def test_the_function_of_a_segmenter_stays(
     content = converter_of(model, tmp_path / "model").convert()
     images = floats(pictures(2))
     exact = run(content, images)
-    equal = equalize(content, images)
+    equal = equalized(content, images)
     assert equal != content
     found = run(equal, images)
     assert np.abs(found - exact).max() < 1e-4 * exact.std()

@@ -29,15 +29,21 @@ def pictures(count=4):
 
 
 def labels_of(model, folder):
-    """A float file, by the way of a SavedModel, which freezes variables."""
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serve",
+    return floats_of(
         lambda image: tf.argmax(
             model(image, training=False), -1, output_type=tf.int32
         ),
-        [tf.TensorSpec((1, *SIZE, 3), tf.float32)],
+        folder,
+        model,
+    )
+
+
+def floats_of(answer, folder, model=None):
+    """A float file, by the way of a SavedModel, which freezes variables."""
+    archive = keras.export.ExportArchive()
+    archive.track(model or answer)
+    archive.add_endpoint(
+        "serve", answer, [tf.TensorSpec((1, *SIZE, 3), tf.float32)]
     )
     archive.write_out(str(folder), verbose=False)
     converter = tf.lite.TFLiteConverter.from_saved_model(
@@ -108,7 +114,7 @@ def test_int8_holds_no_floats_and_takes_pixels_as_they_are(content):
 def test_int16_spells_hard_swish_out_since_litert_has_no_kernel(content):
     assert operators(content)["HARD_SWISH"] == 1
     images = pictures()
-    prepared = prepare(content, "tflite_int16x8", images)
+    prepared, _ = prepare(content, "tflite_int16x8", images)
     assert "HARD_SWISH" not in operators(prepared)
     np.testing.assert_array_equal(run(prepared, images), run(content, images))
     found = quantize(content, "tflite_int16x8", images, pixels=True)
@@ -175,3 +181,32 @@ def test_scores_stay_floats_and_keep_their_name(tmp_path, name):
     found = runner(image=images[0].astype("uint8"))["odds"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, model(images[0]), atol=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1e-5])
+@pytest.mark.parametrize("name", ["tflite_int8", "tflite_int16x8"])
+def test_filters_that_are_tiny_keep_their_bias(tmp_path, name, value):
+    layers = keras.layers
+    image = keras.Input((*SIZE, 3), batch_size=1)
+    pixels = layers.Conv2D(3, 1)(image / 255)
+    dense = layers.Dense(3)
+    parts = [
+        layers.Conv2D(3, 3, padding="same"),
+        layers.DepthwiseConv2D(3, padding="same"),
+        layers.Conv2DTranspose(3, 3, padding="same"),
+    ]
+    gate = dense(layers.GlobalAveragePooling2D()(pixels))
+    maps = [part(pixels) for part in parts]
+    maps.append(maps[0] + layers.Reshape((1, 1, 3))(gate))
+    model = randomize(keras.Model(image, layers.Concatenate()(maps)))
+    for part, filters in zip([*parts, dense], (3, 2, 2, 1), strict=True):
+        kernel, bias = part.get_weights()
+        np.moveaxis(kernel, filters, 0)[0] = value
+        bias[0] = 3
+        part.set_weights([kernel, bias])
+    images = pictures()
+    floats = floats_of(model, tmp_path)
+    exact = run(floats, images)[..., ::3]
+    found = run(quantize(floats, name, images, pixels=True), images)[..., ::3]
+    np.testing.assert_allclose(exact.mean((0, 1, 2, 3)), [3, 3, 3, 6], atol=0.1)
+    np.testing.assert_allclose(found, exact, atol=0.1)
