@@ -18,8 +18,9 @@ _log = logging.getLogger(__name__)
 def inflate(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Spreads a kernel that reads RGB over other channels.
 
-    An image whose channels are all equal gives the same output as before, so
-    the statistics of batch norm stay right.
+    An input whose channels are all equal gives the same output as before, so
+    the statistics of batch norm stay right. The input is the normalized image:
+    with a mean or deviation per color, channels of a gray image differ there.
 
     Args:
         kernel: `(height, width, 3, filters)`.
@@ -53,7 +54,8 @@ def with_channels(
 
     Returns:
         `(model, preprocess)`; a further channel is normalized by the mean of
-        those of red, green and blue.
+        those of red, green and blue. Features of a gray image are those in
+        RGB if the three are equal, and close to them otherwise.
 
     Raises:
         ValueError: the model has not three channels, or a layer other than

@@ -319,7 +319,10 @@ def _without_preprocessing(model, preprocess):
         scaling.append(layer)
     if not scaling:
         return model, preprocess
-    ends = keras.ops.convert_to_tensor([[[[0.0] * 3]], [[[255.0] * 3]]])
+    channels = model.input.shape[-1]
+    ends = keras.ops.convert_to_tensor(
+        [[[[value] * channels]] for value in (0.0, 255.0)]
+    )
     for layer in scaling:
         ends = layer(ends)
     black, white = keras.ops.convert_to_numpy(ends)[:, 0, 0]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from keras_aspp.backbones.pyramid import pyramid_of
 from keras_aspp.models import DeepLabV3Plus
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.types import PathLike
-
-# Nominal strides of their pyramid's levels.
-_STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
 
 def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
@@ -30,7 +28,7 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
             as `"deeplab_v3_plus_resnet50_pascalvoc"`, or the folder of one.
 
     Returns:
-        `DeepLabV3Plus` at output stride 32, as there. Logits equal theirs at
+        `DeepLabV3Plus` of the same output stride. Logits equal theirs at
         sizes that are multiples of 32; `preprocess` is what their image
         converter does to the values of pixels.
 
@@ -44,24 +42,33 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
     """
     segmenter = _load(segmenter)
     theirs = getattr(segmenter, "backbone", None)
-    if (
-        not hasattr(segmenter, "output_conv")
-        or getattr(theirs, "low_level_feature_key", None) != "P2"
-    ):
+    low_key = getattr(theirs, "low_level_feature_key", None)
+    if not hasattr(segmenter, "output_conv") or low_key is None:
         raise InputError(
-            "Not a DeepLabV3ImageSegmenter of keras-hub whose backbone has "
-            'low_level_feature_key="P2". '
-            f"Received: {type(segmenter).__name__} with low_level_feature_key="
-            f"{getattr(theirs, 'low_level_feature_key', None)!r}"
+            "Not a DeepLabV3ImageSegmenter of keras-hub whose backbone has a "
+            "low_level_feature_key; pass a DeepLabV3+. Received: "
+            f"{type(segmenter).__name__} with low_level_feature_key={low_key!r}"
         )
-    high_level = _STRIDES[theirs.spatial_pyramid_pooling_key]
+    encoder = theirs.image_encoder
+    features = pyramid_of(encoder)
+    strides = {
+        key: next((s for s in features if features[s] is tensor), None)
+        for key, tensor in encoder.pyramid_outputs.items()
+    }
+    if strides[low_key] != "stride_4":
+        raise InputError(
+            "The low-level feature of a DeepLabV3+ must have stride 4; create "
+            "it with the low_level_feature_key of stride 4. Received: "
+            f"low_level_feature_key={low_key!r} of {strides}"
+        )
+    high_level = strides[theirs.spatial_pyramid_pooling_key]
     pyramid = theirs.get_layer(_name_of(theirs, "SpatialPyramidPooling"))
     kernel = segmenter.output_conv.kernel
     model = DeepLabV3Plus(
         kernel.shape[-1],
-        _features(theirs.image_encoder),
-        output_stride=high_level,
-        high_level=f"stride_{high_level}",
+        keras.Model(encoder.input, features, name=encoder.name),
+        output_stride=int(high_level.removeprefix("stride_")),
+        high_level=high_level,
         atrous_rates=tuple(theirs.dilation_rates),
         aspp_filters=pyramid.num_channels,
         projection_filters=theirs.projection_filters,
@@ -113,15 +120,6 @@ def _load(segmenter):
             f"{str(segmenter)!r} ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
-
-
-def _features(encoder):
-    """Their pyramid, `{"P2": ..}`, keyed by nominal stride."""
-    levels = {
-        f"stride_{_STRIDES[key]}": tensor
-        for key, tensor in encoder.pyramid_outputs.items()
-    }
-    return keras.Model(encoder.input, levels, name=encoder.name)
 
 
 def _name_of(model, layer_type):

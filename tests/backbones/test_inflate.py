@@ -35,6 +35,33 @@ def test_equal_channels_give_the_features_of_a_gray_image(
         np.testing.assert_allclose(one, other, atol=1e-4 * other.std())
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("preprocess", [KERAS_CAFFE, TORCHVISION])
+def test_with_a_mean_per_color_equal_normalized_channels_give_the_same(
+    preprocess, channels, toy_backbone
+):
+    rgb = toy_backbone(features=True)
+    randomize(rgb)
+    rgb.preprocess = preprocess
+    spread, _ = with_channels(rgb, channels, preprocess)
+
+    def errors(one, other):
+        pairs = zip(one, other, strict=True)
+        return [np.abs(a - b).max() / b.std() for a, b in pairs]
+
+    gray = np.random.default_rng(2).integers(0, 256, (1, 64, 96, 1), "uint8")
+    values = (gray.astype("float32") - 128) / 64
+    found, expected = (
+        [np.asarray(x) for x in keras.tree.flatten(model(values.repeat(n, -1)))]
+        for model, n in ((spread, channels), (rgb, 3))
+    )
+    assert max(errors(found, expected)) < 1e-4
+    # Before normalization they are only close.
+    found = features(spread, gray.repeat(channels, -1))
+    expected = features(rgb, gray.repeat(3, -1))
+    assert 1e-3 < max(errors(found, expected)) < 0.5
+
+
 def randomize(model):
     rng = np.random.default_rng(1)
     for weight in model.weights:

@@ -215,13 +215,18 @@ def test_sizes_that_must_be_known(tmp_path):
         )
 
 
-def test_another_number_of_channels():
+@pytest.mark.parametrize(
+    "name, channels",
+    [("mobilenet_0.25", 1), ("efficientnet_b0", 4), ("efficientnet_lite0", 4)],
+)
+def test_another_number_of_channels(name, channels):
     """Published means are of three channels."""
-    model = create_backbone(
-        "mobilenet_0.25", 32, None, input_shape=(None, None, 1)
-    )
+    shape = (None, None, channels)
+    model = create_backbone(name, 32, None, input_shape=shape)
+    assert model.input.shape[1:] == shape
     assert model.preprocess == preprocess.KERAS_TF
-    assert model.preprocess(np.zeros((1, 4, 4, 1))).shape == (1, 4, 4, 1)
+    image = np.zeros((1, 4, 4, channels))
+    assert model.preprocess(image).shape == image.shape
 
 
 @pytest.mark.parametrize(

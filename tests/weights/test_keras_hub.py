@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # a ResNet-50 of theirs and one of ours
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")
 
 
-def build(**kwargs):
+def build(encoder=None, **kwargs):
     arguments = {
         "spatial_pyramid_pooling_key": "P5",
         "low_level_feature_key": "P2",
@@ -28,7 +28,7 @@ def build(**kwargs):
     return randomize(
         keras_hub.models.DeepLabV3ImageSegmenter(
             backbone=keras_hub.models.DeepLabV3Backbone(
-                keras_hub_encoder(), **arguments
+                encoder or keras_hub_encoder(), **arguments
             ),
             num_classes=4,
             preprocessor=keras_hub.models.DeepLabV3ImageSegmenterPreprocessor(
@@ -120,6 +120,31 @@ def test_a_pyramid_that_ends_sooner():
     theirs = build(spatial_pyramid_pooling_key="P4", upsampling_size=4)
     ours = ka.weights.from_keras_hub(theirs)
     assert ours.output_stride == 16
+    x = sample((1, 64, 96, 3))
+    expected = npy(theirs(x, training=False))
+    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
+    assert error < 1e-4, error
+
+
+def test_an_encoder_whose_pyramid_starts_at_stride_2():
+    count = 7
+    encoder = keras_hub.models.EfficientNetBackbone(
+        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
+        stackwise_num_repeats=[1] * count,
+        stackwise_input_filters=[8, 8, 8, 12, 16, 20, 24],
+        stackwise_output_filters=[8, 8, 12, 16, 20, 24, 32],
+        stackwise_expansion_ratios=[1] + [2] * (count - 1),
+        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
+        stackwise_squeeze_and_excite_ratios=[0.25] * count,
+        stackwise_block_types=["v1"] * count,
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        image_shape=(None, None, 3),
+    )
+    assert "P1" in encoder.pyramid_outputs
+    theirs = build(encoder)
+    ours = ka.weights.from_keras_hub(theirs)
+    assert ours.output_stride == 32
     x = sample((1, 64, 96, 3))
     expected = npy(theirs(x, training=False))
     error = np.abs(npy(ours(x)) - expected).max() / expected.std()
