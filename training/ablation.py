@@ -86,6 +86,10 @@ def variants(model):
             ),
         ),
         "aspp_pooling": ("DeepLabV3: ASPP with image pooling", model),
+        "pooling_bias": (
+            "DeepLabV3, image pooling with a bias instead of batch norm",
+            v3(model.output_stride, rates, image_pooling="bias"),
+        ),
         "doubled_rates": (
             f"DeepLabV3, rates {tuple(doubled)}",
             v3(model.output_stride, doubled, image_pooling=True),

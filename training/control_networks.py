@@ -125,7 +125,10 @@ class ASPP(nn.Module):
             separable(into, filters, rate) for rate in rates
         )
         self.pooling = unit(into, filters) if pooling else None
-        self.projection = unit(filters * (len(rates) + 1 + pooling), filters)
+        if pooling == "bias":
+            self.pooling = nn.Sequential(nn.Conv2d(into, filters, 1), nn.ReLU())
+        maps = len(rates) + 1 + bool(pooling)
+        self.projection = unit(filters * maps, filters)
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x):

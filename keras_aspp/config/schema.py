@@ -56,7 +56,8 @@ class ModelConfig:
             mobile head.
         aspp_filters: output channels of the ASPP.
         separable: use depthwise separable 3x3 convolutions in the head.
-        image_pooling: add the image-level branch to the ASPP.
+        image_pooling: add the image-level branch to the ASPP; `bias` without
+            batch norm, for small batches.
         context: module between the backbone and DeepLabV3's classifier or
             DeepLabV3+'s decoder. Strides of pools are `atrous_rates`.
             docs/atrous.md compares the modules:
@@ -121,7 +122,9 @@ class ModelConfig:
     separable: bool = _head_field(
         True, "deeplab_v3", "deeplab_v3_plus", "dense_aspp", "daformer"
     )
-    image_pooling: bool = _head_field(True, "deeplab_v3", "deeplab_v3_plus")
+    image_pooling: Literal["bias"] | bool = _head_field(
+        True, "deeplab_v3", "deeplab_v3_plus"
+    )
     context: ContextName = _head_field("aspp", "deeplab_v3", "deeplab_v3_plus")
     dropout: float = 0.1
     batch_norm: Literal["train", "freeze", "sync", "group"] = "train"

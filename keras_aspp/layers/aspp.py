@@ -16,14 +16,15 @@ from keras_aspp.layers import lowering
 from keras_aspp.layers.checks import (
     check_atrous_rates,
     check_fusion,
+    check_image_pooling,
     rate_text,
 )
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
-from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
+    ImagePoolingMode,
     Rate,
     Shape,
     Tensor,
@@ -57,7 +58,9 @@ class ASPP(ContextLayer):
         fusion: `"concat"` (DeepLabV3), `"sum"` (DeepLabV2's rule) or
             `"linear_sum"` (KSAC). Defaults to `"concat"`.
         separable: bool. Depthwise separable 3x3 branches. Defaults to `False`.
-        image_pooling: bool. Defaults to `True`.
+        image_pooling: `True`, `False`, or `"bias"`: without batch norm, whose
+            statistics come from one value per image there, too few in small
+            batches (docs/ablation.md). Defaults to `True`.
         dropout: float in [0, 1), rate after the fusion. Defaults to 0.1.
         activation: Keras activation or its name. Defaults to `"relu"`.
         batch_norm: see `AtrousConv2D`. Defaults to `True`.
@@ -98,7 +101,7 @@ class ASPP(ContextLayer):
         atrous_rates: Sequence[Rate] = (6, 12, 18),
         fusion: Literal["concat", "sum", "linear_sum"] = "concat",
         separable: bool = False,
-        image_pooling: bool = True,
+        image_pooling: ImagePoolingMode = True,
         dropout: float = 0.1,
         activation: Activation = "relu",
         batch_norm: BatchNorm = True,
@@ -119,11 +122,11 @@ class ASPP(ContextLayer):
             **kwargs,
         )
         self.atrous_rates = check_atrous_rates(
-            atrous_rates, allow_empty=image_pooling
+            atrous_rates, allow_empty=bool(image_pooling)
         )
         self.fusion = check_fusion(fusion, FUSIONS)
         self.separable = bool(separable)
-        self.image_pooling = bool(image_pooling)
+        self.image_pooling = check_image_pooling(image_pooling)
         self.projection_kernel_size = projection_kernel_size
         self.shared = bool(shared)
         branch = self.common
@@ -143,7 +146,9 @@ class ASPP(ContextLayer):
             stage.tie_kernels(self.branches[1])
         if image_pooling:
             self.branches.append(
-                ImagePooling(filters, name="image_pooling", **branch)
+                self.pooling_branch(
+                    image_pooling, filters, activation=branch["activation"]
+                )
             )
         self.projection = None
         if fusion == "concat":
@@ -169,7 +174,7 @@ class ASPP(ContextLayer):
     @property
     def branch_titles(self) -> list[str]:
         titles = ["1x1", *(f"rate {rate_text(r)}" for r in self.atrous_rates)]
-        return titles + ["image pooling"] * self.image_pooling
+        return titles + ["image pooling"] * bool(self.image_pooling)
 
     def branch_maps(
         self, inputs: Tensor, training: bool | None = None

@@ -15,15 +15,16 @@ from keras import ops
 from keras_aspp.layers.checks import (
     check_atrous_rates,
     check_fusion,
+    check_image_pooling,
     rate_text,
 )
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.conv import AtrousConv2D
-from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
+    ImagePoolingMode,
     Rate,
     Shape,
     Tensor,
@@ -53,7 +54,9 @@ class AtrousCascade(ContextLayer):
             `"concat"`.
         separable: bool. Depthwise separable 3x3 convolutions. Defaults to
             `False`.
-        image_pooling: bool. Defaults to `True`.
+        image_pooling: `True`, `False`, or `"bias"`: without batch norm, whose
+            statistics come from one value per image there, too few in small
+            batches (docs/ablation.md). Defaults to `True`.
         dropout: float in [0, 1), rate after the fusion. Defaults to 0.1.
         activation: Keras activation or its name. Defaults to `"relu"`.
         batch_norm: see `AtrousConv2D`. Defaults to `True`.
@@ -96,7 +99,7 @@ class AtrousCascade(ContextLayer):
         atrous_rates: Sequence[Rate] = (18, 12, 6),
         fusion: Literal["concat", "sum"] = "concat",
         separable: bool = False,
-        image_pooling: bool = True,
+        image_pooling: ImagePoolingMode = True,
         dropout: float = 0.1,
         activation: Activation = "relu",
         batch_norm: BatchNorm = True,
@@ -118,7 +121,7 @@ class AtrousCascade(ContextLayer):
         self.atrous_rates = check_atrous_rates(atrous_rates)
         self.fusion = check_fusion(fusion, FUSIONS)
         self.separable = bool(separable)
-        self.image_pooling = bool(image_pooling)
+        self.image_pooling = check_image_pooling(image_pooling)
         self.point = bool(point)
         self.first = self.pooling = self.projection = None
         if point:
@@ -129,9 +132,7 @@ class AtrousCascade(ContextLayer):
             self.atrous_stages(filters, self.atrous_rates, separable=separable)
         )
         if image_pooling:
-            self.pooling = ImagePooling(
-                filters, name="image_pooling", **self.common
-            )
+            self.pooling = self.pooling_branch(image_pooling, filters)
         if fusion == "concat":
             self.projection = AtrousConv2D(
                 filters, kernel_size=1, name="projection", **self.common
@@ -164,7 +165,7 @@ class AtrousCascade(ContextLayer):
     def branch_titles(self) -> list[str]:
         titles = [f"rate {rate_text(rate)}" for rate in self.atrous_rates]
         titles = ["1x1" if self.point else "input", *titles]
-        return titles + ["image pooling"] * self.image_pooling
+        return titles + ["image pooling"] * bool(self.image_pooling)
 
     def branch_maps(
         self, inputs: Tensor, training: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import BatchNorm, Rate
+from keras_aspp.utils.types import BatchNorm, ImagePoolingMode, Rate
 
 
 def check_odd(kernel_size: int) -> None:
@@ -130,6 +130,16 @@ def check_channels_last(data_format: str) -> None:
             "`data_format`, or `keras.config.set_image_data_format`, to "
             f"'channels_last'. Received: data_format={data_format!r}"
         )
+
+
+def check_image_pooling(value: ImagePoolingMode) -> ImagePoolingMode:
+    """Returns `value`, or raises `ValueError` unless a bool or `"bias"`."""
+    if type(value) is not bool and value != "bias":
+        raise InputError(
+            "`image_pooling` must be True, False or 'bias'. "
+            f"Received: image_pooling={value!r}"
+        )
+    return value
 
 
 def check_batch_norm(value: BatchNorm) -> BatchNorm:

@@ -12,9 +12,11 @@ import keras
 
 from keras_aspp.layers.checks import check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
+from keras_aspp.layers.image_pooling import ImagePooling
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
+    ImagePoolingMode,
     Rate,
     Shape,
     Tensor,
@@ -90,6 +92,22 @@ class ContextLayer(keras.layers.Layer):
                 name=f"atrous_{i}",
                 **{**self.common, **kwargs},
             )
+
+    def pooling_branch(
+        self, mode: ImagePoolingMode, filters: int, **kwargs: Any
+    ) -> ImagePooling:
+        """Returns the image pooling, `image_pooling`.
+
+        Args:
+            mode: `True`, or `"bias"` for one without batch norm.
+            filters: int > 0. Channels of it.
+            **kwargs: further arguments of `ImagePooling`.
+        """
+        if mode == "bias":
+            kwargs["batch_norm"] = False
+        return ImagePooling(
+            filters, name="image_pooling", **{**self.common, **kwargs}
+        )
 
     def add_dropout(self) -> None:
         """Creates the sublayer `drop`; call it last in the constructor."""

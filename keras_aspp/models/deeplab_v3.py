@@ -14,7 +14,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
-from keras_aspp.utils.types import PathLike, Rate
+from keras_aspp.utils.types import ImagePoolingMode, PathLike, Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
@@ -29,8 +29,8 @@ class DeepLabV3(HasContext, Segmenter):
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in the ASPP.
             Defaults to `False`.
-        image_pooling: bool. The image-level branch of the ASPP. Defaults to
-            `True`.
+        image_pooling: `True`, `False`, or `"bias"`: the image-level branch of
+            the ASPP, with batch norm or a bias. Defaults to `True`.
         refine_filters: int > 0, or `None`: channels of a 3x3 convolution
             between ASPP and classifier: 256 in torchvision, none in the
             paper. Defaults to `None`.
@@ -89,7 +89,7 @@ class DeepLabV3(HasContext, Segmenter):
         *,
         aspp_filters: int = 256,
         separable: bool = False,
-        image_pooling: bool = True,
+        image_pooling: ImagePoolingMode = True,
         refine_filters: int | None = None,
         multi_grid: list[int] | tuple[int, ...] | None = None,
         context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",

@@ -13,7 +13,7 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import PathLike, Rate
+from keras_aspp.utils.types import ImagePoolingMode, PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
 # suffix of the layers' names.
@@ -36,8 +36,8 @@ class DeepLabV3Plus(HasContext, Segmenter):
         aspp_filters: int > 0. Defaults to 256.
         separable: bool. Depthwise separable 3x3 convolutions in ASPP and
             decoder. Defaults to `False`.
-        image_pooling: bool. The image-level branch of the ASPP. Defaults to
-            `True`.
+        image_pooling: `True`, `False`, or `"bias"`: the image-level branch of
+            the ASPP, with batch norm or a bias. Defaults to `True`.
         decoder_stride: 4 or 2, pixels per score. Defaults to 4.
         projection_filters: int > 0. Channels of the 1x1 projection of each
             low-level feature. Defaults to 48.
@@ -95,7 +95,7 @@ class DeepLabV3Plus(HasContext, Segmenter):
         *,
         aspp_filters: int = 256,
         separable: bool = False,
-        image_pooling: bool = True,
+        image_pooling: ImagePoolingMode = True,
         decoder_stride: int = 4,
         projection_filters: int = 48,
         decoder_filters: int = 256,

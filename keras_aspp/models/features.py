@@ -1,6 +1,5 @@
 """Backbones as a segmenter uses them: choice, features, alignment."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ from keras_aspp.backbones.pyramid import (
     stated_strides,
 )
 from keras_aspp.backbones.rebuild import (
-    compute_dtypes,
     configure,
     group_normalize,
     synchronize,
@@ -61,7 +59,6 @@ def choose_backbone(
     if not isinstance(backbone, str):
         model, backbone = backbone, as_features(backbone, output_stride)
         preprocess = preprocess or preprocess_of(model)
-        _warn_of_dtype(backbone, config["dtype"])
     elif saved is not None:
         # Padding and epsilon belong to the weights, so this is the backbone
         # of the file and not a new one of the same name.
@@ -86,18 +83,6 @@ def choose_backbone(
     if config["batch_norm"] == "sync":
         backbone = synchronize(backbone)
     return backbone, preprocess
-
-
-def _warn_of_dtype(backbone, policy):
-    """Warns if a backbone that is a model computes in another dtype."""
-    own = compute_dtypes(backbone)
-    if own and own != {policy.compute_dtype}:
-        warnings.warn(
-            f"The backbone computes in {' and '.join(sorted(own))}, as it was "
-            f"made, and the head in {policy.compute_dtype}; "
-            "`models.with_dtype` converts the whole segmenter.",
-            stacklevel=5,
-        )
 
 
 def _check_name(name, saved):

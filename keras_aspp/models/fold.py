@@ -83,7 +83,11 @@ def fold_batch_norm(model: keras.Model) -> Any:
                     _fold(
                         block.depthwise, block.depthwise_norm, plain.depthwise
                     )
-                _fold(block.conv, block.norm, plain.conv)
+                if block.norm is None:
+                    # An image pooling with a bias.
+                    copy_weights(block.conv, plain.conv)
+                else:
+                    _fold(block.conv, block.norm, plain.conv)
         else:
             copy_weights(layer, copy)
 

@@ -29,3 +29,4 @@ Initializer: TypeAlias = str | Callable[..., Any] | dict[str, Any]
 Regularizer: TypeAlias = Initializer | None
 Constraint: TypeAlias = Initializer | None
 BatchNorm: TypeAlias = bool | Literal["freeze", "sync", "group"]
+ImagePoolingMode: TypeAlias = bool | Literal["bias"]

@@ -36,6 +36,8 @@ def unit(x, layer, epsilon):
         x = np_depthwise(x, npy(layer.depthwise.kernel), rate)
         x, rate = relu(np_batch_norm(x, layer.depthwise_norm, epsilon)), 1
     x = np_dilated_conv(x, npy(layer.conv.kernel), rate)
+    if layer.norm is None:
+        return relu(x + npy(layer.conv.bias))
     return relu(np_batch_norm(x, layer.norm, epsilon))
 
 
@@ -55,7 +57,7 @@ def oracle(layer, x, epsilon=1e-3):
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
 @pytest.mark.parametrize("separable", [True, False])
-@pytest.mark.parametrize("image_pooling", [True, False])
+@pytest.mark.parametrize("image_pooling", [True, False, "bias"])
 def test_values(fusion, separable, image_pooling):
     layer = built(
         fusion=fusion,
@@ -191,6 +193,7 @@ def test_dynamic_size():
         ({"fusion": "mean"}, "Received: fusion='mean'"),
         ({"dropout": 1.0}, r"Received: dropout=1\.0"),
         ({"dropout": -0.1}, r"Received: dropout=-0\.1"),
+        ({"image_pooling": "mean"}, "Received: image_pooling='mean'"),
         ({"filters": 0}, "Received: filters=0"),
     ],
 )

@@ -27,11 +27,13 @@ def built(**kwargs):
 
 def unit(x, layer, epsilon=1e-3):
     x = np_dilated_conv(x, npy(layer.conv.kernel), layer.atrous_rate)
+    if layer.norm is None:
+        return relu(x + npy(layer.conv.bias))
     return relu(np_batch_norm(x, layer.norm, epsilon))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
-@pytest.mark.parametrize("image_pooling", [True, False])
+@pytest.mark.parametrize("image_pooling", [True, False, "bias"])
 def test_values(fusion, image_pooling):
     layer = built(fusion=fusion, image_pooling=image_pooling)
     maps = [unit(X, layer.first)]

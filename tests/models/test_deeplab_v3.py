@@ -103,6 +103,18 @@ class TestDeepLabV3(ModelTester):
         with pytest.raises(ValueError, match=r"Received: atrous_rates=\(\)"):
             build(atrous_rates=(), image_pooling=False)
 
+    def test_image_pooling_with_a_bias(self, build, tmp_path):
+        model = randomize(build(image_pooling="bias"))
+        pooling = model.get_layer("aspp").branches[-1].conv
+        assert pooling.norm is None and pooling.conv.use_bias
+        x = sample((2, *SIZE, 3))
+        expected = npy(model(x))
+        assert_close(ka.models.fold_batch_norm(model)(x), expected, 2e-4)
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
+        assert copy.get_layer("aspp").image_pooling == "bias"
+        np.testing.assert_array_equal(npy(copy(x)), expected)
+
     def test_multi_grid(self, build, toy_backbone):
         plain = toy_backbone(padding=1, features=True)
         model = build(

@@ -71,9 +71,11 @@ def test_a_context_layer_is_converted_too(toy_backbone):
     assert compute_dtypes(with_dtype(model, "float32")) == {"float32"}
 
 
-def test_a_backbone_of_another_dtype_is_named(toy_backbone):
-    with pytest.warns(UserWarning, match="computes in float32.*in bfloat16"):
-        tiny(toy_backbone, dtype="mixed_bfloat16")
+def test_a_backbone_that_is_a_model_keeps_its_own_dtype(toy_backbone):
+    model = tiny(toy_backbone, dtype="mixed_bfloat16")
+    assert compute_dtypes(model.backbone) == {"float32"}
+    copy = with_dtype(model, "mixed_bfloat16")
+    assert compute_dtypes(copy.backbone) == {"bfloat16"}
 
 
 def test_of_another_model():
