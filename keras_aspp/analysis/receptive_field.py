@@ -42,8 +42,8 @@ _RESIZED_OTHERWISE = (
     "crop_to_aspect_ratio",
     "pad_to_aspect_ratio",
 )
-# Operations that broadcast: a constant of the map's size is no obstacle, as it
-# is when they are tried on a smaller map.
+# Operations that broadcast. A constant of the map's size would not fit the
+# smaller map on which others are tried.
 _ELEMENTWISE = {
     "Add",
     "Divide",
