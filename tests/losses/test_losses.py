@@ -304,6 +304,21 @@ def test_losses_are_float32_whatever_floatx_is(name, floatx):
     assert [float(x) for x in found] == pytest.approx(plain, rel=1e-6)
 
 
+@tensorflow_only
+@every_loss
+def test_sizes_may_be_open(name):
+    """As in `fit`, whose last batch may be smaller."""
+    labels, logits = batch()
+    loss = build(name)
+    open_sizes = (None, None, None)
+    signature = (
+        tf.TensorSpec(open_sizes, labels.dtype),
+        tf.TensorSpec((*open_sizes, CLASSES), "float32"),
+    )
+    found = tf.function(loss, input_signature=signature)(labels, logits)
+    assert float(found) == pytest.approx(float(loss(labels, logits)), rel=1e-5)
+
+
 @every_loss
 def test_an_empty_batch_costs_nothing(name):
     labels, logits = batch()
