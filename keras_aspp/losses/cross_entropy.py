@@ -160,7 +160,7 @@ def _hardest(loss, valid, share, all_reduce_sum):
     The least loss of that share is found digit by digit, from the sums of
     weights of each digit, which replicas can add. A sort could not be shared.
     """
-    # Floats >= 0 have the order of their bits. Keras needs to know the last axis.
+    # Floats >= 0 have the order of their bits. Keras must know the last axis.
     loss = ops.maximum(ops.stop_gradient(loss), 0.0)[..., None]
     bits = ops.view(loss, "int32")[..., 0]
     wanted = share * all_reduce_sum(ops.sum(valid))
