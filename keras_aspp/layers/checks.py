@@ -109,15 +109,18 @@ def check_fusion(value: str, fusions: Sequence[str]) -> str:
 
 
 def check_batch_norm_numbers(momentum: float, epsilon: float) -> None:
-    """Raises `ValueError` for a momentum outside [0, 1) or an epsilon <= 0."""
-    if not 0 <= momentum < 1:
+    """Raises `ValueError` for numbers that no batch norm can have.
+
+    A momentum of 1 and an epsilon of 0 are not useful, but files may hold them.
+    """
+    if not 0 <= momentum <= 1:
         raise InputError(
-            "`batch_norm_momentum` must be in [0, 1). "
+            "`batch_norm_momentum` must be in [0, 1]. "
             f"Received: batch_norm_momentum={momentum}"
         )
-    if not 0 < epsilon < float("inf"):
+    if not 0 <= epsilon < float("inf"):
         raise InputError(
-            "`batch_norm_epsilon` must be > 0. "
+            "`batch_norm_epsilon` must be >= 0. "
             f"Received: batch_norm_epsilon={epsilon}"
         )
 
@@ -133,13 +136,16 @@ def check_channels_last(data_format: str) -> None:
 
 
 def check_image_pooling(value: ImagePoolingMode) -> ImagePoolingMode:
-    """Returns `value`, or raises `ValueError` unless a bool or `"bias"`."""
-    if type(value) is not bool and value != "bias":
-        raise InputError(
-            "`image_pooling` must be True, False or 'bias'. "
-            f"Received: image_pooling={value!r}"
-        )
-    return value
+    """Returns a bool or `"bias"`, or raises `ValueError`."""
+    if isinstance(value, str) and value == "bias":
+        return value
+    # Files may hold numbers and null.
+    if value is None or value in (0, 1):
+        return bool(value)
+    raise InputError(
+        "`image_pooling` must be True, False or 'bias'. "
+        f"Received: image_pooling={value!r}"
+    )
 
 
 def check_batch_norm(value: BatchNorm) -> BatchNorm:

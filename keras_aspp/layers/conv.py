@@ -100,7 +100,8 @@ class AtrousConv2D(keras.layers.Layer):
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
         self.batch_norm = check_batch_norm(batch_norm)
-        check_batch_norm_numbers(batch_norm_momentum, batch_norm_epsilon)
+        if batch_norm:
+            check_batch_norm_numbers(batch_norm_momentum, batch_norm_epsilon)
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -172,10 +172,15 @@ def as_context(
 def context_with_dtype(
     context: dict[str, Any], dtype: str | keras.DTypePolicy
 ) -> dict[str, Any]:
-    """Returns the serialized form of a layer in another dtype policy."""
+    """Returns the serialized form of a layer in another dtype policy.
+
+    A layer without a dtype in its configuration stays as it is.
+    """
     layer = _layer_of(context)
-    config = {**layer.get_config(), "dtype": dtype}
-    return as_context(type(layer).from_config(config))
+    config = layer.get_config()
+    if "dtype" not in config:
+        return context
+    return as_context(type(layer).from_config({**config, "dtype": dtype}))
 
 
 def _layer_type(context):

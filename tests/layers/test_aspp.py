@@ -55,6 +55,14 @@ def oracle(layer, x, epsilon=1e-3):
     return unit(np.concatenate(outputs, axis=-1), layer.projection, epsilon)
 
 
+@pytest.mark.parametrize(
+    "given, kept",
+    [(1, True), (np.True_, True), (0, False), (None, False), ("bias", "bias")],
+)
+def test_image_pooling_of_files_and_numpy(given, kept):
+    assert ASPP(4, (1,), image_pooling=given).image_pooling is kept
+
+
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize("image_pooling", [True, False, "bias"])

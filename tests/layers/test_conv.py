@@ -196,8 +196,8 @@ def test_dynamic_size(separable):
         ({"atrous_rate": True}, "Received: atrous_rate=True"),
         ({"atrous_rate": (1, 0)}, r"two of them.*atrous_rate=\(1, 0\)"),
         ({"atrous_rate": (1, 2, 3)}, r"atrous_rate=\(1, 2, 3\)"),
-        ({"batch_norm_momentum": 1.0}, r"momentum=1\.0"),
-        ({"batch_norm_epsilon": 0.0}, r"epsilon=0\.0"),
+        ({"batch_norm_momentum": 1.5}, r"momentum=1\.5"),
+        ({"batch_norm_epsilon": -0.1}, r"epsilon=-0\.1"),
     ],
 )
 def test_errors(kwargs, message):

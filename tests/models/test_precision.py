@@ -1,5 +1,6 @@
 """with_dtype: the same weights, another policy."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import npy, randomize, sample
@@ -69,6 +70,30 @@ def test_a_context_layer_is_converted_too(toy_backbone):
     model = with_dtype(tiny(toy_backbone, context=context), "mixed_bfloat16")
     assert model.get_layer("context").compute_dtype == "bfloat16"
     assert compute_dtypes(with_dtype(model, "float32")) == {"float32"}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class _Context(keras.layers.Layer):
+    """A context whose configuration has no dtype."""
+
+    def __init__(self, filters, name=None):
+        super().__init__(name=name)
+        self.conv = keras.layers.Conv2D(filters, 1, name="conv")
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+
+    def call(self, inputs):
+        return self.conv(inputs)
+
+    def get_config(self):
+        return {"filters": self.conv.filters, "name": self.name}
+
+
+def test_a_context_without_a_dtype_is_left_alone(toy_backbone):
+    model = DeepLabV3(3, toy_backbone(padding=1), context=_Context(4))
+    copy = with_dtype(with_dtype(model, "mixed_bfloat16"), "float32")
+    assert compute_dtypes(copy) == {"float32"}
 
 
 def test_a_backbone_that_is_a_model_keeps_its_own_dtype(toy_backbone):

@@ -91,9 +91,9 @@ def test_compile_fit_and_train_on_batch_have_the_signatures_of_keras():
     "argument, value",
     [
         ("dropout", 1.0),
-        ("batch_norm_momentum", 1.0),
+        ("batch_norm_momentum", 1.5),
         ("batch_norm_momentum", -0.1),
-        ("batch_norm_epsilon", 0.0),
+        ("batch_norm_epsilon", -0.1),
     ],
 )
 def test_arguments_out_of_range(toy_backbone, argument, value):
