@@ -124,9 +124,11 @@ class ASPP(nn.Module):
         self.atrous = nn.ModuleList(
             separable(into, filters, rate) for rate in rates
         )
-        self.pooling = unit(into, filters) if pooling else None
+        self.pooling = None
         if pooling == "bias":
             self.pooling = nn.Sequential(nn.Conv2d(into, filters, 1), nn.ReLU())
+        elif pooling:
+            self.pooling = unit(into, filters)
         maps = len(rates) + 1 + bool(pooling)
         self.projection = unit(filters * maps, filters)
         self.dropout = nn.Dropout(settings.dropout)

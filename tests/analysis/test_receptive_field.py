@@ -330,25 +330,27 @@ def applied(function, size=(16, 16)):
     return keras.Model(inputs, function(inputs))
 
 
+def field_and_others(function):
+    """The field of a function, and which cells one reads besides itself."""
+    model = applied(function)
+    others = read_by(model, (16, 16), (2, 3))
+    others[2, 3] = False
+    return receptive_fields(model, (16, 16))[-1], others
+
+
 @tensorflow_only
 @pytest.mark.parametrize("name", MIXING)
 def test_operations_that_mix_cells_are_marked(name):
-    model = applied(MIXING[name])
-    field = receptive_fields(model, (16, 16))[-1]
-    read = read_by(model, (16, 16), (2, 3))
-    read[2, 3] = False
-    assert read.any()
+    field, others = field_and_others(MIXING[name])
+    assert others.any()
     assert field.assumed
 
 
 @tensorflow_only
 @pytest.mark.parametrize("name", ALONE)
 def test_operations_on_each_cell_alone_are_known(name):
-    model = applied(ALONE[name])
-    field = receptive_fields(model, (16, 16))[-1]
-    read = read_by(model, (16, 16), (2, 3))
-    read[2, 3] = False
-    assert not read.any()
+    field, others = field_and_others(ALONE[name])
+    assert not others.any()
     assert (field.size, field.assumed) == ((1, 1), False)
 
 

@@ -52,13 +52,17 @@ def ours(theirs):
     return ka.weights.from_keras_hub(theirs)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (160, 128)])
-def test_logits_are_theirs(theirs, ours, size):
-    x = sample((2, *size, 3))
-    # Without it, their projection trains its batch norm.
+def assert_same_logits(ours, theirs, x):
+    # Without `training=False`, their projection trains its batch norm.
     expected = npy(theirs(x, training=False))
     error = np.abs(npy(ours(x)) - expected).max() / expected.std()
     assert error < 1e-4, error
+
+
+@pytest.mark.parametrize("size", [(64, 96), (160, 128)])
+def test_logits_are_theirs(theirs, ours, size):
+    x = sample((2, *size, 3))
+    assert_same_logits(ours, theirs, x)
 
 
 def test_it_is_the_light_decoder_and_changes_form_by_its_configuration(ours):
@@ -73,10 +77,7 @@ def test_it_is_the_light_decoder_and_changes_form_by_its_configuration(ours):
         }
     )
     plain.set_weights(ours.get_weights())
-    x = sample((1, 64, 96, 3))
-    expected = npy(plain(x))
-    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
-    assert error < 1e-4, error
+    assert_same_logits(ours, plain, sample((1, 64, 96, 3)))
 
 
 def test_preprocess_is_that_of_their_converter(theirs, ours):
@@ -120,10 +121,7 @@ def test_a_pyramid_that_ends_sooner():
     theirs = build(spatial_pyramid_pooling_key="P4", upsampling_size=4)
     ours = ka.weights.from_keras_hub(theirs)
     assert ours.output_stride == 16
-    x = sample((1, 64, 96, 3))
-    expected = npy(theirs(x, training=False))
-    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
-    assert error < 1e-4, error
+    assert_same_logits(ours, theirs, sample((1, 64, 96, 3)))
 
 
 def test_an_encoder_whose_pyramid_starts_at_stride_2():
@@ -145,7 +143,4 @@ def test_an_encoder_whose_pyramid_starts_at_stride_2():
     theirs = build(encoder)
     ours = ka.weights.from_keras_hub(theirs)
     assert ours.output_stride == 32
-    x = sample((1, 64, 96, 3))
-    expected = npy(theirs(x, training=False))
-    error = np.abs(npy(ours(x)) - expected).max() / expected.std()
-    assert error < 1e-4, error
+    assert_same_logits(ours, theirs, sample((1, 64, 96, 3)))
