@@ -425,10 +425,12 @@ async function play(stem, current) {
   part('camera').hidden = true;
   part('stop').hidden = false;
   await video.play();
-  while (current() && !video.ended) {
+  let ended = false;
+  while (current() && !ended) {
     if (video.error) {
       throw new Error(`This browser cannot play the rest of ${stem}.`);
     }
+    ended = video.ended;  // before the frame is read: the last one is segmented too
     // At time 0 there may be no frame yet, although `readyState` has data.
     if (video.currentTime > 0) {
       const bitmap = await createImageBitmap(video);
