@@ -61,7 +61,13 @@ def from_keras_hub(segmenter: PathLike | keras.Model) -> DeepLabV3Plus:
             "it with the low_level_feature_key of stride 4. Received: "
             f"low_level_feature_key={low_key!r} of {strides}"
         )
-    high_level = strides[theirs.spatial_pyramid_pooling_key]
+    high_key = theirs.spatial_pyramid_pooling_key
+    high_level = strides[high_key]
+    if high_level is None:
+        raise InputError(
+            "spatial_pyramid_pooling_key must name the last level of its "
+            f"stride. Received: {high_key!r} of {strides}"
+        )
     pyramid = theirs.get_layer(_name_of(theirs, "SpatialPyramidPooling"))
     kernel = segmenter.output_conv.kernel
     model = DeepLabV3Plus(

@@ -124,6 +124,19 @@ def test_a_pyramid_that_ends_sooner():
     assert_same_logits(ours, theirs, sample((1, 64, 96, 3)))
 
 
+def test_a_level_before_the_last_of_its_stride_is_refused():
+    encoder = keras_hub_encoder()
+    levels = encoder.pyramid_outputs
+    # As of an encoder whose last level is dilated instead of strided.
+    encoder.pyramid_outputs = {
+        **levels,
+        "P5": keras.layers.ReLU()(levels["P4"]),
+    }
+    theirs = build(encoder, spatial_pyramid_pooling_key="P4")
+    with pytest.raises(ValueError, match="last level of its stride.*'P4' of"):
+        ka.weights.from_keras_hub(theirs)
+
+
 def test_an_encoder_whose_pyramid_starts_at_stride_2():
     count = 7
     encoder = keras_hub.models.EfficientNetBackbone(
