@@ -11,7 +11,12 @@ from typing import Any
 import keras
 
 from keras_aspp.backbones.output_stride import feature_strides
-from keras_aspp.utils.keras_graph import check_functional, nodes_of, sublayers
+from keras_aspp.utils.keras_graph import (
+    check_functional,
+    draws_random,
+    nodes_of,
+    sublayers,
+)
 from keras_aspp.utils.types import Tensor
 
 # A residual block has 8 to 10 layers. Shorter parts would keep nearly all.
@@ -194,7 +199,7 @@ def _end(nodes, widths, start):
 
 def _draws(node):
     """Returns True if a layer draws random numbers."""
-    return any(hasattr(layer, "seed_generator") for layer in _layers(node))
+    return any(draws_random(layer) for layer in _layers(node))
 
 
 def _layers(node):

@@ -6,7 +6,7 @@ import collections
 import datetime
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +93,8 @@ def export_model(
             the training split, so that the evaluation is fair. `None`
             without these formats.
         evaluation_data: iterable of `([H, W, C], int [H, W])` that can
-            be iterated repeatedly, for the mean IoU; or `None`. Labels of a
-            multilabel model are `[H, W, K]`.
+            be iterated repeatedly (so no generator), for the mean IoU; or
+            `None`. Labels of a multilabel model are `[H, W, K]`.
         formats: of `"saved_model"`, `"tflite_float32"`, `"tflite_float16"`
             (these are the default), `"tflite_dynamic_range"` (weights in 8
             bits), `"tflite_int8"` (weights and activations in 8 bits),
@@ -146,6 +146,12 @@ def export_model(
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
+    if isinstance(evaluation_data, Iterator):
+        raise InputError(
+            "`evaluation_data` is read once for each artefact; pass a list, "
+            "or an object whose `__iter__` begins again. Received: "
+            f"{type(evaluation_data).__name__}"
+        )
     _check(model, directory, spec, verify_images, formats, overwrite)
     answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)

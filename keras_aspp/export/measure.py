@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import tensorflow as tf
@@ -381,6 +382,10 @@ def evaluate_artefacts(artefacts, entries, comparison, data, spec, progress):
 
     for artefact, entry in zip(artefacts, entries, strict=True):
         size = artefact.predictor.image_size
+        if math.isnan(of_keras(size, False)):
+            raise InputError(
+                "`evaluation_data` must have labeled pixels. Received: none"
+            )
         coarse = comparison.labels_coarsely(artefact.format, size)
         found = of_keras(size, False)
         if artefact.format != "keras":

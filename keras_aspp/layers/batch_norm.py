@@ -13,6 +13,10 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.layers.checks import (
+    check_batch_norm_numbers,
+    check_positive_int,
+)
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import (
     BatchNorm,
@@ -230,6 +234,9 @@ class GroupNormalization(keras.layers.GroupNormalization):
     Output shape:
         That of the input.
 
+    Raises:
+        ValueError: `groups` is not an int > 0.
+
     Example:
     >>> layer = GroupNormalization()
     >>> layer(keras.ops.ones((1, 4, 4, 48))).shape, layer.groups
@@ -256,7 +263,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            groups=groups,
+            groups=check_positive_int("groups", groups),
             axis=axis,
             epsilon=epsilon,
             center=center,
@@ -300,9 +307,13 @@ def normalization(
         momentum: float in [0, 1).
         epsilon: float > 0.
         **kwargs: forwarded to the layer (`name`, `dtype`).
+
+    Raises:
+        ValueError: momentum or epsilon are out of range.
     """
     if not batch_norm:
         return None
+    check_batch_norm_numbers(momentum, epsilon)
     if batch_norm == "group":
         return GroupNormalization(epsilon=epsilon, **kwargs)
     return BatchNormalization(

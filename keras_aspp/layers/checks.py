@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import BatchNorm, ImagePoolingMode, Rate
@@ -76,11 +78,16 @@ def check_atrous_rates(
     return rates
 
 
+def is_number(value: Any) -> bool:
+    """Returns True for a real number, also NumPy's; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_dropout(dropout: float) -> float:
     """Returns `dropout`, or raises `ValueError` outside [0, 1)."""
-    if not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise InputError(
-            f"`dropout` must be in [0, 1). Received: dropout={dropout}"
+            f"`dropout` must be in [0, 1). Received: dropout={dropout!r}"
         )
     return dropout
 
@@ -113,15 +120,15 @@ def check_batch_norm_numbers(momentum: float, epsilon: float) -> None:
 
     A momentum of 1 and an epsilon of 0 are not useful, but files may hold them.
     """
-    if not 0 <= momentum <= 1:
+    if not is_number(momentum) or not 0 <= momentum <= 1:
         raise InputError(
             "`batch_norm_momentum` must be in [0, 1]. "
-            f"Received: batch_norm_momentum={momentum}"
+            f"Received: batch_norm_momentum={momentum!r}"
         )
-    if not 0 <= epsilon < float("inf"):
+    if not is_number(epsilon) or not 0 <= epsilon < float("inf"):
         raise InputError(
             "`batch_norm_epsilon` must be >= 0. "
-            f"Received: batch_norm_epsilon={epsilon}"
+            f"Received: batch_norm_epsilon={epsilon!r}"
         )
 
 

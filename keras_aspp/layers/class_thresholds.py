@@ -33,7 +33,8 @@ class ClassThresholds(keras.layers.Layer):
         The same.
 
     Raises:
-        ValueError: a threshold is not in (0, 1).
+        ValueError: `thresholds` is no sequence, or a threshold is not in
+            (0, 1).
 
     Example:
     >>> layer = ClassThresholds([0.5, 0.25])
@@ -43,6 +44,11 @@ class ClassThresholds(keras.layers.Layer):
 
     def __init__(self, thresholds: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(thresholds, (list, tuple)):
+            raise InputError(
+                "`thresholds` must be a sequence of probabilities, one for "
+                f"each class. Received: thresholds={thresholds!r}"
+            )
         self.thresholds: tuple[float, ...] = tuple(
             check_threshold(threshold) for threshold in thresholds
         )

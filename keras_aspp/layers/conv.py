@@ -14,7 +14,6 @@ from keras_aspp.layers.batch_norm import normalization
 from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_batch_norm,
-    check_batch_norm_numbers,
     check_odd,
     check_positive_int,
 )
@@ -100,8 +99,6 @@ class AtrousConv2D(keras.layers.Layer):
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
         self.batch_norm = check_batch_norm(batch_norm)
-        if batch_norm:
-            check_batch_norm_numbers(batch_norm_momentum, batch_norm_epsilon)
         self.batch_norm_momentum = batch_norm_momentum
         self.batch_norm_epsilon = batch_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -191,14 +191,21 @@ def _check_branches(branches, kernel_size):
                 f"Received: kernel_size={kernel_size}, branches='auto'"
             )
         return BRANCHES[kernel_size]
-    pairs = tuple(map(tuple, branches))
-    if len(set(pairs)) < len(pairs) or not all(
-        len(pair) == 2
-        and all(type(n) is int and n > 0 for n in pair)
-        and pair[0] % 2
-        and pair[0] < kernel_size
-        and (pair[0] - 1) * pair[1] < kernel_size
-        for pair in pairs
+    sequences = isinstance(branches, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) for pair in branches
+    )
+    pairs = tuple(map(tuple, branches)) if sequences else ()
+    if (
+        not sequences
+        or len(set(pairs)) < len(pairs)
+        or not all(
+            len(pair) == 2
+            and all(type(n) is int and n > 0 for n in pair)
+            and pair[0] % 2
+            and pair[0] < kernel_size
+            and (pair[0] - 1) * pair[1] < kernel_size
+            for pair in pairs
+        )
     ):
         raise InputError(
             "`branches` must be different pairs (kernel size, rate), an odd "

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers import lowering
+from keras_aspp.layers.checks import is_number
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Shape, Size, Tensor
 
@@ -87,8 +88,11 @@ class BilinearResize(keras.layers.Layer):
                 f"Received: size={size}, scale={scale}"
             )
         step = 0.5 if scale == 1 else 1
-        if any(n % step for n in shift) or (
-            any(shift) and (align_corners or scale is None)
+        pair = isinstance(shift, (list, tuple)) and len(shift) == 2
+        if (
+            not pair
+            or any(not is_number(n) or n % step for n in shift)
+            or (any(shift) and (align_corners or scale is None))
         ):
             raise InputError(
                 "`shift` must be two whole numbers (halves with scale=1), and "

@@ -15,8 +15,13 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
-from keras_aspp.layers.checks import check_channels_last
+from keras_aspp.layers.checks import (
+    check_atrous_rate,
+    check_channels_last,
+    rate_pair,
+)
 from keras_aspp.layers.initializers import is_depthwise, with_depthwise_fans
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import (
     Activation,
     Constraint,
@@ -370,13 +375,21 @@ class _Pooling(_Window):
 
     Args:
         dilation_rate: int or two ints > 0. Distance between neighboring cells
-            of the window; above 1 it takes strides of 1. Defaults to 1.
+            of the window; above 1 strides must be 1, which they then default
+            to. Defaults to 1.
     """
 
-    def __init__(self, *args, dilation_rate=1, **kwargs):
-        super().__init__(*args, **kwargs)
-        rate = dilation_rate
-        self.dilation_rate = (rate, rate) if type(rate) is int else tuple(rate)
+    def __init__(self, *args, strides=None, dilation_rate=1, **kwargs):
+        rate = rate_pair(check_atrous_rate("dilation_rate", dilation_rate))
+        if max(rate) > 1:
+            if strides is not None and rate_pair(strides) != (1, 1):
+                raise InputError(
+                    "Dilated pooling must have strides of 1. Received: "
+                    f"strides={strides}, dilation_rate={dilation_rate}"
+                )
+            strides = 1
+        super().__init__(*args, strides=strides, **kwargs)
+        self.dilation_rate = rate
 
     def call(self, inputs):
         padding, pads = self.padding_of(inputs)

@@ -14,8 +14,8 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
 
     Moving statistics lag behind the weights and cover only recent batches;
     averaged weights have no statistics at all. Here all batches have equal
-    weight, and only statistics change: dropout is off, and frozen layers keep
-    theirs.
+    weight, and so have the calls of a layer that is called several times. Only
+    statistics change: dropout is off, and frozen layers keep theirs.
 
     Args:
         model: `keras.Model`; changed in place.
@@ -54,12 +54,14 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
     try:
         for layer in drops:
             layer.rate = 0.0
+        for layer in norms:
+            layer.call = _averaged(layer)
         for batch in batches:
-            for layer in norms:
-                layer.momentum = done / (done + 1)
             model(batch, training=True)
             done += 1
     finally:
+        for layer in norms:
+            del layer.call  # of the instance; the class has its own
         for layer, name, value in before:
             setattr(layer, name, value)
     if not done:
@@ -67,3 +69,16 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
             "Statistics need at least one batch. Received: no batches"
         )
     return len(norms)
+
+
+def _averaged(layer):
+    """The layer's `call`, whose moving statistics are means over its calls."""
+    call, done = layer.call, 0
+
+    def averaged(*args, **kwargs):
+        nonlocal done
+        layer.momentum = done / (done + 1)
+        done += 1
+        return call(*args, **kwargs)
+
+    return averaged

@@ -1,16 +1,14 @@
 """Transfer of weights between segmenters of one architecture."""
 
-import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-from keras_aspp.backbones.pyramid import StatedPyramid
 from keras_aspp.models.head import CLASSIFIER
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.keras_graph import leaf_layers
 from keras_aspp.utils.types import PathLike
 
 
@@ -43,10 +41,12 @@ def load_matching(
     wrong = [name for name in left if not name.startswith(CLASSIFIER)]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
+        first = (ours if wrong[0] in ours else theirs)[wrong[0]]
         raise InputError(
             f"The weights of {str(path)!r} belong to another architecture or "
             "other arguments; build the model with those of the file. "
-            f"Received: {len(wrong)} tensors that do not fit, first {wrong[0]}"
+            f"Received: {len(wrong)} tensors that do not fit, first "
+            f"{first.path}"
         )
     for name, weight in ours.items():
         if name not in left:
@@ -54,7 +54,8 @@ def load_matching(
     if left:
         warnings.warn(
             f"Loaded {str(path)!r} except for the classifier: {len(left)} "
-            f"tensors keep their initial values: {', '.join(left)}",
+            "tensors keep their initial values: "
+            + ", ".join(ours[name].path for name in left),
             stacklevel=3,
         )
 
@@ -102,23 +103,22 @@ def _differs_in_channels(ours, theirs, name):
 
 
 def _weights_by_name(model):
-    """Weights by names that are equal in models of one architecture."""
-    found = {}
-    whole = {
-        id(weight)
-        for layer in sublayers(model)
-        if isinstance(layer, StatedPyramid)
-        for weight in layer.weights
-    }
-    for i, weight in enumerate(model.weights):
-        name = weight.path.removeprefix(f"{model.name}/")
-        if id(weight) in whole:
-            # Unnamed layers within, which Keras numbers likewise.
-            name = f"pyramid/{i}"
-        # Keras numbers unnamed weights over all models of a process, such as
-        # the LayerScale of ConvNeXt.
-        name = re.sub(r"/variable_\d+$", "/variable", name)
-        while name in found:
-            name += "+"
-        found[name] = weight
+    """Weights by names that are equal in models of one architecture.
+
+    A name is that of a layer of the graph, and the weight's position in it:
+    Keras numbers unnamed weights and layers within a layer over all models of
+    a process.
+    """
+    found, seen = {}, set()
+    for name, layer in [
+        *((layer.name, layer) for layer in leaf_layers(model)),
+        ("", model),  # weights that are the model's own
+    ]:
+        for i, weight in enumerate(layer.weights):
+            key = f"{name}/{i}"
+            while key in found:
+                key += "+"
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                found[key] = weight
     return found

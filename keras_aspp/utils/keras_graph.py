@@ -60,6 +60,17 @@ def layers_by_path(
             yield f"{layer.name}/{path}", inner
 
 
+def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields every layer that is no functional model, also of nested models."""
+    for _, layer in layers_by_path(model):
+        yield layer
+
+
+def draws_random(layer: keras.layers.Layer) -> bool:
+    """Returns True if a layer itself, not one within it, has a generator."""
+    return bool(layer._seed_generators)
+
+
 def is_functional(model: Any) -> bool:
     """Returns True if a model has a graph of layers."""
     import keras

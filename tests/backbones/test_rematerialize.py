@@ -78,6 +78,35 @@ def test_random_layers_draw_once():
         np.testing.assert_allclose(a, e, atol=1e-4)
 
 
+class Noise(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.sources = [keras.random.SeedGenerator(1)]
+
+    def call(self, inputs):
+        shape = keras.ops.shape(inputs)
+        return inputs * keras.random.uniform(shape, seed=self.sources[0])
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: keras.layers.RandomContrast(0.5, seed=1), Noise]
+)
+def test_generators_of_any_name_are_found(layer):
+    inputs = x = keras.Input((None, None, 3))
+    for _ in range(4):
+        x = keras.layers.Conv2D(4, 3, padding="same")(x)
+        x = keras.layers.ReLU()(x)
+    random = layer()
+    x = keras.layers.ReLU()(random(x))
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3)(x))
+    (alone,) = (
+        part
+        for part in parts_of(rematerialize(model))
+        if any(node.operation is random for node in part.nodes)
+    )
+    assert len(alone.nodes) == 1
+
+
 def test_parts_end_at_blocks():
     model = rematerialize(create_backbone("resnet50", 16, None))
     parts = parts_of(model)

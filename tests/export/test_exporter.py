@@ -957,6 +957,22 @@ def test_the_bound_of_integers_leaves_out_what_coarse_labels_cost():
     verify.check_loss({**entry, "format": "tflite_float16"}, 0.4)
 
 
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (iter([(pictures()[0], np.zeros((64, 96), int))]), "once for each"),
+        ([], "must have labeled pixels"),
+        ([(pictures()[0], np.full((64, 96), 255))], "must have labeled"),
+    ],
+)
+def test_evaluation_data_that_give_no_number_are_refused(
+    model, tmp_path, wrong, message
+):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "out", formats=(), evaluation_data=wrong)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_coarse_labels(model, tmp_path):
     manifest = export(

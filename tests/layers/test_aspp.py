@@ -201,6 +201,7 @@ def test_dynamic_size():
         ({"fusion": "mean"}, "Received: fusion='mean'"),
         ({"dropout": 1.0}, r"Received: dropout=1\.0"),
         ({"dropout": -0.1}, r"Received: dropout=-0\.1"),
+        ({"dropout": None}, "Received: dropout=None"),
         ({"image_pooling": "mean"}, "Received: image_pooling='mean'"),
         ({"filters": 0}, "Received: filters=0"),
     ],

@@ -188,3 +188,9 @@ def test_frozen_within_a_block_comes_back_from_its_configuration():
 def test_group_norm_that_is_not_constant_does_not_warn(shape):
     """Of more cells than one, or of more channels than one in a group."""
     GroupNormalization().build(shape)  # a warning would be an error
+
+
+def test_group_norm_of_no_groups_is_refused():
+    """Keras' -1, one group for each channel, would be one group of all."""
+    with pytest.raises(ValueError, match="Received: groups=-1"):
+        GroupNormalization(-1)

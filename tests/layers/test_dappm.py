@@ -142,6 +142,7 @@ def test_a_map_smaller_than_every_window():
         ({"filters": 0}, "Received: filters=0"),
         ({"dropout": -0.5}, r"Received: dropout=-0\.5"),
         ({"batch_norm": "frozen"}, "Received: batch_norm='frozen'"),
+        ({"batch_norm_momentum": 7}, "Received: batch_norm_momentum=7"),
     ],
 )
 def test_errors(kwargs, message):

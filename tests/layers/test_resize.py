@@ -141,6 +141,8 @@ def test_config_round_trip(arguments):
         ({"scale": 2.0}, r"Received: size=None, scale=2\.0"),
         ({"scale": 0}, "Received: size=None, scale=0"),
         ({"scale": 2, "shift": (0.5, 0)}, r"Received: shift=\(0\.5, 0\)"),
+        ({"scale": 2, "shift": 1}, "Received: shift=1"),
+        ({"scale": 2, "shift": (1,)}, r"Received: shift=\(1,\)"),
         ({"size": (2, 2), "shift": (1, 0)}, r"Received: shift=\(1, 0\)"),
         (
             {"scale": 2, "shift": (1, 0), "align_corners": True},

@@ -123,6 +123,17 @@ def test_pooling_of_keras(ours, theirs, padding, size, strides):
     )
 
 
+@pytest.mark.parametrize("pooling", [MaxPooling2D, AveragePooling2D])
+def test_dilated_pooling_has_strides_of_one(pooling):
+    layer = pooling(2, dilation_rate=2)
+    assert layer(sample((1, 9, 8, 3))).shape == (1, 7, 6, 3)
+    assert layer(keras.Input((9, 8, 3))).shape == (None, 7, 6, 3)
+    with pytest.raises(ValueError, match="strides=2, dilation_rate=2"):
+        pooling(2, 2, dilation_rate=2)
+    with pytest.raises(ValueError, match="Received: dilation_rate=0"):
+        pooling(2, dilation_rate=0)
+
+
 WINDOWS = [
     lambda **kw: Conv2D(4, 3, **kw),
     lambda **kw: DepthwiseConv2D(3, **kw),

@@ -50,6 +50,22 @@ def test_statistics_are_those_of_the_batches():
         np.testing.assert_allclose(npy(found), expected, rtol=1e-3)
 
 
+def test_calls_of_a_shared_layer_have_equal_weight():
+    inputs = keras.Input((None, None, 3))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, [norm(inputs), norm(4 * inputs + 1)])
+    batches = [3 + i * sample((2, 5, 4, 3), seed=i) for i in (1, 2, 3)]
+    assert recalibrate(model, batches) == 1
+    mean, variance = moments([*batches, *(4 * b + 1 for b in batches)])
+    np.testing.assert_allclose(npy(norm.moving_mean), mean, rtol=1e-4)
+    np.testing.assert_allclose(npy(norm.moving_variance), variance, rtol=1e-4)
+    # Training then goes on as usual.
+    norm.momentum = 0.5
+    norm(batches[0], training=True)
+    expected = (mean + batches[0].mean(axis=(0, 1, 2))) / 2
+    np.testing.assert_allclose(npy(norm.moving_mean), expected, rtol=1e-4)
+
+
 def test_nothing_else_moves():
     model = two_norms(frozen=True)
     before = [npy(w).copy() for w in model.weights]

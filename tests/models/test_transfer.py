@@ -1,7 +1,10 @@
 import keras
+import numpy as np
 import pytest
+from helpers import npy, randomize, sample
 
 from keras_aspp.models import DeepLabV3
+from keras_aspp.models.precision import with_dtype
 
 
 def small(twice):
@@ -30,3 +33,35 @@ def test_input_channels_may_differ_at_the_image_alone(tmp_path):
             atrous_rates=(1,),
             aspp_filters=4,
         )
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    """Its layers have names that Keras counts over all models."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layers = [keras.layers.Conv2D(4, 1), keras.layers.Conv2D(4, 1)]
+
+    def build(self, input_shape):
+        for layer in self.layers:
+            layer.build((*input_shape[:-1], 4))
+
+    def call(self, inputs):
+        return self.layers[1](self.layers[0](inputs))
+
+
+def test_unnamed_layers_within_a_layer_are_copied(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, 16, padding="same", name="first")(inputs)
+    backbone = keras.Model(inputs, {"stride_16": Block(name="block")(x)})
+    model = randomize(DeepLabV3(3, backbone, atrous_rates=(1,), aspp_filters=4))
+    image = sample((1, 32, 32, 3))
+    copy = with_dtype(model, "float64")
+    np.testing.assert_allclose(npy(copy(image)), npy(model(image)), atol=1e-5)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = DeepLabV3(
+        3, backbone, weights=path, atrous_rates=(1,), aspp_filters=4
+    )
+    np.testing.assert_array_equal(npy(loaded(image)), npy(model(image)))
