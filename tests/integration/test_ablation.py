@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from keras_aspp.preprocess import Preprocess
 from training import ablation, context_variants, shrink
 from training.context_variants import contexts, head_madds
 from training.recipe_variants import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -175,3 +178,27 @@ def test_shrink(tmp_path, capsys):
     assert (output / "dataset.json").is_file()
     assert guarded(shrink.run, arguments) == 1
     assert "must not exist" in capsys.readouterr().err
+
+
+def test_the_table_in_the_documentation_is_that_of_the_runs():
+    file = ROOT / "training/results/ablation_shapes_2400_steps.json"
+    runs = json.loads(file.read_text())["runs"]
+    text = (ROOT / "docs/ablation.md").read_text()
+    table = text.split(file.name)[1].split("\n\n")[1].splitlines()[2:]
+    config = load_config(config_path("ablation_shapes"), [])
+    known = ablation.variants(config.model)
+    assert len(table) == len(runs)
+    for row, (name, one) in zip(table, runs.items(), strict=True):
+        description, *cells, count = row.strip("| ").split(" | ")
+        assert description == known[name][0]
+        assert [run["seed"] for run in one] == list(range(int(count)))
+        values = [
+            [r["mean_iou"] for r in one],
+            [r["boundary_mean_iou"] for r in one],
+            *zip(*(r["recall_by_size_px"].values() for r in one), strict=True),
+        ]
+        for cell, numbers in zip(cells, values, strict=True):
+            mean, _, deviation = cell.partition(" ± ")
+            assert mean == f"{np.mean(numbers):.3f}"
+            if deviation:
+                assert deviation == f"{np.std(numbers, ddof=1):.3f}"
