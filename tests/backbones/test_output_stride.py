@@ -689,14 +689,43 @@ def through(operation):
     return randomize(keras.Model(inputs, x))
 
 
+def atrous(rate, taps=slice(None)):
+    """A convolution of all taps, or of the one in the corner."""
+    kernel = np.zeros((3, 3, 4, 4), "float32")
+    kernel[taps, taps] = 1
+    return lambda x: ops.conv(x, kernel, padding="same", dilation_rate=rate)
+
+
+@keras.saving.register_keras_serializable("test_output_stride")
+class And(keras.layers.Layer):
+    """Returns a map and its blur, or twice the map."""
+
+    def __init__(self, blurs=True, **kwargs):
+        super().__init__(**kwargs)
+        self.blurs = blurs
+
+    def call(self, inputs):
+        if self.blurs:
+            return inputs, ops.average_pool(inputs, 3, 1, "same")
+        return inputs, 2 * inputs
+
+    def get_config(self):
+        return {**super().get_config(), "blurs": self.blurs}
+
+
 @pytest.mark.parametrize(
     "operation",
     [
         lambda x: ops.max_pool(x, 3, 1, "same"),
         lambda x: ops.average_pool(x, 3, 1, "same"),
         lambda x: ops.conv(x, ops.ones((3, 3, 4, 4)), padding="same"),
+        *(atrous(rate) for rate in (2, 6, 12, 18, 36)),
         lambda x: ops.roll(x, 1, 1),
+        lambda x: ops.roll(x, 7, 1),
+        lambda x: ops.roll(x, 9, 2),
+        atrous(9, taps=0),
         lambda x: ops.flip(x, 2),
+        lambda x: And()(x)[1],
         lambda x: ops.cumsum(x, 1),
         lambda x: ops.softmax(x, 2),
         lambda x: keras.layers.UnitNormalization(axis=1)(x),
@@ -718,6 +747,7 @@ def test_what_mixes_cells_out_of_sight_is_refused(operation):
     [
         lambda x: ops.gelu(x) * 2 + 1,
         lambda x: ops.softmax(x, -1),
+        lambda x: And(blurs=False)(x)[1],
         lambda x: keras.layers.PReLU(shared_axes=[1, 2])(x),
         lambda x: keras.layers.TimeDistributed(
             keras.layers.TimeDistributed(keras.layers.Dense(4))
