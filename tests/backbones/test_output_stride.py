@@ -480,6 +480,39 @@ def test_a_shared_nested_model():
     assert dense.get_layer("inner").layers[1].dilation_rate == (2, 2)
 
 
+@pytest.mark.parametrize("output_stride", [1, 2])
+def test_a_layer_of_several_nested_models_stays_shared(output_stride):
+    shared = same(name="shared")
+
+    def nested(name):
+        inputs = keras.Input((None, None, 4))
+        x = same(name="own")(inputs)
+        return keras.Model(inputs, shared(x), name=name)
+
+    inputs = keras.Input((None, None, 3))
+    x = nested("a")(same(strides=2)(inputs))
+    model = randomize(keras.Model(inputs, nested("b")(x) + shared(x)))
+    dense = check_dense(model, output_stride, (24, 32), (23, 29))
+    assert [w.path for w in dense.weights] == [w.path for w in model.weights]
+    (copy,) = {
+        id(layer): layer
+        for layer in dense._flatten_layers()
+        if layer.name == "shared"
+    }.values()
+    rate = 2 // output_stride
+    assert copy is not shared and copy.dilation_rate == (rate, rate)
+
+
+def test_a_layer_of_nested_models_of_two_strides_is_refused():
+    inputs = keras.Input((None, None, 4))
+    shared = same(name="shared")
+    inner = keras.Model(inputs, shared(inputs), name="inner")
+    x = keras.layers.GlobalAveragePooling2D()(inner(same(strides=2)(inputs)))
+    model = keras.Model(inputs, [shared(inputs), x])
+    with pytest.raises(ValueError, match="`(inner/)?shared` is shared between"):
+        with_output_stride(model, 1)
+
+
 def test_operations_that_are_no_layers():
     inputs = keras.Input((None, None, 3))
     x = same(8, strides=2)(inputs)
@@ -666,6 +699,25 @@ def test_stage_ends():
         "stride_2": "c_end",
         "stride_8": "e_end",
     }
+
+
+def test_stage_ends_of_nested_models():
+    inputs = keras.Input((None, None, 4))
+    x = same(strides=2)(inputs)
+    outputs = {"fine": x, "coarse": same(strides=2)(x)}
+    inner = keras.Model(inputs, outputs, name="inner")
+    inputs = keras.Input((None, None, 3))
+    features = inner(same(name="before")(inputs))
+    last = keras.Sequential([keras.Input((None, None, 4)), same(strides=4)])
+    model = keras.Model(inputs, last(features["coarse"]))
+    ends = stage_ends(model)
+    assert list(ends) == ["stride_2", "stride_4", "stride_16"]
+    assert ends["stride_2"] is features["fine"]
+    assert ends["stride_4"] is features["coarse"]
+    assert ends["stride_16"] is model.output
+    copy = keras.Model(model.input, ends)
+    x = sample((1, 48, 32, 3))
+    assert copy(x)["stride_2"].shape == (1, 24, 16, 4)
 
 
 def test_global_pooling_stays():
