@@ -501,9 +501,11 @@ def _padding(pads, reach, rate):
 
 def is_cellwise(layer: keras.Operation) -> bool:
     """Returns True for a known layer that acts on each cell alone."""
+    # A subclass from elsewhere may compute something else.
+    known = type(layer).__module__.startswith(("keras.", "keras_aspp."))
     axes = getattr(layer, "axis", -1)
     axes = [axes] if isinstance(axes, int) else list(axes)
-    return isinstance(layer, _CELLWISE) and axes in ([-1], [3])
+    return known and isinstance(layer, _CELLWISE) and axes in ([-1], [3])
 
 
 def _check_hidden(layer, path, grid):

@@ -765,10 +765,23 @@ class And(keras.layers.Layer):
         return {**super().get_config(), "blurs": self.blurs}
 
 
+@keras.saving.register_keras_serializable("test_output_stride")
+class Blur(keras.layers.ReLU):
+    def call(self, inputs):
+        return super().call(ops.average_pool(inputs, 3, 1, "same"))
+
+
+@keras.saving.register_keras_serializable("test_output_stride")
+class Twice(keras.layers.ReLU):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
 @pytest.mark.parametrize(
     "operation",
     [
         lambda x: ops.max_pool(x, 3, 1, "same"),
+        Blur(),
         lambda x: ops.average_pool(x, 3, 1, "same"),
         lambda x: ops.conv(x, ops.ones((3, 3, 4, 4)), padding="same"),
         *(atrous(rate) for rate in (2, 6, 12, 18, 36)),
@@ -800,6 +813,7 @@ def test_what_mixes_cells_out_of_sight_is_refused(operation):
         lambda x: ops.gelu(x) * 2 + 1,
         lambda x: ops.softmax(x, -1),
         lambda x: And(blurs=False)(x)[1],
+        Twice(),
         lambda x: keras.layers.PReLU(shared_axes=[1, 2])(x),
         lambda x: keras.layers.TimeDistributed(
             keras.layers.TimeDistributed(keras.layers.Dense(4))
