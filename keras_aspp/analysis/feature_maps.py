@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_aspp.analysis.receptive_field import receptive_fields
 from keras_aspp.backbones import with_output_stride
-from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.backbones.output_stride import (
+    output_strides,
+    tensor_strides,
+)
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import producer
 
 DENSE_STRIDE = 8
 FILTERS = ("brightness", "edges, flat", "edges, upright", "spots")
@@ -79,7 +81,7 @@ def strided_and_dense(
         TypeError, ValueError: the backbone cannot be made dense, or the
             image is smaller than one cell.
     """
-    own = max(feature_strides(backbone).values())
+    own = max(tensor_strides(backbone).values())
     if min(image.shape[:2]) < own:
         raise InputError(
             f"The image is smaller than one cell of {own} pixels. "
@@ -116,11 +118,8 @@ def _coarsest(backbone):
     """Key of the output of the largest stride, or `None` without keys."""
     if not isinstance(backbone.output, dict):
         return None
-    strides = feature_strides(backbone)
-    return max(
-        backbone.output,
-        key=lambda key: strides[producer(backbone.output[key]).name],
-    )
+    strides = output_strides(backbone)
+    return max(strides, key=strides.__getitem__)
 
 
 def surroundings(

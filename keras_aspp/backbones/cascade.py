@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import keras
 
 from keras_aspp.backbones.output_stride import (
-    feature_strides,
+    tensor_strides,
     with_output_stride,
 )
 from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import producer
+from keras_aspp.utils.keras_graph import nodes_of, producer
 
 HIGH, LAST = "stride_16", "stride_32"
 
@@ -83,7 +83,8 @@ def with_cascade(
         other channels there.
 
     Raises:
-        ValueError: one of the two features is not there.
+        ValueError: one of the two features is not there, or the second is
+            not computed from the first.
 
     Reference:
         [Chen et al., 2017](https://arxiv.org/abs/1706.05587), section 3.2.
@@ -96,7 +97,14 @@ def with_cascade(
             f"A cascade copies what lies between {HIGH} and {LAST}. "
             f"Received: features={sorted(features)}"
         )
-    block = keras.Model(features[HIGH], features[LAST])
+    try:
+        block = keras.Model(features[HIGH], features[LAST])
+    except ValueError as error:
+        raise InputError(
+            f"A cascade copies the layers that compute {LAST} from {HIGH}. "
+            "This backbone has none, as one nested model that returns both. "
+            f"Received: backbone={model.name!r}"
+        ) from error
     x = features[LAST]
     copied = {}
     for i in range(1, blocks + 1):
@@ -171,16 +179,17 @@ def _dilated(layer, rate):
 
 def _last_convolutions(model):
     """Returns the spatial convolutions whose input has stride 32."""
-    strides = feature_strides(model)
+    strides = tensor_strides(model)
     spatial = (
         keras.layers.Conv2D,
         keras.layers.DepthwiseConv2D,
         keras.layers.SeparableConv2D,
     )
-    return [
-        layer
-        for layer in model.layers
-        if isinstance(layer, spatial)
-        and max(layer.kernel_size) > 1
-        and strides[producer(layer.input).name] == 32
-    ]
+    layers = {
+        node.operation.name: node.operation
+        for node in nodes_of(model)
+        if isinstance(node.operation, spatial)
+        and max(node.operation.kernel_size) > 1
+        and strides[id(node.input_tensors[0])] == 32
+    }
+    return list(layers.values())

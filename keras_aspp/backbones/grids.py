@@ -143,8 +143,12 @@ class Walk:
         anchored: names of layers whose first cell must keep its position.
 
     Attributes:
-        grids: dict: path of a layer -> `Grid` of its output. A path
-            is the layer's name, prefixed by those of its nested models.
+        grids: dict: path of a layer -> `Grid` of its first output, in its
+            last call. A path is the layer's name, prefixed by those of its
+            nested models.
+        tensors: dict: (prefix, id of a symbolic tensor) -> its `Grid`. A
+            nested model and a shared layer have several outputs; models may
+            have the same input tensor.
         changes: dict: path -> configuration values that make it dense.
         trims: paths of layers that join maps of different size.
         resized: paths of nested models whose inputs are denser, thus larger,
@@ -162,11 +166,13 @@ class Walk:
         self.output_stride: int = output_stride
         self.anchored: frozenset[str] = anchored
         self.grids: dict[str, Grid] = {}
+        self.tensors: dict[tuple[str, int], Grid] = {}
         self.changes: dict[str, dict[str, Any]] = {}
         self.trims: set[str] = set()
         self.resized: set[str] = set()
         self.conflicts: set[str] = set()
         self._padded = {}  # a ZeroPadding2D's tensor -> path, layer, grid
+        self._change_of = {}  # id of a layer with weights -> its change
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
         inputs = [
@@ -197,6 +203,7 @@ class Walk:
                 id(t): grid
                 for t, grid in zip(node.output_tensors, outputs, strict=True)
             }
+        self.tensors |= {(prefix, name): grid for name, grid in tensors.items()}
         return [tensors[id(t)] for t in graph.outputs]
 
     def _visit(self, node, grids, prefix):
@@ -246,8 +253,12 @@ class Walk:
             return dataclasses.replace(grid, size=((path, 0), (path, 0)))
         return grid
 
-    def _change(self, path, change):
-        if self.changes.setdefault(path, change) != change:
+    def _change(self, layer, path, change):
+        kept = self.changes.setdefault(path, change)
+        if layer.weights:
+            # Nested models that share the layer share its copy too.
+            kept = self._change_of.setdefault(id(layer), kept)
+        if kept != change:
             raise InputError(
                 f"Layer `{path}` is shared between feature maps of "
                 "different strides and cannot be made dense."
@@ -263,7 +274,7 @@ class Walk:
             scaled = tuple(tuple(n * grid.rate for n in side) for side in cells)
             change = {key: scaled, "original": {key: cells}}
         if path not in self._absorbed:
-            self._change(path, change)
+            self._change(layer, path, change)
         return grid.padded([sign * grid.rate * sum(side) for side in cells])
 
     def _dilate(self, layer, path, rate):
@@ -275,20 +286,20 @@ class Walk:
                 "atrous_rate": tuple(n * rate for n in pair(own)),
                 "original": {"atrous_rate": own},
             }
-        self._change(path, change)
+        self._change(layer, path, change)
 
     def _visit_window(self, layer, path, node, grid):
         """Visits a convolution or pooling layer."""
         change = restored(layer)
         if grid.is_pooled:
-            self._change(path, change)
+            self._change(layer, path, change)
             return grid
         window = _Window.of(layer, path, {**layer.get_config(), **change})
         stride, traded = window.stride, 1
         if stride * grid.stride > self.output_stride:
             traded = stride
         if traded == 1 and (grid.rate == 1 or not any(window.reach)):
-            self._change(path, change)
+            self._change(layer, path, change)
             return grid.after_stride(stride, window.shift)
         if type(layer) not in OURS and not hasattr(layer, "original"):
             raise InputError(
@@ -310,7 +321,7 @@ class Walk:
             **change,
             "original": window.original,
         }
-        self._change(path, change)
+        self._change(layer, path, change)
         return dataclasses.replace(
             after, stride=grid.stride * stride, rate=grid.rate * traded
         )
@@ -490,9 +501,11 @@ def _padding(pads, reach, rate):
 
 def is_cellwise(layer: keras.Operation) -> bool:
     """Returns True for a known layer that acts on each cell alone."""
+    # A subclass from elsewhere may compute something else.
+    known = type(layer).__module__.startswith(("keras.", "keras_aspp."))
     axes = getattr(layer, "axis", -1)
     axes = [axes] if isinstance(axes, int) else list(axes)
-    return isinstance(layer, _CELLWISE) and axes in ([-1], [3])
+    return known and isinstance(layer, _CELLWISE) and axes in ([-1], [3])
 
 
 def _check_hidden(layer, path, grid):

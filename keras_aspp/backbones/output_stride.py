@@ -9,7 +9,12 @@ import keras
 from keras_aspp.backbones.grids import Walk
 from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import check_functional, graph_of, producer
+from keras_aspp.utils.keras_graph import (
+    check_functional,
+    graph_of,
+    is_functional,
+    nodes_of,
+)
 from keras_aspp.utils.types import Tensor
 
 _UNLIMITED = 2**30
@@ -57,7 +62,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
-    strides = {g.stride for g in Walk(model, _UNLIMITED).grids.values()}
+    strides = {g.stride for g in Walk(model, _UNLIMITED).tensors.values()}
     own = max(strides)
     if output_stride > own:
         raise InputError(
@@ -66,7 +71,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
             f"Received: output_stride={output_stride}"
         )
     walk = _walk(model, output_stride)
-    coarse = [g for g in walk.grids.values() if g.stride >= output_stride]
+    coarse = [g for g in walk.tensors.values() if g.stride >= output_stride]
     if any(grid.stride != output_stride * grid.rate for grid in coarse):
         strides = sorted(strides - {1})
         raise InputError(
@@ -120,12 +125,15 @@ def first_cell(
         `(row, column)`: (0, 0) for symmetric padding. For padding that depends
         on the image size, the value at sizes that all strides divide.
     """
-    operation = producer(model.output[key])
-    return _walk(model, output_stride).grids[operation.name].origin
+    grids = _walk(model, output_stride).tensors
+    return grids["", id(model.output[key])].origin
 
 
 def feature_strides(model: keras.Model) -> dict[str, int]:
     """Returns the nominal stride of each layer's output.
+
+    Of a layer with several calls it is the last one, of several outputs the
+    first one.
 
     Args:
         model: functional `keras.Model`.
@@ -134,13 +142,35 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
     _check_image_model(model)
-    return {name: grid.stride for name, grid in _grids(model).items()}
-
-
-def _grids(model):
-    """Returns the grid of each layer's output at the model's own strides."""
     grids = Walk(model, _UNLIMITED).grids
-    return {path: grid for path, grid in grids.items() if "/" not in path}
+    return {
+        path: grid.stride for path, grid in grids.items() if "/" not in path
+    }
+
+
+def tensor_strides(model: keras.Model) -> dict[int, int]:
+    """Returns the nominal stride of each symbolic tensor, by its id.
+
+    Args:
+        model: functional `keras.Model`.
+    """
+    _check_image_model(model)
+    grids = Walk(model, _UNLIMITED).tensors
+    return {
+        tensor: grid.stride
+        for (prefix, tensor), grid in grids.items()
+        if not prefix
+    }
+
+
+def output_strides(model: keras.Model) -> dict[str, int]:
+    """Returns the nominal stride of each output, by its key.
+
+    Args:
+        model: functional `keras.Model` with dict outputs.
+    """
+    strides = tensor_strides(model)
+    return {key: strides[id(tensor)] for key, tensor in model.output.items()}
 
 
 def stage_ends(
@@ -161,23 +191,31 @@ def stage_ends(
     """
     _check_image_model(model)
     last, ends = {}, {}
-    graph = graph_of(model)
-    operations = {operation.name: operation for operation in graph.operations}
-    for name, grid in _grids(model).items():
-        operation, stride = operations[name], grid.stride
-        if (
-            isinstance(operation, keras.layers.ZeroPadding2D)
-            or grid.is_pooled  # of a classifier: it has no position
-            or len(getattr(operation.output, "shape", ())) != 4
-        ):
+    end = graph_of(model).outputs[0]
+    grids = Walk(model, _UNLIMITED).tensors
+    for operation, tensor in _maps(model):
+        grid = grids["", id(tensor)]
+        if grid.is_pooled:  # of a classifier: it has no position
             continue
-        last[stride] = operation.output
-        if re.search(preferred, name) or (
-            output and operation.output is graph.outputs[0]
-        ):
-            ends[stride] = operation.output
+        last[grid.stride] = tensor
+        if re.search(preferred, operation.name) or (output and tensor is end):
+            ends[grid.stride] = tensor
     return {
         f"stride_{stride}": ends.get(stride, last[stride])
         for stride in sorted(last)
         if stride > 1
     }
+
+
+def _maps(model):
+    """Yields each operation of a graph and its feature maps."""
+    for node in nodes_of(model):
+        operation, tensors = node.operation, node.output_tensors
+        # Of an operation, several outputs are parts of a map.
+        if isinstance(operation, keras.layers.ZeroPadding2D) or (
+            len(tensors) > 1 and not is_functional(operation)
+        ):
+            continue
+        for tensor in tensors:
+            if len(tensor.shape) == 4:
+                yield operation, tensor

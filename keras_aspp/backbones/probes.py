@@ -7,6 +7,17 @@ import keras
 import numpy as np
 from keras import ops
 
+# Sizes of maps, and the cell that is changed. No axis equals another, and no
+# symmetry maps a cell to itself in all of them. The small map shows the mean of
+# all cells, the large one a move along both axes, the long ones a tap at a
+# rate as high as 36.
+_PROBES = (
+    ((7, 9), (2, 3)),
+    ((41, 43), (19, 23)),
+    ((97, 3), (47, 1)),
+    ((3, 101), (1, 49)),
+)
+
 
 def growth(node: Any) -> float | None:
     """Measures the ratio of output to input size of an unknown layer.
@@ -27,7 +38,7 @@ def growth(node: Any) -> float | None:
             node.arguments.args,
             node.arguments.kwargs,
             sized,
-        )
+        )[0]
         return tuple(output.shape)
 
     try:
@@ -54,7 +65,7 @@ def leaves_cells_alone(
 ) -> bool:
     """Returns True if each output cell depends on the same input cell only.
 
-    It is tried: one cell of random maps is changed, and no other one of the
+    It is tried: one cell of random maps is changed, and no other one of any
     output may follow. Group normalization is let by; like the mean of
     squeeze-and-excite, its statistics are those of the whole map.
 
@@ -65,43 +76,49 @@ def leaves_cells_alone(
     """
     if isinstance(layer, keras.layers.GroupNormalization):
         return True
-    # No axis equals another, and no symmetry maps the cell to itself.
-    height, width, cell = 7, 9, (0, 2, 3)
+    try:
+        return all(
+            _leaves_alone(layer, args, kwargs, *probe) for probe in _PROBES
+        )
+    except Exception:
+        # It wants other sizes, and so cannot be made dense anyway.
+        return False
 
-    def output_at(change):
+
+def _leaves_alone(layer, args, kwargs, size, cell):
+    def outputs_at(change):
         rng = np.random.default_rng(0)  # the same numbers each time
 
         def filled(t):
             if not _is_map(t):
                 x = rng.normal(size=[n or 1 for n in t.shape])
             else:
-                x = rng.normal(size=(1, height, width, t.shape[-1]))
-                x[cell] += change
+                shape = (1, *size, t.shape[-1])
+                x = rng.standard_normal(shape, "float32")
+                x[0][cell] += change
             return ops.convert_to_tensor(x, t.dtype)
 
-        output = _called(layer, args, kwargs, filled)
-        return np.array(ops.convert_to_numpy(output), "float64")
+        outputs = _called(layer, args, kwargs, filled)
+        return [np.array(ops.convert_to_numpy(y), "float64") for y in outputs]
 
-    try:
-        # 10 is more than any other number, so that a maximum moves.
-        before, after = output_at(0), output_at(10)
-    except Exception:
-        # It wants other sizes, and so cannot be made dense anyway.
-        return False
-    if before.shape[1:3] != (height, width):
-        return False
-    after[cell] = before[cell]
-    # The logarithm or root of a negative number is NaN both times.
-    return np.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True)
+    # 10 is more than any other number, so that a maximum moves.
+    for before, after in zip(outputs_at(0), outputs_at(10), strict=True):
+        if before.shape[1:3] != size:
+            return False
+        after[0][cell] = before[0][cell]
+        # The logarithm or root of a negative number is NaN both times.
+        if not np.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
+            return False
+    return True
 
 
 def _called(function, args, kwargs, replace):
-    """Calls `function` with its symbolic tensors replaced."""
+    """Returns the outputs of a call, its symbolic tensors replaced."""
     args, kwargs = keras.tree.map_structure(
         lambda t: replace(t) if isinstance(t, keras.KerasTensor) else t,
         (tuple(args), dict(kwargs)),
     )
-    return keras.tree.flatten(function(*args, **kwargs))[0]
+    return keras.tree.flatten(function(*args, **kwargs))
 
 
 def _is_map(t):

@@ -49,10 +49,12 @@ def rebuild(
     resized: Collection[str] = (),
     any_size: bool = False,
     channels: int | None = None,
+    made: dict[int, list[Any]] | None = None,
 ) -> keras.Model:
     """Copies a functional model with changed layer configurations.
 
-    A layer in a nested model goes by its path, `outer/inner`.
+    A layer in a nested model goes by its path, `outer/inner`. One that several
+    nested models share is one in the copy too, if its changes are equal.
 
     Args:
         model: functional `keras.Model`.
@@ -68,11 +70,14 @@ def rebuild(
             width. Defaults to `False`.
         channels: int > 0, channels of the copy's input; `None` for those of
             `model`. `carry` must then fit the weights.
+        made: dict: id of a layer -> its changes and copies so far, for the
+            rebuilding of nested models.
 
     Returns:
         A new model with the weights of `model`.
     """
     padding_before = padding_before or {}
+    made = {} if made is None else made
     # Of the copies, since a layer may change the name in its configuration.
     copies = {}
 
@@ -91,8 +96,15 @@ def rebuild(
                 carry,
                 _within(layer, resized),
                 any_size=layer.name in resized,
+                made=made,
             )
-        return _configured(layer, changes.get(layer.name, {}))
+        change = changes.get(layer.name, {})
+        done = made.setdefault(id(layer), [])
+        for other, copy in done:
+            if other == change:
+                return copy
+        done.append((change, _configured(layer, change)))
+        return done[-1][1]
 
     def steps(layer):
         """Returns the layers to call in sequence in place of one."""

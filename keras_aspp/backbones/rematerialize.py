@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_aspp.backbones.output_stride import feature_strides
+from keras_aspp.backbones.output_stride import tensor_strides
 from keras_aspp.utils.keras_graph import (
     check_functional,
     draws_random,
@@ -168,12 +168,11 @@ def parts_of(model: keras.Model) -> list[Part]:
 
 def _widths(model, nodes, last_use):
     """Numbers per pixel that go on after each node, `None` if several do."""
-    strides = feature_strides(model)
+    strides = tensor_strides(model)
     widths, live = [], {}
     for i, node in enumerate(nodes):
         for tensor in node.outputs:
-            stride = strides.get(node.operation.name, 1)
-            live[id(tensor)] = tensor.shape[-1] / stride**2
+            live[id(tensor)] = tensor.shape[-1] / strides[id(tensor)] ** 2
         live = {
             name: width
             for name, width in live.items()

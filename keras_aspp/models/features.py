@@ -8,8 +8,8 @@ import keras
 from keras_aspp.backbones.cascade import LAST
 from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import (
-    feature_strides,
     first_cell,
+    output_strides,
     stage_ends,
     with_output_stride,
 )
@@ -27,7 +27,6 @@ from keras_aspp.backbones.rebuild import (
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import producer
 
 
 def choose_backbone(
@@ -219,14 +218,7 @@ def _as_it_is(model, output_stride, error):
 
 def _nominal_strides(backbone):
     """Nominal stride of each feature, by its key."""
-    stated = stated_strides(backbone)
-    if stated:
-        return stated
-    by_layer = feature_strides(backbone)
-    return {
-        key: by_layer[producer(tensor).name]
-        for key, tensor in backbone.output.items()
-    }
+    return stated_strides(backbone) or output_strides(backbone)
 
 
 def coarsest(backbone: keras.Model) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_aspp.backbones.grids import OURS
 from keras_aspp.backbones.rebuild import copy_weights, rebuild
-from keras_aspp.layers import AtrousConv2D, DilatedReparamBlock
+from keras_aspp.layers import AtrousConv2D, DilatedReparamBlock, SkipFusion
 from keras_aspp.utils.keras_graph import (
     check_functional,
     graph_of,
@@ -19,12 +20,22 @@ from keras_aspp.utils.keras_graph import (
     sublayers,
 )
 
+# All these are exact types, since a subclass may compute something else.
 # Layers that can absorb batch norm, and their kernel with the output channels.
 FOLDED_KERNELS = {
-    keras.layers.SeparableConv2D: "pointwise_kernel",
-    keras.layers.DepthwiseConv2D: "kernel",
-    keras.layers.Conv2D: "kernel",
+    layer_type: name
+    for theirs, name in (
+        (keras.layers.SeparableConv2D, "pointwise_kernel"),
+        (keras.layers.DepthwiseConv2D, "kernel"),
+        (keras.layers.Conv2D, "kernel"),
+    )
+    for layer_type in (theirs, OURS[theirs])
 }
+_NORMS = (
+    keras.layers.BatchNormalization,
+    OURS[keras.layers.BatchNormalization],
+)
+_BLOCKS = (AtrousConv2D, SkipFusion)
 
 
 def fold_batch_norm(model: keras.Model) -> Any:
@@ -69,11 +80,11 @@ def fold_batch_norm(model: keras.Model) -> Any:
     changes |= {
         path: {"merged": True}
         for path, layer in layers.items()
-        if isinstance(layer, DilatedReparamBlock)
+        if type(layer) is DilatedReparamBlock
     }
 
     def carry(layer, copy):
-        if isinstance(layer, DilatedReparamBlock):
+        if type(layer) is DilatedReparamBlock:
             _merge(layer, norm_of.get(id(layer)), copy)
         elif id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
@@ -99,10 +110,31 @@ def fold_batch_norm(model: keras.Model) -> Any:
     return folded
 
 
-def _pairs(model, prefix=""):
+def _pairs(model):
     """Paths of each batch norm and the convolution that only it follows."""
+    graphs = dict(_graphs(model))
+    # A layer may be shared between nested models, which are several graphs.
+    calls = collections.Counter(
+        id(node.operation)
+        for graph in {id(g): g for g in graphs.values()}.values()
+        for node in nodes_of(graph)
+    )
+    for prefix, graph in graphs.items():
+        for norm, conv in _pairs_in(graph, calls):
+            yield f"{prefix}{norm}", f"{prefix}{conv}"
+
+
+def _graphs(model, prefix=""):
+    """Yields `(prefix of its paths, model)` of a model and all within it."""
+    yield prefix, model
+    for layer in model.layers:
+        if is_functional(layer):
+            yield from _graphs(layer, f"{prefix}{layer.name}/")
+
+
+def _pairs_in(model, calls):
+    """Names of the layers of `_pairs` in one graph."""
     nodes = nodes_of(model)
-    calls = collections.Counter(id(node.operation) for node in nodes)
     uses = collections.Counter(
         id(tensor)
         for tensors in (
@@ -113,9 +145,7 @@ def _pairs(model, prefix=""):
     )
     for node in nodes:
         layer = node.operation
-        if is_functional(layer):
-            yield from _pairs(layer, f"{prefix}{layer.name}/")
-        if not isinstance(layer, keras.layers.BatchNormalization):
+        if not is_batch_norm(layer):
             continue
         (tensor,) = node.input_tensors
         before = producer(tensor)
@@ -124,15 +154,26 @@ def _pairs(model, prefix=""):
             and uses[id(tensor)] == calls[id(layer)] == calls[id(before)] == 1
             and layer.axis in (-1, 3)
         ):
-            yield f"{prefix}{layer.name}", f"{prefix}{before.name}"
+            yield layer.name, before.name
+
+
+def is_batch_norm(layer: Any) -> bool:
+    """Returns True for batch norm, not for a subclass of one's own."""
+    return type(layer) in _NORMS
 
 
 def absorbs_batch_norm(layer: Any) -> bool:
     """Returns True for a layer that can absorb a batch norm."""
-    return isinstance(layer, DilatedReparamBlock) or (
-        isinstance(layer, tuple(FOLDED_KERNELS))
+    return type(layer) is DilatedReparamBlock or (
+        type(layer) in FOLDED_KERNELS
         and layer.activation is keras.activations.linear
+        and not has_lora(layer)
     )
+
+
+def has_lora(layer: Any) -> bool:
+    """Returns True for a layer whose kernel is a sum of several weights."""
+    return getattr(layer, "lora_enabled", False)
 
 
 def _has_batch_norm(layer):
@@ -148,6 +189,8 @@ def _has_batch_norm(layer):
         "sync",
     ):
         return False
+    if any(map(has_lora, sublayers(layer))):
+        return False
     known = {id(weight) for block in blocks for weight in block.weights}
     if any(id(weight) not in known for weight in layer.weights):
         return False
@@ -162,9 +205,7 @@ def _is_plain(copy):
 
 def _blocks(layer):
     """Every `AtrousConv2D` in a layer, in the order of construction."""
-    return [
-        block for block in sublayers(layer) if isinstance(block, AtrousConv2D)
-    ]
+    return [block for block in sublayers(layer) if type(block) in _BLOCKS]
 
 
 def _fold(convolution, norm, copy):
@@ -172,11 +213,7 @@ def _fold(convolution, norm, copy):
     scale, shift = scale_and_shift(norm)
     if convolution.use_bias:
         shift = shift + scale * _array(convolution.bias)
-    kernel = next(
-        name
-        for layer_type, name in FOLDED_KERNELS.items()
-        if isinstance(convolution, layer_type)
-    )
+    kernel = FOLDED_KERNELS[type(convolution)]
     values = {weight.name: _array(weight) for weight in convolution.weights}
     name = getattr(convolution, kernel).name
     # A depthwise kernel ends in (channels, multiplier).

@@ -34,6 +34,8 @@ from keras_aspp.models.auxiliary import LOGITS, in_training_step
 from keras_aspp.models.fold import (
     FOLDED_KERNELS,
     absorbs_batch_norm,
+    has_lora,
+    is_batch_norm,
     scale_and_shift,
 )
 from keras_aspp.models.steps import Step, Tracer
@@ -47,10 +49,9 @@ from keras_aspp.utils.types import Tensor
 
 _log = logging.getLogger(__name__)
 
+# Exact types: a subclass may compute something else, and runs whole.
 _KERNEL_LAYERS = (
-    keras.layers.Conv2D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv2D,
+    *FOLDED_KERNELS,
     keras.layers.Conv2DTranspose,
     keras.layers.Dense,
 )
@@ -353,7 +354,7 @@ class _Plan:
                 run = functools.partial(operation, training=False)
         if isinstance(operation, _Projection):
             run = functools.partial(operation, bits=self.bits)
-        if isinstance(operation, _KERNEL_LAYERS):
+        if _has_kernel(operation):
             run = self._kernel(graph, step, function)
         if function == "silu":
             gate = self._quantizer(f"{step.path}/sigmoid", _FIXED["sigmoid"])
@@ -400,11 +401,9 @@ class _Graph:
             reader = self.reader(step)
             if (
                 reader is not None
-                and isinstance(
-                    reader.operation, keras.layers.BatchNormalization
-                )
+                and is_batch_norm(reader.operation)
                 and absorbs_batch_norm(step.operation)
-                and isinstance(step.operation, _KERNEL_LAYERS)
+                and _has_kernel(step.operation)
                 and reader.operation.axis in (-1, 3)
                 and calls[id(step.operation)]
                 == calls[id(reader.operation)]
@@ -429,9 +428,7 @@ class _Graph:
             return True
         if _fuses(step.operation) and _function(reader.operation) in _FUSED:
             return False
-        if isinstance(step.operation, _KERNEL_LAYERS) and _adds_constant(
-            reader
-        ):
+        if _has_kernel(step.operation) and _adds_constant(reader):
             return False  # the converter adds it to the bias
         # An output that only a concatenation reads has its range.
         while reader is not None and (
@@ -457,14 +454,7 @@ class _Kernel:
         self._norm, self._bits = norm, bits
         self._between, self._inside = between, inside
         self._activation = layer.activation
-        self._kernel = next(
-            (
-                name
-                for layer_type, name in FOLDED_KERNELS.items()
-                if isinstance(layer, layer_type)
-            ),
-            "kernel",
-        )
+        self._kernel = FOLDED_KERNELS.get(type(layer), "kernel")
         self._copies = {}  # name of the kernel -> linear copy
         shape = step.inputs[0].shape
         for name, copy in _linear_copies(layer).items():
@@ -651,9 +641,7 @@ def _has_batch_norm(layer):
 def _is_whole(step):
     """Returns True for a layer with weights that was not opened or rounded."""
     layer = step.operation
-    if not isinstance(layer, keras.layers.Layer) or isinstance(
-        layer, (*_KERNEL_LAYERS, keras.layers.BatchNormalization)
-    ):
+    if not isinstance(layer, keras.layers.Layer) or _has_kernel(layer):
         return False
     foreign = step.opaque or not type(layer).__module__.startswith("keras.")
     return any(foreign or "kernel" in weight.name for weight in layer.weights)
@@ -701,13 +689,18 @@ def _interpolates(operation):
     )
 
 
+def _has_kernel(operation):
+    """Returns True for a layer whose kernel is rounded."""
+    return type(operation) in _KERNEL_LAYERS and not has_lora(operation)
+
+
 def _fuses(operation):
     """Returns True if TFLite clips the output of an operator at no cost."""
     return (
-        isinstance(
+        _has_kernel(operation)
+        or isinstance(
             operation,
             (
-                *_KERNEL_LAYERS,
                 keras.layers.BatchNormalization,
                 keras.layers.Add,
                 keras.layers.Subtract,
@@ -734,11 +727,12 @@ def _function(operation):
     if isinstance(operation, keras.layers.Softmax):
         return "softmax"
     # Layers that run whole compute more than the activation they name.
-    if isinstance(operation, (*_KERNEL_LAYERS, keras.layers.Activation)):
+    kernel = _has_kernel(operation)
+    if kernel or isinstance(operation, keras.layers.Activation):
         function = operation.activation
         if function is not None:
             return getattr(function, "__name__", "")
-    if isinstance(operation, _KERNEL_LAYERS):
+    if kernel:
         return "linear"
     return type(operation).__name__.lower()
 

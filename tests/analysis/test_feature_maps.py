@@ -34,6 +34,18 @@ def test_cells_are_matched_whatever_the_padding(toy_backbone, padding):
     assert found["dense"].shape[-1] == 24
 
 
+def test_the_coarsest_feature_of_a_nested_backbone(toy_backbone):
+    inner = randomize(toy_backbone(padding=1, features=True))
+    inputs = keras.Input((None, None, 3))
+    nested = keras.Model(inputs, inner(inputs))
+    plain, found = (
+        feature_maps.strided_and_dense(model, sample((128, 96, 3)))
+        for model in (inner, nested)
+    )
+    assert found["strides"] == plain["strides"] == (32, 8)
+    np.testing.assert_allclose(found["dense"], plain["dense"], atol=1e-5)
+
+
 def test_filters_answer_to_what_they_are_called():
     image = np.zeros((128, 128, 3), "float32")
     image[64:] = 1  # an edge from left to right

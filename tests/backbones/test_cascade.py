@@ -44,6 +44,29 @@ def test_a_valid_convolution_that_shrinks_the_map(padding):
         with_multi_grid(valid_backbone(padding), (2,), 16)
 
 
+def test_a_block_within_a_nested_model_is_refused_in_one_line():
+    inner = valid_backbone(1)
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, inner(inputs), name="outer")
+    with pytest.raises(
+        ValueError, match="one nested model that returns both.*'outer'"
+    ):
+        with_cascade(model, 1, 16)
+    with pytest.raises(ValueError, match="last block: it has none"):
+        with_multi_grid(model, (2,), 16)
+
+
+def test_multi_grid_reaches_a_convolution_after_a_nested_model():
+    inner = valid_backbone(1)
+    inputs = keras.Input((None, None, 3))
+    features = dict(inner(inputs))
+    last = keras.layers.Conv2D(4, 3, padding="same", name="after")
+    features["stride_32"] = last(features["stride_32"])
+    model = keras.Model(inputs, features)
+    dense = with_multi_grid(model, (3,), 16)
+    assert dense.get_layer("after").dilation_rate == (6, 6)
+
+
 def test_a_copy_sees_the_block_at_half_its_size():
     """At its own stride the cascade is what the paper draws in figure 3a."""
     model = with_cascade(valid_backbone(1), 2, 128)

@@ -480,6 +480,39 @@ def test_a_shared_nested_model():
     assert dense.get_layer("inner").layers[1].dilation_rate == (2, 2)
 
 
+@pytest.mark.parametrize("output_stride", [1, 2])
+def test_a_layer_of_several_nested_models_stays_shared(output_stride):
+    shared = same(name="shared")
+
+    def nested(name):
+        inputs = keras.Input((None, None, 4))
+        x = same(name="own")(inputs)
+        return keras.Model(inputs, shared(x), name=name)
+
+    inputs = keras.Input((None, None, 3))
+    x = nested("a")(same(strides=2)(inputs))
+    model = randomize(keras.Model(inputs, nested("b")(x) + shared(x)))
+    dense = check_dense(model, output_stride, (24, 32), (23, 29))
+    assert [w.path for w in dense.weights] == [w.path for w in model.weights]
+    (copy,) = {
+        id(layer): layer
+        for layer in dense._flatten_layers()
+        if layer.name == "shared"
+    }.values()
+    rate = 2 // output_stride
+    assert copy is not shared and copy.dilation_rate == (rate, rate)
+
+
+def test_a_layer_of_nested_models_of_two_strides_is_refused():
+    inputs = keras.Input((None, None, 4))
+    shared = same(name="shared")
+    inner = keras.Model(inputs, shared(inputs), name="inner")
+    x = keras.layers.GlobalAveragePooling2D()(inner(same(strides=2)(inputs)))
+    model = keras.Model(inputs, [shared(inputs), x])
+    with pytest.raises(ValueError, match="`(inner/)?shared` is shared between"):
+        with_output_stride(model, 1)
+
+
 def test_operations_that_are_no_layers():
     inputs = keras.Input((None, None, 3))
     x = same(8, strides=2)(inputs)
@@ -668,6 +701,25 @@ def test_stage_ends():
     }
 
 
+def test_stage_ends_of_nested_models():
+    inputs = keras.Input((None, None, 4))
+    x = same(strides=2)(inputs)
+    outputs = {"fine": x, "coarse": same(strides=2)(x)}
+    inner = keras.Model(inputs, outputs, name="inner")
+    inputs = keras.Input((None, None, 3))
+    features = inner(same(name="before")(inputs))
+    last = keras.Sequential([keras.Input((None, None, 4)), same(strides=4)])
+    model = keras.Model(inputs, last(features["coarse"]))
+    ends = stage_ends(model)
+    assert list(ends) == ["stride_2", "stride_4", "stride_16"]
+    assert ends["stride_2"] is features["fine"]
+    assert ends["stride_4"] is features["coarse"]
+    assert ends["stride_16"] is model.output
+    copy = keras.Model(model.input, ends)
+    x = sample((1, 48, 32, 3))
+    assert copy(x)["stride_2"].shape == (1, 24, 16, 4)
+
+
 def test_global_pooling_stays():
     inputs = keras.Input((32, 48, 3))
     x = same(8, strides=2)(inputs)
@@ -689,14 +741,56 @@ def through(operation):
     return randomize(keras.Model(inputs, x))
 
 
+def atrous(rate, taps=slice(None)):
+    """A convolution of all taps, or of the one in the corner."""
+    kernel = np.zeros((3, 3, 4, 4), "float32")
+    kernel[taps, taps] = 1
+    return lambda x: ops.conv(x, kernel, padding="same", dilation_rate=rate)
+
+
+@keras.saving.register_keras_serializable("test_output_stride")
+class And(keras.layers.Layer):
+    """Returns a map and its blur, or twice the map."""
+
+    def __init__(self, blurs=True, **kwargs):
+        super().__init__(**kwargs)
+        self.blurs = blurs
+
+    def call(self, inputs):
+        if self.blurs:
+            return inputs, ops.average_pool(inputs, 3, 1, "same")
+        return inputs, 2 * inputs
+
+    def get_config(self):
+        return {**super().get_config(), "blurs": self.blurs}
+
+
+@keras.saving.register_keras_serializable("test_output_stride")
+class Blur(keras.layers.ReLU):
+    def call(self, inputs):
+        return super().call(ops.average_pool(inputs, 3, 1, "same"))
+
+
+@keras.saving.register_keras_serializable("test_output_stride")
+class Twice(keras.layers.ReLU):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
 @pytest.mark.parametrize(
     "operation",
     [
         lambda x: ops.max_pool(x, 3, 1, "same"),
+        Blur(),
         lambda x: ops.average_pool(x, 3, 1, "same"),
         lambda x: ops.conv(x, ops.ones((3, 3, 4, 4)), padding="same"),
+        *(atrous(rate) for rate in (2, 6, 12, 18, 36)),
         lambda x: ops.roll(x, 1, 1),
+        lambda x: ops.roll(x, 7, 1),
+        lambda x: ops.roll(x, 9, 2),
+        atrous(9, taps=0),
         lambda x: ops.flip(x, 2),
+        lambda x: And()(x)[1],
         lambda x: ops.cumsum(x, 1),
         lambda x: ops.softmax(x, 2),
         lambda x: keras.layers.UnitNormalization(axis=1)(x),
@@ -718,6 +812,8 @@ def test_what_mixes_cells_out_of_sight_is_refused(operation):
     [
         lambda x: ops.gelu(x) * 2 + 1,
         lambda x: ops.softmax(x, -1),
+        lambda x: And(blurs=False)(x)[1],
+        Twice(),
         lambda x: keras.layers.PReLU(shared_axes=[1, 2])(x),
         lambda x: keras.layers.TimeDistributed(
             keras.layers.TimeDistributed(keras.layers.Dense(4))

@@ -408,6 +408,15 @@ class TestDeepLabV3(ModelTester):
         with pytest.raises(ValueError, match=message):
             build(high_level=high_level, output_stride=16)
 
+    def test_features_of_a_nested_backbone(self, build, toy_backbone):
+        inputs = keras.Input((None, None, 3))
+        inner = toy_backbone(features=True)
+        backbone = keras.Model(inputs, inner(inputs), name="outer")
+        with pytest.raises(ValueError, match="at most the stride of"):
+            build(backbone=backbone, high_level="stride_4", output_stride=16)
+        model = build(backbone=backbone, auxiliary_weight=0.4)
+        assert model.auxiliary_feature == "stride_16"
+
     def test_a_backbone_with_one_output(self, build, toy_backbone):
         whole = toy_backbone(padding=1)
         dicts = toy_backbone(padding=1, features=True)

@@ -113,6 +113,130 @@ def test_what_cannot_be_folded_stays():
 
 
 @keras.saving.register_keras_serializable("test_fold")
+class Standardized(keras.layers.Conv2D):
+    """Convolves with a kernel of mean 0, which batch norm may not scale."""
+
+    def convolution_op(self, inputs, kernel):
+        kernel = kernel - keras.ops.mean(kernel, (0, 1, 2), keepdims=True)
+        kernel = kernel / keras.ops.std(kernel, (0, 1, 2), keepdims=True)
+        return super().convolution_op(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Doubled(layers.BatchNormalization):
+    """Batch norm, times two."""
+
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs, training=training)
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Residual(layers.AtrousConv2D):
+    """A block whose batch norm acts on a sum."""
+
+    def call(self, inputs, training=None):
+        x = self.norm(self.conv(inputs) + inputs, training=training)
+        return self.activation(x)
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Halved(layers.DilatedReparamBlock):
+    """A block of parallel branches, by a half."""
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) / 2
+
+
+@pytest.mark.parametrize(
+    "layer, norm, left",
+    [
+        (Standardized(4, 3), layers.BatchNormalization(), 1),
+        (keras.layers.Conv2D(4, 3), Doubled(), 1),
+        (Residual(3), layers.BatchNormalization(), 2),
+        (Halved(5, name="block"), keras.layers.BatchNormalization(), 4),
+    ],
+    ids=["convolution", "batch norm", "atrous", "reparam"],
+)
+def test_a_subclass_is_left_as_it_is(layer, norm, left):
+    # A clone, so that no test reads the weights of another.
+    layer, norm = (type(x).from_config(x.get_config()) for x in (layer, norm))
+    model = build(lambda x: norm(layer(x)))
+    folded = models.fold_batch_norm(model)
+    assert len(scales(folded)) == left
+    assert_same(model, folded, (9, 11))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Conv2D(4, 3, use_bias=False, name="conv"),
+        layers.Conv2D(4, 3, name="conv"),
+    ],
+    ids=["keras", "ours"],
+)
+def test_a_kernel_with_lora_is_left_as_it_is(layer):
+    def adapted(rank):
+        conv = type(layer).from_config(layer.get_config())
+        norm = keras.layers.BatchNormalization()
+        model = build(lambda x: norm(conv(x)))
+        if rank:
+            conv.enable_lora(rank)
+        return randomize(model)
+
+    for rank, left in ((0, 0), (2, 1)):
+        model = adapted(rank)
+        folded = models.fold_batch_norm(model)
+        assert len(scales(folded)) == left
+        assert_same(model, folded, (9, 11))
+
+
+def in_two_models(conv, x):
+    return [nested(conv, "a")(x), nested(conv, "b")(x)]
+
+
+def in_one_and_outside(conv, x):
+    return [nested(conv, "a")(x), conv(x)]
+
+
+def in_two_chains(conv, x):
+    return [
+        keras.Sequential(
+            [keras.Input((None, None, 3)), conv, norm_of(name)], name=name
+        )(x)
+        for name in "ab"
+    ]
+
+
+def nested(conv, name):
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, norm_of(name)(conv(inputs)), name=name)
+
+
+def norm_of(name):
+    return keras.layers.BatchNormalization(name=f"{name}_norm")
+
+
+@pytest.mark.parametrize(
+    "end, left",
+    [(in_two_models, 2), (in_one_and_outside, 1), (in_two_chains, 2)],
+)
+def test_a_convolution_of_two_graphs_is_left_as_it_is(end, left):
+    conv = keras.layers.Conv2D(4, 3, name="conv")
+    model = build(lambda x: keras.layers.Concatenate()(end(conv, x)))
+    folded = models.fold_batch_norm(model)
+    assert len(scales(folded)) == left
+    assert_same(model, folded, (9, 11))
+
+
+def test_a_convolution_of_a_model_called_twice_is_folded():
+    inner = nested(keras.layers.Conv2D(4, 3), "a")
+    model = build(lambda x: inner(x) + inner(2 * x))
+    folded = models.fold_batch_norm(model)
+    assert scales(folded) == []
+    assert_same(model, folded, (9, 11))
+
+
+@keras.saving.register_keras_serializable("test_fold")
 class Plain(keras.layers.Layer):
     """A layer of one's own, whose configuration has no batch norm."""
 

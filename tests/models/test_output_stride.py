@@ -89,6 +89,67 @@ def test_where_a_denser_map_goes(
     np.testing.assert_array_equal(npy(tuned(x)), npy(dense(x)))
 
 
+def in_one(backbone):
+    """A backbone as one layer of another, of several outputs."""
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, backbone(inputs), name="in_one")
+
+
+def with_laterals(shared):
+    """Features of as many channels, by a convolution of their own or one."""
+    inputs = x = keras.Input((None, None, 3))
+    features = {}
+    one = keras.layers.Conv2D(8, 1, name="lateral")
+    for stride in (2, 4, 8, 16, 32):
+        x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
+        x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+        if stride > 4:
+            lateral = one if shared else keras.layers.Conv2D(8, 1)
+            features[f"stride_{stride}"] = lateral(x)
+        elif stride == 4:
+            features["stride_4"] = x
+    return keras.Model(inputs, features, name="laterals")
+
+
+@pytest.mark.parametrize("architecture", ["DeepLabV3", "DAFormer"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_cells_of_a_nested_backbone_go_where_those_of_a_plain_one_do(
+    architecture, stride, toy_backbone
+):
+    backbone = toy_backbone(features=True)
+    arguments = {"atrous_rates": (1, 2), "aspp_filters": 4}
+    if architecture == "DAFormer":
+        arguments["embed_filters"] = 4
+    plain, nested = (
+        getattr(ka.models, architecture)(3, features, 32, **arguments)
+        for features in (backbone, in_one(backbone))
+    )
+    randomize(plain)
+    for weight, value in zip(nested.weights, plain.weights, strict=True):
+        weight.assign(value)
+    x = sample((1, 96, 64, 3))
+    expected, got = (
+        npy(ka.models.with_output_stride(model, stride)(x))
+        for model in (plain, nested)
+    )
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_features_of_a_shared_layer_go_where_those_of_several_do():
+    def shifts(shared):
+        model = ka.models.DAFormer(
+            3, with_laterals(shared), 32, aspp_filters=4, embed_filters=4
+        )
+        dense = ka.models.with_output_stride(model, 16)
+        found = (x for x in dense.layers if isinstance(x, BilinearResize))
+        return [layer.shift for layer in found]
+
+    several = shifts(shared=False)
+    assert any(any(shift) for shift in several)
+    assert shifts(shared=True) == several
+
+
 class Scale(keras.layers.Layer):
     """LayerScale of `keras.applications`, whose weight has no name."""
 

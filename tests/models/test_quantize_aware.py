@@ -189,6 +189,62 @@ def test_a_phase_of_the_graph_acts_as_in_the_model(training):
     assert dropped == [training is not False] * 2
 
 
+@keras.saving.register_keras_serializable("test_quantize_aware")
+class Standardized(keras.layers.Conv2D):
+    """Convolves with a kernel of mean 0, which batch norm may not scale."""
+
+    def convolution_op(self, inputs, kernel):
+        kernel = kernel - ops.mean(kernel, (0, 1, 2), keepdims=True)
+        kernel = kernel / ops.std(kernel, (0, 1, 2), keepdims=True)
+        return super().convolution_op(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable("test_quantize_aware")
+class Residual(keras.layers.Conv2D):
+    """Adds the input to what the activation returns."""
+
+    def call(self, inputs):
+        return super().call(inputs) + inputs
+
+
+@keras.saving.register_keras_serializable("test_quantize_aware")
+class Doubled(keras.layers.BatchNormalization):
+    """Batch norm, times two."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training)
+
+
+@pytest.mark.parametrize(
+    "layer, norm, whole",
+    [
+        (Standardized, keras.layers.BatchNormalization, ["conv"]),
+        (Residual, keras.layers.BatchNormalization, ["conv"]),
+        (keras.layers.Conv2D, Doubled, []),
+    ],
+)
+def test_a_subclass_computes_as_in_the_model(layer, norm, whole):
+    inputs = keras.Input((None, None, 3))
+    conv = layer(3, 3, padding="same", activation="relu", name="conv")
+    if layer is not Residual:
+        conv.activation = keras.activations.linear
+    model = randomize(keras.Model(inputs, norm()(conv(inputs))))
+    aware, x = QuantizeAware(model, bits=None), sample(SHAPE)
+    assert aware.in_float == whole
+    assert_close(npy(aware(x, training=False)), npy(model(x, training=False)))
+
+
+def test_a_kernel_with_lora_is_not_rounded():
+    inputs = keras.Input((None, None, 3))
+    conv = keras.layers.Conv2D(4, 3, name="conv")
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(conv(inputs)))
+    conv.enable_lora(2)
+    aware, x = QuantizeAware(randomize(model), bits=None), sample(SHAPE)
+    assert aware.in_float == ["conv"]
+    assert_close(npy(aware(x, training=False)), npy(model(x, training=False)))
+
+
 class Whole(keras.layers.Layer):
     """Cannot be traced: it asks for values."""
 
