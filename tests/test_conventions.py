@@ -55,7 +55,7 @@ UNMIRRORED = {
         "coco cvat_xml json_stream label_images readers reading shapes source"
     ),
     "backbones": "grids padding probes torchvision",
-    "cli": ("evaluate export inspect_output log output push startup train"),
+    "cli": "export inspect_output log output push startup train",
     "config": "schema",
     "data": "beam_io resize",
     "engine": "cluster states tensorboard train",
@@ -63,7 +63,7 @@ UNMIRRORED = {
         "card formats image_size manifest measure metadata onnx "
         "run_alone saved_model tflite verify"
     ),
-    "inference": "artefacts files serving tta",
+    "inference": "artefacts serving tta",
     "layers": "checks",
     "litert": "describe edit graph sandbox",
     "losses": "base cross_entropy distillation overlap weighted_sum",

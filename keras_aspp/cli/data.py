@@ -283,6 +283,10 @@ def _check(flags):
     from keras_aspp.data.folder import FolderSource, check_folder
     from keras_aspp.data.sources import open_source
 
+    if flags.json:
+        from keras_aspp.utils.files import prepare_file
+
+        prepare_file(flags.json)
     config = _data_config(flags.data)
     config = dataclasses.replace(config, **_split_flags(flags))
     source = open_source(config)

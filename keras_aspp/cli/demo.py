@@ -19,11 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 from keras_aspp.cli.main import Parser
 from keras_aspp.utils.exceptions import (
+    InputError,
     InputNotFoundError,
     UnavailableError,
 )
 from keras_aspp.utils.hub import fetch, is_address
-from keras_aspp.utils.text import read_manifest
+from keras_aspp.utils.text import printable, read_manifest
 
 # A connection is closed after `IDLE_SECONDS` without a byte, and after
 # `MAX_SECONDS` whatever it does.
@@ -33,6 +34,8 @@ MAX_SECONDS = 60
 MAX_CONNECTIONS = 32
 PAGE = Path(__file__).parents[1] / "web"
 _FILES = ("index.html", "app.js", "worker.js", "png.js", "style.css")
+# The formats of app.js, without `tflite_`.
+_FORMATS = ("int8", "float16", "float32", "dynamic_range")
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -118,6 +121,7 @@ def check_export(folder, received):
 
     Raises:
         FileNotFoundError: the folder is not an export.
+        ValueError: the page reads none of its files.
     """
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
@@ -126,6 +130,40 @@ def check_export(folder, received):
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {received!r}"
         )
+    entries = [
+        entry
+        for entry in read_manifest(folder / "manifest.json")["artefacts"]
+        if entry["path"].endswith(".tflite")
+        and os.path.isfile(folder / entry["path"])
+    ]
+    if not any(map(_is_listed, entries)):
+        names = ", ".join(f"model_{name}.tflite" for name in _FORMATS)
+        found = ", ".join(map(_described, entries))
+        raise InputError(
+            f"The page lists {names}, of a model of RGB images of 8 bits, and "
+            "the export has none of them. Export one by --formats. "
+            f"Received: {received!r} ({found or 'no file of its manifest'})"
+        )
+
+
+def _described(entry):
+    """Returns e.g. `"model_int8.tflite: uint16 [1, 64, 96, 4]"`."""
+    image = entry.get("input")
+    image = image if isinstance(image, dict) else {}
+    text = f"{entry['path']}: {image.get('dtype')} {image.get('shape')}"
+    return printable(text)
+
+
+def _is_listed(entry):
+    """Returns True for a file that the page lists, as `readFolder` does."""
+    image = entry.get("input")
+    if not isinstance(image, dict) or entry.get("format") not in [
+        f"tflite_{name}" for name in _FORMATS
+    ]:
+        return False
+    shape = image.get("shape")
+    of_rgb = isinstance(shape, list) and shape[3:] == [3]
+    return of_rgb and image.get("dtype") == "uint8"
 
 
 def modules():

@@ -37,11 +37,13 @@ def run(arguments):
         return 0
     from keras_aspp.engine.evaluate import evaluate
     from keras_aspp.inference import Predictor
-    from keras_aspp.utils.files import write_json
+    from keras_aspp.utils.files import prepare_file, write_json
 
     figures = flags.figures
     if flags.worst and figures is None:
         figures = Path("worst")
+    if flags.json:
+        prepare_file(flags.json)
     predictor = Predictor(**model)
     print_runtime(predictor, model)
     metrics = evaluate(

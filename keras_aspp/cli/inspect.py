@@ -56,6 +56,10 @@ def run(arguments):
             "--figures must be a folder. "
             f"Received: {str(flags.figures)!r}, a file"
         )
+    if flags.json not in (None, "-"):
+        from keras_aspp.utils.files import prepare_file
+
+        prepare_file(flags.json)
     # Messages must not stand among the numbers.
     output = sys.stderr if flags.json == "-" else sys.stdout
     with contextlib.redirect_stdout(output):

@@ -60,7 +60,9 @@ def _parser():
         "labels and colors, and no confidence. For a GeoTIFF, which is "
         "predicted by window, it writes NAME_labels.tif with its georeference "
         "(multilabel: one band of 0 and 1 for each class) and, with --scores, "
-        "NAME_probabilities.tif (float32, one band for each class).",
+        "NAME_probabilities.tif (float32, one band for each class). Files of "
+        "that name in the output folder are replaced only if this command "
+        "wrote them and nobody changed them since.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -69,7 +71,11 @@ def _parser():
         help="workdir, exported folder, .keras, SavedModel, .tflite or .onnx; "
         "also hf://user/name of one",
     )
-    parser.add_argument("--output", required=True, help="folder")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder; files in it that this command did not write stay",
+    )
     add_window(parser)
     add_runtime(parser)
     parser.add_argument(

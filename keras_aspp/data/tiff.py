@@ -214,14 +214,14 @@ def without_gaps(
     """Replaces pixels without data by 0.
 
     Args:
-        values: array `[H, W, C]`.
+        values: array `[..., H, W, C]`.
         nodata: value that means no data in every band, or `None`.
 
     Returns:
-        `(values, valid)`: bool `[H, W]`, False where any band is not finite
-        or all have the value `nodata`; `None` if all pixels are valid.
+        `(values, valid)`: bool `[..., H, W]`, False where any band is not
+        finite or all have the value `nodata`; `None` if all pixels are valid.
     """
-    missing = np.zeros(values.shape[:2], bool)
+    missing = np.zeros(values.shape[:-1], bool)
     if values.dtype.kind == "f":
         missing |= ~np.isfinite(values).all(-1)
     if nodata is not None and math.isfinite(nodata):

@@ -38,15 +38,25 @@ from keras_aspp.engine.evaluate import (
     update_curves,
 )
 from keras_aspp.inference import Predictor
-from keras_aspp.inference.files import check_scores, drawings, predict_bands
+from keras_aspp.inference.files import (
+    check_no_data_set,
+    check_scores,
+    drawings,
+    predict_bands,
+)
 from keras_aspp.inference.sliding_window import decide
 from keras_aspp.metrics import confusion_of
 from keras_aspp.plots.labels import spec_of
-from keras_aspp.utils.exceptions import InputError, UserError
+from keras_aspp.utils.exceptions import (
+    InputError,
+    OutputExistsError,
+    UserError,
+)
 from keras_aspp.utils.text import printable
 
 PREDICTIONS = "predictions.json"
 _WILDCARDS = "*?["
+_REPORT = {"num_images", "failed"}  # the keys of `PREDICTIONS`
 
 
 def evaluate_with_beam(model, source, split, path, options=()):
@@ -119,6 +129,8 @@ def predict_with_beam(model, images, output, options=(), scores=False):
 
     Raises:
         ValueError: Beam is not installed, or no file matches a pattern.
+        FileExistsError: `output/predictions.json` is no report of Beam, or
+            `output` is a data set and the model a multilabel one.
     """
     options = pipeline_options(options)
     import apache_beam as beam
@@ -126,6 +138,8 @@ def predict_with_beam(model, images, output, options=(), scores=False):
     output = absolute_path(output)
     predictor = Predictor(**model)
     spec = spec_of(predictor)
+    with file_errors():
+        _check_output(output, spec)
     if scores:
         check_scores(predictor)
     answer = functools.partial(
@@ -306,6 +320,28 @@ def _files(images):
             )
 
     return Files()
+
+
+def _check_output(output, spec):
+    """Raises if annotations, or masks of a data set, would be replaced."""
+    from apache_beam.io.filesystems import FileSystems
+
+    if spec.is_multilabel:
+        place = join_path(output, "dataset.json")
+        check_no_data_set(output, FileSystems.exists(place))
+    path = join_path(output, PREDICTIONS)
+    if not FileSystems.exists(path):
+        return
+    try:
+        found = read_json_file(path)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or {*found} != _REPORT:
+        raise OutputExistsError(
+            "The output holds a predictions.json that `keras-aspp predict "
+            "--beam` did not write and does not replace; name another folder. "
+            f"Received: {printable(path)}"
+        )
 
 
 def _named(element):

@@ -35,7 +35,7 @@ from keras_aspp.plots.evaluation import (
 from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.files import write_text
+from keras_aspp.utils.files import make_folder, write_text
 from keras_aspp.utils.types import PathLike
 
 # Images on the sheet of the worst: by default, and at most, since the worst
@@ -83,6 +83,7 @@ def evaluate(
         ValueError: model and data set differ in their number of classes,
             `calibration` is asked of a model without scores, or `worst` is
             out of range.
+        FileExistsError: `figures` is a file.
     """
     spec = source.spec
     resolve_num_classes(predictor, spec)
@@ -90,7 +91,7 @@ def evaluate(
     _check_measures(spec, boundaries, calibration, objects)
     if figures:
         # Before the evaluation, whose result would be lost if this fails.
-        Path(figures).mkdir(parents=True, exist_ok=True)
+        make_folder(figures)
     counted = spec.num_classes, spec.ignore_label
     matrix = confusion_of(spec.task, *counted)
     rims = [rim(*counted) for rim in (BoundaryIoU, BandIoU) if boundaries]
@@ -108,7 +109,9 @@ def evaluate(
                 scores, thresholds if spec.is_multilabel else None
             )
             if calibration:
-                confidence.update(labels, _true_scores(predictor, scores))
+                confidence.update(
+                    labels, _true_scores(predictor, scores), predicted
+                )
             if curves:
                 probabilities = predictor.to_probabilities(scores)
                 update_curves(curves, labels, probabilities, spec)

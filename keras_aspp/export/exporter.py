@@ -285,6 +285,12 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
             "tflite_gpu is for models of RGB images of 8 bits. Received: "
             f"{model.input_channels} bands of {model.preprocess.input_dtype}"
         )
+    if "tflite_gpu" in formats and model.get_layer("logits").align_corners:
+        raise InputError(
+            "tflite_gpu returns scores before the last resize, which apps do "
+            "by half-pixel centers. Leave it out, or take tflite_logits. "
+            "Received: a model with align_corners=True"
+        )
     if len(verify_images) == 0:
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"

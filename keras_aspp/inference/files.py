@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,8 +32,12 @@ from keras_aspp.plots.labels import (
     spec_of,
 )
 from keras_aspp.utils.errors import is_user_error, one_line
-from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.files import replacing
+from keras_aspp.utils.exceptions import (
+    InputError,
+    OutputExistsError,
+    UserError,
+)
+from keras_aspp.utils.files import WrittenFiles, make_folder, replacing
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
@@ -58,10 +63,16 @@ def predict_files(
     For a multilabel model, `masks/CLASS/NAME.png` replace labels and colors:
     255 where the class is, else 0, as a data set stores them.
 
+    Of images of equal name from several folders, the first by its path keeps
+    the name, and the others are `NAME_2`, `NAME_3` and so on.
+
     Args:
         predictor: `Predictor`.
         images: paths.
-        output: folder to write to; created if missing.
+        output: folder to write to; created if missing. Files that an earlier
+            call wrote and nobody changed are replaced, as `.predict.sha256`
+            in the folder records. All others are kept: nothing is predicted
+            if one of them is in the way.
         progress: function of `(done, total)`, or `None`.
         annotation_format: `"coco"` also writes `predictions.json`, in which
             names that repeat have folders; `"labelme"` one `NAME.json` per
@@ -80,6 +91,9 @@ def predict_files(
     Raises:
         ValueError: an unknown `annotation_format`, or a model without
             confidence, which `scores` needs.
+        FileExistsError: a file would be replaced that this function did not
+            write, or that was changed since; or `output` is a data set, to
+            which a multilabel model would add masks.
     """
     if scores:
         check_scores(predictor)
@@ -88,28 +102,29 @@ def predict_files(
             f"`annotation_format` must be one of {FORMATS}. "
             f"Received: {annotation_format!r}"
         )
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     spec = spec_of(predictor)
+    stems = _stems(images)
+    written = WrittenFiles(output, "predict")
+    files = [
+        _files_of(name, stem, spec, scores, annotation_format)
+        for name, stem in zip(images, stems, strict=True)
+    ]
+    common = ["predictions.json"] if annotation_format == "coco" else []
+    written.check(itertools.chain(*files, common))
+    if spec.is_multilabel:
+        check_no_data_set(output, (Path(output) / "dataset.json").exists())
+    output = make_folder(output)
     collected = COCOWriter(spec, min_area)
-    rows, messages, taken = [], [], set()
+    rows, messages = [], []
     names = _names_in_coco(images)
-    for done, name in enumerate(images, start=1):
+    for done, (name, stem) in enumerate(zip(images, stems, strict=True), 1):
         try:
-            stem = _unused(Path(name).stem, taken)
             if is_predicted_by_window(name):
                 _check_scene(name, annotation_format)
                 path = output / f"{stem}_labels.tif"
-                probabilities = None
-                if scores:
-                    probabilities = output / f"{stem}_probabilities.tif"
-                counts = predict_scene(
-                    predictor, name, path, windows, probabilities
+                shares = _predict_raster(
+                    predictor, name, path, spec, scores, windows
                 )
-                total = counts.sum(-1).max()
-                if spec.is_multilabel:
-                    counts = counts[:, 1]
-                shares = _shares(counts, total, spec)
             else:
                 path = output / f"{stem}_overlay.png"
                 labels = _predict_image(predictor, name, path, spec, scores)
@@ -132,11 +147,29 @@ def predict_files(
             if shown not in message:  # an error of the model
                 message = f"{message} Image: {shown}"
             messages.append(message)
+        finally:
+            written.add(files[done - 1])
         if progress is not None:
             progress(done, len(images))
     if annotation_format == "coco":
         collected.write(output / "predictions.json")
+        written.add(common)
     return rows, messages
+
+
+def check_no_data_set(output: PathLike, is_data_set: bool) -> None:
+    """Raises `FileExistsError` for masks that would be those of a data set.
+
+    Args:
+        output: folder.
+        is_data_set: bool. It holds a dataset.json.
+    """
+    if is_data_set:
+        raise OutputExistsError(
+            "A multilabel model writes masks/CLASS/NAME.png, which a data set "
+            "reads as its own; name a folder without dataset.json. "
+            f"Received: {printable(output)}"
+        )
 
 
 def check_scores(predictor: Predictor) -> None:
@@ -218,6 +251,19 @@ def predict_bands(
     return labels, files
 
 
+def _predict_raster(predictor, name, path, spec, scores, windows):
+    """Writes labels and scores of a scene; returns `_shares`."""
+    probabilities = None
+    if scores:
+        stem = path.name.removesuffix("_labels.tif")
+        probabilities = path.with_name(f"{stem}_probabilities.tif")
+    counts = predict_scene(predictor, name, path, windows, probabilities)
+    total = counts.sum(-1).max()
+    if spec.is_multilabel:
+        counts = counts[:, 1]
+    return _shares(counts, total, spec)
+
+
 def _predict_image(predictor, name, path, spec, scores):
     """Writes labels, colors and overlay of an image; returns the labels."""
     bands = read_fitting(name, None, True, predictor.pixels)
@@ -293,14 +339,45 @@ def _names_in_coco(images):
     ]
 
 
-def _unused(stem, taken):
-    # Images of equal name from two folders must not overwrite each other.
-    unique, n = stem, 1
-    while unique in taken:
-        n += 1
-        unique = f"{stem}_{n}"
-    taken.add(unique)
-    return unique
+def _stems(images):
+    """Returns the name of the files of each image, in any order the same."""
+    groups = collections.defaultdict(list)
+    for i, image in enumerate(images):
+        groups[Path(image).stem].append((os.fspath(image), i))
+    stems = [None] * len(images)
+    for stem, places in groups.items():
+        # Names of other images are left to them.
+        free = (
+            name
+            for name in (f"{stem}_{n}" for n in itertools.count(2))
+            if name not in groups
+        )
+        for (_, i), name in zip(
+            sorted(places), itertools.chain([stem], free), strict=False
+        ):
+            stems[i] = name
+    return stems
+
+
+def _files_of(name, stem, spec, scores, annotation_format):
+    """Returns the files of an image within the folder."""
+    try:
+        is_raster = is_predicted_by_window(name)
+    except UserError:  # reported when its turn comes
+        return []
+    if is_raster:
+        ends = ["labels.tif", *["probabilities.tif"] * scores]
+        return [f"{stem}_{end}" for end in ends]
+    ends = ["overlay.png"]
+    if scores:
+        ends += ["confidence.png", "probabilities.npz"]
+    if spec.is_multilabel:
+        folders = mask_folders(spec)
+        masks = [f"masks/{folder}/{stem}.png" for folder in folders]
+    else:
+        masks, ends = [], [*ends, "labels.png", "color.png"]
+    annotations = [f"{stem}.json"] if annotation_format == "labelme" else []
+    return [*masks, *(f"{stem}_{end}" for end in ends), *annotations]
 
 
 def _shares_of(labels, spec):

@@ -14,6 +14,7 @@ from PIL import Image
 from keras_aspp.data.decode import read_fitting
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.inference import serving
 from keras_aspp.inference.artefacts import (
     find_spec,
@@ -30,11 +31,13 @@ from keras_aspp.inference.sliding_window import (
     SlidingWindow,
     Threshold,
     alignment,
+    check_overlap,
     from_scores,
+    is_share,
     label_probability,
     true_probabilities,
 )
-from keras_aspp.inference.tta import MultiScale
+from keras_aspp.inference.tta import MultiScale, checked_scales
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import PathLike, Size
@@ -121,7 +124,9 @@ class Predictor:
         runtime: str | None = None,
         precision: str = "float32",
     ) -> None:
-        several = tuple(scales) != (1.0,) or flip
+        scales = checked_scales(scales)
+        check_overlap(overlap)
+        several = scales != (1.0,) or flip
         alone = several or output_stride or window
         if runtime == "auto" and alone:
             runtime = "keras"  # which alone can
@@ -195,8 +200,9 @@ class Predictor:
 
         Returns:
             int32 `[H, W]`, or a tuple: labels, then scores, confidence and
-            probabilities, as far as they are asked for. Where a file has no
-            data, the label is the spec's `ignore_label`. For a multilabel
+            probabilities, as far as they are asked for. Where the image has
+            no data (NaN or infinity in any channel of floats; what a file
+            declares), the label is `ignore_label`. For a multilabel
             model, labels are uint8 `[H, W, K]`, 1 where a class is, and
             probabilities of classes are independent.
 
@@ -206,17 +212,9 @@ class Predictor:
         """
         if isinstance(image, (str, os.PathLike)):
             bands = read_fitting(image, None, True, self.pixels)
-            found = self.predict(
-                bands.values,
-                return_scores,
-                return_confidence=return_confidence,
-                return_probabilities=return_probabilities,
-            )
-            if bands.valid is not None:
-                labels = found[0] if isinstance(found, tuple) else found
-                labels[~bands.valid] = self.ignore_label
-            return found
-        image = _check_images(np.asarray(image), self.pixels)
+            image, valid = bands.values, bands.valid
+        else:
+            image, valid = _checked_images(image, self.pixels)
         if return_scores:
             if not self.has_scores:
                 raise InputError(
@@ -243,6 +241,7 @@ class Predictor:
             wanted.insert(1, "scores")
         else:
             found = self._answer_at(image, self.image_size, wanted)
+        found["labels"] = self._without_gaps(found["labels"], valid)
         answered = tuple(found[name] for name in wanted)
         return answered if len(answered) > 1 else answered[0]
 
@@ -269,14 +268,14 @@ class Predictor:
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """Computes logits float32 `[B, H, W, K]` of images `[B, H, W, C]`.
 
-        With `scales` or `flip`, the logarithm of the mean probability. Needs
-        a `.keras` model, or `model_logits.tflite` or `model_gpu.tflite` and
-        images of its size.
+        With `scales` or `flip`, the logarithm of the mean probability. Pixels
+        without data are read as 0. Needs a `.keras` model, or
+        `model_logits.tflite` or `model_gpu.tflite` and images of its size.
 
         Raises:
             ValueError: `images` is not such an array, or is empty.
         """
-        images = _check_images(np.asarray(images), self.pixels, batch=True)
+        images, _ = _checked_images(images, self.pixels, batch=True)
         if self.image_size not in (None, images.shape[1:3]):
             raise InputError(
                 f"Scores of {self.path.name} are for images of its own size, "
@@ -318,12 +317,17 @@ class Predictor:
         Raises:
             ValueError: `images` is not such an array, or is empty.
         """
-        images = _check_images(np.asarray(images), self.pixels, batch=True)
+        images, valid = _checked_images(images, self.pixels, batch=True)
         if self.image_size is None:
-            return self._answers(images)["labels"]
-        return np.stack(
-            [self.predict_at(image, self.image_size) for image in images]
-        )
+            labels = self._answers(images)["labels"]
+        else:
+            labels = np.stack(
+                [
+                    self._answer_at(image, self.image_size)["labels"]
+                    for image in images
+                ]
+            )
+        return self._without_gaps(labels, valid)
 
     def predict_at(self, image: np.ndarray, size: Size | None) -> np.ndarray:
         """Predicts labels of an image at another size.
@@ -335,7 +339,21 @@ class Predictor:
             image: `[H, W, C]`.
             size: `(height, width)`, or `None` for the image's own.
         """
-        return self._answer_at(image, size)["labels"]
+        image, valid = _checked_images(image, self.pixels)
+        labels = self._answer_at(image, size)["labels"]
+        return self._without_gaps(labels, valid)
+
+    def _without_gaps(self, labels, valid):
+        """Returns labels, with the ignore label where there is no data.
+
+        Args:
+            labels: `[..., H, W]`, or `[..., H, W, K]` of a multilabel model.
+            valid: bool `[..., H, W]`, or `None` if there is data everywhere.
+        """
+        if valid is None:
+            return labels
+        valid = np.expand_dims(valid, tuple(range(valid.ndim, labels.ndim)))
+        return np.where(valid, labels, labels.dtype.type(self.ignore_label))
 
     def _answer_at(self, image, size, wanted=("labels",)):
         """Computes outputs of an image at another size, resized back."""
@@ -380,11 +398,11 @@ class Predictor:
                 "Only a .keras model can have another output stride. "
                 f"Received: output_stride={output_stride}, {self.path}"
             )
-        if tuple(scales) != (1.0,) or flip or window is not None:
+        if scales != (1.0,) or flip or window is not None:
             raise InputError(
                 "Only a .keras model can be averaged or predicted in windows. "
                 "Received: "
-                f"scales={tuple(scales)}, flip={flip}, window={window}, "
+                f"scales={scales}, flip={flip}, window={window}, "
                 f"{self.path}"
             )
 
@@ -400,10 +418,10 @@ class Predictor:
             )
 
     def _checked_confidence(self, value):
-        if isinstance(value, bool) or not 0 <= value < 1:
+        if not is_share(value):
             raise InputError(
                 "`min_confidence` must be in [0, 1). "
-                f"Received: min_confidence={value}"
+                f"Received: min_confidence={value!r}"
             )
         if value:
             self._require("confidence", f"min_confidence={value}")
@@ -475,7 +493,8 @@ class Predictor:
                 f"{labels.max()}, not in 0..{most}. Received: {self.path}"
             )
         if self.min_confidence:
-            unsure = found["confidence"] < self.min_confidence
+            # NaN is never sure.
+            unsure = ~(found["confidence"] >= self.min_confidence)
             labels = np.where(unsure, np.int32(self.ignore_label), labels)
         return {**found, "labels": labels}
 
@@ -521,12 +540,20 @@ def _nearest(there, here):
     return np.array(ramp.resize((here, 1), Image.Resampling.NEAREST))[0]
 
 
-def _check_images(images, pixels, batch=False):
-    """Returns images in the type of a model, or raises `ValueError`."""
-    name, rest = "`image`", " or a path"
+def _checked_images(images, pixels, batch=False):
+    """Returns images in the type of a model, and where they have data.
+
+    Returns:
+        `(images, valid)` of `without_gaps`.
+
+    Raises:
+        ValueError: an array of another shape or type, or without a pixel.
+    """
+    images = np.asarray(images)
+    name, rest = "`image`", " or a path, of at least 1 pixel"
     shape = f"(height, width, {pixels.channels})"
     if batch:
-        name, rest = "`images`", " with a batch of at least 1 image"
+        name, rest = "`images`", " with a batch of at least 1 image and pixel"
         shape = f"(batch, {shape[1:]}"
     dtype = images.dtype
     # Integers of 16 bits are floats without loss; of others nobody knows.
@@ -537,13 +564,13 @@ def _check_images(images, pixels, batch=False):
         images.ndim != 3 + batch
         or images.shape[-1] != pixels.channels
         or not fits
-        or not len(images)
+        or not images.size
     ):
         raise InputError(
             f"{name} must be a {pixels.dtype} array {shape}{rest}. "
             f"Received: shape={images.shape}, dtype={dtype}"
         )
-    return images.astype(pixels.dtype, copy=False)
+    return without_gaps(images.astype(pixels.dtype, copy=False), None)
 
 
 def _reason(error):

@@ -395,7 +395,8 @@ class _Scan:
         # Unsure: labels of an artefact may be so in every window.
         best = np.take_along_axis(probabilities, found[..., None], -1)[..., 0]
         least = self.predictor.min_confidence or 0.0
-        found[(best <= 0) | (best < least)] = self.predictor.ignore_label
+        # NaN is never sure.
+        found[~((best > 0) & (best >= least))] = self.predictor.ignore_label
         return found
 
     def _columns(self, row, down, missing):

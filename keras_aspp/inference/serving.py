@@ -167,8 +167,9 @@ def without_unsure(
         min_confidence: scalar float.
         ignore_label: int.
     """
-    unsure = found["confidence"] < min_confidence
-    return tf.where(unsure, ignore_label, found["labels"])
+    # NaN is never sure.
+    sure = found["confidence"] >= min_confidence
+    return tf.where(sure, found["labels"], ignore_label)
 
 
 def answer_coarsely(

@@ -6,6 +6,7 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -115,10 +116,16 @@ def alignment(engine: Any, window: int) -> int:
 
 def check_overlap(overlap: float) -> None:
     """Raises `ValueError` unless `overlap` is a share of a window."""
-    if isinstance(overlap, bool) or not 0 <= overlap < 1:
+    if not is_share(overlap):
         raise InputError(
-            f"`overlap` must be in [0, 1). Received: overlap={overlap}"
+            f"`overlap` must be in [0, 1). Received: overlap={overlap!r}"
         )
+
+
+def is_share(value: Any) -> bool:
+    """Returns True for a number in [0, 1) that is no bool."""
+    is_number = isinstance(value, numbers.Real) and type(value) is not bool
+    return is_number and 0 <= value < 1
 
 
 def spans(

@@ -6,7 +6,8 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -48,12 +49,7 @@ class MultiScale:
     def __init__(
         self, engine: Any, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> None:
-        scales = tuple(scales)
-        if not scales or not all(0 < scale <= 8 for scale in scales):
-            raise InputError(
-                "`scales` must be floats > 0, 8 at most. "
-                f"Received: scales={scales}"
-            )
+        scales = checked_scales(scales)
         self.engine: Any = engine
         self.is_multilabel: bool = isinstance(engine.threshold, tuple)
         self.outputs: tuple[str, ...] = (
@@ -99,6 +95,23 @@ class MultiScale:
     ) -> dict[str, np.ndarray]:
         """Computes outputs of `from_scores`."""
         return from_scores(self.scores(images), outputs, self.threshold)
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """Returns scales as a tuple.
+
+    Raises:
+        ValueError: no sequence of numbers in (0, 8], or an empty one.
+    """
+    found = tuple(scales) if isinstance(scales, Iterable) else ()
+    if not found or not all(
+        isinstance(scale, numbers.Real) and 0 < scale <= 8 for scale in found
+    ):
+        raise InputError(
+            "`scales` must be floats > 0, 8 at most, such as (0.5, 1.0). "
+            f"Received: scales={scales!r}"
+        )
+    return found
 
 
 def _resized(images, scale):

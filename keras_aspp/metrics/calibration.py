@@ -40,12 +40,20 @@ class Calibration:
         self.right: np.ndarray = np.zeros(bins, "int64")
         self.confidence: np.ndarray = np.zeros(bins, "float64")
 
-    def update(self, labels: ArrayLike, scores: ArrayLike) -> None:
+    def update(
+        self,
+        labels: ArrayLike,
+        scores: ArrayLike,
+        predicted: ArrayLike | None = None,
+    ) -> None:
         """Counts a batch.
 
         Args:
             labels: int `(B, H, W)`, `0..K-1` or `ignore_label`.
             scores: float `(B, H, W, K)` logits.
+            predicted: int `(B, H, W)`, `0..K-1`, of a model that does not
+                label by the highest score, as a binary one with a threshold;
+                or `None`.
 
         Raises:
             ValueError: other shapes or labels, or scores that are NaN.
@@ -57,17 +65,33 @@ class Calibration:
                 f"shapes {labels.shape} and {scores.shape}"
             )
         check_values("labels", labels, scores.shape[-1], self.ignore_label)
+        predicted = scores.argmax(-1) if predicted is None else predicted
+        predicted = np.asarray(predicted)
+        most = scores.shape[-1] - 1
+        if (
+            predicted.shape != labels.shape
+            or predicted.dtype.kind not in "iu"
+            or (
+                predicted.size
+                and not 0 <= predicted.min() <= predicted.max() <= most
+            )
+        ):
+            raise InputError(
+                f"`predicted` must be int (B, H, W) in 0..{most}, as labels "
+                f"are. Received: {predicted.dtype} of shape {predicted.shape} "
+                f"for labels of shape {labels.shape}"
+            )
         valid = labels != self.ignore_label
-        highest = scores.max(-1)
-        # Softmax of the largest logit, its exponent shifted to 0.
-        total = np.exp(scores - highest[..., None]).sum(-1)
-        confidence = (1 / total)[valid]
+        # Softmax, its largest exponent shifted to 0.
+        exponents = np.exp(scores - scores.max(-1, keepdims=True))
+        own = np.take_along_axis(exponents, predicted[..., None], -1)[..., 0]
+        confidence = (own / exponents.sum(-1))[valid]
         if np.isnan(confidence).any():
             raise InputError(
                 "Scores must be numbers. Received: "
                 f"{np.isnan(confidence).sum()} pixels with NaN"
             )
-        right = (scores.argmax(-1) == labels)[valid]
+        right = (predicted == labels)[valid]
         bins = len(self.pixels)
         where = np.minimum((confidence * bins).astype(int), bins - 1)
         self.pixels += np.bincount(where, minlength=bins)

@@ -16,6 +16,9 @@ from keras_aspp.labels import check_num_classes
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
+# Compute dtypes that count pixels; float32 does so for models of that policy.
+_COUNTS = ("int32", "int64", "uint32", "uint64", "float32", "float64")
+
 
 @keras.saving.register_keras_serializable(package="keras_aspp")
 class ConfusionMatrix(keras.metrics.MeanIoU):
@@ -31,15 +34,15 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         ignore_label: int. Label of pixels that are not counted. Defaults to
             255.
         name: str. Defaults to `"mean_iou"`.
-        dtype: Keras dtype of the counts, or `None` for an int. Not one of 16
-            bits, which cannot count pixels.
+        dtype: Keras dtype of the counts: an int or float of at least 32 bits,
+            since others cannot count pixels; or `None` for int64.
 
     Call arguments (`update_state`):
         y_true: int (B, H, W) or (B, H, W, 1), `0..num_classes-1` or
             `ignore_label`; or one-hot (B, H, W, K), where a pixel of zeros is
             ignored.
         y_pred: float (B, H, W, K) scores, or int labels, (B, H, W) or
-            (B, H, W, 1).
+            (B, H, W, 1). A pixel with a score of NaN is invalid.
         sample_weight: float >= 0, (B,) or (B, H, W), or `None`. A pixel counts
             by its weight; weight 0 means ignored. Keras passes weights only
             to the `weighted_metrics` of `compile`.
@@ -68,10 +71,10 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         if dtype is None and on_jax:
             dtype = "int32"
         counts = keras.dtype_policies.get(dtype or "int64").compute_dtype
-        if counts in ("float16", "bfloat16"):
+        if counts not in _COUNTS:
             raise InputError(
-                "`dtype` must be one that counts pixels, an int or float64. "
-                f"Received: dtype={dtype!r}"
+                "`dtype` must be one that counts pixels: one of "
+                f"{', '.join(_COUNTS)}. Received: dtype={dtype!r}"
             )
         super().__init__(
             num_classes=check_num_classes(num_classes),
@@ -180,7 +183,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             raise InputError(
                 f"Labels must be in 0..{self.num_classes - 1} or "
                 f"ignore_label={self.ignore_label}, predictions in "
-                f"0..{self.num_classes - 1}. Received: {wrong[0]} pixels with "
+                f"0..{self.num_classes - 1} or scores without NaN. "
+                f"Received: {wrong[0]} pixels with "
                 f"other labels, {wrong[1]} with other predictions"
             )
         if np.isnan(weights).any():
@@ -244,13 +248,13 @@ def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
     dtype = keras.backend.standardize_dtype(y_pred.dtype)
     axes, last = len(y_pred.shape), y_pred.shape[-1:]
     if axes == 4 and last == (num_classes,):
-        y_pred = ops.argmax(y_pred, axis=-1)
+        y_pred = _highest(y_pred)
     elif axes == 4 and last == (1,) and "float" not in dtype:
         y_pred = ops.squeeze(y_pred, -1)
     # The scores of one image; floats are never labels.
     elif "float" in dtype and axes == 3 and last == (num_classes,):
         if len(y_true.shape) == 2:
-            y_pred = ops.argmax(y_pred, axis=-1)
+            y_pred = _highest(y_pred)
     axes, last = len(y_true.shape), y_true.shape[-1:]
     if axes == 4 and last == (num_classes,):
         y_true = _from_one_hot(y_true, ignore_label)
@@ -270,6 +274,13 @@ def _as_label_maps(y_true, y_pred, num_classes, ignore_label):
             f"{num_classes}, y_true {given[0]}, y_pred {given[1]}"
         )
     return y_true, y_pred
+
+
+def _highest(scores):
+    """Returns the class of the highest score, -1 where a score is NaN."""
+    labels = ops.cast(ops.argmax(scores, axis=-1), "int32")
+    # An argmax returns the NaN or skips it, as the backend does.
+    return ops.where(ops.any(ops.isnan(scores), axis=-1), -1, labels)
 
 
 def _from_one_hot(one_hot, ignore_label):

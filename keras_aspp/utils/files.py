@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from keras_aspp.utils.exceptions import (
     UserError,
 )
 from keras_aspp.utils.signals import delayed_signals
+from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
 try:
@@ -168,6 +169,103 @@ def check_output(
             "The folder exists; pass overwrite (--overwrite) to replace it. "
             f"Received: {str(path)!r}"
         )
+
+
+def make_folder(path: PathLike) -> Path:
+    """Makes a folder and its parents; returns its path.
+
+    Raises:
+        FileExistsError: `path`, or a parent, is a file.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputExistsError(
+            "The output must be a folder, and a file has its name or that of "
+            f"a parent; name another. Received: {str(path)!r}"
+        ) from None
+    return path
+
+
+def prepare_file(path: PathLike) -> None:
+    """Makes the folder of a file that is written after long work.
+
+    Raises:
+        FileExistsError: `path` is a folder, or its parent a file.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise OutputExistsError(
+            "The output must be a file, and a folder has its name; name "
+            f"another. Received: {str(path)!r}"
+        )
+
+
+class WrittenFiles:
+    """Record of the files that a command wrote into a folder.
+
+    A hidden file in the folder holds the name and SHA-256 of each, so a file
+    that was corrected by hand is told from the one that was written. Lines
+    are appended, also by several processes at a time.
+
+    Args:
+        folder: `Path`; it may be missing.
+        command: str, what writes, for the name of the record and messages.
+    """
+
+    def __init__(self, folder: PathLike, command: str) -> None:
+        self.folder, self.command = Path(folder), command
+        self.path = self.folder / f".{command}.sha256"
+        self.lines: set[str] = set()
+        if self.path.is_file():
+            text = self.path.read_text(encoding="ascii", errors="replace")
+            self.lines.update(text.splitlines())
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises for files that would be replaced and are not in the record.
+
+        Args:
+            names: files to write, within the folder.
+
+        Raises:
+            FileExistsError: the command did not write them, or they changed.
+        """
+        others = [
+            name
+            for name in names
+            if os.path.lexists(self.folder / name)
+            and self._line(name) not in self.lines
+        ]
+        if others:
+            more = f" and {len(others) - 1} more" if others[1:] else ""
+            raise OutputExistsError(
+                f"The output holds files that `keras-aspp {self.command}` did "
+                "not write, or that were changed since; they are not replaced. "
+                "Name another folder, or move them. "
+                f"Received: {printable(self.folder / others[0])}{more}"
+            )
+
+    def add(self, names: Iterable[str]) -> None:
+        """Adds files that were written; those that are missing are left out.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        lines = [self._line(name) for name in names]
+        lines = [line for line in lines if line and line not in self.lines]
+        if not lines:
+            return
+        with _naming(self.path), open(self.path, "a") as file:
+            # A killed process may have left half a line.
+            file.write("".join(f"\n{line}" for line in lines))
+        self.lines.update(lines)
+
+    def _line(self, name):
+        """Returns the line of a file in ASCII; empty if there is none."""
+        path = self.folder / name
+        return f"{sha256(path)} {name!a}" if path.is_file() else ""
 
 
 @contextlib.contextmanager

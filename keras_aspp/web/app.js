@@ -5,7 +5,7 @@
 
 import {encodeGray} from './png.js';
 
-// Formats that return labels, the best for a browser first.
+// Formats that return labels, the best for a browser first; also in cli/demo.py.
 const FORMATS = ['tflite_int8', 'tflite_float16', 'tflite_float32', 'tflite_dynamic_range'];
 // Longest side of a drawn image.
 const LONGEST_PX = 1600;
@@ -73,7 +73,8 @@ async function readFolder({folder, given}) {
     throw new Error('manifest.json lacks artefacts, classes or their colors.');
   }
   const found = FORMATS.flatMap((format) => artefacts.filter(
-      (entry) => entry.format === format && entry.input.dtype === 'uint8'));
+      ({format: own, input: {dtype, shape}}) =>
+        own === format && dtype === 'uint8' && shape[3] === 3));
   const style = {
     overlapping: manifest.task === 'multilabel',
     colormap,
@@ -514,7 +515,7 @@ async function start() {
   const problems = await readModels();
   if (!models.length) {
     throw new Error(['No served folder has a .tflite file that this page lists: int8, ' +
-        'float16, float32 or dynamic range, with uint8 input.', ...problems].join(' '));
+        'float16, float32 or dynamic range, with RGB input of uint8.', ...problems].join(' '));
   }
   const names = [...new Set(models.map(nameOf))];
   document.title = part('name').textContent = names.join(', ');

@@ -104,6 +104,67 @@ def test_no_export(make, message, tmp_path, capsys):
     assert message in said
 
 
+def write_export(folder, *entries):
+    """An export as `demo` reads it, of `(format, dtype, shape)`."""
+    folder.mkdir()
+    artefacts = []
+    for name, dtype, shape in entries:
+        path = f"model_{name}.tflite"
+        (folder / path).touch()
+        artefacts.append(
+            {
+                "path": path,
+                "sha256": "",
+                "format": f"tflite_{name}",
+                "input": {"dtype": dtype, "shape": shape},
+            }
+        )
+    content = {"class_names": ["a"], "artefacts": artefacts}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+RGB = [1, 64, 96, 3]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("float32", "uint8", [1, 64, 96, 1]),
+        ("float32", "uint8", [1, 64, 96, 4]),
+        ("float16", "uint16", RGB),
+        ("int8", "float32", RGB),
+        ("gpu", "float32", RGB),
+        ("logits", "uint8", RGB),
+        ("any_size", "uint8", [1, None, None, 3]),
+        ("int16x8", "uint8", RGB),
+        ("dynamic_range", "uint8", None),
+    ],
+)
+def test_an_export_of_which_the_page_lists_nothing(
+    entry, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(demo, "modules", lambda: pytest.fail("not refused"))
+    folder = write_export(tmp_path / "model", entry)
+    assert main(["demo", str(folder)]) == 1
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "of a model of RGB images of 8 bits" in said
+    assert f"{folder}' (model_{entry[0]}.tflite: {entry[1]} {entry[2]})" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["int8", "float16", "float32", "dynamic_range"]
+)
+def test_one_file_that_the_page_lists_is_enough(name, tmp_path):
+    entries = [("gpu", "float32", RGB), (name, "uint8", RGB)]
+    folder = write_export(tmp_path / "model", *entries)
+    demo.check_export(folder, "model")
+    (folder / f"model_{name}.tflite").unlink()
+    with pytest.raises(ValueError, match=r"\(model_gpu.tflite: float32 "):
+        demo.check_export(folder, "model")
+
+
 def test_nothing_at_an_address_is_named_by_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(demo, "fetch", lambda *_: tmp_path / "manifest.json")
@@ -383,6 +444,27 @@ def test_a_download_belongs_to_the_image_of_its_name(
     page.evaluate("() => release()")
     page.wait_for_selector("#status:has-text('a.png, ')")
     check_saved("a", first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field, value", [("shape", 4), ("dtype", "float32")])
+def test_the_page_lists_models_of_rgb_of_8_bits_alone(
+    field, value, tmp_path, modules, serve, browser
+):
+    exported = ROOT / "tests/golden/13d0402/exported"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(exported / "model_float32.tflite", folder)
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["artefacts"][0]["input"]["shape"][3] == 3
+    for entry in manifest["artefacts"]:
+        if field == "shape":
+            entry["input"]["shape"][3] = value
+        else:
+            entry["input"][field] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    page = opened(browser.new_page(), serve(modules, folder))
+    assert "with RGB input of uint8." in page.inner_text("#status")
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_evaluation_of_shards(folder, model, expected, tmp_path):
     assert found == expected
 
 
-def test_masks_that_overlap_are_counted_and_written(tmp_path):
+def test_masks_that_overlap_are_counted_and_written(tmp_path, capsys):
     root, path = make_folder(tmp_path / "set"), tmp_path / "model.keras"
     model = DeepLabV3(
         2,
@@ -95,11 +95,17 @@ def test_masks_that_overlap_are_counted_and_written(tmp_path):
     arguments = ["predict", "--model", str(path), "--output"]
     assert main([*arguments, str(theirs), image]) == 0
     assert main([*arguments, str(ours), image, "--beam"]) == 0
-    written = [p for p in theirs.rglob("*") if p.is_file()]
+    written = [p for p in theirs.rglob("[!.]*") if p.is_file()]
     assert len(written) == 3
     for file in written:
         own = ours / file.relative_to(theirs)
         assert own.read_bytes() == file.read_bytes()
+    assert main([*arguments, str(root), image, "--beam"]) == 1
+    assert "without dataset.json" in capsys.readouterr().err
+    assert sorted(p.name for p in (root / "masks").iterdir()) == [
+        "train",
+        "val",
+    ]
 
 
 def test_evaluation_of_a_binary_task_of_four_bands(tmp_path):
@@ -134,7 +140,7 @@ def test_evaluation_of_a_binary_task_of_four_bands(tmp_path):
     arguments = ["predict", "--model", str(path), "--scores", "--output"]
     assert main([*arguments, str(theirs), *images]) == 0
     assert main([*arguments, str(ours), *images, "--beam"]) == 0
-    names = {p.name for p in theirs.iterdir()}
+    names = {p.name for p in theirs.glob("[!.]*")}
     assert {p.name for p in ours.iterdir()} == {*names, engine.PREDICTIONS}
     assert any(name.endswith("_confidence.png") for name in names)
     for name in names:
@@ -298,10 +304,24 @@ def test_predictions_are_the_ordinary_ones(folder, model, tmp_path):
     assert main([*arguments, str(ours), pattern, images[0], "--beam"]) == 0
     written = json.loads((ours / engine.PREDICTIONS).read_text())
     assert written == {"num_images": len(SIZES), "failed": []}
-    names = {p.name for p in theirs.iterdir()}
+    names = {p.name for p in theirs.glob("[!.]*")}
     assert {p.name for p in ours.iterdir()} == {*names, engine.PREDICTIONS}
     for name in names:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+
+def test_annotations_are_no_report_and_stay(folder, model, tmp_path, capsys):
+    image = str(folder / "images/val/val_0.png")
+    arguments = ["predict", "--model", model, "--output", str(tmp_path), image]
+    assert main([*arguments, "--format", "coco"]) == 0
+    path = tmp_path / engine.PREDICTIONS
+    before = path.read_bytes()
+    assert main([*arguments, "--beam"]) == 1
+    assert "--beam` did not write" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.unlink()
+    for _ in range(2):
+        assert main([*arguments, "--beam"]) == 0
 
 
 def test_a_bad_picture_does_not_stop_the_others(

@@ -50,6 +50,68 @@ def test_numbers_of_a_known_predictor(source):
     assert found["recall_by_size_px"]["0-16"] is None
 
 
+class Thresholded(Guesser):
+    """A binary predictor whose probabilities are red, with a threshold."""
+
+    threshold, num_classes, image_size = 0.3, 2, None
+
+    def to_probabilities(self, scores):
+        scores = scores - [np.log(0.3 / 0.7), 0]
+        return 1 / (1 + np.exp(scores[..., ::-1] - scores))
+
+    def score_batch(self, images):
+        p = (images[..., 0] + 1.0) / 257
+        logits = np.log(p / (1 - p))
+        return np.stack([np.full_like(p, np.log(0.3 / 0.7)), logits], -1)
+
+
+def test_calibration_is_that_of_the_labels_of_the_threshold(tmp_path):
+    root, rng = tmp_path / "data", np.random.default_rng(2)
+    error = np.zeros((2, 15))
+    for i in range(3):
+        red = rng.integers(0, 256, (20, 30), "uint8")
+        mask = rng.random((20, 30)) < red / 300
+        for part, values in (
+            ("images", np.stack([red] * 3, -1)),
+            ("masks", np.uint8(255) * mask),
+        ):
+            path = root / part / "val" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+        p = (red + 1.0) / 257
+        label = p > 0.3
+        confidence = np.where(label, p, 1 - p)
+        assert confidence.min() < 0.5
+        bins = np.minimum((15 * confidence).astype(int), 14)
+        np.add.at(error[0], bins, label == mask)
+        np.add.at(error[1], bins, confidence)
+    (root / "dataset.json").write_text(
+        '{"class_names": ["background", "thing"], "task": "binary"}'
+    )
+    found = evaluate(Thresholded(), FolderSource(root), "val", calibration=True)
+    rows = found["calibration"]
+    right = sum(row["pixels"] * (row["accuracy"] or 0) for row in rows)
+    # As many as the confusion matrix counts.
+    assert right / 1800 == pytest.approx(found["pixel_accuracy"], abs=1e-6)
+    assert right == error[0].sum()
+    expected = abs(error[0] - error[1]).sum() / 1800
+    assert found["calibration_error"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_figures_in_place_of_a_file_fail_before_the_work(source, tmp_path):
+    (tmp_path / "out").touch()
+    steps = []
+    with pytest.raises(FileExistsError, match="be a folder.*out'$"):
+        evaluate(
+            Guesser(),
+            source,
+            "val",
+            progress=lambda *step: steps.append(step),
+            figures=tmp_path / "out",
+        )
+    assert steps == []
+
+
 def test_the_worst_pictures_come_first(source, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(engine, "NUM_WORST", 2)

@@ -604,6 +604,20 @@ def test_manifest_says_why_a_gpu_fails(model, converted, tmp_path, monkeypatch):
     assert gpu["is_fully_accelerated"] is True
 
 
+def test_a_file_for_gpus_has_half_pixel_centers(toy_backbone, tmp_path):
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(padding=1),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        align_corners=True,
+    )
+    message = "last resize.*tflite_logits. Received: .*align_corners=True$"
+    with pytest.raises(ValueError, match=message):
+        export(made, tmp_path / "out", formats=("tflite_gpu",))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
     """By one convolution: GPUs take no reversal."""

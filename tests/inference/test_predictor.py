@@ -9,11 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, assert_close
+from helpers import ROOT, assert_close, make_toy_backbone, randomize
 from PIL import Image
 
 import keras_aspp as ka
 from keras_aspp.data.resize import resize_image
+from keras_aspp.inference import serving
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
 
@@ -330,3 +332,130 @@ def test_an_error_of_ours_is_not_blamed_on_the_image(
     with pytest.raises(type(bug)) as raised:
         predictor.predict(np.zeros((64, 96, 3), "uint8"))
     assert raised.value is bug
+
+
+@pytest.fixture(scope="module")
+def float_model(tmp_path_factory):
+    """A model of two float bands, and its path."""
+    model = ka.models.DeepLabV3(
+        3,
+        make_toy_backbone(channels=2),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        dropout=0.0,
+    )
+    pixels = PixelFormat(2, "float32", value_range=(-1, 5))
+    model.preprocess = model.preprocess.of_images(pixels)
+    path = tmp_path_factory.mktemp("float") / "model.keras"
+    randomize(model).save(path)
+    return model, path
+
+
+def test_pixels_that_are_no_numbers_get_the_ignore_label(
+    float_model, predictor_of, tmp_path
+):
+    model, path = float_model
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 5, (40, 50, 2)).astype("float32")
+    image[3, 4, 0], image[7, 8, 1], image[20:30, 25] = np.nan, np.inf, np.nan
+    gaps = np.zeros((40, 50), bool)
+    gaps[3, 4] = gaps[7, 8] = gaps[20:30, 25] = True
+    zeroed = np.where(gaps[..., None], 0, image).astype("float32")
+    scores = np.array(model(model.preprocess(zeroed[None])))[0]
+    expected = np.where(gaps, 255, scores.argmax(-1))
+    assert len(np.unique(expected)) > 2
+    predictor = predictor_of(path)
+    labels, confidence = predictor.predict(image, return_confidence=True)
+    np.testing.assert_array_equal(labels, expected)
+    assert labels.dtype == np.int32
+    assert np.isfinite(confidence).all()
+    batch = predictor.predict_batch(np.stack([zeroed, image]))
+    np.testing.assert_array_equal(batch[1], expected)
+    assert batch[0].max() < 3
+    assert np.isfinite(predictor.score_batch(image[None])).all()
+    # At another size, and from a file.
+    at = predictor.predict_at(image, (32, 48))
+    np.testing.assert_array_equal(
+        at, np.where(gaps, 255, predictor.predict_at(zeroed, (32, 48)))
+    )
+    tifffile = pytest.importorskip(
+        "tifffile", reason="extra `tiff` is not installed (2026-11-30)"
+    )
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        image,
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    read = predictor.predict(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_masks_of_pixels_that_are_no_numbers(float_model):
+    _, path = float_model
+    predictor = ka.Predictor(path)
+    predictor.is_multilabel = True
+    masks = np.ones((1, 40, 50, 3), "uint8")
+    predictor._in_memory = lambda *_: {"labels": masks}
+    image = np.zeros((40, 50, 2), "float32")
+    image[5, 6, 1] = np.nan
+    found = predictor.predict(image)
+    assert found.dtype == np.uint8
+    assert np.argwhere(found != 1).tolist() == [[5, 6, k] for k in range(3)]
+    assert found[5, 6].tolist() == [255] * 3
+
+
+def test_a_confidence_that_is_no_number_is_never_sure(float_model):
+    _, path = float_model
+    predictor = ka.Predictor(path, min_confidence=0.5)
+    labels = np.ones((1, 2, 3), "int32")
+    confidence = np.float32([[[0.4, 0.5, 0.6], [np.nan, 1, np.nan]]])
+    found = {"labels": labels, "confidence": confidence}
+    expected = [[[255, 1, 1], [255, 1, 255]]]
+    assert predictor._finished(found)["labels"].tolist() == expected
+    served = serving.without_unsure(found, 0.5, 255)
+    assert served.numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, 5)])
+def test_an_image_without_pixels(shape, float_model, predictor_of):
+    """Also for a file of fixed size, which resizes."""
+    exported = ROOT / "tests/golden/13d0402/exported"
+    of_any_size = predictor_of(float_model[1])
+    of_fixed_size = predictor_of(exported / "model_float32.tflite")
+    assert of_fixed_size.image_size is not None
+    for predictor in (of_any_size, of_fixed_size):
+        pixels = predictor.pixels
+        image = np.zeros((*shape, pixels.channels), pixels.dtype)
+        message = rf"of at least 1 pixel.*Received: shape=\({shape[0]}, "
+        with pytest.raises(InputError, match=message):
+            predictor.predict(image)
+        with pytest.raises(InputError, match="Received: shape=.1, "):
+            predictor.predict_batch(image[None])
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("scales", 0.5),
+        ("scales", "0.5"),
+        ("scales", ("a",)),
+        ("scales", (0.5, None)),
+        ("scales", ()),
+        ("min_confidence", "0.5"),
+        ("min_confidence", None),
+        ("min_confidence", True),
+        ("min_confidence", float("nan")),
+        ("overlap", "0.2"),
+        ("overlap", 1.0),
+        ("overlap", [0.2]),
+    ],
+)
+def test_values_of_other_types_are_refused_in_one_line(
+    float_model, name, value
+):
+    _, path = float_model
+    with pytest.raises(InputError) as error:
+        ka.Predictor(path, **{name: value})
+    assert f"`{name}` must be" in str(error.value)
+    assert str(error.value).endswith(f"Received: {name}={value!r}")

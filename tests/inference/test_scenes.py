@@ -344,6 +344,7 @@ def test_the_command_writes_scores_and_names_of_classes(
     assert main(["predict", *flags, "--scores", str(scene)]) == 0
     assert re.search(r"(roof|road|tree) \d+%", capsys.readouterr().out)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".predict.sha256",
         "scene_labels.tif",
         "scene_probabilities.tif",
     ]
@@ -501,3 +502,38 @@ def test_memory_does_not_grow_with_the_raster(model, tmp_path):
     )
     small, large = map(int, done.stdout.split()[-2:])  # KiB
     assert large - small < 60 * 1024
+
+
+def test_a_probability_that_is_no_number_is_never_sure(
+    model, tmp_path, monkeypatch
+):
+    scene = write_scene(tmp_path / "scene.tif", pixels(60, 50))
+    predictor = ka.Predictor(model, window=64, min_confidence=0.1)
+    probability_batch = predictor.probability_batch
+
+    def some_missing(images):
+        found = np.array(probability_batch(images))
+        found[0, 5, 6], found[0, 7, 8, 1] = np.nan, np.nan
+        return found
+
+    monkeypatch.setattr(predictor, "probability_batch", some_missing)
+    counts = predict_scene(predictor, scene, tmp_path / "out.tif")
+    labels, _ = read(tmp_path / "out.tif")
+    assert np.argwhere(labels[..., 0] == 255).tolist() == [[5, 6], [7, 8]]
+    assert counts[255] == 2
+
+
+def test_only_rasters_that_nobody_changed_are_replaced(
+    model, tmp_path, predictor_of
+):
+    scene = write_scene(tmp_path / "scene.tif", pixels(60, 50))
+    predictor, output = predictor_of(model, window=64), tmp_path / "out"
+    for _ in range(2):
+        rows, _ = predict_files(predictor, [scene], output, scores=True)
+        assert len(rows) == 1
+    with rasterio.open(output / "scene_labels.tif", "r+") as raster:
+        raster.write(1 - raster.read(1).clip(0, 1), 1)
+    before = (output / "scene_labels.tif").read_bytes()
+    with pytest.raises(FileExistsError, match="since.*scene_labels.tif$"):
+        predict_files(predictor, [scene], output, scores=True)
+    assert (output / "scene_labels.tif").read_bytes() == before

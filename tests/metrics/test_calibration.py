@@ -67,3 +67,30 @@ def test_scores_of_no_numbers_are_refused():
     with pytest.raises(ValueError, match="Received: 1 pixels with NaN"):
         Calibration().update(np.array([[[0, 1]]]), scores)
     Calibration().update(np.array([[[255, 1]]]), scores)
+
+
+def test_labels_of_a_threshold_have_their_own_probability():
+    """A binary model labels the object above 0.3, not above one half."""
+    metric = Calibration(bins=5)
+    p = np.array([[[0.1, 0.35, 0.45, 0.9]]])  # of the object
+    scores = np.log(np.stack([1 - p, p], -1))
+    labels = np.array([[[0, 1, 0, 255]]])
+    metric.update(labels, scores, (p > 0.3).astype(int))
+    # Confidence 0.9, 0.35 and 0.45 of labels 0, 1 and 1.
+    found = metric.histogram()
+    assert [b["pixels"] for b in found] == [0, 1, 1, 0, 1]
+    assert [b["accuracy"] for b in found] == [None, 1, 0, None, 1]
+    assert found[1]["confidence"] == pytest.approx(0.35)
+    expected = (abs(1 - 0.35) + abs(0 - 0.45) + abs(1 - 0.9)) / 3
+    assert metric.error() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "predicted", [[[[2, 0]]], [[[-1, 0]]], [[[0.0, 1.0]]], [[0, 1]]]
+)
+def test_predictions_of_no_class_are_refused(predicted):
+    labels, scores = np.array([[[0, 1]]]), np.zeros((1, 1, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"in 0..1, as .*Received: (int|float)"
+    ):
+        Calibration().update(labels, scores, predicted)

@@ -281,6 +281,34 @@ def test_predictions_of_no_class_are_counted_and_reported():
         metric.matrix()
 
 
+@pytest.mark.parametrize("jit", WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_scores_that_are_nan_are_no_prediction(jit, dtype):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, (2, 4, 5)).astype("int32")
+    predictions = rng.integers(0, 3, labels.shape)
+    scores = scores_of(predictions, 3, rng).astype(dtype)
+    labels[1, 2, 3] = 255  # where no prediction counts
+    scores[1, 2, 3] = np.nan
+    metric = updated(ConfusionMatrix(3), jit, labels, scores)
+    check(metric, labels, predictions)
+    # In each class once, and in all.
+    for pixel in np.ndindex(1, 1, 3):
+        scores[(*pixel, pixel[-1])] = np.nan
+    scores[0, 1] = np.nan
+    metric = updated(ConfusionMatrix(3), jit, labels, scores)
+    assert np.isnan(npy(metric.result()))
+    with pytest.raises(ValueError, match="0 pixels with other labels, 8 with"):
+        metric.matrix()
+
+
+def test_scores_of_one_image_that_are_nan_are_no_prediction():
+    metric = ConfusionMatrix(3)
+    metric.update_state([[0, 1]], np.float32([[[0, np.nan, 1], [0, 1, 0]]]))
+    with pytest.raises(ValueError, match="1 with other predictions"):
+        metric.matrix()
+
+
 def test_several_hot_classes_are_none():
     metric = ConfusionMatrix(3)
     labels = np.array([[[[1, 1, 0], [0, 1, 0]]]])
@@ -327,10 +355,21 @@ def test_one_class_is_no_task(number):
         ConfusionMatrix(number)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "mixed_bfloat16"])
-def test_16_bits_do_not_count(dtype):
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "mixed_bfloat16", "int16", "uint16", "uint8", "bool"],
+)
+def test_few_bits_do_not_count(dtype):
     with pytest.raises(ValueError, match=f"counts pixels.*dtype='{dtype}'"):
         ConfusionMatrix(2, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "float32", "float64"])
+def test_other_dtypes_count(dtype):
+    metric = ConfusionMatrix(2, dtype=dtype)
+    labels = np.zeros((1, 300, 300), "int32")  # more than 16 bits hold
+    metric.update_state(labels, labels)
+    np.testing.assert_array_equal(metric.matrix(), [[90000, 0], [0, 0]])
 
 
 def test_a_metric_saved_before_still_loads():
