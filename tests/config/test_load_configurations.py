@@ -176,7 +176,9 @@ def test_folder_torchvision_starts_from_the_converted_weights(
     model = load_config(path).model
     assert f".save('{model.weights}')" in path.read_text()
     assert model.batch_norm == "freeze"
-    with pytest.raises(InputError, match=r"'voc\.keras', which does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'voc\.keras', which does not exist"
+    ):
         build_model(model, 3)
 
 
