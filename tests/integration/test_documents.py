@@ -21,7 +21,9 @@ def test_commands_with_quoted_lines_are_found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "quoted"), BLOCKS)
+@pytest.mark.parametrize(
+    ("command", "quoted"), BLOCKS, ids=[name.split()[0] for name, _ in BLOCKS]
+)
 def test_quoted_lines_are_printed(
     command, quoted, tmp_path, capsys, monkeypatch
 ):
