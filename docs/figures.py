@@ -199,7 +199,9 @@ def dense(model):
     """Draws strided and dense features of a photograph in a network."""
     image = china()
     found = feature_maps.strided_and_dense(
-        model.backbone, np.asarray(model.preprocess(image))
+        model.backbone,
+        np.asarray(model.preprocess(image)),
+        model.input_scale,
     )
     channels = explain.channels_to_show(found["dense"])
     return explain.dense_figure(image, found, channels)
@@ -241,18 +243,20 @@ def sizes():
 
 
 def effective(model):
-    """Draws theoretical and effective fields of a trained backbone."""
+    """Draws fields of a trained backbone, in pixels of the model's image."""
     size, keys = (513, 513), ("stride_8", "stride_16", "stride_32")
     backbone = model.backbone
+    upsampled = model.get_layer("magnified").output
+    features = keras.Model(model.input, backbone(upsampled))
     noise = np.random.default_rng(0).normal(size=(6, *size, 3))
-    rows = {row.path: row for row in receptive_fields(backbone, size)}
+    rows = {row.path: row for row in receptive_fields(features, size)}
     fields = {
-        key: effective_receptive_field(backbone, noise, key) for key in keys
+        key: effective_receptive_field(features, noise, key) for key in keys
     }
-    sizes = {
-        key: rows[backbone.output[key]._keras_history.operation.name].size
-        for key in keys
-    }
+    sizes = {}
+    for key in keys:
+        layer = backbone.output[key]._keras_history.operation.name
+        sizes[key] = rows[f"{backbone.name}/{layer}"].size
     for key in keys:
         print(f"  {key}: {fields[key].side()} of {sizes[key][0]} px")
     return model_report.effective_figure(

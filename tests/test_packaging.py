@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 import yaml
 from helpers import ROOT
 
-PLACEHOLDERS = re.compile(r"NAME|pspnet|/(test_)?esp\.py")
+PLACEHOLDERS = re.compile(r"NAME|/mine|pspnet|/(test_)?esp\.py")
 
 
 def requirements():
@@ -67,13 +67,27 @@ def test_make_help_lists_every_target():
     assert sorted(listed) == sorted(declared)
 
 
-def test_paths_that_contributing_names_exist():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.findall(r"`((?:\w+/)+[\w.]*)`", text)
-    paths = [path for path in found if not PLACEHOLDERS.search(path)]
-    assert len(paths) > 20
+def test_paths_that_documents_name_exist():
+    """Those below a folder of the repository or of the package."""
+    folders = {path.name for path in (ROOT / "keras_aspp").iterdir()}
+    folders |= {".ci", "keras_aspp", "tests", "docs", "examples"}
+    folders |= {"benchmarks", "training", "saved_models"}
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for folder in ("docs", "examples", "training", "saved_models"):
+        documents += (ROOT / folder).rglob("*.md")
+    found = [
+        (document.name, path)
+        for document in documents
+        for path in re.findall(
+            r"`(\.?(?:[\w-]+/)+[\w.-]*)`", document.read_text("utf-8")
+        )
+        if path.partition("/")[0] in folders and not PLACEHOLDERS.search(path)
+    ]
+    assert len(found) > 100
     roots = (ROOT, ROOT / "keras_aspp")
     missing = [
-        path for path in paths if not any((r / path).exists() for r in roots)
+        (name, path)
+        for name, path in found
+        if not any((root / path).exists() for root in roots)
     ]
     assert not missing

@@ -14,6 +14,7 @@ from keras_aspp.backbones.output_stride import (
     output_strides,
     tensor_strides,
 )
+from keras_aspp.layers import BilinearResize
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.utils.exceptions import InputError
 
@@ -62,7 +63,7 @@ def filter_bank() -> keras.Model:
 
 
 def strided_and_dense(
-    backbone: keras.Model, image: np.ndarray
+    backbone: keras.Model, image: np.ndarray, input_scale: int = 1
 ) -> dict[str, Any]:
     """Features of an image at a network's own stride, and denser.
 
@@ -70,33 +71,41 @@ def strided_and_dense(
         backbone: functional `keras.Model`; of dict outputs the coarsest
             is taken.
         image: float array `(height, width, channels)`, as it takes it.
+        input_scale: int > 0, factor by which the image is upsampled for the
+            network. Defaults to 1.
 
     Returns:
         dict: `strided` and `dense`, float arrays `(h, w, channels)`;
-        `strides`, their pixels per cell; `difference`, the largest between
-        the strided map and the dense one subsampled, in standard deviations
-        of the strided one.
+        `strides`, pixels of `image` per cell of each; `step`, dense cells
+        per strided one; `difference`, the largest between the strided map
+        and the dense one subsampled, in standard deviations of the strided
+        one.
 
     Raises:
         TypeError, ValueError: the backbone cannot be made dense, or the
             image is smaller than one cell.
     """
     own = max(tensor_strides(backbone).values())
-    if min(image.shape[:2]) < own:
+    if min(image.shape[:2]) * input_scale < own:
         raise InputError(
-            f"The image is smaller than one cell of {own} pixels. "
+            "The image is smaller than one cell of "
+            f"{own / input_scale:g} pixels. "
             f"Received: {image.shape[0]}x{image.shape[1]}"
         )
+    pixels = image[None]
+    if input_scale > 1:
+        pixels = BilinearResize(scale=input_scale, dtype="float32")(pixels)
     fine = min(DENSE_STRIDE, max(own // 4, 1))
+    size = tuple(pixels.shape[1:3])
     maps, centers = [], []
     for stride in (own, fine):
         model = with_output_stride(backbone, stride)
         key = _coarsest(backbone)
         if key is not None:
             model = keras.Model(model.input, model.output[key])
-        features = model(image[None], training=False)
+        features = model(pixels, training=False)
         maps.append(keras.ops.convert_to_numpy(features)[0])
-        centers.append(receptive_fields(model, image.shape[:2])[-1].center)
+        centers.append(receptive_fields(model, size)[-1].center)
     strided, dense = maps
     # Cell (0, 0) of the two may cover different pixels: by the padding.
     start = [round((a - b) / fine) for a, b in zip(*centers, strict=True)]
@@ -109,7 +118,11 @@ def strided_and_dense(
     return {
         "strided": strided,
         "dense": dense,
-        "strides": (own, fine),
+        "strides": tuple(
+            n / input_scale if n % input_scale else n // input_scale
+            for n in (own, fine)
+        ),
+        "step": step,
         "difference": float(np.abs(a - b).max() / strided.std()),
     }
 

@@ -67,6 +67,7 @@ def report_of(traced: Trace) -> dict[str, Any]:
         "output_stride": getattr(
             model, "output_stride", coarsest and max(coarsest)
         ),
+        "input_scale": getattr(model, "input_scale", 1),
         "atrous_rates": list(getattr(model, "atrous_rates", ())) or None,
         "stages": stages,
         "head": maps.head(),

@@ -136,20 +136,30 @@ def _by_model(image, model):
         keras.Model(model.input, context.input) if context else model
     )
     preprocess = getattr(model, "preprocess", None) or Preprocess()
+    image, said = _in_size_of(model, image)
     inputs = np.asarray(preprocess(image), "float32")
+    scale = getattr(model, "input_scale", 1)
+    if scale > 1:
+        said.append(
+            f"the model upsamples images by {scale}; pixels below are those "
+            "of the image"
+        )
     rates = getattr(context or model, "atrous_rates", RATES)
-    stride = getattr(model, "atrous_stride", STRIDE)
+    if hasattr(model, "atrous_stride"):
+        stride = model.atrous_stride / scale
+    else:
+        stride = _stride_of(backbone, context) if context else STRIDE
     figures = {"kernel": plots.kernel_figure(image, rates, stride)}
     if stated_strides(backbone):
-        said = [
+        said.append(
             "The backbone cannot be made dense and is used as it is, so its "
             "strided features are not drawn against dense ones."
-        ]
+        )
     else:
-        found = feature_maps.strided_and_dense(backbone, inputs)
+        found = feature_maps.strided_and_dense(backbone, inputs, scale)
         channels = plots.channels_to_show(found["dense"])
         figures["dense"] = plots.dense_figure(image, found, channels)
-        said = _sentences(image, found)
+        said += _sentences(image, found)
     maps = feature_maps.branches_of(model, inputs)
     if maps:
         figures["branches"] = plots.branches_figure(
@@ -165,9 +175,35 @@ def _by_model(image, model):
     return figures, said
 
 
+def _in_size_of(model, image):
+    """Resizes an image to the size of a model that takes no other.
+
+    Returns:
+        `(image, said)`.
+    """
+    from keras_aspp.data.resize import resize_image
+
+    own, fixed = image.shape[:2], model.input.shape[1:-1]
+    size = tuple(n or m for n, m in zip(fixed, own, strict=False))
+    if size == own or len(fixed) != 2:
+        return image, []
+    return resize_image(image, size), [
+        f"image {own[0]}x{own[1]} resized to {size[0]}x{size[1]}, the only "
+        "size that the model takes"
+    ]
+
+
+def _stride_of(model, context):
+    """Pixels per cell of the map that the context module of a model reads."""
+    from keras_aspp.backbones.output_stride import feature_strides
+    from keras_aspp.utils.keras_graph import producer
+
+    return feature_strides(model)[producer(context.input).name]
+
+
 def _sentences(image, found):
     own, fine = found["strides"]
-    step, off = own // fine, found["difference"]
+    step, off = found["step"], found["difference"]
     if off < EQUAL:
         equal = f"every {step}th dense cell is the strided one: they differ by"
     else:
@@ -177,7 +213,7 @@ def _sentences(image, found):
             "differs from the strided one by"
         )
     return [
-        f"image {image.shape[0]}x{image.shape[1]}; features at stride {own} "
-        f"and, with the same weights, at stride {fine}",
+        f"image {image.shape[0]}x{image.shape[1]}; features at stride {own:g} "
+        f"and, with the same weights, at stride {fine:g}",
         f"{equal} at most {off:.1e} standard deviations",
     ]

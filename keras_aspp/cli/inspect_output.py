@@ -17,7 +17,9 @@ def print_report(found, layers=False):
         print(found["note"])
     facts = []
     if found["output_stride"]:
-        facts.append(f"output stride {found['output_stride']:g}")
+        scale = found["input_scale"]
+        of = f" of images upsampled by {scale}" if scale > 1 else ""
+        facts.append(f"output stride {found['output_stride']:g}{of}")
     if found["atrous_rates"]:
         rates = ", ".join(map(_one_or_size, found["atrous_rates"]))
         facts.append(f"atrous rates {rates}")

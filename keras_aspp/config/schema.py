@@ -45,11 +45,13 @@ class ModelConfig:
             holds one or `hf://user/name` on the Hugging Face Hub, or `null`.
             Its backbone is used, and its classifier if the number of classes
             is equal.
-        output_stride: input pixels per feature cell at the ASPP: 8, 16 or 32.
+        output_stride: pixels per feature cell at the ASPP: 8, 16 or 32,
+            counted after `input_scale`.
         high_level: feature that the head reads, e.g. `stride_16`, after which
             the backbone ends, or `null` for `stride_32`.
         input_scale: factor by which images are upsampled before the backbone;
-            2 finds smaller objects at four times the cost.
+            2 halves the pixels of the image per cell, and so finds smaller
+            objects, at four times the cost.
         atrous_rates: rates of the 3x3 branches of the ASPP, ints > 0 in
             feature cells or pairs `[height, width]` of them, or `auto` for
             the published ones at this output stride; `[]` for DeepLabV3's
@@ -80,7 +82,8 @@ class ModelConfig:
             low-level feature.
         decoder_kernel_sizes: kernel size of each convolution of DeepLabV3+'s
             decoder.
-        decoder_stride: input pixels per score of DeepLabV3+: 4 or 2.
+        decoder_stride: pixels per score of DeepLabV3+: 4 or 2, counted after
+            `input_scale`.
         decoder: DeepLabV3+'s `paper`, two 3x3 convolutions, or `light`, one
             1x1 convolution; docs/performance.md compares their cost.
         refine_filters: channels of a 3x3 convolution between DeepLabV3's ASPP
@@ -96,7 +99,8 @@ class ModelConfig:
         bottleneck_filters: channels before each rate of DenseASPP.
         gate_filters: channels of LR-ASPP's gate.
         fusion_stride: stride of the finest feature that DAFormer fuses, in
-            pixels; its ASPP reads this map, so `output_stride` may be 32.
+            pixels after `input_scale`; its ASPP reads this map, so
+            `output_stride` may be 32.
         embed_filters: channels of each feature that DAFormer fuses.
     """
 

@@ -43,7 +43,7 @@ from keras_aspp.engine.states import CheckpointStore
 from keras_aspp.engine.train import fit
 from keras_aspp.inference import Predictor
 from keras_aspp.models.factory import build_model
-from keras_aspp.models.rates import degenerate_rates
+from keras_aspp.models.rates import degenerate_note
 from keras_aspp.models.recalibrate import recalibrate
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
@@ -496,13 +496,12 @@ def _check_splits(source, config):
 
 
 def _log_degenerate_rates(model, crop_size):
-    size = [n * model.input_scale for n in crop_size]
-    degenerate, cells = degenerate_rates(
-        model.atrous_rates, model.atrous_stride, size
+    note = degenerate_note(
+        model.atrous_rates,
+        model.atrous_stride,
+        crop_size,
+        model.input_scale,
+        "crop",
     )
-    if degenerate:
-        _log.info(
-            f"Note: rates {degenerate} reach beyond the {cells[0]}x{cells[1]} "
-            f"map of a {crop_size[0]}x{crop_size[1]} crop at output stride "
-            f"{model.atrous_stride}; in training they act as 1x1."
-        )
+    if note:
+        _log.info(f"Note: {note}; in training they act as 1x1.")

@@ -38,7 +38,8 @@ class DeepLabV3Plus(HasContext, Segmenter):
             decoder. Defaults to `False`.
         image_pooling: `True`, `False`, or `"bias"`: the image-level branch of
             the ASPP, with batch norm or a bias. Defaults to `True`.
-        decoder_stride: 4 or 2, pixels per score. Defaults to 4.
+        decoder_stride: 4 or 2, pixels per score, counted after `input_scale`.
+            Defaults to 4.
         projection_filters: int > 0. Channels of the 1x1 projection of each
             low-level feature. Defaults to 48.
         decoder_filters: int > 0. Channels of the decoder's convolutions.

@@ -81,6 +81,37 @@ def degenerate_rates(
     return tuple(lost), (height, width)
 
 
+def degenerate_note(
+    atrous_rates: Sequence[Rate],
+    output_stride: int,
+    image_size: tuple[int, int],
+    input_scale: int = 1,
+    what: str = "image",
+) -> str | None:
+    """Describes the degenerate rates, or returns `None` where there are none.
+
+    Args:
+        atrous_rates: ints or pairs `(height, width)`, in feature cells.
+        output_stride: int, pixels of the upsampled image per feature cell.
+        image_size: `(height, width)` in pixels, before the upsampling.
+        input_scale: int > 0, factor by which the model upsamples images.
+        what: name of the image.
+    """
+    height, width = image_size
+    lost, cells = degenerate_rates(
+        atrous_rates,
+        output_stride,
+        (height * input_scale, width * input_scale),
+    )
+    if not lost:
+        return None
+    return (
+        f"rates {lost} reach beyond the {cells[0]}x{cells[1]} map of a "
+        f"{height}x{width} {what} ({output_stride / input_scale:g} pixels "
+        "per cell)"
+    )
+
+
 def _per_axis(rates, function):
     return tuple(
         function(rate) if isinstance(rate, int) else tuple(map(function, rate))

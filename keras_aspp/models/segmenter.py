@@ -49,7 +49,7 @@ from keras_aspp.models.features import (
 )
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.quantize_aware import QuantizedTraining
-from keras_aspp.models.rates import degenerate_rates, whole_rates
+from keras_aspp.models.rates import degenerate_note, whole_rates
 from keras_aspp.models.transfer import (
     freeze_layers,
     frozen_layers,
@@ -106,7 +106,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             The model is copied and made dense to `output_stride`. Defaults to
             `"mobilenet_v2"`.
         output_stride: int, a power of two; pixels per cell of the feature map
-            that the head reads. The signature shows the default of the
+            that the head reads, counted in the image that the backbone reads
+            (see `input_scale`). The signature shows the default of the
             architecture.
         atrous_rates: ints > 0 or pairs `(height, width)`, in feature cells, or
             `"auto"` for the rates of the paper, scaled to `output_stride`. A
@@ -154,9 +155,10 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             is frozen. Layers of the backbone that are `frozen`, or not
             `trainable`, stay so in any case. Defaults to `"train"`.
         input_scale: int > 0. Factor by which images are upsampled before the
-            backbone; logits keep the size of the image. 2 finds smaller
-            objects at four times the cost; see training/README.md. Defaults
-            to 1.
+            backbone; logits keep the size of the image. With 2, a cell covers
+            half as many pixels of the image as `output_stride` says, which
+            finds smaller objects at four times the cost; see
+            training/README.md. Defaults to 1.
         rematerialize: bool. Training stores few of the backbone's activations
             and computes the others twice: less memory, more time. Defaults to
             `False`.
@@ -329,16 +331,15 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         height, width, _ = config["input_shape"]
         if height is None or width is None:
             return
-        height, width = (n * config["input_scale"] for n in (height, width))
-        stride = self.branch_stride(config["output_stride"], head)
-        lost, cells = degenerate_rates(
-            self._dilated_rates(config), stride, (height, width)
+        note = degenerate_note(
+            self._dilated_rates(config),
+            self.branch_stride(config["output_stride"], head),
+            (height, width),
+            config["input_scale"],
         )
-        if lost:
+        if note:
             warnings.warn(
-                f"Atrous rates {lost} reach beyond the {cells[0]}x{cells[1]} "
-                f"map of a {height}x{width} image at output stride {stride}: "
-                "their 3x3 convolutions act as 1x1.",
+                f"Atrous {note}: their 3x3 convolutions act as 1x1.",
                 stacklevel=4,
             )
 
@@ -479,7 +480,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             head: the arguments of the architecture, as attributes.
 
         Returns:
-            `(scores, stride)`: float32 (B, h, w, K) and their pixels per cell.
+            `(scores, stride)`: float32 (B, h, w, K) and their pixels per cell,
+            of the upsampled image.
         """
         raise NotImplementedError
 
@@ -506,7 +508,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
     ) -> int:
         """Returns the pixels per cell of the map that atrous branches read.
 
-        The default is `output_stride`.
+        They are pixels of the image upsampled by `input_scale`, as those of
+        `output_stride`, which is the default.
 
         Args:
             output_stride: int.
@@ -516,7 +519,11 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
 
     @property
     def atrous_stride(self) -> int:
-        """Pixels per cell of the map that atrous branches read."""
+        """Pixels per cell of the map that atrous branches read.
+
+        Counted, as `output_stride`, in the image upsampled by `input_scale`;
+        divide by it for pixels of the image.
+        """
         head = types.SimpleNamespace(**self._arguments)
         return self.branch_stride(self.output_stride, head)
 

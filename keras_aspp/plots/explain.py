@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_aspp.layers.checks import rate_pair, rate_text
-from keras_aspp.models.rates import offsets_of
 from keras_aspp.plots.figure import COLORS, new_figure
 from keras_aspp.utils.types import Rate
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def kernel_figure(
-    image: np.ndarray, rates: Sequence[Rate], stride: int
+    image: np.ndarray, rates: Sequence[Rate], stride: float
 ) -> Figure:
     """Draws the taps of 3x3 kernels on an image.
 
@@ -25,13 +24,13 @@ def kernel_figure(
         image: uint8 array `(height, width, 3)`.
         rates: ints > 0 or pairs `(height, width)`, in cells; shown beside
             rate 1, four at most.
-        stride: int, pixels per cell.
+        stride: int or float > 0, pixels per cell.
     """
     from matplotlib.patches import Rectangle
 
     rates = sorted({1, *rates}, key=rate_pair)[:4]
     height, width = image.shape[:2]
-    middle = height // stride // 2, width // stride // 2
+    middle = height // stride // 2, width // stride // 2  # in cells
     reach = max(max(rate_pair(rate)) for rate in rates) * stride
     figure, axes = new_figure(
         3.1 * len(rates),
@@ -57,7 +56,8 @@ def kernel_figure(
                     linestyle="-" if on_map else ":",
                 )
             )
-        apart = rate_text(offsets_of([rate], stride)[0])
+        apart = [f"{n * stride:g}" for n in (rows, columns)]
+        apart = "x".join(apart if rows != columns else apart[:1])
         lost = f"{outside} of 9 taps on padding" if outside else "9 taps"
         ax.set_title(
             f"rate {rate_text(rate)}: {apart} px apart\n{lost}", fontsize=10
@@ -72,7 +72,7 @@ def kernel_figure(
         )
         ax.set_axis_off()
     figure.suptitle(
-        f"The nine cells of {stride}x{stride} pixels that a 3x3 kernel "
+        f"The nine cells of {stride:g}x{stride:g} pixels that a 3x3 kernel "
         "multiplies: a rate moves them apart, their number stays",
         fontsize=11,
     )
@@ -103,13 +103,15 @@ def dense_figure(
         stride, maps = found["strides"][row], found[name]
         ax = axes[row, 0]
         ax.imshow(image)
-        lines = {"color": "w", "linewidth": 0.6, "alpha": 0.8}
-        for y in range(0, height, stride):
+        # Thin enough that the image is seen between lines of small cells.
+        width_pt = min(0.6, 0.075 * stride)
+        lines = {"color": "w", "linewidth": width_pt, "alpha": 0.8}
+        for y in np.arange(0, height, stride):
             ax.axhline(y, **lines)
-        for x in range(0, width, stride):
+        for x in np.arange(0, width, stride):
             ax.axvline(x, **lines)
         ax.set_title(
-            f"{name}: {maps.shape[0]}x{maps.shape[1]} cells of {stride} px",
+            f"{name}: {maps.shape[0]}x{maps.shape[1]} cells of {stride:g} px",
             fontsize=10,
         )
         ax.set_axis_off()

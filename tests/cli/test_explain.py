@@ -7,8 +7,10 @@ from helpers import randomize
 from PIL import Image
 
 import keras_aspp as ka
+from keras_aspp.analysis.report import report
 from keras_aspp.cli import explain as command
 from keras_aspp.cli.main import main
+from keras_aspp.plots import explain as plots
 
 
 @pytest.fixture
@@ -43,6 +45,53 @@ def test_a_trained_model(tiny_export):
     titles = [ax.get_title() for ax in figures["branches"].axes]
     assert titles[:2] == ["image", "1x1"]
     assert "standard deviations" in said[1]
+
+
+def test_distances_are_pixels_of_the_image_of_the_user(toy_backbone, tmp_path):
+    """Also where the model upsamples the image; `inspect` says the same."""
+    toy = randomize(toy_backbone(features=True, padding=1))
+    model = ka.models.DeepLabV3(
+        3, toy, atrous_rates=(1, 3), aspp_filters=4, input_scale=2
+    )
+    model.save(tmp_path / "twice.keras")
+    image = np.random.default_rng(0).integers(0, 255, (70, 96, 3))
+    figures, said = command.explain(
+        image.astype("uint8"), tmp_path / "twice.keras"
+    )
+    titles = [ax.get_title() for ax in figures["kernel"].axes]
+    assert [title.split(" apart")[0] for title in titles] == [
+        "rate 1: 8 px",
+        "rate 3: 24 px",
+    ]
+    assert titles[1].endswith("9 taps")
+    rows = report(model, (70, 96))["atrous"]
+    assert [row["spacing_px"] for row in rows if row["rate"] == 3] == [24]
+    titles = [ax.get_title() for ax in figures["dense"].axes]
+    assert titles[0] == "strided: 5x6 cells of 16 px"
+    assert titles[4] == "dense: 18x24 cells of 4 px"
+    assert "upsamples images by 2" in said[0]
+    assert "features at stride 16" in said[1]
+    assert "at stride 4" in said[1]
+    assert "every 4th dense cell is the strided one" in said[2]
+
+
+def test_pixels_per_cell_need_not_be_whole():
+    image = np.zeros((70, 96, 3), "uint8")
+    figure = plots.kernel_figure(image, (6,), 16 / 3)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[1] == "rate 6: 32 px apart\n9 taps"
+
+
+def test_a_model_of_one_size(toy_backbone, tmp_path, picture, capsys):
+    """The image is resized to it."""
+    toy = toy_backbone(features=True, padding=1, size=64)
+    path = tmp_path / "model.keras"
+    ka.models.DeepLabV3(3, toy, atrous_rates=(1, 2), aspp_filters=4).save(path)
+    assert explain(picture, "--output", tmp_path / "out", "--model", path) == 0
+    said = capsys.readouterr().out
+    assert "image 70x96 resized to 64x64, the only size" in said
+    assert "image 64x64; features at stride 32" in said
+    assert (tmp_path / "out" / "branches.png").is_file()
 
 
 def test_a_model_without_aspp(tmp_path, picture):
@@ -163,9 +212,9 @@ def test_rates_of_both_axes_are_drawn(tmp_path, picture):
     figures, _ = command.explain(command.read_image_file(picture), path)
     titles = [ax.get_title() for ax in figures["kernel"].axes]
     assert [title.split(" px")[0] for title in titles] == [
-        "rate 1: 16",
-        "rate 2x5: 32x80",
-        "rate 3: 48",
+        "rate 1: 4",
+        "rate 2x5: 8x20",
+        "rate 3: 12",
     ]
     titles = [ax.get_title() for ax in figures["branches"].axes]
     assert titles[1:4] == ["1x1", "rate 2x5", "rate 3"]

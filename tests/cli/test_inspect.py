@@ -7,6 +7,7 @@ import pytest
 
 from keras_aspp.analysis import cost, receptive_fields
 from keras_aspp.cli.main import main
+from keras_aspp.models import DeepLabV3
 
 
 @pytest.fixture
@@ -53,6 +54,22 @@ def test_a_model_of_a_user(own_model, capsys):
     assert "own: Functional, 45x33 image" in said
     assert "acts as a 1x1" in said
     assert f"{cost(model, (45, 33)).parameters:,}" in said
+
+
+def test_the_output_stride_of_upsampled_images(toy_backbone, tmp_path, capsys):
+    path = tmp_path / "twice.keras"
+    DeepLabV3(
+        3,
+        toy_backbone(features=True, padding=1),
+        atrous_rates=(1,),
+        aspp_filters=4,
+        input_scale=2,
+    ).save(path)
+    assert inspect("--model", path, "--image-size", 64, 64) == 0
+    said = capsys.readouterr().out
+    assert "output stride 16 of images upsampled by 2; atrous rates 1" in said
+    row = next(x for x in said.splitlines() if x.startswith("stride_32"))
+    assert " 8 " in row
 
 
 def test_every_layer(own_model, capsys):

@@ -167,6 +167,21 @@ def test_folder_configuration_needs_only_a_root(tmp_path):
     assert min(sizes) == 1
 
 
+def test_folder_torchvision_starts_from_the_converted_weights(
+    tmp_path, monkeypatch
+):
+    """Batch norm of a new head would stay frozen at its initial values."""
+    monkeypatch.chdir(tmp_path)
+    path = config_path("folder_torchvision")
+    model = load_config(path).model
+    assert f".save('{model.weights}')" in path.read_text()
+    assert model.batch_norm == "freeze"
+    with pytest.raises(
+        FileNotFoundError, match=r"'voc\.keras', which does not exist"
+    ):
+        build_model(model, 3)
+
+
 def test_folder_configuration_fits_the_saved_camvid_model():
     # Its header says that `model.weights` may be that model.
     ours, theirs = (

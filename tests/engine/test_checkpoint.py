@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -12,13 +13,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import npy, sample
+from helpers import ROOT, npy, sample
 from tiny_run import replace
 
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import Config, TrainConfig
-from keras_aspp.engine.checkpoint import Checkpoints, changes
+from keras_aspp.engine.checkpoint import CHANGEABLE, Checkpoints, changes
 from keras_aspp.engine.states import CheckpointStore, write_history
 from keras_aspp.engine.tensorboard import cut_events
 from keras_aspp.metrics import ConfusionMatrix
@@ -449,6 +450,13 @@ def test_changes_are_told_or_refused(tmp_path):
         ((name, _),) = field.items()
         with pytest.raises(ValueError, match=rf"Received: {section}\.{name}"):
             changes(tmp_path, replace(moved, **{section: field}))
+
+
+def test_the_documented_changes_are_those_that_are_accepted():
+    text = (ROOT / "docs/reliability.md").read_text("utf-8")
+    listed = text.partition("may change:\n")[2].partition("\n\nAny other")[0]
+    named = re.findall(r"`(\w+\.(?:\w+|\*))`", listed)
+    assert sorted(n.removesuffix("*") for n in named) == sorted(CHANGEABLE)
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys):

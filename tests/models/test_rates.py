@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from keras_aspp.models.factory import ARCHITECTURES
-from keras_aspp.models.rates import degenerate_rates, offsets_of, whole_rates
+from keras_aspp.models.rates import (
+    degenerate_note,
+    degenerate_rates,
+    offsets_of,
+    whole_rates,
+)
 
 
 def offsets_px(architecture, **head):
@@ -52,6 +57,14 @@ def test_rates_of_both_axes_scale_by_axis():
 def test_rates_of_both_axes_degenerate_when_both_leave_the_map():
     rates = ((5, 12), (12, 4), (4, 12), 12)
     assert degenerate_rates(rates, 16, (5 * 16, 9 * 16))[0] == ((5, 12), 12)
+
+
+def test_the_note_on_degenerate_rates_is_in_pixels_of_the_image():
+    assert degenerate_note((5, 6), 16, (48, 40), 2, "crop") == (
+        "rates (6,) reach beyond the 6x5 map of a 48x40 crop (8 pixels per "
+        "cell)"
+    )
+    assert degenerate_note((5,), 16, (48, 40), 2) is None
 
 
 def test_no_whole_rate():

@@ -66,6 +66,15 @@ def test_a_backbone_of_one_size(toy_backbone):
     assert model(sample((1, 64, 64, 3))).shape == (1, 64, 64, 3)
 
 
+def test_degenerate_rates_are_told_in_pixels_of_the_image(toy_backbone):
+    message = (
+        r"rates \(4,\) reach beyond the 4x4 map of a 32x32 image "
+        r"\(8 pixels per cell\)"
+    )
+    with pytest.warns(UserWarning, match=message):
+        build(toy_backbone(padding=1), input_scale=2, input_shape=(32, 32, 3))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
