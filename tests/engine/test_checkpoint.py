@@ -17,11 +17,12 @@ from tiny_run import replace
 
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
-from keras_aspp.config.schema import Config, TrainConfig
+from keras_aspp.config.schema import Config, LossConfig, TrainConfig
 from keras_aspp.engine.checkpoint import Checkpoints, changes
+from keras_aspp.engine.loss import build_loss
 from keras_aspp.engine.states import CheckpointStore, write_history
 from keras_aspp.engine.tensorboard import cut_events
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.metrics import ConfusionMatrix, confusion_of
 from keras_aspp.models.saving import save_model
 from keras_aspp.utils.files import remove_temporaries, write_json
 from keras_aspp.utils.signals import interrupt, stop_signals
@@ -33,30 +34,41 @@ def config_of(**train):
     return replace(Config(), train=train)
 
 
-def small_model(seed=1):
+def small_model(seed=1, task="semantic"):
     """Compiled: dropout, batch norm, averages, momentum and the metric."""
     keras.utils.set_random_seed(seed)
+    num_classes = 2 if task == "binary" else 3
     model = keras.Sequential(
         [
             keras.layers.Conv2D(4, 3, padding="same"),
             keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.4),
-            keras.layers.Conv2D(3, 1),
+            keras.layers.Conv2D(num_classes, 1),
         ]
     )
     model.build((None, 5, 7, 2))
-    model.num_classes = 3
+    model.task, model.num_classes = task, num_classes
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[ConfusionMatrix(3)],
+        build_loss(LossConfig(), 255, task=task),
+        metrics=[confusion_of(task, num_classes)],
     )
     return model
 
 
-def batches(first):
+def labels_of(x, task):
+    """Labels of a task, of images of two channels."""
+    first, second = (x[..., i] > 0 for i in range(2))
+    if task == "multilabel":
+        y = np.stack([first, second, first & second], axis=-1)
+    else:
+        y = first if task == "binary" else first.astype("int32") + second
+    return y.astype("int32")
+
+
+def batches(first, task="semantic"):
     x = sample((12, 5, 7, 2))
-    y = (x[..., 0] > 0).astype("int32") + (x[..., 1] > 0)
+    y = labels_of(x, task)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(2).repeat()
     return data.skip(first)
 
@@ -66,8 +78,8 @@ def fit(model, checkpoints, epochs, before=()):
     while checkpoints.epochs < epochs:
         part = checkpoints.steps
         model.fit(
-            batches(checkpoints.epochs * STEPS + part),
-            validation_data=batches(0).take(2),
+            batches(checkpoints.epochs * STEPS + part, model.task),
+            validation_data=batches(0, model.task).take(2),
             initial_epoch=checkpoints.epochs,
             epochs=checkpoints.epochs + 1 if part else epochs,
             steps_per_epoch=STEPS - part,
@@ -257,8 +269,9 @@ def test_contents_are_on_the_disk_before_the_name_is(states, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
-    whole, model = checkpoints_of(tmp_path / "whole"), small_model()
+@pytest.mark.parametrize("task", ["semantic", "binary", "multilabel"])
+def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path, task):
+    whole, model = checkpoints_of(tmp_path / "whole"), small_model(task=task)
     fit(model, whole, 3)
 
     class Kill(keras.callbacks.Callback):
@@ -268,9 +281,9 @@ def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
 
     cut = checkpoints_of(tmp_path / "cut", checkpoint_steps=2)
     with pytest.raises(Killed):
-        fit(small_model(), cut, 3, [Kill()])
+        fit(small_model(task=task), cut, 3, [Kill()])
     assert names(cut.store) == ["epoch_00001", "epoch_00001_step_0000002"]
-    again, other = checkpoints_of(tmp_path / "cut"), small_model(seed=2)
+    again, other = checkpoints_of(tmp_path / "cut"), small_model(2, task)
     again.restore(other)
     assert again.progress() == "step 2 of 4 in epoch 2"
     fit(other, again, 3)
