@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import npy, sample
+from helpers import event_steps, npy, sample
 from tiny_run import replace
 
 from keras_aspp.cli.main import main
@@ -513,16 +513,6 @@ def test_history_has_the_form_of_the_csv_logger(tmp_path):
     ).read_bytes()
 
 
-def steps_of(folder):
-    found = {}
-    for path in sorted(folder.rglob("events*")):
-        for record in tf.data.TFRecordDataset(str(path)):
-            event = tf.compat.v1.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append(event.step)
-    return found
-
-
 def test_events_are_cut_to_the_epochs_done(tmp_path):
     def run(*epochs):
         """Writes what Keras' callback does, to a file of its own."""
@@ -537,18 +527,18 @@ def test_events_are_cut_to_the_epochs_done(tmp_path):
     run(0, 1)
     (file,) = (tmp_path / "train").glob("events*")
     whole = file.read_bytes()
-    cut_events(tmp_path, 2, STEPS)
+    cut_events(tmp_path, 2, 2 * STEPS)
     assert file.read_bytes() == whole  # there is nothing to do
     file.write_bytes(whole + b"\x20\x00\x00torn")
     # Killed before the second epoch's state was there.
     cut_events(tmp_path, 1, STEPS)
-    assert steps_of(tmp_path) == {
+    assert event_steps(tmp_path) == {
         "epoch_loss": [0],
         "loss_vs_iterations": [STEPS],
     }
     assert not list(tmp_path.rglob(".*"))
     run(1)
-    assert sorted(steps_of(tmp_path)["epoch_loss"]) == [0, 1]
+    assert sorted(event_steps(tmp_path)["epoch_loss"]) == [0, 1]
 
 
 def test_what_is_left_half_written_is_removed(tmp_path):
