@@ -241,3 +241,16 @@ def make_small_backbone(dtype=None):
             x = keras.layers.BatchNormalization(dtype=dtype)(x)
         features[f"stride_{stride}"] = x = keras.layers.ReLU(dtype=dtype)(x)
     return keras.Model(inputs, features, name="small")
+
+
+def event_steps(folder):
+    """Tag -> steps of the summaries in the event files of a folder."""
+    import tensorflow as tf
+
+    found = {}
+    for path in sorted(folder.rglob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    return found

@@ -56,9 +56,8 @@ UNMIRRORED = {
     ),
     "backbones": "grids padding probes torchvision",
     "cli": "export inspect_output log output push startup train",
-    "config": "schema",
     "data": "beam_io resize",
-    "engine": "cluster states tensorboard train",
+    "engine": "cluster states train",
     "export": (
         "card formats image_size manifest measure metadata onnx "
         "run_alone saved_model tflite verify"

@@ -21,6 +21,10 @@ from keras_aspp.utils.types import PathLike
 # YAML is slow to read: a second for a hundred kB.
 _MAX_BYTES = 2**16
 _MAX_DEPTH = 10
+# Numbers to jsonargparse, and to YAML 1.2, but texts to PyYAML.
+_EXPONENT = re.compile(
+    r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$|\.[0-9_]+([eE][-+][0-9]+)?$"
+)
 # The most that a number may be, where 2**31 - 1 is too much: what it makes is
 # allocated in full. Fields of one meaning end alike.
 _MOST = {
@@ -180,7 +184,17 @@ def config_text(config: Config) -> str:
 def _yaml(content):
     import yaml
 
-    return yaml.safe_dump(content, sort_keys=False)
+    dumper = _with_exponents(yaml.SafeDumper)
+    return yaml.dump(content, Dumper=dumper, sort_keys=False)
+
+
+def _with_exponents(base):
+    """Returns a loader or dumper of PyYAML that takes `3e5` for a number."""
+    made = type(base.__name__, (base,), {})
+    made.add_implicit_resolver(
+        "tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789")
+    )
+    return made
 
 
 def dump_config(config: Config, path: PathLike) -> None:
@@ -220,23 +234,38 @@ def _parse(text, path):
     import yaml
 
     try:
-        depth = 0
+        opened = []  # collections, each a list of the scalars in it
         # Before anything is built: a few aliases of aliases expand to
         # billions of values, and deep nesting takes the parser for ever.
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise InputError("aliases are not allowed")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
+            if isinstance(event, yaml.NodeEvent) and opened:
+                opened[-1].append(getattr(event, "value", None))
+            if isinstance(event, yaml.CollectionStartEvent):
+                opened.append([])
+            if isinstance(event, yaml.CollectionEndEvent):
+                scalars = opened.pop()
+                if isinstance(event, yaml.MappingEndEvent):
+                    _check_repeated(scalars[::2])  # keys, between values
+            if len(opened) > _MAX_DEPTH:
                 raise InputError(f"nested deeper than {_MAX_DEPTH}")
-        return yaml.safe_load(text)
+        return yaml.load(text, _with_exponents(yaml.SafeLoader))
     except Exception as error:
         # Values that look like dates or numbers raise errors of their own.
         message = " ".join(str(error).split())
         raise ConfigurationError(
             f"Not valid YAML. File: {path} ({message})"
         ) from None
+
+
+def _check_repeated(keys):
+    # YAML would keep the last one.
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(
+                f"a key must occur once in its section; remove one `{key}`"
+            )
 
 
 def _check_keys(content, path):

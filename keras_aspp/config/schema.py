@@ -469,7 +469,9 @@ class TrainConfig:
         if steps is None:
             steps = -(-self.total_examples // self.batch_size)
         epochs = min(-(-steps // per_epoch), 50)
-        return epochs, -(-steps // epochs)
+        per_epoch = -(-steps // epochs)
+        # Rounded up, steps may fill fewer epochs.
+        return -(-steps // per_epoch), per_epoch
 
 
 def _check_quantize_aware(config):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -39,6 +40,41 @@ def build_callbacks(
         _build(entry, f"train.callbacks[{index}]", str(workdir))
         for index, entry in enumerate(entries)
     ]
+
+
+@contextlib.contextmanager
+def skipping(
+    callbacks: Sequence[keras.callbacks.Callback],
+    hook: str,
+    condition: Callable[[], bool] = lambda: True,
+) -> Iterator[None]:
+    """Skips `on_train_begin` or `on_train_end` of callbacks.
+
+    To callbacks, two calls of `fit` are one training where the end of the
+    first and the beginning of the second are skipped.
+
+    Args:
+        callbacks: list of `keras.callbacks.Callback`.
+        hook: name of the method.
+        condition: function that returns True, when Keras calls the hook, if it
+            is to be skipped.
+    """
+
+    def skipped(method):
+        def call(logs=None):
+            if not condition():
+                method(logs)
+
+        return call
+
+    methods = [getattr(callback, hook) for callback in callbacks]
+    for callback, method in zip(callbacks, methods, strict=True):
+        setattr(callback, hook, skipped(method))
+    try:
+        yield
+    finally:
+        for callback, method in zip(callbacks, methods, strict=True):
+            setattr(callback, hook, method)
 
 
 def _build(entry, name, workdir):

@@ -99,9 +99,9 @@ class Checkpoints(keras.callbacks.Callback):
         self._metrics = [arrays[name] for name in sorted(arrays)]
         if self._metrics:
             # Keras creates the variables of metrics when it first needs them.
-            pixel = np.zeros((1, 1, 1), "int32")
             scores = np.zeros((1, 1, 1, model.num_classes), "float32")
-            model.compute_metrics(None, pixel, scores)
+            labels = scores if model.task == "multilabel" else scores[..., 0]
+            model.compute_metrics(None, labels.astype("int32"), scores)
         self.best = -math.inf if state["best"] is None else state["best"]
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epochs, self.steps = state["epochs"], state["steps"]

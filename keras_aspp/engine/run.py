@@ -84,8 +84,9 @@ def train(
     Raises:
         ValueError: invalid data or configuration, a loss that is not finite,
             or a resumed run whose configuration or data has changed.
-        FileExistsError: the workdir holds a run and `resume` is False, or
-            another process is writing to it.
+        FileExistsError: the workdir holds a run and `resume` is False, a
+            finished run without checkpoints, or an exported model; or another
+            process is writing to it.
         OSError: the disk is full.
         KeyboardInterrupt: a signal came.
     """
@@ -100,11 +101,7 @@ def train(
 
 
 def _train(config, workdir, resume, progress, owner):
-    if not resume and (workdir / "checkpoints").exists():
-        raise OutputExistsError(
-            "The workdir holds a run. Continue it with --resume, or choose "
-            f"another workdir. Received: workdir={str(workdir)!r}"
-        )
+    _check_workdir(CheckpointStore(workdir, 1), resume)
     chief = owner is not None
     changed = changes(workdir, config) if resume else []
     # Before the data is read, which takes longer than to name a mistake.
@@ -133,6 +130,28 @@ def _train(config, workdir, resume, progress, owner):
         run.spec.to_file(checkpoints.store.workdir / "dataset.json")
         fit(run, checkpoints, xla, chief, callbacks)
     return _finish(run, checkpoints, owner, progress) if chief else None
+
+
+def _check_workdir(store, resume):
+    """Raises if the run would replace files that it does not continue."""
+    received = f"Received: workdir={str(store.workdir)!r}"
+    if not resume and store.folder.exists():
+        raise OutputExistsError(
+            "The workdir holds a run. Continue it with --resume, or choose "
+            f"another workdir. {received}"
+        )
+    if store.paths():
+        return
+    for name, content in (
+        ("metrics.json", "a finished run without checkpoints"),
+        ("manifest.json", "an exported model"),
+    ):
+        if (store.workdir / name).is_file():
+            raise OutputExistsError(
+                f"The workdir holds {content}, whose model.keras a new run "
+                "would replace; choose another workdir (model.weights takes "
+                f"the model.keras). {received}"
+            )
 
 
 def _make_checkpoints(run, workdir, owner):
@@ -187,13 +206,17 @@ def _finish(run, checkpoints, owner, progress):
     )
     data, settings = run.config.data, run.config.train
     best = checkpoints.store.best_model
+    tuned = settings.threshold == "auto" and run.spec.task != "semantic"
     if settings.recalibrate_steps:
+        if tuned:
+            # A resumed run may have chosen it for the former statistics.
+            _store_threshold(best, 0.5)
         _recalibrate(
             best,
             run.batches().take(settings.recalibrate_steps),
             lambda path: _evaluate(run, path, data.validation_split),
         )
-    if settings.threshold == "auto" and run.spec.task != "semantic":
+    if tuned:
         _choose_threshold(run, best)
     split = data.test_split or data.validation_split
     metrics = _evaluate(run, best, split, progress)
@@ -213,14 +236,18 @@ def _choose_threshold(run, path):
         run.config.data.validation_split,
         run.config.train.batch_size,
     )
-    model = load_saved(path)
-    model.threshold = found
-    save_model(model, path)
+    _store_threshold(path, found)
     values = found if isinstance(found, tuple) else (found,)
     _log.info(
         "Threshold: %s, the best F1 on validation.",
         ", ".join(f"{value:.3f}" for value in values),
     )
+
+
+def _store_threshold(path, threshold):
+    model = load_saved(path)
+    model.threshold = threshold
+    save_model(model, path)
 
 
 def _is_known(workdir, found):

@@ -78,22 +78,21 @@ class TensorBoard(keras.callbacks.TensorBoard):
             writer.flush()
 
 
-def cut_events(folder, epochs, steps):
+def cut_events(folder, epochs, iterations):
     """Removes events after the last finished epoch from event files.
 
     Args:
         folder: folder with event files at any depth.
         epochs: int, number of finished epochs.
-        steps: int, batches of an epoch.
+        iterations: int, `optimizer.iterations` of the state to go on from.
     """
     for path in sorted(Path(folder).rglob("events.out.tfevents.*")):
         kept, whole = [], True
         try:
             for record in tf.data.TFRecordDataset(str(path)):
                 record = record.numpy()
-                if _is_done(
-                    tf.compat.v1.Event.FromString(record), epochs, steps
-                ):
+                event = tf.compat.v1.Event.FromString(record)
+                if _is_done(event, epochs, iterations):
                     kept.append(record)
                 else:
                     whole = False
@@ -109,10 +108,11 @@ def cut_events(folder, epochs, steps):
                 writer.write(record)
 
 
-def _is_done(event, epochs, steps):
-    # Keras counts some of its summaries in optimizer steps.
+def _is_done(event, epochs, iterations):
+    # Keras counts some of its summaries in iterations of the optimizer:
+    # updates or, with a learning rate of the backbone, batches.
     return all(
-        event.step <= epochs * steps
+        event.step <= iterations
         if value.tag.endswith("_vs_iterations")
         else event.step < epochs
         for value in event.summary.value

@@ -3,8 +3,10 @@
 import logging
 
 import tensorflow as tf
+from keras import ops
 
 from keras_aspp.data.pipeline import evaluation_dataset
+from keras_aspp.engine.callbacks import skipping
 from keras_aspp.engine.distributed import training_batches, validation_batches
 from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.progress import Progress
@@ -39,7 +41,8 @@ def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
     Raises:
         KeyboardInterrupt: a signal came; a checkpoint is saved.
     """
-    cut_events(_logs(checkpoints), checkpoints.epochs, run.steps)
+    iterations = int(ops.convert_to_numpy(run.model.optimizer.iterations))
+    cut_events(_logs(checkpoints), checkpoints.epochs, iterations)
     compilations = Compilations(xla, _logs(checkpoints))
     # Before the validation data, which may build the test function.
     compilations.set_model(run.model)
@@ -57,14 +60,25 @@ def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
     )
     # The checkpoints are the last, so that they save what others have done.
     callbacks[-1:-1] = own_callbacks
+    parts = run, checkpoints, validation, monitor, callbacks
+
+    def goes_on():
+        # Each fit of Keras forgets `stop_training` of the one before.
+        return checkpoints.epochs < run.epochs and not run.model.stop_training
+
     with stop_signals(checkpoints.request_stop):
+        begun = []  # callbacks to which both fits are one training
         if checkpoints.steps:
+            begun = own_callbacks
             # The rest of an epoch; Keras ends each fit with the averages as
             # weights, so the weights are restored after it.
-            _fit(run, checkpoints, validation, monitor, callbacks, part=True)
+            with skipping(begun, "on_train_end", goes_on):
+                _fit(*parts, part=True)
             with run.strategy.scope():
                 checkpoints.restore(run.model)
-        _fit(run, checkpoints, validation, monitor, callbacks)
+        if goes_on():
+            with skipping(begun, "on_train_begin"):
+                _fit(*parts)
         checkpoints.end_if_requested()
 
 

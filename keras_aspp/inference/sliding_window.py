@@ -6,7 +6,6 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import itertools
-import numbers
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.layers.background_logit import logit
+from keras_aspp.layers.checks import is_number
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
@@ -124,8 +124,7 @@ def check_overlap(overlap: float) -> None:
 
 def is_share(value: Any) -> bool:
     """Returns True for a number in [0, 1) that is no bool."""
-    is_number = isinstance(value, numbers.Real) and type(value) is not bool
-    return is_number and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def spans(

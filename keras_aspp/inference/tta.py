@@ -6,7 +6,6 @@ Shape legend: B batch, H x W pixels, K classes.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from keras_aspp.inference.sliding_window import (
     to_scores,
     true_probabilities,
 )
+from keras_aspp.layers.checks import is_number
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
@@ -105,7 +105,7 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """
     found = tuple(scales) if isinstance(scales, Iterable) else ()
     if not found or not all(
-        isinstance(scale, numbers.Real) and 0 < scale <= 8 for scale in found
+        is_number(scale) and 0 < scale <= 8 for scale in found
     ):
         raise InputError(
             "`scales` must be floats > 0, 8 at most, such as (0.5, 1.0). "

@@ -121,10 +121,11 @@ def distill(
 
 def _between(student, teacher):
     """Returns the map from the student's input to the teacher's."""
-    given, wanted = (
-        m.preprocess.of_pixels().affine(m.input_channels)
-        for m in (student, teacher)
-    )
+    given, wanted = student.preprocess, teacher.preprocess
+    if given.input_dtype != wanted.input_dtype:
+        # Stored values of different types may have different units.
+        given, wanted = given.of_pixels(), wanted.of_pixels()
+    given, wanted = (p.affine(student.input_channels) for p in (given, wanted))
     matrix = np.linalg.inv(given[0].astype("float64")) @ wanted[0]
     shift = wanted[1] - given[1] @ matrix
     if np.allclose(matrix, np.eye(len(shift))) and np.allclose(shift, 0):

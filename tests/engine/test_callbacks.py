@@ -1,15 +1,16 @@
 """Callbacks by class path: built, called as Keras calls them, and named."""
 
 import csv
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from tiny_run import small_config
+from tiny_run import replace, small_config
 
 from keras_aspp.config.load import config_text, load_config
 from keras_aspp.config.schema import Config, TrainConfig
-from keras_aspp.engine.callbacks import build_callbacks
+from keras_aspp.engine.callbacks import build_callbacks, skipping
 from keras_aspp.engine.run import train
 
 
@@ -18,6 +19,26 @@ class Failing(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         raise RuntimeError("the server is down")
+
+
+class Recording(keras.callbacks.Callback):
+    """Records its calls, and may stop the training after an epoch."""
+
+    calls = []
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.stop_at = stop_at
+
+    def on_train_begin(self, logs=None):
+        self.calls.append("begin")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.calls.append(epoch)
+        self.model.stop_training |= epoch == self.stop_at
+
+    def on_train_end(self, logs=None):
+        self.calls.append("end")
 
 
 FAILING = {"class": f"{__name__}.Failing"}
@@ -93,6 +114,44 @@ def test_hooks_that_are_not_overridden_are_not_wrapped(tmp_path):
     assert [name for name in vars(callback) if name.startswith("on_")] == [
         "on_epoch_end"
     ]
+
+
+def test_two_fits_are_one_training(tmp_path):
+    Recording.calls.clear()
+    entry = {"class": f"{__name__}.Recording"}
+    callbacks = build_callbacks([entry], tmp_path)
+    with skipping(callbacks, "on_train_end"):
+        fit_with(callbacks)
+    with skipping(callbacks, "on_train_begin"):
+        fit_with(callbacks)
+    assert Recording.calls == ["begin", 0, 1, 0, 1, "end"]
+    Recording.calls.clear()
+    with skipping(callbacks, "on_train_end", lambda: False):
+        fit_with(callbacks)
+    assert Recording.calls == ["begin", 0, 1, "end"]
+
+
+@pytest.mark.slow
+def test_a_run_resumed_within_an_epoch_is_one_training(tmp_path, tiny_folder):
+    config = small_config(
+        tiny_folder, total_epochs=3, checkpoint_steps=1, keep_checkpoints=9
+    )
+    train(config, tmp_path / "whole")
+    for state, stop_at, expected in (
+        ("epoch_00000_step_0000001", None, ["begin", 0, 1, 2, "end"]),
+        ("epoch_00000_step_0000001", 0, ["begin", 0, "end"]),
+        ("epoch_00002_step_0000001", None, ["begin", 2, "end"]),
+    ):
+        Recording.calls.clear()
+        workdir = shutil.copytree(tmp_path / "whole", tmp_path / "again")
+        for path in (workdir / "checkpoints").iterdir():
+            if path.name > state:
+                shutil.rmtree(path)
+        arguments = {"stop_at": stop_at}
+        entry = {"class": f"{__name__}.Recording", "arguments": arguments}
+        train(replace(config, train={"callbacks": [entry]}), workdir, True)
+        assert Recording.calls == expected
+        shutil.rmtree(workdir)
 
 
 @pytest.mark.slow

@@ -13,16 +13,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import ROOT, npy, sample
+from helpers import ROOT, event_steps, npy, sample
 from tiny_run import replace
 
 from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
-from keras_aspp.config.schema import Config, TrainConfig
+from keras_aspp.config.schema import Config, LossConfig, TrainConfig
 from keras_aspp.engine.checkpoint import CHANGEABLE, Checkpoints, changes
+from keras_aspp.engine.loss import build_loss
 from keras_aspp.engine.states import CheckpointStore, write_history
 from keras_aspp.engine.tensorboard import cut_events
-from keras_aspp.metrics import ConfusionMatrix
+from keras_aspp.metrics import ConfusionMatrix, confusion_of
 from keras_aspp.models.saving import save_model
 from keras_aspp.utils.files import remove_temporaries, write_json
 from keras_aspp.utils.signals import interrupt, stop_signals
@@ -34,30 +35,41 @@ def config_of(**train):
     return replace(Config(), train=train)
 
 
-def small_model(seed=1):
+def small_model(seed=1, task="semantic"):
     """Compiled: dropout, batch norm, averages, momentum and the metric."""
     keras.utils.set_random_seed(seed)
+    num_classes = 2 if task == "binary" else 3
     model = keras.Sequential(
         [
             keras.layers.Conv2D(4, 3, padding="same"),
             keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.4),
-            keras.layers.Conv2D(3, 1),
+            keras.layers.Conv2D(num_classes, 1),
         ]
     )
     model.build((None, 5, 7, 2))
-    model.num_classes = 3
+    model.task, model.num_classes = task, num_classes
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[ConfusionMatrix(3)],
+        build_loss(LossConfig(), 255, task=task),
+        metrics=[confusion_of(task, num_classes)],
     )
     return model
 
 
-def batches(first):
+def labels_of(x, task):
+    """Labels of a task, of images of two channels."""
+    first, second = (x[..., i] > 0 for i in range(2))
+    if task == "multilabel":
+        y = np.stack([first, second, first & second], axis=-1)
+    else:
+        y = first if task == "binary" else first.astype("int32") + second
+    return y.astype("int32")
+
+
+def batches(first, task="semantic"):
     x = sample((12, 5, 7, 2))
-    y = (x[..., 0] > 0).astype("int32") + (x[..., 1] > 0)
+    y = labels_of(x, task)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(2).repeat()
     return data.skip(first)
 
@@ -67,8 +79,8 @@ def fit(model, checkpoints, epochs, before=()):
     while checkpoints.epochs < epochs:
         part = checkpoints.steps
         model.fit(
-            batches(checkpoints.epochs * STEPS + part),
-            validation_data=batches(0).take(2),
+            batches(checkpoints.epochs * STEPS + part, model.task),
+            validation_data=batches(0, model.task).take(2),
             initial_epoch=checkpoints.epochs,
             epochs=checkpoints.epochs + 1 if part else epochs,
             steps_per_epoch=STEPS - part,
@@ -258,8 +270,9 @@ def test_contents_are_on_the_disk_before_the_name_is(states, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
-    whole, model = checkpoints_of(tmp_path / "whole"), small_model()
+@pytest.mark.parametrize("task", ["semantic", "binary", "multilabel"])
+def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path, task):
+    whole, model = checkpoints_of(tmp_path / "whole"), small_model(task=task)
     fit(model, whole, 3)
 
     class Kill(keras.callbacks.Callback):
@@ -269,9 +282,9 @@ def test_a_run_cut_within_an_epoch_ends_in_the_same_bits(tmp_path):
 
     cut = checkpoints_of(tmp_path / "cut", checkpoint_steps=2)
     with pytest.raises(Killed):
-        fit(small_model(), cut, 3, [Kill()])
+        fit(small_model(task=task), cut, 3, [Kill()])
     assert names(cut.store) == ["epoch_00001", "epoch_00001_step_0000002"]
-    again, other = checkpoints_of(tmp_path / "cut"), small_model(seed=2)
+    again, other = checkpoints_of(tmp_path / "cut"), small_model(2, task)
     again.restore(other)
     assert again.progress() == "step 2 of 4 in epoch 2"
     fit(other, again, 3)
@@ -508,16 +521,6 @@ def test_history_has_the_form_of_the_csv_logger(tmp_path):
     ).read_bytes()
 
 
-def steps_of(folder):
-    found = {}
-    for path in sorted(folder.rglob("events*")):
-        for record in tf.data.TFRecordDataset(str(path)):
-            event = tf.compat.v1.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append(event.step)
-    return found
-
-
 def test_events_are_cut_to_the_epochs_done(tmp_path):
     def run(*epochs):
         """Writes what Keras' callback does, to a file of its own."""
@@ -532,18 +535,18 @@ def test_events_are_cut_to_the_epochs_done(tmp_path):
     run(0, 1)
     (file,) = (tmp_path / "train").glob("events*")
     whole = file.read_bytes()
-    cut_events(tmp_path, 2, STEPS)
+    cut_events(tmp_path, 2, 2 * STEPS)
     assert file.read_bytes() == whole  # there is nothing to do
     file.write_bytes(whole + b"\x20\x00\x00torn")
     # Killed before the second epoch's state was there.
     cut_events(tmp_path, 1, STEPS)
-    assert steps_of(tmp_path) == {
+    assert event_steps(tmp_path) == {
         "epoch_loss": [0],
         "loss_vs_iterations": [STEPS],
     }
     assert not list(tmp_path.rglob(".*"))
     run(1)
-    assert sorted(steps_of(tmp_path)["epoch_loss"]) == [0, 1]
+    assert sorted(event_steps(tmp_path)["epoch_loss"]) == [0, 1]
 
 
 def test_what_is_left_half_written_is_removed(tmp_path):

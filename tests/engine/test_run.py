@@ -2,14 +2,27 @@
 
 import csv
 import json
+import os
+import types
 import zipfile
 
 import h5py
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers import event_steps, make_small_backbone, randomize
+from multilabel_folder import make_folder
 from tiny_run import replace, small_config, tiny_config, write_folder
 
-from keras_aspp.engine.run import train
+from keras_aspp.data.folder import FolderSource
+from keras_aspp.engine import run as engine_run
+from keras_aspp.engine.evaluate import evaluate
+from keras_aspp.engine.run import _check_workdir, train
+from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.models import DeepLabV3
+from keras_aspp.models.saving import save_model
+from keras_aspp.models.segmenter import load_saved
 
 
 def history(workdir):
@@ -60,7 +73,7 @@ def test_model_has_no_optimizer_state(tiny_workdir):
 
 @pytest.mark.slow
 def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
-    config = small_config(tiny_folder, total_epochs=2)
+    config = small_config(tiny_folder, total_epochs=2, accumulate_steps=2)
     train(config, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "epoch_00002"
     (newest / "variables.npz").write_bytes(b"not a zip")
@@ -80,6 +93,9 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     assert "Skipped a damaged checkpoint" in said
     assert "Resumed after epoch 1" in said
     assert history(tmp_path / "run") == before
+    # Keras counts the updates, of two batches each.
+    events = event_steps(tmp_path / "run" / "logs" / "validation")
+    assert events["evaluation_loss_vs_iterations"] == [1, 2]
     with pytest.raises(ValueError, match="train.seed: 0 -> 1"):
         train(replace(config, train={"seed": 1}), tmp_path / "run", resume=True)
 
@@ -101,6 +117,99 @@ def test_early_stopping(tmp_path, tiny_folder, capsys):
 def test_a_used_workdir_is_refused(tiny_workdir, tiny_folder):
     with pytest.raises(FileExistsError, match="--resume"):
         train(tiny_config(tiny_folder), tiny_workdir)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", "a finished run without checkpoints"),
+        ("manifest.json", "an exported model"),
+    ],
+)
+def test_a_workdir_whose_model_would_be_lost_is_refused(
+    name, content, resume, tmp_path, tiny_folder
+):
+    files = sorted(["model.keras", name])
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    message = f"holds {content}, .*choose another workdir.*Received: workdir="
+    with pytest.raises(FileExistsError, match=message) as raised:
+        train(small_config(tiny_folder), tmp_path, resume)
+    assert "\n" not in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == files
+    assert (tmp_path / "model.keras").read_text() == "{}"
+
+
+def test_a_run_killed_before_its_first_checkpoint_may_begin_again(tmp_path):
+    """The best model is saved before the state that refers to it."""
+    store = CheckpointStore(tmp_path, 2)
+    store.best_model.touch()
+    for resume in (False, True):
+        _check_workdir(store, resume)
+    store.save(1, 0, {}, {})
+    (tmp_path / "metrics.json").touch()
+    _check_workdir(store, resume=True)
+    with pytest.raises(FileExistsError, match="Continue it with --resume"):
+        _check_workdir(store, resume=False)
+
+
+def test_statistics_are_compared_at_one_half_also_when_resumed(
+    tmp_path, monkeypatch
+):
+    """Not at the threshold that `auto` has stored before."""
+    root = make_folder(tmp_path / "data", count=2)
+    keras.utils.set_random_seed(3)
+    model = randomize(
+        DeepLabV3(
+            2,
+            make_small_backbone(),
+            atrous_rates=(1,),
+            aspp_filters=4,
+            image_pooling=False,
+            dropout=0.0,
+            task="multilabel",
+        )
+    )
+    store = CheckpointStore(tmp_path / "run", 1)
+    store.workdir.mkdir()
+    save_model(model, store.best_model)
+    config = small_config(root, threshold="auto", recalibrate_steps=1)
+    source = FolderSource(root)
+    images = np.stack([source.decode(*r)[0] for r in records_of(source)])
+    run = types.SimpleNamespace(
+        config=config,
+        source=source,
+        spec=source.spec,
+        epochs=1,
+        batches=lambda: tf.data.Dataset.from_tensors(
+            (model.preprocess(images), 0)
+        ),
+    )
+    checkpoints = types.SimpleNamespace(store=store, best=0.5, best_epoch=1)
+    owner = types.SimpleNamespace(check=lambda: None)
+    thresholds = []
+
+    def recorded(predictor, *args):
+        thresholds.append(predictor.threshold)
+        return evaluate(predictor, *args)
+
+    monkeypatch.setattr(engine_run, "evaluate", recorded)
+    monkeypatch.setattr(engine_run, "_advise", lambda *_: [])
+    ends = []
+    for _ in range(2):
+        metrics = engine_run._finish(run, checkpoints, owner, None)
+        ends.append([metrics, load_saved(store.best_model).get_weights()])
+    half, chosen = (0.5, 0.5), thresholds[2]
+    assert 0.5 not in chosen
+    assert thresholds == [half, half, chosen] * 2
+    assert ends[0][0] == ends[1][0]
+    for a, b in zip(ends[0][1], ends[1][1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def records_of(source):
+    return source.records("train").as_numpy_iterator()
 
 
 def test_bad_label_is_found_before_training(tmp_path):

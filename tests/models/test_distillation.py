@@ -19,6 +19,7 @@ from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.models import DeepLabV3, distill
 from keras_aspp.models.auxiliary import training_terms
 from keras_aspp.models.precision import compute_dtypes
+from keras_aspp.pixels import PixelFormat
 from keras_aspp.preprocess import KERAS_CAFFE, TORCHVISION
 
 SIZE = (33, 50)
@@ -99,6 +100,37 @@ def test_the_loss_is_that_of_numpy(arguments, temperature):
     assert logs["distillation_loss"] == pytest.approx(divergence, rel=1e-3)
     assert logs["loss"] == pytest.approx(labels + 0.7 * divergence, rel=1e-3)
     assert divergence > 0.01
+
+
+@pytest.mark.parametrize(
+    ("pixels", "teachers_pixels", "factor"),
+    [
+        # Images of one type: both read the stored values.
+        (("uint16", (0, 10000)), ("uint16", (0, 4095)), 1.0),
+        (("uint16", (0, [9000, 500, 100])), ("uint16", (5, 4095)), 1.0),
+        (("uint8", None), ("uint8", (0, 128)), 1.0),
+        # Of two types, as reflectance: white is white.
+        (("uint16", (0, 10000)), ("float32", (0, 1)), 1e-4),
+    ],
+)
+def test_a_teacher_of_another_value_range(pixels, teachers_pixels, factor):
+    def preprocess(dtype, value_range):
+        found = PixelFormat(dtype=dtype, value_range=value_range)
+        return KERAS_CAFFE.of_images(found)
+
+    model = student(preprocess=preprocess(*pixels))
+    teacher = build(seed=2, preprocess=preprocess(*teachers_pixels))
+    most = 256 if pixels[0] == "uint8" else 4096
+    images = np.random.default_rng(3).integers(0, most, (2, *SIZE, 3))
+    images = images.astype(pixels[0])
+    x, y = npy(model.preprocess(images)), np.zeros((2, *SIZE), "int32")
+    stored = (images * factor).astype(teachers_pixels[0])
+    soft = npy(teacher(teacher.preprocess(stored), training=False))
+    expected = np_divergence(model(x), soft, np.ones(y.shape))
+    distill(model, teacher)
+    logs = compiled(model).train_on_batch(x, y, return_dict=True)
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.01
 
 
 def test_the_teacher_stays_as_it_is():
