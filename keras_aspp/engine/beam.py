@@ -129,8 +129,8 @@ def predict_with_beam(model, images, output, options=(), scores=False):
 
     Raises:
         ValueError: Beam is not installed, or no file matches a pattern.
-        FileExistsError: `output/predictions.json` is no report of Beam, or
-            `output` is a data set and the model a multilabel one.
+        FileExistsError: `output/predictions.json` was written by something
+            else, or `output` is a data set and the model a multilabel one.
     """
     options = pipeline_options(options)
     import apache_beam as beam

@@ -344,7 +344,7 @@ class Predictor:
         return self._without_gaps(labels, valid)
 
     def _without_gaps(self, labels, valid):
-        """Returns labels, with the ignore label where there is no data.
+        """Returns labels, with the ignore label at pixels without data.
 
         Args:
             labels: `[..., H, W]`, or `[..., H, W, K]` of a multilabel model.

@@ -123,7 +123,7 @@ def check_overlap(overlap: float) -> None:
 
 
 def is_share(value: Any) -> bool:
-    """Returns True for a number in [0, 1) that is no bool."""
+    """Returns True for a number in [0, 1); a bool is refused."""
     return is_number(value) and 0 <= value < 1
 
 

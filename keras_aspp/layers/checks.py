@@ -79,7 +79,7 @@ def check_atrous_rates(
 
 
 def is_number(value: Any) -> bool:
-    """Returns True for a real number, also NumPy's; a bool is none."""
+    """Returns True for a real number, also NumPy's, but not for a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -33,8 +33,8 @@ class ClassThresholds(keras.layers.Layer):
         The same.
 
     Raises:
-        ValueError: `thresholds` is no sequence, or a threshold is not in
-            (0, 1).
+        ValueError: `thresholds` is not a sequence, or a threshold is
+            outside (0, 1).
 
     Example:
     >>> layer = ClassThresholds([0.5, 0.25])

@@ -103,7 +103,7 @@ def dense_figure(
         stride, maps = found["strides"][row], found[name]
         ax = axes[row, 0]
         ax.imshow(image)
-        # Thin enough that the image is seen between lines of small cells.
+        # Thin lines, so that small cells show the image between them.
         width_pt = min(0.6, 0.075 * stride)
         lines = {"color": "w", "linewidth": width_pt, "alpha": 0.8}
         for y in np.arange(0, height, stride):

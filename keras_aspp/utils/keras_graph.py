@@ -61,7 +61,7 @@ def layers_by_path(
 
 
 def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields every layer that is no functional model, also of nested models."""
+    """Yields the layers of a model, with those of nested models in place."""
     for _, layer in layers_by_path(model):
         yield layer
 
