@@ -9,13 +9,13 @@ from keras import ops
 
 # Sizes of maps, and the cell that is changed. No axis equals another, and no
 # symmetry maps a cell to itself in all of them. The small map shows the mean of
-# all cells, the large one a move along both axes, the long ones a tap at a
+# all cells, the next one a move along both axes, the long ones a tap at a
 # rate as high as 36.
 _PROBES = (
     ((7, 9), (2, 3)),
-    ((41, 43), (19, 23)),
-    ((97, 3), (47, 1)),
-    ((3, 101), (1, 49)),
+    ((19, 23), (8, 12)),
+    ((97, 2), (47, 1)),
+    ((2, 101), (1, 49)),
 )
 
 
@@ -99,13 +99,16 @@ def _leaves_alone(layer, args, kwargs, size, cell):
             return ops.convert_to_tensor(x, t.dtype)
 
         outputs = _called(layer, args, kwargs, filled)
-        return [np.array(ops.convert_to_numpy(y), "float64") for y in outputs]
+        return [np.array(ops.convert_to_numpy(y)) for y in outputs]
 
     # 10 is more than any other number, so that a maximum moves.
     for before, after in zip(outputs_at(0), outputs_at(10), strict=True):
         if before.shape[1:3] != size:
             return False
         after[0][cell] = before[0][cell]
+        if np.array_equal(before, after):
+            continue
+        before, after = before.astype("float64"), after.astype("float64")
         # The logarithm or root of a negative number is NaN both times.
         if not np.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
             return False

@@ -98,13 +98,7 @@ def rebuild(
                 any_size=layer.name in resized,
                 made=made,
             )
-        change = changes.get(layer.name, {})
-        done = made.setdefault(id(layer), [])
-        for other, copy in done:
-            if other == change:
-                return copy
-        done.append((change, _configured(layer, change)))
-        return done[-1][1]
+        return _once(layer, changes.get(layer.name, {}), made)
 
     def steps(layer):
         """Returns the layers to call in sequence in place of one."""
@@ -145,6 +139,16 @@ def rebuild(
         ):
             carry(layer, copies[layer.name])
     return copy
+
+
+def _once(layer, changes, made):
+    """Returns the copy that was made with these changes, or a new one."""
+    done = made.setdefault(id(layer), [])
+    for other, copy in done:
+        if other == changes:
+            return copy
+    done.append((changes, _configured(layer, changes)))
+    return done[-1][1]
 
 
 def _configured(layer, changes):
