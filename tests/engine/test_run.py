@@ -72,8 +72,22 @@ def test_model_has_no_optimizer_state(tiny_workdir):
 
 
 @pytest.mark.slow
-def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
-    config = small_config(tiny_folder, total_epochs=2, accumulate_steps=2)
+@pytest.mark.parametrize(
+    ("factor", "iterations"),
+    [
+        (1.0, [1, 2]),  # updates, of two batches each
+        (0.1, [2, 4]),  # batches: Keras' optimizer of two rates counts them
+    ],
+)
+def test_damaged_checkpoint_is_skipped(
+    factor, iterations, tmp_path, tiny_folder, capsys
+):
+    config = small_config(
+        tiny_folder,
+        total_epochs=2,
+        accumulate_steps=2,
+        backbone_learning_rate_factor=factor,
+    )
     train(config, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "epoch_00002"
     (newest / "variables.npz").write_bytes(b"not a zip")
@@ -93,9 +107,8 @@ def test_damaged_checkpoint_is_skipped(tmp_path, tiny_folder, capsys):
     assert "Skipped a damaged checkpoint" in said
     assert "Resumed after epoch 1" in said
     assert history(tmp_path / "run") == before
-    # Keras counts the updates, of two batches each.
     events = event_steps(tmp_path / "run" / "logs" / "validation")
-    assert events["evaluation_loss_vs_iterations"] == [1, 2]
+    assert events["evaluation_loss_vs_iterations"] == iterations
     with pytest.raises(ValueError, match="train.seed: 0 -> 1"):
         train(replace(config, train={"seed": 1}), tmp_path / "run", resume=True)
 
