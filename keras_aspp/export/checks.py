@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,3 +91,13 @@ def check_size(name: str, image_size: Size, model: Segmenter) -> Size:
             f"Received: {name}={size}"
         )
     return size
+
+
+def check_repeatable(evaluation_data: Iterable[Any] | None) -> None:
+    """Raises `ValueError` for examples that can be read only once."""
+    if isinstance(evaluation_data, Iterator):
+        raise InputError(
+            "`evaluation_data` is read once for each artefact; pass a list, "
+            "or an object whose `__iter__` begins again. Received: "
+            f"{type(evaluation_data).__name__}"
+        )

@@ -6,7 +6,7 @@ import collections
 import datetime
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export.checks import (
     check_images,
+    check_repeatable,
     check_size,
     checked_answers,
 )
@@ -146,13 +147,8 @@ def export_model(
     """
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
-    if isinstance(evaluation_data, Iterator):
-        raise InputError(
-            "`evaluation_data` is read once for each artefact; pass a list, "
-            "or an object whose `__iter__` begins again. Received: "
-            f"{type(evaluation_data).__name__}"
-        )
     _check(model, directory, spec, verify_images, formats, overwrite)
+    check_repeatable(evaluation_data)
     answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)
     images = [np.asarray(image) for image in verify_images]

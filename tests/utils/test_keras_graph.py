@@ -57,6 +57,14 @@ def test_layers_by_path(model):
     assert "first" in paths
 
 
+def test_layers_that_draw_random_numbers_themselves(model):
+    dropout = keras.layers.Dropout(0.5)
+    assert keras_graph.draws_random(dropout)
+    assert keras_graph.draws_random(keras.layers.RandomContrast(0.5))
+    for layer in (keras.Sequential([dropout]), *model.layers):
+        assert not keras_graph.draws_random(layer)
+
+
 def test_calls_are_forgotten(model):
     before = len(keras_graph.consumers(model.get_layer("first")))
     with keras_graph.calls_forgotten(model):
