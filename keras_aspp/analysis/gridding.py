@@ -30,8 +30,9 @@ class Gridding:
             number of ways from a cell of the input to the cell in the middle;
             0 is never seen. The whole pattern is their outer product.
         suggestion: tuple of rates near the given ones that leave nothing out
-            and reach as far, or as far as they then can; `rates` where these
-            leave nothing out.
+            and reach as far, or as far as they then can (2 cells less at
+            times, where kernels differ in size); `rates` where these leave
+            nothing out.
     """
 
     rates: tuple[Rate, ...]
@@ -140,18 +141,33 @@ def _without_holes(rates, sizes):
     """Rates near the given ones whose stack leaves no hole.
 
     The less the first ones are raised, the nearer; they are raised only as
-    far as it takes for the last to reach as far as before.
+    far as it takes for the last to reach as far as before. Of kernels that
+    differ in size, which comes first decides how far the stack can reach.
     """
-    order = sorted(range(len(rates)), key=lambda i: (rates[i], sizes[i]))
-    pairs = [(rates[i], sizes[i]) for i in order]
-    best = ()
-    for raised in range(sum(rates)):
-        found = _unbroken(pairs, raised)
-        if sum(found) > sum(best):
-            best = found
-        if sum(best) == sum(rates):
+    reach = sum(
+        rate * (size - 1) for rate, size in zip(rates, sizes, strict=True)
+    )
+    # A kernel of one cell has no reach, so any rate will do.
+    spatial = [i for i, size in enumerate(sizes) if size > 1]
+    orders = [
+        sorted(spatial, key=lambda i: (rates[i], sizes[i])),
+        sorted(spatial, key=lambda i: (rates[i], -sizes[i])),
+        sorted(spatial, key=lambda i: (-sizes[i], rates[i])),
+        sorted(spatial, key=lambda i: (sizes[i], rates[i])),
+    ]
+    best, farthest = rates, 0
+    for raised, order in itertools.product(range(0, reach, 2), orders):
+        found = _unbroken([(rates[i], sizes[i] - 1) for i in order], raised)
+        far = sum(
+            rate * (sizes[i] - 1) for i, rate in zip(order, found, strict=True)
+        )
+        if far > farthest:
+            of_layer = dict(zip(order, found, strict=True))
+            best = tuple(of_layer.get(i, r) for i, r in enumerate(rates))
+            farthest = far
+        if farthest == reach:
             break
-    return tuple(best[order.index(i)] for i in range(len(rates)))
+    return best
 
 
 def _unbroken(pairs, owed):
@@ -159,16 +175,21 @@ def _unbroken(pairs, owed):
 
     Copies of an unbroken field, moved by a rate, leave no gap between them
     while the rate is at most the field's size.
+
+    Args:
+        pairs: `(rate, span)`: of a kernel of size k, the span is k - 1.
+        owed: int, cells of reach that the first ones add.
     """
-    found, field, left = [], 1, sum(rate for rate, _ in pairs)
-    for later, (rate, size) in zip(
-        reversed(range(len(pairs))), pairs, strict=True
-    ):
-        wanted = rate + owed if later else left
-        taken = min(wanted, field, left - later)
-        owed += rate - taken
-        left -= taken
-        field += (size - 1) * taken
+    found, field = [], 1
+    left = sum(rate * span for rate, span in pairs)
+    later = sum(span for _, span in pairs)  # the least that those need
+    for i, (rate, span) in enumerate(pairs, start=1):
+        later -= span
+        wanted = rate + owed // span if i < len(pairs) else left // span
+        taken = max(min(wanted, field, (left - later) // span), 1)
+        owed += (rate - taken) * span
+        left -= taken * span
+        field += taken * span
         found.append(taken)
     return found
 

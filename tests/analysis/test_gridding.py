@@ -1,5 +1,7 @@
 """Gridding against the gradients of a stack of convolutions."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -88,6 +90,26 @@ def test_suggestions_leave_nothing_out(kernel_size):
         assert len(better.rates) == len(rates)
         if not found.unseen:
             assert found.suggestion == rates
+
+
+def test_suggestions_reach_as_far_as_any_rates_without_holes():
+    for sizes in itertools.product((1, 3, 5), repeat=2):
+        every = {
+            rates: gridding(rates, sizes)
+            for rates in itertools.product(range(1, 10), repeat=2)
+        }
+        reaches = [one.size for one in every.values() if not one.unseen]
+        for rates, found in every.items():
+            if max(rates) > 6:
+                continue
+            better = gridding(found.suggestion, sizes)
+            farthest = max(n for n in reaches if n <= found.size)
+            assert better.size == farthest, (sizes, rates)
+            # The rate of a kernel of one cell is any.
+            for size, one, other in zip(
+                sizes, rates, better.rates, strict=True
+            ):
+                assert size > 1 or one == other
 
 
 def test_the_rule_of_hdc_is_sufficient():
