@@ -218,8 +218,19 @@ def test_sigterm_ends_a_command_with_its_cleanup(tmp_path):
     with zipfile.ZipFile(tmp_path / "coco.zip", "w") as archive:
         archive.writestr("annotations.json", json.dumps(coco))
         archive.writestr("a.png", image.getvalue())
-    for name in ("manifest.json", "a.tflite"):
-        (tmp_path / name).write_text("")
+    entry = {
+        "path": "a.tflite",
+        "sha256": "",
+        "format": "tflite_float32",
+        "input": {"dtype": "uint8", "shape": [1, 8, 8, 3]},
+    }
+    manifest = {
+        "class_names": ["box"],
+        "colormap": [[0, 0, 0]],
+        "artefacts": [entry],
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "a.tflite").write_text("")
     (tmp_path / "tmp").mkdir()
     before = sorted(tmp_path.rglob("*"))
     done = run_program(STOPPED, str(tmp_path), TMPDIR=str(tmp_path / "tmp"))
