@@ -67,9 +67,34 @@ def skipping(
 
         return call
 
+    with _wrapped(callbacks, hook, skipped):
+        yield
+
+
+@contextlib.contextmanager
+def reading_params(
+    callbacks: Sequence[keras.callbacks.Callback], **params: int
+) -> Iterator[None]:
+    """Lets callbacks read these parameters instead of those of `fit`.
+
+    Args:
+        callbacks: list of `keras.callbacks.Callback`.
+        **params: `epochs` and `steps` of the whole run.
+    """
+    with _wrapped(
+        callbacks,
+        "set_params",
+        lambda method: lambda own: method({**own, **params}),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _wrapped(callbacks, hook, wrap):
+    """Within it, a method of callbacks is what `wrap` makes of it."""
     methods = [getattr(callback, hook) for callback in callbacks]
     for callback, method in zip(callbacks, methods, strict=True):
-        setattr(callback, hook, skipped(method))
+        setattr(callback, hook, wrap(method))
     try:
         yield
     finally:

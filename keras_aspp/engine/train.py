@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_aspp.data.pipeline import evaluation_dataset
-from keras_aspp.engine.callbacks import skipping
+from keras_aspp.engine.callbacks import reading_params, skipping
 from keras_aspp.engine.distributed import training_batches, validation_batches
 from keras_aspp.engine.monitor import TrainingMonitor
 from keras_aspp.engine.progress import Progress
@@ -72,7 +72,8 @@ def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
             begun = own_callbacks
             # The rest of an epoch; Keras ends each fit with the averages as
             # weights, so the weights are restored after it.
-            with skipping(begun, "on_train_end", goes_on):
+            whole = reading_params(begun, epochs=run.epochs, steps=run.steps)
+            with whole, skipping(begun, "on_train_end", goes_on):
                 _fit(*parts, part=True)
             with run.strategy.scope():
                 checkpoints.restore(run.model)

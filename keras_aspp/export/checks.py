@@ -94,8 +94,12 @@ def check_size(name: str, image_size: Size, model: Segmenter) -> Size:
 
 
 def check_repeatable(evaluation_data: Iterable[Any] | None) -> None:
-    """Raises `ValueError` for examples that can be read only once."""
-    if isinstance(evaluation_data, Iterator):
+    """Raises `ValueError` for an iterator of Python, which is read once."""
+    if (
+        isinstance(evaluation_data, Iterator)
+        # Iterators of others may begin again.
+        and type(evaluation_data).__module__ == "builtins"
+    ):
         raise InputError(
             "`evaluation_data` is read once for each artefact; pass a list, "
             "or an object whose `__iter__` begins again. Received: "

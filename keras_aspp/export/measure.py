@@ -382,15 +382,16 @@ def evaluate_artefacts(artefacts, entries, comparison, data, spec, progress):
 
     for artefact, entry in zip(artefacts, entries, strict=True):
         size = artefact.predictor.image_size
-        if math.isnan(of_keras(size, False)):
-            raise InputError(
-                "`evaluation_data` must have labeled pixels. Received: none"
-            )
         coarse = comparison.labels_coarsely(artefact.format, size)
         found = of_keras(size, False)
         if artefact.format != "keras":
             with timed(progress, f"{artefact.path.name}: mean IoU"):
                 found = verify.mean_iou(artefact.predictor.predict, data, spec)
+        if math.isnan(found):
+            raise InputError(
+                "`evaluation_data` must have labeled pixels each time it is "
+                f"read. Received: none for {artefact.path.name}"
+            )
         entry["mean_iou"] = round(found, 6)
         entry["keras_mean_iou"] = round(of_keras(size, False), 6)
         entry["loss_points"] = _points(of_keras(size, False) - found)

@@ -26,6 +26,7 @@ import numpy as np
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.inference import Predictor
 from keras_aspp.inference.serving import (
     COARSE,
@@ -305,7 +306,12 @@ def mean_iou(
     """
     matrix = confusion_of(spec.task, spec.num_classes, spec.ignore_label)
     for image, labels in examples:
-        matrix.update_state(labels, predict(image))
+        valid = without_gaps(np.asarray(image), None)[1]
+        labels, predicted = np.array(labels), np.array(predict(image))
+        if valid is not None:
+            # Not counted; predictors return the ignore label there.
+            labels[~valid], predicted[~valid] = spec.ignore_label, 0
+        matrix.update_state(labels, predicted)
     return matrix.mean_iou()
 
 

@@ -118,6 +118,7 @@ def predict_files(
     rows, messages = [], []
     names = _names_in_coco(images)
     for done, (name, stem) in enumerate(zip(images, stems, strict=True), 1):
+        written.begin(files[done - 1])
         try:
             if is_predicted_by_window(name):
                 _check_scene(name, annotation_format)
@@ -152,6 +153,7 @@ def predict_files(
         if progress is not None:
             progress(done, len(images))
     if annotation_format == "coco":
+        written.begin(common)
         collected.write(output / "predictions.json")
         written.add(common)
     return rows, messages

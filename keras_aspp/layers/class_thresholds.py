@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_aspp.layers.background_logit import check_threshold, logit
@@ -44,7 +45,7 @@ class ClassThresholds(keras.layers.Layer):
 
     def __init__(self, thresholds: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(thresholds, (list, tuple)):
+        if np.ndim(thresholds) != 1:
             raise InputError(
                 "`thresholds` must be a sequence of probabilities, one for "
                 f"each class. Received: thresholds={thresholds!r}"

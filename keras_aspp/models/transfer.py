@@ -1,5 +1,6 @@
 """Transfer of weights between segmenters of one architecture."""
 
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -105,9 +106,9 @@ def _differs_in_channels(ours, theirs, name):
 def _weights_by_name(model):
     """Weights by names that are equal in models of one architecture.
 
-    A name is that of a layer of the graph, and the weight's position in it:
-    Keras numbers unnamed weights and layers within a layer over all models of
-    a process.
+    A name is that of a layer of the graph, the weight's position in it, and
+    its own name: Keras numbers unnamed layers within a layer, and unnamed
+    weights, over all models of a process.
     """
     found, seen = {}, set()
     for name, layer in [
@@ -115,7 +116,8 @@ def _weights_by_name(model):
         ("", model),  # weights that are the model's own
     ]:
         for i, weight in enumerate(layer.weights):
-            key = f"{name}/{i}"
+            own = re.sub(r"^variable_\d+$", "variable", weight.name)
+            key = f"{name}/{i}/{own}"
             while key in found:
                 key += "+"
             if id(weight) not in seen:

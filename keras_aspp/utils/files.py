@@ -203,12 +203,16 @@ def prepare_file(path: PathLike) -> None:
         )
 
 
+_BEGUN = "begun"
+
+
 class WrittenFiles:
     """Record of the files that a command wrote into a folder.
 
     A hidden file in the folder holds the name and SHA-256 of each, so a file
     that was corrected by hand is told from the one that was written. Lines
-    are appended, also by several processes at a time.
+    are appended, also by several processes at a time. A name that a killed
+    process began, and did not add, is one of its files.
 
     Args:
         folder: `Path`; it may be missing.
@@ -219,9 +223,16 @@ class WrittenFiles:
         self.folder, self.command = Path(folder), command
         self.path = self.folder / f".{command}.sha256"
         self.lines: set[str] = set()
+        self.begun: set[str] = set()
         if self.path.is_file():
             text = self.path.read_text(encoding="ascii", errors="replace")
-            self.lines.update(text.splitlines())
+            for line in text.splitlines():
+                state, _, name = line.partition(" ")
+                if state == _BEGUN:
+                    self.begun.add(name)
+                else:
+                    self.begun.discard(name)
+                    self.lines.add(line)
 
     def check(self, names: Iterable[str]) -> None:
         """Raises for files that would be replaced and are not in the record.
@@ -236,6 +247,7 @@ class WrittenFiles:
             name
             for name in names
             if os.path.lexists(self.folder / name)
+            and ascii(name) not in self.begun
             and self._line(name) not in self.lines
         ]
         if others:
@@ -247,25 +259,33 @@ class WrittenFiles:
                 f"Received: {printable(self.folder / others[0])}{more}"
             )
 
-    def add(self, names: Iterable[str]) -> None:
-        """Adds files that were written; those that are missing are left out.
+    def begin(self, names: Iterable[str]) -> None:
+        """Adds names of files before they are written.
 
         Raises:
             OSError: the record cannot be written.
         """
-        lines = [self._line(name) for name in names]
-        lines = [line for line in lines if line and line not in self.lines]
+        self._append([f"{_BEGUN} {name!a}" for name in names])
+
+    def add(self, names: Iterable[str]) -> None:
+        """Adds files that were written, or are missing after an error.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        self._append([self._line(name) for name in names])
+
+    def _append(self, lines):
         if not lines:
             return
         with _naming(self.path), open(self.path, "a") as file:
             # A killed process may have left half a line.
             file.write("".join(f"\n{line}" for line in lines))
-        self.lines.update(lines)
 
     def _line(self, name):
-        """Returns the line of a file in ASCII; empty if there is none."""
+        """Returns the line of a file, in ASCII."""
         path = self.folder / name
-        return f"{sha256(path)} {name!a}" if path.is_file() else ""
+        return f"{sha256(path) if path.is_file() else 'missing'} {name!a}"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,11 @@ from tiny_run import replace, small_config
 
 from keras_aspp.config.load import config_text, load_config
 from keras_aspp.config.schema import Config, TrainConfig
-from keras_aspp.engine.callbacks import build_callbacks, skipping
+from keras_aspp.engine.callbacks import (
+    build_callbacks,
+    reading_params,
+    skipping,
+)
 from keras_aspp.engine.run import train
 
 
@@ -125,6 +129,12 @@ def test_two_fits_are_one_training(tmp_path):
     with skipping(callbacks, "on_train_begin"):
         fit_with(callbacks)
     assert Recording.calls == ["begin", 0, 1, 0, 1, "end"]
+    # They read the numbers of the whole run.
+    with reading_params(callbacks, epochs=7, steps=9):
+        fit_with(callbacks)
+    assert {"epochs": 7, "steps": 9}.items() <= callbacks[0].params.items()
+    fit_with(callbacks)
+    assert callbacks[0].params["epochs"] == 2
     Recording.calls.clear()
     with skipping(callbacks, "on_train_end", lambda: False):
         fit_with(callbacks)

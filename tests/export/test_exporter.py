@@ -26,6 +26,7 @@ from PIL import Image
 
 import keras_aspp as ka
 from keras_aspp.backbones.rebuild import compute_dtypes
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.export import exporter, formats, measure, tflite, verify
 from keras_aspp.export.card import artefact_table, size_costs
 from keras_aspp.export.image_size import choose_image_size
@@ -985,6 +986,38 @@ def test_evaluation_data_that_give_no_number_are_refused(
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / "out", formats=(), evaluation_data=wrong)
     assert not (tmp_path / "out").exists()
+
+
+class Restarting:
+    """Examples whose iterator is the object itself, and begins again."""
+
+    def __iter__(self):
+        self.left = [(pictures()[0], np.zeros((64, 96), int))]
+        return self
+
+    def __next__(self):
+        if not self.left:
+            raise StopIteration
+        return self.left.pop()
+
+
+def test_evaluation_data_may_be_an_iterator_that_begins_again(model, tmp_path):
+    manifest = export(
+        model, tmp_path / "out", formats=(), evaluation_data=Restarting()
+    )
+    assert 0 <= manifest["artefacts"][0]["mean_iou"] <= 1
+
+
+def test_the_mean_iou_leaves_out_pixels_without_data():
+    image = np.zeros((1, 4, 3), "float32")
+    image[0, 0, 1] = np.nan
+    labels, predicted = np.array([[1, 0, 1, 1]]), np.array([[255, 0, 0, 1]])
+    found = verify.mean_iou(
+        lambda _: predicted, [(image, labels)], DatasetSpec(("a", "b"))
+    )
+    # Of the other three, one 0 of two predicted, and one 1 of two labeled.
+    assert found == 0.5
+    assert labels[0, 0] == 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from PIL import Image
 from keras_aspp.data.decode import RGB
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.inference.files import predict_files
+from keras_aspp.utils.files import WrittenFiles
 
 SPEC = DatasetSpec(["background", "car", "tree"])
 OVERLAPPING = DatasetSpec(["cell", "nucleus"], task="multilabel")
@@ -51,7 +52,8 @@ def contents(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        # The record grows by each call.
+        if path.is_file() and path.name != ".predict.sha256"
     }
 
 
@@ -143,6 +145,28 @@ def test_images_without_a_prediction_do_not_hinder_the_next_call(tmp_path):
         rows, messages = predict_files(Reader(), images, output)
         assert [row[0] for row in rows] == ["a.png", "c.png"]
         assert len(messages) == 1 and "b.png" in messages[0]
+
+
+def test_a_killed_call_goes_on_and_keeps_what_was_corrected(
+    tmp_path, monkeypatch
+):
+    images = [write_image(tmp_path / f"in/{name}.png") for name in "ab"]
+    output = tmp_path / "out"
+    predict_files(Reader(), images[:1], output)
+    corrected = output / "a_labels.png"
+    corrected.write_bytes(corrected.read_bytes() + b"\n")
+    # Files are there, and the process ended before it recorded them.
+    with monkeypatch.context() as killed:
+        killed.setattr(WrittenFiles, "add", lambda *_: None)
+        predict_files(Reader(), images[1:], output)
+    with pytest.raises(FileExistsError, match="Received: .*a_labels.png$"):
+        predict_files(Reader(), images, output)
+    corrected.unlink()
+    predict_files(Reader(), images, output)
+    # The next correction is told from what was written.
+    (output / "b_color.png").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="Received: .*b_color.png$"):
+        predict_files(Reader(), images, output)
 
 
 def test_masks_are_not_added_to_a_data_set(tmp_path):

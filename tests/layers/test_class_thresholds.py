@@ -28,5 +28,6 @@ def test_one_threshold_serves_all_classes_and_others_are_refused():
     for wrong in ([0.3], [0.3, 1.0], 0.0, "auto"):
         with pytest.raises(ValueError, match="Received: threshold="):
             check_thresholds(wrong, 2)
+    assert ClassThresholds(np.array([0.5, 0.25])).thresholds == (0.5, 0.25)
     with pytest.raises(ValueError, match="Received: thresholds=0.5"):
         ClassThresholds(0.5)

@@ -35,6 +35,21 @@ def test_input_channels_may_differ_at_the_image_alone(tmp_path):
         )
 
 
+@pytest.mark.parametrize("layer", ["BatchNormalization", "LayerNormalization"])
+def test_weights_of_other_names_are_refused(layer, tmp_path):
+    def normalized(**kwargs):
+        norm = getattr(keras.layers, layer)(name="norm", **kwargs)
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.Conv2D(4, 3, 16, padding="same", name="first")(inputs)
+        return keras.Model(inputs, {"stride_16": norm(x)})
+
+    arguments = {"atrous_rates": (1,), "aspp_filters": 4}
+    path = tmp_path / "model.keras"
+    DeepLabV3(3, normalized(center=False), **arguments).save(path)
+    with pytest.raises(ValueError, match="belong to another architecture"):
+        DeepLabV3(3, normalized(scale=False), weights=path, **arguments)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Block(keras.layers.Layer):
     """Its layers have names that Keras counts over all models."""
