@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import itertools
 import os
@@ -118,8 +119,8 @@ def predict_files(
     rows, messages = [], []
     names = _names_in_coco(images)
     for done, (name, stem) in enumerate(zip(images, stems, strict=True), 1):
-        written.begin(files[done - 1])
         try:
+            written.begin(files[done - 1])
             if is_predicted_by_window(name):
                 _check_scene(name, annotation_format)
                 path = output / f"{stem}_labels.tif"
@@ -149,7 +150,9 @@ def predict_files(
                 message = f"{message} Image: {shown}"
             messages.append(message)
         finally:
-            written.add(files[done - 1])
+            # On a full disk they stay begun.
+            with contextlib.suppress(UserError):
+                written.add(files[done - 1])
         if progress is not None:
             progress(done, len(images))
     if annotation_format == "coco":
