@@ -195,10 +195,9 @@ def _in_size_of(model, image):
 
 def _stride_of(model, context):
     """Pixels per cell of the map that the context module of a model reads."""
-    from keras_aspp.backbones.output_stride import feature_strides
-    from keras_aspp.utils.keras_graph import producer
+    from keras_aspp.backbones.output_stride import tensor_strides
 
-    return feature_strides(model)[producer(context.input).name]
+    return tensor_strides(model)[id(context.input)]
 
 
 def _sentences(image, found):

@@ -9,7 +9,7 @@ import keras
 
 from keras_aspp.models.head import CLASSIFIER
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import leaf_layers
+from keras_aspp.utils.keras_graph import layers_by_path
 from keras_aspp.utils.types import PathLike
 
 
@@ -112,7 +112,7 @@ def _weights_by_name(model):
     """
     found, seen = {}, set()
     for name, layer in [
-        *((layer.name, layer) for layer in leaf_layers(model)),
+        *((layer.name, layer) for _, layer in layers_by_path(model)),
         ("", model),  # weights that are the model's own
     ]:
         for i, weight in enumerate(layer.weights):

@@ -60,12 +60,6 @@ def layers_by_path(
             yield f"{layer.name}/{path}", inner
 
 
-def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields the layers of a model, with those of nested models in place."""
-    for _, layer in layers_by_path(model):
-        yield layer
-
-
 def draws_random(layer: keras.layers.Layer) -> bool:
     """Returns True if a layer itself, not one within it, has a generator."""
     return bool(layer._seed_generators)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -534,6 +535,13 @@ def test_models_that_do_not_load_leave_the_page_usable(
     page.wait_for_function("() => segmentations.length === 1")
     assert first.locator(".remove").is_hidden()
     assert wrong == []
+
+
+def test_the_command_knows_the_formats_of_the_page():
+    script = (ROOT / "keras_aspp/web/app.js").read_text()
+    (line,) = re.findall(r"^const FORMATS = \[(.*)\];$", script, re.M)
+    page = [name.strip("' ") for name in line.split(",")]
+    assert page == [f"tflite_{name}" for name in demo._FORMATS]
 
 
 @pytest.mark.slow
