@@ -10,6 +10,8 @@ const FORMATS = ['tflite_int8', 'tflite_float16', 'tflite_float32', 'tflite_dyna
 // Longest side of a drawn image.
 const LONGEST_PX = 1600;
 const MAX_PANES = 4;
+// How often the last frame of a video is tried, where it cannot be read at once.
+const LAST_FRAME_TRIES = 60;
 
 const part = (id) => document.getElementById(id);
 const video = part('video');
@@ -421,24 +423,40 @@ async function openSource(work) {
   }
 }
 
+/** The frame that the video element shows, or null where it cannot be read (yet). */
+async function videoFrame() {
+  try {
+    return await createImageBitmap(video);
+  } catch (error) {
+    if (error.name === 'InvalidStateError') {
+      return null;
+    }
+    throw error;
+  }
+}
+
 /** Segments frames of the video element until it ends or is stopped. */
 async function play(stem, current) {
   part('camera').hidden = true;
   part('stop').hidden = false;
   await video.play();
-  let ended = false;
-  while (current() && !ended) {
+  let tries = LAST_FRAME_TRIES;
+  while (current() && tries > 0) {
     if (video.error) {
       throw new Error(`This browser cannot play the rest of ${stem}.`);
     }
-    ended = video.ended;  // before the frame is read: the last one is segmented too
+    // Read before the frame, so that the last one is segmented, too.
+    const {currentTime, ended} = video;
     // At time 0 there may be no frame yet, although `readyState` has data.
-    if (video.currentTime > 0) {
-      const bitmap = await createImageBitmap(video);
+    const bitmap = currentTime > 0 ? await videoFrame() : null;
+    if (bitmap) {
       await inTurn(() => current() ? showFrame(bitmap, stem) : bitmap.close());
       if (current()) {
         say('Playing. Frames that come while the model runs are skipped.');
       }
+    }
+    if (ended) {
+      tries = bitmap ? 0 : tries - 1;
     }
     await new Promise(requestAnimationFrame);
   }
@@ -454,6 +472,9 @@ async function openVideo(file, stem, current) {
     video.onloadeddata = resolve;
     video.onerror = () => reject(new Error(`This browser cannot play ${file.name}.`));
   });
+  if (!video.videoWidth) {
+    throw new Error(`This browser plays only the sound of ${file.name}.`);
+  }
   if (current()) {
     await play(stem, current);
   }

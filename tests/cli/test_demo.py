@@ -544,6 +544,26 @@ def test_the_command_knows_the_formats_of_the_page():
     assert page == [f"tflite_{name}" for name in demo._FORMATS]
 
 
+def played(page, film):
+    """Opens a film whose last frame is white and waits for its end."""
+    page.set_input_files(
+        "#file",
+        {"name": "film.webm", "mimeType": "video/webm", "buffer": film},
+    )
+    page.wait_for_function(  # until the film is at its end, or refused
+        "() => document.querySelector('#status.error')"
+        " || playing.includes(true) && !playing.at(-1)"
+    )
+    assert page.inner_text("#status") == ""
+    assert page.locator("#camera").is_visible()
+    assert page.get_attribute(".view", "aria-label").startswith("film: ")
+    last = page.evaluate(
+        "() => document.querySelector('.view').getContext('2d')"
+        ".getImageData(48, 32, 1, 1).data[0]"
+    )
+    assert last > 200
+
+
 @pytest.mark.slow
 def test_the_page_plays_a_camera_and_a_video(
     tiny_export, tmp_path, serve, browser
@@ -585,28 +605,52 @@ def test_the_page_plays_a_camera_and_a_video(
             stop, {attributeFilter: ['hidden']});
         }"""
     )
-    page.set_input_files(
-        "#file",
-        {"name": "film.webm", "mimeType": "video/webm", "buffer": bytes(film)},
+    played(page, bytes(film))
+    # While the browser has no frame to read, the page waits for the next one.
+    page.evaluate(
+        """() => {
+          const read = window.createImageBitmap;
+          window.refused = 0;
+          window.createImageBitmap = async (source) => {
+            if (source instanceof HTMLVideoElement && refused++ % 2 === 0) {
+              throw new DOMException('No frame.', 'InvalidStateError');
+            }
+            return read(source);
+          };
+          playing.length = 0;
+        }"""
     )
-    page.wait_for_function(  # until the film is at its end, or refused
-        "() => document.querySelector('#status.error')"
-        " || playing.includes(true) && !playing.at(-1)"
-    )
-    assert page.inner_text("#status") == ""
-    assert page.locator("#camera").is_visible()
-    assert page.get_attribute(".view", "aria-label").startswith("film: ")
-    last = page.evaluate(
-        "() => document.querySelector('.view').getContext('2d')"
-        ".getImageData(48, 32, 1, 1).data[0]"
-    )
-    assert last > 200
+    played(page, bytes(film))
+    assert page.evaluate("() => refused") > 1
     page.set_input_files(
         "#file",
         {"name": "bad.webm", "mimeType": "video/webm", "buffer": b"no film"},
     )
     page.wait_for_selector("#status.error")
     assert "cannot play bad.webm" in page.inner_text("#status")
+    sound = page.evaluate(
+        """async () => {
+          const audio = new AudioContext();
+          const tone = audio.createOscillator();
+          const recorded = audio.createMediaStreamDestination();
+          tone.connect(recorded);
+          tone.start();
+          const recorder = new MediaRecorder(recorded.stream);
+          const parts = [];
+          recorder.ondataavailable = ({data}) => parts.push(data);
+          const ended = new Promise((resolve) => recorder.onstop = resolve);
+          recorder.start();
+          await new Promise((resolve) => setTimeout(resolve, 300));
+          recorder.stop();
+          await ended;
+          return [...new Uint8Array(await new Blob(parts).arrayBuffer())];
+        }"""
+    )
+    page.set_input_files(
+        "#file",
+        {"name": "a.webm", "mimeType": "video/webm", "buffer": bytes(sound)},
+    )
+    page.wait_for_selector("#status.error:has-text('only the sound of a.webm')")
     # A camera that starts after another file was opened is switched off.
     page.evaluate(
         """() => {
