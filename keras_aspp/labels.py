@@ -44,6 +44,18 @@ def check_num_classes(num_classes: Any) -> int:
     return int(num_classes)
 
 
+def check_ignore_label(ignore_label: Any) -> int:
+    """Returns `ignore_label` as an int, or raises `ValueError`."""
+    if not isinstance(ignore_label, numbers.Integral) or isinstance(
+        ignore_label, bool
+    ):
+        raise InputError(
+            "`ignore_label` must be an int; to leave no pixel out, one that no "
+            f"pixel has, such as -1. Received: ignore_label={ignore_label!r}"
+        )
+    return int(ignore_label)
+
+
 def check_pair(
     labels: ArrayLike, predicted: ArrayLike, num_classes: int, ignore_label: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,10 @@ import numpy as np
 from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_odd,
-    check_positive_int,
     rate_pair,
 )
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import Pads, Rate, Size
 
 
@@ -78,7 +78,7 @@ def valid_taps(
     rate = check_atrous_rate("rate", rate)
     size = (size, size) if isinstance(size, int) else tuple(size)
     for cells in size:
-        check_positive_int("size", cells)
+        check_int("size", cells)
     check_odd(kernel_size)
     if pads is None:
         pads = same_pads(rate, kernel_size)

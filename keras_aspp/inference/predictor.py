@@ -31,15 +31,14 @@ from keras_aspp.inference.sliding_window import (
     SlidingWindow,
     Threshold,
     alignment,
-    check_overlap,
     from_scores,
-    is_share,
     label_probability,
     true_probabilities,
 )
 from keras_aspp.inference.tta import MultiScale, checked_scales
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import PathLike, Size
 
 
@@ -125,7 +124,7 @@ class Predictor:
         precision: str = "float32",
     ) -> None:
         scales = checked_scales(scales)
-        check_overlap(overlap)
+        check_number("overlap", overlap, "[0, 1)")
         several = scales != (1.0,) or flip
         alone = several or output_stride or window
         if runtime == "auto" and alone:
@@ -418,14 +417,10 @@ class Predictor:
             )
 
     def _checked_confidence(self, value):
-        if not is_share(value):
-            raise InputError(
-                "`min_confidence` must be in [0, 1). "
-                f"Received: min_confidence={value!r}"
-            )
+        value = check_number("min_confidence", value, "[0, 1)")
         if value:
             self._require("confidence", f"min_confidence={value}")
-        return float(value)
+        return value
 
     def _has_unknown_threshold(self):
         """Returns True for logits that contain thresholds of no manifest."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from keras_aspp.inference.serving import MASK_OUTPUTS, OUTPUTS
 from keras_aspp.layers.background_logit import logit
-from keras_aspp.layers.checks import is_number
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int, check_number
 from keras_aspp.utils.types import Tensor
 
 
@@ -45,11 +45,8 @@ class SlidingWindow:
     survives_fork: bool = False
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
-        if type(window) is not int or window < 1:
-            raise InputError(
-                f"`window` must be an int > 0. Received: window={window!r}"
-            )
-        check_overlap(overlap)
+        check_int("window", window)
+        check_number("overlap", overlap, "[0, 1)")
         if window < engine.smallest_side:
             raise InputError(
                 f"`window` must be at least {engine.smallest_side}, the side "
@@ -112,19 +109,6 @@ def alignment(engine: Any, window: int) -> int:
     """
     stride = engine.output_stride
     return stride if window - stride >= engine.smallest_side else 1
-
-
-def check_overlap(overlap: float) -> None:
-    """Raises `ValueError` unless `overlap` is a share of a window."""
-    if not is_share(overlap):
-        raise InputError(
-            f"`overlap` must be in [0, 1). Received: overlap={overlap!r}"
-        )
-
-
-def is_share(value: Any) -> bool:
-    """Returns True for a number in [0, 1); a bool is refused."""
-    return is_number(value) and 0 <= value < 1
 
 
 def spans(

@@ -20,9 +20,9 @@ from keras_aspp.inference.sliding_window import (
     to_scores,
     true_probabilities,
 )
-from keras_aspp.layers.checks import is_number
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import is_number
 
 
 class MultiScale:

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_aspp.layers.checks import is_number
-from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
 
 
@@ -68,9 +67,4 @@ def logit(threshold: float) -> float:
 
 def check_threshold(threshold: float) -> float:
     """Returns a threshold as a float; raises `ValueError` outside (0, 1)."""
-    if not is_number(threshold) or not 0 < threshold < 1:
-        raise InputError(
-            "`threshold` must be a probability in (0, 1). "
-            f"Received: threshold={threshold!r}"
-        )
-    return float(threshold)
+    return check_number("threshold", threshold, "(0, 1)")

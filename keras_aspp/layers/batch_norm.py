@@ -15,9 +15,9 @@ from keras import ops
 from keras_aspp.layers import lowering
 from keras_aspp.layers.checks import (
     check_batch_norm_numbers,
-    check_positive_int,
 )
 from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import (
     BatchNorm,
     Constraint,
@@ -263,7 +263,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            groups=check_positive_int("groups", groups),
+            groups=check_int("groups", groups),
             axis=axis,
             epsilon=epsilon,
             center=center,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
-from typing import Any
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int, check_number
 from keras_aspp.utils.types import BatchNorm, ImagePoolingMode, Rate
 
 
 def check_odd(kernel_size: int) -> None:
     """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
-    check_positive_int("kernel_size", kernel_size)
+    check_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(
             "`kernel_size` must be odd, so that there is a center tap. "
@@ -78,32 +77,9 @@ def check_atrous_rates(
     return rates
 
 
-def is_number(value: Any) -> bool:
-    """Returns True for a real number, also NumPy's, but not for a bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def check_dropout(dropout: float) -> float:
-    """Returns `dropout`, or raises `ValueError` outside [0, 1)."""
-    if not is_number(dropout) or not 0 <= dropout < 1:
-        raise InputError(
-            f"`dropout` must be in [0, 1). Received: dropout={dropout!r}"
-        )
-    return dropout
-
-
 # Normalization: none, batch norm, frozen batch norm, cross-replica batch norm,
 # or group norm.
 NORMS = (False, True, "freeze", "sync", "group")
-
-
-def check_positive_int(name: str, value: int) -> int:
-    """Returns `value`, or raises `ValueError` unless it is an int > 0."""
-    if type(value) is not int or value < 1:
-        raise InputError(
-            f"`{name}` must be an int > 0. Received: {name}={value!r}"
-        )
-    return value
 
 
 def check_fusion(value: str, fusions: Sequence[str]) -> str:
@@ -120,16 +96,8 @@ def check_batch_norm_numbers(momentum: float, epsilon: float) -> None:
 
     A momentum of 1 and an epsilon of 0 are not useful, but files may hold them.
     """
-    if not is_number(momentum) or not 0 <= momentum <= 1:
-        raise InputError(
-            "`batch_norm_momentum` must be in [0, 1]. "
-            f"Received: batch_norm_momentum={momentum!r}"
-        )
-    if not is_number(epsilon) or not 0 <= epsilon < float("inf"):
-        raise InputError(
-            "`batch_norm_epsilon` must be >= 0. "
-            f"Received: batch_norm_epsilon={epsilon!r}"
-        )
+    check_number("batch_norm_momentum", momentum, "[0, 1]")
+    check_number("batch_norm_epsilon", epsilon, "[0, inf)")
 
 
 def check_channels_last(data_format: str) -> None:

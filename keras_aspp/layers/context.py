@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import keras
 
-from keras_aspp.layers.checks import check_dropout
 from keras_aspp.layers.conv import AtrousConv2D
 from keras_aspp.layers.image_pooling import ImagePooling
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -55,7 +55,7 @@ class ContextLayer(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
-        self.dropout = check_dropout(dropout)
+        self.dropout = check_number("dropout", dropout, "[0, 1)")
         self.activation = keras.activations.get(activation)
         self.batch_norm = batch_norm
         self.batch_norm_momentum = batch_norm_momentum

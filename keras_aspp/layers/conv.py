@@ -15,10 +15,10 @@ from keras_aspp.layers.checks import (
     check_atrous_rate,
     check_batch_norm,
     check_odd,
-    check_positive_int,
 )
 from keras_aspp.layers.initializers import fresh
 from keras_aspp.layers.rewritable import Conv2D, DepthwiseConv2D
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import (
     Activation,
     BatchNorm,
@@ -92,7 +92,7 @@ class AtrousConv2D(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.filters = check_positive_int("filters", filters)
+        self.filters = check_int("filters", filters)
         check_odd(kernel_size)
         self.kernel_size = kernel_size
         self.atrous_rate = check_atrous_rate("atrous_rate", atrous_rate)

@@ -13,12 +13,13 @@ import keras
 from keras import ops
 
 from keras_aspp.layers.batch_norm import normalization
-from keras_aspp.layers.checks import check_batch_norm, check_positive_int
+from keras_aspp.layers.checks import check_batch_norm
 from keras_aspp.layers.context import ContextLayer
 from keras_aspp.layers.image_pooling import mean_of_map
 from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.layers.rewritable import Conv2D
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import Activation, BatchNorm, Shape, Tensor
 
 
@@ -93,7 +94,7 @@ class DAPPM(ContextLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            check_positive_int("filters", filters),
+            check_int("filters", filters),
             dropout,
             activation,
             check_batch_norm(batch_norm),
@@ -102,7 +103,7 @@ class DAPPM(ContextLayer):
             **kwargs,
         )
         if branch_filters is not None:
-            check_positive_int("branch_filters", branch_filters)
+            check_int("branch_filters", branch_filters)
         self.branch_filters = branch_filters
         self.pool_strides = _check_strides(pool_strides)
         self.parallel = bool(parallel)

@@ -14,8 +14,8 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.layers import lowering
-from keras_aspp.layers.checks import is_number
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import is_number
 from keras_aspp.utils.types import Shape, Size, Tensor
 
 

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from keras_aspp.utils.deprecation import renamed_arguments
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_number
 
 
 @renamed_arguments(pixels_of_pictures="pixels_of_images")
@@ -77,8 +78,7 @@ def effective_number_weights(
         [Cui et al., 2019](https://arxiv.org/abs/1901.05555), equation 2.
         Differs from it in: nothing.
     """
-    if not 0 <= beta < 1:
-        raise InputError(f"`beta` must be in [0, 1). Received: beta={beta}")
+    beta = check_number("beta", beta, "[0, 1)")
     samples = _counts(samples)
     seen = samples > 0
     weights = np.zeros(len(samples))

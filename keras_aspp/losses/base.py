@@ -5,7 +5,6 @@ Shape legend: B batch, H x W pixels, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +12,11 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
+from keras_aspp.labels import check_ignore_label
 from keras_aspp.utils.deprecation import renamed_attribute, warn_renamed
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.types import Tensor
+from keras_aspp.utils.numeric import check_numbers
+from keras_aspp.utils.types import Shape, Tensor
 
 # Old name -> name of the methods that subclasses override.
 _RENAMED_METHODS = {"of_valid": "compute", "of_weighted": "compute_weighted"}
@@ -31,15 +32,13 @@ def check_class_weights(
     """
     if class_weights is None:
         return None
-    class_weights = tuple(float(w) for w in class_weights)
-    if not any(class_weights) or not all(
-        0 <= w < math.inf for w in class_weights
-    ):
+    weights = check_numbers("class_weights", class_weights, "[0, inf)")
+    if not any(weights):
         raise InputError(
             "`class_weights` must be floats >= 0, one for each class, and not "
-            f"all 0. Received: class_weights={class_weights}"
+            f"all 0. Received: class_weights={weights}"
         )
-    return class_weights
+    return weights
 
 
 class WholeLoss(keras.losses.Loss):
@@ -124,7 +123,7 @@ class SegmentationLoss(WholeLoss):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.ignore_label: int = ignore_label
+        self.ignore_label: int = check_ignore_label(ignore_label)
         self.class_weights: tuple[float, ...] | None = check_class_weights(
             class_weights
         )
@@ -135,18 +134,8 @@ class SegmentationLoss(WholeLoss):
         y_pred: Tensor,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        labels = ops.convert_to_tensor(y_true)
         logits = ops.convert_to_tensor(y_pred, dtype=self.dtype)
-        shapes = tuple(labels.shape), tuple(logits.shape)
-        if len(shapes[0]) == 4 and shapes[0][-1] == 1:
-            labels = ops.squeeze(labels, -1)
-        if len(labels.shape) != 3 or len(logits.shape) != 4:
-            raise InputError(
-                "Labels must be (B, H, W) or (B, H, W, 1) and logits "
-                "(B, H, W, K); convert one-hot labels by "
-                "`keras.ops.argmax(labels, -1)`. Received: "
-                f"shapes {shapes[0]} and {shapes[1]}"
-            )
+        labels = label_maps(y_true, logits)
         labels, valid, known = split_labels(
             labels, logits.shape[-1], self.ignore_label
         )
@@ -245,6 +234,46 @@ class SegmentationLoss(WholeLoss):
         }
 
 
+def label_maps(y_true: Tensor, logits: Tensor) -> Tensor:
+    """Returns labels as a tensor (B, H, W).
+
+    Args:
+        y_true: int (B, H, W) or (B, H, W, 1).
+        logits: (B, H, W, K).
+
+    Raises:
+        ValueError: other shapes, or labels and logits of other pixels.
+    """
+    labels = ops.convert_to_tensor(y_true)
+    shapes = tuple(labels.shape), tuple(logits.shape)
+    if len(shapes[0]) == 4 and shapes[0][-1] == 1:
+        labels = ops.squeeze(labels, -1)
+    if len(labels.shape) != 3 or len(logits.shape) != 4:
+        raise InputError(
+            "Labels must be (B, H, W) or (B, H, W, 1) and logits "
+            "(B, H, W, K); convert one-hot labels by "
+            "`keras.ops.argmax(labels, -1)`. Received: "
+            f"shapes {shapes[0]} and {shapes[1]}"
+        )
+    check_same_pixels(*shapes)
+    return labels
+
+
+def check_same_pixels(labels: Shape, logits: Shape) -> None:
+    """Raises `ValueError` for shapes that differ in batch, height or width.
+
+    Sizes of `None` are not known here. The sum of a loss would broadcast sizes
+    of 1.
+    """
+    for n, m in zip(labels[:3], logits[:3], strict=True):
+        if n != m and None not in (n, m):
+            raise InputError(
+                "Labels and logits must have the same pixels, (B, H, W); "
+                "resize the logits to the labels. Received: "
+                f"shapes {labels} and {logits}"
+            )
+
+
 def weighted_mean(
     values: Tensor,
     weights: Tensor,
@@ -262,10 +291,3 @@ def weighted_mean(
     """
     total = all_reduce_sum(ops.sum(weights))
     return ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
-
-
-def check_not_negative(**values: float) -> None:
-    """Raises `ValueError` if one of the values is negative."""
-    for name, value in values.items():
-        if not value >= 0:
-            raise InputError(f"`{name}` must be >= 0. Received: {name}={value}")

@@ -8,12 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_aspp.losses.base import (
-    SegmentationLoss,
-    check_not_negative,
-    weighted_mean,
-)
-from keras_aspp.utils.exceptions import InputError
+from keras_aspp.losses.base import SegmentationLoss, weighted_mean
+from keras_aspp.utils.numeric import check_int, check_number
 from keras_aspp.utils.types import Tensor
 
 # Three digits of the bits of a float32 >= 0.
@@ -79,29 +75,15 @@ class CrossEntropy(SegmentationLoss):
         name: str | None = "cross_entropy",
     ) -> None:
         super().__init__(ignore_label, class_weights, name)
-        if not 0 < hard_share <= 1:
-            raise InputError(
-                "`hard_share` must be in (0, 1]. "
-                f"Received: hard_share={hard_share}"
-            )
-        check_not_negative(
-            focal_gamma=focal_gamma, boundary_weight=boundary_weight
+        self.focal_gamma = check_number("focal_gamma", focal_gamma, "[0, inf)")
+        self.label_smoothing = check_number(
+            "label_smoothing", label_smoothing, "[0, 1)"
         )
-        if not 0 <= label_smoothing < 1:
-            raise InputError(
-                "`label_smoothing` must be in [0, 1). "
-                f"Received: label_smoothing={label_smoothing}"
-            )
-        if type(boundary_px) is not int or boundary_px < 1:
-            raise InputError(
-                "`boundary_px` must be an int > 0. "
-                f"Received: boundary_px={boundary_px}"
-            )
-        self.focal_gamma = focal_gamma
-        self.label_smoothing = label_smoothing
-        self.hard_share = hard_share
-        self.boundary_weight = boundary_weight
-        self.boundary_px = boundary_px
+        self.hard_share = check_number("hard_share", hard_share, "(0, 1]")
+        self.boundary_weight = check_number(
+            "boundary_weight", boundary_weight, "[0, inf)"
+        )
+        self.boundary_px = check_int("boundary_px", boundary_px)
 
     def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         # This op of Keras computes one softmax and no one-hot labels.

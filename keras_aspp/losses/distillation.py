@@ -11,8 +11,9 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
-from keras_aspp.losses.base import SegmentationLoss
+from keras_aspp.losses.base import SegmentationLoss, label_maps
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
 
 
@@ -59,12 +60,9 @@ class Distillation(SegmentationLoss):
         name: str | None = "distillation",
     ) -> None:
         super().__init__(ignore_label, name=name)
-        if not 0 < temperature < float("inf"):
-            raise InputError(
-                "`temperature` must be a number > 0. "
-                f"Received: temperature={temperature}"
-            )
-        self.temperature: float = float(temperature)
+        self.temperature: float = check_number(
+            "temperature", temperature, "(0, inf)"
+        )
 
     def call(
         self,
@@ -72,16 +70,19 @@ class Distillation(SegmentationLoss):
         y_pred: tuple[Tensor, Tensor],
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        labels = ops.convert_to_tensor(y_true)
-        student, teacher = (
-            ops.log_softmax(
-                ops.convert_to_tensor(logits, dtype=self.dtype)
-                / self.temperature
+        pair = y_pred if isinstance(y_pred, (list, tuple)) else (y_pred,)
+        pair = [ops.convert_to_tensor(one, dtype=self.dtype) for one in pair]
+        shapes = [tuple(one.shape) for one in pair]
+        if len(pair) != 2 or shapes[0][-1:] != shapes[1][-1:]:
+            raise InputError(
+                "`y_pred` must be the logits of student and teacher, of the "
+                f"same classes. Received: {len(pair)} of shapes {shapes}"
             )
-            for logits in y_pred
+        for logits in pair:
+            labels = label_maps(y_true, logits)
+        student, teacher = (
+            ops.log_softmax(logits / self.temperature) for logits in pair
         )
-        if len(labels.shape) == 4:
-            labels = ops.squeeze(labels, -1)
         teacher = ops.stop_gradient(teacher)
         divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
         _, valid, _ = split_labels(labels, student.shape[-1], self.ignore_label)

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_aspp.losses.base import SegmentationLoss, check_not_negative
+from keras_aspp.losses.base import SegmentationLoss
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
 
 EPSILON = 1e-6  # pixels; avoids 0 / 0
@@ -55,8 +56,8 @@ class Tversky(SegmentationLoss):
         name: str | None = "tversky",
     ) -> None:
         super().__init__(ignore_label, class_weights, name)
-        check_not_negative(alpha=alpha, beta=beta)
-        self.alpha, self.beta = alpha, beta
+        self.alpha: float = check_number("alpha", alpha, "[0, inf)")
+        self.beta: float = check_number("beta", beta, "[0, inf)")
 
     def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         classes, valid = logits.shape[-1], valid[..., None]

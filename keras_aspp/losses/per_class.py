@@ -11,7 +11,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_aspp.losses.base import WholeLoss, check_class_weights
+from keras_aspp.label_tensors import pixel_weights
+from keras_aspp.losses.base import (
+    WholeLoss,
+    check_class_weights,
+    check_same_pixels,
+)
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -76,6 +81,11 @@ class PerClass(WholeLoss):
                 "Labels and logits of classes that may overlap must both be "
                 f"(B, H, W, K). Received: shapes {shapes[0]} and {shapes[1]}"
             )
+        check_same_pixels(*shapes)
+        if sample_weight is not None:
+            # Keras' own losses of (B, H, W) do not accept weights of images,
+            # (B,).
+            sample_weight = pixel_weights(sample_weight, labels[..., 0])
         weights = self.class_weights or (1.0,) * shapes[1][-1]
         if len(weights) != shapes[1][-1]:
             raise InputError(

@@ -11,6 +11,7 @@ from keras import ops
 from keras_aspp.label_tensors import pixel_weights
 from keras_aspp.losses.base import WholeLoss
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_numbers
 from keras_aspp.utils.types import Tensor
 
 
@@ -41,12 +42,13 @@ class WeightedSum(WholeLoss):
         name: str | None = "weighted_sum",
     ) -> None:
         super().__init__(name)
+        self.losses = list(losses)
+        self.weights = list(check_numbers("weights", weights, "(-inf, inf)"))
         if not losses or len(losses) != len(weights):
             raise InputError(
                 "`losses` must hold at least one loss, and `weights` as many "
                 f"numbers. Received: {len(losses)} losses, weights={weights}"
             )
-        self.losses, self.weights = list(losses), list(weights)
 
     def call(
         self,

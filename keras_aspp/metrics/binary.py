@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_aspp.labels import check_values
+from keras_aspp.labels import check_ignore_label, check_values
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 
 
 class BinaryCurve:
@@ -43,11 +44,8 @@ class BinaryCurve:
     """
 
     def __init__(self, ignore_label: int = 255, bins: int = 1024) -> None:
-        if type(bins) is not int or bins < 2:
-            raise InputError(
-                f"`bins` must be an int > 1. Received: bins={bins}"
-            )
-        self.ignore_label: int = ignore_label
+        check_int("bins", bins, 2)
+        self.ignore_label: int = check_ignore_label(ignore_label)
         self.thresholds: np.ndarray = np.arange(bins) / bins
         self.pixels: np.ndarray = np.zeros((2, bins), "int64")
 

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_aspp.labels import check_num_classes, check_pair
+from keras_aspp.labels import (
+    check_ignore_label,
+    check_num_classes,
+    check_pair,
+)
 from keras_aspp.metrics.confusion import ConfusionMatrix
+from keras_aspp.utils.numeric import check_number, check_numbers
 
 BANDS_PX = (1, 2, 4, 8, 16)
 
@@ -46,8 +51,8 @@ class BoundaryIoU:
         self, num_classes: int, ignore_label: int = 255, distance: float = 0.02
     ) -> None:
         self.num_classes: int = check_num_classes(num_classes)
-        self.ignore_label: int = ignore_label
-        self.distance: float = distance
+        self.ignore_label: int = check_ignore_label(ignore_label)
+        self.distance: float = check_number("distance", distance, "(0, 1]")
         self.shared: np.ndarray = np.zeros(num_classes, "int64")
         self.either: np.ndarray = np.zeros(num_classes, "int64")
 
@@ -108,7 +113,8 @@ class BandIoU:
         bands_px: Sequence[int] = BANDS_PX,
     ) -> None:
         self.num_classes: int = check_num_classes(num_classes)
-        self.ignore_label: int = ignore_label
+        self.ignore_label: int = check_ignore_label(ignore_label)
+        check_numbers("bands_px", bands_px, "(0, inf)")
         self.matrices: dict[int, ConfusionMatrix] = {
             width: ConfusionMatrix(num_classes, ignore_label)
             for width in bands_px

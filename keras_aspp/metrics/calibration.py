@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_aspp.labels import check_values
+from keras_aspp.labels import check_ignore_label, check_values
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 
 
 class Calibration:
@@ -35,7 +36,8 @@ class Calibration:
     """
 
     def __init__(self, ignore_label: int = 255, bins: int = 15) -> None:
-        self.ignore_label: int = ignore_label
+        self.ignore_label: int = check_ignore_label(ignore_label)
+        check_int("bins", bins)
         self.pixels: np.ndarray = np.zeros(bins, "int64")
         self.right: np.ndarray = np.zeros(bins, "int64")
         self.confidence: np.ndarray = np.zeros(bins, "float64")

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
-from keras_aspp.labels import check_num_classes
+from keras_aspp.labels import check_ignore_label, check_num_classes
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -78,11 +78,11 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             )
         super().__init__(
             num_classes=check_num_classes(num_classes),
-            ignore_class=ignore_label,
+            ignore_class=check_ignore_label(ignore_label),
             name=name,
             dtype=dtype,
         )
-        self.ignore_label = ignore_label
+        self.ignore_label = self.ignore_class
 
         # A second matrix, since weights are fractions while pixels are counted
         # exactly, in integers.

@@ -12,9 +12,11 @@ import numpy as np
 from keras import ops
 
 from keras_aspp.label_tensors import split_labels
+from keras_aspp.labels import check_ignore_label
 from keras_aspp.metrics.binary import binary_scores
 from keras_aspp.metrics.confusion import ConfusionMatrix, mean_of_known
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import Tensor
 
 
@@ -58,13 +60,8 @@ class MultilabelConfusion(keras.metrics.Metric):
         dtype: str | None = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        if type(num_classes) is not int or num_classes < 1:
-            raise InputError(
-                "`num_classes` must be an int > 0. "
-                f"Received: num_classes={num_classes!r}"
-            )
-        self.num_classes: int = num_classes
-        self.ignore_label: int = ignore_label
+        self.num_classes: int = check_int("num_classes", num_classes)
+        self.ignore_label: int = check_ignore_label(ignore_label)
         # JAX disables int64 by default.
         on_jax = keras.backend.backend() == "jax"
         count = "int32" if on_jax else "int64"

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from keras_aspp.labels import check_values
 from keras_aspp.utils.deprecation import renamed_arguments, warn_renamed
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_numbers
 
 # Bin edges for regions, as the side of a square of equal area. 32 and 96 are
 # those of COCO.
@@ -36,7 +37,7 @@ class SizeRecall:
     """
 
     def __init__(self, edges_px: Sequence[float] = SIDES_PX) -> None:
-        self.edges_px: tuple[float, ...] = tuple(edges_px)
+        self.edges_px: tuple[float, ...] = _checked_edges(edges_px)
         self.right: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
         self.total: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
         self.objects: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
@@ -116,6 +117,16 @@ class ScaleRecall(SizeRecall):
     def __init__(self, edges_px: Sequence[float] = SIDES_PX) -> None:
         warn_renamed("ScaleRecall", "SizeRecall")
         super().__init__(edges_px)
+
+
+def _checked_edges(edges_px):
+    edges = check_numbers("edges_px", edges_px, "[0, inf]")
+    if len(edges) < 2 or sorted(set(edges)) != list(edges):
+        raise InputError(
+            "`edges_px` must be at least two numbers, each larger than the one "
+            f"before. Received: edges_px={edges}"
+        )
+    return tuple(edges_px)
 
 
 def regions(

@@ -6,7 +6,6 @@ Shape legend: B batch, H x W pixels, h x w feature cells, K `num_classes`.
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import producer
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
 
 LOGITS, AUXILIARY = "logits", "auxiliary"
@@ -280,15 +280,7 @@ def add_teacher(model: AuxiliaryTraining, teacher: TrainingTerm) -> None:
 
 def check_auxiliary(weight: Any, feature: str | None) -> None:
     """Raises `ValueError` unless a weight is finite and >= 0."""
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not 0 <= weight < math.inf
-    ):
-        raise InputError(
-            "`auxiliary_weight` must be a number >= 0; 0 builds no auxiliary "
-            f"head. Received: auxiliary_weight={weight!r}"
-        )
+    check_number("auxiliary_weight", weight, "[0, inf)")
     if feature is not None and not weight:
         raise InputError(
             "`auxiliary_feature` needs `auxiliary_weight` > 0. "

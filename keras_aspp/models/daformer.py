@@ -13,6 +13,7 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import PathLike, Rate
 
 # Nominal strides of the features that the head reads, where there are any.
@@ -91,6 +92,7 @@ class DAFormer(Segmenter):
                 f"`fusion_stride` must be one of {STRIDES}. "
                 f"Received: fusion_stride={fusion_stride!r}"
             )
+        check_int("embed_filters", embed_filters)
         super().__init__(
             num_classes,
             backbone=backbone,

@@ -8,12 +8,12 @@ import keras
 
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
 from keras_aspp.context_modules import ContextName
-from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.context import HasContext, as_context
 from keras_aspp.models.features import pick
 from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import ImagePoolingMode, PathLike, Rate
 
 
@@ -219,7 +219,7 @@ class CascadedDeepLabV3(Segmenter):
         blocks: int = 3,
         multi_grid: list[int] | tuple[int, ...] | None = None,
     ) -> None:
-        check_positive_int("blocks", blocks)
+        check_int("blocks", blocks)
         super().__init__(
             num_classes,
             backbone=backbone,

@@ -104,7 +104,8 @@ class DeepLabV3Plus(HasContext, Segmenter):
         context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
         decoder: Literal["paper", "light"] = "paper",
     ) -> None:
-        decoder_kernel_sizes = tuple(decoder_kernel_sizes)
+        if isinstance(decoder_kernel_sizes, list):
+            decoder_kernel_sizes = tuple(decoder_kernel_sizes)
         _check_decoder(decoder, decoder_stride, decoder_kernel_sizes)
         super().__init__(
             num_classes,
@@ -206,12 +207,12 @@ def _check_decoder(decoder, decoder_stride, decoder_kernel_sizes):
             "1x1 convolution. "
             f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
         )
-    if not decoder_kernel_sizes:
+    if not isinstance(decoder_kernel_sizes, tuple) or not decoder_kernel_sizes:
         raise InputError(
-            "`decoder_kernel_sizes` must not be empty. "
-            f"Received: decoder_kernel_sizes={decoder_kernel_sizes}"
+            "`decoder_kernel_sizes` must be a sequence of odd ints, one at "
+            f"least. Received: decoder_kernel_sizes={decoder_kernel_sizes!r}"
         )
-    if decoder_stride not in LEVELS:
+    if decoder_stride not in tuple(LEVELS):
         raise InputError(
             "`decoder_stride` must be 4 or 2. "
             f"Received: decoder_stride={decoder_stride!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from keras_aspp.models.auxiliary import LOGITS, TrainingTerm, add_teacher
 from keras_aspp.models.precision import with_dtype
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
 
 
@@ -91,11 +91,7 @@ def distill(
             is `"multilabel"`; the teacher takes images of one size only; or a
             number is out of range.
     """
-    if isinstance(weight, bool) or not 0 < weight < math.inf:
-        raise InputError(
-            "The weight of distillation must be a number > 0. "
-            f"Received: weight={weight!r}"
-        )
+    check_number("weight", weight, "(0, inf)")
     if "multilabel" in (student.task, teacher.task):
         raise InputError(
             "Distillation needs one class per pixel, task semantic or binary. "

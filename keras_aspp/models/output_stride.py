@@ -2,11 +2,11 @@
 
 import types
 
-from keras_aspp.layers.checks import check_positive_int
 from keras_aspp.models.rates import offsets_of, whole_rates
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.models.transfer import copy_with
 from keras_aspp.utils.exceptions import InputTypeError
+from keras_aspp.utils.numeric import check_int
 
 
 def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
@@ -50,7 +50,7 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
-    check_positive_int("output_stride", output_stride)
+    check_int("output_stride", output_stride)
     head = types.SimpleNamespace(**segmenter.arguments())
     return copy_with(
         segmenter,

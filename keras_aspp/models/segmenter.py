@@ -26,8 +26,6 @@ from keras_aspp.layers.checks import (
     check_atrous_rates,
     check_batch_norm_numbers,
     check_channels_last,
-    check_dropout,
-    check_positive_int,
 )
 from keras_aspp.layers.class_thresholds import (
     ClassThresholds,
@@ -62,6 +60,7 @@ from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
 from keras_aspp.utils.hub import fetch, is_address
+from keras_aspp.utils.numeric import check_int, check_number
 from keras_aspp.utils.types import PathLike, Rate
 
 # Policy -> `batch_norm` of `AtrousConv2D`, for the layers of the head.
@@ -674,7 +673,7 @@ def _resolve_task(num_classes, task, threshold):
     """Returns the number of classes, background included, and threshold."""
     check_task(task)
     if task == "multilabel":
-        check_positive_int("num_classes", num_classes)
+        check_int("num_classes", num_classes)
         return num_classes, list(check_thresholds(threshold, num_classes))
     threshold = check_threshold(threshold)
     if task == "binary":
@@ -697,7 +696,7 @@ def _resolve_task(num_classes, task, threshold):
 def _check_arguments(config):
     """Raises `ValueError` for common arguments that are out of range."""
     input_scale, align_corners = config["input_scale"], config["align_corners"]
-    check_positive_int("input_scale", input_scale)
+    check_int("input_scale", input_scale)
     if input_scale > 1 and align_corners:
         raise InputError(
             "`input_scale` needs half-pixel centers, `align_corners=False`. "
@@ -705,8 +704,8 @@ def _check_arguments(config):
             f"align_corners={align_corners}"
         )
     output_stride = config["output_stride"]
-    check_positive_int("output_stride", output_stride)
-    check_dropout(config["dropout"])
+    check_int("output_stride", output_stride)
+    check_number("dropout", config["dropout"], "[0, 1)")
     check_batch_norm_numbers(
         config["batch_norm_momentum"], config["batch_norm_epsilon"]
     )
@@ -716,8 +715,19 @@ def _check_arguments(config):
             f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
             f"Received: batch_norm={config['batch_norm']!r}"
         )
-    input_shape = tuple(config["input_shape"])
-    sizes = [n for n in input_shape[:2] if n is not None]
+    if config["trained_output_stride"] is not None:
+        check_int("trained_output_stride", config["trained_output_stride"])
+    input_shape = config["input_shape"]
+    axes = tuple(input_shape) if isinstance(input_shape, (list, tuple)) else ()
+    sizes = [n for n in axes[:2] if n is not None]
+    if len(axes) != 3 or any(
+        type(n) is not int or n < 1 for n in (*sizes, axes[2])
+    ):
+        raise InputError(
+            "`input_shape` must be (height, width, channels), ints > 0; a "
+            "height or width of None leaves it open. "
+            f"Received: input_shape={input_shape!r}"
+        )
     if min(sizes, default=output_stride) < output_stride:
         raise InputError(
             "Images must be at least one cell, `output_stride` pixels, high "

@@ -14,6 +14,7 @@ from keras import ops
 from keras_aspp.losses import (
     CrossEntropy,
     Dice,
+    Distillation,
     LovaszSoftmax,
     Tversky,
     WeightedSum,
@@ -371,7 +372,7 @@ def test_plain_is_keras():
         (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing=1.0"),
         (lambda: CrossEntropy(boundary_px=0), "boundary_px=0"),
         (lambda: CrossEntropy(boundary_weight=-2), "boundary_weight=-2"),
-        (lambda: CrossEntropy(class_weights=(1, -1)), r"\(1.0, -1.0\)"),
+        (lambda: CrossEntropy(class_weights=(1, -1)), r"\(1, -1\)"),
         (lambda: Tversky(alpha=-0.1), "alpha=-0.1"),
         (lambda: WeightedSum([], []), "0 losses"),
         (lambda: WeightedSum([Dice()], [1, 2]), r"1 losses, weights=\[1, 2\]"),
@@ -384,6 +385,32 @@ def test_plain_is_keras():
             r"shapes \(2, 7, 5, 4\)",
         ),
         (lambda: CrossEntropy(class_weights=(1, np.nan)), "nan"),
+        # Iterated, a dict would be its keys.
+        (lambda: Dice(class_weights={0: 5, 1: 1}), r"class_weights=\{0: 5"),
+        (lambda: Dice(class_weights="512"), "class_weights='512'"),
+        (lambda: Dice(ignore_label=None), "ignore_label=None"),
+        (lambda: Dice()(batch()[0][:1], batch()[1]), r"shapes \(1, 7, 5\)"),
+        (
+            lambda: Dice()(batch()[0], batch()[1][:, :1, :1]),
+            r"shapes \(2, 7, 5\) and \(2, 1, 1, 4\)",
+        ),
+        (lambda: Distillation()(*batch()), r"1 of shapes \[\(2, 7, 5, 4\)\]"),
+        (
+            lambda: Distillation()(batch()[0], [np.zeros((2, 7, 5, 4))] * 3),
+            "3 of shapes",
+        ),
+        (
+            lambda: Distillation()(
+                batch()[0], (batch()[1], np.zeros((2, 7, 5, 1)))
+            ),
+            "2 of shapes",
+        ),
+        (
+            lambda: Distillation()(
+                batch()[0], (batch()[1], np.zeros((2, 1, 5, 4)))
+            ),
+            r"shapes \(2, 7, 5\) and \(2, 1, 5, 4\)",
+        ),
         (
             lambda: Dice()(*batch(), np.ones((2, 7))),
             r"sample_weight of shape \(2, 7\) for labels of shape \(2, 7, 5\)",

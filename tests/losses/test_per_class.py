@@ -110,5 +110,32 @@ def test_wrong_shapes_and_weights_are_named():
         loss(labels[..., 0], logits)
     with pytest.raises(ValueError, match="Received: 2 weights for 3"):
         losses.PerClass(losses.CrossEntropy(), [1, 2])(labels, logits)
-    with pytest.raises(ValueError, match="class_weights=\\(-1.0, 2.0\\)"):
+    with pytest.raises(ValueError, match=r"class_weights=\[-1, 2\]"):
         losses.PerClass(losses.CrossEntropy(), [-1, 2])
+
+
+def test_keras_losses_take_weights_of_images():
+    # As many images as columns: the weights must not become columns'.
+    labels, logits = batch(shape=(4, 3, 4, 2))
+    theirs = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255
+    )
+    weights = np.float32([0.5, 0, 2, 1])
+    keras_loss = losses.PerClass(theirs)
+    for given in (weights, weights[:, None]):
+        assert float(keras_loss(labels, logits, given)) == pytest.approx(
+            float(
+                keras_loss(
+                    labels,
+                    logits,
+                    np.tile(weights[:, None, None], (1, 3, 4)),
+                )
+            ),
+            rel=1e-6,
+        )
+
+
+def test_labels_of_other_pixels_are_refused():
+    labels, logits = batch()
+    with pytest.raises(ValueError, match="must have the same pixels"):
+        losses.PerClass(losses.Dice())(labels[:1], logits)

@@ -1,14 +1,16 @@
 """Subclasses of Segmenter: those of a user, and from earlier versions."""
 
 import inspect
+import re
 
 import keras
 import numpy as np
 import pytest
 from helpers import npy, sample
 
-from keras_aspp.models import LRASPP, DeepLabV3, Segmenter
+from keras_aspp.models import LRASPP, DeepLabV3, DeepLabV3Plus, Segmenter
 from keras_aspp.models.features import pick
+from keras_aspp.utils.exceptions import InputError
 
 
 @keras.saving.register_keras_serializable("test_segmenter")
@@ -94,11 +96,24 @@ def test_compile_fit_and_train_on_batch_have_the_signatures_of_keras():
         ("batch_norm_momentum", 1.5),
         ("batch_norm_momentum", -0.1),
         ("batch_norm_epsilon", -0.1),
+        ("input_shape", (64, 64)),
+        ("input_shape", None),
+        ("input_shape", (64, 0, 3)),
+        ("input_shape", "64x64"),
+        ("trained_output_stride", "16"),
+        ("auxiliary_weight", "0.4"),
     ],
 )
 def test_arguments_out_of_range(toy_backbone, argument, value):
-    with pytest.raises(ValueError, match=f"Received: {argument}={value}"):
+    received = re.escape(f"Received: {argument}={value!r}")
+    with pytest.raises(InputError, match=received):
         LRASPP(3, toy_backbone(padding=1), **{argument: value})
+
+
+@pytest.mark.parametrize("value", [None, 3, (), "33"])
+def test_decoder_kernel_sizes_are_a_sequence(toy_backbone, value):
+    with pytest.raises(InputError, match="`decoder_kernel_sizes` must be"):
+        DeepLabV3Plus(3, toy_backbone(), decoder_kernel_sizes=value)
 
 
 def test_channels_first_is_refused(toy_backbone):
