@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_aspp.annotations.reading import naming
 from keras_aspp.annotations.regions import AnnotatedImage, Annotations
-from keras_aspp.annotations.source import SourceFiles, num_equal
+from keras_aspp.annotations.source import SourceFiles, best_of, num_equal
 from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
@@ -205,28 +205,28 @@ def _pair(source, found, masks):
     missing: list[str] = []
     for mask, stem, split in masks:
         # Folders of images and masks differ by their names near the root.
-        likeness = {
-            image: (
-                image.parent == mask.parent,
-                num_equal(
-                    reversed(image.parts[:-1]), reversed(mask.parts[:-1])
-                ),
-            )
-            for image in by_stem.get(stem, [])
-        }
-        if not likeness:
-            missing.append(mask.name)
-            continue
-        image = max(likeness, key=likeness.get)
-        found.images.append(
+        images = [
             AnnotatedImage(
                 image,
                 split,
                 label_image=mask,
-                likeness=likeness[image],
+                likeness=(
+                    image.parent == mask.parent,
+                    num_equal(
+                        reversed(image.parts[:-1]), reversed(mask.parts[:-1])
+                    ),
+                    num_equal(image.parts, mask.parts),
+                ),
                 name=mask.name,
             )
-        )
+            for image in by_stem.get(stem, [])
+        ]
+        best = best_of(images, lambda image: image.likeness)
+        image = source.only(best, mask.name)
+        if image is None:
+            missing.append(mask.name)
+        else:
+            found.images.append(image)
     if missing:
         found.notes.append(
             f"{len(missing)} masks have no image, first {missing[0]}"

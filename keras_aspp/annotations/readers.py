@@ -69,6 +69,7 @@ def read_annotations(
         )
     annotations = _READERS[annotation_format](source, found[annotation_format])
     annotations.notes[:0] = notes
+    _note_ambiguous(source, annotations)
     _note_unused(source, annotations)
     _settle_repeats(annotations)
     return annotation_format, annotations
@@ -105,6 +106,19 @@ def _settle_repeats(annotations):
         annotations.notes.append(
             f"{len(merged)} images are annotated more than once, and their "
             f"regions were merged, first {merged[0]}"
+        )
+
+
+def _note_ambiguous(source, annotations):
+    """Notes the names of images that fit several files."""
+    if source.ambiguous:
+        name, paths = next(iter(source.ambiguous.items()))
+        shown = " and ".join(str(source.relative(path)) for path in paths[:2])
+        annotations.notes.append(
+            f"{num_of(len(source.ambiguous), 'name')} of images fit several "
+            "files equally well and count as annotations without an image; "
+            "choose by --images DIR, or by the folder in the name, first "
+            f"{name}: {shown}"
         )
 
 

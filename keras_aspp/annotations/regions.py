@@ -165,8 +165,8 @@ class AnnotatedImage:
         size: `(height, width)` that the annotations state, or `None`.
         regions: list of `Region`.
         label_image: path of a mask instead of regions, or `None`.
-        likeness: folders that the file has in common with the name in the
-            annotations, and with their file; see `SourceFiles.find_image`.
+        likeness: how well the file fits the annotations, for comparison with
+            others that name the same file; see `SourceFiles.find_image`.
         name: name in the annotations, for messages.
     """
 
@@ -175,7 +175,7 @@ class AnnotatedImage:
     size: Size | None = None
     regions: list[Region] = dataclasses.field(default_factory=list)
     label_image: Path | None = None
-    likeness: tuple[int, int] = (0, 0)
+    likeness: tuple[int, ...] = ()
     name: str = ""
 
 

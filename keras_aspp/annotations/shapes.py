@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import math
+import re
 import urllib.parse
 import zlib
 from pathlib import Path
@@ -37,6 +38,8 @@ _MAX_BYTES = 2**28
 _CIRCLE_CORNERS = 64
 YOLO_SPECS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LABELME_IGNORE = "__ignore__"
+# Label Studio puts the first digits of a random UUID before uploaded names.
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _LABEL_STUDIO_TYPES = ("polygonlabels", "rectanglelabels", "brushlabels")
 
 
@@ -225,8 +228,7 @@ def _find_by_address(source, address, near):
     """Finds the image file of a task, whose address may be a quoted URL."""
     for name in (address, urllib.parse.unquote(address)):
         upload = name.replace("\\", "/").rpartition("/")[2]
-        # Uploads get a random prefix.
-        for candidate in (name, upload.partition("-")[2]):
+        for candidate in (name, _UPLOAD_PREFIX.sub("", upload)):
             found = source.find_image(candidate, near)
             if found is not None:
                 return found

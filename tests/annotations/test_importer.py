@@ -234,7 +234,7 @@ def label_studio(root):
     ]
     task = {
         "id": 1,
-        "data": {"image": "/data/upload/1/0f3a99-a.png"},
+        "data": {"image": "/data/upload/1/0f3a99c4-a.png"},
         "annotations": [
             {"was_cancelled": True, "result": []},
             {"result": results},
@@ -482,6 +482,98 @@ def test_the_sources_own_splits_are_kept(tmp_path):
     assert (tmp_path / "out/masks/val/b.png").exists()
 
 
+def split_layout(root, *images):
+    """COCO with an image a.png in each split, all cars or all trees."""
+    content = coco(root)
+    car = content["annotations"][1] | {"category_id": 7}
+    for split, category in (("train", 7), ("val", 9)):
+        content["annotations"] = [car | {"category_id": category}]
+        write_json(root / f"annotations/instances_{split}.json", content)
+    (root / "annotations/all.json").unlink()
+    (root / "images/a.png").unlink()
+    for seed, image in enumerate(images):
+        write_image(root / image)
+        pixels = np.full((HEIGHT, WIDTH, 3), seed, "uint8")
+        Image.fromarray(pixels).save(root / image)
+
+
+def first_pixels(out):
+    """Returns split -> gray level of the image, and label of the car."""
+    found = {}
+    for path in (out / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            label = np.array(mask)[CAR][0, 0]
+        split = path.parent.name
+        with Image.open(out / "images" / split / path.name) as image:
+            found[split] = (np.array(image)[0, 0, 0], label)
+    return found
+
+
+def test_each_split_labels_its_own_file_of_a_name(tmp_path):
+    split_layout(tmp_path / "source", "train/a.png", "val/a.png")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert first_pixels(tmp_path / "out") == {"train": (0, 1), "val": (1, 2)}
+    assert report.notes == ["the splits are the source's own, train, val"]
+
+
+def test_no_split_labels_the_file_of_another(tmp_path):
+    root = tmp_path / "source"
+    split_layout(root, "train/a.png", "val/b.png")
+    (root / "annotations/instances_train.json").unlink()
+    message = refused(root, tmp_path)
+    assert "1 images of instances_val.json have no file" in message
+
+
+def test_a_name_that_fits_several_files_is_left_out_and_counted(tmp_path):
+    coco(tmp_path / "coco", names=("a.png", "b.png"))
+    labelme(tmp_path / "labelme")
+    label_studio(tmp_path / "label_studio")
+    voc(tmp_path / "voc")
+    for name in ("coco", "labelme", "label_studio", "voc"):
+        root = tmp_path / name
+        for path in root.rglob("a.*g"):
+            if "Segmentation" not in path.parent.name:
+                path.unlink()
+        for folder in "xy":
+            write_image(root / folder / "a.png")
+        if name == "coco":
+            # Copies are one image.
+            import_annotations(root, tmp_path / "copies")
+            assert len([*(tmp_path / "copies").rglob("a.png")]) == 2
+        pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+        Image.fromarray(pixels).save(root / "y/a.png")
+        if name == "coco":
+            notes = import_annotations(root, tmp_path / "out").notes
+            assert not [*(tmp_path / "out").rglob("a.png")]
+            assert any("1 images of all.json have no file" in n for n in notes)
+            (message,) = [n for n in notes if "fit several" in n]
+        else:
+            message = refused(root, tmp_path)
+        assert "1 name of images fit several files equally well" in message
+        assert "a.png: x/a.png and y/a.png" in message
+        import_annotations(root, tmp_path / f"{name}_x", images=root / "x")
+        with Image.open(next(tmp_path.glob(f"{name}_x/images/*/a.png"))) as a:
+            assert np.array(a).any()
+
+
+@pytest.mark.parametrize(
+    ("address", "fits"), [("night-a.png", False), ("0f3a99c4-a.png", True)]
+)
+def test_only_the_prefix_of_label_studio_is_left_out(address, fits, tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    tasks[0]["data"]["image"] = f"/data/upload/1/{address}"
+    write_json(root / "project.json", tasks)
+    if fits:
+        import_annotations(root, tmp_path / "out")
+        found = labels_of(tmp_path / "out")[0]
+        np.testing.assert_array_equal(found, expected())
+    else:
+        message = refused(root, tmp_path)
+        assert "no image, first /data/upload/1/night-a.png" in message
+
+
 def test_a_zip_is_imported_as_its_folder(tmp_path):
     cvat(tmp_path / "source")
     import_annotations(zipped(tmp_path / "source"), tmp_path / "out")
@@ -649,7 +741,7 @@ def test_choices_of_a_whole_image_are_counted(tmp_path):
     ("file", "address"),
     [
         ("my photo.png", "/data/local-files/?d=set/my%20photo.png"),
-        ("my photo.png", "/data/upload/1/0f3a99-my%20photo.png"),
+        ("my photo.png", "/data/upload/1/0f3a99c4-my%20photo.png"),
         ("my%20photo.png", "/data/local-files/?d=set/my%20photo.png"),
     ],
 )
