@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
-from keras_aspp.annotations.source import opened_source
+from keras_aspp.annotations.source import COMMAND, is_imported, opened_source
 from keras_aspp.data import decode
 from keras_aspp.data.groups import (
     by_group,
@@ -25,14 +25,12 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import check_output, replacing_folder
-from keras_aspp.utils.text import num_of, read_json
+from keras_aspp.utils.text import num_of
 from keras_aspp.utils.types import PathLike
 
 IGNORE, DROP = "ignore", "drop"
 IGNORE_LABEL = 255
 _VALIDATION_FRACTION = 0.1
-# Begins the `source` of each dataset.json that an import wrote.
-_COMMAND = "keras-aspp data import"
 # Classes that tools write for pixels without a class.
 _VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
@@ -111,7 +109,8 @@ def import_annotations(
         ValueError: an argument, or the annotations, are invalid.
     """
     output = Path(output)
-    check_output(output, overwrite, _is_imported, _COMMAND)
+    check_output(output, overwrite, is_imported, COMMAND)
+    _check_apart(output, source, images)
     _check_shares(validation_fraction, test_fraction)
     if task not in ("semantic", "binary"):
         raise InputError(
@@ -144,19 +143,9 @@ def import_annotations(
                 test_fraction,
             )
             writer.finish()
-            classes.spec.to_file(work / "dataset.json", f"{_COMMAND}, {name}")
+            classes.spec.to_file(work / "dataset.json", f"{COMMAND}, {name}")
         report.notes = [files.public(note) for note in report.notes]
     return report
-
-
-def _is_imported(folder):
-    """Returns True for a folder that an import wrote."""
-    try:
-        content = read_json(folder / "dataset.json")
-    except (OSError, ValueError):
-        return False
-    source = content.get("source") if isinstance(content, dict) else None
-    return str(source).startswith(_COMMAND)
 
 
 class _Classes:
@@ -405,6 +394,19 @@ _TOP = {
     "z_order": "the region of the higher z-order",
     "file": "the later region in the file",
 }
+
+
+def _check_apart(output, *inputs):
+    """Raises if an input lies in the folder that would be replaced."""
+    for path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(
+            output.resolve()
+        ):
+            raise InputError(
+                "The output would replace what it is made of; name another "
+                f"folder. Received: output={str(output)!r}, which contains "
+                f"{str(path)!r}"
+            )
 
 
 def _check_shares(validation_fraction, test_fraction):

@@ -68,7 +68,10 @@ def read_annotations(
             f"Received: {source.name} with {', '.join(found) or 'none'}"
         )
     annotations = _READERS[annotation_format](source, found[annotation_format])
-    annotations.notes[:0] = notes
+    annotations.notes[:0] = notes + [
+        f"left out {source.relative(folder)}/, which an earlier import wrote"
+        for folder in source.imported
+    ]
     _note_ambiguous(source, annotations)
     _note_unused(source, annotations)
     _settle_repeats(annotations)

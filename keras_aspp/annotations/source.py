@@ -17,8 +17,11 @@ from typing import Any
 from keras_aspp.annotations.regions import AnnotatedImage
 from keras_aspp.data.folder import IMAGE_SUFFIXES
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
+from keras_aspp.utils.text import read_json
 from keras_aspp.utils.types import PathLike
 
+# Begins the `source` of each dataset.json that an import wrote.
+COMMAND = "keras-aspp data import"
 # Annotations are text and shrink by about ten; a bomb by a thousand.
 _MAX_EXPANSION = 100
 _SMALL_BYTES = 2**20
@@ -42,6 +45,8 @@ class SourceFiles:
         name: what the user named: folder, archive or file.
         root: folder.
         files: all files below it, sorted; of a source that is one file, this.
+            Folders within it that an import wrote are left out.
+        imported: these folders.
         ambiguous: dict, name in the annotations -> files that fit it equally
             well; see `find_image`.
     """
@@ -57,14 +62,30 @@ class SourceFiles:
         self._archive = archive
         self.root: Path = root.parent if alone else root
         self._image_root = image_root or self.root
-        self.files: list[Path] = [root] if alone else _files_below(self.root)
+        self.imported: list[Path] = []
+        self.files: list[Path] = [root] if alone else self._below(self.root)
         self.ambiguous: dict[str, list[Path]] = {}
         self._images: dict[str, list[Path]] = {}
-        for path in _files_below(self._image_root):
+        for path in self._below(self._image_root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._images.setdefault(path.name, []).append(path)
         # Named by folders of images.
         self._splits = {self.split_of(path) for path in self.images()} - {None}
+
+    def _below(self, root):
+        """Returns the files of a folder, but no earlier output."""
+        files = _files_below(root)
+        imported = {
+            path.parent
+            for path in files
+            if path.name == "dataset.json"
+            and path.parent != root
+            and is_imported(path.parent)
+        }
+        self.imported = sorted({*self.imported, *imported})
+        if not imported:
+            return files
+        return [path for path in files if imported.isdisjoint(path.parents)]
 
     def public(self, text: str) -> str:
         """Returns a message about a file as the user knows its path."""
@@ -196,6 +217,16 @@ def opened_source(
             yield files
         except InputError as error:
             raise InputError(files.public(str(error))) from None
+
+
+def is_imported(folder: Path) -> bool:
+    """Returns True for a folder that an import wrote."""
+    try:
+        content = read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return False
+    source = content.get("source") if isinstance(content, dict) else None
+    return str(source).startswith(COMMAND)
 
 
 def best_of(items: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:

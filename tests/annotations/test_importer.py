@@ -1188,6 +1188,42 @@ def test_a_folder_that_no_import_wrote_is_never_replaced(tmp_path):
         assert FolderSource(out).spec.class_names[1] == "car"
 
 
+@pytest.mark.parametrize("name", ["coco", "yolo", "cvat"])
+def test_earlier_output_within_the_source_is_not_read(name, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    contents = []
+    for _ in range(3):
+        report = import_annotations(root, root / "mine", overwrite=True)
+        contents.append(
+            {
+                path.relative_to(root): path.read_bytes()
+                for path in sorted((root / "mine").rglob("*"))
+                if path.is_file()
+            }
+        )
+    assert len(contents[0]) == 3  # an image, its mask, dataset.json
+    assert contents[0] == contents[1] == contents[2]
+    left_out = "left out mine/, which an earlier import wrote"
+    assert left_out in report.notes
+    # What the user names is read.
+    import_annotations(root, tmp_path / "out", images=root / "mine/images")
+    assert [*(tmp_path / "out").rglob("a.*g")]
+
+
+def test_a_source_within_the_output_is_not_replaced(tmp_path):
+    coco(tmp_path / "source")
+    out = tmp_path / "out"
+    import_annotations(tmp_path / "source", out)
+    (tmp_path / "source/annotations").rename(out / "annotations")
+    json_file = out / "annotations/all.json"
+    images = tmp_path / "source/images"
+    for source, folder in ((json_file, images), (tmp_path / "source", out)):
+        with pytest.raises(ValueError, match="would replace what it is made"):
+            import_annotations(source, out, images=folder, overwrite=True)
+    assert json_file.is_file()
+
+
 @pytest.mark.slow
 def test_the_next_command_trains_and_its_predictions_import(
     tmp_path, monkeypatch, capsys
