@@ -130,7 +130,7 @@ def import_annotations(
         classes = _Classes(found, class_map or {}, background, task)
         report = ImportReport(name, classes.spec, {}, 0, list(found.notes))
         report.notes += classes.notes
-        writer = _Writer(classes, overlap, exif, found.spec, report)
+        writer = _Writer(classes, overlap, exif, report)
         with replacing_folder(output) as work:
             for image in progress(found.images):
                 writer.write(image, work)
@@ -172,7 +172,8 @@ class _Classes:
                 targets[name] = background if plain == "background" else name
         kept = [t for t in targets.values() if t not in (IGNORE, DROP)]
         # Masks may label every pixel; regions leave some without a class.
-        if found.spec is None or {background, DROP} & {*targets.values()}:
+        has_regions = any(image.spec is None for image in found.images)
+        if has_regions or {background, DROP} & {*targets.values()}:
             kept.insert(0, background)
         new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
         if len(new) < 2:
@@ -216,12 +217,10 @@ class _Classes:
 class _Writer:
     """Writes images and masks, and counts what happened."""
 
-    def __init__(self, classes, overlap, exif, source_spec, report):
+    def __init__(self, classes, overlap, exif, report):
         self.classes, self.overlap, self.exif = classes, overlap, exif
-        self.source_spec, self.report = source_spec, report
+        self.report = report
         self.background = classes.background
-        if source_spec is not None:
-            self.table = classes.table(source_spec)
         self.unreadable, self.outside, self.turned = [], [], 0
         self.images_of_overlaps = self.empty = 0
         self.stems: set[str] = set()
@@ -261,25 +260,15 @@ class _Writer:
         """Returns the labels of an image, uint8 `[H, W]`, upright."""
         stored = upright[::-1] if orientation >= 5 else upright
         if image.label_image is not None:
-            mask = self._stored(image.label_image)
+            mask = _stored(image)
             turn = self._is_stored(mask.shape, upright, stored, image)
-            labels = self.table[mask]
+            labels = self.classes.table(image.spec)[mask]
         else:
             self.empty += not image.regions
             size = image.size or upright
             turn = self._is_stored(size, upright, stored, image)
             labels = self._draw(image, stored if turn else upright)
         return decode.turn_upright(labels, orientation) if turn else labels
-
-    def _stored(self, path):
-        """Reads a mask of the source, which has no `dataset.json`."""
-        try:
-            return decode.read_mask(path, self.source_spec)
-        except decode.UnknownColorError as error:
-            raise InputError(
-                f"{error.problem}; name all classes in labelmap.txt beside "
-                f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
-            ) from None
 
     def _is_stored(self, size, upright, stored, image):
         """Returns True if annotations of that size fit the stored image."""
@@ -375,6 +364,18 @@ class _Writer:
                 f"EXIF orientation in {num_of(self.turned, 'image')}: masks "
                 "are upright, as the images are read"
             )
+
+
+def _stored(image):
+    """Reads a mask of the source, which has no `dataset.json`."""
+    path = image.label_image
+    try:
+        return decode.read_mask(path, image.spec)
+    except decode.UnknownColorError as error:
+        raise InputError(
+            f"{error.problem}; name all classes in labelmap.txt beside "
+            f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
+        ) from None
 
 
 def _cropped(mask):

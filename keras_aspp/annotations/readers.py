@@ -168,12 +168,13 @@ def find_formats(
         for path in source.ending(".xml")
         if path.parent.name != "Annotations" and cvat_xml.is_cvat_xml(path)
     ]
-    if not found["cvat"]:
-        found["voc"] = [
-            path
-            for path in source.ending(".png")
-            if path.parent.name == "SegmentationClass"
-        ]
+    described = {path.parent for path in found["cvat"]}
+    found["voc"] = [
+        path
+        for path in source.ending(".png")
+        if path.parent.name == "SegmentationClass"
+        and path.parents[1] not in described
+    ]
     in_json, notes = _find_json(source)
     found |= in_json
     return {name: files for name, files in found.items() if files}, notes

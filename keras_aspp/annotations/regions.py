@@ -165,6 +165,7 @@ class AnnotatedImage:
         size: `(height, width)` that the annotations state, or `None`.
         regions: list of `Region`.
         label_image: path of a mask instead of regions, or `None`.
+        spec: `DatasetSpec` by which `label_image` is read, or `None`.
         likeness: how well the file fits the annotations, for comparison with
             others that name the same file; see `SourceFiles.find_image`.
         name: name in the annotations, for messages.
@@ -175,6 +176,7 @@ class AnnotatedImage:
     size: Size | None = None
     regions: list[Region] = dataclasses.field(default_factory=list)
     label_image: Path | None = None
+    spec: DatasetSpec | None = None
     likeness: tuple[int, ...] = ()
     name: str = ""
 
@@ -186,13 +188,11 @@ class Annotations:
     Args:
         class_names: names of the classes, in the source's order.
         images: list of `AnnotatedImage`.
-        spec: `DatasetSpec` by which label images are read, or `None`.
         notes: messages about what was left out.
     """
 
     class_names: list[str]
     images: list[AnnotatedImage]
-    spec: DatasetSpec | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
 

@@ -28,7 +28,7 @@ from keras_aspp.annotations.regions import (
     Bitmap,
     Polygons,
 )
-from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.annotations.source import SourceFiles, best_of
 from keras_aspp.data.decode import MAX_PIXELS, open_image
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_json, read_text
@@ -99,10 +99,12 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `data.yaml`, or `classes.txt` with a name per line.
+        files: `data.yaml`, or `classes.txt` with a name per line. Of several
+            with different names, each is for the labels in its folder.
     """
-    names = _yolo_names(files[0])
-    found = Annotations(list(names.values()), [])
+    names_of = {path: _yolo_names(path) for path in files}
+    every = (name for names in names_of.values() for name in names.values())
+    found = Annotations(list(dict.fromkeys(every)), [])
     boxes, paired = 0, set()
     by_name = {
         source.relative(path).with_suffix("").as_posix(): path
@@ -115,8 +117,11 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         paired.add(path)
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
-        lines = [] if path is None else read_text(path).splitlines()
-        for number, line in enumerate(lines, 1):
+        if path is None:
+            continue
+        class_file = _class_file(names_of, path)
+        names = names_of[class_file]
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             with naming(path, f"line {number}"):
@@ -124,7 +129,7 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
                 if class_id not in names:
                     raise InputError(
                         f"class {class_id:g} is not among the {len(names)} "
-                        f"names of {files[0].name}"
+                        f"names of {class_file.name}"
                     )
                 if len(numbers) == 4:
                     boxes += 1
@@ -143,6 +148,22 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
     others = [path for path in by_name.values() if path not in paired]
     note_missing(found, [p.name for p in others if _is_yolo(p)])
     return found
+
+
+def _class_file(names_of, label):
+    """Returns the file that names the classes of a label file."""
+    first, *others = names_of
+    if all(names_of[path] == names_of[first] for path in others):
+        return first
+    above = [path for path in names_of if path.parent in label.parents]
+    best = best_of(above, lambda path: len(path.parents))
+    if len(best) == 1:
+        return best[0]
+    shown = ", ".join(map(str, best or names_of))
+    raise InputError(
+        "Files that name different classes must lie in the folders of their "
+        f"labels, one in each. File: {label} ({shown})"
+    )
 
 
 def _is_yolo(path):
@@ -311,11 +332,14 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `meta.json`, which names the classes.
+        files: the `meta.json` of each project, which name the classes.
     """
-    meta = read_json(files[0], max_bytes=_MAX_BYTES)
-    with naming(files[0]):
-        names = [str(c["title"]) for c in _list(meta, "classes", files[0])]
+    names = []
+    for path in files:
+        meta = read_json(path, max_bytes=_MAX_BYTES)
+        with naming(path):
+            names += [str(c["title"]) for c in _list(meta, "classes", path)]
+    names = list(dict.fromkeys(names))
     found = Annotations(names, [])
     missing, skipped = [], collections.Counter()
     for path in source.ending(".json"):

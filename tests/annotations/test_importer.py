@@ -574,6 +574,66 @@ def test_only_the_prefix_of_label_studio_is_left_out(address, fits, tmp_path):
         assert "no image, first /data/upload/1/night-a.png" in message
 
 
+def beside(root, name):
+    """Two sources of a format in one; the second one's image is b.png."""
+    SAMPLES[name](root / "first")
+    SAMPLES[name](root / "second")
+    for path in sorted((root / "second").rglob("a.*")):
+        path.rename(path.with_name(path.name.replace("a.", "b.", 1)))
+
+
+@pytest.mark.parametrize("name", ["yolo", "cvat", "voc", "supervisely"])
+def test_several_roots_are_read_each_by_its_own_classes(name, tmp_path):
+    root = tmp_path / "source"
+    beside(root, name)
+    trees = 16 if name == "voc" else 2
+    cars = 7 if name == "voc" else 1
+    drawn = {"a": expected(cars, trees), "b": expected(cars, trees)}
+    if name == "yolo":
+        (root / "second/data.yaml").write_text("names: [tree, car]\n")
+        drawn["b"] = expected(2, 1)  # the label files are the same
+    elif name == "cvat":
+        # Trees have the color of cars, and pixels without a color are cars.
+        colors = zip(("car", "tree", "bush"), COLORS.values(), strict=True)
+        lines = [f"{k}:{','.join(map(str, v))}::" for k, v in colors]
+        (root / "second/labelmap.txt").write_text("\n".join(lines))
+        drawn["b"] = np.choose(expected(), [1, 2, 3])
+    elif name == "supervisely":
+        for path in (root / "second").rglob("*.json"):
+            path.write_text(path.read_text().replace("tree", "bush"))
+        drawn["b"] = expected(1, 3)
+    report = import_annotations(root, tmp_path / "out")
+    assert sum(report.num_images.values()) == 2
+    assert not any("without annotations" in note for note in report.notes)
+    for image, labels in drawn.items():
+        found, spec = labels_of(tmp_path / "out", image)
+        np.testing.assert_array_equal(found, labels)
+    names = ("background", "car", "tree", "bush")
+    names = {"yolo": names[:3], "voc": tuple(CLASS_NAMES)}.get(name, names)
+    assert spec.class_names == names
+
+
+def test_class_files_of_several_yolo_roots_lie_with_their_labels(tmp_path):
+    root = tmp_path / "source"
+    beside(root, "yolo")
+    path = root / "second/data.yaml"
+    path.rename(root / "second/train/images/data.yaml")
+    import_annotations(root, tmp_path / "out")  # the same names
+    path = root / "second/train/images/data.yaml"
+    path.write_text("names: [tree, car]")
+    message = refused(root, tmp_path)
+    assert "must lie in the folders of their labels" in message
+    assert f"File: {root}/second/train/labels/b.txt" in message
+    assert f"{root}/first/data.yaml, {path}" in message
+
+
+def test_masks_without_a_labelmap_beside_others_need_a_choice(tmp_path):
+    cvat(tmp_path / "source/first")
+    voc(tmp_path / "source/second")
+    message = refused(tmp_path / "source", tmp_path)
+    assert "cvat (labelmap.txt), voc (a.png)" in message
+
+
 def test_a_zip_is_imported_as_its_folder(tmp_path):
     cvat(tmp_path / "source")
     import_annotations(zipped(tmp_path / "source"), tmp_path / "out")
