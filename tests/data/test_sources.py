@@ -75,6 +75,19 @@ def test_null_holds_out_images_of_a_folder(root):
     assert source.size("train") + source.size(HELD_OUT) == 10
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"validation_split": "train"},
+        {"train_split": "val"},
+        {"train_split": HELD_OUT, "validation_split": None},
+    ],
+)
+def test_held_out_images_are_no_training_images(fields, root):
+    with pytest.raises(ValueError, match=r"must differ. Received: '\w+' for"):
+        open_source(DataConfig(root=str(root), **fields))
+
+
 def test_null_of_records_names_slices():
     with pytest.raises(
         ValueError, match=r"train\[90%:\]. Received: tfds='multiscale_shapes'"
