@@ -105,16 +105,10 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
     names_of = {path: _yolo_names(path) for path in files}
     every = (name for names in names_of.values() for name in names.values())
     found = Annotations(list(dict.fromkeys(every)), [])
-    boxes, paired = 0, set()
-    by_name = {
-        source.relative(path).with_suffix("").as_posix(): path
-        for path in source.ending(".txt")
-    }
-    for image in source.images():
-        relative = source.relative(image).with_suffix("")
-        beside = [p if p != "images" else "labels" for p in relative.parts]
-        path = by_name.get("/".join(beside)) or by_name.get(relative.as_posix())
-        paired.add(path)
+    boxes = 0
+    labels = source.ending(".txt")
+    label_of = _labels_of_images(source, labels)
+    for image, path in label_of.items():
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
         if path is None:
@@ -145,9 +139,56 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         found.notes.append(
             f"{boxes} boxes were left out, since a box is no mask"
         )
-    others = [path for path in by_name.values() if path not in paired]
-    note_missing(found, [p.name for p in others if _is_yolo(p)])
+    paired = {*label_of.values()} - {None}
+    others = [p.name for p in labels if p not in paired and _is_yolo(p)]
+    note_missing(found, others)
+    if others and not paired:
+        found.images.clear()  # or all would be background
     return found
+
+
+def _labels_of_images(source, labels):
+    """Returns image file -> its label file, or `None`.
+
+    A label file has the path of its image, with `labels` for `images`. Where
+    neither has such a partner, they may differ by such a folder alone.
+    """
+    by_name = {
+        source.relative(path).with_suffix("").as_posix(): path
+        for path in labels
+    }
+    found = {}
+    for image in source.images():
+        relative = source.relative(image).with_suffix("")
+        beside = [p if p != "images" else "labels" for p in relative.parts]
+        found[image] = by_name.get("/".join(beside)) or by_name.get(
+            relative.as_posix()
+        )
+    paired = {*found.values()}
+    alike = collections.defaultdict(lambda: ([], []))
+    for path in labels:
+        if path not in paired:
+            alike[_place(source.relative(path))][1].append(path)
+    for image, label in found.items():
+        if label is None:
+            places = {
+                _place(source.relative(image)),
+                _place(source.within_images(image)),
+            }
+            for place in places & alike.keys():
+                alike[place][0].append(image)
+    for images, others in alike.values():
+        if len(images) == len(others) == 1:
+            found[images[0]] = others[0]
+    return found
+
+
+def _place(path):
+    return tuple(
+        part
+        for part in path.with_suffix("").parts
+        if part not in ("images", "labels")
+    )
 
 
 def _class_file(names_of, label):
@@ -223,7 +264,10 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
                 if annotated is None:
                     missing.append(address)
                     continue
-                for result in _label_studio_results(task):
+                results = _label_studio_results(task)
+                if results is None:
+                    continue
+                for result in results:
                     if result.get("type") not in _LABEL_STUDIO_TYPES:
                         # Those of whole images have no size.
                         skipped[str(result.get("type"))] += 1
@@ -257,11 +301,12 @@ def _find_by_address(source, address, near):
 
 
 def _label_studio_results(task):
+    """Returns the results of a task, `None` if nobody has annotated it."""
     annotations = task.get("annotations") or task.get("completions") or []
     for annotation in annotations:
         if not annotation.get("was_cancelled"):
             return [r for r in annotation["result"] if "value" in r]
-    return []
+    return None
 
 
 def _label_studio_region(result):

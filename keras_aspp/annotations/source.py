@@ -110,6 +110,10 @@ class SourceFiles:
         inside = path.is_relative_to(self.root)
         return path.relative_to(self.root if inside else self._image_root)
 
+    def within_images(self, image: Path) -> Path:
+        """Returns the path of an image within the folder of the images."""
+        return image.relative_to(self._image_root)
+
     def find_image(
         self, name: str, near: Path, by_name: bool = False
     ) -> AnnotatedImage | None:

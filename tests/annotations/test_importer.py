@@ -661,6 +661,69 @@ def test_images_may_be_in_another_folder(tmp_path):
     assert "`images` must be a folder" in message
 
 
+@pytest.mark.parametrize(
+    ("label", "image"),
+    [
+        ("labels/a.txt", "a.png"),
+        ("labels/train/a.txt", "train/a.png"),
+        ("a.txt", "images/a.png"),
+        ("train/labels/a.txt", "images/train/a.png"),
+    ],
+)
+@pytest.mark.parametrize("within", [False, True])
+def test_labels_of_yolo_fit_images_in_a_folder_of_their_own(
+    within, label, image, tmp_path
+):
+    root = tmp_path / "source"
+    yolo(root)
+    text = (root / "train/labels/a.txt").read_text()
+    (root / "train/labels/a.txt").unlink()
+    (root / "train/images/a.png").unlink()
+    (root / label).parent.mkdir(parents=True, exist_ok=True)
+    (root / label).write_text(text)
+    images = root / "photos" if within else tmp_path / "photos"
+    write_image(images / image)
+    import_annotations(root, tmp_path / "out", images=images)
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+
+
+def test_labels_of_yolo_that_fit_no_image_make_no_background(tmp_path):
+    root = tmp_path / "source"
+    yolo(root)
+    write_image(tmp_path / "photos/other/a.png")
+    message = refused(root, tmp_path, images=tmp_path / "photos")
+    assert "1 annotations have no image, first a.txt" in message
+    # One label file is not for two images.
+    for image in ("photos/images/train/a.png", "photos/train/a.png"):
+        write_image(tmp_path / "two" / image)
+    images = tmp_path / "two/photos"
+    message = refused(root, tmp_path, images=images)
+    assert "1 annotations have no image, first a.txt" in message
+    (images / "images/train/a.png").unlink()
+    import_annotations(root, tmp_path / "out", images=images)
+
+
+def test_tasks_that_nobody_annotated_are_no_background(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    (task,) = json.loads((root / "project.json").read_text())
+    kept = []
+    for name, annotations in (
+        ("canceled", [{"was_cancelled": True, "result": []}]),
+        ("none", []),
+        ("empty", [{"result": []}]),
+    ):
+        write_image(root / f"images/{name}.png")
+        data = {"image": f"{name}.png"}
+        kept.append(task | {"data": data, "annotations": annotations})
+    write_json(root / "project.json", [task, *kept])
+    report = import_annotations(root, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out/images").glob("*/*")}
+    assert names == {"a.png", "empty.png"}
+    (note,) = [n for n in report.notes if "without annotations" in n]
+    assert "left out 2 images" in note
+
+
 def refused(source, tmp_path, **arguments):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         import_annotations(source, tmp_path / "refused", **arguments)
