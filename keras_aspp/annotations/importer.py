@@ -74,8 +74,9 @@ def import_annotations(
     """Converts annotations to a folder of images and masks.
 
     Images are copied byte by byte. Masks are upright palette PNGs of the
-    classes; ignored regions, such as COCO's crowds, are drawn below all
-    others.
+    classes. Regions without one class (COCO's crowds, Label Studio's without
+    a label) are ignored and drawn below all others; those of ignored classes
+    are drawn like any.
 
     Args:
         source: folder, zip archive or annotation file.
@@ -90,6 +91,7 @@ def import_annotations(
         exif: frame of the annotations of images with an EXIF orientation:
             `"upright"`, as viewers show them; `"stored"`; or `"auto"`, which
             follows the stated height and width, and is upright without them.
+            Images whose stated size contradicts it are left out.
         group_by: regular expression; images whose names match it with the same
             text, or the same first group, stay in one split.
         validation_fraction: share of the groups that become `val`, in [0, 1),
@@ -160,20 +162,27 @@ class _Classes:
                 f"{', '.join(names)}. Received: {', '.join(sorted(unknown))}"
             )
         self.notes, self.background = [], background
-        targets = {name: class_map.get(name) for name in names}
+        special = {IGNORE: IGNORE_LABEL, DROP: None}
+        # Class of the source -> label of those that become no class, or name.
+        labels: dict[str, int | None] = {}
+        targets: dict[str, str] = {}
         for name in names:
             plain = name.strip("_ ").casefold()
-            if name not in class_map and plain in _VOID:
-                targets[name] = IGNORE
+            if class_map.get(name) in special:
+                labels[name] = special[class_map[name]]
+            elif name in class_map:
+                targets[name] = class_map[name]
+            elif plain in _VOID:
+                labels[name] = IGNORE_LABEL
                 self.notes.append(
                     f"class {name!r} is ignored; --map {name}=NAME keeps it"
                 )
-            elif name not in class_map:
+            else:
                 targets[name] = background if plain == "background" else name
-        kept = [t for t in targets.values() if t not in (IGNORE, DROP)]
+        kept = list(targets.values())
         # Masks may label every pixel; regions leave some without a class.
         has_regions = any(image.spec is None for image in found.images)
-        if has_regions or {background, DROP} & {*targets.values()}:
+        if has_regions or background in kept or None in labels.values():
             kept.insert(0, background)
         new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
         if len(new) < 2:
@@ -195,10 +204,8 @@ class _Classes:
                 f"Masks hold at most {IGNORE_LABEL} classes; merge or drop "
                 f"some by --map. Received: {len(new)}"
             )
-        special = {IGNORE: IGNORE_LABEL, DROP: None}
-        self.labels: dict[str, int | None] = {
-            name: special.get(target, new.get(target))
-            for name, target in targets.items()
+        self.labels: dict[str, int | None] = labels | {
+            name: new[target] for name, target in targets.items()
         }
         # Beside 1, binary masks show the object as 255 unless told otherwise.
         label_map = {} if task == "binary" else None
@@ -265,22 +272,31 @@ class _Writer:
             labels = self.classes.table(image.spec)[mask]
         else:
             self.empty += not image.regions
-            size = image.size or upright
-            turn = self._is_stored(size, upright, stored, image)
+            turn = self._is_stored(image.size, upright, stored, image)
             labels = self._draw(image, stored if turn else upright)
         return decode.turn_upright(labels, orientation) if turn else labels
 
     def _is_stored(self, size, upright, stored, image):
-        """Returns True if annotations of that size fit the stored image."""
+        """Returns True if annotations of that size fit the stored image.
+
+        The size decides, if there is one and it differs between both frames.
+        """
+        if size is None or tuple(size) == upright == stored:
+            return self.exif == "stored"
         size = tuple(size)
         if size not in (upright, stored):
             raise InputError(
                 f"The annotations are for {size[0]}x{size[1]}, the image is "
                 f"{upright[0]}x{upright[1]}. File: {image.path}"
             )
-        if self.exif == "auto":
-            return size != upright
-        return self.exif == "stored"
+        frame = "upright" if size == upright else "stored"
+        if self.exif not in ("auto", frame):
+            raise InputError(
+                f"The annotations are for {size[0]}x{size[1]}, which is the "
+                f"{frame} image; leave --exif out. Received: --exif "
+                f"{self.exif}. File: {image.path}"
+            )
+        return frame == "stored"
 
     def _draw(self, image, size):
         """Draws the regions of an image, uint8 `[H, W]`."""

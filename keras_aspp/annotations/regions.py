@@ -34,6 +34,7 @@ class Region:
         z_order: order of drawing, higher is on top; `None` if the tool has
             none but the order in the file.
         is_ignored: True for regions without one class, such as COCO's crowds.
+            They are drawn below all others, and hide none.
     """
 
     class_name: str

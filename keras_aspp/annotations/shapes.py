@@ -78,8 +78,8 @@ def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
 
 
 def _labelme_region(shape, shape_type):
-    label = str(shape.get("label", ""))
-    common = {"class_name": label, "is_ignored": label == _LABELME_IGNORE}
+    # `_LABELME_IGNORE` is no class, and so ignored, in the order of the others.
+    common = {"class_name": str(shape.get("label", ""))}
     points = np.asarray(shape.get("points"), "float64").reshape(-1, 2)
     if shape_type == "polygon":
         return Polygons(rings=[points], **common)

@@ -388,6 +388,54 @@ def test_classes_are_merged_ignored_and_dropped(tmp_path):
     }
 
 
+@pytest.mark.parametrize("overlap", ["area", "file"])
+@pytest.mark.parametrize("label", ["__ignore__", "void"])
+def test_ignored_shapes_of_labelme_hide_what_they_cover(
+    label, overlap, tmp_path
+):
+    labelme(tmp_path / "source")  # the smaller tree comes last
+    path = tmp_path / "source/a.json"
+    path.write_text(path.read_text().replace('"tree"', f'"{label}"'))
+    import_annotations(tmp_path / "source", tmp_path / "out", overlap=overlap)
+    labels, spec = labels_of(tmp_path / "out")
+    np.testing.assert_array_equal(labels, expected(1, 255))
+    assert spec.class_names == ("background", "car")
+
+
+def test_regions_of_label_studio_without_a_label_hide_nothing(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    del tasks[0]["annotations"][1]["result"][0]["value"]["brushlabels"]
+    write_json(root / "project.json", tasks)
+    import_annotations(root, tmp_path / "out")
+    drawn = expected(1, 255)
+    drawn[CAR] = 1
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], drawn)
+
+
+def test_a_class_named_as_a_keyword_is_a_class(tmp_path):
+    content = coco(tmp_path / "source")
+    content["categories"][1]["name"] = "drop"
+    write_json(tmp_path / "source/annotations/all.json", content)
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    labels, spec = labels_of(tmp_path / "out")
+    assert spec.class_names == ("background", "car", "drop")
+    np.testing.assert_array_equal(labels, expected())
+    for background in ("drop", "ignore"):
+        out = tmp_path / background
+        import_annotations(
+            *(tmp_path / "source", out),
+            background=background,
+            class_map={"drop": "drop"},
+        )
+        labels, spec = labels_of(out)
+        assert spec.class_names == (background, "car")
+        drawn = np.zeros_like(labels)
+        drawn[CAR] = 1
+        np.testing.assert_array_equal(labels, drawn)
+
+
 def test_an_uncompressed_mask_equals_the_compressed_one(tmp_path):
     coco(tmp_path / "a")
     tree = np.zeros((HEIGHT, WIDTH), bool)
@@ -447,6 +495,49 @@ def test_masks_are_upright_whichever_frame_the_annotations_fit(frame, tmp_path):
         drawn = np.zeros((WIDTH, HEIGHT), "uint8")
         drawn[CAR] = 1
         np.testing.assert_array_equal(labels, drawn)
+
+
+@pytest.mark.parametrize("frame", ["upright", "stored"])
+@pytest.mark.parametrize("name", ["coco", "cvat"])
+def test_a_stated_size_is_not_overruled_by_a_flag(name, frame, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (image,) = root.rglob("*mages/a.png")
+    # Upright, the second one has the size that the annotations state.
+    size = (HEIGHT, WIDTH) if frame == "stored" else (WIDTH, HEIGHT)
+    write_image(image, size, exif=exif)
+    drawn = expected() if frame == "upright" else np.rot90(expected(), -1)
+    for given in ("auto", frame):
+        import_annotations(root, tmp_path / given, exif=given)
+        np.testing.assert_array_equal(labels_of(tmp_path / given)[0], drawn)
+    other = {"upright": "stored", "stored": "upright"}[frame]
+    message = refused(root, tmp_path, exif=other)
+    assert f"are for {HEIGHT}x{WIDTH}, which is the {frame} image" in message
+    assert f"Received: --exif {other}. File: {image}" in message
+
+
+@pytest.mark.parametrize("exif", ["auto", "upright", "stored"])
+def test_the_flag_decides_where_no_size_does(exif, tmp_path):
+    yolo(tmp_path / "yolo")  # states no size
+    coco(tmp_path / "coco")
+    tag = Image.Exif()
+    for name, orientation in (("yolo", 6), ("coco", 3)):
+        tag[0x0112] = orientation
+        (image,) = (tmp_path / name).rglob("a.png")
+        write_image(image, (HEIGHT, WIDTH), exif=tag)
+        out = tmp_path / f"out_{name}"
+        import_annotations(tmp_path / name, out, exif=exif)
+    half_turn = labels_of(tmp_path / "out_coco")[0]
+    turn = labels_of(tmp_path / "out_yolo")[0]
+    if exif == "stored":
+        np.testing.assert_array_equal(half_turn, np.rot90(expected(), 2))
+        np.testing.assert_array_equal(turn, np.rot90(expected(), -1))
+    else:
+        np.testing.assert_array_equal(half_turn, expected())
+        assert turn.shape == (WIDTH, HEIGHT)
+        assert turn[7:15, 6:14].all()  # relative to the upright image
 
 
 def test_frames_of_one_video_stay_in_one_split(tmp_path):
