@@ -295,7 +295,7 @@ def _find_by_address(source, address, near):
         upload = name.replace("\\", "/").rpartition("/")[2]
         for candidate in (name, _UPLOAD_PREFIX.sub("", upload)):
             found = source.find_image(candidate, near)
-            if found is not None:
+            if found is not None or candidate in source.ambiguous:
                 return found
     return None
 
