@@ -284,6 +284,11 @@ def open_data(
             data = dataclasses.replace(
                 Workdir(model).config.data, root=name, tfds=None
             )
+        if os.path.exists(os.path.join(name, "dataset.json")):
+            # It describes this folder; the run's options, another data set.
+            data = dataclasses.replace(
+                data, class_names=None, label_map=None, ignore_label=255
+            )
     else:
         data = load_config(config_path(name)).data
     return open_source(data), data

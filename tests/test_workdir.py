@@ -1,11 +1,16 @@
 """Examples of a split, and what an export prints."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import Config, DataConfig
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.workdir import Examples, Workdir
+from keras_aspp.workdir import CONFIG, Examples, Workdir, open_data
 
 
 class Numbers:
@@ -40,6 +45,34 @@ def test_images_are_spread_over_the_split(total, count, expected):
     assert found == expected
     _, sizes = examples.survey(count)
     assert sizes == {(4, 4 + i): 1 for i in range(total)}
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_the_options_of_a_run_describe_no_other_described_folder(
+    described, tmp_path
+):
+    options = {
+        "class_names": ["ground", "box"],
+        "label_map": {7: 1},
+        "ignore_label": 9,
+    }
+    data = DataConfig(tfds="pets", crop_size=(96, 96), **options)
+    dump_config(Config(data=data), tmp_path / CONFIG)
+    root = tmp_path / "folder"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+        Image.new("L", (6, 4), 7).save(root / part / "0.png")
+    if described:
+        names = {"class_names": ["box", "ground"], "label_map": {"7": 0}}
+        (root / "dataset.json").write_text(json.dumps(names))
+    source, data = open_data(root, tmp_path)
+    spec = source.spec
+    assert data.crop_size == (96, 96)
+    found = spec.class_names, spec.label_map, spec.ignore_label
+    if described:
+        assert found == (("box", "ground"), {7: 0}, 255)
+    else:
+        assert found == (("ground", "box"), {7: 1}, 9)
 
 
 def test_the_chosen_size_is_told_before_the_phase_begins(

@@ -98,7 +98,7 @@ def _read_images(source, path, notes):
     images, missing = {}, []
     for entry in stream_items(path, "images.item"):
         name = str(_value(entry, "file_name", path))
-        image = source.find_image(name, path)
+        image = source.find_image(name, path, by_name=True)
         image_id = _value(entry, "id", path)
         if image_id in images:
             raise InputError(f"Two images have the id {image_id}. File: {path}")

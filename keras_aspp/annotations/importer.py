@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_aspp.annotations.readers import read_annotations
 from keras_aspp.annotations.regions import AnnotatedImage, Region
-from keras_aspp.annotations.source import opened_source
+from keras_aspp.annotations.source import COMMAND, is_imported, opened_source
 from keras_aspp.data import decode
 from keras_aspp.data.groups import (
     by_group,
@@ -25,14 +25,12 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.plots.labels import index_image
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import check_output, replacing_folder
-from keras_aspp.utils.text import num_of, read_json
+from keras_aspp.utils.text import num_of
 from keras_aspp.utils.types import PathLike
 
 IGNORE, DROP = "ignore", "drop"
 IGNORE_LABEL = 255
 _VALIDATION_FRACTION = 0.1
-# Begins the `source` of each dataset.json that an import wrote.
-_COMMAND = "keras-aspp data import"
 # Classes that tools write for pixels without a class.
 _VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 
@@ -76,8 +74,9 @@ def import_annotations(
     """Converts annotations to a folder of images and masks.
 
     Images are copied byte by byte. Masks are upright palette PNGs of the
-    classes; ignored regions, such as COCO's crowds, are drawn below all
-    others.
+    classes. Regions without one class (COCO's crowds, Label Studio's without
+    a label) are ignored and drawn below all others; those of ignored classes
+    are drawn like any.
 
     Args:
         source: folder, zip archive or annotation file.
@@ -92,6 +91,7 @@ def import_annotations(
         exif: frame of the annotations of images with an EXIF orientation:
             `"upright"`, as viewers show them; `"stored"`; or `"auto"`, which
             follows the stated height and width, and is upright without them.
+            Images whose stated size contradicts it are left out.
         group_by: regular expression; images whose names match it with the same
             text, or the same first group, stay in one split.
         validation_fraction: share of the groups that become `val`, in [0, 1),
@@ -111,7 +111,8 @@ def import_annotations(
         ValueError: an argument, or the annotations, are invalid.
     """
     output = Path(output)
-    check_output(output, overwrite, _is_imported, _COMMAND)
+    check_output(output, overwrite, is_imported, COMMAND)
+    _check_apart(output, source, images)
     _check_shares(validation_fraction, test_fraction)
     if task not in ("semantic", "binary"):
         raise InputError(
@@ -131,7 +132,7 @@ def import_annotations(
         classes = _Classes(found, class_map or {}, background, task)
         report = ImportReport(name, classes.spec, {}, 0, list(found.notes))
         report.notes += classes.notes
-        writer = _Writer(classes, overlap, exif, found.spec, report)
+        writer = _Writer(classes, overlap, exif, report)
         with replacing_folder(output) as work:
             for image in progress(found.images):
                 writer.write(image, work)
@@ -144,19 +145,9 @@ def import_annotations(
                 test_fraction,
             )
             writer.finish()
-            classes.spec.to_file(work / "dataset.json", f"{_COMMAND}, {name}")
+            classes.spec.to_file(work / "dataset.json", f"{COMMAND}, {name}")
         report.notes = [files.public(note) for note in report.notes]
     return report
-
-
-def _is_imported(folder):
-    """Returns True for a folder that an import wrote."""
-    try:
-        content = read_json(folder / "dataset.json")
-    except (OSError, ValueError):
-        return False
-    source = content.get("source") if isinstance(content, dict) else None
-    return str(source).startswith(_COMMAND)
 
 
 class _Classes:
@@ -171,19 +162,27 @@ class _Classes:
                 f"{', '.join(names)}. Received: {', '.join(sorted(unknown))}"
             )
         self.notes, self.background = [], background
-        targets = {name: class_map.get(name) for name in names}
+        special = {IGNORE: IGNORE_LABEL, DROP: None}
+        # Class of the source -> label of those that become no class, or name.
+        labels: dict[str, int | None] = {}
+        targets: dict[str, str] = {}
         for name in names:
             plain = name.strip("_ ").casefold()
-            if name not in class_map and plain in _VOID:
-                targets[name] = IGNORE
+            if class_map.get(name) in special:
+                labels[name] = special[class_map[name]]
+            elif name in class_map:
+                targets[name] = class_map[name]
+            elif plain in _VOID:
+                labels[name] = IGNORE_LABEL
                 self.notes.append(
                     f"class {name!r} is ignored; --map {name}=NAME keeps it"
                 )
-            elif name not in class_map:
+            else:
                 targets[name] = background if plain == "background" else name
-        kept = [t for t in targets.values() if t not in (IGNORE, DROP)]
+        kept = list(targets.values())
         # Masks may label every pixel; regions leave some without a class.
-        if found.spec is None or {background, DROP} & {*targets.values()}:
+        has_regions = any(image.spec is None for image in found.images)
+        if has_regions or background in kept or None in labels.values():
             kept.insert(0, background)
         new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
         if len(new) < 2:
@@ -205,10 +204,8 @@ class _Classes:
                 f"Masks hold at most {IGNORE_LABEL} classes; merge or drop "
                 f"some by --map. Received: {len(new)}"
             )
-        special = {IGNORE: IGNORE_LABEL, DROP: None}
-        self.labels: dict[str, int | None] = {
-            name: special.get(target, new.get(target))
-            for name, target in targets.items()
+        self.labels: dict[str, int | None] = labels | {
+            name: new[target] for name, target in targets.items()
         }
         # Beside 1, binary masks show the object as 255 unless told otherwise.
         label_map = {} if task == "binary" else None
@@ -227,12 +224,10 @@ class _Classes:
 class _Writer:
     """Writes images and masks, and counts what happened."""
 
-    def __init__(self, classes, overlap, exif, source_spec, report):
+    def __init__(self, classes, overlap, exif, report):
         self.classes, self.overlap, self.exif = classes, overlap, exif
-        self.source_spec, self.report = source_spec, report
+        self.report = report
         self.background = classes.background
-        if source_spec is not None:
-            self.table = classes.table(source_spec)
         self.unreadable, self.outside, self.turned = [], [], 0
         self.images_of_overlaps = self.empty = 0
         self.stems: set[str] = set()
@@ -272,37 +267,36 @@ class _Writer:
         """Returns the labels of an image, uint8 `[H, W]`, upright."""
         stored = upright[::-1] if orientation >= 5 else upright
         if image.label_image is not None:
-            mask = self._stored(image.label_image)
+            mask = _stored(image)
             turn = self._is_stored(mask.shape, upright, stored, image)
-            labels = self.table[mask]
+            labels = self.classes.table(image.spec)[mask]
         else:
             self.empty += not image.regions
-            size = image.size or upright
-            turn = self._is_stored(size, upright, stored, image)
+            turn = self._is_stored(image.size, upright, stored, image)
             labels = self._draw(image, stored if turn else upright)
         return decode.turn_upright(labels, orientation) if turn else labels
 
-    def _stored(self, path):
-        """Reads a mask of the source, which has no `dataset.json`."""
-        try:
-            return decode.read_mask(path, self.source_spec)
-        except decode.UnknownColorError as error:
-            raise InputError(
-                f"{error.problem}; name all classes in labelmap.txt beside "
-                f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
-            ) from None
-
     def _is_stored(self, size, upright, stored, image):
-        """Returns True if annotations of that size fit the stored image."""
+        """Returns True if annotations of that size fit the stored image.
+
+        The size decides, if there is one and it differs between both frames.
+        """
+        if size is None or tuple(size) == upright == stored:
+            return self.exif == "stored"
         size = tuple(size)
         if size not in (upright, stored):
             raise InputError(
                 f"The annotations are for {size[0]}x{size[1]}, the image is "
                 f"{upright[0]}x{upright[1]}. File: {image.path}"
             )
-        if self.exif == "auto":
-            return size != upright
-        return self.exif == "stored"
+        frame = "upright" if size == upright else "stored"
+        if self.exif not in ("auto", frame):
+            raise InputError(
+                f"The annotations are for {size[0]}x{size[1]}, which is the "
+                f"{frame} image; leave --exif out. Received: --exif "
+                f"{self.exif}. File: {image.path}"
+            )
+        return frame == "stored"
 
     def _draw(self, image, size):
         """Draws the regions of an image, uint8 `[H, W]`."""
@@ -388,6 +382,18 @@ class _Writer:
             )
 
 
+def _stored(image):
+    """Reads a mask of the source, which has no `dataset.json`."""
+    path = image.label_image
+    try:
+        return decode.read_mask(path, image.spec)
+    except decode.UnknownColorError as error:
+        raise InputError(
+            f"{error.problem}; name all classes in labelmap.txt beside "
+            f"{path.parent.name}/, a line NAME:R,G,B:: each. {error.place}"
+        ) from None
+
+
 def _cropped(mask):
     """Returns `(box, mask within it)`: an image may have many regions."""
     rows = _extent(mask.any(axis=1))
@@ -405,6 +411,19 @@ _TOP = {
     "z_order": "the region of the higher z-order",
     "file": "the later region in the file",
 }
+
+
+def _check_apart(output, *inputs):
+    """Raises if an input lies in the folder that would be replaced."""
+    for path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(
+            output.resolve()
+        ):
+            raise InputError(
+                "The output would replace what it is made of; name another "
+                f"folder. Received: output={str(output)!r}, which contains "
+                f"{str(path)!r}"
+            )
 
 
 def _check_shares(validation_fraction, test_fraction):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_aspp.annotations.reading import naming
 from keras_aspp.annotations.regions import AnnotatedImage, Annotations
-from keras_aspp.annotations.source import SourceFiles, num_equal
+from keras_aspp.annotations.source import SourceFiles, best_of, num_equal
 from keras_aspp.data.datasets.voc_segmentation import CLASS_NAMES
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
@@ -49,9 +49,15 @@ def read_cvat(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `labelmap.txt`, lines of `name:r,g,b:parts:actions`.
+        files: the `labelmap.txt` of each export.
     """
-    path = files[0]
+    return _merged(
+        [_voc_layout(source, _labelmap(path), path.parent) for path in files]
+    )
+
+
+def _labelmap(path):
+    """Reads lines of `name:r,g,b:parts:actions`."""
     colors = {}
     for line in read_text(path).splitlines():
         if not line.strip() or line.startswith("#"):
@@ -68,8 +74,7 @@ def read_cvat(source: SourceFiles, files: list[Path]) -> Annotations:
             )
         colors[name] = color
     with naming(path):
-        spec = _spec(list(colors), colormap=list(colors.values()))
-    return _voc_layout(source, spec, path.parent)
+        return _spec(list(colors), colormap=list(colors.values()))
 
 
 def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
@@ -77,7 +82,7 @@ def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: a mask in `SegmentationClass`.
+        files: the masks in `SegmentationClass`.
     """
     # Another palette is of other classes, and refused.
     spec = _spec(
@@ -85,7 +90,8 @@ def read_voc(source: SourceFiles, files: list[Path]) -> Annotations:
         colormap=DatasetSpec(CLASS_NAMES).colors(),
         ignore_colors=[_VOC_BORDER],
     )
-    found = _voc_layout(source, spec, files[0].parents[1])
+    roots = dict.fromkeys(path.parents[1] for path in files)
+    found = _merged([_voc_layout(source, spec, root) for root in roots])
     found.notes.append(
         "the classes are those of PASCAL VOC; others need labelmap.txt beside "
         f"{_MASKS}/"
@@ -101,18 +107,29 @@ def _voc_layout(source, spec, root):
         if split is not None and path.stem != "trainval":
             names = read_text(path, 2**26).split()
             splits |= dict.fromkeys(names, split)
-    found = Annotations(list(spec.class_names), [], spec)
+    found = Annotations(list(spec.class_names), [])
     masks = sorted((root / _MASKS).rglob("*.png"))
     names = [m.relative_to(root / _MASKS).with_suffix("") for m in masks]
     _pair(
         source,
         found,
+        spec,
         [
             (mask, name.name, splits.get(name.as_posix()))
             for mask, name in zip(masks, names, strict=True)
         ],
     )
     return found
+
+
+def _merged(parts):
+    """Returns the annotations of several roots; classes are merged by name."""
+    names = (name for part in parts for name in part.class_names)
+    return Annotations(
+        list(dict.fromkeys(names)),
+        [image for part in parts for image in part.images],
+        [note for part in parts for note in part.notes],
+    )
 
 
 def read_roboflow(source: SourceFiles, files: list[Path]) -> Annotations:
@@ -146,11 +163,13 @@ def read_roboflow(source: SourceFiles, files: list[Path]) -> Annotations:
     names = list(dict.fromkeys(values.values()))
     table = {value: names.index(name) for value, name in values.items()}
     with naming(files[0]):
-        found = Annotations(names, [], _spec(names, label_map=table))
+        spec = _spec(names, label_map=table)
+    found = Annotations(names, [])
     masks = source.ending("_mask.png")
     _pair(
         source,
         found,
+        spec,
         [(m, m.stem.removesuffix("_mask"), source.split_of(m)) for m in masks],
     )
     return found
@@ -168,10 +187,11 @@ def read_cityscapes(source: SourceFiles, files: list[Path]) -> Annotations:
         i % 256: names.index(_CITYSCAPES[i]) if i in _CITYSCAPES else "ignore"
         for i in _CITYSCAPES_IDS
     }
-    found = Annotations(names, [], DatasetSpec(names, label_map=table))
+    found = Annotations(names, [])
     _pair(
         source,
         found,
+        DatasetSpec(names, label_map=table),
         [
             (
                 mask,
@@ -194,7 +214,7 @@ def _spec(names, **options):
     return DatasetSpec(names, **options)
 
 
-def _pair(source, found, masks):
+def _pair(source, found, spec, masks):
     """Adds the images of masks: `(mask, stem of the image, split)` each."""
     labeled = {mask for mask, *_ in masks}
     by_stem: dict[str, list[Path]] = {}
@@ -205,28 +225,29 @@ def _pair(source, found, masks):
     missing: list[str] = []
     for mask, stem, split in masks:
         # Folders of images and masks differ by their names near the root.
-        likeness = {
-            image: (
-                image.parent == mask.parent,
-                num_equal(
-                    reversed(image.parts[:-1]), reversed(mask.parts[:-1])
-                ),
-            )
-            for image in by_stem.get(stem, [])
-        }
-        if not likeness:
-            missing.append(mask.name)
-            continue
-        image = max(likeness, key=likeness.get)
-        found.images.append(
+        images = [
             AnnotatedImage(
                 image,
                 split,
                 label_image=mask,
-                likeness=likeness[image],
+                spec=spec,
+                likeness=(
+                    image.parent == mask.parent,
+                    num_equal(
+                        reversed(image.parts[:-1]), reversed(mask.parts[:-1])
+                    ),
+                    num_equal(image.parts, mask.parts),
+                ),
                 name=mask.name,
             )
-        )
+            for image in by_stem.get(stem, [])
+        ]
+        best = best_of(images, lambda image: image.likeness)
+        image = source.only(best, mask.name)
+        if image is None:
+            missing.append(mask.name)
+        else:
+            found.images.append(image)
     if missing:
         found.notes.append(
             f"{len(missing)} masks have no image, first {missing[0]}"

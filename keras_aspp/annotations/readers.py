@@ -68,7 +68,11 @@ def read_annotations(
             f"Received: {source.name} with {', '.join(found) or 'none'}"
         )
     annotations = _READERS[annotation_format](source, found[annotation_format])
-    annotations.notes[:0] = notes
+    annotations.notes[:0] = notes + [
+        f"left out {source.relative(folder)}/, which an earlier import wrote"
+        for folder in source.imported
+    ]
+    _note_ambiguous(source, annotations)
     _note_unused(source, annotations)
     _settle_repeats(annotations)
     return annotation_format, annotations
@@ -105,6 +109,19 @@ def _settle_repeats(annotations):
         annotations.notes.append(
             f"{len(merged)} images are annotated more than once, and their "
             f"regions were merged, first {merged[0]}"
+        )
+
+
+def _note_ambiguous(source, annotations):
+    """Notes the names of images that fit several files."""
+    if source.ambiguous:
+        name, paths = next(iter(source.ambiguous.items()))
+        shown = " and ".join(str(source.relative(path)) for path in paths[:2])
+        annotations.notes.append(
+            f"{num_of(len(source.ambiguous), 'name')} of images fit several "
+            "files equally well and count as annotations without an image; "
+            "choose by --images DIR, or by the folder in the name, first "
+            f"{name}: {shown}"
         )
 
 
@@ -151,12 +168,13 @@ def find_formats(
         for path in source.ending(".xml")
         if path.parent.name != "Annotations" and cvat_xml.is_cvat_xml(path)
     ]
-    if not found["cvat"]:
-        found["voc"] = [
-            path
-            for path in source.ending(".png")
-            if path.parent.name == "SegmentationClass"
-        ]
+    described = {path.parent for path in found["cvat"]}
+    found["voc"] = [
+        path
+        for path in source.ending(".png")
+        if path.parent.name == "SegmentationClass"
+        and path.parents[1] not in described
+    ]
     in_json, notes = _find_json(source)
     found |= in_json
     return {name: files for name, files in found.items() if files}, notes

@@ -34,6 +34,7 @@ class Region:
         z_order: order of drawing, higher is on top; `None` if the tool has
             none but the order in the file.
         is_ignored: True for regions without one class, such as COCO's crowds.
+            They are drawn below all others, and hide none.
     """
 
     class_name: str
@@ -165,8 +166,9 @@ class AnnotatedImage:
         size: `(height, width)` that the annotations state, or `None`.
         regions: list of `Region`.
         label_image: path of a mask instead of regions, or `None`.
-        likeness: folders that the file has in common with the name in the
-            annotations, and with their file; see `SourceFiles.find_image`.
+        spec: `DatasetSpec` by which `label_image` is read, or `None`.
+        likeness: how well the file fits the annotations, for comparison with
+            others that name the same file; see `SourceFiles.find_image`.
         name: name in the annotations, for messages.
     """
 
@@ -175,7 +177,8 @@ class AnnotatedImage:
     size: Size | None = None
     regions: list[Region] = dataclasses.field(default_factory=list)
     label_image: Path | None = None
-    likeness: tuple[int, int] = (0, 0)
+    spec: DatasetSpec | None = None
+    likeness: tuple[int, ...] = ()
     name: str = ""
 
 
@@ -186,13 +189,11 @@ class Annotations:
     Args:
         class_names: names of the classes, in the source's order.
         images: list of `AnnotatedImage`.
-        spec: `DatasetSpec` by which label images are read, or `None`.
         notes: messages about what was left out.
     """
 
     class_names: list[str]
     images: list[AnnotatedImage]
-    spec: DatasetSpec | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
 

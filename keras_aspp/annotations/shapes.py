@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import math
+import re
 import urllib.parse
 import zlib
 from pathlib import Path
@@ -27,7 +28,7 @@ from keras_aspp.annotations.regions import (
     Bitmap,
     Polygons,
 )
-from keras_aspp.annotations.source import SourceFiles
+from keras_aspp.annotations.source import SourceFiles, best_of
 from keras_aspp.data.decode import MAX_PIXELS, open_image
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_json, read_text
@@ -37,6 +38,8 @@ _MAX_BYTES = 2**28
 _CIRCLE_CORNERS = 64
 YOLO_SPECS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LABELME_IGNORE = "__ignore__"
+# Label Studio puts the first digits of a random UUID before uploaded names.
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 _LABEL_STUDIO_TYPES = ("polygonlabels", "rectanglelabels", "brushlabels")
 
 
@@ -75,8 +78,8 @@ def read_labelme(source: SourceFiles, files: list[Path]) -> Annotations:
 
 
 def _labelme_region(shape, shape_type):
-    label = str(shape.get("label", ""))
-    common = {"class_name": label, "is_ignored": label == _LABELME_IGNORE}
+    # `_LABELME_IGNORE` is no class, and so ignored, in the order of the others.
+    common = {"class_name": str(shape.get("label", ""))}
     points = np.asarray(shape.get("points"), "float64").reshape(-1, 2)
     if shape_type == "polygon":
         return Polygons(rings=[points], **common)
@@ -96,24 +99,23 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `data.yaml`, or `classes.txt` with a name per line.
+        files: `data.yaml`, or `classes.txt` with a name per line. Of several
+            with different names, each is for the labels in its folder.
     """
-    names = _yolo_names(files[0])
-    found = Annotations(list(names.values()), [])
-    boxes, paired = 0, set()
-    by_name = {
-        source.relative(path).with_suffix("").as_posix(): path
-        for path in source.ending(".txt")
-    }
-    for image in source.images():
-        relative = source.relative(image).with_suffix("")
-        beside = [p if p != "images" else "labels" for p in relative.parts]
-        path = by_name.get("/".join(beside)) or by_name.get(relative.as_posix())
-        paired.add(path)
+    names_of = {path: _yolo_names(path) for path in files}
+    every = (name for names in names_of.values() for name in names.values())
+    found = Annotations(list(dict.fromkeys(every)), [])
+    boxes = 0
+    labels = source.ending(".txt")
+    label_of = _labels_of_images(source, labels)
+    for image, path in label_of.items():
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
-        lines = [] if path is None else read_text(path).splitlines()
-        for number, line in enumerate(lines, 1):
+        if path is None:
+            continue
+        class_file = _class_file(names_of, path)
+        names = names_of[class_file]
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             with naming(path, f"line {number}"):
@@ -121,7 +123,7 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
                 if class_id not in names:
                     raise InputError(
                         f"class {class_id:g} is not among the {len(names)} "
-                        f"names of {files[0].name}"
+                        f"names of {class_file.name}"
                     )
                 if len(numbers) == 4:
                     boxes += 1
@@ -137,9 +139,72 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         found.notes.append(
             f"{boxes} boxes were left out, since a box is no mask"
         )
-    others = [path for path in by_name.values() if path not in paired]
-    note_missing(found, [p.name for p in others if _is_yolo(p)])
+    paired = {*label_of.values()} - {None}
+    others = [p.name for p in labels if p not in paired and _is_yolo(p)]
+    note_missing(found, others)
+    if others and not paired:
+        found.images.clear()  # or all would be background
     return found
+
+
+def _labels_of_images(source, labels):
+    """Returns image file -> its label file, or `None`.
+
+    A label file has the path of its image, with `labels` for `images`. Where
+    neither has such a partner, they may differ by such a folder alone.
+    """
+    by_name = {
+        source.relative(path).with_suffix("").as_posix(): path
+        for path in labels
+    }
+    found = {}
+    for image in source.images():
+        relative = source.relative(image).with_suffix("")
+        beside = [p if p != "images" else "labels" for p in relative.parts]
+        found[image] = by_name.get("/".join(beside)) or by_name.get(
+            relative.as_posix()
+        )
+    paired = {*found.values()}
+    alike = collections.defaultdict(lambda: ([], []))
+    for path in labels:
+        if path not in paired:
+            alike[_place(source.relative(path))][1].append(path)
+    for image, label in found.items():
+        if label is None:
+            places = {
+                _place(source.relative(image)),
+                _place(source.within_images(image)),
+            }
+            for place in places & alike.keys():
+                alike[place][0].append(image)
+    for images, others in alike.values():
+        if len(images) == len(others) == 1:
+            found[images[0]] = others[0]
+    return found
+
+
+def _place(path):
+    return tuple(
+        part
+        for part in path.with_suffix("").parts
+        if part not in ("images", "labels")
+    )
+
+
+def _class_file(names_of, label):
+    """Returns the file that names the classes of a label file."""
+    first, *others = names_of
+    if all(names_of[path] == names_of[first] for path in others):
+        return first
+    above = [path for path in names_of if path.parent in label.parents]
+    best = best_of(above, lambda path: len(path.parents))
+    if len(best) == 1:
+        return best[0]
+    shown = ", ".join(map(str, best or names_of))
+    raise InputError(
+        "Files that name different classes must lie in the folders of their "
+        f"labels, one in each. File: {label} ({shown})"
+    )
 
 
 def _is_yolo(path):
@@ -199,7 +264,10 @@ def read_label_studio(source: SourceFiles, files: list[Path]) -> Annotations:
                 if annotated is None:
                     missing.append(address)
                     continue
-                for result in _label_studio_results(task):
+                results = _label_studio_results(task)
+                if results is None:
+                    continue
+                for result in results:
                     if result.get("type") not in _LABEL_STUDIO_TYPES:
                         # Those of whole images have no size.
                         skipped[str(result.get("type"))] += 1
@@ -225,20 +293,20 @@ def _find_by_address(source, address, near):
     """Finds the image file of a task, whose address may be a quoted URL."""
     for name in (address, urllib.parse.unquote(address)):
         upload = name.replace("\\", "/").rpartition("/")[2]
-        # Uploads get a random prefix.
-        for candidate in (name, upload.partition("-")[2]):
+        for candidate in (name, _UPLOAD_PREFIX.sub("", upload)):
             found = source.find_image(candidate, near)
-            if found is not None:
+            if found is not None or candidate in source.ambiguous:
                 return found
     return None
 
 
 def _label_studio_results(task):
+    """Returns the results of a task, `None` if nobody has annotated it."""
     annotations = task.get("annotations") or task.get("completions") or []
     for annotation in annotations:
         if not annotation.get("was_cancelled"):
             return [r for r in annotation["result"] if "value" in r]
-    return []
+    return None
 
 
 def _label_studio_region(result):
@@ -309,11 +377,14 @@ def read_supervisely(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `meta.json`, which names the classes.
+        files: the `meta.json` of each project, which name the classes.
     """
-    meta = read_json(files[0], max_bytes=_MAX_BYTES)
-    with naming(files[0]):
-        names = [str(c["title"]) for c in _list(meta, "classes", files[0])]
+    names = []
+    for path in files:
+        meta = read_json(path, max_bytes=_MAX_BYTES)
+        with naming(path):
+            names += [str(c["title"]) for c in _list(meta, "classes", path)]
+    names = list(dict.fromkeys(names))
     found = Annotations(names, [])
     missing, skipped = [], collections.Counter()
     for path in source.ending(".json"):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import itertools
 import lzma
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from keras_aspp.annotations.regions import AnnotatedImage
 from keras_aspp.data.folder import IMAGE_SUFFIXES
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
+from keras_aspp.utils.text import read_json
 from keras_aspp.utils.types import PathLike
 
+# Begins the `source` of each dataset.json that an import wrote.
+COMMAND = "keras-aspp data import"
 # Annotations are text and shrink by about ten; a bomb by a thousand.
 _MAX_EXPANSION = 100
 _SMALL_BYTES = 2**20
@@ -40,6 +45,10 @@ class SourceFiles:
         name: what the user named: folder, archive or file.
         root: folder.
         files: all files below it, sorted; of a source that is one file, this.
+            Folders within it that an import wrote are left out.
+        imported: these folders.
+        ambiguous: dict, name in the annotations -> files that fit it equally
+            well; see `find_image`.
     """
 
     def __init__(
@@ -53,11 +62,30 @@ class SourceFiles:
         self._archive = archive
         self.root: Path = root.parent if alone else root
         self._image_root = image_root or self.root
-        self.files: list[Path] = [root] if alone else _files_below(self.root)
+        self.imported: list[Path] = []
+        self.files: list[Path] = [root] if alone else self._below(self.root)
+        self.ambiguous: dict[str, list[Path]] = {}
         self._images: dict[str, list[Path]] = {}
-        for path in _files_below(self._image_root):
+        for path in self._below(self._image_root):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._images.setdefault(path.name, []).append(path)
+        # Named by folders of images.
+        self._splits = {self.split_of(path) for path in self.images()} - {None}
+
+    def _below(self, root):
+        """Returns the files of a folder, but no earlier output."""
+        files = _files_below(root)
+        imported = {
+            path.parent
+            for path in files
+            if path.name == "dataset.json"
+            and path.parent != root
+            and is_imported(path.parent)
+        }
+        self.imported = sorted({*self.imported, *imported})
+        if not imported:
+            return files
+        return [path for path in files if imported.isdisjoint(path.parents)]
 
     def public(self, text: str) -> str:
         """Returns a message about a file as the user knows its path."""
@@ -82,34 +110,64 @@ class SourceFiles:
         inside = path.is_relative_to(self.root)
         return path.relative_to(self.root if inside else self._image_root)
 
-    def find_image(self, name: str, near: Path) -> AnnotatedImage | None:
+    def within_images(self, image: Path) -> Path:
+        """Returns the path of an image within the folder of the images."""
+        return image.relative_to(self._image_root)
+
+    def find_image(
+        self, name: str, near: Path, by_name: bool = False
+    ) -> AnnotatedImage | None:
         """Finds the image file that annotations name.
 
         Args:
             name: path or URL in the annotations.
             near: the annotation file.
+            by_name: bool. Whether the name of `near` states its split, too.
 
         Returns:
-            The file of that name with the most folders in common, and of
-            these the nearest to the annotations, in the split of its folders;
-            `None` if there is none.
+            The file of that name with the most folders in common, of these
+            the one in the split of the annotations, and of these the nearest,
+            in the split of its folders. `None` if there is none, or if
+            different files fit equally well, which `ambiguous` lists.
         """
         wanted = PurePosixPath(name.replace("\\", "/")).parts
         if not wanted:
             return None
-        found = [
-            AnnotatedImage(
-                path,
-                self.split_of(path),
-                likeness=(
-                    num_equal(reversed(path.parts), reversed(wanted)),
-                    num_equal(path.parts, near.parts),
-                ),
-                name=name,
+        stated = self.split_of(near, by_name)
+
+        def image_at(path):
+            split = self.split_of(path)
+            likeness = (
+                num_equal(reversed(path.parts), reversed(wanted)),
+                stated is None or split in (None, stated),
+                num_equal(path.parts, near.parts),
             )
-            for path in self._images.get(wanted[-1], ())
-        ]
-        return max(found, key=lambda image: image.likeness, default=None)
+            return AnnotatedImage(path, split, likeness=likeness, name=name)
+
+        def fit(image):
+            names, agrees, nearness = image.likeness
+            in_split = stated is not None and image.split == stated
+            return names, agrees, in_split, nearness
+
+        found = [image_at(path) for path in self._images.get(wanted[-1], ())]
+        if stated in self._splits:
+            # The split's own file may be absent, and another of its name not.
+            found = [i for i in found if i.likeness[0] > 1 or i.likeness[1]]
+        return self.only(best_of(found, fit), name)
+
+    def only(
+        self, best: list[AnnotatedImage], name: str
+    ) -> AnnotatedImage | None:
+        """Returns the image of those that fit best, `None` for several.
+
+        Args:
+            best: images; the first is returned if all are copies of it.
+            name: name in the annotations, under which `ambiguous` lists them.
+        """
+        if best and not _are_copies([image.path for image in best]):
+            self.ambiguous[name] = [image.path for image in best]
+            return None
+        return best[0] if best else None
 
     def split_of(self, path: Path, by_name: bool = False) -> str | None:
         """Returns the split that a file's folders state, or `None`.
@@ -163,6 +221,29 @@ def opened_source(
             yield files
         except InputError as error:
             raise InputError(files.public(str(error))) from None
+
+
+def is_imported(folder: Path) -> bool:
+    """Returns True for a folder that an import wrote."""
+    try:
+        content = read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return False
+    source = content.get("source") if isinstance(content, dict) else None
+    return str(source).startswith(COMMAND)
+
+
+def best_of(items: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
+    """Returns all items of the highest key."""
+    keyed = [(key(item), item) for item in items]
+    highest = max((value for value, _ in keyed), default=None)
+    return [item for value, item in keyed if value == highest]
+
+
+def _are_copies(paths):
+    """Returns True if all files have the same content."""
+    first, *others = paths
+    return all(filecmp.cmp(first, path, shallow=False) for path in others)
 
 
 def num_equal(one: Iterable[str], other: Iterable[str]) -> int:

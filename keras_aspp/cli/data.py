@@ -162,7 +162,8 @@ def _add_import(commands):
         "--exif",
         choices=("auto", "upright", "stored"),
         default="auto",
-        help="whether annotations fit images as shown or as stored",
+        help="whether annotations fit images as shown or as stored, where "
+        "their height and width do not tell",
     )
     parser.add_argument(
         "--group-by",

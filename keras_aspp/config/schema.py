@@ -176,7 +176,8 @@ class DataConfig:
         mask_key: TFDS feature that holds the mask; for a multilabel task, a
             sequence of masks, one for each class.
         class_names: name of each class, for TFDS and for a folder without
-            `dataset.json`.
+            `dataset.json`; one that differs from it is refused, as are
+            `ignore_label` and `label_map`.
         ignore_label: label value that is ignored by losses and metrics.
         label_map: stored value -> class or `ignore`, applied before labels
             are checked, or `null`.

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_aspp.data import decode, multilabel
+from keras_aspp.data import decode, multilabel, tiff
 from keras_aspp.data.beam_io import pipeline_options
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.tfds import check_split_name
 from keras_aspp.utils.exceptions import (
     InputError,
     OutputExistsError,
@@ -39,7 +40,8 @@ def convert_folder(
 
     Upright JPEG and PNG images are stored as they are in their files, others
     as PNG, upright: whoever reads the records need know no EXIF. Masks become
-    classes, label map and colormap applied; for a multilabel task, each record
+    classes, label map and colormap applied, and ignore pixels without data;
+    for a multilabel task, each record
     has a sequence of one PNG for each class. Both are read once, so that
     records hold no fault.
     TFDS puts the examples of a split in the order of their hashed names and
@@ -78,6 +80,7 @@ def convert_folder(
         if found
     }
     for split, found in pairs.items():
+        check_split_name(split, source.root)
         if num_shards is not None and not 0 < num_shards <= len(found):
             raise InputError(
                 f"`num_shards` must be in 1..{len(found)}, the images of "
@@ -169,7 +172,7 @@ def _examples(pairs, spec, progress, beam):
 
 def _example(pair, spec):
     image, masks = pair
-    if not spec.pixels.is_default or decode.is_banded(image):
+    if not spec.pixels.is_default:
         raise InputError(
             "Records hold RGB of 8 bits; train on the folder itself. "
             f"File: {image} ({spec.pixels.describe()})"
@@ -183,12 +186,15 @@ def _example(pair, spec):
             f"File: {printable(image)}"
         ) from None
     content = Path(image).read_bytes()
-    pixels, orientation = decode.read_oriented(content, image)
-    labels = multilabel.read_labels(masks, spec, pixels.shape[:2], orientation)
+    bands = decode.read_fitting(content, image, True, spec.pixels)
+    size = bands.values.shape[:2]
+    labels = multilabel.read_labels(masks, spec, size, bands.orientation)
+    labels = decode.ignore_no_data(labels, bands, spec)
     suffix = Path(image).suffix.lower()
-    if orientation != 1 or suffix in decode.FORMATS_BY_SUFFIX:
+    others = (*decode.FORMATS_BY_SUFFIX, *tiff.SUFFIXES)
+    if bands.orientation != 1 or suffix in others:
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
+        Image.fromarray(bands.values).save(file, "PNG")
         content = file.getvalue()
     return name, {
         "id": name,

@@ -275,29 +275,6 @@ def read_image(
     return read_fitting(source, name, exif, pixels).values
 
 
-def read_oriented(
-    source: PathLike | bytes,
-    name: PathLike | None = None,
-    pixels: PixelFormat = RGB,
-) -> tuple[np.ndarray, int]:
-    """Reads an image upright, with its stored orientation.
-
-    Args:
-        source: path or bytes of the file; see `open_image`.
-        name: name for messages; defaults to the path.
-        pixels: `PixelFormat` that the image must have.
-
-    Returns:
-        `(array [H, W, channels], orientation)`, the latter as in EXIF: 1 for
-        an image that is stored upright, up to 8.
-
-    Raises:
-        ValueError: as `read_image`.
-    """
-    bands = read_fitting(source, name, True, pixels)
-    return bands.values, bands.orientation
-
-
 def read_pair(
     image: PathLike | bytes,
     mask: PathLike | bytes,
@@ -324,9 +301,23 @@ def read_pair(
     bands = read_fitting(image, image_name, True, spec.pixels)
     size = bands.values.shape[:2]
     labels = read_mask(mask, spec, size, mask_name, bands.orientation)
-    if bands.valid is not None:
-        labels = np.where(bands.valid, labels, np.uint8(spec.ignore_label))
-    return bands.values, labels
+    return bands.values, ignore_no_data(labels, bands, spec)
+
+
+def ignore_no_data(
+    labels: np.ndarray, bands: Bands, spec: DatasetSpec
+) -> np.ndarray:
+    """Returns labels that are `ignore_label` where an image has no data.
+
+    Args:
+        labels: uint8 `[H, W]` or `[H, W, K]`.
+        bands: `Bands` of the image.
+        spec: `DatasetSpec`.
+    """
+    if bands.valid is None:
+        return labels
+    valid = bands.valid if labels.ndim == 2 else bands.valid[..., None]
+    return np.where(valid, labels, np.uint8(spec.ignore_label))
 
 
 def read_fitting(

@@ -141,6 +141,13 @@ class FolderSource:
 
     def _hold_out(self, within, pattern, validation_groups):
         """Moves images of `within` to the validation split."""
+        if self.train_split == self.validation_split:
+            raise InputError(
+                "Images are held out of the training split, so "
+                "`data.train_split` and `data.validation_split` must differ. "
+                f"Received: {self.train_split!r} for both, "
+                f"root={str(self.root)!r}"
+            )
         everything = self.pairs.pop(within)
         groups = by_group((_stem(pair) for pair in everything), pattern)
         chosen = hold_out(

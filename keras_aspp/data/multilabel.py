@@ -171,9 +171,7 @@ def read_pair(
     bands = decode.read_fitting(image, image_name, True, spec.pixels)
     stored = read_stored_masks(masks, spec, bands.orientation, mask_name)
     labels = stored.labels(spec, bands.values.shape[:2])
-    if bands.valid is not None:
-        labels[~bands.valid] = spec.ignore_label
-    return bands.values, labels
+    return bands.values, decode.ignore_no_data(labels, bands, spec)
 
 
 def mask_folders(spec: DatasetSpec) -> list[str]:

@@ -48,7 +48,7 @@ def open_source(config: Any) -> Source:
         _check_described(config, root)
         if is_converted(root):
             _check_named(config)
-            return _agreeing(TfdsSource(root, spec), spec, config.task)
+            return _agreeing(TfdsSource(root, spec), spec, config)
         source = FolderSource(
             root,
             spec,
@@ -58,16 +58,17 @@ def open_source(config: Any) -> Source:
             config.group_by,
             config.validation_groups,
         )
-        return _agreeing(source, spec, config.task)
+        return _agreeing(source, spec, config)
     _check_named(config)
     source = TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
-    return _agreeing(source, spec, config.task)
+    return _agreeing(source, spec, config)
 
 
-def _agreeing(source, spec, task):
+def _agreeing(source, spec, config):
     """Returns the source, or raises if dataset.json contradicts `data`."""
+    task = config.task
     if task not in ("semantic", source.spec.task):
         raise InputError(
             "`data.task` differs from the data set's dataset.json, which is "
@@ -81,7 +82,36 @@ def _agreeing(source, spec, task):
             f"class_names={list(spec.class_names)}, dataset.json: "
             f"{list(source.spec.class_names)}"
         )
+    for key, given, used in _given_and_used(source.spec, spec, config):
+        if given != used:
+            raise InputError(
+                f"`data.{key}` differs from the data set's dataset.json, which "
+                "is used; leave it out, or change it there. Received: "
+                f"{key}={given}, dataset.json: {used}"
+            )
     return source
+
+
+def _given_and_used(used, spec, config):
+    """Yields the name of each given option, its value, and the one in use.
+
+    Args:
+        used: `DatasetSpec` of the source.
+        spec: `DatasetSpec` of the given options, or `None`.
+        config: `DataConfig`.
+    """
+    if config.class_names is not None:
+        yield "class_names", list(spec.class_names), list(used.class_names)
+    if config.label_map is not None:
+        # Keys are text where they come from a command line.
+        given, label_map = (
+            {str(stored): label for stored, label in (one or {}).items()}
+            for one in (config.label_map, used.label_map)
+        )
+        yield "label_map", given, label_map
+    # Its default cannot be told from the same value given.
+    if config.ignore_label != 255:
+        yield "ignore_label", config.ignore_label, used.ignore_label
 
 
 def _check_described(config, root):

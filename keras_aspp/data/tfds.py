@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -145,18 +146,24 @@ class TfdsSource:
 
     def size(self, split: str) -> int:
         """Returns the number of images of a split or slice."""
+        return self._count_and_files(split)[0]
+
+    def _count_and_files(self, split):
+        """Returns `(number of images, what to read of each file)`."""
         try:
-            count = self.builder.info.splits[split].num_examples
+            info = self.builder.info.splits[split]
+            count, files = info.num_examples, info.file_instructions
         except (KeyError, ValueError):
             raise InputError(
-                f"Unknown split of {self.name}. Received: split={split!r}, "
+                f"Unknown split of {self.name}, or a name that TFDS does not "
+                f"read. Received: split={split!r}, "
                 f"known: {sorted(self.builder.info.splits)}"
             ) from None
         if count < 1:
             raise InputError(
                 f"Split of {self.name} is empty. Received: split={split!r}"
             )
-        return count
+        return count, files
 
     def records(self, split: str) -> Dataset:
         """Returns a `tf.data.Dataset` of `(image bytes, mask bytes, name)`.
@@ -197,9 +204,8 @@ class TfdsSource:
 
     def shards(self, split: str) -> list[tuple[Any, ...]]:
         """Lists `(path, skip, take, number of the first record)`."""
-        self.size(split)
         found, number = [], 0
-        for file in self.builder.info.splits[split].file_instructions:
+        for file in self._count_and_files(split)[1]:
             path = os.fspath(file.filename)
             found.append((path, file.skip, file.take, number))
             number += file.take
@@ -328,6 +334,22 @@ _READERS = {"tfrecord": _tfrecords, "array_record": _array_records}
 def is_converted(folder: PathLike) -> bool:
     """Returns True if a folder contains records that TFDS can read."""
     return os.path.isfile(os.path.join(folder, "dataset_info.json"))
+
+
+def check_split_name(name: str, where: PathLike) -> None:
+    """Raises `ValueError` for a name that TFDS does not read as a split.
+
+    Args:
+        name: name of the split.
+        where: folder, for the message.
+    """
+    # `all` is all splits; other characters make slices and sums of splits.
+    if not re.fullmatch(r"[\w-]+", name) or name == "all":
+        raise InputError(
+            "Splits of records must have names of letters, digits, `_` and "
+            "`-`, other than `all`; rename the folders in images/ and masks/. "
+            f"Received: split={name!r}, root={str(where)!r}"
+        )
 
 
 def _first_line(error):

@@ -24,8 +24,9 @@ def write_upright(
     """Writes a copy of a data set without EXIF orientations.
 
     Images that carry an orientation are turned and stored as PNG, which loses
-    nothing; all others are copied byte by byte. Masks become class ids. For a
-    multilabel task, each class gets a folder, whatever the layout was.
+    nothing; all others are copied byte by byte. Masks become class ids; those
+    of turned images ignore pixels without data. For a multilabel task, each
+    class gets a folder, whatever the layout was.
 
     Args:
         source: `FolderSource`; its spec says which frame masks fit.
@@ -52,18 +53,19 @@ def write_upright(
         for split, image, mask in progress(pairs):
             images = work / "images" / split
             images.mkdir(parents=True, exist_ok=True)
-            pixels, orientation = decode.read_oriented(
-                image, pixels=source.spec.pixels
-            )
+            bands = decode.read_fitting(image, None, True, source.spec.pixels)
             labels = multilabel.read_labels(
                 source.masks_of(mask),
                 source.spec,
-                pixels.shape[:2],
-                orientation,
+                bands.values.shape[:2],
+                bands.orientation,
             )
+            if bands.orientation != 1:
+                # PNGs of 8 bits hold no alpha and no nodata; copies do.
+                labels = decode.ignore_no_data(labels, bands, source.spec)
             path = Path(image)
             _write_masks(labels, work / "masks" / split, path.stem, source.spec)
-            if orientation == 1:
+            if bands.orientation == 1:
                 shutil.copyfile(path, images / path.name)
                 continue
             if not source.spec.pixels.is_default:
@@ -72,7 +74,7 @@ def write_upright(
                     f"File: {image}"
                 )
             turned += 1
-            Image.fromarray(pixels).save(images / f"{path.stem}.png")
+            Image.fromarray(bands.values).save(images / f"{path.stem}.png")
         source.spec.to_file(work / "dataset.json")
     return turned
 

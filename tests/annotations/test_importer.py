@@ -234,7 +234,7 @@ def label_studio(root):
     ]
     task = {
         "id": 1,
-        "data": {"image": "/data/upload/1/0f3a99-a.png"},
+        "data": {"image": "/data/upload/1/0f3a99c4-a.png"},
         "annotations": [
             {"was_cancelled": True, "result": []},
             {"result": results},
@@ -388,6 +388,54 @@ def test_classes_are_merged_ignored_and_dropped(tmp_path):
     }
 
 
+@pytest.mark.parametrize("overlap", ["area", "file"])
+@pytest.mark.parametrize("label", ["__ignore__", "void"])
+def test_ignored_shapes_of_labelme_hide_what_they_cover(
+    label, overlap, tmp_path
+):
+    labelme(tmp_path / "source")  # the smaller tree comes last
+    path = tmp_path / "source/a.json"
+    path.write_text(path.read_text().replace('"tree"', f'"{label}"'))
+    import_annotations(tmp_path / "source", tmp_path / "out", overlap=overlap)
+    labels, spec = labels_of(tmp_path / "out")
+    np.testing.assert_array_equal(labels, expected(1, 255))
+    assert spec.class_names == ("background", "car")
+
+
+def test_regions_of_label_studio_without_a_label_hide_nothing(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    del tasks[0]["annotations"][1]["result"][0]["value"]["brushlabels"]
+    write_json(root / "project.json", tasks)
+    import_annotations(root, tmp_path / "out")
+    drawn = expected(1, 255)
+    drawn[CAR] = 1
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], drawn)
+
+
+def test_a_class_named_as_a_keyword_is_a_class(tmp_path):
+    content = coco(tmp_path / "source")
+    content["categories"][1]["name"] = "drop"
+    write_json(tmp_path / "source/annotations/all.json", content)
+    import_annotations(tmp_path / "source", tmp_path / "out")
+    labels, spec = labels_of(tmp_path / "out")
+    assert spec.class_names == ("background", "car", "drop")
+    np.testing.assert_array_equal(labels, expected())
+    for background in ("drop", "ignore"):
+        out = tmp_path / background
+        import_annotations(
+            *(tmp_path / "source", out),
+            background=background,
+            class_map={"drop": "drop"},
+        )
+        labels, spec = labels_of(out)
+        assert spec.class_names == (background, "car")
+        drawn = np.zeros_like(labels)
+        drawn[CAR] = 1
+        np.testing.assert_array_equal(labels, drawn)
+
+
 def test_an_uncompressed_mask_equals_the_compressed_one(tmp_path):
     coco(tmp_path / "a")
     tree = np.zeros((HEIGHT, WIDTH), bool)
@@ -449,6 +497,49 @@ def test_masks_are_upright_whichever_frame_the_annotations_fit(frame, tmp_path):
         np.testing.assert_array_equal(labels, drawn)
 
 
+@pytest.mark.parametrize("frame", ["upright", "stored"])
+@pytest.mark.parametrize("name", ["coco", "cvat"])
+def test_a_stated_size_is_not_overruled_by_a_flag(name, frame, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (image,) = root.rglob("*mages/a.png")
+    # Upright, the second one has the size that the annotations state.
+    size = (HEIGHT, WIDTH) if frame == "stored" else (WIDTH, HEIGHT)
+    write_image(image, size, exif=exif)
+    drawn = expected() if frame == "upright" else np.rot90(expected(), -1)
+    for given in ("auto", frame):
+        import_annotations(root, tmp_path / given, exif=given)
+        np.testing.assert_array_equal(labels_of(tmp_path / given)[0], drawn)
+    other = {"upright": "stored", "stored": "upright"}[frame]
+    message = refused(root, tmp_path, exif=other)
+    assert f"are for {HEIGHT}x{WIDTH}, which is the {frame} image" in message
+    assert f"Received: --exif {other}. File: {image}" in message
+
+
+@pytest.mark.parametrize("exif", ["auto", "upright", "stored"])
+def test_the_flag_decides_where_no_size_does(exif, tmp_path):
+    yolo(tmp_path / "yolo")  # states no size
+    coco(tmp_path / "coco")
+    tag = Image.Exif()
+    for name, orientation in (("yolo", 6), ("coco", 3)):
+        tag[0x0112] = orientation
+        (image,) = (tmp_path / name).rglob("a.png")
+        write_image(image, (HEIGHT, WIDTH), exif=tag)
+        out = tmp_path / f"out_{name}"
+        import_annotations(tmp_path / name, out, exif=exif)
+    half_turn = labels_of(tmp_path / "out_coco")[0]
+    turn = labels_of(tmp_path / "out_yolo")[0]
+    if exif == "stored":
+        np.testing.assert_array_equal(half_turn, np.rot90(expected(), 2))
+        np.testing.assert_array_equal(turn, np.rot90(expected(), -1))
+    else:
+        np.testing.assert_array_equal(half_turn, expected())
+        assert turn.shape == (WIDTH, HEIGHT)
+        assert turn[7:15, 6:14].all()  # relative to the upright image
+
+
 def test_frames_of_one_video_stay_in_one_split(tmp_path):
     names = [f"v{i}_{j}.png" for i in range(8) for j in range(3)]
     coco(tmp_path / "source", names=names)
@@ -482,6 +573,160 @@ def test_the_sources_own_splits_are_kept(tmp_path):
     assert (tmp_path / "out/masks/val/b.png").exists()
 
 
+def split_layout(root, *images):
+    """COCO with an image a.png in each split, all cars or all trees."""
+    content = coco(root)
+    car = content["annotations"][1] | {"category_id": 7}
+    for split, category in (("train", 7), ("val", 9)):
+        content["annotations"] = [car | {"category_id": category}]
+        write_json(root / f"annotations/instances_{split}.json", content)
+    (root / "annotations/all.json").unlink()
+    (root / "images/a.png").unlink()
+    for seed, image in enumerate(images):
+        write_image(root / image)
+        pixels = np.full((HEIGHT, WIDTH, 3), seed, "uint8")
+        Image.fromarray(pixels).save(root / image)
+
+
+def first_pixels(out):
+    """Returns split -> gray level of the image, and label of the car."""
+    found = {}
+    for path in (out / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            label = np.array(mask)[CAR][0, 0]
+        split = path.parent.name
+        with Image.open(out / "images" / split / path.name) as image:
+            found[split] = (np.array(image)[0, 0, 0], label)
+    return found
+
+
+def test_each_split_labels_its_own_file_of_a_name(tmp_path):
+    split_layout(tmp_path / "source", "train/a.png", "val/a.png")
+    report = import_annotations(tmp_path / "source", tmp_path / "out")
+    assert first_pixels(tmp_path / "out") == {"train": (0, 1), "val": (1, 2)}
+    assert report.notes == ["the splits are the source's own, train, val"]
+
+
+def test_no_split_labels_the_file_of_another(tmp_path):
+    root = tmp_path / "source"
+    split_layout(root, "train/a.png", "val/b.png")
+    (root / "annotations/instances_train.json").unlink()
+    message = refused(root, tmp_path)
+    assert "1 images of instances_val.json have no file" in message
+
+
+def test_a_name_that_fits_several_files_is_left_out_and_counted(tmp_path):
+    coco(tmp_path / "coco", names=("a.png", "b.png"))
+    labelme(tmp_path / "labelme")
+    label_studio(tmp_path / "label_studio")
+    path = tmp_path / "label_studio/project.json"
+    path.write_text(path.read_text().replace("0f3a99c4-a.png", "a.png"))
+    voc(tmp_path / "voc")
+    for name in ("coco", "labelme", "label_studio", "voc"):
+        root = tmp_path / name
+        for path in root.rglob("a.*g"):
+            if "Segmentation" not in path.parent.name:
+                path.unlink()
+        for folder in "xy":
+            write_image(root / folder / "a.png")
+        if name == "coco":
+            # Copies are one image.
+            import_annotations(root, tmp_path / "copies")
+            assert len([*(tmp_path / "copies").rglob("a.png")]) == 2
+        pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+        Image.fromarray(pixels).save(root / "y/a.png")
+        if name == "coco":
+            notes = import_annotations(root, tmp_path / "out").notes
+            assert not [*(tmp_path / "out").rglob("a.png")]
+            assert any("1 images of all.json have no file" in n for n in notes)
+            (message,) = [n for n in notes if "fit several" in n]
+        else:
+            message = refused(root, tmp_path)
+        assert "1 name of images fit several files equally well" in message
+        assert "a.png: x/a.png and y/a.png" in message
+        import_annotations(root, tmp_path / f"{name}_x", images=root / "x")
+        with Image.open(next(tmp_path.glob(f"{name}_x/images/*/a.png"))) as a:
+            assert np.array(a).any()
+
+
+@pytest.mark.parametrize(
+    ("address", "fits"), [("night-a.png", False), ("0f3a99c4-a.png", True)]
+)
+def test_only_the_prefix_of_label_studio_is_left_out(address, fits, tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    tasks = json.loads((root / "project.json").read_text())
+    tasks[0]["data"]["image"] = f"/data/upload/1/{address}"
+    write_json(root / "project.json", tasks)
+    if fits:
+        import_annotations(root, tmp_path / "out")
+        found = labels_of(tmp_path / "out")[0]
+        np.testing.assert_array_equal(found, expected())
+    else:
+        message = refused(root, tmp_path)
+        assert "no image, first /data/upload/1/night-a.png" in message
+
+
+def beside(root, name):
+    """Two sources of a format in one; the second one's image is b.png."""
+    SAMPLES[name](root / "first")
+    SAMPLES[name](root / "second")
+    for path in sorted((root / "second").rglob("a.*")):
+        path.rename(path.with_name(path.name.replace("a.", "b.", 1)))
+
+
+@pytest.mark.parametrize("name", ["yolo", "cvat", "voc", "supervisely"])
+def test_several_roots_are_read_each_by_its_own_classes(name, tmp_path):
+    root = tmp_path / "source"
+    beside(root, name)
+    trees = 16 if name == "voc" else 2
+    cars = 7 if name == "voc" else 1
+    drawn = {"a": expected(cars, trees), "b": expected(cars, trees)}
+    if name == "yolo":
+        (root / "second/data.yaml").write_text("names: [tree, car]\n")
+        drawn["b"] = expected(2, 1)  # the label files are the same
+    elif name == "cvat":
+        # Trees have the color of cars, and pixels without a color are cars.
+        colors = zip(("car", "tree", "bush"), COLORS.values(), strict=True)
+        lines = [f"{k}:{','.join(map(str, v))}::" for k, v in colors]
+        (root / "second/labelmap.txt").write_text("\n".join(lines))
+        drawn["b"] = np.choose(expected(), [1, 2, 3])
+    elif name == "supervisely":
+        for path in (root / "second").rglob("*.json"):
+            path.write_text(path.read_text().replace("tree", "bush"))
+        drawn["b"] = expected(1, 3)
+    report = import_annotations(root, tmp_path / "out")
+    assert sum(report.num_images.values()) == 2
+    assert not any("without annotations" in note for note in report.notes)
+    for image, labels in drawn.items():
+        found, spec = labels_of(tmp_path / "out", image)
+        np.testing.assert_array_equal(found, labels)
+    names = ("background", "car", "tree", "bush")
+    names = {"yolo": names[:3], "voc": tuple(CLASS_NAMES)}.get(name, names)
+    assert spec.class_names == names
+
+
+def test_class_files_of_several_yolo_roots_lie_with_their_labels(tmp_path):
+    root = tmp_path / "source"
+    beside(root, "yolo")
+    path = root / "second/data.yaml"
+    path.rename(root / "second/train/images/data.yaml")
+    import_annotations(root, tmp_path / "out")  # the same names
+    path = root / "second/train/images/data.yaml"
+    path.write_text("names: [tree, car]")
+    message = refused(root, tmp_path)
+    assert "must lie in the folders of their labels" in message
+    assert f"File: {root}/second/train/labels/b.txt" in message
+    assert f"{root}/first/data.yaml, {path}" in message
+
+
+def test_masks_without_a_labelmap_beside_others_need_a_choice(tmp_path):
+    cvat(tmp_path / "source/first")
+    voc(tmp_path / "source/second")
+    message = refused(tmp_path / "source", tmp_path)
+    assert "cvat (labelmap.txt), voc (a.png)" in message
+
+
 def test_a_zip_is_imported_as_its_folder(tmp_path):
     cvat(tmp_path / "source")
     import_annotations(zipped(tmp_path / "source"), tmp_path / "out")
@@ -507,6 +752,69 @@ def test_images_may_be_in_another_folder(tmp_path):
         np.testing.assert_array_equal(labels, expected())
     message = refused(tmp_path / "coco", tmp_path, images=tmp_path / "none")
     assert "`images` must be a folder" in message
+
+
+@pytest.mark.parametrize(
+    ("label", "image"),
+    [
+        ("labels/a.txt", "a.png"),
+        ("labels/train/a.txt", "train/a.png"),
+        ("a.txt", "images/a.png"),
+        ("train/labels/a.txt", "images/train/a.png"),
+    ],
+)
+@pytest.mark.parametrize("within", [False, True])
+def test_labels_of_yolo_fit_images_in_a_folder_of_their_own(
+    within, label, image, tmp_path
+):
+    root = tmp_path / "source"
+    yolo(root)
+    text = (root / "train/labels/a.txt").read_text()
+    (root / "train/labels/a.txt").unlink()
+    (root / "train/images/a.png").unlink()
+    (root / label).parent.mkdir(parents=True, exist_ok=True)
+    (root / label).write_text(text)
+    images = root / "photos" if within else tmp_path / "photos"
+    write_image(images / image)
+    import_annotations(root, tmp_path / "out", images=images)
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+
+
+def test_labels_of_yolo_that_fit_no_image_make_no_background(tmp_path):
+    root = tmp_path / "source"
+    yolo(root)
+    write_image(tmp_path / "photos/other/a.png")
+    message = refused(root, tmp_path, images=tmp_path / "photos")
+    assert "1 annotations have no image, first a.txt" in message
+    # One label file is not for two images.
+    for image in ("photos/images/train/a.png", "photos/train/a.png"):
+        write_image(tmp_path / "two" / image)
+    images = tmp_path / "two/photos"
+    message = refused(root, tmp_path, images=images)
+    assert "1 annotations have no image, first a.txt" in message
+    (images / "images/train/a.png").unlink()
+    import_annotations(root, tmp_path / "out", images=images)
+
+
+def test_tasks_that_nobody_annotated_are_no_background(tmp_path):
+    root = tmp_path / "source"
+    label_studio(root)
+    (task,) = json.loads((root / "project.json").read_text())
+    kept = []
+    for name, annotations in (
+        ("canceled", [{"was_cancelled": True, "result": []}]),
+        ("none", []),
+        ("empty", [{"result": []}]),
+    ):
+        write_image(root / f"images/{name}.png")
+        data = {"image": f"{name}.png"}
+        kept.append(task | {"data": data, "annotations": annotations})
+    write_json(root / "project.json", [task, *kept])
+    report = import_annotations(root, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out/images").glob("*/*")}
+    assert names == {"a.png", "empty.png"}
+    (note,) = [n for n in report.notes if "without annotations" in n]
+    assert "left out 2 images" in note
 
 
 def refused(source, tmp_path, **arguments):
@@ -649,7 +957,7 @@ def test_choices_of_a_whole_image_are_counted(tmp_path):
     ("file", "address"),
     [
         ("my photo.png", "/data/local-files/?d=set/my%20photo.png"),
-        ("my photo.png", "/data/upload/1/0f3a99-my%20photo.png"),
+        ("my photo.png", "/data/upload/1/0f3a99c4-my%20photo.png"),
         ("my%20photo.png", "/data/local-files/?d=set/my%20photo.png"),
     ],
 )
@@ -1094,6 +1402,42 @@ def test_a_folder_that_no_import_wrote_is_never_replaced(tmp_path):
         for _ in range(2):
             import_annotations(tmp_path / "source", out, overwrite=True)
         assert FolderSource(out).spec.class_names[1] == "car"
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "cvat"])
+def test_earlier_output_within_the_source_is_not_read(name, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    contents = []
+    for _ in range(3):
+        report = import_annotations(root, root / "mine", overwrite=True)
+        contents.append(
+            {
+                path.relative_to(root): path.read_bytes()
+                for path in sorted((root / "mine").rglob("*"))
+                if path.is_file()
+            }
+        )
+    assert len(contents[0]) == 3  # an image, its mask, dataset.json
+    assert contents[0] == contents[1] == contents[2]
+    left_out = "left out mine/, which an earlier import wrote"
+    assert left_out in report.notes
+    # What the user names is read.
+    import_annotations(root, tmp_path / "out", images=root / "mine/images")
+    assert [*(tmp_path / "out").rglob("a.*g")]
+
+
+def test_a_source_within_the_output_is_not_replaced(tmp_path):
+    coco(tmp_path / "source")
+    out = tmp_path / "out"
+    import_annotations(tmp_path / "source", out)
+    (tmp_path / "source/annotations").rename(out / "annotations")
+    json_file = out / "annotations/all.json"
+    images = tmp_path / "source/images"
+    for source, folder in ((json_file, images), (tmp_path / "source", out)):
+        with pytest.raises(ValueError, match="would replace what it is made"):
+            import_annotations(source, out, images=folder, overwrite=True)
+    assert json_file.is_file()
 
 
 @pytest.mark.slow

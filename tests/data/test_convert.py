@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tifffile
 from PIL import Image, ImageOps
 from tiny_run import write_folder
 
@@ -25,6 +26,8 @@ from keras_aspp.data.pipeline import (
 )
 from keras_aspp.data.sources import open_source
 from keras_aspp.data.tfds import TfdsSource
+from keras_aspp.data.upright import write_upright
+from keras_aspp.utils.exceptions import InputError
 
 COUNT, SHARDS, BATCH = 23, 5, 4
 
@@ -362,3 +365,125 @@ def test_what_others_would_read_otherwise_is_stored_upright(
     np.testing.assert_array_equal(read["segmentation_mask"][..., 0], labels)
     ours = TfdsSource(tmp_path / "records")
     assert examples(ours, "train") == examples(source, "train")
+
+
+def write_tiffs(root, described):
+    """RGB; RGB with an alpha band of zeros in two rows, turned by 90 degrees.
+
+    Returns the labels of the second image as training reads them.
+    """
+    pixels = np.random.default_rng(2).integers(1, 255, (6, 10, 4), "uint8")
+    pixels[..., 3] = 255
+    pixels[:2, :, 3] = 0
+    for part in ("images", "masks"):
+        (root / part / "train").mkdir(parents=True)
+    images = root / "images/train"
+    tifffile.imwrite(images / "a.tif", pixels[..., :3], photometric="rgb")
+    tifffile.imwrite(
+        images / "b.tif",
+        pixels,
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+        extratags=[(274, "H", 1, 6, True)],
+    )
+    (root / "dataset.json").write_text(json.dumps(described))
+    masks = root / "masks/train"
+    if "task" in described:
+        np.save(masks / "a.npy", np.ones((6, 10, 2), "uint8"))
+        np.save(masks / "b.npy", np.ones((10, 6, 2), "uint8"))
+    else:
+        Image.new("L", (10, 6), 1).save(masks / "a.png")
+        Image.new("L", (6, 10), 1).save(masks / "b.png")
+    upright = np.ones((10, 6), "int32")
+    upright[:, 4:] = 255  # the upper rows of the stored image
+    return upright
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"class_names": ["ground", "box"]},
+        {"class_names": ["cell", "core"], "task": "multilabel"},
+    ],
+    ids=["semantic", "multilabel"],
+)
+@pytest.mark.parametrize("command", ["convert", "fix"])
+def test_copies_of_tiffs_ignore_the_same_pixels(command, described, tmp_path):
+    root, output = tmp_path / "set", tmp_path / "out"
+    upright = write_tiffs(root, described)
+    source = FolderSource(root)
+    if command == "convert":
+        convert_folder(source, output)
+        copy = TfdsSource(output)
+    else:
+        assert write_upright(source, output) == 1
+        copy = FolderSource(output)
+        first = "images/train/a.tif"
+        assert (output / first).read_bytes() == (root / first).read_bytes()
+    assert examples(copy, "train") == examples(source, "train")
+    labels = [
+        copy.decode(*record)[1]
+        for record in copy.records("train").as_numpy_iterator()
+    ]
+    (labels,) = [one for one in labels if one.shape[:2] == (10, 6)]
+    if "task" in described:
+        upright = np.stack([upright] * 2, -1)
+    np.testing.assert_array_equal(labels, upright)
+
+
+def test_a_copy_keeps_the_labels_of_images_that_are_not_turned(tmp_path):
+    """Their alpha band may be read as data later, by `channels`."""
+    root = tmp_path / "set"
+    write_tiffs(root, {"class_names": ["ground", "box"]})
+    path = root / "images/train/b.tif"
+    pixels = tifffile.imread(path)
+    rgba = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(path, pixels, **rgba)
+    Image.new("L", (10, 6), 1).save(root / "masks/train/b.png")
+    assert write_upright(FolderSource(root), tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/masks/train/b.png") as mask:
+        assert np.unique(np.array(mask)).tolist() == [1]
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path):
+    root = tmp_path / "set"
+    write_tiffs(root, {"class_names": ["ground", "box"]})
+    deep = np.ones((6, 10, 3), "uint16")
+    tifffile.imwrite(root / "images/train/a.tif", deep, photometric="rgb")
+    with pytest.raises(ValueError, match="3 bands of uint16"):
+        convert_folder(FolderSource(root), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["my val", "a.b", "all", "train+x", "v[1]"])
+def test_splits_that_tfds_cannot_name_are_refused_undecoded(name, tmp_path):
+    root = write_folder(tmp_path / "set", splits=("train", name))
+    for path in (root / "images").glob("*/*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError) as error:
+        convert_folder(FolderSource(root), tmp_path / "out")
+    assert f"Received: split={name!r}, root={str(root)!r}" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_with_a_hyphen_and_letters_of_any_language_are_read(tmp_path):
+    splits = ("val-hard_2", "grün")
+    root = write_folder(tmp_path / "set", splits=splits)
+    convert_folder(FolderSource(root), tmp_path / "out")
+    for split in splits:
+        found = examples(TfdsSource(tmp_path / "out"), split)
+        assert found == examples(FolderSource(root), split)
+
+
+def test_records_of_a_split_that_tfds_cannot_name_are_refused(
+    tmp_path, monkeypatch
+):
+    """Those that were written before names were checked."""
+    monkeypatch.setattr(convert, "check_split_name", lambda *_: None)
+    root = write_folder(tmp_path / "set", splits=("train", "my val"))
+    convert_folder(FolderSource(root), tmp_path / "out")
+    source = TfdsSource(tmp_path / "out")
+    for read in (source.size, source.records):
+        with pytest.raises(InputError, match="Received: split='my val'"):
+            read("my val")
+    assert source.size("train") == 3

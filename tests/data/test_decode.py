@@ -146,7 +146,7 @@ def test_images_are_upright(orientation, order, kind):
         upright, ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     )
     np.testing.assert_array_equal(decode.read_image(data, exif=False), image)
-    assert decode.read_oriented(data)[1] == orientation
+    assert decode.read_bands(data).orientation == orientation
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
@@ -166,7 +166,7 @@ def test_orientation_of_other_formats(kind):
 def test_orientation_in_xmp():
     xmp = b'<x><rdf tiff:Orientation="3"/></x>'
     jpeg = encoded(photograph(), "JPEG", xmp=xmp)
-    assert decode.read_oriented(jpeg)[1] == 3
+    assert decode.read_bands(jpeg).orientation == 3
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_orientation_in_xmp():
 )
 def test_exif_without_orientation_leaves_the_image(exif):
     image = photograph()
-    pixels, orientation = decode.read_oriented(encoded(image, exif=exif))
-    assert orientation == 1
-    np.testing.assert_array_equal(pixels, image)
+    bands = decode.read_bands(encoded(image, exif=exif), pixels=decode.RGB)
+    assert bands.orientation == 1
+    np.testing.assert_array_equal(bands.values, image)
 
 
 def test_tags_of_exif_that_overlap_take_no_memory():

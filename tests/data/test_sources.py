@@ -75,6 +75,19 @@ def test_null_holds_out_images_of_a_folder(root):
     assert source.size("train") + source.size(HELD_OUT) == 10
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"validation_split": "train"},
+        {"train_split": "val"},
+        {"train_split": HELD_OUT, "validation_split": None},
+    ],
+)
+def test_held_out_images_are_no_training_images(fields, root):
+    with pytest.raises(ValueError, match=r"must differ. Received: '\w+' for"):
+        open_source(DataConfig(root=str(root), **fields))
+
+
 def test_null_of_records_names_slices():
     with pytest.raises(
         ValueError, match=r"train\[90%:\]. Received: tfds='multiscale_shapes'"
@@ -137,7 +150,45 @@ def test_names_and_dataset_json_agree_about_the_number_of_classes(root):
     config = DataConfig(root=str(root), class_names=NAMES)
     with pytest.raises(ValueError, match=r"as many classes.*\['x', 'y', 'z'\]"):
         open_source(config)
-    open_source(DataConfig(root=str(root), class_names=["a", "b", "c"]))
+    open_source(DataConfig(root=str(root), class_names=["x", "y", "z"]))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "received"),
+    [
+        (
+            {"class_names": ["y", "x", "z"]},
+            "class_names=['y', 'x', 'z'], dataset.json: ['x', 'y', 'z']",
+        ),
+        (
+            {"label_map": {"1": "ignore"}},
+            "label_map={'1': 'ignore'}, dataset.json: {}",
+        ),
+        ({"ignore_label": 7}, "ignore_label=7, dataset.json: 9"),
+    ],
+)
+def test_options_that_dataset_json_contradicts_are_refused(
+    fields, received, converted, root, tmp_path
+):
+    describe(root, ignore_label=9)
+    if converted:
+        convert_folder(FolderSource(root), tmp_path / "records")
+        root = tmp_path / "records"
+    with pytest.raises(ValueError) as error:
+        open_source(DataConfig(root=str(root), **fields))
+    assert str(error.value).endswith(f"Received: {received}")
+    (name,) = fields
+    assert str(error.value).startswith(f"`data.{name}` differs")
+    agreeing = {"class_names": ["x", "y", "z"], "ignore_label": 9}
+    spec = open_source(DataConfig(root=str(root), **agreeing)).spec
+    assert (spec.ignore_label, spec.label_map) == (9, None)
+
+
+def test_a_label_map_may_be_given_as_dataset_json_has_it(root):
+    describe(root, label_map={"1": "ignore"})
+    config = DataConfig(root=str(root), label_map={"1": "ignore"})
+    assert open_source(config).spec.label_map == {1: "ignore"}
 
 
 @pytest.mark.parametrize("converted", [False, True])

@@ -202,7 +202,7 @@ def test_images_and_masks_are_turned_upright_by_their_tag(
     np.testing.assert_array_equal(labels, np.where(missing, 255, turned))
     stored = decode.read_image(image_path, exif=False)
     np.testing.assert_array_equal(stored, image)
-    assert decode.read_oriented(image_path)[1] == orientation
+    assert decode.read_bands(image_path).orientation == orientation
     found = decode.read_stored(tmp_path / "m.tif", spec)
     assert found.orientation == orientation
 
