@@ -15,6 +15,7 @@ from helpers import event_steps, make_small_backbone, randomize
 from multilabel_folder import make_folder
 from tiny_run import replace, small_config, tiny_config, write_folder
 
+from keras_aspp.config.load import dump_config
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine import run as engine_run
 from keras_aspp.engine.evaluate import evaluate
@@ -154,17 +155,63 @@ def test_a_workdir_whose_model_would_be_lost_is_refused(
     assert (tmp_path / "model.keras").read_text() == "{}"
 
 
-def test_a_run_killed_before_its_first_checkpoint_may_begin_again(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_may_begin_again(
+    tmp_path, tiny_folder
+):
     """The best model is saved before the state that refers to it."""
     store = CheckpointStore(tmp_path, 2)
-    store.best_model.touch()
+    config = small_config(tiny_folder)
+    for name in ("model.keras", "config.yaml", "fingerprint.json"):
+        (tmp_path / name).touch()
     for resume in (False, True):
-        _check_workdir(store, resume)
+        _check_workdir(store, config, resume)
     store.save(1, 0, {}, {})
     (tmp_path / "metrics.json").touch()
-    _check_workdir(store, resume=True)
+    _check_workdir(store, config, resume=True)
     with pytest.raises(FileExistsError, match="Continue it with --resume"):
-        _check_workdir(store, resume=False)
+        _check_workdir(store, config, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "name", ["model.keras", "config.yaml", "dataset.json", "logs/history.csv"]
+)
+def test_files_of_no_run_are_not_replaced(name, resume, tmp_path, tiny_folder):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    message = f"a {name} that belongs to no run.*workdir. Received: workdir="
+    with pytest.raises(FileExistsError, match=message) as raised:
+        train(small_config(tiny_folder), tmp_path, resume)
+    assert "\n" not in str(raised.value)
+    assert path.read_text() == "mine"
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def test_a_workdir_may_hold_the_configuration_of_the_run(tmp_path, tiny_folder):
+    """As a killed run of an earlier version left it, without fingerprint."""
+    config = small_config(tiny_folder)
+    dump_config(config, tmp_path / "config.yaml")
+    store = CheckpointStore(tmp_path, 2)
+    _check_workdir(store, config, resume=False)
+    with pytest.raises(FileExistsError, match="holds a config.yaml"):
+        _check_workdir(store, replace(config, train={"seed": 1}), resume=False)
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_the_data_set_is_no_workdir(described, tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data")
+    config = replace(small_config(tmp_path), data={"root": "$PLACE/data"})
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    if not described:
+        (root / "dataset.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "link").symlink_to(root)
+    for workdir in (root, tmp_path / "link"):
+        with pytest.raises(FileExistsError, match="must not be the data set"):
+            train(config, workdir)
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_statistics_are_compared_at_one_half_also_when_resumed(
