@@ -357,16 +357,26 @@ def _print_bands(report):
 
 
 def _write_bands(source, report):
-    """Writes the format of the images into dataset.json."""
+    """Writes the format of the images into dataset.json.
+
+    Without this file, writes all else that the configuration says, too.
+    """
     from keras_aspp.utils.files import write_json
     from keras_aspp.utils.text import read_json
 
     path = source.root / "dataset.json"
-    content = {"class_names": list(report.spec.class_names)}
-    if path.is_file():
-        content = read_json(path)
+    content = read_json(path) if path.is_file() else _described(source.spec)
     content.pop("value_range", None)
     write_json(path, content | _bands_keys(report))
+
+
+def _described(spec):
+    """Returns the keys of dataset.json that differ from their defaults."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
+    }
 
 
 def _split_flags(flags):
