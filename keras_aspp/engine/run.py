@@ -231,6 +231,13 @@ def _scratch_unless(chief, checkpoints):
 def _finish(run, checkpoints, owner, progress):
     """Recalibrates and evaluates the best model; writes `metrics.json`."""
     owner.check()
+    if not checkpoints.best_epoch:
+        raise InputError(
+            "No epoch has a validation mean IoU, so there is no model.keras: "
+            "validation saw labels outside the classes, predictions of NaN or "
+            "no object. Mend the labels, and train again in another workdir. "
+            f"Received: validation_split={run.config.data.validation_split!r}"
+        )
     _log.info(
         "Kept: epoch %d of %d, the best by validation (mean IoU %.4f).",
         checkpoints.best_epoch,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import types
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from helpers import event_steps, make_small_backbone, randomize
 from multilabel_folder import make_folder
+from PIL import Image
 from tiny_run import replace, small_config, tiny_config, write_folder
 
 from keras_aspp.config.load import dump_config
@@ -21,6 +23,7 @@ from keras_aspp.engine import run as engine_run
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import _check_workdir, train
 from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.engine.train import _validation_data
 from keras_aspp.models import DeepLabV3
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
@@ -273,8 +276,6 @@ def records_of(source):
 
 
 def test_bad_label_is_found_before_training(tmp_path):
-    from PIL import Image
-
     root = write_folder(tmp_path / "data")
     mask = root / "masks" / "train" / "train_1.png"
     labels = np.array(Image.open(mask))
@@ -283,6 +284,32 @@ def test_bad_label_is_found_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"value 9 .*train_1\.png \(1 pixels"):
         train(tiny_config(root), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_validation_of_ignored_labels_is_refused_before_training(tmp_path):
+    """Also of records, whose labels are not checked when the data is opened."""
+    root = write_folder(tmp_path, sizes=((64, 64), (64, 96)))
+    run = types.SimpleNamespace(
+        config=small_config(root),
+        source=FolderSource(root),
+        spec=FolderSource(root).spec,
+        model=types.SimpleNamespace(jit_compile=False),
+    )
+    for name in ("val_0", "val_1"):
+        assert int(_validation_data(run).cardinality()) == 2
+        path = root / "masks" / "val" / f"{name}.png"
+        Image.fromarray(np.full_like(Image.open(path), 255)).save(path)
+    with pytest.raises(ValueError, match="`val` has no valid pixel.*=255"):
+        _validation_data(run)
+
+
+def test_a_run_without_a_validated_epoch_ends_in_one_line(tmp_path):
+    run = types.SimpleNamespace(config=small_config(tmp_path), epochs=2)
+    checkpoints = types.SimpleNamespace(best=-math.inf, best_epoch=0)
+    owner = types.SimpleNamespace(check=lambda: None)
+    with pytest.raises(ValueError, match="No epoch has a validation") as raised:
+        engine_run._finish(run, checkpoints, owner, None)
+    assert "\n" not in str(raised.value)
 
 
 def test_missing_split_is_named(tmp_path, tiny_folder):
