@@ -1,5 +1,6 @@
 """TensorBoard logs, continued by a resumed run."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import hatched
 from keras_aspp.utils.files import replacing
 
+# Folders below logs/ and summaries that a run writes. Callbacks of the user may
+# write other ones, also into these folders, and count other steps.
+_FOLDERS = ("", "train", "validation", "images")
+_IMAGES = "image, label, prediction"
 _log = logging.getLogger(__name__)
 
 
@@ -79,14 +84,15 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 def cut_events(folder, epochs, iterations):
-    """Removes events after the last finished epoch from event files.
+    """Removes a run's events after the last finished epoch from its files.
 
     Args:
-        folder: folder with event files at any depth.
+        folder: `logs/` of the run.
         epochs: int, number of finished epochs.
         iterations: int, `optimizer.iterations` of the state to go on from.
     """
-    for path in sorted(Path(folder).rglob("events.out.tfevents.*")):
+    files = (Path(folder, name).glob("events.out.*") for name in _FOLDERS)
+    for path in sorted(itertools.chain(*files)):
         kept, whole = [], True
         try:
             for record in tf.data.TFRecordDataset(str(path)):
@@ -109,14 +115,18 @@ def cut_events(folder, epochs, iterations):
 
 
 def _is_done(event, epochs, iterations):
-    # Keras counts some of its summaries in iterations of the optimizer:
-    # updates or, with a learning rate of the backbone, batches.
-    return all(
-        event.step <= iterations
-        if value.tag.endswith("_vs_iterations")
-        else event.step < epochs
-        for value in event.summary.value
-    )
+    for tag in (value.tag for value in event.summary.value):
+        # Keras counts some of its summaries in iterations of the optimizer:
+        # updates or, with a learning rate of the backbone, batches.
+        if tag.endswith("_vs_iterations"):
+            done = event.step <= iterations
+        elif tag.startswith(("epoch_", _IMAGES)):
+            done = event.step < epochs
+        else:
+            done = True
+        if not done:
+            return False
+    return True
 
 
 class ValidationImages(keras.callbacks.Callback):
@@ -158,7 +168,7 @@ class ValidationImages(keras.callbacks.Callback):
         ]
         with self.writer.as_default():
             tf.summary.image(
-                "image, label, prediction",
+                _IMAGES,
                 np.stack(rows),
                 step=self.epoch,
                 max_outputs=8,
