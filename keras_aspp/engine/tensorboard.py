@@ -91,7 +91,8 @@ def cut_events(folder, epochs, iterations):
         epochs: int, number of finished epochs.
         iterations: int, `optimizer.iterations` of the state to go on from.
     """
-    files = (Path(folder, name).glob("events.out.*") for name in _FOLDERS)
+    folders = [Path(folder, name) for name in _FOLDERS]
+    files = (path.glob("events.out.tfevents.*") for path in folders)
     for path in sorted(itertools.chain(*files)):
         kept, whole = [], True
         try:
@@ -115,18 +116,14 @@ def cut_events(folder, epochs, iterations):
 
 
 def _is_done(event, epochs, iterations):
-    for tag in (value.tag for value in event.summary.value):
+    def is_done(tag):
         # Keras counts some of its summaries in iterations of the optimizer:
         # updates or, with a learning rate of the backbone, batches.
         if tag.endswith("_vs_iterations"):
-            done = event.step <= iterations
-        elif tag.startswith(("epoch_", _IMAGES)):
-            done = event.step < epochs
-        else:
-            done = True
-        if not done:
-            return False
-    return True
+            return event.step <= iterations
+        return event.step < epochs or not tag.startswith(("epoch_", _IMAGES))
+
+    return all(is_done(value.tag) for value in event.summary.value)
 
 
 class ValidationImages(keras.callbacks.Callback):
