@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -245,13 +246,12 @@ def _import(flags):
     print()
     preview = flags.output / "preview.png"
     _draw_preview(flags.output, None, 12, False, preview)
-    command = (
-        f"keras-aspp train --config folder --data.root {flags.output} "
-        f"--workdir runs/{flags.output.resolve().name}"
-    )
+    words = ["keras-aspp", "train", "--config", "folder"]
+    words += ["--data.root", str(flags.output)]
+    words += ["--workdir", f"runs/{flags.output.resolve().name}"]
     if "val" not in report.num_images:
-        command += " --data.validation_split null"
-    rows = [("data set", flags.output), ("next", command)]
+        words += ["--data.validation_split", "null"]
+    rows = [("data set", flags.output), ("next", shlex.join(words))]
     print_table(rows if "train" in report.num_images else rows[:1])
     return 1 if checked.problems else 0
 
