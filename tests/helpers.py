@@ -227,13 +227,13 @@ def make_toy_backbone(
     return keras.Model(inputs, outputs if features else x, name="toy")
 
 
-def make_small_backbone(dtype=None):
+def make_small_backbone(dtype=None, channels=3):
     """Functional model of few layers, strides 2 to 32, by stride.
 
     It has a third of the toy's, for tests that trace, compile or convert what
     is not about layers.
     """
-    x = inputs = keras.Input((None, None, 3))
+    x = inputs = keras.Input((None, None, channels))
     features = {}
     for stride in (2, 4, 8, 16, 32):
         x = keras.layers.Conv2D(4, 3, strides=2, padding="same", dtype=dtype)(x)

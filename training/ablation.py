@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from keras_aspp.cli.main import guarded
-from keras_aspp.config.load import config_path, dump_config, load_config
+from keras_aspp.config.load import config_path, load_config
 from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.evaluate import evaluate
@@ -178,8 +178,6 @@ def run_one(config, folder):
     file = folder / "ablation.json"
     if file.exists():
         return json.loads(file.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    dump_config(config, folder / "config.yaml")
     print(f"\n{folder.name}")
     start = time.perf_counter()
     metrics = train(config, folder, resume=(folder / "checkpoints").exists())

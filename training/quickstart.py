@@ -5,7 +5,6 @@ the embedded data set. All files are written below the workdir.
 """
 
 import argparse
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,14 @@ from keras_aspp.cli.output import (
 from keras_aspp.config.load import config_path, load_config
 
 IMAGES = 3
+# Files that a run replaces or would continue. The last two mark the folder as
+# that of a run, so that an interrupted removal goes on.
+_OF_RUN = (
+    *("metrics.json", "model.keras", "ranges.json"),
+    *("dataset.json", "config.yaml", "logs/history.csv"),
+    *("logs/train", "logs/validation", "logs/images"),
+    *("checkpoints", "fingerprint.json"),
+)
 
 
 def run(arguments):
@@ -56,13 +63,9 @@ def run(arguments):
 
 def _train(config, workdir):
     print(f"Step 1 of 3: train, in {workdir}", flush=True)
-    from keras_aspp.engine.owner import note_of_writer
     from keras_aspp.engine.run import train
 
-    # The run of before is what this one repeats.
-    if (workdir / "config.yaml").exists() and not note_of_writer(workdir):
-        shutil.rmtree(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    _remove_run(workdir, config.data)
     metrics = train(
         config,
         workdir,
@@ -72,6 +75,23 @@ def _train(config, workdir):
     print()
     print_files(workdir)
     return metrics
+
+
+def _remove_run(workdir, data):
+    """Removes the run of before, which this one repeats."""
+    from keras_aspp.data.sources import open_source
+    from keras_aspp.engine.owner import note_of_writer
+    from keras_aspp.engine.run import holds_run
+    from keras_aspp.utils.files import remove_folder
+
+    if not holds_run(workdir) or note_of_writer(workdir):
+        return
+    open_source(data)  # without its data, the run could not be repeated
+    for path in (workdir / name for name in _OF_RUN):
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _export(workdir, output):

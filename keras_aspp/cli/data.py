@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -246,13 +247,12 @@ def _import(flags):
     print()
     preview = flags.output / "preview.png"
     _draw_preview(flags.output, None, 12, False, preview)
-    command = (
-        f"keras-aspp train --config folder --data.root {flags.output} "
-        f"--workdir runs/{flags.output.resolve().name}"
-    )
+    words = ["keras-aspp", "train", "--config", "folder"]
+    words += ["--data.root", str(flags.output)]
+    words += ["--workdir", f"runs/{flags.output.resolve().name}"]
     if "val" not in report.num_images:
-        command += " --data.validation_split null"
-    rows = [("data set", flags.output), ("next", command)]
+        words += ["--data.validation_split", "null"]
+    rows = [("data set", flags.output), ("next", shlex.join(words))]
     print_table(rows if "train" in report.num_images else rows[:1])
     return 1 if checked.problems else 0
 
@@ -358,16 +358,26 @@ def _print_bands(report):
 
 
 def _write_bands(source, report):
-    """Writes the format of the images into dataset.json."""
+    """Writes the format of the images into dataset.json.
+
+    Without this file, writes all else that the configuration says, too.
+    """
     from keras_aspp.utils.files import write_json
     from keras_aspp.utils.text import read_json
 
     path = source.root / "dataset.json"
-    content = {"class_names": list(report.spec.class_names)}
-    if path.is_file():
-        content = read_json(path)
+    content = read_json(path) if path.is_file() else _described(source.spec)
     content.pop("value_range", None)
     write_json(path, content | _bands_keys(report))
+
+
+def _described(spec):
+    """Returns the keys of dataset.json that differ from their defaults."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
+    }
 
 
 def _split_flags(flags):

@@ -10,9 +10,11 @@ from keras_aspp.cli.inspect_output import print_artefact, print_report
 from keras_aspp.cli.main import Parser
 from keras_aspp.cli.output import print_table
 from keras_aspp.config.load import config_path, load_config
-from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 
 IMAGE_SIZE = (512, 512)
+# As many as PASCAL VOC has.
+ASSUMED_CLASSES = 21
 
 
 def run(arguments):
@@ -135,24 +137,43 @@ def model_of(config):
 
     from keras_aspp.models.factory import build_model
 
-    num_classes, source = _num_classes(config.data)
+    spec, origin = _spec_of(config.data)
     bare = dataclasses.replace(
         config.model, backbone_weights=None, weights=None
     )
-    model = build_model(bare, num_classes, dtype=config.train.precision)
-    note = f"built without its weights, for {num_classes} classes ({source})"
-    return model, note
+    model = build_model(
+        bare,
+        spec.num_classes,
+        dtype=config.train.precision,
+        pixels=spec.pixels,
+        task=spec.task,
+    )
+    classes = f"{spec.num_classes} classes ({origin})"
+    return model, f"built without its weights, for {classes}"
 
 
-def _num_classes(data):
-    if data.class_names is not None:
-        return len(data.class_names), "those of the configuration"
+def _spec_of(data):
+    """Returns the `DatasetSpec` of a `DataConfig`, and its origin as text."""
     from keras_aspp.data.sources import open_source
+    from keras_aspp.data.spec import DatasetSpec
 
-    try:
-        return open_source(data).spec.num_classes, "those of the data set"
-    except (ValueError, OSError):
-        return 21, "assumed, as the data set is not here"
+    names = data.class_names
+    reason = "no data set is named"
+    # Opening a TFDS data set downloads it, which known classes make needless.
+    if data.root is not None or (data.tfds is not None and names is None):
+        try:
+            return open_source(data).spec, "those of the data set"
+        except InputNotFoundError:
+            reason = "the data set is not here"
+    if names is None and data.task == "binary":
+        names = ["object"]
+    if names is None:
+        names = [str(i) for i in range(ASSUMED_CLASSES)]
+        return DatasetSpec(names, task=data.task), f"assumed, as {reason}"
+    spec = DatasetSpec(
+        names, data.ignore_label, label_map=data.label_map, task=data.task
+    )
+    return spec, "those of the configuration"
 
 
 def _own_size(model):

@@ -520,6 +520,7 @@ def check_folder(
         pixels = np.zeros(spec.num_classes + 1, "int64")
         sizes = collections.Counter()
         report.num_pixels[split] = 0
+        num_blank, num_read = len(seen.blank), 0
         for image, mask in progress(pairs):
             masks = source.masks_of(mask)
             size, counts = _check_pair(report, seen, image, masks, mask)
@@ -528,6 +529,14 @@ def check_folder(
                 report.num_pixels[split] += size[0] * size[1]
             if counts is not None:
                 pixels += counts
+                num_read += 1
+        used = split in (source.train_split, source.validation_split)
+        if used and 0 < num_read == len(seen.blank) - num_blank:
+            report.problems.append(
+                f"Split `{split}` has no valid pixel: all pixels of all masks "
+                f"are ignored; ignore_label is {spec.ignore_label}. Mend the "
+                f"masks or the label_map. File: {seen.blank[num_blank]}"
+            )
         report.num_images[split] = len(pairs)
         report.class_pixels[split] = pixels
         report.sizes[split] = dict(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import keras
 
-from keras_aspp.config.load import dump_config
+from keras_aspp.config.load import config_text, dump_config
 from keras_aspp.config.schema import Config
 from keras_aspp.data.augment import padding_note
 from keras_aspp.data.folder import FolderSource, check_folder
@@ -55,6 +56,8 @@ from keras_aspp.utils.signals import interrupt, stop_signals
 from keras_aspp.utils.text import printable
 from keras_aspp.utils.types import PathLike
 
+# Files of a run, which may be another's in a folder without a run.
+_WRITTEN = ("model.keras", "dataset.json", "config.yaml", "logs/history.csv")
 _log = logging.getLogger(__name__)
 
 
@@ -85,8 +88,9 @@ def train(
         ValueError: invalid data or configuration, a loss that is not finite,
             or a resumed run whose configuration or data has changed.
         FileExistsError: the workdir holds a run and `resume` is False, a
-            finished run without checkpoints, or an exported model; or another
-            process is writing to it.
+            finished run without checkpoints, an exported model, or such files
+            without a run; it is the data set; or another process is writing
+            to it.
         OSError: the disk is full.
         KeyboardInterrupt: a signal came.
     """
@@ -101,7 +105,7 @@ def train(
 
 
 def _train(config, workdir, resume, progress, owner):
-    _check_workdir(CheckpointStore(workdir, 1), resume)
+    _check_workdir(CheckpointStore(workdir, 1), config, resume)
     chief = owner is not None
     changed = changes(workdir, config) if resume else []
     # Before the data is read, which takes longer than to name a mistake.
@@ -121,9 +125,10 @@ def _train(config, workdir, resume, progress, owner):
     _log_beginning(run, checkpoints, resume, xla)
     if chief:
         # Not before: a refused run leaves the configuration of the last one.
-        dump_config(config, workdir / "config.yaml")
         if not known:
+            # First: it tells the files of a run from those of the user.
             write_fingerprint(workdir, found)
+        dump_config(config, workdir / "config.yaml")
     with _scratch_unless(chief, checkpoints):
         checkpoints.store.remove_temporaries()
         checkpoints.write_history()
@@ -132,7 +137,7 @@ def _train(config, workdir, resume, progress, owner):
     return _finish(run, checkpoints, owner, progress) if chief else None
 
 
-def _check_workdir(store, resume):
+def _check_workdir(store, config, resume):
     """Raises if the run would replace files that it does not continue."""
     received = f"Received: workdir={str(store.workdir)!r}"
     if not resume and store.folder.exists():
@@ -152,6 +157,34 @@ def _check_workdir(store, resume):
                 "would replace; choose another workdir (model.weights takes "
                 f"the model.keras). {received}"
             )
+    if config.data.root is not None:
+        root = os.path.expandvars(config.data.root)
+        if os.path.realpath(root) == os.path.realpath(store.workdir):
+            raise OutputExistsError(
+                "The workdir must not be the data set, whose dataset.json a "
+                f"run would replace; choose another workdir. {received}"
+            )
+    if holds_run(store.workdir):
+        return
+    for name in _WRITTEN:
+        path = store.workdir / name
+        if path.is_file() and not _is_config(path, config):
+            raise OutputExistsError(
+                f"The workdir holds a {name} that belongs to no run; a new "
+                f"run would replace it. Choose another workdir. {received}"
+            )
+
+
+def holds_run(workdir: PathLike) -> bool:
+    """Returns True if a run has begun in a folder."""
+    names = (FINGERPRINT_FILE, "checkpoints")
+    return any((Path(workdir) / name).exists() for name in names)
+
+
+def _is_config(path, config):
+    """Returns True if a file holds what `dump_config` would write."""
+    text = config_text(config)
+    return path.name == "config.yaml" and path.read_bytes() == text.encode()
 
 
 def _make_checkpoints(run, workdir, owner):
@@ -198,6 +231,13 @@ def _scratch_unless(chief, checkpoints):
 def _finish(run, checkpoints, owner, progress):
     """Recalibrates and evaluates the best model; writes `metrics.json`."""
     owner.check()
+    if not checkpoints.best_epoch:
+        raise InputError(
+            "No epoch has a validation mean IoU, so there is no model.keras: "
+            "validation saw labels outside the classes, predictions of NaN or "
+            "no object. Mend the labels, and train again in another workdir. "
+            f"Received: validation_split={run.config.data.validation_split!r}"
+        )
     _log.info(
         "Kept: epoch %d of %d, the best by validation (mean IoU %.4f).",
         checkpoints.best_epoch,

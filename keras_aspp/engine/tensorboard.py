@@ -1,5 +1,6 @@
 """TensorBoard logs, continued by a resumed run."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from keras_aspp.pixels import to_rgb
 from keras_aspp.plots.labels import hatched
 from keras_aspp.utils.files import replacing
 
+# Folders below logs/ and summaries that a run writes. Callbacks of the user may
+# write other ones, also into these folders, and count other steps.
+_FOLDERS = ("", "train", "validation", "images")
+_IMAGES = "image, label, prediction"
 _log = logging.getLogger(__name__)
 
 
@@ -79,14 +84,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 def cut_events(folder, epochs, iterations):
-    """Removes events after the last finished epoch from event files.
+    """Removes a run's events after the last finished epoch from its files.
 
     Args:
-        folder: folder with event files at any depth.
+        folder: `logs/` of the run.
         epochs: int, number of finished epochs.
         iterations: int, `optimizer.iterations` of the state to go on from.
     """
-    for path in sorted(Path(folder).rglob("events.out.tfevents.*")):
+    folders = [Path(folder, name) for name in _FOLDERS]
+    files = (path.glob("events.out.tfevents.*") for path in folders)
+    for path in sorted(itertools.chain(*files)):
         kept, whole = [], True
         try:
             for record in tf.data.TFRecordDataset(str(path)):
@@ -109,14 +116,14 @@ def cut_events(folder, epochs, iterations):
 
 
 def _is_done(event, epochs, iterations):
-    # Keras counts some of its summaries in iterations of the optimizer:
-    # updates or, with a learning rate of the backbone, batches.
-    return all(
-        event.step <= iterations
-        if value.tag.endswith("_vs_iterations")
-        else event.step < epochs
-        for value in event.summary.value
-    )
+    def is_done(tag):
+        # Keras counts some of its summaries in iterations of the optimizer:
+        # updates or, with a learning rate of the backbone, batches.
+        if tag.endswith("_vs_iterations"):
+            return event.step <= iterations
+        return event.step < epochs or not tag.startswith(("epoch_", _IMAGES))
+
+    return all(is_done(value.tag) for value in event.summary.value)
 
 
 class ValidationImages(keras.callbacks.Callback):
@@ -158,7 +165,7 @@ class ValidationImages(keras.callbacks.Callback):
         ]
         with self.writer.as_default():
             tf.summary.image(
-                "image, label, prediction",
+                _IMAGES,
                 np.stack(rows),
                 step=self.epoch,
                 max_outputs=8,

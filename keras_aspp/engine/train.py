@@ -20,6 +20,7 @@ from keras_aspp.engine.tensorboard import (
     ValidationImages,
     cut_events,
 )
+from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.signals import stop_signals
 
 # XLA compiles once per image size; with more sizes, graph mode is faster.
@@ -154,13 +155,22 @@ def _validation_data(run):
     """Validation data that knows its number of batches.
 
     Of many image sizes, the model tests in graph mode.
+
+    Raises:
+        ValueError: all labels are ignored, so that no epoch would be the best.
     """
-    data = evaluation_dataset(
-        run.source,
-        run.config.data.validation_split,
-        run.config.train.batch_size,
-    )
-    sizes = [tuple(labels.shape[1:]) for _, labels in data]
+    split = run.config.data.validation_split
+    data = evaluation_dataset(run.source, split, run.config.train.batch_size)
+    sizes, ignored, any_valid = [], run.spec.ignore_label, False
+    for _, labels in data:
+        sizes.append(tuple(labels.shape[1:]))
+        any_valid = any_valid or bool(tf.reduce_any(labels != ignored))
+    if not any_valid:
+        raise InputError(
+            f"Split `{split}` has no valid pixel: all labels are ignored. "
+            "Mend the labels, or name another data.validation_split. "
+            f"Received: ignore_label={ignored}"
+        )
     num_sizes = len(set(sizes))
     if run.model.jit_compile and num_sizes > MAX_XLA_SIZES:
         _log.info("Validation in graph mode: %d image sizes.", num_sizes)

@@ -1,10 +1,12 @@
 import dataclasses
 import errno
 import json
+import shlex
 import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tiny_run import write_folder
 
@@ -23,6 +25,36 @@ def folder(tmp_path):
 
 def lines_of(capsys):
     return capsys.readouterr().out.strip().splitlines()
+
+
+# import
+
+
+@pytest.mark.parametrize("name", ["photos", "my photos; '1'"])
+def test_the_next_command_is_quoted_for_a_shell(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    square = [2, 2, 22, 2, 22, 22, 2, 22]
+    annotation = {"image_id": 0, "category_id": 1, "segmentation": [square]}
+    content = {
+        "images": [{"id": 0, "file_name": "a.png", "height": 40, "width": 48}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "bbox": [2, 2, 20, 20], **annotation}],
+    }
+    (tmp_path / "source").mkdir()
+    Image.new("RGB", (48, 40)).save("source/a.png")
+    (tmp_path / "source" / "coco.json").write_text(json.dumps(content))
+    assert main(["data", "import", "source", name]) == 0
+    (line,) = (x for x in lines_of(capsys) if x.startswith("next "))
+    words = shlex.split(line)[1:]
+    assert words[:4] == ["keras-aspp", "train", "--config", "folder"]
+    given = dict(zip(words[4::2], words[5::2], strict=True))
+    assert given.pop("--data.root") == name
+    assert given.pop("--workdir") == f"runs/{name}"
+    assert given in ({}, {"--data.validation_split": "null"})
+    assert main([*words[1:], "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["root"] == name
 
 
 # check

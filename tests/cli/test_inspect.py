@@ -3,11 +3,21 @@
 import json
 
 import keras
+import numpy as np
 import pytest
+from channels_folder import RANGE, write_bands
+from helpers import make_small_backbone
+from multilabel_folder import make_folder
+from PIL import Image
+from tiny_run import write_folder
 
 from keras_aspp.analysis import cost, receptive_fields
+from keras_aspp.cli.inspect import model_of
 from keras_aspp.cli.main import main
-from keras_aspp.models import DeepLabV3
+from keras_aspp.config.schema import Config, DataConfig, ModelConfig
+from keras_aspp.data import sources
+from keras_aspp.models import DeepLabV3, features
+from keras_aspp.preprocess import Preprocess
 
 
 @pytest.fixture
@@ -43,6 +53,93 @@ def test_a_configuration(capsys, tmp_path):
     assert found["stages"][-1]["shape"][:2] == [12, 16]
     assert f"{found['cost']['parameters']:,}" in said
     assert str(numbers) in said
+
+
+@pytest.fixture
+def built_of(monkeypatch):
+    """The model that `inspect --config` builds for a `DataConfig`."""
+
+    def create(name, output_stride, weights, input_shape, **changes):
+        backbone = make_small_backbone(channels=input_shape[-1])
+        backbone = features.as_features(backbone, output_stride)
+        backbone.preprocess = Preprocess()
+        return backbone
+
+    monkeypatch.setattr(features, "create_backbone", create)
+    settings = ModelConfig(
+        architecture="deeplab_v3", aspp_filters=4, atrous_rates=[1]
+    )
+
+    def build(**data):
+        model, note = model_of(Config(model=settings, data=DataConfig(**data)))
+        assert note.startswith("built without its weights, for ")
+        return model, note.removeprefix("built without its weights, for ")
+
+    return build
+
+
+def outputs_of(model):
+    """Number of maps that the classifier writes."""
+    return model.output_shape[-1]
+
+
+def test_a_configuration_with_the_format_of_its_images(built_of, tmp_path):
+    root = str(write_bands(tmp_path, channels=5, spec=RANGE | {"channels": 5}))
+    for names in (None, ["ground", "box"]):
+        model, note = built_of(root=root, class_names=names)
+        assert model.input_shape[-1] == 5
+        assert outputs_of(model) == 2
+        assert note == "2 classes (those of the data set)"
+
+
+def test_a_configuration_of_a_task(built_of, tmp_path):
+    root = make_folder(tmp_path / "several", layout="npy")
+    model, _ = built_of(root=str(root))
+    assert (model.task, outputs_of(model)) == ("multilabel", 2)
+    root = write_folder(tmp_path / "one", sizes=((64, 96),))
+    for path in root.glob("masks/*/*.png"):
+        labels = np.asarray(Image.open(path))
+        Image.fromarray((labels == 1).astype("uint8")).save(path)
+    content = {"class_names": ["box"], "task": "binary"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    model, note = built_of(root=str(root))
+    assert (model.task, outputs_of(model)) == ("binary", 2)
+    assert note == "2 classes (those of the data set)"
+
+
+@pytest.mark.parametrize("place", [{}, {"root": "missing"}])
+@pytest.mark.parametrize(
+    ("said", "num_classes"),
+    [
+        ({"class_names": ["a", "b", "c"]}, 3),
+        ({"class_names": ["cat"], "task": "binary"}, 2),
+        ({"task": "binary"}, 2),
+        ({"class_names": ["cat"], "task": "multilabel"}, 1),
+    ],
+)
+def test_a_configuration_without_its_data(said, num_classes, place, built_of):
+    model, note = built_of(**said, **place)
+    assert model.task == said.get("task", "semantic")
+    assert outputs_of(model) == num_classes
+    assert note == f"{num_classes} classes (those of the configuration)"
+
+
+def test_a_configuration_of_unknown_classes(built_of, tmp_path):
+    assert built_of()[1] == "21 classes (assumed, as no data set is named)"
+    note = "21 classes (assumed, as the data set is not here)"
+    assert built_of(root="missing")[1] == note
+    root = write_folder(tmp_path)
+    (root / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match="`class_names` is missing. File"):
+        built_of(root=str(root))
+
+
+def test_a_configuration_of_named_records_downloads_nothing(
+    built_of, monkeypatch
+):
+    monkeypatch.setattr(sources, "open_source", None)
+    note = built_of(tfds="any", class_names=["a", "b"])[1]
+    assert note == "2 classes (those of the configuration)"
 
 
 def test_a_model_of_a_user(own_model, capsys):

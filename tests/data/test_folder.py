@@ -430,6 +430,27 @@ def test_masks_without_a_valid_pixel_are_noted(good):
     assert str(masks[0]) in note
 
 
+@pytest.mark.parametrize(
+    ("split", "is_problem"), [("train", True), ("val", True), ("test", False)]
+)
+def test_a_split_without_a_valid_pixel_is_a_problem(split, is_problem, good):
+    write_pair(good, "d", "test")
+    masks = sorted((good / "masks" / split).glob("*.png"))
+    blank = mask_of(255)
+    for path in masks:
+        write_mask(path, blank)
+    last = blank.copy()
+    last[3, 5] = 1
+    write_mask(masks[-1], last)
+    assert problems_of(good) == []
+    write_mask(masks[-1], blank)
+    problems = problems_of(good)
+    assert len(problems) == is_problem
+    for problem in problems:
+        assert problem.startswith(f"Split `{split}` has no valid pixel")
+        assert str(masks[0]) in problem
+
+
 def test_exif_orientation_is_noted(good):
     exif = Image.Exif()
     exif[0x0112] = 3

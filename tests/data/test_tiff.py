@@ -1,5 +1,6 @@
 """TIFFs and deep PNGs: what is read, and what is refused before decoding."""
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -13,9 +14,12 @@ from PIL import Image, ImageOps
 from tiny_run import write_folder
 
 from keras_aspp.cli.main import main
+from keras_aspp.config.load import dump_config
+from keras_aspp.config.schema import Config, DataConfig
 from keras_aspp.data import decode, tiff
 from keras_aspp.data.folder import FolderSource, check_folder
 from keras_aspp.data.multilabel import read_stored_masks
+from keras_aspp.data.sources import open_source
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.pixels import PixelFormat
 
@@ -367,6 +371,38 @@ def test_check_computes_what_to_write_and_writes_it(tmp_path, capsys):
     )
     np.testing.assert_allclose(spec.mean, stored.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spec.std, stored.std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {
+            "class_names": ["road", "sky"],
+            "label_map": {0: 1, 1: "ignore"},
+            "ignore_label": 7,
+            "license": "cc-by-4.0",
+        },
+        {"class_names": ["road"], "task": "binary"},
+        {"class_names": ["road"], "task": "binary", "label_map": {}},
+        {"class_names": ["road"], "task": "binary", "ignore_label": 254},
+    ],
+)
+def test_what_a_configuration_says_is_written_with_the_bands(
+    said, tmp_path, capsys
+):
+    root = write_bands(tmp_path / "data", spec={})
+    (root / "dataset.json").unlink()
+    config = DataConfig(root=str(root), **said)
+    dump_config(Config(data=config), tmp_path / "bands.yaml")
+    before = open_source(config).spec
+    assert main(["data", "check", str(tmp_path / "bands.yaml"), "--write"]) == 0
+    bands = json.loads((root / "dataset.json").read_text())
+    bands = {k: bands[k] for k in ("channels", "dtype", "mean", "std")}
+    expected = dataclasses.replace(before, **bands)
+    # By the file alone, and beside the configuration.
+    assert FolderSource(root).spec == open_source(config).spec == expected
+    assert main(["data", "check", str(tmp_path / "bands.yaml"), "--write"]) == 0
+    assert FolderSource(root).spec == expected
 
 
 def of_rgb(root, stray):

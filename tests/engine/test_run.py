@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import types
 import zipfile
@@ -13,13 +14,16 @@ import pytest
 import tensorflow as tf
 from helpers import event_steps, make_small_backbone, randomize
 from multilabel_folder import make_folder
+from PIL import Image
 from tiny_run import replace, small_config, tiny_config, write_folder
 
+from keras_aspp.config.load import dump_config
 from keras_aspp.data.folder import FolderSource
 from keras_aspp.engine import run as engine_run
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import _check_workdir, train
 from keras_aspp.engine.states import CheckpointStore
+from keras_aspp.engine.train import _validation_data
 from keras_aspp.models import DeepLabV3
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
@@ -154,17 +158,63 @@ def test_a_workdir_whose_model_would_be_lost_is_refused(
     assert (tmp_path / "model.keras").read_text() == "{}"
 
 
-def test_a_run_killed_before_its_first_checkpoint_may_begin_again(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_may_begin_again(
+    tmp_path, tiny_folder
+):
     """The best model is saved before the state that refers to it."""
     store = CheckpointStore(tmp_path, 2)
-    store.best_model.touch()
+    config = small_config(tiny_folder)
+    for name in ("model.keras", "config.yaml", "fingerprint.json"):
+        (tmp_path / name).touch()
     for resume in (False, True):
-        _check_workdir(store, resume)
+        _check_workdir(store, config, resume)
     store.save(1, 0, {}, {})
     (tmp_path / "metrics.json").touch()
-    _check_workdir(store, resume=True)
+    _check_workdir(store, config, resume=True)
     with pytest.raises(FileExistsError, match="Continue it with --resume"):
-        _check_workdir(store, resume=False)
+        _check_workdir(store, config, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "name", ["model.keras", "config.yaml", "dataset.json", "logs/history.csv"]
+)
+def test_files_of_no_run_are_not_replaced(name, resume, tmp_path, tiny_folder):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    message = f"a {name} that belongs to no run.*workdir. Received: workdir="
+    with pytest.raises(FileExistsError, match=message) as raised:
+        train(small_config(tiny_folder), tmp_path, resume)
+    assert "\n" not in str(raised.value)
+    assert path.read_text() == "mine"
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def test_a_workdir_may_hold_the_configuration_of_the_run(tmp_path, tiny_folder):
+    """As a killed run of an earlier version left it, without fingerprint."""
+    config = small_config(tiny_folder)
+    dump_config(config, tmp_path / "config.yaml")
+    store = CheckpointStore(tmp_path, 2)
+    _check_workdir(store, config, resume=False)
+    with pytest.raises(FileExistsError, match="holds a config.yaml"):
+        _check_workdir(store, replace(config, train={"seed": 1}), resume=False)
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_the_data_set_is_no_workdir(described, tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data")
+    config = replace(small_config(tmp_path), data={"root": "$PLACE/data"})
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    if not described:
+        (root / "dataset.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "link").symlink_to(root)
+    for workdir in (root, tmp_path / "link"):
+        with pytest.raises(FileExistsError, match="must not be the data set"):
+            train(config, workdir)
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_statistics_are_compared_at_one_half_also_when_resumed(
@@ -226,8 +276,6 @@ def records_of(source):
 
 
 def test_bad_label_is_found_before_training(tmp_path):
-    from PIL import Image
-
     root = write_folder(tmp_path / "data")
     mask = root / "masks" / "train" / "train_1.png"
     labels = np.array(Image.open(mask))
@@ -236,6 +284,32 @@ def test_bad_label_is_found_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"value 9 .*train_1\.png \(1 pixels"):
         train(tiny_config(root), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_validation_of_ignored_labels_is_refused_before_training(tmp_path):
+    """Also of records, whose labels are not checked when the data is opened."""
+    root = write_folder(tmp_path, sizes=((64, 64), (64, 96)))
+    run = types.SimpleNamespace(
+        config=small_config(root),
+        source=FolderSource(root),
+        spec=FolderSource(root).spec,
+        model=types.SimpleNamespace(jit_compile=False),
+    )
+    for name in ("val_0", "val_1"):
+        assert int(_validation_data(run).cardinality()) == 2
+        path = root / "masks" / "val" / f"{name}.png"
+        Image.fromarray(np.full_like(Image.open(path), 255)).save(path)
+    with pytest.raises(ValueError, match="`val` has no valid pixel.*=255"):
+        _validation_data(run)
+
+
+def test_a_run_without_a_validated_epoch_ends_in_one_line(tmp_path):
+    run = types.SimpleNamespace(config=small_config(tmp_path), epochs=2)
+    checkpoints = types.SimpleNamespace(best=-math.inf, best_epoch=0)
+    owner = types.SimpleNamespace(check=lambda: None)
+    with pytest.raises(ValueError, match="No epoch has a validation") as raised:
+        engine_run._finish(run, checkpoints, owner, None)
+    assert "\n" not in str(raised.value)
 
 
 def test_missing_split_is_named(tmp_path, tiny_folder):
