@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -175,7 +176,8 @@ class _Classes:
             elif plain in _VOID:
                 labels[name] = IGNORE_LABEL
                 self.notes.append(
-                    f"class {name!r} is ignored; --map {name}=NAME keeps it"
+                    f"class {name!r} is ignored; --map "
+                    f"{shlex.quote(name)}=NAME keeps it"
                 )
             else:
                 targets[name] = background if plain == "background" else name
