@@ -227,9 +227,12 @@ def _examples(images, image_size, preprocess):
     """Yields the inputs, float32 `[1, H, W, C]`, that calibrate ranges."""
     for image in images:
         yield resize_image(image, image_size)[None].astype("float32")
-    # The range of pixel values, so that the input's scale is 1.
+    # The darkest and the brightest image.
     channels = images[0].shape[-1]
     for value in preprocess.input_range or (0.0, 255.0):
+        if preprocess.input_dtype == "uint8":
+            # The range that `mean` and `std` make may lie beyond.
+            value = np.round(np.clip(value, 0, 255))
         yield np.broadcast_to(
             np.float32(value), (1, *image_size, channels)
         ).copy()

@@ -1173,6 +1173,70 @@ def test_formats_in_8_bits(model, tmp_path):
     assert labels.shape == (64, 96)
 
 
+# Ends within 0..255, and beyond: those of a mean and a standard deviation.
+RANGES = [(10.0, 100.4), ((-77.0, 5.0, -1.0), (300.0, 200.0, 255.0))]
+
+
+@pytest.mark.parametrize(
+    "input_range, expected",
+    [
+        (None, ((0, 0, 0), (255, 255, 255))),
+        (RANGES[0], ((10, 10, 10), (100, 100, 100))),
+        (RANGES[1], ((0, 5, 0), (255, 200, 255))),
+    ],
+)
+def test_the_ends_of_the_range_that_calibrate_are_pixels(input_range, expected):
+    preprocess = ka.Preprocess(input_range=input_range)
+    *_, dark, bright = tflite._examples(pictures(1), (4, 5), preprocess)
+    for image, value in zip((dark, bright), expected, strict=True):
+        assert image.shape == (1, 4, 5, 3)
+        assert (image == np.float32(value)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input_range", RANGES)
+def test_integers_read_pixels_of_any_range_as_they_are(
+    toy_backbone, input_range
+):
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        preprocess=ka.Preprocess(input_range=input_range),
+    )
+    # Smooth, since 8 bits round noise.
+    images = [
+        tf.image.resize(image, (64, 96), "bicubic").numpy().clip(0, 255)
+        for image in pictures(4, (6, 9))
+    ]
+    images = [(image * 0.39).astype("uint8") for image in images]
+    found = tflite.convert(
+        fold_batch_norm(randomize(made)),
+        (64, 96),
+        ("tflite_float32", "tflite_int8", "tflite_int16x8"),
+        images,
+    )
+    labels = {}
+    for kind, content in found.items():
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+        (taken,) = interpreter.get_input_details()
+        if kind != "tflite_float32":
+            assert taken["dtype"] == np.uint8
+            assert taken["quantization"] == (1.0, 0)
+        (given,) = interpreter.get_output_details()
+        labels[kind] = []
+        for image in images:
+            interpreter.set_tensor(taken["index"], image[None])
+            interpreter.invoke()
+            labels[kind].append(interpreter.get_tensor(given["index"]))
+    exact = np.stack(labels["tflite_float32"])
+    assert len(np.unique(exact)) > 2
+    for kind in ("tflite_int8", "tflite_int16x8"):
+        assert (np.stack(labels[kind]) == exact).mean() > 0.9, kind
+
+
 @pytest.mark.slow
 def test_a_layer_that_costs_much_stays_in_float(model):
     images = pictures(3, (80, 70))
