@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_aspp.data.spec import DatasetSpec
@@ -104,8 +105,9 @@ def export_model(
             `"tflite_logits"` (float32 scores, with the metadata that
             MediaPipe needs), `"tflite_gpu"` (for the GPUs of phones: float32
             RGB in [-1, 1] in, float32 scores at the decoder's stride out,
-            with the same metadata), `"onnx"` (one size; extra `onnx`);
-            `model.keras` is always written.
+            of which all sizes must be multiples; with the same metadata),
+            `"onnx"` (one size; extra `onnx`); `model.keras` is always
+            written.
         overwrite: bool. Replace an earlier export in `directory`.
         ignore_label: int, label of ignored pixels.
         colormap: one RGB color per class, or `None`.
@@ -156,6 +158,8 @@ def export_model(
         calibration_images, formats, model, int8_in_float
     )
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
+    if "tflite_gpu" in formats:
+        _check_for_gpu(model, sizes)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
             model, work, sizes, formats, calibration, answers, spec, progress
@@ -276,22 +280,46 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
-    if "tflite_gpu" in formats and not _is_rgb(model):
-        raise InputError(
-            "tflite_gpu is for models of RGB images of 8 bits. Received: "
-            f"{model.input_channels} bands of {model.preprocess.input_dtype}"
-        )
-    if "tflite_gpu" in formats and model.get_layer("logits").align_corners:
-        raise InputError(
-            "tflite_gpu returns scores before the last resize, which apps do "
-            "by half-pixel centers. Leave it out, or take tflite_logits. "
-            "Received: a model with align_corners=True"
-        )
     if len(verify_images) == 0:
         raise InputError(
             "`verify_images` must hold at least one image. Received: none"
         )
     check_images("verify_images", verify_images, model)
+
+
+def _check_for_gpu(model, sizes):
+    """Raises `ValueError` where an app would resize scores to elsewhere."""
+    if not _is_rgb(model):
+        raise InputError(
+            "tflite_gpu is for models of RGB images of 8 bits. Received: "
+            f"{model.input_channels} bands of {model.preprocess.input_dtype}"
+        )
+    resize = model.get_layer("logits")
+    if resize.align_corners:
+        raise InputError(
+            "tflite_gpu returns scores before the last resize, which apps do "
+            "by half-pixel centers. Leave it out, or take tflite_logits. "
+            "Received: a model with align_corners=True"
+        )
+    if any(resize.shift):
+        raise InputError(
+            "tflite_gpu returns scores before the last resize, which apps do "
+            "without a shift. Export the output stride of the training, or "
+            "take tflite_logits. Received: a model that shifts scores by "
+            f"{resize.shift} pixels"
+        )
+    scale = resize.scale
+    cells = keras.Model(model.input, resize.input[0])
+    for size in sizes:
+        shape = (1, *size, model.input_channels)
+        found = cells.compute_output_shape(shape)[1:3]
+        if tuple(n * scale for n in found) != size:
+            raise InputError(
+                "tflite_gpu returns scores of cells, which apps resize to the "
+                f"image: cells of {scale}x{scale} pixels must fill it. Use "
+                f"multiples of {scale}, or take tflite_logits. Received: "
+                f"{size[0]}x{size[1]} pixels, {found[0]}x{found[1]} cells"
+            )
 
 
 def _is_exported(folder):

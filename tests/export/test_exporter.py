@@ -619,6 +619,53 @@ def test_a_file_for_gpus_has_half_pixel_centers(toy_backbone, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "sizes, received",
+    [
+        ([(65, 96)], "65x96 pixels, 9x12 cells"),
+        ([(64, 97)], "64x97 pixels, 8x13 cells"),
+        ([(64, 96), (72, 100)], "72x100 pixels, 9x13 cells"),
+    ],
+)
+def test_cells_of_a_file_for_gpus_fill_the_image(
+    model, tmp_path, sizes, received
+):
+    # Half-pixel centers of the cells that Keras and an app resize to 65 pixels
+    # differ by up to 7 pixels, at the far edge.
+    message = rf"8x8 pixels must fill it. Use multiples of 8,.*: {received}$"
+    with pytest.raises(ValueError, match=message):
+        export(
+            model,
+            tmp_path / "out",
+            image_size=sizes[0],
+            more_image_sizes=sizes[1:],
+            formats=("tflite_gpu",),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_of_a_backbone_that_does_not_pad_fill_no_image(tmp_path):
+    made = ka.models.DeepLabV3(
+        4, valid_backbone(), aspp_filters=4, output_stride=8
+    )
+    message = "tflite_logits. Received: 64x96 pixels, 7x11 cells$"
+    with pytest.raises(ValueError, match=message):
+        export(made, tmp_path / "out", formats=("tflite_gpu",))
+
+
+def test_a_file_for_gpus_shifts_no_scores(toy_backbone, tmp_path):
+    made = ka.models.DeepLabV3(
+        4, toy_backbone(), aspp_filters=4, output_stride=16
+    )
+    made = ka.models.with_output_stride(made, 8)
+    shift = re.escape(str(made.get_layer("logits").shift))
+    assert shift != re.escape("(0, 0)")
+    message = f"tflite_logits. Received: .* shifts scores by {shift} pixels$"
+    with pytest.raises(ValueError, match=message):
+        export(made, tmp_path / "out", formats=("tflite_gpu",))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_file_for_gpus_takes_channels_in_any_order(toy_backbone, tmp_path):
     """By one convolution: GPUs take no reversal."""
