@@ -17,10 +17,11 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export.checks import (
-    check_images,
     check_repeatable,
+    check_segmenter,
     check_size,
     checked_answers,
+    checked_images,
 )
 from keras_aspp.export.formats import DEFAULT_FORMATS, FILE_NAMES, FORMATS
 from keras_aspp.export.image_size import choose_image_size
@@ -59,7 +60,7 @@ def export_model(
     *,
     image_size: Size | None = None,
     class_names: Sequence[str],
-    verify_images: Sequence[np.ndarray],
+    verify_images: Iterable[np.ndarray],
     calibration_images: Iterable[np.ndarray] | None = None,
     evaluation_data: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
@@ -113,8 +114,8 @@ def export_model(
         colormap: one RGB color per class, or `None`.
         about: dict of str for the card: `dataset` (its name), `trained_on`,
             `license`, `evaluated_on`, `command`, `preview`.
-        preview_image: `[H, W, C]` shown in `preview.png`; the first of
-            `verify_images` if `None`.
+        preview_image: `[H, W, C]` in the model's type, shown in
+            `preview.png`; the first of `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
             against Keras, in points, of the formats of 8 and 16 bits; with
             `coarse_labels`, against Keras doing the same. Without that data
@@ -147,13 +148,21 @@ def export_model(
         ValueError: an argument is invalid; an artefact fails its check of
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
+    check_segmenter(model)
     directory = Path(directory)
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
-    _check(model, directory, spec, verify_images, formats, overwrite)
+    _check(model, directory, spec, formats, overwrite)
+    verify_images = list(verify_images)
+    images = checked_images("verify_images", verify_images, model)
+    if not images:
+        raise InputError(
+            "`verify_images` must hold at least one image. Received: none"
+        )
+    shown = verify_images[0] if preview_image is None else preview_image
+    (preview,) = checked_images("preview_image", [shown], model)
     check_repeatable(evaluation_data)
     answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)
-    images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(
         calibration_images, formats, model, int8_in_float
     )
@@ -198,11 +207,11 @@ def export_model(
             "calibration_images": len(calibration.images),
             "artefacts": entries,
         }
-        shown = images[0] if preview_image is None else preview_image
         _write_texts(work, content, spec, about)
-        write_preview(
-            work / "preview.png", shown, reference.predict(shown), spec
-        )
+        # For pixels without data; there is no manifest yet that names it.
+        reference.ignore_label = ignore_label
+        labels = reference.predict(np.asarray(shown))
+        write_preview(work / "preview.png", preview, labels, spec)
         write_json(work / "manifest.json", content)
     return content
 
@@ -265,7 +274,7 @@ def _image_sizes(model, image_size, more_image_sizes, images):
     return sizes
 
 
-def _check(model, directory, spec, verify_images, formats, overwrite):
+def _check(model, directory, spec, formats, overwrite):
     check_output(directory, overwrite, _is_exported, "keras-aspp export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
@@ -280,11 +289,6 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
-    if len(verify_images) == 0:
-        raise InputError(
-            "`verify_images` must hold at least one image. Received: none"
-        )
-    check_images("verify_images", verify_images, model)
 
 
 def _check_for_gpu(model, sizes):
@@ -340,7 +344,9 @@ class _Calibration(NamedTuple):
 
 
 def _checked_calibration(images, formats, model, in_float):
-    images = [] if images is None else [np.asarray(image) for image in images]
+    images = checked_images(
+        "calibration_images", [] if images is None else images, model
+    )
     if in_float and "tflite_int8" not in formats:
         raise InputError(
             "`int8_in_float` is for tflite_int8, which is not among the "
@@ -358,7 +364,6 @@ def _checked_calibration(images, formats, model, in_float):
             f"are not among the formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
-    check_images("calibration_images", images, model)
     return _Calibration(images, tuple(in_float))
 
 
