@@ -461,12 +461,30 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
             {"formats": ("tflite_int8",), "calibration_images": [[1, 2]]},
             r"`calibration_images` must be uint8.*shape=\(2,\)",
         ),
+        (
+            {"preview_image": np.zeros((8, 9), "uint8")},
+            r"`preview_image` must be uint8.*shape=\(8, 9\)",
+        ),
     ],
 )
 def test_wrong_arguments(model, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / "out", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["path", "folded"])
+def test_what_is_no_segmenter_is_not_exported(model, tmp_path, wrong):
+    given = {"path": "runs/mine", "folded": fold_batch_norm(model)}[wrong]
+    message = "`model` must be a Segmenter; .* Received: model="
+    with pytest.raises(ValueError, match=message):
+        export(given, tmp_path / "out")
+
+
+def test_images_may_come_from_a_generator(model, tmp_path):
+    images = (image for image in pictures())
+    manifest = export(model, tmp_path / "out", verify_images=images, formats=())
+    assert manifest["artefacts"][0]["agreement_with_keras"] == 1
 
 
 def test_formats_are_the_contract():
@@ -1068,6 +1086,58 @@ def test_the_mean_iou_leaves_out_pixels_without_data():
 
 
 @pytest.mark.slow
+def float_pictures(count, size=(64, 96)):
+    """Smooth bands in 0..1, a corner of each without data in one band."""
+    coarse = np.random.default_rng(5).uniform(0, 1, (count, 5, 7, 2))
+    images = tf.image.resize(coarse, size, "bicubic").numpy()
+    images[:, :20, :30, 1] = np.nan
+    return list(images.astype("float32"))
+
+
+@pytest.mark.slow
+def test_images_with_pixels_without_data(toy_backbone, tmp_path, monkeypatch):
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(channels=2, padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        preprocess=ka.Preprocess(input_dtype="float32", input_range=(0.0, 1.0)),
+    )
+    randomize(made)
+    images = float_pictures(2)
+    gaps = np.isnan(images).any(-1)
+    whole = np.where(gaps[..., None], np.float32(0), images)
+    labels = np.argmax(made(made.preprocess(whole)), -1)
+    assert len(np.unique(labels)) > 2
+    shown = []
+    monkeypatch.setattr(
+        exporter, "write_preview", lambda path, *given: shown.append(given)
+    )
+    manifest = export(
+        made,
+        tmp_path / "out",
+        verify_images=images,
+        # Labels of pixels without data are not counted.
+        evaluation_data=list(
+            zip(images, np.where(gaps, 0, labels), strict=True)
+        ),
+        ignore_label=9,
+        coarse_labels=True,
+        formats=("saved_model", "tflite_float32"),
+    )
+    for entry in manifest["artefacts"]:
+        assert entry["agreement_with_keras"] == 1.0
+        assert entry["keras_mean_iou"] == 1.0
+        assert entry["conversion_loss_points"] == 0.0
+    assert manifest["artefacts"][2]["mean_iou"] < 1
+    ((image, labels, _),) = shown
+    np.testing.assert_array_equal(image, whole[0])
+    np.testing.assert_array_equal(labels == 9, gaps[0])
+    monkeypatch.setattr(tflite, "operator_costs", lambda *given: given[1])
+    examples = ka.export.explain_int8(made, (64, 96), iter(images))
+    np.testing.assert_array_equal(np.stack(examples)[:2, 0], whole)
+
+
 def test_coarse_labels(model, tmp_path):
     manifest = export(
         model,
