@@ -144,12 +144,12 @@ def export_model(
 
     Raises:
         FileExistsError: `directory` exists, and `overwrite` is False or it
-            holds no export.
+            holds no export or is the current folder.
         ValueError: an argument is invalid; an artefact fails its check of
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
     check_segmenter(model)
-    directory = Path(directory)
+    directory = Path(os.path.abspath(directory))  # "." has no name
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, formats, overwrite)
     verify_images = list(verify_images)

@@ -447,6 +447,22 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_current_folder_is_refused_before_it_converts(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporter, "_write_artefacts", None)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="the current folder"):
+            export(model, ".", overwrite=overwrite)
+
+
+def test_a_manifest_has_the_name_of_its_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(model, "out/new/..", formats=())["name"] == "out"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
