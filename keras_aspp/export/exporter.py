@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export.checks import (
@@ -152,14 +153,7 @@ def export_model(
     directory = Path(os.path.abspath(directory))  # "." has no name
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
     _check(model, directory, spec, formats, overwrite)
-    verify_images = list(verify_images)
-    images = checked_images("verify_images", verify_images, model)
-    if not images:
-        raise InputError(
-            "`verify_images` must hold at least one image. Received: none"
-        )
-    shown = verify_images[0] if preview_image is None else preview_image
-    (preview,) = checked_images("preview_image", [shown], model)
+    images, shown = _checked_images(model, verify_images, preview_image)
     check_repeatable(evaluation_data)
     answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)
@@ -208,10 +202,7 @@ def export_model(
             "artefacts": entries,
         }
         _write_texts(work, content, spec, about)
-        # For pixels without data; there is no manifest yet that names it.
-        reference.ignore_label = ignore_label
-        labels = reference.predict(np.asarray(shown))
-        write_preview(work / "preview.png", preview, labels, spec)
+        _write_preview(work, shown, reference, spec)
         write_json(work / "manifest.json", content)
     return content
 
@@ -252,6 +243,15 @@ def _write_texts(work, content, spec, about):
     write_text(work / "README.md", card.card(content, about))
 
 
+def _write_preview(work, shown, reference, spec):
+    """Writes an image and its labels."""
+    # For pixels without data; there is no manifest yet that names it.
+    reference.ignore_label = spec.ignore_label
+    labels = reference.predict(shown)
+    image, _ = without_gaps(shown, None)
+    write_preview(work / "preview.png", image, labels, spec)
+
+
 def _image_sizes(model, image_size, more_image_sizes, images):
     """Returns all image sizes of the files of one size, the first one first."""
     if image_size is None:
@@ -289,6 +289,20 @@ def _check(model, directory, spec, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
+
+
+def _checked_images(model, verify_images, preview_image):
+    """Returns the images to verify, and the one to show as it is."""
+    verify_images = list(verify_images)
+    images = checked_images("verify_images", verify_images, model)
+    if not images:
+        raise InputError(
+            "`verify_images` must hold at least one image. Received: none"
+        )
+    if preview_image is None:
+        return images, np.asarray(verify_images[0])
+    checked_images("preview_image", [preview_image], model)
+    return images, np.asarray(preview_image)
 
 
 def _check_for_gpu(model, sizes):
