@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.inference import serving
+from keras_aspp.inference.predictor import fits_dtype
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Size
@@ -40,28 +42,46 @@ def checked_answers(
     return {"coarse_labels": coarse_labels, "outputs": ordered}
 
 
-def check_images(
+def check_segmenter(model: Any) -> None:
+    """Raises `ValueError` for what is no `Segmenter`, such as a path."""
+    if not isinstance(model, Segmenter):
+        raise InputError(
+            "`model` must be a Segmenter; keras.saving.load_model opens a "
+            f".keras file. Received: model={model!r}"
+        )
+
+
+def checked_images(
     name: str, images: Iterable[np.ndarray], model: Segmenter
-) -> None:
-    """Raises `ValueError` for images of another form than a model takes.
+) -> list[np.ndarray]:
+    """Returns images as predictors pass them to a model.
 
     Args:
         name: of the argument, for the message.
         images: arrays.
         model: `Segmenter`.
+
+    Returns:
+        list of arrays in the model's type; pixels without data are 0.
+
+    Raises:
+        ValueError: an image has another form than the model takes.
     """
     channels, dtype = model.input_channels, model.preprocess.input_dtype
+    found = []
     for image in images:
         image = np.asarray(image)
         if (
             image.ndim != 3
-            or image.dtype != dtype
+            or not fits_dtype(image.dtype, dtype)
             or image.shape[2] != channels
         ):
             raise InputError(
                 f"`{name}` must be {dtype} arrays (height, width, {channels}). "
                 f"Received: shape={image.shape}, dtype={image.dtype}"
             )
+        found.append(without_gaps(image.astype(dtype, copy=False), None)[0])
+    return found
 
 
 def check_size(name: str, image_size: Size, model: Segmenter) -> Size:

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.export import card, onnx, tflite, verify
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export.checks import (
-    check_images,
     check_repeatable,
+    check_segmenter,
     check_size,
     checked_answers,
+    checked_images,
 )
 from keras_aspp.export.formats import DEFAULT_FORMATS, FILE_NAMES, FORMATS
 from keras_aspp.export.image_size import choose_image_size
@@ -58,7 +61,7 @@ def export_model(
     *,
     image_size: Size | None = None,
     class_names: Sequence[str],
-    verify_images: Sequence[np.ndarray],
+    verify_images: Iterable[np.ndarray],
     calibration_images: Iterable[np.ndarray] | None = None,
     evaluation_data: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
@@ -104,15 +107,16 @@ def export_model(
             `"tflite_logits"` (float32 scores, with the metadata that
             MediaPipe needs), `"tflite_gpu"` (for the GPUs of phones: float32
             RGB in [-1, 1] in, float32 scores at the decoder's stride out,
-            with the same metadata), `"onnx"` (one size; extra `onnx`);
-            `model.keras` is always written.
+            of which all sizes must be multiples; with the same metadata),
+            `"onnx"` (one size; extra `onnx`); `model.keras` is always
+            written.
         overwrite: bool. Replace an earlier export in `directory`.
         ignore_label: int, label of ignored pixels.
         colormap: one RGB color per class, or `None`.
         about: dict of str for the card: `dataset` (its name), `trained_on`,
             `license`, `evaluated_on`, `command`, `preview`.
-        preview_image: `[H, W, C]` shown in `preview.png`; the first of
-            `verify_images` if `None`.
+        preview_image: `[H, W, C]` in the model's type, shown in
+            `preview.png`; the first of `verify_images` if `None`.
         max_int8_loss: float, largest loss of mean IoU on `evaluation_data`
             against Keras, in points, of the formats of 8 and 16 bits; with
             `coarse_labels`, against Keras doing the same. Without that data
@@ -141,21 +145,24 @@ def export_model(
 
     Raises:
         FileExistsError: `directory` exists, and `overwrite` is False or it
-            holds no export.
+            holds no export or is the current folder.
         ValueError: an argument is invalid; an artefact fails its check of
             operators, agreement or mean IoU; or the extra `onnx` is missing.
     """
-    directory = Path(directory)
+    check_segmenter(model)
+    directory = Path(os.path.abspath(directory))  # "." has no name
     spec = DatasetSpec(class_names, ignore_label, colormap, task=model.task)
-    _check(model, directory, spec, verify_images, formats, overwrite)
+    _check(model, directory, spec, formats, overwrite)
+    images, shown = _checked_images(model, verify_images, preview_image)
     check_repeatable(evaluation_data)
     answers = checked_answers(model, coarse_labels, outputs)
     model = in_float32(model)
-    images = [np.asarray(image) for image in verify_images]
     calibration = _checked_calibration(
         calibration_images, formats, model, int8_in_float
     )
     sizes = _image_sizes(model, image_size, more_image_sizes, images)
+    if "tflite_gpu" in formats:
+        _check_for_gpu(model, sizes)
     with stop_signals(_interrupt), replacing_folder(directory) as work:
         written = _write_artefacts(
             model, work, sizes, formats, calibration, answers, spec, progress
@@ -194,11 +201,8 @@ def export_model(
             "calibration_images": len(calibration.images),
             "artefacts": entries,
         }
-        shown = images[0] if preview_image is None else preview_image
         _write_texts(work, content, spec, about)
-        write_preview(
-            work / "preview.png", shown, reference.predict(shown), spec
-        )
+        _write_preview(work, shown, reference, spec)
         write_json(work / "manifest.json", content)
     return content
 
@@ -239,6 +243,15 @@ def _write_texts(work, content, spec, about):
     write_text(work / "README.md", card.card(content, about))
 
 
+def _write_preview(work, shown, reference, spec):
+    """Writes an image and its labels."""
+    # For pixels without data; there is no manifest yet that names it.
+    reference.ignore_label = spec.ignore_label
+    labels = reference.predict(shown)
+    image, _ = without_gaps(shown, None)
+    write_preview(work / "preview.png", image, labels, spec)
+
+
 def _image_sizes(model, image_size, more_image_sizes, images):
     """Returns all image sizes of the files of one size, the first one first."""
     if image_size is None:
@@ -261,7 +274,7 @@ def _image_sizes(model, image_size, more_image_sizes, images):
     return sizes
 
 
-def _check(model, directory, spec, verify_images, formats, overwrite):
+def _check(model, directory, spec, formats, overwrite):
     check_output(directory, overwrite, _is_exported, "keras-aspp export")
     check_weights(model, f"model {model.name!r}")
     if spec.num_classes != model.num_classes:
@@ -276,22 +289,55 @@ def _check(model, directory, spec, verify_images, formats, overwrite):
         )
     if "onnx" in formats:
         onnx.check_installed()
-    if "tflite_gpu" in formats and not _is_rgb(model):
+
+
+def _checked_images(model, verify_images, preview_image):
+    """Returns the images to verify, and the one to show as it is."""
+    verify_images = list(verify_images)
+    images = checked_images("verify_images", verify_images, model)
+    if not images:
+        raise InputError(
+            "`verify_images` must hold at least one image. Received: none"
+        )
+    if preview_image is None:
+        return images, np.asarray(verify_images[0])
+    checked_images("preview_image", [preview_image], model)
+    return images, np.asarray(preview_image)
+
+
+def _check_for_gpu(model, sizes):
+    """Raises `ValueError` where an app would resize scores to elsewhere."""
+    if not _is_rgb(model):
         raise InputError(
             "tflite_gpu is for models of RGB images of 8 bits. Received: "
             f"{model.input_channels} bands of {model.preprocess.input_dtype}"
         )
-    if "tflite_gpu" in formats and model.get_layer("logits").align_corners:
+    resize = model.get_layer("logits")
+    if resize.align_corners:
         raise InputError(
             "tflite_gpu returns scores before the last resize, which apps do "
             "by half-pixel centers. Leave it out, or take tflite_logits. "
             "Received: a model with align_corners=True"
         )
-    if len(verify_images) == 0:
+    if any(resize.shift):
         raise InputError(
-            "`verify_images` must hold at least one image. Received: none"
+            "tflite_gpu returns scores before the last resize, which apps do "
+            "without a shift. Export the output stride of the training, or "
+            "take tflite_logits. Received: a model that shifts scores by "
+            f"{resize.shift} pixels"
         )
-    check_images("verify_images", verify_images, model)
+    scale = resize.scale
+    cells = keras.Model(model.input, resize.input[0])
+    for size in sizes:
+        shape = (1, *size, model.input_channels)
+        found = cells.compute_output_shape(shape)[1:3]
+        if tuple(n * scale for n in found) != size:
+            raise InputError(
+                "tflite_gpu returns scores of cells, which apps resize to the "
+                f"image: cells of {scale}x{scale} pixels must fill it. Use "
+                f"multiples of {scale}, or take tflite_logits. Received: "
+                f"{size[0]}x{size[1]} pixels, {found[0]}x{found[1]} cells"
+            )
 
 
 def _is_exported(folder):
@@ -312,7 +358,9 @@ class _Calibration(NamedTuple):
 
 
 def _checked_calibration(images, formats, model, in_float):
-    images = [] if images is None else [np.asarray(image) for image in images]
+    images = checked_images(
+        "calibration_images", [] if images is None else images, model
+    )
     if in_float and "tflite_int8" not in formats:
         raise InputError(
             "`int8_in_float` is for tflite_int8, which is not among the "
@@ -330,7 +378,6 @@ def _checked_calibration(images, formats, model, in_float):
             f"are not among the formats. Received: {len(images)} images, "
             f"formats={tuple(formats)}"
         )
-    check_images("calibration_images", images, model)
     return _Calibration(images, tuple(in_float))
 
 

@@ -5,9 +5,11 @@ import functools
 import math
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
+from keras_aspp.data.tiff import without_gaps
 from keras_aspp.export import manifest as manifests
 from keras_aspp.export import onnx, verify
 from keras_aspp.export.formats import FILE_NAMES
@@ -216,6 +218,7 @@ class Comparison:
                 ]
             }
 
+        image, _ = without_gaps(np.asarray(image), None)
         return answer_at(image, size, answer)["labels"]
 
     def _reference_answer(self, image, outputs):

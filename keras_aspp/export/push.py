@@ -37,11 +37,20 @@ from keras_aspp.utils.types import PathLike
 
 # The folder of a workdir with the state of its training.
 _CHECKPOINTS = "checkpoints"
-# The names by which the Hub knows common licenses.
-_LICENSES = re.compile(
-    r"apache-2\.0|mit|bsd(-[23]-clause)?|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?"
-    r"-[234]\.0|[al]?gpl-[23]\.0|odbl|odc-by|pddl|openrail|unlicense|unknown|"
-    r"other"
+# The names by which the Hub knows common licenses: those of
+# https://huggingface.co/docs/hub/repositories-licenses, which has not every
+# version of a family.
+_LICENSES = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause
+    bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0
+    cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
+    cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0
+    cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gfdl gpl
+    gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl odbl odc-by
+    openrail osl-3.0 other pddl unknown unlicense wtfpl zlib
+    """.split()
 )
 # The preview of a card of ours and the note below it.
 _PREVIEW = re.compile(
@@ -245,7 +254,7 @@ def _hub_license(text: str) -> dict[str, str]:
     name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
     if not name:
         return {}
-    if _LICENSES.fullmatch(name):
+    if name in _LICENSES:
         return {"license": name}
     return {"license": "other", "license_name": name}
 

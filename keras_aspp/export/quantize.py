@@ -50,8 +50,7 @@ def quantize(
         content: bytes of a float32 `.tflite` of one size.
         name: `"tflite_int8"` (weights and activations of 8 bits) or
             `"tflite_int16x8"` (activations of 16 bits).
-        images: float32 `[1, H, W, C]` that calibrate the ranges, the ends of
-            the range of pixels included.
+        images: float32 `[1, H, W, C]` that calibrate the ranges.
         pixels: bool. The file takes uint8 instead of float32.
         in_float: output tensors of operators that stay in float.
 
@@ -112,6 +111,11 @@ def quantize_prepared(
         tensor: {"min": ends.min(), "max": ends.max()}
         for tensor, ends in ranges.items()
     }
+    if pixels:
+        # A scale of 1, so that pixels are read as they are stored.
+        (graph,) = unpacked(content).subgraphs
+        source = graph.tensors[int(graph.inputs[0])].name.decode()
+        extremes[source] = {"min": np.float32(0), "max": np.float32(255)}
     extremes |= _kernel_ranges(content, extremes, _BITS[name])
     # Its progress bar belongs to no phase of ours.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():

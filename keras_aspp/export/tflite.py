@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from keras_aspp.data.resize import resize_image
 from keras_aspp.export.checks import (
-    check_images,
+    check_segmenter,
     check_size,
     checked_answers,
+    checked_images,
 )
 from keras_aspp.export.explain import (
     OperatorCost,
@@ -144,20 +145,17 @@ def explain_int8(
     Raises:
         ValueError: an argument is invalid, or weights are not finite.
     """
-    if not isinstance(model, Segmenter):
-        raise InputError(
-            "`model` must be a Segmenter; keras.saving.load_model opens a "
-            f".keras file. Received: model={model!r}"
-        )
+    check_segmenter(model)
     check_weights(model, f"model {model.name!r}")
     image_size = check_size("image_size", image_size, model)
-    calibration_images = [np.asarray(image) for image in calibration_images]
+    calibration_images = checked_images(
+        "calibration_images", calibration_images, model
+    )
     if not calibration_images:
         raise InputError(
             "`calibration_images` must hold at least one image, of the "
             "training split (--export.num_calibration_images). Received: none"
         )
-    check_images("calibration_images", calibration_images, model)
     answers = checked_answers(model, coarse_labels, outputs)
     model = fold_batch_norm(in_float32(model))
     with tempfile.TemporaryDirectory() as work, filtered_stderr(hold=True):
@@ -227,9 +225,12 @@ def _examples(images, image_size, preprocess):
     """Yields the inputs, float32 `[1, H, W, C]`, that calibrate ranges."""
     for image in images:
         yield resize_image(image, image_size)[None].astype("float32")
-    # The range of pixel values, so that the input's scale is 1.
+    # The darkest and the brightest image.
     channels = images[0].shape[-1]
     for value in preprocess.input_range or (0.0, 255.0):
+        if preprocess.input_dtype == "uint8":
+            # The range that `mean` and `std` make may lie beyond.
+            value = np.round(np.clip(value, 0, 255))
         yield np.broadcast_to(
             np.float32(value), (1, *image_size, channels)
         ).copy()

@@ -535,6 +535,14 @@ def _nearest(there, here):
     return np.array(ramp.resize((here, 1), Image.Resampling.NEAREST))[0]
 
 
+def fits_dtype(dtype: np.dtype, wanted: str) -> bool:
+    """Returns True for images that a model of type `wanted` takes."""
+    # Integers of 16 bits are floats without loss; of others nobody knows.
+    return dtype == wanted or (
+        wanted == "float32" and dtype in ("uint8", "uint16", "int16")
+    )
+
+
 def _checked_images(images, pixels, batch=False):
     """Returns images in the type of a model, and where they have data.
 
@@ -551,14 +559,10 @@ def _checked_images(images, pixels, batch=False):
         name, rest = "`images`", " with a batch of at least 1 image and pixel"
         shape = f"(batch, {shape[1:]}"
     dtype = images.dtype
-    # Integers of 16 bits are floats without loss; of others nobody knows.
-    fits = dtype == pixels.dtype or (
-        pixels.dtype == "float32" and dtype in ("uint8", "uint16", "int16")
-    )
     if (
         images.ndim != 3 + batch
         or images.shape[-1] != pixels.channels
-        or not fits
+        or not fits_dtype(dtype, pixels.dtype)
         or not images.size
     ):
         raise InputError(

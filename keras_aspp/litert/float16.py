@@ -18,6 +18,7 @@ LARGEST = 65504.0  # of float16
 _ACTIVATIONS = {
     schema.ActivationFunctionType.NONE: lambda x: x,
     schema.ActivationFunctionType.RELU: tf.nn.relu,
+    schema.ActivationFunctionType.RELU_N1_TO_1: lambda x: np.clip(x, -1, 1),
     schema.ActivationFunctionType.RELU6: tf.nn.relu6,
 }
 
@@ -102,7 +103,12 @@ def _constant(model, tensor):
 
 
 def _activated(options, x):
-    return _ACTIVATIONS[options.fusedActivationFunction](x)
+    code = options.fusedActivationFunction
+    if code not in _ACTIVATIONS:
+        raise NotSimulatedError(
+            f"fused activation {code} is not simulated in float16"
+        )
+    return _ACTIVATIONS[code](x)
 
 
 def _padding(options):
@@ -194,6 +200,7 @@ _KERNELS = {
     ),
     "RELU": lambda options, x: tf.nn.relu(x),
     "RELU6": lambda options, x: tf.nn.relu6(x),
+    "RELU_N1_TO_1": lambda options, x: np.clip(x, -1, 1),
     "RESHAPE": lambda options, x, shape: x.reshape(shape),
     "RESIZE_BILINEAR": _resize,
     "SUB": lambda options, x, y: _activated(options, x - y),

@@ -152,7 +152,8 @@ def check_output(
         writer: command, for the message.
 
     Raises:
-        FileExistsError: `path` exists and would not be replaced.
+        FileExistsError: `path` exists and would not be replaced, or is the
+            current folder.
     """
     path = Path(path)
     if not path.exists():
@@ -163,6 +164,13 @@ def check_output(
             f"The output holds files that `{writer}` did not write and does "
             "not replace; name another folder, or remove it yourself. "
             f"Received: {str(path)!r}"
+        )
+    if path.samefile(os.curdir):
+        # The shell would stay in the folder that is removed.
+        raise OutputExistsError(
+            "The output must not be the current folder, which would be "
+            "replaced as a whole; run the command from another folder, or name "
+            f"a new one. Received: {str(path)!r}"
         )
     if not overwrite:
         raise OutputExistsError(
@@ -311,7 +319,8 @@ def replacing_folder(path: PathLike) -> Iterator[Path]:
     Raises:
         OSError: the disk is full.
     """
-    path = Path(path)
+    # A path such as "." has neither a name nor a parent.
+    path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(path):
         # Otherwise one of them may hold what was at `path`.

@@ -7,7 +7,7 @@ import pytest
 from tiny_run import toy_model
 
 import keras_aspp as ka
-from keras_aspp.export.checks import checked_answers
+from keras_aspp.export.checks import checked_answers, checked_images
 
 IMAGE = np.zeros((40, 50, 3), "uint8")
 
@@ -42,6 +42,21 @@ def test_explaining_int8_names_a_bad_argument(model, arguments, message):
     }
     with pytest.raises(ValueError, match=message):
         ka.export.explain_int8(**{**valid, **arguments})
+
+
+@pytest.mark.parametrize("gap", [np.nan, np.inf])
+def test_pixels_without_data_are_0(gap):
+    model = types.SimpleNamespace(
+        input_channels=2, preprocess=ka.Preprocess(input_dtype="float32")
+    )
+    image = np.full((3, 4, 2), 5, "float32")
+    image[1, 2, 0] = gap
+    expected = np.full((3, 4, 2), 5)
+    expected[1, 2] = 0
+    whole = np.full((3, 4, 2), 7, "uint16")
+    found = checked_images("images", [image, whole], model)
+    np.testing.assert_array_equal(found, [expected, whole])
+    assert {image.dtype.name for image in found} == {"float32"}
 
 
 def test_classes_that_overlap_have_no_common_confidence():

@@ -447,6 +447,22 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_current_folder_is_refused_before_it_converts(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporter, "_write_artefacts", None)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="the current folder"):
+            export(model, ".", overwrite=overwrite)
+
+
+def test_a_manifest_has_the_name_of_its_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(model, "out/new/..", formats=())["name"] == "out"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -461,12 +477,30 @@ def test_existing_folder_is_refused_then_replaced(model, tmp_path):
             {"formats": ("tflite_int8",), "calibration_images": [[1, 2]]},
             r"`calibration_images` must be uint8.*shape=\(2,\)",
         ),
+        (
+            {"preview_image": np.zeros((8, 9), "uint8")},
+            r"`preview_image` must be uint8.*shape=\(8, 9\)",
+        ),
     ],
 )
 def test_wrong_arguments(model, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / "out", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["path", "folded"])
+def test_what_is_no_segmenter_is_not_exported(model, tmp_path, wrong):
+    given = {"path": "runs/mine", "folded": fold_batch_norm(model)}[wrong]
+    message = "`model` must be a Segmenter; .* Received: model="
+    with pytest.raises(ValueError, match=message):
+        export(given, tmp_path / "out")
+
+
+def test_images_may_come_from_a_generator(model, tmp_path):
+    images = (image for image in pictures())
+    manifest = export(model, tmp_path / "out", verify_images=images, formats=())
+    assert manifest["artefacts"][0]["agreement_with_keras"] == 1
 
 
 def test_formats_are_the_contract():
@@ -614,6 +648,53 @@ def test_a_file_for_gpus_has_half_pixel_centers(toy_backbone, tmp_path):
         align_corners=True,
     )
     message = "last resize.*tflite_logits. Received: .*align_corners=True$"
+    with pytest.raises(ValueError, match=message):
+        export(made, tmp_path / "out", formats=("tflite_gpu",))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sizes, received",
+    [
+        ([(65, 96)], "65x96 pixels, 9x12 cells"),
+        ([(64, 97)], "64x97 pixels, 8x13 cells"),
+        ([(64, 96), (72, 100)], "72x100 pixels, 9x13 cells"),
+    ],
+)
+def test_cells_of_a_file_for_gpus_fill_the_image(
+    model, tmp_path, sizes, received
+):
+    # Half-pixel centers of the cells that Keras and an app resize to 65 pixels
+    # differ by up to 7 pixels, at the far edge.
+    message = rf"8x8 pixels must fill it. Use multiples of 8,.*: {received}$"
+    with pytest.raises(ValueError, match=message):
+        export(
+            model,
+            tmp_path / "out",
+            image_size=sizes[0],
+            more_image_sizes=sizes[1:],
+            formats=("tflite_gpu",),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_of_a_backbone_that_does_not_pad_fill_no_image(tmp_path):
+    made = ka.models.DeepLabV3(
+        4, valid_backbone(), aspp_filters=4, output_stride=8
+    )
+    message = "tflite_logits. Received: 64x96 pixels, 7x11 cells$"
+    with pytest.raises(ValueError, match=message):
+        export(made, tmp_path / "out", formats=("tflite_gpu",))
+
+
+def test_a_file_for_gpus_shifts_no_scores(toy_backbone, tmp_path):
+    made = ka.models.DeepLabV3(
+        4, toy_backbone(), aspp_filters=4, output_stride=16
+    )
+    made = ka.models.with_output_stride(made, 8)
+    shift = re.escape(str(made.get_layer("logits").shift))
+    assert shift != re.escape("(0, 0)")
+    message = f"tflite_logits. Received: .* shifts scores by {shift} pixels$"
     with pytest.raises(ValueError, match=message):
         export(made, tmp_path / "out", formats=("tflite_gpu",))
     assert list(tmp_path.iterdir()) == []
@@ -1021,6 +1102,58 @@ def test_the_mean_iou_leaves_out_pixels_without_data():
 
 
 @pytest.mark.slow
+def float_pictures(count, size=(64, 96)):
+    """Smooth bands in 0..1, a corner of each without data in one band."""
+    coarse = np.random.default_rng(5).uniform(0, 1, (count, 5, 7, 2))
+    images = tf.image.resize(coarse, size, "bicubic").numpy()
+    images[:, :20, :30, 1] = np.nan
+    return list(images.astype("float32"))
+
+
+@pytest.mark.slow
+def test_images_with_pixels_without_data(toy_backbone, tmp_path, monkeypatch):
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(channels=2, padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        preprocess=ka.Preprocess(input_dtype="float32", input_range=(0.0, 1.0)),
+    )
+    randomize(made)
+    images = float_pictures(2)
+    gaps = np.isnan(images).any(-1)
+    whole = np.where(gaps[..., None], np.float32(0), images)
+    labels = np.argmax(made(made.preprocess(whole)), -1)
+    assert len(np.unique(labels)) > 2
+    shown = []
+    monkeypatch.setattr(
+        exporter, "write_preview", lambda path, *given: shown.append(given)
+    )
+    manifest = export(
+        made,
+        tmp_path / "out",
+        verify_images=images,
+        # Labels of pixels without data are not counted.
+        evaluation_data=list(
+            zip(images, np.where(gaps, 0, labels), strict=True)
+        ),
+        ignore_label=9,
+        coarse_labels=True,
+        formats=("saved_model", "tflite_float32"),
+    )
+    for entry in manifest["artefacts"]:
+        assert entry["agreement_with_keras"] == 1.0
+        assert entry["keras_mean_iou"] == 1.0
+        assert entry["conversion_loss_points"] == 0.0
+    assert manifest["artefacts"][2]["mean_iou"] < 1
+    ((image, labels, _),) = shown
+    np.testing.assert_array_equal(image, whole[0])
+    np.testing.assert_array_equal(labels == 9, gaps[0])
+    monkeypatch.setattr(tflite, "operator_costs", lambda *given: given[1])
+    examples = ka.export.explain_int8(made, (64, 96), iter(images))
+    np.testing.assert_array_equal(np.stack(examples)[:2, 0], whole)
+
+
 def test_coarse_labels(model, tmp_path):
     manifest = export(
         model,
@@ -1171,6 +1304,70 @@ def test_formats_in_8_bits(model, tmp_path):
         pictures()[0]
     )
     assert labels.shape == (64, 96)
+
+
+# Ends within 0..255, and beyond: those of a mean and a standard deviation.
+RANGES = [(10.0, 100.4), ((-77.0, 5.0, -1.0), (300.0, 200.0, 255.0))]
+
+
+@pytest.mark.parametrize(
+    "input_range, expected",
+    [
+        (None, ((0, 0, 0), (255, 255, 255))),
+        (RANGES[0], ((10, 10, 10), (100, 100, 100))),
+        (RANGES[1], ((0, 5, 0), (255, 200, 255))),
+    ],
+)
+def test_the_ends_of_the_range_that_calibrate_are_pixels(input_range, expected):
+    preprocess = ka.Preprocess(input_range=input_range)
+    *_, dark, bright = tflite._examples(pictures(1), (4, 5), preprocess)
+    for image, value in zip((dark, bright), expected, strict=True):
+        assert image.shape == (1, 4, 5, 3)
+        assert (image == np.float32(value)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("input_range", RANGES)
+def test_integers_read_pixels_of_any_range_as_they_are(
+    toy_backbone, input_range
+):
+    made = ka.models.DeepLabV3(
+        4,
+        toy_backbone(padding=1),
+        aspp_filters=8,
+        output_stride=8,
+        preprocess=ka.Preprocess(input_range=input_range),
+    )
+    # Smooth, since 8 bits round noise.
+    images = [
+        tf.image.resize(image, (64, 96), "bicubic").numpy().clip(0, 255)
+        for image in pictures(4, (6, 9))
+    ]
+    images = [(image * 0.39).astype("uint8") for image in images]
+    found = tflite.convert(
+        fold_batch_norm(randomize(made)),
+        (64, 96),
+        ("tflite_float32", "tflite_int8", "tflite_int16x8"),
+        images,
+    )
+    labels = {}
+    for kind, content in found.items():
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+        (taken,) = interpreter.get_input_details()
+        if kind != "tflite_float32":
+            assert taken["dtype"] == np.uint8
+            assert taken["quantization"] == (1.0, 0)
+        (given,) = interpreter.get_output_details()
+        labels[kind] = []
+        for image in images:
+            interpreter.set_tensor(taken["index"], image[None])
+            interpreter.invoke()
+            labels[kind].append(interpreter.get_tensor(given["index"]))
+    exact = np.stack(labels["tflite_float32"])
+    assert len(np.unique(exact)) > 2
+    for kind in ("tflite_int8", "tflite_int16x8"):
+        assert (np.stack(labels[kind]) == exact).mean() > 0.9, kind
 
 
 @pytest.mark.slow

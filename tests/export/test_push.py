@@ -17,6 +17,7 @@ from keras_aspp.cli.main import main
 from keras_aspp.config.load import dump_config
 from keras_aspp.export import push_model
 from keras_aspp.export.card import ABOUT, card
+from keras_aspp.export.push import _hub_license
 from keras_aspp.utils.exceptions import UserError
 
 pytest.importorskip("huggingface_hub", reason="extra `hub` (2026-11-30)")
@@ -273,6 +274,28 @@ def test_licenses_that_the_hub_does_not_know_are_named_other(
     assert front["license"] == "other"
     assert front["license_name"] == "our-house-rules"
     assert b"# Mine" in pushed(server)["README.md"]
+
+
+@pytest.mark.parametrize(
+    "stated, sent",
+    [
+        ("CC BY-SA 4.0", "cc-by-sa-4.0"),
+        ("cc-by-sa-2.0", "other"),
+        ("cc-by-nd-3.0", "other"),
+        ("CC BY 2.5", "cc-by-2.5"),
+        ("LGPL 2.1", "lgpl-2.1"),
+        ("lgpl-2.0", "other"),
+        ("agpl-2.0", "other"),
+        ("MPL-2.0", "mpl-2.0"),
+        ("mit", "mit"),
+    ],
+)
+def test_licenses_are_versions_that_the_hub_lists(stated, sent):
+    # https://huggingface.co/docs/hub/repositories-licenses
+    found = _hub_license(stated)
+    assert found["license"] == sent
+    named = found.get("license_name")
+    assert named == (None if sent != "other" else stated.lower())
 
 
 def test_folders_that_are_refused(folder, server, tmp_path):

@@ -111,6 +111,18 @@ def test_int8_holds_no_floats_and_takes_pixels_as_they_are(content):
     assert np.float32 not in dtypes
 
 
+@pytest.mark.parametrize("name", ["tflite_int8", "tflite_int16x8"])
+@pytest.mark.parametrize("low, high", [(0, 100), (-77, 300)])
+def test_pixels_are_read_as_they_are_whatever_images_calibrate(
+    content, name, low, high
+):
+    images = [low + x / 255 * (high - low) for x in pictures()]
+    (taken,) = opened(
+        quantize(content, name, images, pixels=True)
+    ).get_input_details()
+    assert (taken["dtype"], taken["quantization"]) == (np.uint8, (1.0, 0))
+
+
 def test_int16_spells_hard_swish_out_since_litert_has_no_kernel(content):
     assert operators(content)["HARD_SWISH"] == 1
     images = pictures()

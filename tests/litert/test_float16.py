@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from keras_aspp.litert.float16 import (
@@ -10,6 +11,16 @@ from keras_aspp.litert.float16 import (
     NotSimulatedError,
     run_in_float16,
 )
+from keras_aspp.litert.graph import operator_names, packed, unpacked
+
+FUSED = schema.ActivationFunctionType
+
+
+def fused(content):
+    """Codes of the activations that are fused into operators."""
+    (graph,) = unpacked(content).subgraphs
+    options = (operator.builtinOptions for operator in graph.operators)
+    return {getattr(o, "fusedActivationFunction", FUSED.NONE) for o in options}
 
 
 def converted(function, shape):
@@ -72,6 +83,34 @@ def test_sum_of_a_large_map_overflows(side, overflows):
     assert np.isinf(run.output).all() == overflows
     if not overflows:
         np.testing.assert_allclose(run.output, 3, rtol=2e-3)
+
+
+def clipped_sum(x):
+    """A clip that is fused into the sum before it, and one that is not."""
+    y = tf.clip_by_value(x + tf.tanh(x), -1, 1)
+    return tf.clip_by_value(tf.concat([x, y], -1), -1, 1)
+
+
+def test_hard_tanh_is_that_of_litert():
+    content = converted(clipped_sum, (1, 5, 7, 2))
+    assert "RELU_N1_TO_1" in operator_names(unpacked(content))
+    assert FUSED.RELU_N1_TO_1 in fused(content)
+    x = np.random.default_rng(0).normal(0, 1, (1, 5, 7, 2)).astype("float32")
+    expected = interpreted(content, x)
+    assert (np.abs(expected) == 1).any()
+    found = run_in_float16(content, x).output
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_activation_that_is_not_simulated_is_named():
+    model = unpacked(converted(clipped_sum, (1, 5, 7, 2)))
+    for operator in model.subgraphs[0].operators:
+        if hasattr(operator.builtinOptions, "fusedActivationFunction"):
+            operator.builtinOptions.fusedActivationFunction = FUSED.SIGN_BIT
+    x = np.zeros((1, 5, 7, 2), "float32")
+    message = "fused activation 5 is not simulated in float16"
+    with pytest.raises(NotSimulatedError, match=message):
+        run_in_float16(packed(model), x)
 
 
 def test_operator_that_is_not_simulated_is_named():

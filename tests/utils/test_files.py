@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -278,3 +279,25 @@ def test_a_link_at_the_name_is_replaced_and_not_what_it_leads_to(out):
     assert names(link) == ["new"]
     assert names(out) == ["old"]
     assert names(out.parent) == ["link", "out"]
+
+
+@pytest.mark.parametrize("path", [".", "missing/.."])
+def test_a_folder_is_replaced_by_a_path_without_a_name(out, monkeypatch, path):
+    monkeypatch.chdir(out)
+    with replacing_folder(path) as work:
+        assert work.parent == out.parent
+        (work / "new").write_text("")
+    assert names(out) == ["new"]
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("path", [".", "../out"])
+def test_the_current_folder_is_no_output(out, monkeypatch, path, overwrite):
+    monkeypatch.chdir(out)
+    message = f"current folder.* Received: {re.escape(repr(path))}$"
+    with pytest.raises(FileExistsError, match=message):
+        files.check_output(path, overwrite, lambda _: True, "a test")
+    files.check_output("new", overwrite, lambda _: True, "a test")
+    monkeypatch.chdir(out.parent)
+    files.check_output("out", True, lambda _: True, "a test")
