@@ -165,7 +165,8 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     """Converts an image of any format to RGB for people.
 
     The first three bands, or the first one in gray. All but uint8 is
-    stretched from the 2nd to the 98th percentile of each band.
+    stretched from the 2nd to the 98th percentile of each band; pixels that
+    are NaN become black.
 
     Args:
         image: array `[H, W, C]`.
@@ -178,7 +179,10 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
         # Every pixel of a large image would not change percentiles.
         step = 1 + max(bands.shape[:2]) // 1024
         some = bands[::step, ::step].reshape(-1, bands.shape[-1])
-        low, high = np.percentile(some.astype("float32"), (2, 98), axis=0)
+        valid = np.isfinite(some).all(-1)
+        some = some[valid].astype("float32") if valid.any() else np.zeros(1)
+        low, high = np.percentile(some, (2, 98), axis=0)
         scaled = (bands - low) / np.maximum(high - low, 1e-12)
-        bands = np.round(255 * np.clip(scaled, 0, 1)).astype("uint8")
+        scaled = np.clip(np.nan_to_num(scaled), 0, 1)
+        bands = np.round(255 * scaled).astype("uint8")
     return np.repeat(bands, 3, -1) if bands.shape[-1] == 1 else bands

@@ -99,3 +99,16 @@ def test_people_see_three_bands_stretched():
     assert abs(int(shown[0, 50, 0]) - 128) <= 2
     gray = np.arange(12, dtype="uint8").reshape(3, 4, 1)
     np.testing.assert_array_equal(to_rgb(gray), np.repeat(gray, 3, -1))
+
+
+def test_pixels_without_data_are_black_and_change_no_other():
+    bands = np.linspace(-3, 5, 300, dtype="float32").reshape(10, 10, 3)
+    gaps = bands.copy()
+    gaps[0, 0] = np.nan
+    whole = bands.reshape(-1, 3)[1:]
+    low, high = np.percentile(whole, (2, 98), axis=0)
+    expected = np.clip(255 * (whole - low) / (high - low), 0, 255)
+    shown = to_rgb(gaps).reshape(-1, 3)
+    np.testing.assert_array_equal(shown[0], 0)
+    np.testing.assert_allclose(shown[1:], expected, atol=0.51)
+    np.testing.assert_array_equal(to_rgb(np.full((4, 4, 3), np.nan)), 0)
