@@ -164,10 +164,11 @@ def _configured(layer, changes):
         fix = "`from_config` must accept what `get_config` returns."
         if isinstance(layer, keras.layers.Lambda):
             fix = "Replace its function by a registered one or by a layer."
+        cause = error.__context__ or error  # Keras wraps that of the layer
         raise InputError(
             f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
             f"copied: `from_config(get_config())` fails. {fix} Received: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type(cause).__name__}: {first_line(cause)}"
         ) from error
 
 
