@@ -290,7 +290,6 @@ class Walk:
         if all(grid.rate == 1 for grid in placed):
             return
         first = placed[0]
-        spread = any(_is_map(tensor) for tensor, _ in maps)
         for tensor, grid in maps:
             if grid.is_pooled:
                 if _is_map(tensor):
@@ -306,7 +305,7 @@ class Walk:
                     f"Layer `{path}` joins feature maps of different density "
                     "and cannot be made dense."
                 )
-            elif (spread and _is_cell(tensor)) or first.differs_in_size(grid):
+            elif first.differs_in_size(grid):
                 reduced_by = grid.reduced_by or first.reduced_by
                 if reduced_by:
                     raise self._no_dense_gate(reduced_by, grid)

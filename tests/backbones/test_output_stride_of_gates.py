@@ -144,6 +144,16 @@ def test_a_strip_is_exact_before_the_trade_and_refused_after(
         with_output_stride(model, 1)
 
 
+def test_of_two_strips_the_dense_one_is_named():
+    inputs = x = keras.Input((*SIZE, 3))
+    for name, columns in (("early", 24), ("late", 12)):
+        x = conv(strides=2)(x)
+        strip = L.DepthwiseConv2D((1, columns), name=name)(x)
+        x = L.Multiply()([strip, x])
+    with pytest.raises(ValueError, match="`late` reduces"):
+        with_output_stride(keras.Model(inputs, x), 2)
+
+
 def test_a_pooled_cell_that_is_spread_to_a_fixed_size():
     def gate(x):
         cell = L.GlobalAveragePooling2D(keepdims=True)(x)
