@@ -116,9 +116,9 @@ class ReceptiveField:
         kernel_size: `(height, width)`, or `None` for a layer without.
         dilation: `(height, width)` in cells of its input, or `None`.
         axes: two `Axis`, or `None` where it sees nothing but the whole.
-        is_global: whether some path from the image goes through a mean over
-            the whole map (image pooling, squeeze-and-excite), so that every
-            pixel matters. `size` then is that of the other paths.
+        is_global: whether some path from the image goes through one cell
+            for the whole map (image pooling, squeeze-and-excite), so that
+            every pixel matters. `size` then is that of the other paths.
         assumed: whether it, or a layer before it, is one whose reach is not
             known: no rule covers it, and it mixes or moves cells when it is
             run. Taken as cell by cell if the map kept its size, else as
@@ -244,14 +244,20 @@ def _through(step, inputs):
         return dataclasses.replace(first, axes=axes)
     assumed = any(seen.assumed for seen in inputs) or step.opaque
     output = step.outputs[0].shape
-    fitting = [
-        seen.axes
+    maps = [
+        (seen.axes, tensor.shape[1:3])
         for seen, tensor in zip(inputs, step.inputs, strict=True)
-        if seen.axes is not None
-        and len(output) >= 4
-        and tensor.shape[1:3] == output[1:3]
+        if seen.axes is not None and len(output) >= 4
     ]
-    if not fitting:
+    joined = [m for m in maps if _broadcasts(m[1], output[1:3])]
+    # A window that left one cell for all others covered the whole map.
+    placed = [m for m in joined if m[1] != (1, 1) or m[1] == output[1:3]]
+    axes = tuple(
+        _joined([(axes[i], size[i]) for axes, size in placed], output[1 + i])
+        for i in (0, 1)
+        if placed
+    )
+    if not axes or None in axes:
         # Its size is gone: everything was drawn together, or rearranged.
         known = (
             len(output) < 4
@@ -259,13 +265,37 @@ def _through(step, inputs):
             or step.inputs[0].shape[1:3] == (1, 1)
         )
         return _Seen(None, True, assumed or not known)
-    axes = tuple(
-        _unite([axes[i] for axes in fitting], output[1 + i]) for i in (0, 1)
-    )
     is_global = any(s.is_global or s.axes is None for s in inputs)
+    is_global = is_global or len(placed) < len(joined)
     averages = _averages(step.operation)
     assumed = assumed or not (averages or _is_cell_by_cell(step))
     return _Seen(axes, is_global or averages, assumed)
+
+
+def _broadcasts(size, output):
+    return all(n in (1, m) for n, m in zip(size, output, strict=True))
+
+
+def _joined(axes, cells):
+    """The `Axis` of joined maps, or `None` if all of them are broadcast.
+
+    Args:
+        axes: list of `(Axis, size of the map)`; a size of 1 is broadcast.
+        cells: int, size of the output.
+    """
+    own = [axis for axis, size in axes if size == cells]
+    if not own:
+        return None
+    axis = _unite(own, cells)
+    strips = [axis for axis, size in axes if size != cells]
+    if not strips:
+        return axis
+    # What holds on this map: each cell of it sees what the single one does.
+    whole = -(-cells // axis.stride.denominator) * axis.stride.denominator
+    low, high = axis.pixels(np.arange(whole))
+    low[:cells] = np.minimum(low[:cells], min(a.low[0] for a in strips))
+    high[:cells] = np.maximum(high[:cells], max(a.high[0] for a in strips))
+    return Axis(axis.stride, low, high)
 
 
 def _is_cell_by_cell(step):

@@ -27,6 +27,7 @@ from keras_aspp.utils.keras_graph import (
     graph_of,
     is_functional,
     nodes_of,
+    producer,
     sublayers,
 )
 from keras_aspp.utils.types import Pads, Size
@@ -99,6 +100,8 @@ class Grid:
     shifted_by: frozenset[str] = dataclasses.field(
         default=frozenset(), compare=False
     )
+    # Path of the last layer that reduced the rows or columns to one.
+    reduced_by: str = dataclasses.field(default="", compare=False)
 
     def padded(self, cells: Size) -> Grid:
         """Returns the grid of a map with `cells` more rows and columns."""
@@ -107,6 +110,17 @@ class Grid:
             for (base, more), n in zip(self.size, cells, strict=True)
         )
         return dataclasses.replace(self, size=size)
+
+    def differs_in_size(self, other: Grid) -> bool:
+        """Returns True if the original maps surely differ in size."""
+        if (self.origin, self.phases) != (other.origin, other.phases):
+            return False
+        return any(
+            base == other_base and abs(more - other_more) >= self.rate
+            for (base, more), (other_base, other_more) in zip(
+                self.size, other.size, strict=True
+            )
+        )
 
     def after_stride(self, stride: int, shift: Size) -> Grid:
         """Returns the grid of a map of ceil((size + shift) / stride) cells."""
@@ -141,6 +155,8 @@ class Walk:
         model: functional `keras.Model`.
         output_stride: int. Strides beyond it are traded for dilation.
         anchored: names of layers whose first cell must keep its position.
+        gates: paths of layers whose single cell is broadcast over a map, as
+            found by an earlier walk.
 
     Attributes:
         grids: dict: path of a layer -> `Grid` of its first output, in its
@@ -155,6 +171,8 @@ class Walk:
             than the ones they were built for.
         conflicts: paths of layers whose shifts give joined maps different
             origins.
+        gates: those given and those found: squeeze-and-excite may pool by a
+            window over the whole map.
     """
 
     def __init__(
@@ -162,9 +180,11 @@ class Walk:
         model: keras.Model,
         output_stride: int,
         anchored: frozenset[str] = frozenset(),
+        gates: frozenset[str] = frozenset(),
     ) -> None:
         self.output_stride: int = output_stride
         self.anchored: frozenset[str] = anchored
+        self.gates: frozenset[str] = gates
         self.grids: dict[str, Grid] = {}
         self.tensors: dict[tuple[str, int], Grid] = {}
         self.changes: dict[str, dict[str, Any]] = {}
@@ -176,8 +196,9 @@ class Walk:
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
         inputs = [
-            Grid(1, size=((i, 0), (i, 0)))
-            for i, _ in enumerate(graph_of(model).inputs)
+            # A vector as second input has no position.
+            Grid(1, size=((i, 0), (i, 0)), is_pooled=not _is_map(tensor))
+            for i, tensor in enumerate(graph_of(model).inputs)
         ]
         self._walk(model, inputs, "")
 
@@ -215,9 +236,11 @@ class Walk:
             if any(grid.rate > 1 for grid in grids):
                 self.resized.add(path)
             return self._walk(layer, grids, f"{path}/")
-        grid = self._join(path, grids)
+        grid = self._join(path, node, grids)
         if isinstance(layer, _POOLED):
             grid = dataclasses.replace(grid, is_pooled=True)
+        elif self._is_gate(layer, path, node):
+            grid = self._visit_gate(layer, path, grid)
         elif isinstance(layer, WINDOWS):
             grid = self._visit_window(layer, path, node, grid)
         elif isinstance(layer, DilatedReparamBlock):
@@ -227,20 +250,28 @@ class Walk:
             grid = self._visit_pad_or_crop(layer, path, grid)
         else:
             grid = self._visit_other(layer, path, node, grid)
+        if _reduces(node):
+            grid = dataclasses.replace(grid, reduced_by=path)
         return [grid] * len(node.output_tensors)
 
-    def _join(self, path, grids):
+    def _join(self, path, node, grids):
         """Returns the common grid of joined maps."""
-        placed = [g for g in grids if not g.is_pooled]
+        maps = list(zip(node.input_tensors, grids, strict=True))
+        self._check_join(path, maps)
+        if any(_is_map(tensor) for tensor, _ in maps):
+            self.gates |= {
+                grid.reduced_by
+                for tensor, grid in maps
+                if _is_cell(tensor) and grid.reduced_by and not grid.is_pooled
+            }
+            maps = [(t, grid) for t, grid in maps if not _is_cell(t)]
         # A tensor pooled to one cell keeps the stride of what it was.
-        stride = max(g.stride for g in placed or grids)
-        placed = [g for g in placed or grids if g.stride == stride]
+        placed = [g for _, g in maps if not g.is_pooled] or grids
+        stride = max(g.stride for g in placed)
+        placed = [g for g in placed if g.stride == stride]
         grid = placed[0]
-        if len({g.rate for g in placed}) > 1:
-            raise InputError(
-                f"Layer `{path}` joins feature maps of different density "
-                "and cannot be made dense."
-            )
+        if len(grids) > 1:
+            grid = dataclasses.replace(grid, reduced_by="")
         if any(
             (g.origin, g.phases) != (grid.origin, grid.phases) for g in placed
         ):
@@ -252,6 +283,62 @@ class Walk:
             self.trims.add(path)
             return dataclasses.replace(grid, size=((path, 0), (path, 0)))
         return grid
+
+    def _check_join(self, path, maps):
+        """Raises `ValueError` if a dense map meets one of another size."""
+        placed = [g for _, g in maps if not g.is_pooled]
+        if all(grid.rate == 1 for grid in placed):
+            return
+        first = placed[0]
+        for tensor, grid in maps:
+            if grid.is_pooled:
+                if _is_map(tensor):
+                    raise InputError(
+                        f"Layer `{path}` joins `{producer(tensor).name}`, a "
+                        "map of fixed size that was spread from one cell, and "
+                        "cannot be made dense to output stride "
+                        f"{self.output_stride}. Broadcast the cell by Multiply "
+                        f"or Add, or use output stride {first.stride}."
+                    )
+            elif (grid.stride, grid.rate) != (first.stride, first.rate):
+                raise InputError(
+                    f"Layer `{path}` joins feature maps of different density "
+                    "and cannot be made dense."
+                )
+            elif first.differs_in_size(grid):
+                reduced_by = grid.reduced_by or first.reduced_by
+                if reduced_by:
+                    raise self._no_dense_gate(reduced_by, grid)
+                raise InputError(
+                    f"Layer `{path}` joins feature maps of different size and "
+                    "cannot be made dense to output stride "
+                    f"{self.output_stride}."
+                )
+
+    def _no_dense_gate(self, path, grid):
+        return InputError(
+            f"Layer `{path}` reduces rows or columns to one by a window of "
+            "fixed size, and cannot be made dense to output stride "
+            f"{self.output_stride}. Use GlobalAveragePooling2D(keepdims=True) "
+            f"instead, or at least output stride {grid.stride}."
+        )
+
+    def _is_gate(self, layer, path, node):
+        if not _is_cell(node.output_tensors[0]):
+            return False
+        # Windows of unequal strides that leave one cell cover a whole map.
+        uneven = isinstance(layer, WINDOWS) and len({*pair(layer.strides)}) > 1
+        return uneven or path in self.gates
+
+    def _visit_gate(self, layer, path, grid):
+        """Visits a layer whose cell stands for the whole map."""
+        if grid.is_pooled:
+            return grid
+        if grid.rate > 1:
+            raise self._no_dense_gate(path, grid)
+        if isinstance(layer, keras.layers.Layer):
+            self._change(layer, path, restored(layer))
+        return dataclasses.replace(grid, is_pooled=True)
 
     def _change(self, layer, path, change):
         kept = self.changes.setdefault(path, change)
@@ -294,7 +381,8 @@ class Walk:
         if grid.is_pooled:
             self._change(layer, path, change)
             return grid
-        window = _Window.of(layer, path, {**layer.get_config(), **change})
+        config = {**layer.get_config(), **change}
+        window = _Window.of(path, config, node.output_tensors[0].shape[1:3])
         stride, traded = window.stride, 1
         if stride * grid.stride > self.output_stride:
             traded = stride
@@ -446,9 +534,12 @@ class _Window:
         )
 
     @classmethod
-    def of(cls, layer, path, config):
+    def of(cls, path, config, size):
         strides = pair(config["strides"])
-        if len(set(strides)) > 1:
+        # Of a single row or column the stride does not matter.
+        used = [s for s, n in zip(strides, size, strict=True) if n != 1]
+        used = used or strides
+        if len(set(used)) > 1:
             raise InputError(
                 f"Layer `{path}` has unequal strides. "
                 f"Received: strides={strides}"
@@ -469,7 +560,7 @@ class _Window:
             original["pads"] = [list(p) for p in pads]
         same = config["padding"] == "same"
         return cls(
-            strides[0],
+            used[0],
             dilation,
             _reach(config),
             None if same else pads or ((0, 0), (0, 0)),
@@ -497,6 +588,22 @@ def _padding(pads, reach, rate):
         "padding": "valid",
         "pads": pads if any(n for p in pads for n in p) else None,
     }
+
+
+def _is_map(tensor):
+    return len(tensor.shape) == 4 and not _is_cell(tensor)
+
+
+def _is_cell(tensor):
+    return len(tensor.shape) == 4 and tuple(tensor.shape[1:3]) == (1, 1)
+
+
+def _reduces(node):
+    """Returns True if an operation leaves one row or column of several."""
+    before, after = node.input_tensors[0].shape, node.output_tensors[0].shape
+    return len(before) == len(after) == 4 and any(
+        n == 1 != more for n, more in zip(after[1:3], before[1:3], strict=True)
+    )
 
 
 def is_cellwise(layer: keras.Operation) -> bool:

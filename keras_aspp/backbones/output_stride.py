@@ -62,7 +62,7 @@ def with_output_stride(model: keras.Model, output_stride: int) -> keras.Model:
             "`output_stride` must be a power of two. "
             f"Received: output_stride={output_stride!r}"
         )
-    strides = {g.stride for g in Walk(model, _UNLIMITED).tensors.values()}
+    strides = {g.stride for g in _walk(model).tensors.values()}
     own = max(strides)
     if output_stride > own:
         raise InputError(
@@ -101,13 +101,14 @@ def _check_image_model(model):
         )
 
 
-def _walk(model, output_stride):
+def _walk(model, output_stride=_UNLIMITED):
     """Returns a `Walk` in which joined maps have equal origins."""
     anchored = frozenset()
-    walk = Walk(model, output_stride)
+    gates = Walk(model, _UNLIMITED).gates
+    walk = Walk(model, output_stride, anchored, gates)
     while walk.conflicts - anchored:
         anchored |= walk.conflicts
-        walk = Walk(model, output_stride, anchored)
+        walk = Walk(model, output_stride, anchored, gates)
     return walk
 
 
@@ -142,7 +143,7 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
         dict: layer name -> input pixels per cell, in the order of the graph.
     """
     _check_image_model(model)
-    grids = Walk(model, _UNLIMITED).grids
+    grids = _walk(model).grids
     return {
         path: grid.stride for path, grid in grids.items() if "/" not in path
     }
@@ -155,7 +156,7 @@ def tensor_strides(model: keras.Model) -> dict[int, int]:
         model: functional `keras.Model`.
     """
     _check_image_model(model)
-    grids = Walk(model, _UNLIMITED).tensors
+    grids = _walk(model).tensors
     return {
         tensor: grid.stride
         for (prefix, tensor), grid in grids.items()
@@ -192,7 +193,7 @@ def stage_ends(
     _check_image_model(model)
     last, ends = {}, {}
     end = graph_of(model).outputs[0]
-    grids = Walk(model, _UNLIMITED).tensors
+    grids = _walk(model).tensors
     for operation, tensor in _maps(model):
         grid = grids["", id(tensor)]
         if grid.is_pooled:  # of a classifier: it has no position

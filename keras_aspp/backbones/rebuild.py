@@ -10,6 +10,8 @@ import keras
 from keras_aspp.backbones.grids import OURS
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import GroupNormalization
+from keras_aspp.layers.checks import check_batch_norm_numbers
+from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
     graph_of,
@@ -159,10 +161,14 @@ def _configured(layer, changes):
     except InputError:
         raise
     except Exception as error:
+        fix = "`from_config` must accept what `get_config` returns."
+        if isinstance(layer, keras.layers.Lambda):
+            fix = "Replace its function by a registered one or by a layer."
+        cause = error.__context__ or error  # Keras wraps that of the layer
         raise InputError(
             f"Layer `{layer.name}` ({layer_type.__name__}) cannot be "
-            "copied: `from_config(get_config())` fails. Replace a Lambda "
-            "of a Python function by a registered function or a layer."
+            f"copied: `from_config(get_config())` fails. {fix} Received: "
+            f"{type(cause).__name__}: {first_line(cause)}"
         ) from error
 
 
@@ -215,11 +221,45 @@ def configure(
     """Copies a model with other batch-norm arguments or dtype policy.
 
     `None` keeps the present value. The weights are the same.
+
+    Raises:
+        ValueError: see `check_configuration`.
     """
+    check_configuration(batch_norm_epsilon, batch_norm_momentum, dtype)
     return rebuild(
         model,
         configuration_of(model, batch_norm_epsilon, batch_norm_momentum, dtype),
     )
+
+
+def check_configuration(
+    batch_norm_epsilon: float | None,
+    batch_norm_momentum: float | None,
+    dtype: str | keras.DTypePolicy | None,
+) -> None:
+    """Raises `ValueError` for arguments that `configure` cannot apply.
+
+    Args:
+        batch_norm_epsilon: float >= 0, or `None`.
+        batch_norm_momentum: float in [0, 1], or `None`.
+        dtype: floating dtype or policy, or `None`.
+    """
+    check_batch_norm_numbers(
+        0.0 if batch_norm_momentum is None else batch_norm_momentum,
+        0.0 if batch_norm_epsilon is None else batch_norm_epsilon,
+    )
+    if dtype is None:
+        return
+    try:
+        policy = keras.dtype_policies.get(dtype)
+        floating = keras.backend.is_float_dtype(policy.compute_dtype)
+    except Exception:  # Keras raises many types
+        floating = False
+    if not floating:
+        raise InputError(
+            "`dtype` must be a floating dtype or a policy, such as "
+            f"'mixed_bfloat16'. Received: dtype={dtype!r}"
+        )
 
 
 def compute_dtypes(model: keras.Model) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
+import numbers
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ from keras_aspp.backbones.grids import pair
 from keras_aspp.backbones.inflate import with_channels
 from keras_aspp.backbones.output_stride import stage_ends, with_output_stride
 from keras_aspp.backbones.padding import symmetric_padding
-from keras_aspp.backbones.rebuild import configuration_of, rebuild
+from keras_aspp.backbones.rebuild import (
+    check_configuration,
+    configuration_of,
+    rebuild,
+)
 from keras_aspp.backbones.state_dict import read_state_dict
 from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
@@ -140,10 +145,10 @@ def create_backbone(
         input_shape: `(height, width, channels)`, sizes may be `None`. Other
             than three channels get pretrained weights by
             `backbones.inflate.inflate`.
-        batch_norm_epsilon: float > 0, or `None` for that of the weights.
-        batch_norm_momentum: float in [0, 1), or `None` for that of the
+        batch_norm_epsilon: float >= 0, or `None` for that of the weights.
+        batch_norm_momentum: float in [0, 1], or `None` for that of the
             architecture.
-        dtype: Keras dtype or policy, or `None` for the global one.
+        dtype: floating Keras dtype or policy, or `None` for the global one.
 
     Returns:
         `keras.Model`, images -> dict of features keyed by nominal stride,
@@ -152,11 +157,13 @@ def create_backbone(
         converts its images.
 
     Raises:
-        ValueError: unknown name or weights, weights that do not fit.
+        ValueError: unknown name or weights, weights that do not fit, an
+            argument that is not as above.
         FileNotFoundError: the weights file does not exist.
     """
     family, multiplier = parse_name(name)
-    height, width, channels = input_shape
+    height, width, channels = _check_input_shape(input_shape)
+    check_configuration(batch_norm_epsilon, batch_norm_momentum, dtype)
     if weights is not None and channels != 3:
         rgb = create_backbone(
             name,
@@ -177,7 +184,7 @@ def create_backbone(
     if not (
         isinstance(weights, dict)
         or weights in (None, "imagenet", "torchvision")
-        or os.path.isfile(weights)
+        or (isinstance(weights, str | os.PathLike) and os.path.isfile(weights))
     ):
         raise InputNotFoundError(
             "`weights` must be 'imagenet', 'torchvision', None or a file. "
@@ -204,7 +211,8 @@ def create_backbone(
     if torch:
         model = _with_torchvision(model, name, weights)
         preprocess = TORCHVISION
-        batch_norm_epsilon = batch_norm_epsilon or family.torchvision_epsilon
+        if batch_norm_epsilon is None:
+            batch_norm_epsilon = family.torchvision_epsilon
     features = stage_ends(model, family.features, family.output)
     model = keras.Model(model.input, features, name=name.replace(".", "_"))
     changes = configuration_of(
@@ -221,6 +229,31 @@ def create_backbone(
     model = with_output_stride(model, output_stride)
     model.preprocess = preprocess if channels == 3 else KERAS_TF
     return model
+
+
+def _check_input_shape(input_shape):
+    """Returns `input_shape`, or raises `ValueError`."""
+    shape = tuple(input_shape) if np.iterable(input_shape) else ()
+    if (
+        len(shape) != 3
+        or not all(n is None or _is_count(n) for n in shape)
+        or shape[2] is None
+    ):
+        raise InputError(
+            "`input_shape` must be (height, width, channels), ints > 0; "
+            "height and width may be None. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    return shape
+
+
+def _is_count(value):
+    # NumPy's ints are numbers of pixels, too.
+    return (
+        isinstance(value, numbers.Integral)
+        and not isinstance(value, bool)
+        and value > 0
+    )
 
 
 def _with_torchvision(model, name, weights):

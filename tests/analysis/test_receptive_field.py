@@ -249,6 +249,51 @@ def test_the_whole_picture_is_global():
     assert as_text(receptive_fields(norm, (9, 7))[-1]) == "1x1 + global"
 
 
+@pytest.mark.parametrize(
+    "squeeze",
+    [
+        L.AveragePooling2D((9, 7)),
+        L.MaxPooling2D((9, 7)),
+        L.DepthwiseConv2D((9, 7)),
+        L.Lambda(lambda x: keras.ops.average_pool(x, (9, 7))),
+    ],
+)
+def test_a_cell_of_a_window_over_the_whole_map_is_global(squeeze):
+    inputs = keras.Input((9, 7, 4))
+    x = L.Conv2D(4, 3, padding="same")(inputs)
+    cell = L.Conv2D(4, 1, activation="sigmoid")(squeeze(x))
+    model = keras.Model(inputs, L.Multiply()([cell, x]))
+    field = receptive_fields(model, (9, 7))[-1]
+    assert as_text(field) == "3x3 + global"
+    assert not field.assumed
+
+
+STRIPS = {
+    "rows": lambda x, rows, columns: L.Add()([x, rows]),
+    "columns": lambda x, rows, columns: L.Add()([columns, x]),
+    "both": lambda x, rows, columns: L.Add()([x, rows, columns]),
+    "no map": lambda x, rows, columns: L.Add()([rows, columns]),
+    "operations": lambda x, rows, columns: x + (columns + rows),
+}
+
+
+@pytest.mark.parametrize("name", STRIPS)
+@pytest.mark.parametrize("upsampled", [False, True])
+def test_strips_by_force(name, upsampled):
+    inputs = keras.Input((19, 26, 2))
+    x = L.Conv2D(2, 3, strides=2, padding="same")(inputs)
+    if upsampled:
+        x = L.Resizing(15, 17, "nearest")(x)
+    height, width = x.shape[1:3]
+    rows = L.AveragePooling2D((1, width))(x)
+    columns = L.DepthwiseConv2D((height, 1))(x)
+    x = STRIPS[name](x, rows, columns)
+    model = positive(keras.Model(inputs, x))
+    assert_as_by_force(model, (19, 26))
+    wider = L.Conv2D(2, 3, padding="same")(x)
+    assert_as_by_force(positive(keras.Model(inputs, wider)), (19, 26))
+
+
 def test_unknown_layers_are_marked():
     class Own(L.Layer):
         def call(self, inputs):

@@ -1,5 +1,7 @@
 """Rebuilt models: what holds for batch norm within a layer, too."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -21,6 +23,47 @@ def model():
 def assert_same(model, copy):
     x = sample((1, 9, 11, 3))
     np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+
+
+class Forgetful(keras.layers.Layer):
+    """Its configuration lacks an argument that has no default."""
+
+    def __init__(self, count, **kwargs):
+        super().__init__(**kwargs)
+
+    def call(self, inputs):
+        return inputs
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_layer_that_cannot_be_copied_is_reported_with_its_error():
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, Forgetful(2, name="own")(inputs))
+    with pytest.raises(
+        ValueError,
+        match="(?s)`own` .Forgetful. cannot be copied.*TypeError.*count",
+    ) as caught:
+        configure(model, dtype="float32")
+    assert "Lambda" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_norm_epsilon": -1}, "_epsilon=-1"),
+        ({"batch_norm_epsilon": math.nan}, "_epsilon=nan"),
+        ({"batch_norm_momentum": "x"}, "_momentum='x'"),
+        ({"batch_norm_momentum": 2}, "_momentum=2"),
+        ({"dtype": "int32"}, "dtype='int32'"),
+        ({"dtype": "foo"}, "dtype='foo'"),
+        ({"dtype": 3}, "dtype=3"),
+    ],
+)
+def test_a_configuration_is_checked(model, changes, message):
+    with pytest.raises(ValueError, match=f"Received: .*{message}"):
+        configure(model, **changes)
 
 
 @tensorflow_only

@@ -1,5 +1,7 @@
 """create_backbone, on a narrow MobileNetV2; the real ones are slow."""
 
+import re
+
 import h5py
 import keras
 import numpy as np
@@ -205,6 +207,40 @@ def test_near_names():
         create_backbone("efficientnetb0", weights=None)
 
 
+@pytest.mark.parametrize(
+    "input_shape",
+    [
+        (None, None),
+        None,
+        3,
+        "abc",
+        (0, 64, 3),
+        (64, 64, 0),
+        (64, 64, None),
+        (64.0, 64, 3),
+        (64, 64, True),
+    ],
+)
+def test_input_shape_is_checked(input_shape):
+    received = re.escape(f"Received: input_shape={input_shape!r}")
+    with pytest.raises(ValueError, match=received):
+        create_backbone("mobilenet_v2_0.35", 16, None, input_shape)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("batch_norm_epsilon", -1),
+        ("batch_norm_epsilon", "x"),
+        ("batch_norm_momentum", 2),
+        ("dtype", "foo"),
+    ],
+)
+def test_configuration_is_checked_before_weights_are_loaded(name, value):
+    with pytest.raises(ValueError, match=f"Received: {name}={value!r}"):
+        create_backbone("resnet50", 16, "imagenet", **{name: value})
+
+
 def test_sizes_that_must_be_known(tmp_path):
     path = tmp_path / "nasnet.weights.h5"
     path.touch()
@@ -385,6 +421,10 @@ def test_symmetric_families_are_dense_at_every_stride(name):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.h5.*not exist"):
         create_backbone("resnet50", weights=tmp_path / "nothing.h5")
+    # 0 is an open file to the operating system.
+    for weights in (0, []):
+        with pytest.raises(FileNotFoundError, match="Received: weights="):
+            create_backbone("resnet50", weights=weights)
 
 
 def test_weights_that_do_not_fit(tmp_path):
