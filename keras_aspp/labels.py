@@ -5,13 +5,13 @@ Shape legend: H x W pixels.
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import as_int
 
 BACKGROUND = "background is a class, so one object class makes two"
 # What a pixel is: one of several classes, an object or not, or any number of
@@ -31,29 +31,25 @@ def check_task(task: Any) -> str:
 
 def check_num_classes(num_classes: Any) -> int:
     """Returns `num_classes` as an int, or raises `ValueError` below 2."""
-    if (
-        isinstance(num_classes, bool)
-        or not isinstance(num_classes, numbers.Integral)
-        or num_classes < 2
-    ):
+    found = as_int(num_classes)
+    if found is None or found < 2:
         raise InputError(
             f"`num_classes` must be an int > 1; {BACKGROUND} (or pass "
             "task='binary'). "
             f"Received: num_classes={num_classes!r}"
         )
-    return int(num_classes)
+    return found
 
 
 def check_ignore_label(ignore_label: Any) -> int:
     """Returns `ignore_label` as an int, or raises `ValueError`."""
-    if not isinstance(ignore_label, numbers.Integral) or isinstance(
-        ignore_label, bool
-    ):
+    found = as_int(ignore_label)
+    if found is None:
         raise InputError(
             "`ignore_label` must be an int; to leave no pixel out, one that no "
             f"pixel has, such as -1. Received: ignore_label={ignore_label!r}"
         )
-    return int(ignore_label)
+    return found
 
 
 def check_pair(

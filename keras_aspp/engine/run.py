@@ -171,7 +171,8 @@ def _check_workdir(store, config, resume):
         if path.is_file() and not _is_config(path, config):
             raise OutputExistsError(
                 f"The workdir holds a {name} that belongs to no run; a new "
-                f"run would replace it. Choose another workdir. {received}"
+                "run would replace it. Rename it, or choose another workdir. "
+                f"{received}"
             )
 
 

@@ -45,7 +45,7 @@ class SlidingWindow:
     survives_fork: bool = False
 
     def __init__(self, engine: Any, window: int, overlap: float = 0.25) -> None:
-        check_int("window", window)
+        window = check_int("window", window)
         check_number("overlap", overlap, "[0, 1)")
         if window < engine.smallest_side:
             raise InputError(

@@ -32,7 +32,8 @@ def check_class_weights(
     """
     if class_weights is None:
         return None
-    weights = check_numbers("class_weights", class_weights, "[0, inf)")
+    given = check_numbers("class_weights", class_weights, "[0, inf)")
+    weights = tuple(map(float, given))
     if not any(weights):
         raise InputError(
             "`class_weights` must be floats >= 0, one for each class, and not "

@@ -73,7 +73,8 @@ class Distillation(SegmentationLoss):
         pair = y_pred if isinstance(y_pred, (list, tuple)) else (y_pred,)
         pair = [ops.convert_to_tensor(one, dtype=self.dtype) for one in pair]
         shapes = [tuple(one.shape) for one in pair]
-        if len(pair) != 2 or shapes[0][-1:] != shapes[1][-1:]:
+        classes = {shape[-1] for shape in shapes if shape} - {None}
+        if len(pair) != 2 or len(classes) > 1:
             raise InputError(
                 "`y_pred` must be the logits of student and teacher, of the "
                 f"same classes. Received: {len(pair)} of shapes {shapes}"

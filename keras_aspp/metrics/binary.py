@@ -44,7 +44,7 @@ class BinaryCurve:
     """
 
     def __init__(self, ignore_label: int = 255, bins: int = 1024) -> None:
-        check_int("bins", bins, 2)
+        bins = check_int("bins", bins, 2)
         self.ignore_label: int = check_ignore_label(ignore_label)
         self.thresholds: np.ndarray = np.arange(bins) / bins
         self.pixels: np.ndarray = np.zeros((2, bins), "int64")

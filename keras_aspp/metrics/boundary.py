@@ -114,10 +114,9 @@ class BandIoU:
     ) -> None:
         self.num_classes: int = check_num_classes(num_classes)
         self.ignore_label: int = check_ignore_label(ignore_label)
-        check_numbers("bands_px", bands_px, "(0, inf)")
         self.matrices: dict[int, ConfusionMatrix] = {
             width: ConfusionMatrix(num_classes, ignore_label)
-            for width in bands_px
+            for width in check_numbers("bands_px", bands_px, "(0, inf)")
         }
 
     def update(self, labels: ArrayLike, predicted: ArrayLike) -> None:

@@ -37,7 +37,7 @@ class Calibration:
 
     def __init__(self, ignore_label: int = 255, bins: int = 15) -> None:
         self.ignore_label: int = check_ignore_label(ignore_label)
-        check_int("bins", bins)
+        bins = check_int("bins", bins)
         self.pixels: np.ndarray = np.zeros(bins, "int64")
         self.right: np.ndarray = np.zeros(bins, "int64")
         self.confidence: np.ndarray = np.zeros(bins, "float64")

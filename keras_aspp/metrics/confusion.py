@@ -31,8 +31,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
 
     Args:
         num_classes: int > 1, background included.
-        ignore_label: int. Label of pixels that are not counted. Defaults to
-            255.
+        ignore_label: int or `None`. Label of pixels that are not counted.
+            Defaults to 255.
         name: str. Defaults to `"mean_iou"`.
         dtype: Keras dtype of the counts: an int or float of at least 32 bits,
             since others cannot count pixels; or `None` for int64.
@@ -62,7 +62,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
     def __init__(
         self,
         num_classes: int,
-        ignore_label: int = 255,
+        ignore_label: int | None = 255,
         name: str = "mean_iou",
         dtype: str | None = None,
     ) -> None:
@@ -78,7 +78,11 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             )
         super().__init__(
             num_classes=check_num_classes(num_classes),
-            ignore_class=check_ignore_label(ignore_label),
+            ignore_class=(
+                None
+                if ignore_label is None
+                else check_ignore_label(ignore_label)
+            ),
             name=name,
             dtype=dtype,
         )

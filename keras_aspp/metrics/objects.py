@@ -126,7 +126,7 @@ def _checked_edges(edges_px):
             "`edges_px` must be at least two numbers, each larger than the one "
             f"before. Received: edges_px={edges}"
         )
-    return tuple(edges_px)
+    return edges
 
 
 def regions(

@@ -92,7 +92,7 @@ class DAFormer(Segmenter):
                 f"`fusion_stride` must be one of {STRIDES}. "
                 f"Received: fusion_stride={fusion_stride!r}"
             )
-        check_int("embed_filters", embed_filters)
+        embed_filters = check_int("embed_filters", embed_filters)
         super().__init__(
             num_classes,
             backbone=backbone,

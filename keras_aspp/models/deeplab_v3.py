@@ -219,7 +219,7 @@ class CascadedDeepLabV3(Segmenter):
         blocks: int = 3,
         multi_grid: list[int] | tuple[int, ...] | None = None,
     ) -> None:
-        check_int("blocks", blocks)
+        blocks = check_int("blocks", blocks)
         super().__init__(
             num_classes,
             backbone=backbone,

@@ -279,10 +279,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         )
         config["input_shape"] = resolve_input_shape(config, backbone)
         self._warn_of_degenerate_rates(config, arguments)
-        if trained_output_stride is None:
-            config["trained_output_stride"] = (
-                output_stride if saved is None else saved.trained_output_stride
-            )
+        config["trained_output_stride"] = _trained_output_stride(config, saved)
         backbone = self._adapt_backbone(backbone, config, arguments)
         images = keras.Input(config["input_shape"], name="image")
         builder = _head_builder(backbone, config)
@@ -673,7 +670,7 @@ def _resolve_task(num_classes, task, threshold):
     """Returns the number of classes, background included, and threshold."""
     check_task(task)
     if task == "multilabel":
-        check_int("num_classes", num_classes)
+        num_classes = check_int("num_classes", num_classes)
         return num_classes, list(check_thresholds(threshold, num_classes))
     threshold = check_threshold(threshold)
     if task == "binary":
@@ -694,9 +691,13 @@ def _resolve_task(num_classes, task, threshold):
 
 
 def _check_arguments(config):
-    """Raises `ValueError` for common arguments that are out of range."""
+    """Raises `ValueError` for common arguments that are out of range.
+
+    Ints of NumPy become ints.
+    """
+    for name in ("input_scale", "output_stride"):
+        config[name] = check_int(name, config[name])
     input_scale, align_corners = config["input_scale"], config["align_corners"]
-    check_int("input_scale", input_scale)
     if input_scale > 1 and align_corners:
         raise InputError(
             "`input_scale` needs half-pixel centers, `align_corners=False`. "
@@ -704,7 +705,6 @@ def _check_arguments(config):
             f"align_corners={align_corners}"
         )
     output_stride = config["output_stride"]
-    check_int("output_stride", output_stride)
     check_number("dropout", config["dropout"], "[0, 1)")
     check_batch_norm_numbers(
         config["batch_norm_momentum"], config["batch_norm_epsilon"]
@@ -715,25 +715,42 @@ def _check_arguments(config):
             f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
             f"Received: batch_norm={config['batch_norm']!r}"
         )
-    if config["trained_output_stride"] is not None:
-        check_int("trained_output_stride", config["trained_output_stride"])
-    input_shape = config["input_shape"]
-    axes = tuple(input_shape) if isinstance(input_shape, (list, tuple)) else ()
-    sizes = [n for n in axes[:2] if n is not None]
-    if len(axes) != 3 or any(
-        type(n) is not int or n < 1 for n in (*sizes, axes[2])
-    ):
-        raise InputError(
-            "`input_shape` must be (height, width, channels), ints > 0; a "
-            "height or width of None leaves it open. "
-            f"Received: input_shape={input_shape!r}"
-        )
+    input_shape = config["input_shape"] = _checked_shape(config["input_shape"])
+    sizes = [n for n in input_shape[:2] if n is not None]
     if min(sizes, default=output_stride) < output_stride:
         raise InputError(
             "Images must be at least one cell, `output_stride` pixels, high "
             f"and wide. Received: input_shape={input_shape}, "
             f"output_stride={output_stride}"
         )
+
+
+def _trained_output_stride(config, saved):
+    """Returns the stride given, or that of the saved model, or its own."""
+    given = config["trained_output_stride"]
+    if given is not None:
+        return check_int("trained_output_stride", given)
+    if saved is not None:
+        return saved.trained_output_stride
+    return config["output_stride"]
+
+
+def _checked_shape(input_shape):
+    """Returns `(height, width, channels)`, or raises `ValueError`."""
+    try:
+        found = tuple(
+            size if size is None else check_int("input_shape", size)
+            for size in input_shape
+        )
+    except (TypeError, InputError):
+        found = ()
+    if len(found) != 3 or found[2] is None:
+        raise InputError(
+            "`input_shape` must be (height, width, channels), ints > 0; a "
+            "height or width of None leaves it open. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    return found
 
 
 def _head_builder(backbone, config):

@@ -152,8 +152,8 @@ def check_output(
         writer: command, for the message.
 
     Raises:
-        FileExistsError: `path` exists and would not be replaced, or is the
-            current folder.
+        FileExistsError: `path` exists and would not be replaced, or holds
+            the current folder.
     """
     path = Path(path)
     if not path.exists():
@@ -165,12 +165,12 @@ def check_output(
             "not replace; name another folder, or remove it yourself. "
             f"Received: {str(path)!r}"
         )
-    if path.samefile(os.curdir):
-        # The shell would stay in the folder that is removed.
+    if Path.cwd().is_relative_to(path.resolve()):
+        # The shell would stay in a folder that is removed.
         raise OutputExistsError(
-            "The output must not be the current folder, which would be "
-            "replaced as a whole; run the command from another folder, or name "
-            f"a new one. Received: {str(path)!r}"
+            "The output must not hold the current folder, since it is replaced "
+            "as a whole; run the command from another folder, or name a new "
+            f"one. Received: {str(path)!r}"
         )
     if not overwrite:
         raise OutputExistsError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence, Set
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from keras_aspp.utils.exceptions import InputError
 
@@ -14,13 +17,24 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def as_int(value: Any) -> int | None:
+    """Returns an int, also NumPy's or a tensor's, as int, else `None`."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_int(name: str, value: int, least: int = 1) -> int:
-    """Returns `value`, or raises `ValueError` below `least` or if no int."""
-    if type(value) is not int or value < least:
+    """Returns an int, or raises `ValueError` below `least` or if it is none."""
+    found = as_int(value)
+    if found is None or found < least:
         raise InputError(
             f"`{name}` must be an int > {least - 1}. Received: {name}={value!r}"
         )
-    return value
+    return found
 
 
 def check_number(name: str, value: float, interval: str) -> float:
@@ -42,23 +56,29 @@ def check_number(name: str, value: float, interval: str) -> float:
 def check_numbers(
     name: str, values: Sequence[float], interval: str
 ) -> tuple[float, ...]:
-    """Returns numbers as floats; the arguments are those of `check_number`."""
-    given = _as_list(values)
-    if given is None or not all(_is_within(n, interval) for n in given):
+    """Returns numbers as Python's, in a tuple.
+
+    Args:
+        name: see `check_number`.
+        values: sequence, iterator, array or tensor of one axis.
+        interval: see `check_number`.
+
+    Raises:
+        ValueError: one of them is no number in the interval, or there is no
+            order: a dict is no sequence of its keys.
+    """
+    given = list(values) if isinstance(values, Iterator) else values
+    try:
+        found = np.asarray(given)
+    except ValueError:  # of several lengths
+        found = np.asarray(None)
+    valid = found.ndim == 1 and (found.size == 0 or found.dtype.kind in "iuf")
+    if not valid or not all(_is_within(n, interval) for n in found.tolist()):
         raise InputError(
             f"`{name}` must be a sequence, each value {_rule(interval)}. "
-            f"Received: {name}={values!r}"
+            f"Received: {name}={given!r}"
         )
-    return tuple(map(float, given))
-
-
-def _as_list(values):
-    if isinstance(values, (str, bytes, Mapping, Set)):
-        return None
-    try:
-        return list(values)
-    except TypeError:
-        return None
+    return tuple(found.tolist())
 
 
 def _is_within(value, interval):

@@ -377,3 +377,16 @@ def test_a_metric_saved_before_still_loads():
     metric = ConfusionMatrix.from_config({**config, "dtype": "int64"})
     metric.update_state([[[0, 1]]], np.array([[[0, 0]]]), [[[0.5, 0.25]]])
     np.testing.assert_array_equal(metric.matrix()[:2, 0], [0.5, 0.25])
+
+
+def test_no_label_is_ignored_as_in_keras():
+    labels, predicted = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 0, 2]])
+    ours, theirs = (
+        ConfusionMatrix(3, ignore_label=None),
+        keras.metrics.MeanIoU(3),
+    )
+    again = ConfusionMatrix.from_config(ours.get_config())
+    for metric in (ours, theirs, again):
+        metric.update_state(labels, predicted)
+    assert float(ours.result()) == pytest.approx(float(theirs.result()))
+    assert float(again.result()) == float(ours.result())

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import npy, sample
 
 from keras_aspp.models import LRASPP, DeepLabV3, DeepLabV3Plus, Segmenter
@@ -108,6 +109,20 @@ def test_arguments_out_of_range(toy_backbone, argument, value):
     received = re.escape(f"Received: {argument}={value!r}")
     with pytest.raises(InputError, match=received):
         LRASPP(3, toy_backbone(padding=1), **{argument: value})
+
+
+def test_sizes_of_arrays_and_tensors_become_ints(toy_backbone):
+    for shape in (tf.TensorShape([64, 48, 3]), (*np.array([64, 48]), 3)):
+        model = LRASPP(
+            3,
+            toy_backbone(padding=1),
+            output_stride=np.int64(16),
+            input_shape=shape,
+        )
+        config = model.get_config()
+        assert config["input_shape"] == (64, 48, 3)
+        assert all(type(n) is int for n in config["input_shape"])
+        assert type(config["output_stride"]) is int
 
 
 @pytest.mark.parametrize("value", [None, 3, (), "33"])

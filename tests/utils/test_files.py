@@ -299,5 +299,9 @@ def test_the_current_folder_is_no_output(out, monkeypatch, path, overwrite):
     with pytest.raises(FileExistsError, match=message):
         files.check_output(path, overwrite, lambda _: True, "a test")
     files.check_output("new", overwrite, lambda _: True, "a test")
+    (out / "below").mkdir()
+    monkeypatch.chdir(out / "below")
+    with pytest.raises(FileExistsError, match="hold the current folder"):
+        files.check_output("..", overwrite, lambda _: True, "a test")
     monkeypatch.chdir(out.parent)
     files.check_output("out", True, lambda _: True, "a test")

@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_aspp import losses, metrics
 from keras_aspp.utils.exceptions import InputError
@@ -40,14 +41,22 @@ def test_the_rule_is_named():
 
 
 def test_sequences_of_numbers():
-    assert check_numbers("x", np.array([1, 2]), "(0, inf)") == (1.0, 2.0)
+    for values in (
+        [1, 2],
+        np.float32([1, 2]),
+        iter((1, 2)),
+        tf.constant([1, 2]),
+        [tf.constant(1.0), np.array(2)],
+    ):
+        assert check_numbers("x", values, "(0, inf)") == (1, 2)
     for values in ("12", {1: 2}, {1, 2}, 1, None, [1, 0], [[1]], [1, None]):
         with pytest.raises(InputError, match="`x` must be a sequence"):
             check_numbers("x", values, "(0, inf)")
 
 
 def test_ints():
-    assert check_int("x", 2, 2) == 2
+    for value in (2, np.uint8(2), np.array(2), tf.constant(2)):
+        assert type(check_int("x", value, 2)) is int
     for value in (1, 2.0, True, "2", None):
         with pytest.raises(InputError, match="`x` must be an int > 1. Rec"):
             check_int("x", value, 2)
@@ -81,6 +90,6 @@ def test_losses_and_metrics_refuse_what_is_no_number(made, argument):
     needed = inspect.signature(made).parameters
     given = {name: REQUIRED[name] for name in needed if name in REQUIRED}
     made(**given)
-    for wrong in ("five", [[1]], float("nan"), 1j, {1: 2}):
+    for wrong in ("five", [[1]], float("nan"), 1j, {1: 2}, [1, [2, 3]]):
         with pytest.raises(InputError, match=f"`{argument}` must"):
             made(**{**given, argument: wrong})
