@@ -159,8 +159,7 @@ def find_formats(
         "cityscapes": source.ending("_gtfine_labelids.png"),
         "roboflow": source.named("_classes.csv"),
         "cvat": source.named("labelmap.txt"),
-        "yolo": source.named(*shapes.YOLO_SPECS)
-        or (source.named("classes.txt") and _yolo_classes(source)),
+        "yolo": source.named(*shapes.YOLO_SPECS) + _yolo_classes(source),
     }
     # PASCAL VOC has an XML per image, in a folder of this name.
     found["cvat_xml"] = [

@@ -720,6 +720,36 @@ def test_class_files_of_several_yolo_roots_lie_with_their_labels(tmp_path):
     assert f"{root}/first/data.yaml, {path}" in message
 
 
+def test_labels_without_a_yaml_above_them_are_read_by_their_classes_txt(
+    tmp_path,
+):
+    root = tmp_path / "source"
+    beside(root, "yolo")
+    (root / "second/data.yaml").unlink()
+    (root / "second/classes.txt").write_text("tree\ncar\n")
+    # LabelImg writes one, which need not agree; it is not for other labels.
+    (root / "first/train/labels/classes.txt").write_text("dog\nperson\n")
+    report = import_annotations(root, tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
+    for image, labels in {"a": expected(1, 2), "b": expected(2, 1)}.items():
+        found, _ = labels_of(tmp_path / "out", image)
+        np.testing.assert_array_equal(found, labels)
+    note = "1 label file without data.yaml in a folder above: read by "
+    assert f"{note}second/classes.txt" in report.notes
+
+
+def test_a_yaml_beside_no_labels_names_their_classes(tmp_path):
+    root = tmp_path / "source"
+    yolo(root)
+    (root / "settings").mkdir()
+    (root / "data.yaml").rename(root / "settings/data.yaml")
+    (root / "other").mkdir()
+    (root / "other/classes.txt").write_bytes(b"\xff")  # of no label, not read
+    report = import_annotations(root, tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
+
+
 def test_masks_without_a_labelmap_beside_others_need_a_choice(tmp_path):
     cvat(tmp_path / "source/first")
     voc(tmp_path / "source/second")
