@@ -644,9 +644,37 @@ def test_a_name_that_fits_several_files_is_left_out_and_counted(tmp_path):
             message = refused(root, tmp_path)
         assert "1 name of images fit several files equally well" in message
         assert "a.png: x/a.png and y/a.png" in message
+        assert ("by the folder in the name" in message) == (name != "voc")
         import_annotations(root, tmp_path / f"{name}_x", images=root / "x")
         with Image.open(next(tmp_path.glob(f"{name}_x/images/*/a.png"))) as a:
             assert np.array(a).any()
+
+
+@pytest.mark.parametrize("name", ["cvat", "voc"])
+def test_masks_of_voc_belong_to_its_image_folder(name, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    (image,) = (root / "JPEGImages").iterdir()
+    (root / "overlay").mkdir()
+    pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+    Image.fromarray(pixels).save(root / "overlay" / image.name)
+    import_annotations(root, tmp_path / "out")
+    (copy,) = (tmp_path / "out").rglob(f"images/*/{image.name}")
+    assert copy.read_bytes() == image.read_bytes()
+
+
+def test_masks_of_voc_have_no_image_of_another_root(tmp_path):
+    root = tmp_path / "source"
+    for name in ("first", "second"):
+        voc(root / name)
+    (root / "second/JPEGImages").rename(root / "second/photos")
+    pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+    Image.fromarray(pixels).save(root / "second/photos/a.jpg")
+    report = import_annotations(root, tmp_path / "out")
+    assert sum(report.num_images.values()) == 2
+    copies = [p.read_bytes() for p in (tmp_path / "out").rglob("images/*/*")]
+    images = [p.read_bytes() for p in root.rglob("*.jpg")]
+    assert sorted(copies) == sorted(images)
 
 
 @pytest.mark.parametrize(
