@@ -71,7 +71,7 @@ class Workdir:
     @functools.cached_property
     def source(self) -> Source:
         """Data source that the run was trained on."""
-        return open_source(self.config.data)
+        return open_source(self.config.data, strict=False)
 
     @property
     def held_out_split(self) -> str:
@@ -291,4 +291,4 @@ def open_data(
             )
     else:
         data = load_config(config_path(name)).data
-    return open_source(data), data
+    return open_source(data, strict=False), data

@@ -13,7 +13,7 @@ from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.text import read_text
 
-_MASKS = "SegmentationClass"
+_IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
 _MAX_CLASSES, _SHOWN = 255, 60
 _SPLIT_LISTS = ("ImageSets", "Segmentation")
 # The palette's color of VOC's border, which is not a class.
@@ -118,6 +118,7 @@ def _voc_layout(source, spec, root):
             (mask, name.name, splits.get(name.as_posix()))
             for mask, name in zip(masks, names, strict=True)
         ],
+        folder=root / _IMAGES,
     )
     return found
 
@@ -214,8 +215,16 @@ def _spec(names, **options):
     return DatasetSpec(names, **options)
 
 
-def _pair(source, found, spec, masks):
-    """Adds the images of masks: `(mask, stem of the image, split)` each."""
+def _pair(source, found, spec, masks, folder=None):
+    """Adds the images of masks.
+
+    Args:
+        source: `SourceFiles`.
+        found: `Annotations` to add to.
+        spec: `DatasetSpec` of the masks.
+        masks: list of `(mask, stem of the image, split)`.
+        folder: folder whose images come before others, or `None`.
+    """
     labeled = {mask for mask, *_ in masks}
     by_stem: dict[str, list[Path]] = {}
     for image in source.images():
@@ -232,6 +241,7 @@ def _pair(source, found, spec, masks):
                 label_image=mask,
                 spec=spec,
                 likeness=(
+                    folder in image.parents,
                     image.parent == mask.parent,
                     num_equal(
                         reversed(image.parts[:-1]), reversed(mask.parts[:-1])

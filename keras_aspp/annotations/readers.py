@@ -26,6 +26,8 @@ _READERS: dict[str, Callable[[SourceFiles, list[Path]], Annotations]] = {
     "supervisely": shapes.read_supervisely,
 }
 FORMATS: tuple[str, ...] = tuple(_READERS)
+# Formats that state no names of images.
+_OF_MASKS = ("cvat", "voc", "roboflow", "cityscapes")
 
 
 def read_annotations(
@@ -72,7 +74,7 @@ def read_annotations(
         f"left out {source.relative(folder)}/, which an earlier import wrote"
         for folder in source.imported
     ]
-    _note_ambiguous(source, annotations)
+    _note_ambiguous(source, annotations, annotation_format)
     _note_unused(source, annotations)
     _settle_repeats(annotations)
     return annotation_format, annotations
@@ -112,16 +114,18 @@ def _settle_repeats(annotations):
         )
 
 
-def _note_ambiguous(source, annotations):
+def _note_ambiguous(source, annotations, annotation_format):
     """Notes the names of images that fit several files."""
     if source.ambiguous:
         name, paths = next(iter(source.ambiguous.items()))
+        advice = "choose by --images DIR"
+        if annotation_format not in _OF_MASKS:
+            advice += ", or by the folder in the name"
         shown = " and ".join(str(source.relative(path)) for path in paths[:2])
         annotations.notes.append(
             f"{num_of(len(source.ambiguous), 'name')} of images fit several "
             "files equally well and count as annotations without an image; "
-            "choose by --images DIR, or by the folder in the name, first "
-            f"{name}: {shown}"
+            f"{advice}, first {name}: {shown}"
         )
 
 
@@ -159,8 +163,7 @@ def find_formats(
         "cityscapes": source.ending("_gtfine_labelids.png"),
         "roboflow": source.named("_classes.csv"),
         "cvat": source.named("labelmap.txt"),
-        "yolo": source.named(*shapes.YOLO_SPECS)
-        or (source.named("classes.txt") and _yolo_classes(source)),
+        "yolo": source.named(*shapes.YOLO_SPECS) + _yolo_classes(source),
     }
     # PASCAL VOC has an XML per image, in a folder of this name.
     found["cvat_xml"] = [

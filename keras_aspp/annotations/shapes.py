@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import functools
 import math
 import re
 import urllib.parse
@@ -31,7 +32,7 @@ from keras_aspp.annotations.regions import (
 from keras_aspp.annotations.source import SourceFiles, best_of
 from keras_aspp.data.decode import MAX_PIXELS, open_image
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.text import read_json, read_text
+from keras_aspp.utils.text import num_of, read_json, read_text
 
 # labelme may store the image itself.
 _MAX_BYTES = 2**28
@@ -99,22 +100,41 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
 
     Args:
         source: `SourceFiles`.
-        files: `data.yaml`, or `classes.txt` with a name per line. Of several
-            with different names, each is for the labels in its folder.
+        files: each `data.yaml`, and each `classes.txt` with a name per line.
+            Of several with different names, each is for the labels in its
+            folder; a `classes.txt`, for those without a YAML above them.
     """
-    names_of = {path: _yolo_names(path) for path in files}
-    every = (name for names in names_of.values() for name in names.values())
-    found = Annotations(list(dict.fromkeys(every)), [])
-    boxes = 0
+    # Cached, since a classes.txt that no label uses is not read.
+    names_of = functools.cache(_yolo_names)
     labels = source.ending(".txt")
     label_of = _labels_of_images(source, labels)
+    class_files = {
+        path: _class_file(files, names_of, path)
+        for path in label_of.values()
+        if path is not None
+    }
+    specs = [path for path in files if not _is_list(path)]
+    every = (
+        name
+        for path in dict.fromkeys([*(specs or files), *class_files.values()])
+        for name in names_of(path).values()
+    )
+    found = Annotations(list(dict.fromkeys(every)), [])
+    by_list = [path for path in class_files.values() if _is_list(path)]
+    if specs and by_list:
+        found.notes.append(
+            f"{num_of(len(by_list), 'label file')} without "
+            f"{specs[0].name} in a folder above: read by "
+            f"{source.relative(by_list[0])}"
+        )
+    boxes = 0
     for image, path in label_of.items():
         annotated = AnnotatedImage(image, source.split_of(image))
         found.images.append(annotated)
         if path is None:
             continue
-        class_file = _class_file(names_of, path)
-        names = names_of[class_file]
+        class_file = class_files[path]
+        names = names_of(class_file)
         for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
@@ -139,10 +159,9 @@ def read_yolo(source: SourceFiles, files: list[Path]) -> Annotations:
         found.notes.append(
             f"{boxes} boxes were left out, since a box is no mask"
         )
-    paired = {*label_of.values()} - {None}
-    others = [p.name for p in labels if p not in paired and _is_yolo(p)]
+    others = [p.name for p in labels if p not in class_files and _is_yolo(p)]
     note_missing(found, others)
-    if others and not paired:
+    if others and not class_files:
         found.images.clear()  # or all would be background
     return found
 
@@ -191,20 +210,34 @@ def _place(path):
     )
 
 
-def _class_file(names_of, label):
+def _class_file(files, names_of, label):
     """Returns the file that names the classes of a label file."""
-    first, *others = names_of
-    if all(names_of[path] == names_of[first] for path in others):
+    above = [path for path in files if path.parent in label.parents]
+    # LabelImg writes a classes.txt of its own beside the labels.
+    specs, above_specs = (
+        [path for path in paths if not _is_list(path)]
+        for paths in (files, above)
+    )
+    if specs and (above_specs or not above):
+        files, above = specs, above_specs
+    elif specs:
+        files = above
+    first, *others = files
+    if all(names_of(path) == names_of(first) for path in others):
         return first
-    above = [path for path in names_of if path.parent in label.parents]
     best = best_of(above, lambda path: len(path.parents))
     if len(best) == 1:
         return best[0]
-    shown = ", ".join(map(str, best or names_of))
+    shown = ", ".join(map(str, best or files))
     raise InputError(
         "Files that name different classes must lie in the folders of their "
         f"labels, one in each. File: {label} ({shown})"
     )
+
+
+def _is_list(path):
+    """Returns True for `classes.txt`, which lists names."""
+    return path.suffix.lower() == ".txt"
 
 
 def _is_yolo(path):
@@ -220,7 +253,7 @@ def _is_yolo(path):
 def _yolo_names(path):
     """Returns class id -> name of a `data.yaml` or `classes.txt`."""
     text = read_text(path)
-    if path.suffix == ".txt":
+    if _is_list(path):
         return dict(enumerate(text.rstrip().splitlines()))
     import yaml
 

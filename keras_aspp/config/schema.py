@@ -177,7 +177,8 @@ class DataConfig:
             sequence of masks, one for each class.
         class_names: name of each class, for TFDS and for a folder without
             `dataset.json`; one that differs from it is refused, as are
-            `ignore_label` and `label_map`.
+            `ignore_label` and `label_map` (of records, `label_map` is
+            ignored, since `data convert` has applied it).
         ignore_label: label value that is ignored by losses and metrics.
         label_map: stored value -> class or `ignore`, applied before labels
             are checked, or `null`.

@@ -1,6 +1,8 @@
 """open_source: opens the data source of a `DataConfig`."""
 
+import logging
 import os
+import re
 from typing import Any, TypeAlias
 
 from keras_aspp.data.folder import HELD_OUT, FolderSource
@@ -9,13 +11,17 @@ from keras_aspp.data.tfds import TfdsSource, is_converted
 from keras_aspp.utils.exceptions import InputError
 
 Source: TypeAlias = FolderSource | TfdsSource
+_log = logging.getLogger(__name__)
 
 
-def open_source(config: Any) -> Source:
+def open_source(config: Any, strict: bool = True) -> Source:
     """Opens the data set that a `DataConfig` names.
 
     Args:
         config: `DataConfig`.
+        strict: bool. Raise if `class_names`, `label_map` or `ignore_label`
+            differs from the data set's dataset.json, which is used; False
+            logs it, for runs that exist.
 
     Returns:
         `FolderSource` or `TfdsSource`.
@@ -48,7 +54,7 @@ def open_source(config: Any) -> Source:
         _check_described(config, root)
         if is_converted(root):
             _check_named(config)
-            return _agreeing(TfdsSource(root, spec), spec, config)
+            return _agreeing(TfdsSource(root, spec), spec, config, strict)
         source = FolderSource(
             root,
             spec,
@@ -58,15 +64,15 @@ def open_source(config: Any) -> Source:
             config.group_by,
             config.validation_groups,
         )
-        return _agreeing(source, spec, config)
+        return _agreeing(source, spec, config, strict)
     _check_named(config)
     source = TfdsSource(
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
-    return _agreeing(source, spec, config)
+    return _agreeing(source, spec, config, strict)
 
 
-def _agreeing(source, spec, config):
+def _agreeing(source, spec, config, strict):
     """Returns the source, or raises if dataset.json contradicts `data`."""
     task = config.task
     if task not in ("semantic", source.spec.task):
@@ -83,11 +89,24 @@ def _agreeing(source, spec, config):
             f"{list(source.spec.class_names)}"
         )
     for key, given, used in _given_and_used(source.spec, spec, config):
-        if given != used:
+        if given == used:
+            continue
+        received = f"Received: {key}={given}, dataset.json: {used}"
+        differs = f"`data.{key}` differs from the data set's dataset.json"
+        is_records = isinstance(source, TfdsSource)
+        if is_records and key == "label_map":
+            _log.info(
+                "Note: `data.label_map` has no effect on records, which hold "
+                "class ids: `data convert` applied it. %s",
+                received,
+            )
+        elif not strict:
+            _log.info("Note: %s, which is used. %s", differs, received)
+        else:
+            # Records are written for their ignore_label.
+            advice = "" if is_records else ", or change it there"
             raise InputError(
-                f"`data.{key}` differs from the data set's dataset.json, which "
-                "is used; leave it out, or change it there. Received: "
-                f"{key}={given}, dataset.json: {used}"
+                f"{differs}, which is used; leave it out{advice}. {received}"
             )
     return source
 
@@ -103,15 +122,19 @@ def _given_and_used(used, spec, config):
     if config.class_names is not None:
         yield "class_names", list(spec.class_names), list(used.class_names)
     if config.label_map is not None:
-        # Keys are text where they come from a command line.
-        given, label_map = (
-            {str(stored): label for stored, label in (one or {}).items()}
-            for one in (config.label_map, used.label_map)
-        )
-        yield "label_map", given, label_map
+        given = _with_int_keys(config.label_map)
+        yield "label_map", given, used.label_map or {}
     # Its default cannot be told from the same value given.
     if config.ignore_label != 255:
         yield "ignore_label", config.ignore_label, used.ignore_label
+
+
+def _with_int_keys(label_map):
+    """Returns a label map, also of a command line, which gives text."""
+    return {
+        int(key) if re.fullmatch(r"-?\d+", str(key)) else key: label
+        for key, label in label_map.items()
+    }
 
 
 def _check_described(config, root):

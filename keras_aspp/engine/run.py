@@ -105,14 +105,15 @@ def train(
 
 
 def _train(config, workdir, resume, progress, owner):
-    _check_workdir(CheckpointStore(workdir, 1), config, resume)
+    store = CheckpointStore(workdir, 1)
+    _check_workdir(store, config, resume)
     chief = owner is not None
     changed = changes(workdir, config) if resume else []
     # Before the data is read, which takes longer than to name a mistake.
     callbacks = (
         build_callbacks(config.train.callbacks, workdir) if chief else []
     )
-    run = Run(config)
+    run = Run(config, is_new=not store.paths())
     checkpoints = _make_checkpoints(run, workdir, owner)
     found = None
     if chief or resume:
@@ -368,6 +369,7 @@ class Run:
 
     Args:
         config: `Config`.
+        is_new: bool. False for a run that continues; see `open_source`.
 
     Attributes:
         strategy: `tf.distribute.Strategy`.
@@ -383,11 +385,11 @@ class Run:
         ValueError: invalid data or configuration.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, is_new=True):
         self.config = config
         self.strategy = make_strategy(config.train.strategy)
         check_supported(config.train, self.strategy)
-        self.source = open_source(config.data)
+        self.source = open_source(config.data, strict=is_new)
         self.spec = self.source.spec
         self.report = _check_data(self.source, config.data)
         keras.utils.set_random_seed(config.train.seed)

@@ -644,9 +644,37 @@ def test_a_name_that_fits_several_files_is_left_out_and_counted(tmp_path):
             message = refused(root, tmp_path)
         assert "1 name of images fit several files equally well" in message
         assert "a.png: x/a.png and y/a.png" in message
+        assert ("by the folder in the name" in message) == (name != "voc")
         import_annotations(root, tmp_path / f"{name}_x", images=root / "x")
         with Image.open(next(tmp_path.glob(f"{name}_x/images/*/a.png"))) as a:
             assert np.array(a).any()
+
+
+@pytest.mark.parametrize("name", ["cvat", "voc"])
+def test_masks_of_voc_belong_to_its_image_folder(name, tmp_path):
+    root = tmp_path / "source"
+    SAMPLES[name](root)
+    (image,) = (root / "JPEGImages").iterdir()
+    (root / "overlay").mkdir()
+    pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+    Image.fromarray(pixels).save(root / "overlay" / image.name)
+    import_annotations(root, tmp_path / "out")
+    (copy,) = (tmp_path / "out").rglob(f"images/*/{image.name}")
+    assert copy.read_bytes() == image.read_bytes()
+
+
+def test_masks_of_voc_have_no_image_of_another_root(tmp_path):
+    root = tmp_path / "source"
+    for name in ("first", "second"):
+        voc(root / name)
+    (root / "second/JPEGImages").rename(root / "second/photos")
+    pixels = np.zeros((HEIGHT, WIDTH, 3), "uint8")
+    Image.fromarray(pixels).save(root / "second/photos/a.jpg")
+    report = import_annotations(root, tmp_path / "out")
+    assert sum(report.num_images.values()) == 2
+    copies = [p.read_bytes() for p in (tmp_path / "out").rglob("images/*/*")]
+    images = [p.read_bytes() for p in root.rglob("*.jpg")]
+    assert sorted(copies) == sorted(images)
 
 
 @pytest.mark.parametrize(
@@ -718,6 +746,36 @@ def test_class_files_of_several_yolo_roots_lie_with_their_labels(tmp_path):
     assert "must lie in the folders of their labels" in message
     assert f"File: {root}/second/train/labels/b.txt" in message
     assert f"{root}/first/data.yaml, {path}" in message
+
+
+def test_labels_without_a_yaml_above_them_are_read_by_their_classes_txt(
+    tmp_path,
+):
+    root = tmp_path / "source"
+    beside(root, "yolo")
+    (root / "second/data.yaml").unlink()
+    (root / "second/classes.txt").write_text("tree\ncar\n")
+    # LabelImg writes one, which need not agree; it is not for other labels.
+    (root / "first/train/labels/classes.txt").write_text("dog\nperson\n")
+    report = import_annotations(root, tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
+    for image, labels in {"a": expected(1, 2), "b": expected(2, 1)}.items():
+        found, _ = labels_of(tmp_path / "out", image)
+        np.testing.assert_array_equal(found, labels)
+    note = "1 label file without data.yaml in a folder above: read by "
+    assert f"{note}second/classes.txt" in report.notes
+
+
+def test_a_yaml_beside_no_labels_names_their_classes(tmp_path):
+    root = tmp_path / "source"
+    yolo(root)
+    (root / "settings").mkdir()
+    (root / "data.yaml").rename(root / "settings/data.yaml")
+    (root / "other").mkdir()
+    (root / "other/classes.txt").write_bytes(b"\xff")  # of no label, not read
+    report = import_annotations(root, tmp_path / "out")
+    assert report.spec.class_names == ("background", "car", "tree")
+    np.testing.assert_array_equal(labels_of(tmp_path / "out")[0], expected())
 
 
 def test_masks_without_a_labelmap_beside_others_need_a_choice(tmp_path):

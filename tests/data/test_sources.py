@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,32 +164,64 @@ def test_names_and_dataset_json_agree_about_the_number_of_classes(root):
         ),
         (
             {"label_map": {"1": "ignore"}},
-            "label_map={'1': 'ignore'}, dataset.json: {}",
+            "label_map={1: 'ignore'}, dataset.json: {}",
         ),
         ({"ignore_label": 7}, "ignore_label=7, dataset.json: 9"),
     ],
 )
 def test_options_that_dataset_json_contradicts_are_refused(
-    fields, received, converted, root, tmp_path
+    fields, received, converted, root, tmp_path, caplog
 ):
     describe(root, ignore_label=9)
     if converted:
         convert_folder(FolderSource(root), tmp_path / "records")
         root = tmp_path / "records"
-    with pytest.raises(ValueError) as error:
-        open_source(DataConfig(root=str(root), **fields))
-    assert str(error.value).endswith(f"Received: {received}")
     (name,) = fields
-    assert str(error.value).startswith(f"`data.{name}` differs")
+    config = DataConfig(root=str(root), **fields)
+    if not (converted and name == "label_map"):
+        with pytest.raises(ValueError) as error:
+            open_source(config)
+        assert str(error.value).endswith(f"Received: {received}")
+        assert str(error.value).startswith(f"`data.{name}` differs")
+        assert ("change it there" in str(error.value)) == (not converted)
+    # Runs of earlier versions used dataset.json.
+    caplog.set_level("INFO", "keras_aspp")
+    spec = open_source(config, strict=False).spec
+    assert spec.class_names == ("x", "y", "z")
+    assert (spec.ignore_label, spec.label_map) == (9, None)
+    (message,) = (
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "keras_aspp.data.sources"
+    )
+    assert message.startswith(f"Note: `data.{name}` ")
+    assert message.endswith(f"Received: {received}")
     agreeing = {"class_names": ["x", "y", "z"], "ignore_label": 9}
     spec = open_source(DataConfig(root=str(root), **agreeing)).spec
     assert (spec.ignore_label, spec.label_map) == (9, None)
 
 
-def test_a_label_map_may_be_given_as_dataset_json_has_it(root):
+@pytest.mark.parametrize("key", [1, "1", "01"])
+def test_a_label_map_may_be_given_as_dataset_json_has_it(key, root):
     describe(root, label_map={"1": "ignore"})
-    config = DataConfig(root=str(root), label_map={"1": "ignore"})
+    config = DataConfig(root=str(root), label_map={key: "ignore"})
     assert open_source(config).spec.label_map == {1: "ignore"}
+
+
+def test_records_are_read_by_the_configuration_they_were_converted_with(
+    root, tmp_path
+):
+    # Applied twice, this map would ignore the pixels of class 0.
+    fields = {"class_names": NAMES, "label_map": {1: 0, 0: "ignore"}}
+    folder = open_source(DataConfig(root=str(root), **fields))
+    convert_folder(folder, tmp_path / "records")
+    source = open_source(DataConfig(root=str(tmp_path / "records"), **fields))
+    examples = source.records("train").as_numpy_iterator()
+    found = [np.unique(source.decode(*record)[1]) for record in examples]
+    # The number of an image is its name, and its masks hold it modulo 2.
+    odd = [int(Path(name).stem) % 2 for name, _ in folder.pairs["train"]]
+    assert set(odd) == {0, 1}
+    assert sorted(map(list, found)) == sorted([0 if n else 255] for n in odd)
 
 
 @pytest.mark.parametrize("converted", [False, True])

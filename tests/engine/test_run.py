@@ -19,6 +19,7 @@ from tiny_run import replace, small_config, tiny_config, write_folder
 
 from keras_aspp.config.load import dump_config
 from keras_aspp.data.folder import FolderSource
+from keras_aspp.data.sources import open_source
 from keras_aspp.engine import run as engine_run
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import _check_workdir, train
@@ -27,6 +28,7 @@ from keras_aspp.engine.train import _validation_data
 from keras_aspp.models import DeepLabV3
 from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
+from keras_aspp.workdir import Workdir, open_data
 
 
 def history(workdir):
@@ -118,6 +120,32 @@ def test_damaged_checkpoint_is_skipped(
 
 
 @pytest.mark.slow
+def test_a_run_begun_with_options_of_no_effect_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    """Earlier versions ignored those that differ from dataset.json."""
+    root = write_folder(tmp_path / "data")
+    config = replace(
+        small_config(root, total_epochs=1), data={"ignore_label": 7}
+    )
+    with pytest.raises(ValueError, match="`data.ignore_label` differs"):
+        train(config, tmp_path / "run", resume=True)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            engine_run,
+            "open_source",
+            lambda data, **_: open_source(data, False),
+        )
+        before = train(config, tmp_path / "run")
+    capsys.readouterr()
+    assert train(config, tmp_path / "run", resume=True) == before
+    note = "Note: `data.ignore_label` differs from the data set's dataset.json"
+    assert note in capsys.readouterr().out
+    assert Workdir(tmp_path / "run").source.spec.ignore_label == 255
+    source, _ = open_data(None, tmp_path / "run")
+    assert source.spec.ignore_label == 255
+
+
 def test_early_stopping(tmp_path, tiny_folder, capsys):
     config = small_config(
         tiny_folder,
