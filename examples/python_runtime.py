@@ -5,10 +5,12 @@ r"""Segments an image with an exported `.tflite`, without Keras or TensorFlow.
         saved_models/camvid_mobilenet_v2/model_int8.tflite image.jpg \
         --output labels.png
 
-What an app has to know: the file takes RGB pixels 0..255 of one size, as they
-are, and answers with the class of every pixel. `--accelerator GPU` is for
-model_gpu.tflite, which takes pixels in [-1, 1] and answers with the scores of
-cells. LiteRT logs what it finds on stderr; `2>/dev/null` hides it.
+The names and colors of the classes come from the manifest.json beside the
+file, if there is one. What an app has to know: the file takes RGB pixels
+0..255 of one size, as they are, and answers with the class of every pixel.
+`--accelerator GPU` is for model_gpu.tflite, which takes pixels in [-1, 1] and
+answers with the scores of cells. LiteRT logs what it finds on stderr;
+`2>/dev/null` hides it.
 """
 
 import argparse
@@ -105,18 +107,20 @@ def main(arguments=None):
     )
     parser.add_argument("--output", type=Path, help="labels as a palette PNG")
     flags = parser.parse_args(arguments)
-    manifest = json.loads((flags.model.parent / "manifest.json").read_text())
+    file = flags.model.parent / "manifest.json"
+    manifest = json.loads(file.read_text()) if file.exists() else {}
     if manifest.get("task") == "multilabel":
         raise SystemExit(OVERLAP.format(flags.model))
     image = ImageOps.exif_transpose(Image.open(flags.image))
     labels = segment(flags.model, image, flags.accelerator)
-    for class_id, name in enumerate(manifest["class_names"]):
+    names = dict(enumerate(manifest.get("class_names", [])))
+    for class_id in np.unique(labels).tolist():
         share = np.mean(labels == class_id)
-        if share:
-            print(f"{name:20} {share:6.1%}")
+        print(f"{names.get(class_id, f'class {class_id}'):20} {share:6.1%}")
     if flags.output:
         colored = Image.fromarray(labels)
-        colored.putpalette(np.ravel(manifest["colormap"]).tolist())
+        if "colormap" in manifest:
+            colored.putpalette(np.ravel(manifest["colormap"]).tolist())
         colored.save(flags.output)
 
 

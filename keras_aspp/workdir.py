@@ -272,9 +272,10 @@ def open_data(
     is_workdir = (model / CONFIG).is_file()
     if name is None:
         if not is_workdir:
+            missing = "" if model.exists() else ", which does not exist"
             raise InputError(
                 "--data must be given for a model that is no workdir. "
-                f"Received: --model {model}"
+                f"Received: --model {model}{missing}"
             )
         workdir = Workdir(model)
         return workdir.source, workdir.config.data

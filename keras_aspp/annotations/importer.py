@@ -187,6 +187,12 @@ class _Classes:
         if has_regions or background in kept or None in labels.values():
             kept.insert(0, background)
         new = {name: label for label, name in enumerate(dict.fromkeys(kept))}
+        if not names:
+            raise InputError(
+                "The annotations must hold regions of a class. Received: "
+                f"{num_of(len(found.images), 'image')} without a region"
+                + "".join(f"; {note}" for note in found.notes)
+            )
         if len(new) < 2:
             raise InputError(
                 "At least one class must be left beside "

@@ -18,6 +18,8 @@ from keras_aspp.utils.files import write_json
 from keras_aspp.utils.types import PathLike
 
 FORMATS: tuple[str, ...] = ("coco", "labelme")
+# Labelme's name for regions that do not count; the importer knows it, too.
+IGNORED = "__ignore__"
 # Tools become slow with thousands of specks.
 MIN_AREA_PX = 16
 
@@ -26,7 +28,7 @@ class Component(NamedTuple):
     """Connected region of one class.
 
     Attributes:
-        class_id: int.
+        class_id: int, or the ignore label.
         mask: bool `[h, w]`, the region within its box.
         origin: `(x, y)` of the box.
     """
@@ -52,6 +54,9 @@ def components(
 ) -> Iterator[Component]:
     """Yields the connected regions of the classes, background aside.
 
+    Ignored pixels, such as unsure ones, are regions too, as whatever no region
+    covers is background. Masks that overlap cannot say so.
+
     Args:
         labels: int `[H, W]`, or `[H, W, K]` of a multilabel task, whose
             regions overlap where classes do.
@@ -62,7 +67,7 @@ def components(
         # The ignore label is a value of masks, no class id.
         shown = ((i, labels[..., i] == 1) for i in range(spec.num_classes))
     else:
-        left_out = {*unpainted_classes(spec), spec.ignore_label}
+        left_out = unpainted_classes(spec)
         present = (i for i in np.unique(labels).tolist() if i not in left_out)
         shown = ((i, labels == i) for i in present)
     for class_id, pixels in shown:
@@ -123,7 +128,11 @@ class COCOWriter:
 
     def write(self, path: PathLike) -> None:
         """Writes the file."""
-        left_out = unpainted_classes(self.spec)
+        names = dict(enumerate(self.spec.class_names))
+        for class_id in unpainted_classes(self.spec):
+            names.pop(class_id, None)
+        used = {one["category_id"] for one in self.annotations}
+        names |= dict.fromkeys(used - names.keys(), IGNORED)
         write_json(
             path,
             {
@@ -131,8 +140,7 @@ class COCOWriter:
                 "annotations": self.annotations,
                 "categories": [
                     {"id": class_id, "name": name}
-                    for class_id, name in enumerate(self.spec.class_names)
-                    if class_id not in left_out
+                    for class_id, name in names.items()
                 ],
             },
         )
@@ -156,11 +164,11 @@ def write_labelme(
         spec: `DatasetSpec`.
         min_area: pixels; smaller regions are left out.
     """
-    shapes = []
+    shapes, names = [], dict(enumerate(spec.class_names))
     for part in components(labels, spec, min_area):
         outlines = part.outlines()
         shape = {
-            "label": spec.class_names[part.class_id],
+            "label": names.get(part.class_id, IGNORED),
             "shape_type": "polygon",
             "group_id": None,
             "flags": {},

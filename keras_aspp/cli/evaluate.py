@@ -131,7 +131,8 @@ def _parser():
     parser.add_argument(
         "--objects",
         action="store_true",
-        help="recall by the size of objects, the connected regions of a label",
+        help="recall by the size of objects, the connected regions of a label "
+        "other than the background",
     )
     parser.add_argument(
         "--figures",

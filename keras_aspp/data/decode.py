@@ -874,7 +874,12 @@ def _shown(color):
 
 
 def _instead(source, error):
-    """Raises for an unsupported format, with the way to convert it."""
+    """Returns what to give instead, or nothing."""
+    if isinstance(source, (str, os.PathLike)):
+        if os.path.isdir(source):
+            return "; give its files, FOLDER/*.jpg"
+        if "*" in os.fspath(source) and not os.path.exists(source):
+            return "; no file fits this pattern"
     if not isinstance(error, Image.UnidentifiedImageError):
         return ""
     try:

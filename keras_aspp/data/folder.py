@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ class FolderSource:
                 f"No images ({_suffixes()}) with masks under images/ and "
                 f"masks/. Received: root={str(root)!r}"
                 + "".join(f"; {m}" for m in first)
+                + self._multilabel_hint(spec)
             )
         self.spec: DatasetSpec = spec or self._guess_spec()
 
@@ -185,6 +187,20 @@ class FolderSource:
         if spec is not None and spec.is_multilabel and not names["images"]:
             return []
         return sorted(names["images"] | names["masks"])
+
+    def _multilabel_hint(self, spec):
+        """Returns advice for folders of masks beside loose images."""
+        images, masks = (
+            {path.name for path in _listed(self.root / part) if path.is_dir()}
+            for part in ("images", "masks")
+        )
+        if images or not masks or (spec is not None and spec.is_multilabel):
+            return ""
+        content = {"class_names": sorted(masks), "task": "multilabel"}
+        return (
+            f". If masks/{min(masks)} holds the masks of a class that may "
+            f"overlap others, write dataset.json: {json.dumps(content)}"
+        )
 
     def _find(self, split, spec):
         messages = self.unpaired.setdefault(split, [])

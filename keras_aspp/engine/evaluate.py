@@ -33,7 +33,7 @@ from keras_aspp.plots.evaluation import (
     reliability_figure,
 )
 from keras_aspp.plots.figure import save
-from keras_aspp.plots.labels import caption, draw_sheet
+from keras_aspp.plots.labels import caption, draw_sheet, unpainted_classes
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import make_folder, write_text
 from keras_aspp.utils.types import PathLike
@@ -66,7 +66,7 @@ def evaluate(
         boundaries: bool. Boundary IoU, and IoU in bands around outlines.
         calibration: bool. Confidence against accuracy; needs scores.
         objects: bool. Recall by the size of objects, which are the connected
-            regions of a label.
+            regions of a label other than the background.
         figures: folder for the confusion matrix, the worst images and, with
             `calibration`, the confidences; created if needed. `None` draws
             nothing.
@@ -129,7 +129,7 @@ def evaluate(
             for rim in rims:
                 rim.update(one, guess)
             if objects:
-                recall.update(guess, *regions(one, *counted[::-1]))
+                recall.update(guess, *_objects(one, spec))
             worst_images.update(int(number), image, one, guess)
         done = min(done + len(images), total)
         if progress:
@@ -152,6 +152,13 @@ def evaluate(
         _draw(Path(figures), *parts, thresholds)
         _draw_worst(Path(figures), worst_images, found, source)
     return found
+
+
+def _objects(labels, spec):
+    """Returns the `regions` of a label map, those of the background aside."""
+    background = np.isin(labels, unpainted_classes(spec))
+    labels = np.where(background, spec.ignore_label, labels)
+    return regions(labels, spec.ignore_label, spec.num_classes)
 
 
 def _of_outlines(rim, bands):

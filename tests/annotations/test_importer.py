@@ -1201,7 +1201,7 @@ def test_sources_without_a_class_say_why(tmp_path):
     content = json.loads(path.read_text())
     write_json(path, content | {"shapes": content["shapes"][2:]})
     message = refused(tmp_path / "source", tmp_path)
-    assert "At least one class must be left beside 'background'" in message
+    assert "must hold regions of a class. Received: 1 image without" in message
     assert "1 shapes of type 'point' were left out" in message
     coco(tmp_path / "coco")
     message = refused(

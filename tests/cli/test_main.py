@@ -335,7 +335,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
             ],
             "multiples of 32",
         ),
-        (["evaluate", "--model", "nothing"], "--data must be given"),
+        (["evaluate", "--model", "nothing"], "nothing, which does not exist"),
         (["export", "--model", "x", "--output", "y"], "must be a workdir"),
         (["predict", "--model", "x", "--output", "y", "z"], "does not exist"),
     ],

@@ -309,6 +309,10 @@ def test_no_picture_at_all(tmp_path, data):
 def test_file_that_does_not_exist(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.png \(No such file"):
         decode.read_image(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"such file.*; no file fits this"):
+        decode.read_image(tmp_path / "*.jpg")
+    with pytest.raises(ValueError, match=r"; give its files, FOLDER/\*.jpg"):
+        decode.read_image(tmp_path)
 
 
 @given(st.data())

@@ -116,6 +116,21 @@ def test_folder_without_a_pair_says_why(tmp_path):
         FolderSource(tmp_path)
 
 
+def test_folders_of_masks_beside_loose_images_may_be_classes(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    for name in ("roof", "ball"):
+        (tmp_path / "masks" / name).mkdir(parents=True)
+    content = '{"class_names": ["ball", "roof"], "task": "multilabel"}'
+    with pytest.raises(ValueError, match="overlap others.*") as caught:
+        FolderSource(tmp_path)
+    assert str(caught.value).endswith(f"write dataset.json: {content}")
+    for name in ("roof", "ball"):
+        mask = tmp_path / "masks" / name / "a.png"
+        Image.new("L", (16, 16)).save(mask)
+    (tmp_path / "dataset.json").write_text(content)
+    assert FolderSource(tmp_path).spec.is_multilabel
+
+
 def test_hidden_files_and_folders_do_not_count(good):
     (good / "images" / ".cache").mkdir()
     (good / "images" / "train" / ".DS_Store").write_text("x")

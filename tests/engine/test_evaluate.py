@@ -1,6 +1,7 @@
 """evaluate: one pass, every number from it, and its figures."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -48,6 +49,24 @@ def test_numbers_of_a_known_predictor(source):
     # Boxes and bars, 30x30 and 12 rows, are missed; the ground is found.
     assert found["recall_by_size_px"]["16-32"] == 0
     assert found["recall_by_size_px"]["0-16"] is None
+
+
+def test_the_background_is_no_object(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part / "val").mkdir(parents=True)
+    mask = np.zeros((200, 200), "uint8")
+    mask[20:30, 20:30] = mask[80:130, 80:130] = 1
+    Image.fromarray(mask).save(tmp_path / "masks/val/a.png")
+    Image.new("RGB", (200, 200)).save(tmp_path / "images/val/a.png")
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"class_names": ["background", "box", "bar"]})
+    )
+    source = FolderSource(tmp_path, train_split="val", validation_split=None)
+    found = evaluate(Guesser(), source, "val", objects=True)
+    assert found["recall_by_size_px"] == {
+        **{"0-16": 0, "16-32": None, "32-96": 0},
+        "96 and more": None,
+    }
 
 
 class Thresholded(Guesser):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,10 @@ def test_python_runtime_needs_no_keras_and_answers_like_predictor(
     assert sum(float(s.rstrip("%")) for s in shares) == pytest.approx(
         100, abs=1
     )
+    shutil.copy(model, tmp_path / "alone.tflite")
+    done = run_alone("python_runtime.py", tmp_path / "alone.tflite", picture)
+    kinds = [line.rsplit(maxsplit=1)[0] for line in done.stdout.splitlines()]
+    assert kinds == [f"class {i}" for i in np.unique(expected)]
 
 
 def test_python_runtime_refuses_masks_that_overlap(picture, tmp_path):
