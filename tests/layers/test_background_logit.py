@@ -25,7 +25,7 @@ def test_losses_learn_the_probability_whatever_the_threshold():
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, "a", None, True])
 def test_a_threshold_is_a_probability(threshold):
-    with pytest.raises(ValueError, match="must be a probability in"):
+    with pytest.raises(ValueError, match=r"`threshold` must be in \(0, 1\)"):
         BackgroundLogit(threshold)
 
 
