@@ -105,8 +105,7 @@ def gridding(
     sizes = kernel_size
     if isinstance(kernel_size, int):
         sizes = (kernel_size,) * len(rates)
-    for size in sizes:
-        check_odd(size)
+    sizes = tuple(map(check_odd, sizes))
     by_axis = _by_axis(rates)
     axes = tuple(_paths(axis, sizes) for axis in by_axis)
     better = [

@@ -290,8 +290,10 @@ def _joined(axes, cells):
     strips = [axis for axis, size in axes if size != cells]
     if not strips:
         return axis
-    # What holds on this map: each cell of it sees what the single one does.
-    whole = -(-cells // axis.stride.denominator) * axis.stride.denominator
+    # Each cell of the map sees what the single one does. Its pattern repeats
+    # after twice the map, so that cells of padding see their own pixels only.
+    period = axis.stride.denominator
+    whole = -(-2 * cells // period) * period
     low, high = axis.pixels(np.arange(whole))
     low[:cells] = np.minimum(low[:cells], min(a.low[0] for a in strips))
     high[:cells] = np.maximum(high[:cells], max(a.high[0] for a in strips))

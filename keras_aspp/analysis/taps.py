@@ -77,9 +77,8 @@ def valid_taps(
     """
     rate = check_atrous_rate("rate", rate)
     size = (size, size) if isinstance(size, int) else tuple(size)
-    for cells in size:
-        check_int("size", cells)
-    check_odd(kernel_size)
+    size = [check_int("size", cells) for cells in size]
+    kernel_size = check_odd(kernel_size)
     if pads is None:
         pads = same_pads(rate, kernel_size)
     rows, columns = map(

@@ -22,6 +22,7 @@ from keras_aspp.backbones.probes import growth, leaves_cells_alone
 from keras_aspp.layers import rewritable
 from keras_aspp.layers.batch_norm import BatchNormalization
 from keras_aspp.layers.dilated_reparam import DilatedReparamBlock
+from keras_aspp.layers.resize import BilinearResize
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
     graph_of,
@@ -196,8 +197,12 @@ class Walk:
         self._absorbed = set()  # paths of those that a convolution took over
         self._uses = {}  # path of a model -> how often tensors, layers are used
         inputs = [
-            # A vector as second input has no position.
-            Grid(1, size=((i, 0), (i, 0)), is_pooled=not _is_map(tensor))
+            # A vector or a cell as second input has no position.
+            Grid(
+                1,
+                size=((i, 0), (i, 0)),
+                is_pooled=len(tensor.shape) < 3 or _is_cell(tensor),
+            )
             for i, tensor in enumerate(graph_of(model).inputs)
         ]
         self._walk(model, inputs, "")
@@ -258,13 +263,15 @@ class Walk:
         """Returns the common grid of joined maps."""
         maps = list(zip(node.input_tensors, grids, strict=True))
         self._check_join(path, maps)
-        if any(_is_map(tensor) for tensor, _ in maps):
+        # A resize to the size of a map broadcasts nothing.
+        resizes = isinstance(node.operation, BilinearResize)
+        if not resizes and any(_is_map(tensor) for tensor, _ in maps):
             self.gates |= {
                 grid.reduced_by
                 for tensor, grid in maps
                 if _is_cell(tensor) and grid.reduced_by and not grid.is_pooled
             }
-            maps = [(t, grid) for t, grid in maps if not _is_cell(t)]
+            maps = [(t, grid) for t, grid in maps if _is_map(t)]
         # A tensor pooled to one cell keeps the stride of what it was.
         placed = [g for _, g in maps if not g.is_pooled] or grids
         stride = max(g.stride for g in placed)
@@ -286,6 +293,9 @@ class Walk:
 
     def _check_join(self, path, maps):
         """Raises `ValueError` if a dense map meets one of another size."""
+        if any(_is_map(tensor) for tensor, _ in maps):
+            # Vectors and tokens have no cells.
+            maps = [(t, grid) for t, grid in maps if len(t.shape) == 4]
         placed = [g for _, g in maps if not g.is_pooled]
         if all(grid.rate == 1 for grid in placed):
             return
@@ -382,7 +392,7 @@ class Walk:
             self._change(layer, path, change)
             return grid
         config = {**layer.get_config(), **change}
-        window = _Window.of(path, config, node.output_tensors[0].shape[1:3])
+        window = _Window.of(path, config, node.input_tensors[0].shape[1:3])
         stride, traded = window.stride, 1
         if stride * grid.stride > self.output_stride:
             traded = stride
@@ -535,10 +545,17 @@ class _Window:
 
     @classmethod
     def of(cls, path, config, size):
-        strides = pair(config["strides"])
-        # Of a single row or column the stride does not matter.
-        used = [s for s, n in zip(strides, size, strict=True) if n != 1]
-        used = used or strides
+        strides, reach = pair(config["strides"]), _reach(config)
+        same, pads = config["padding"] == "same", config.get("pads")
+        more = [sum(one) for one in pads] if pads else (0, 0)
+        # An axis on which the window has one position needs no stride.
+        used = [
+            stride
+            for stride, n, added, lost in zip(
+                strides, size, more, reach, strict=True
+            )
+            if n is None or (n if same else n + added - lost) != 1
+        ] or strides
         if len(set(used)) > 1:
             raise InputError(
                 f"Layer `{path}` has unequal strides. "
@@ -551,18 +568,16 @@ class _Window:
             )
         dilation = pair(config.get("dilation_rate", 1))
         original = {
-            "strides": list(strides),
+            "strides": [used[0]] * 2,
             "dilation_rate": list(dilation),
             "padding": config["padding"],
         }
-        pads = config.get("pads")
         if pads:
             original["pads"] = [list(p) for p in pads]
-        same = config["padding"] == "same"
         return cls(
             used[0],
             dilation,
-            _reach(config),
+            reach,
             None if same else pads or ((0, 0), (0, 0)),
             original,
         )

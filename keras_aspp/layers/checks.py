@@ -9,14 +9,15 @@ from keras_aspp.utils.numeric import check_int, check_number
 from keras_aspp.utils.types import BatchNorm, ImagePoolingMode, Rate
 
 
-def check_odd(kernel_size: int) -> None:
-    """Raises `ValueError` unless `kernel_size` is an odd int > 0."""
-    check_int("kernel_size", kernel_size)
+def check_odd(kernel_size: int) -> int:
+    """Returns `kernel_size`, or raises `ValueError` if it is no odd int > 0."""
+    kernel_size = check_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(
             "`kernel_size` must be odd, so that there is a center tap. "
             f"Received: kernel_size={kernel_size}"
         )
+    return kernel_size
 
 
 MAX_RATE = 4096  # in feature cells

@@ -93,8 +93,7 @@ class AtrousConv2D(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.filters = check_int("filters", filters)
-        check_odd(kernel_size)
-        self.kernel_size = kernel_size
+        self.kernel_size = check_odd(kernel_size)
         self.atrous_rate = check_atrous_rate("atrous_rate", atrous_rate)
         self.separable = bool(separable)
         self.activation = keras.activations.get(activation)
@@ -103,7 +102,7 @@ class AtrousConv2D(keras.layers.Layer):
         self.batch_norm_epsilon = batch_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         spatial = {
-            "kernel_size": kernel_size,
+            "kernel_size": self.kernel_size,
             "dilation_rate": self.atrous_rate,
             "padding": "same",
             "use_bias": not batch_norm,

@@ -103,7 +103,7 @@ class DAPPM(ContextLayer):
             **kwargs,
         )
         if branch_filters is not None:
-            check_int("branch_filters", branch_filters)
+            branch_filters = check_int("branch_filters", branch_filters)
         self.branch_filters = branch_filters
         self.pool_strides = _check_strides(pool_strides)
         self.parallel = bool(parallel)

@@ -235,7 +235,7 @@ def _check_branch(i, branch):
     kernel = branch.get("kernel")
     if isinstance(kernel, (list, tuple)) and len(set(kernel)) == 1:
         kernel = kernel[0]
-    check_odd(kernel)
+    kernel = check_odd(kernel)
     checked = {"op": op, "kernel": kernel, "input": source}
     if kernel > 1:
         name = f"rate of branches[{i}]"

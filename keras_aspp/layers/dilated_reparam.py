@@ -101,9 +101,8 @@ class DilatedReparamBlock(RemembersOriginal, keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(original=original, **kwargs)
-        check_odd(kernel_size)
-        self.kernel_size = kernel_size
-        self.branches = _check_branches(branches, kernel_size)
+        self.kernel_size = check_odd(kernel_size)
+        self.branches = _check_branches(branches, self.kernel_size)
         self.atrous_rate = check_atrous_rate("atrous_rate", atrous_rate)
         self.merged = bool(merged)
         self.batch_norm = check_batch_norm(batch_norm)

@@ -1,7 +1,7 @@
 """DeepLabV3+: DeepLabV3 with a decoder that restores object boundaries."""
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -13,6 +13,7 @@ from keras_aspp.models.head import HeadBuilder
 from keras_aspp.models.segmenter import Segmenter
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.numeric import as_int
 from keras_aspp.utils.types import ImagePoolingMode, PathLike, Rate
 
 # Decoder stride -> low-level features from coarse to fine: key, stride, and
@@ -104,8 +105,12 @@ class DeepLabV3Plus(HasContext, Segmenter):
         context: ContextName | keras.layers.Layer | dict[str, Any] = "aspp",
         decoder: Literal["paper", "light"] = "paper",
     ) -> None:
-        if isinstance(decoder_kernel_sizes, list):
-            decoder_kernel_sizes = tuple(decoder_kernel_sizes)
+        if not isinstance(decoder_kernel_sizes, (str, dict)) and isinstance(
+            decoder_kernel_sizes, Iterable
+        ):
+            decoder_kernel_sizes = tuple(
+                as_int(size) or size for size in decoder_kernel_sizes
+            )
         _check_decoder(decoder, decoder_stride, decoder_kernel_sizes)
         super().__init__(
             num_classes,

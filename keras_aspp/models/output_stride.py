@@ -50,7 +50,7 @@ def with_output_stride(segmenter: Segmenter, output_stride: int) -> Segmenter:
             "`segmenter` must be one of `keras_aspp.models`. "
             f"Received: segmenter of type {type(segmenter).__name__}"
         )
-    check_int("output_stride", output_stride)
+    output_stride = check_int("output_stride", output_stride)
     head = types.SimpleNamespace(**segmenter.arguments())
     return copy_with(
         segmenter,

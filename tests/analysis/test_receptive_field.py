@@ -294,6 +294,17 @@ def test_strips_by_force(name, upsampled):
     assert_as_by_force(positive(keras.Model(inputs, wider)), (19, 26))
 
 
+def test_a_window_behind_a_strip_adds_its_own_pixels():
+    inputs = keras.Input((16, 24, 3))
+    x = L.Conv2D(2, 3, padding="same")(inputs)
+    x = L.Add()([x, L.AveragePooling2D((1, 24))(x)])
+    field = receptive_fields(
+        keras.Model(inputs, L.Conv2D(2, 3, padding="same")(x)), (16, 24)
+    )[-1]
+    # The strip has 24 columns, and its convolution two more; then two more.
+    assert as_text(field) == "5x28"
+
+
 def test_unknown_layers_are_marked():
     class Own(L.Layer):
         def call(self, inputs):

@@ -201,3 +201,73 @@ def test_the_last_map_of_a_small_image_is_no_gate():
     dense = npy(with_output_stride(model, 4)(x))
     assert dense.shape[1:3] == (4, 4)
     assert dense[:, 3:, 3:] == pytest.approx(npy(model(x)), abs=1e-5)
+
+
+def test_a_small_map_that_is_resized_to_another_keeps_its_stride():
+    inputs = x = keras.Input((32, 32, 3))
+    maps = []
+    for _ in range(5):
+        x = conv(strides=2)(x)
+        maps.append(x)
+    up = BilinearResize(scale=2)(maps[-1], reference=maps[-2])
+    model = keras.Model(inputs, L.Add()([up, maps[-2]]))
+    assert list(stage_ends(model))[-1] == "stride_32"
+
+
+def test_a_window_of_unequal_strides_on_several_rows_is_refused():
+    """Networks that read text end in one row; it was made of three."""
+    inputs = x = keras.Input((8, 32, 3))
+    for _ in range(2):
+        x = L.MaxPooling2D()(conv()(x))
+    x = conv(strides=(2, 1), name="uneven")(x)
+    with pytest.raises(ValueError, match="`uneven` has unequal strides"):
+        with_output_stride(keras.Model(inputs, conv()(x)), 2)
+
+
+@pytest.mark.parametrize(
+    "pool, size",
+    [
+        (L.MaxPooling2D((1, 2)), (4, 32)),
+        (L.MaxPooling2D((2, 1)), (32, 4)),
+        (L.MaxPooling2D((2, 2), strides=(1, 2)), (8, 32)),
+    ],
+)
+def test_strides_of_one_row_or_column(pool, size):
+    inputs = x = keras.Input((*size, 3))
+    for _ in range(2):
+        x = conv(strides=2)(x)
+    pool = type(pool).from_config(pool.get_config())
+    model = randomize(keras.Model(inputs, conv()(pool(x))))
+    dense = with_output_stride(model, 2)
+    x = sample((2, *size, 3))
+    back = with_output_stride(dense, 8)
+    assert npy(back(x)) == pytest.approx(npy(model(x)), abs=1e-5)
+
+
+@pytest.mark.parametrize("join", [L.Add, L.Concatenate])
+def test_a_map_without_channels_as_second_input(join):
+    images, depths = keras.Input((*SIZE, 3)), keras.Input(SIZE)
+    depth = conv(strides=2)(L.Reshape((*SIZE, 1))(depths))
+    x = join()([conv(strides=2)(images), depth])
+    model = randomize(keras.Model([images, depths], conv()(conv(strides=2)(x))))
+    given = [sample((2, *SIZE, 3)), sample((2, *SIZE))]
+    dense = with_output_stride(model, 1)
+    assert_dense(dense(given), model(given), 4, 1e-5)
+
+
+def test_a_vector_that_was_not_pooled_is_no_map():
+    class Shift(L.Layer):
+        def call(self, x, vector):
+            return x + vector[:, None, None]
+
+        def compute_output_shape(self, x_shape, vector_shape):
+            return x_shape
+
+    inputs = keras.Input((*SIZE, 3))
+    x = conv(strides=2)(inputs)
+    vector = L.Dense(4)(L.Flatten()(x))
+    x = conv(strides=2)(Shift()(x, vector))
+    model = randomize(keras.Model(inputs, conv()(Shift()(x, vector))))
+    given = sample((2, *SIZE, 3))
+    dense = with_output_stride(model, 2)
+    assert_dense(dense(given), model(given), 2, 1e-5)

@@ -92,7 +92,7 @@ def test_cross_entropy_is_that_of_the_sigmoid(model):
     "arguments, message",
     [
         ({"task": "binar"}, "`task` must be"),
-        ({"threshold": 1.0}, "must be a probability"),
+        ({"threshold": 1.0}, r"must be in \(0, 1\)"),
         ({"task": "semantic", "threshold": 0.4}, "needs task='binary'"),
     ],
 )

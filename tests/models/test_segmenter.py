@@ -1,6 +1,7 @@
 """Subclasses of Segmenter: those of a user, and from earlier versions."""
 
 import inspect
+import json
 import re
 
 import keras
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers import npy, sample
 
+from keras_aspp.layers import AtrousConv2D
 from keras_aspp.models import LRASPP, DeepLabV3, DeepLabV3Plus, Segmenter
 from keras_aspp.models.features import pick
 from keras_aspp.utils.exceptions import InputError
@@ -123,6 +125,15 @@ def test_sizes_of_arrays_and_tensors_become_ints(toy_backbone):
         assert config["input_shape"] == (64, 48, 3)
         assert all(type(n) is int for n in config["input_shape"])
         assert type(config["output_stride"]) is int
+
+
+def test_kernel_sizes_of_arrays_become_ints(toy_backbone):
+    for sizes in (np.array([3, 1]), range(3, 0, -2), [np.int64(3), 1]):
+        model = DeepLabV3Plus(3, toy_backbone(), decoder_kernel_sizes=sizes)
+        assert model.get_config()["decoder_kernel_sizes"] == (3, 1)
+        json.dumps(model.get_config()["decoder_kernel_sizes"])
+    layer = AtrousConv2D(2, kernel_size=np.int64(3), atrous_rate=2)
+    assert type(layer.get_config()["kernel_size"]) is int
 
 
 @pytest.mark.parametrize("value", [None, 3, (), "33"])
