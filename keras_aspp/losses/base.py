@@ -256,11 +256,11 @@ def label_maps(y_true: Tensor, logits: Tensor) -> Tensor:
             "`keras.ops.argmax(labels, -1)`. Received: "
             f"shapes {shapes[0]} and {shapes[1]}"
         )
-    check_same_pixels(*shapes)
+    _check_same_pixels(*shapes)
     return labels
 
 
-def check_same_pixels(labels: Shape, logits: Shape) -> None:
+def _check_same_pixels(labels: Shape, logits: Shape) -> None:
     """Raises `ValueError` for shapes that differ in batch, height or width.
 
     Sizes of `None` are not known here. The sum of a loss would broadcast sizes

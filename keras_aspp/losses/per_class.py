@@ -12,11 +12,7 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights
-from keras_aspp.losses.base import (
-    WholeLoss,
-    check_class_weights,
-    check_same_pixels,
-)
+from keras_aspp.losses.base import WholeLoss, check_class_weights
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.types import Tensor
 
@@ -81,7 +77,6 @@ class PerClass(WholeLoss):
                 "Labels and logits of classes that may overlap must both be "
                 f"(B, H, W, K). Received: shapes {shapes[0]} and {shapes[1]}"
             )
-        check_same_pixels(*shapes)
         if sample_weight is not None:
             # Keras' own losses of (B, H, W) do not accept weights of images,
             # (B,).
