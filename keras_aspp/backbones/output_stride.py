@@ -104,8 +104,10 @@ def _check_image_model(model):
 def _walk(model, output_stride=_UNLIMITED):
     """Returns a `Walk` in which joined maps have equal origins."""
     anchored = frozenset()
-    gates = Walk(model, _UNLIMITED).gates
-    walk = Walk(model, output_stride, anchored, gates)
+    walk = Walk(model, _UNLIMITED)
+    gates = walk.gates
+    if gates or output_stride != _UNLIMITED:
+        walk = Walk(model, output_stride, anchored, gates)
     while walk.conflicts - anchored:
         anchored |= walk.conflicts
         walk = Walk(model, output_stride, anchored, gates)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
-import numbers
 import os
 import warnings
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from keras_aspp.backbones.rebuild import (
     rebuild,
 )
 from keras_aspp.backbones.state_dict import read_state_dict
+from keras_aspp.layers.checks import check_input_shape
 from keras_aspp.layers.initializers import correct_depthwise_kernels
 from keras_aspp.preprocess import (
     KERAS_CAFFE,
@@ -162,7 +162,7 @@ def create_backbone(
         FileNotFoundError: the weights file does not exist.
     """
     family, multiplier = parse_name(name)
-    height, width, channels = _check_input_shape(input_shape)
+    height, width, channels = check_input_shape(input_shape)
     check_configuration(batch_norm_epsilon, batch_norm_momentum, dtype)
     if weights is not None and channels != 3:
         rgb = create_backbone(
@@ -229,31 +229,6 @@ def create_backbone(
     model = with_output_stride(model, output_stride)
     model.preprocess = preprocess if channels == 3 else KERAS_TF
     return model
-
-
-def _check_input_shape(input_shape):
-    """Returns `input_shape`, or raises `ValueError`."""
-    shape = tuple(input_shape) if np.iterable(input_shape) else ()
-    if (
-        len(shape) != 3
-        or not all(n is None or _is_count(n) for n in shape)
-        or shape[2] is None
-    ):
-        raise InputError(
-            "`input_shape` must be (height, width, channels), ints > 0; "
-            "height and width may be None. "
-            f"Received: input_shape={input_shape!r}"
-        )
-    return shape
-
-
-def _is_count(value):
-    # NumPy's ints are numbers of pixels, too.
-    return (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and value > 0
-    )
 
 
 def _with_torchvision(model, name, weights):

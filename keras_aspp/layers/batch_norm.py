@@ -13,9 +13,7 @@ import keras
 from keras import ops
 
 from keras_aspp.layers import lowering
-from keras_aspp.layers.checks import (
-    check_batch_norm_numbers,
-)
+from keras_aspp.layers.checks import check_batch_norm_numbers
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import (

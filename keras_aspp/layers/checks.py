@@ -101,6 +101,26 @@ def check_batch_norm_numbers(momentum: float, epsilon: float) -> None:
     check_number("batch_norm_epsilon", epsilon, "[0, inf)")
 
 
+def check_input_shape(
+    input_shape: Sequence[int | None],
+) -> tuple[int | None, int | None, int]:
+    """Returns `(height, width, channels)`, or raises `ValueError`."""
+    try:
+        found = tuple(
+            size if size is None else check_int("input_shape", size)
+            for size in input_shape
+        )
+    except (TypeError, InputError):
+        found = ()
+    if len(found) != 3 or found[2] is None:
+        raise InputError(
+            "`input_shape` must be (height, width, channels), ints > 0; a "
+            "height or width of None leaves it open. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    return found
+
+
 def check_channels_last(data_format: str) -> None:
     """Raises `ValueError` for a layer of Keras that is channels first."""
     if data_format != "channels_last":

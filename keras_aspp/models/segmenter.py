@@ -26,6 +26,7 @@ from keras_aspp.layers.checks import (
     check_atrous_rates,
     check_batch_norm_numbers,
     check_channels_last,
+    check_input_shape,
 )
 from keras_aspp.layers.class_thresholds import (
     ClassThresholds,
@@ -715,7 +716,8 @@ def _check_arguments(config):
             f"`batch_norm` must be one of {tuple(BATCH_NORM)}. "
             f"Received: batch_norm={config['batch_norm']!r}"
         )
-    input_shape = config["input_shape"] = _checked_shape(config["input_shape"])
+    input_shape = check_input_shape(config["input_shape"])
+    config["input_shape"] = input_shape
     sizes = [n for n in input_shape[:2] if n is not None]
     if min(sizes, default=output_stride) < output_stride:
         raise InputError(
@@ -733,24 +735,6 @@ def _trained_output_stride(config, saved):
     if saved is not None:
         return saved.trained_output_stride
     return config["output_stride"]
-
-
-def _checked_shape(input_shape):
-    """Returns `(height, width, channels)`, or raises `ValueError`."""
-    try:
-        found = tuple(
-            size if size is None else check_int("input_shape", size)
-            for size in input_shape
-        )
-    except (TypeError, InputError):
-        found = ()
-    if len(found) != 3 or found[2] is None:
-        raise InputError(
-            "`input_shape` must be (height, width, channels), ints > 0; a "
-            "height or width of None leaves it open. "
-            f"Received: input_shape={input_shape!r}"
-        )
-    return found
 
 
 def _head_builder(backbone, config):
