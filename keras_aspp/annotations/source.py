@@ -66,7 +66,11 @@ class SourceFiles:
         self.files: list[Path] = [root] if alone else self._below(self.root)
         self.ambiguous: dict[str, list[Path]] = {}
         self._images: dict[str, list[Path]] = {}
-        for path in self._below(self._image_root):
+        if alone or self._image_root != self.root:
+            candidates = self._below(self._image_root)
+        else:
+            candidates = self.files
+        for path in candidates:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 self._images.setdefault(path.name, []).append(path)
         # Named by folders of images.

@@ -41,9 +41,8 @@ def convert_folder(
     Upright JPEG and PNG images are stored as they are in their files, others
     as PNG, upright: whoever reads the records need know no EXIF. Masks become
     classes, label map and colormap applied, and ignore pixels without data;
-    for a multilabel task, each record
-    has a sequence of one PNG for each class. Both are read once, so that
-    records hold no fault.
+    for a multilabel task, each record has a sequence of one PNG for each class.
+    Both are read once, so that records hold no fault.
     TFDS puts the examples of a split in the order of their hashed names and
     spreads them over shards of 64 MB or more.
 
