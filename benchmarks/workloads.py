@@ -180,6 +180,20 @@ def phone(config, kind):
     return _tflite(content, 384, 2)
 
 
+def labels_in_litert(make, size_px):
+    """Twenty images by the float file of a segmenter, in one thread."""
+    from keras_aspp.export import tflite
+    from keras_aspp.models import fold_batch_norm
+
+    (content,) = tflite.convert(
+        fold_batch_norm(make()),
+        (size_px, size_px),
+        ["tflite_float32"],
+        coarse_labels=True,
+    ).values()
+    return _tflite(content, size_px, 1)
+
+
 def _tflite(content, size_px, threads):
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
@@ -384,11 +398,18 @@ def segmenter(backbone="resnet50", output_stride=32, classes=21, **arguments):
     )
 
 
-def deeplab_v3(dtype="float32"):
-    """Our DeepLabV3 on ResNet-50 at output stride 16."""
+def deeplab_v3(backbone="resnet50", atrous_rates="auto", dtype="float32"):
+    """Our DeepLabV3 at output stride 16."""
     from keras_aspp.models import DeepLabV3
 
-    return DeepLabV3(21, "resnet50", 16, backbone_weights=None, dtype=dtype)
+    return DeepLabV3(
+        21,
+        backbone,
+        16,
+        atrous_rates=atrous_rates,
+        backbone_weights=None,
+        dtype=dtype,
+    )
 
 
 def as_keras_hub(
@@ -648,7 +669,9 @@ def _parts_and_peers():
                 "train step, DeepLabV3 ResNet-50, stride 16, 321x321, "
                 f"batch 2, {dtype}",
                 {
-                    "ours": part(train_step, part(deeplab_v3, dtype), 321),
+                    "ours": part(
+                        train_step, part(deeplab_v3, dtype=dtype), 321
+                    ),
                     "PyTorch": part(
                         torch_train_step, 321, bfloat16=dtype == _BF16
                     ),
@@ -924,6 +947,24 @@ def _live_taps():
             (Target("live taps", "all taps", 1.0),),
         ),
     )
+    for backbone, called, rates in (
+        ("mobilenet_v2", "MobileNetV2", (6, 12, 18)),
+        ("mobilenet_v3_large", "MobileNetV3-Large", (12, 24, 36)),
+    ):
+        make = part(deeplab_v3, backbone, rates)
+        yield (
+            f"live_taps_tflite_{backbone}",
+            Comparison(
+                f"DeepLabV3 {called}, stride 16, rates "
+                f"{' '.join(map(str, rates))}, 513x513, float32 in LiteRT, "
+                "1 thread, 20 images",
+                {
+                    "live taps": part(labels_in_litert, make, 513),
+                    "all taps": part(labels_in_litert, _all_taps(make), 513),
+                },
+                (Target("live taps", "all taps", 0.9),),
+            ),
+        )
     for name, what, make, share, smoke in (
         (
             "form_live_taps",

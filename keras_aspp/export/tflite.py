@@ -39,6 +39,10 @@ from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.native_log import filtered_stderr
 from keras_aspp.utils.types import Size
 
+# They take live taps: LiteRT multiplies the padding of a dilated convolution.
+# Sums of taps that are rounded to 8 bits would lose accuracy.
+_FLOAT_ON_CPU = ("tflite_float32", "tflite_float16", "tflite_logits")
+
 
 def convert(
     model,
@@ -101,11 +105,12 @@ def convert(
             if name in QUANTIZED:
                 # With a uint8 signature the input tensor would stay float.
                 input_type = tf.float32
-            folder = f"{input_type.name}_{size[0]}_{names[0]}"
+            live_taps = name in _FLOAT_ON_CPU
+            folder = f"{input_type.name}_{size[0]}_{names[0]}_{live_taps}"
             folder = os.path.join(work, folder)
             with phase(name), filtered_stderr(hold=True):
                 if not os.path.exists(folder):
-                    with export_form():
+                    with export_form(live_taps):
                         write_one_image(
                             model, folder, size, input_type, names, coarse
                         )

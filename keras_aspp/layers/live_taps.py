@@ -93,7 +93,9 @@ def convolve_live_taps(
     kh, kw = kernel.shape[:2]
     rows = _Axis(x.shape[1], kh, atrous_rate[0])
     columns = _Axis(x.shape[2], kw, atrous_rate[1])
-    forward = forward or functools.partial(_sum_of_taps, rows, columns)
+    forward = forward or functools.partial(
+        sum_of_taps, atrous_rate=atrous_rate, product=_product
+    )
     backward = backward or functools.partial(_gradient_of_map, rows, columns)
 
     # Automatic differentiation would pad and add a map of C channels for
@@ -113,17 +115,41 @@ def convolve_live_taps(
     return convolved(x, ops.reshape(kernel, kernel.shape))
 
 
-def _sum_of_taps(rows, columns, x, kernel):
-    """Returns the convolution, (B, H, W, F)."""
-    kh, kw, channels, filters = kernel.shape
+def sum_of_taps(
+    x: Tensor,
+    kernel: Tensor,
+    atrous_rate: Size,
+    product: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Computes the result of `convolve_live_taps`, without its gradient.
+
+    Args:
+        x: float tensor (B, H, W, C), H and W ints.
+        kernel: float tensor (kh, kw, C, F); see `convolve_live_taps`.
+        atrous_rate: `(height, width)`, ints > 0.
+        product: function of cells (B, h, w, C) and weights (C, F) that
+            computes their product (B, h, w, F).
+
+    Returns:
+        float tensor (B, H, W, F).
+    """
+    kh, kw = kernel.shape[:2]
+    rows = _Axis(x.shape[1], kh, atrous_rate[0])
+    columns = _Axis(x.shape[2], kw, atrous_rate[1])
     taps = []
     for i, j in itertools.product(range(kh), range(kw)):
-        cells = x[:, rows.reads(i), columns.reads(j)]
-        tap = ops.matmul(ops.reshape(cells, (-1, channels)), kernel[i, j])
-        tap = ops.reshape(tap, (-1, *cells.shape[1:3], filters))
         around = ((0, 0), rows.without(i), columns.without(j), (0, 0))
-        taps.append(ops.pad(ops.cast(tap, "float32"), around))
+        is_everywhere = not any(map(any, around))
+        cells = x if is_everywhere else x[:, rows.reads(i), columns.reads(j)]
+        tap = ops.cast(product(cells, kernel[i, j]), "float32")
+        taps.append(tap if is_everywhere else ops.pad(tap, around))
     return ops.cast(functools.reduce(ops.add, taps), x.dtype)
+
+
+def _product(cells, weights):
+    channels, filters = weights.shape
+    found = ops.matmul(ops.reshape(cells, (-1, channels)), weights)
+    return ops.reshape(found, (-1, *cells.shape[1:3], filters))
 
 
 def _gradient_of_map(rows, columns, x, kernel, upstream):

@@ -7,7 +7,7 @@ Only this module chooses among them; layers call it.
 | operation | graph | XLA | export (TFLite) |
 |---|---|---|---|
 | dilated convolution | `tf.nn.conv2d` | the same | the same |
-| - on a small map (CPU) | live taps | live taps | as above |
+| - on a small map (CPU) | live taps | live taps | live taps, 1x1 each |
 | depthwise convolution | `tf.nn.depthwise_conv2d` | taps (CPU) | native |
 | dilated pooling | slices | the same | the same |
 | crop | `Slice` | `StridedSlice` | `StridedSlice` |
@@ -36,7 +36,9 @@ from keras_aspp.layers.live_taps import (
     convolve_live_taps,
     crop_kernel,
     live_share,
+    sum_of_taps,
 )
+from keras_aspp.litert.names import live_taps_scope
 from keras_aspp.utils.types import Pads, Size, Tensor
 
 # With more, a sum of shifted maps compiles in minutes and runs slower than
@@ -44,18 +46,23 @@ from keras_aspp.utils.types import Pads, Size, Tensor
 _MOST_TAPS = 49
 
 # A context variable, so that an export in one thread does not change the form
-# that another thread traces.
-_exporting = contextvars.ContextVar("exporting", default=False)
+# that another thread traces: the arguments of `export_form`, `None` outside.
+_exporting = contextvars.ContextVar("exporting", default=None)
 
 
 @contextlib.contextmanager
-def export_form() -> Iterator[None]:
+def export_form(live_taps: bool = False) -> Iterator[None]:
     """Context in which traced functions use the export forms.
 
     For inference only: the gradient of a dilated depthwise convolution
     is silently wrong in this form on the CPU (TensorFlow 2.21).
+
+    Args:
+        live_taps: bool. Dilated convolutions of small maps become one 1x1
+            convolution for each tap, which LiteRT runs faster in floats on a
+            CPU.
     """
-    token = _exporting.set(True)
+    token = _exporting.set({"live_taps": live_taps})
     try:
         yield
     finally:
@@ -66,7 +73,7 @@ def form() -> Literal["graph", "xla", "export"]:
     """Returns the form to use here: `"graph"`, `"xla"` or `"export"`."""
     if keras.backend.backend() != "tensorflow":
         return "xla"
-    if _exporting.get():
+    if _exporting.get() is not None:
         return "export"
     return "xla" if _in_xla_context() else "graph"
 
@@ -98,6 +105,8 @@ def convolve(
         x, kernel, strides, padding, atrous_rate
     )
     how = _live_taps(x, kernel, strides, padding, atrous_rate)
+    if how == "all" and form() == "export":
+        return _live_taps_of_export(x, kernel, atrous_rate)
     if how == "all":
         return convolve_live_taps(x, kernel, atrous_rate)
     if how == "kernel":
@@ -524,8 +533,6 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
     dtype = keras.backend.standardize_dtype(x.dtype)
     if (
         keras.backend.backend() != "tensorflow"
-        or form() == "export"
-        or not _on_cpu()
         or dtype not in ("float32", "bfloat16")
         or padding == "valid"
         or max(strides) > 1
@@ -534,8 +541,14 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
         or kh % 2 == 0
         or kw % 2 == 0
         or x.shape[-1] != channels
-        or channels < max(filters, 256)
     ):
+        return None
+    share = live_share(x.shape[1:3], (kh, kw), atrous_rate)
+    if form() == "export":
+        # Wherever the file is written, it runs on a CPU.
+        few = _exporting.get()["live_taps"] and channels >= 128 and share <= 0.8
+        return "all" if few else None
+    if not _on_cpu() or channels < max(filters, 256):
         return None
     if dtype == "bfloat16":
         # oneDNN's gradient of a dilated kernel is slow at any rate.
@@ -551,7 +564,6 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
             most = {}
     else:
         most = {"all": 0.8}
-    share = live_share(x.shape[1:3], (kh, kw), atrous_rate)
     return next((what for what in most if share <= most[what]), None)
 
 
@@ -640,6 +652,21 @@ def _conv2d(x, kernel, atrous_rate, strides=(1, 1), padding="same"):
     return tf.nn.conv2d(
         x, kernel, strides, padding.upper(), dilations=atrous_rate
     )
+
+
+def _live_taps_of_export(x, kernel, atrous_rate):
+    """Computes a convolution by a 1x1 for each tap, LiteRT's fastest form.
+
+    Names of its tensors tell `inspect` which convolution it was.
+    """
+    import tensorflow as tf
+
+    def product(cells, weights):
+        return _conv2d(cells, weights[None, None], (1, 1))
+
+    scope = live_taps_scope(kernel.shape[:2], atrous_rate, x.shape[1:3])
+    with tf.name_scope(scope):
+        return sum_of_taps(x, kernel, atrous_rate, product)
 
 
 def _conv2d_gradient(x, kernel, upstream, atrous_rate):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_aspp.litert.graph import operator_names, unpacked
+from keras_aspp.litert.names import find_live_taps
 from keras_aspp.litert.values import operators_of
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
@@ -173,20 +174,21 @@ def _rates(operators, tensors):
             for axis in "HW"
         )
         if max(rate) > 1:
-            height, width = tensors[op.inputs[0]].shape[1:3]
-            kernel = tensors[op.inputs[1]].shape[1:3]
-            found[
-                name, tuple(kernel.tolist()), rate, int(height), int(width)
-            ] += 1
+            size = tuple(tensors[op.inputs[0]].shape[1:3].tolist())
+            kernel = tuple(tensors[op.inputs[1]].shape[1:3].tolist())
+            found[name, kernel, rate, size] += 1
+    named = find_live_taps(tensor.name.decode() for tensor in tensors)
+    for numbers, count in sorted(named.items()):
+        found["CONV_2D 1x1 of each live tap", *numbers] += count
     return [
         {
             "operator": name,
             "layers": count,
             "kernel_size": list(kernel),
             "rate": rate[0] if rate[0] == rate[1] else list(rate),
-            "map": cells,
+            "map": list(size),
         }
-        for (name, kernel, rate, *cells), count in found.items()
+        for (name, kernel, rate, size), count in found.items()
     ]
 
 

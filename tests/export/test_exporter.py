@@ -326,6 +326,54 @@ def test_dilated_convolutions_stay_whole(exported):
     assert found["ARG_MAX"] == 1
 
 
+@pytest.mark.slow
+def test_files_in_floats_for_a_cpu_multiply_no_padding(tmp_path):
+    image = keras.Input((None, None, 3))
+    cells = keras.layers.Conv2D(128, 8, 8)(image)
+    model = ka.models.DeepLabV3(
+        4,
+        keras.Model(image, {"stride_8": cells}),
+        output_stride=8,
+        atrous_rates=(4, (6, 3)),
+        aspp_filters=16,
+    )
+    size = (64, 96)
+    randomize(model)
+    in_floats = ("tflite_float32", "tflite_float16", "tflite_logits")
+    plain = ("tflite_int8", "tflite_dynamic_range", "tflite_gpu")
+    found = {}
+    files = tflite.convert(
+        fold_batch_norm(model), size, in_floats + plain, pictures()
+    )
+    for name, content in files.items():
+        path = tmp_path / f"{name}.tflite"
+        path.write_bytes(content)
+        found[name] = describe.describe_tflite(path)
+        rows = found[name]["atrous"]
+        assert all(row["map"] == [8, 12] for row in rows)
+        assert sorted(str(row["rate"]) for row in rows) == ["4", "[6, 3]"]
+        is_live = all(row["operator"].endswith("tap") for row in rows)
+        assert is_live == (name in in_floats)
+    dead = sum(
+        1 - ka.analysis.valid_taps(rate, (8, 12)).mean for rate in (4, (6, 3))
+    )
+    saved = found["tflite_dynamic_range"]["madds"]
+    saved -= found["tflite_float32"]["madds"]
+    assert saved == pytest.approx(dead * 9 * 128 * 16 * 8 * 12)
+    # Each weight is stored once.
+    weights = {name: found[name]["weights_bytes"] for name in found}
+    assert weights["tflite_float32"] == pytest.approx(
+        weights["tflite_gpu"], rel=0.02
+    )
+    model.save(tmp_path / "model.keras")
+    (image,) = pictures(1)
+    labels, expected = (
+        ka.Predictor(tmp_path / name).predict(image)
+        for name in ("tflite_float32.tflite", "model.keras")
+    )
+    assert (labels == expected).mean() > 0.999
+
+
 @pytest.fixture(scope="module")
 def signatures(tiny_export):
     """Those of a SavedModel, which is loaded once."""

@@ -58,7 +58,7 @@ def run(how, function, *args):
     return result
 
 
-def run_tflite(function, x):
+def run_tflite(function, x, **options):
     """Exports `function` and runs it where exports run.
 
     TensorFlow itself has no kernel for the exported form of a dilated
@@ -66,7 +66,7 @@ def run_tflite(function, x):
     """
     if not ON_TENSORFLOW:
         pytest.skip("TensorFlow alone makes TFLite files")
-    with lowering.export_form():
+    with lowering.export_form(**options):
         traced = tf.function(function)
         concrete = traced.get_concrete_function(tf.TensorSpec(x.shape))
     convert = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -263,6 +263,36 @@ def test_operations_on_a_small_map():
     found = operations(wide_convolution, WIDE, WIDE_KERNEL, how="export")
     assert found["Conv2D"].get_attr("dilations") == [1, *WIDE_RATE, 1]
     assert "MatMul" not in found
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "channels, size, rate, products",
+    [
+        (128, (3, 3), (5, 4), 9),  # 37 % of the taps are on the map
+        (128, (3, 3), (6, 9), 3),  # the outer columns are dead
+        (128, (1, 5), (1, 2), 5),
+        (128, (3, 3), (9, 9), 1),  # so is all but the center
+        (128, (3, 1), (2, 1), 1),  # 85 % are on the map
+        (127, (3, 3), (5, 4), 1),
+    ],
+)
+def test_live_taps_of_an_export(channels, size, rate, products):
+    x = sample((1, 9, 7, channels))
+    kernel = sample((*size, channels, 6), seed=1)
+
+    def ours(x):
+        return lowering.convolve(x, kernel, (1, 1), "same", rate)
+
+    with lowering.export_form(live_taps=True):
+        graph = tf.function(ours).get_concrete_function(x).graph
+    made = [op for op in graph.get_operations() if op.type == "Conv2D"]
+    assert len(made) == products
+    if products > 1:
+        assert {tuple(op.inputs[1].shape[:2]) for op in made} == {(1, 1)}
+    expected = ops.conv(x, kernel, padding="same", dilation_rate=rate)
+    actual = run_tflite(ours, x, live_taps=True)
+    assert_close(actual, expected, TOLERANCE["float32"])
 
 
 @tensorflow_only
