@@ -128,7 +128,7 @@ def sum_of_taps(
         kernel: float tensor (kh, kw, C, F); see `convolve_live_taps`.
         atrous_rate: `(height, width)`, ints > 0.
         product: function of cells (B, h, w, C) and weights (C, F) that
-            computes their product (B, h, w, F).
+            computes their product, float32 (B, h, w, F).
 
     Returns:
         float tensor (B, H, W, F).
@@ -141,14 +141,15 @@ def sum_of_taps(
         around = ((0, 0), rows.without(i), columns.without(j), (0, 0))
         is_everywhere = not any(map(any, around))
         cells = x if is_everywhere else x[:, rows.reads(i), columns.reads(j)]
-        tap = ops.cast(product(cells, kernel[i, j]), "float32")
+        tap = product(cells, kernel[i, j])
         taps.append(tap if is_everywhere else ops.pad(tap, around))
     return ops.cast(functools.reduce(ops.add, taps), x.dtype)
 
 
 def _product(cells, weights):
     channels, filters = weights.shape
-    found = ops.matmul(ops.reshape(cells, (-1, channels)), weights)
+    columns = ops.reshape(ops.cast(cells, "float32"), (-1, channels))
+    found = ops.matmul(columns, ops.cast(weights, "float32"))
     return ops.reshape(found, (-1, *cells.shape[1:3], filters))
 
 

@@ -550,12 +550,11 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
         return "all" if few else None
     if not _on_cpu() or channels < max(filters, 256):
         return None
-    if dtype == "bfloat16":
-        # oneDNN's gradient of a dilated kernel is slow at any rate.
-        onednn = form() == "graph" and _has_dilated_gradient(x)
-        most = {"kernel": 1.0} if onednn else {}
-    elif form() == "xla":
+    if form() == "xla":
         most = {"all": 0.7, "kernel": 0.9}
+    elif dtype == "bfloat16":
+        # oneDNN's gradient of a dilated kernel is slow at any rate.
+        most = {"kernel": 1.0} if _has_dilated_gradient(x) else {}
     elif _has_dilated_gradient(x):
         # oneDNN skips padding, but not in the gradient of the kernel where
         # rates exceed half of the map: a share of 4/9.
