@@ -137,8 +137,15 @@ def draw_ratios(results, names):
         axes.barh(y, t["measured"], color=OURS, height=0.6)
         axes.plot([t["at_most"]] * 2, [y - 0.4, y + 0.4], color="black", lw=2)
         right = max(t["measured"], t["at_most"]) + 0.02
-        axes.text(right, y, f"{t['measured']:.2f}", va="center", fontsize=8)
-    axes.axvline(1, color=OTHER, lw=1)
+        axes.text(
+            right,
+            y,
+            f"{t['measured']:.2f}",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    axes.axvline(1, color=OTHER, lw=1, zorder=0)
     axes.margins(x=0.08)
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     axes.invert_yaxis()
