@@ -27,6 +27,8 @@ COMMANDS = {
 
 # Exit status of an internal error, as EX_SOFTWARE of sysexits.h.
 INTERNAL_ERROR = 70
+# That of a program which SIGPIPE ends.
+READER_LEFT = 141
 DEBUG = "KERAS_ASPP_DEBUG"
 
 
@@ -77,7 +79,7 @@ def main(arguments=None):
     Returns:
         int, the exit status: 0 done; 1 an error of the input, reported in one
         line; 2 wrong usage of the command line; 70 an error of keras_aspp
-        itself; 130 interrupted.
+        itself; 130 interrupted; 141 nobody reads the output any more.
     """
     # Includes the imports, which take seconds.
     return guarded(_run, sys.argv[1:] if arguments is None else arguments)
@@ -127,11 +129,15 @@ def guarded(run, arguments):
         _show_frames_of_keras()
     try:
         with prompt_interrupts(), printed_messages(), _warnings_of_one_line():
-            return run([a for a in arguments if a != "--debug"]) or 0
+            status = run([a for a in arguments if a != "--debug"]) or 0
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_stdout_closed():
+            return READER_LEFT
         if debug:
             traceback.print_exc()
         if is_user_error(error):
@@ -145,6 +151,18 @@ def guarded(run, arguments):
             file=sys.stderr,
         )
         return INTERNAL_ERROR
+
+
+def _is_stdout_closed():
+    """Returns True if nobody reads standard output, as after `| head`."""
+    try:
+        # An empty buffer would be written without an error.
+        print(end=" ", flush=True)
+    except BrokenPipeError:
+        # Python would report what is left at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _show_frames_of_keras():

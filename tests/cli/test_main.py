@@ -178,6 +178,32 @@ sys.exit(status)
     assert done.stderr.strip() == "Interrupted."
 
 
+@pytest.mark.parametrize(
+    "code, status, said",
+    [
+        ("os.close(reader)", 141, ""),
+        ("raise BrokenPipeError(32, 'Broken pipe')", 1, "Broken pipe"),
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(code, status, said):
+    """But not another pipe that breaks, as that of an upload."""
+    code = f"""
+import os, sys
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.main import guarded
+def run(arguments):
+    {code}
+    print("of no use")
+reader, writer = os.pipe()
+os.dup2(writer, sys.stdout.fileno())
+sys.exit(guarded(run, []))
+"""
+    done = run_program(code)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert bool(done.stderr) == bool(said)
+
+
 STOPPED = """
 import pathlib, shutil, signal, sys
 here = pathlib.Path(sys.argv[1])
