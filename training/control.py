@@ -4,9 +4,10 @@
         --config ablation_shapes --workdir runs/control \
         --variants aspp_pooling v3_plus --seeds 0 1
 
-Trains each variant in both frameworks, from the same weights, on the same
-batches, with the same loss and schedule; in PyTorch by `torch.optim.SGD`, and
-by the update of Keras' SGD. `--starts` draws the kernels of the head as other
+Trains each variant, of the ablation or `lr_aspp` and `dense_aspp`, in both
+frameworks, from the same weights, on the same batches, with the same loss and
+schedule; in PyTorch by `torch.optim.SGD`, and by the update of Keras' SGD.
+`--starts` draws the kernels of the head as other
 packages do; `ours` keeps those of the layers. The workdir gets one JSON file
 for each run and table.md; finished runs are kept. Needs PyTorch: `pip install
 keras-aspp[peers]`.
@@ -26,6 +27,7 @@ import torch
 
 from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import config_path, load_config
+from keras_aspp.config.schema import ModelConfig
 from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.engine.compile import WarmupPolynomial, compile_model
 from keras_aspp.engine.run import Run
@@ -40,6 +42,13 @@ from training.control_networks import (
     to_torch,
 )
 
+# What all segmenters of a comparison share.
+SHARED = (
+    "backbone",
+    "backbone_weights",
+    "output_stride",
+    "batch_norm_momentum",
+)
 # Steps whose losses are averaged for the curve.
 CURVE_STEPS = 25
 
@@ -103,6 +112,17 @@ STARTS = {
     "mmseg": of_mmseg,
     "deeplab": of_deeplab,
 }
+
+
+def other_heads(model):
+    """Returns segmenters beside DeepLab: name -> `ModelConfig`."""
+    shared = {name: getattr(model, name) for name in SHARED}
+    return {
+        "lr_aspp": ModelConfig("lr_aspp", **shared),
+        "dense_aspp": ModelConfig(
+            "dense_aspp", atrous_rates=model.atrous_rates, **shared
+        ),
+    }
 
 
 def kernels_of_head(model):
@@ -331,7 +351,8 @@ def run(arguments):
     parser.add_argument("--starts", nargs="+", default=["ours"], choices=STARTS)
     flags, overrides = parser.parse_known_args(arguments)
     config = load_config(config_path(flags.config), overrides)
-    known = variants(config.model)
+    known = {name: model for name, (_, model) in variants(config.model).items()}
+    known |= other_heads(config.model)
     unknown = sorted(set(flags.variants) - set(known))
     if unknown:
         raise InputError(
@@ -348,7 +369,7 @@ def run(arguments):
         print(name, flush=True)
         one = dataclasses.replace(
             config,
-            model=known[variant][1],
+            model=known[variant],
             train=dataclasses.replace(config.train, seed=seed),
         )
         write_json(file, run_one(one, framework, start))
