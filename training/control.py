@@ -7,10 +7,9 @@
 Trains each variant, of the ablation or `lr_aspp` and `dense_aspp`, in both
 frameworks, from the same weights, on the same batches, with the same loss and
 schedule; in PyTorch by `torch.optim.SGD`, and by the update of Keras' SGD.
-`--starts` draws the kernels of the head as other
-packages do; `ours` keeps those of the layers. The workdir gets one JSON file
-for each run and table.md; finished runs are kept. Needs PyTorch: `pip install
-keras-aspp[peers]`.
+`--starts` draws the kernels of the head as other packages do; `ours` keeps
+those of the layers. The workdir gets one JSON file for each run and table.md;
+finished runs are kept. Needs PyTorch: `pip install keras-aspp[peers]`.
 """
 
 import argparse
