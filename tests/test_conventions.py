@@ -64,7 +64,7 @@ UNMIRRORED = {
     ),
     "inference": "artefacts serving tta",
     "layers": "checks",
-    "litert": "describe edit graph sandbox",
+    "litert": "edit graph sandbox",
     "losses": "base cross_entropy distillation overlap weighted_sum",
     "models": "archive features steps",
     "plots": "evaluation explain figure model_report preview",

@@ -41,13 +41,6 @@ from training.control_networks import (
     to_torch,
 )
 
-# What all segmenters of a comparison share.
-SHARED = (
-    "backbone",
-    "backbone_weights",
-    "output_stride",
-    "batch_norm_momentum",
-)
 # Steps whose losses are averaged for the curve.
 CURVE_STEPS = 25
 
@@ -114,14 +107,22 @@ STARTS = {
 
 
 def other_heads(model):
-    """Returns segmenters beside DeepLab: name -> `ModelConfig`."""
-    shared = {name: getattr(model, name) for name in SHARED}
-    return {
-        "lr_aspp": ModelConfig("lr_aspp", **shared),
-        "dense_aspp": ModelConfig(
-            "dense_aspp", atrous_rates=model.atrous_rates, **shared
-        ),
-    }
+    """Returns segmenters beside DeepLab: name -> `ModelConfig`.
+
+    They keep the fields of a DeepLabV3 but those that are its head's.
+    """
+    own = ModelConfig()
+    dense_aspp = dataclasses.replace(
+        model,
+        architecture="dense_aspp",
+        aspp_filters=own.aspp_filters,
+        image_pooling=own.image_pooling,
+        separable=own.separable,
+    )
+    lr_aspp = dataclasses.replace(
+        dense_aspp, architecture="lr_aspp", atrous_rates=own.atrous_rates
+    )
+    return {"lr_aspp": lr_aspp, "dense_aspp": dense_aspp}
 
 
 def kernels_of_head(model):

@@ -130,10 +130,10 @@ def guarded(run, arguments):
     try:
         with prompt_interrupts(), printed_messages(), _warnings_of_one_line():
             status = run([a for a in arguments if a != "--debug"]) or 0
-            sys.stdout.flush()
+            print(end="", flush=True)
             return status
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'Interrupted.'}", file=sys.stderr)
+        _report(f"\n{str(stop) or 'Interrupted.'}")
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():
@@ -141,28 +141,37 @@ def guarded(run, arguments):
         if debug:
             traceback.print_exc()
         if is_user_error(error):
-            print(f"keras-aspp: error: {one_line(error)}", file=sys.stderr)
+            _report(f"keras-aspp: error: {one_line(error)}")
             return 1
-        print(
+        _report(
             f"keras-aspp: internal error: {type(error).__name__}: "
             f"{one_line(error)}\nThis is a fault of keras_aspp, not of your "
             "input; please report it in an issue of the repository that you "
-            "installed it from, with the output of --debug.",
-            file=sys.stderr,
+            "installed it from, with the output of --debug."
         )
         return INTERNAL_ERROR
 
 
 def _is_stdout_closed():
     """Returns True if nobody reads standard output, as after `| head`."""
+    # An empty buffer would be written without an error.
+    return not _can_write(" ", sys.stdout)
+
+
+def _report(text):
+    """Prints a line to standard error, if anybody reads it."""
+    _can_write(f"{text}\n", sys.stderr)
+
+
+def _can_write(text, stream):
+    """Writes a text; returns False if nobody reads the stream any more."""
     try:
-        # An empty buffer would be written without an error.
-        print(end=" ", flush=True)
+        print(text, end="", file=stream, flush=True)
     except BrokenPipeError:
         # Python would report what is left at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def _show_frames_of_keras():

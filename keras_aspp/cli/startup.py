@@ -24,6 +24,10 @@ def start_program():
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if level in ("1", "2", "3") and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _TensorFlowImport(level))
+    # A stream that the caller closed, as a daemon does, is none in Python.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     # In a pipe, stdout would otherwise lag behind stderr by a whole buffer.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)

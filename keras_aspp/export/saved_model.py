@@ -92,8 +92,8 @@ def write_one_image(
 ):
     """Writes a SavedModel for the TFLite converter.
 
-    A batch of one lets the converter keep every dilated convolution as one
-    operator.
+    A batch of one lets the converter keep a dilated convolution that is one
+    operator as one.
 
     Args:
         model: `Segmenter`.

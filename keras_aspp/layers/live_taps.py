@@ -136,14 +136,27 @@ def sum_of_taps(
     kh, kw = kernel.shape[:2]
     rows = _Axis(x.shape[1], kh, atrous_rate[0])
     columns = _Axis(x.shape[2], kw, atrous_rate[1])
-    taps = []
-    for i, j in itertools.product(range(kh), range(kw)):
-        around = ((0, 0), rows.without(i), columns.without(j), (0, 0))
-        is_everywhere = not any(map(any, around))
-        cells = x if is_everywhere else x[:, rows.reads(i), columns.reads(j)]
-        tap = product(cells, kernel[i, j])
-        taps.append(tap if is_everywhere else ops.pad(tap, around))
-    return ops.cast(functools.reduce(ops.add, taps), x.dtype)
+    lines = []
+    for i in range(kh):
+        line = []
+        for j in range(kw):
+            cells = _window(x, rows.reads(i), columns.reads(j))
+            tap = product(cells, kernel[i, j])
+            line.append(_padded(tap, (0, 0), columns.without(j)))
+        line = functools.reduce(ops.add, line)
+        lines.append(_padded(line, rows.without(i), (0, 0)))
+    return ops.cast(functools.reduce(ops.add, lines), x.dtype)
+
+
+def _window(x, rows, columns):
+    """Returns cells of a map; the whole one would be copied."""
+    is_whole = (rows.stop - rows.start, columns.stop - columns.start)
+    return x if is_whole == tuple(x.shape[1:3]) else x[:, rows, columns]
+
+
+def _padded(x, rows, columns):
+    pads = ((0, 0), rows, columns, (0, 0))
+    return ops.pad(x, pads) if any(map(any, pads)) else x
 
 
 def _product(cells, weights):

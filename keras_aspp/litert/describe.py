@@ -30,10 +30,11 @@ def describe_tflite(path: PathLike) -> dict[str, Any]:
         path: file.
 
     Returns:
-        dict that JSON can hold. `madds` as in `cost`, `None` where the file
-        leaves a size open; `weights_bytes` as stored; `largest_activations`
-        the five largest results of operators; `atrous` the dilated
-        convolutions with their maps.
+        dict that JSON can hold. `madds` are what the file computes, without
+        the taps that it leaves out, `None` where it leaves a size open;
+        `weights_bytes` as stored; `largest_activations` the five largest
+        results of operators; `atrous` the dilated convolutions with their
+        maps.
 
     Raises:
         ValueError: it is not a TFLite file.
@@ -148,10 +149,14 @@ def _bytes(tensor, schema):
     return math.prod(map(int, shape)) * int(bits) // 8
 
 
+def _name(tensor):
+    """Returns the name of a tensor, empty where a file leaves names out."""
+    return tensor.name.decode() if tensor.name else ""
+
+
 def _tensor(tensor, schema):
-    name = tensor.name.decode() if tensor.name else ""
     return {
-        "name": name,
+        "name": _name(tensor),
         "shape": _shape(tensor),
         "dtype": _type_name(tensor, schema),
         "bytes": _bytes(tensor, schema),
@@ -177,7 +182,7 @@ def _rates(operators, tensors):
             size = tuple(tensors[op.inputs[0]].shape[1:3].tolist())
             kernel = tuple(tensors[op.inputs[1]].shape[1:3].tolist())
             found[name, kernel, rate, size] += 1
-    named = find_live_taps(tensor.name.decode() for tensor in tensors)
+    named = find_live_taps(map(_name, tensors))
     for numbers, count in sorted(named.items()):
         found["CONV_2D 1x1 of each live tap", *numbers] += count
     return [

@@ -204,6 +204,33 @@ sys.exit(guarded(run, []))
     assert bool(done.stderr) == bool(said)
 
 
+def test_ctrl_c_that_ends_the_reader_too_has_its_status():
+    code = """
+import os, sys
+sys.argv[0] = "keras-aspp"
+from keras_aspp.cli.main import guarded
+def run(arguments):
+    os.close(reader)
+    raise KeyboardInterrupt
+reader, writer = os.pipe()
+os.dup2(writer, sys.stdout.fileno())
+os.dup2(writer, sys.stderr.fileno())
+sys.exit(guarded(run, []))
+"""
+    assert run_program(code).returncode == 130
+
+
+def test_output_that_the_caller_closed_is_no_error():
+    """As daemons do; Python then has no `sys.stdout`."""
+    code = """
+import os, sys
+os.close(1)
+os.execv(sys.executable, [sys.executable, "-m", "keras_aspp", "--version"])
+"""
+    done = run_program(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 STOPPED = """
 import pathlib, shutil, signal, sys
 here = pathlib.Path(sys.argv[1])
