@@ -180,25 +180,45 @@ def test_shrink(tmp_path, capsys):
     assert "must not exist" in capsys.readouterr().err
 
 
-def test_the_table_in_the_documentation_is_that_of_the_runs():
-    file = ROOT / "training/results/ablation_shapes_2400_steps.json"
+def table_of_runs(name):
+    """Rows of a documented table as lists of cells, and the runs of each."""
+    file = ROOT / "training/results" / name
     runs = json.loads(file.read_text())["runs"]
     text = (ROOT / "docs/ablation.md").read_text()
     table = text.split(file.name)[1].split("\n\n")[1].splitlines()[2:]
-    config = load_config(config_path("ablation_shapes"), [])
-    known = ablation.variants(config.model)
-    assert len(table) == len(runs)
-    for row, (name, one) in zip(table, runs.items(), strict=True):
-        description, *cells, count = row.strip("| ").split(" | ")
+    cells = [row.strip("| ").split(" | ") for row in table]
+    return list(zip(cells, runs.items(), strict=True))
+
+
+def check_numbers(cells, runs):
+    """Holds the documented means and deviations to those of the runs."""
+    values = [
+        [r["mean_iou"] for r in runs],
+        [r["boundary_mean_iou"] for r in runs],
+        *zip(*(r["recall_by_size_px"].values() for r in runs), strict=True),
+    ]
+    for cell, numbers in zip(cells, values, strict=True):
+        mean, _, deviation = cell.partition(" ± ")
+        assert mean == f"{np.mean(numbers):.3f}"
+        if deviation:
+            assert deviation == f"{np.std(numbers, ddof=1):.3f}"
+
+
+def test_the_table_of_parts_is_that_of_the_runs():
+    known = ablation.variants(
+        load_config(config_path("ablation_shapes"), []).model
+    )
+    for row, (name, runs) in table_of_runs("ablation_shapes_2400_steps.json"):
+        description, *cells, count = row
         assert description == known[name][0]
-        assert [run["seed"] for run in one] == list(range(int(count)))
-        values = [
-            [r["mean_iou"] for r in one],
-            [r["boundary_mean_iou"] for r in one],
-            *zip(*(r["recall_by_size_px"].values() for r in one), strict=True),
-        ]
-        for cell, numbers in zip(cells, values, strict=True):
-            mean, _, deviation = cell.partition(" ± ")
-            assert mean == f"{np.mean(numbers):.3f}"
-            if deviation:
-                assert deviation == f"{np.std(numbers, ddof=1):.3f}"
+        assert [run["seed"] for run in runs] == list(range(int(count)))
+        check_numbers(cells, runs)
+
+
+def test_the_table_of_contexts_is_that_of_the_runs():
+    for row, (name, runs) in table_of_runs("ablation_contexts_2400_steps.json"):
+        description, mean, _, *cells = row
+        called = "no context module" if name == "none" else f"`{name}`, "
+        assert description.startswith(called)
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        check_numbers([mean, *cells], runs)
