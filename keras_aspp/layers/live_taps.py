@@ -150,8 +150,8 @@ def sum_of_taps(
 
 def _window(x, rows, columns):
     """Returns cells of a map; the whole one would be copied."""
-    is_whole = (rows.stop - rows.start, columns.stop - columns.start)
-    return x if is_whole == tuple(x.shape[1:3]) else x[:, rows, columns]
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    return x if size == tuple(x.shape[1:3]) else x[:, rows, columns]
 
 
 def _padded(x, rows, columns):

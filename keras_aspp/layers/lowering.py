@@ -46,7 +46,7 @@ from keras_aspp.utils.types import Pads, Size, Tensor
 _MOST_TAPS = 49
 
 # A context variable, so that an export in one thread does not change the form
-# that another thread traces: the arguments of `export_form`, `None` outside.
+# that another thread traces: `live_taps` of `export_form`, `None` outside.
 _exporting = contextvars.ContextVar("exporting", default=None)
 
 
@@ -62,7 +62,7 @@ def export_form(live_taps: bool = False) -> Iterator[None]:
             convolution for each tap, which LiteRT runs faster in floats on a
             CPU.
     """
-    token = _exporting.set({"live_taps": live_taps})
+    token = _exporting.set(live_taps)
     try:
         yield
     finally:
@@ -546,7 +546,7 @@ def _live_taps(x, kernel, strides, padding, atrous_rate):
     share = live_share(x.shape[1:3], (kh, kw), atrous_rate)
     if form() == "export":
         # Wherever the file is written, it runs on a CPU.
-        few = _exporting.get()["live_taps"] and channels >= 128 and share <= 0.8
+        few = _exporting.get() and channels >= 128 and share <= 0.8
         return "all" if few else None
     if not _on_cpu() or channels < max(filters, 256):
         return None
