@@ -25,7 +25,10 @@ import numpy as np
 
 from keras_aspp.cli.main import guarded
 from keras_aspp.config.load import config_path, load_config
-from keras_aspp.data.datasets.multiscale_shapes import CLASS_NAMES
+from keras_aspp.data.datasets.multiscale_shapes import (
+    CLASS_NAMES,
+    IMAGE_SIZE_PX,
+)
 from keras_aspp.data.sources import open_source
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import train
@@ -41,7 +44,8 @@ from training.recipe_variants import RECIPES
 BOUNDARY_PX = 3
 # DeepLabV3's, one rate for each convolution of MobileNetV2's last block.
 MULTI_GRID = (1, 2, 4)
-# Diameters in multiscale_shapes: three bins of equal share, log-uniform.
+# Diameters in multiscale_shapes: three bins of equal share, log-uniform. In
+# multiscale_shapes_large they are twice as large.
 SCALES_PX = (9.0, 19.8, 43.6, 96.0)
 
 
@@ -198,7 +202,9 @@ def break_down(config, folder):
     predictor = Predictor(folder / "model.keras")
     spec = source.spec
     band = BandIoU(spec.num_classes, spec.ignore_label, (BOUNDARY_PX,))
-    recall = SizeRecall(SCALES_PX)
+    builder = getattr(source, "builder", None)
+    scale = getattr(builder, "SIDE_PX", IMAGE_SIZE_PX) / IMAGE_SIZE_PX
+    recall = SizeRecall([scale * px for px in SCALES_PX])
     for image, labels, objects in examples(source, split):
         predicted = predictor.predict(image)
         band.update(labels, predicted)

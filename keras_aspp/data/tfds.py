@@ -22,8 +22,14 @@ from keras_aspp.utils.types import Dataset, PathLike, Tensor
 
 _log = logging.getLogger(__name__)
 
-_OURS = ("multiscale_shapes", "voc_segmentation")
-_DRAWN = ("multiscale_shapes",)  # generated on this machine, not downloaded
+# Name of a data set -> module of `data.datasets`.
+_OURS = {
+    "multiscale_shapes": "multiscale_shapes",
+    "multiscale_shapes_large": "multiscale_shapes",
+    "voc_segmentation": "voc_segmentation",
+}
+# Generated on this machine, not downloaded.
+_DRAWN = ("multiscale_shapes", "multiscale_shapes_large")
 # Epochs of more records are shuffled by shard and within a buffer of as many.
 SHUFFLE_RECORDS = 2048
 # Shards of which an epoch takes records in turn.
@@ -63,9 +69,10 @@ class TfdsSource:
         self.name: str = name
         self.image_key: str = image_key
         self.mask_key: str = mask_key
-        module = name.split("/")[0].split(":")[0]
-        if module in _OURS:
+        registered = name.split("/")[0].split(":")[0]
+        if registered in _OURS:
             # Importing a builder is what registers it with TFDS.
+            module = _OURS[registered]
             importlib.import_module(f"keras_aspp.data.datasets.{module}")
         try:
             if is_converted(name):
@@ -86,7 +93,7 @@ class TfdsSource:
             )
         self._check_features()
         try:
-            if module in _DRAWN:
+            if registered in _DRAWN:
                 _draw(self.builder)
             else:
                 self.builder.download_and_prepare()
@@ -291,7 +298,7 @@ def _draw(builder):
         "Drawing the %s images of %s (once, about %d s) into %s ...",
         f"{count:,}",
         builder.name,
-        math.ceil(count / 100),
+        math.ceil(count * (builder.SIDE_PX / 1280) ** 2),
         builder.data_path,
     )
     tfds.disable_progress_bar()

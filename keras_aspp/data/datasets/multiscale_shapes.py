@@ -5,6 +5,7 @@ wear textures of one and the same family. A pixel's color and texture thus say
 nothing about its class: inside a large figure, only features that reach its
 outline do. Nothing is downloaded; every example is drawn from the seeds
 `(split, index)` alone, so that it does not depend on how many there are.
+`multiscale_shapes_large` is the same at twice the size.
 
     import keras_aspp.data.datasets.multiscale_shapes  # registers the name
     tfds.load("multiscale_shapes", split="train", as_supervised=True)
@@ -41,16 +42,14 @@ _SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 _SUPERSAMPLE = 3
 _BLOCK_PX = 4  # contrast is measured between means over blocks of this side
 _PLACEMENTS = 40  # tried before a figure is dropped
-_MARGIN_PX = 2 + int(MAX_CUT * SIZES_PX[1])  # room for the cut-off part
-
-_GRID = np.arange(IMAGE_SIZE_PX, dtype=np.float32) - IMAGE_SIZE_PX / 2
 
 
-def _rotated_grid(rng):
+def _rotated_grid(rng, side):
     """Pixel coordinates under a random rotation and a random shift."""
     angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 100)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    x, y = _GRID[None, :], _GRID[:, None]
+    grid = np.arange(side, dtype=np.float32) - side / 2
+    x, y = grid[None, :], grid[:, None]
     return cos * x + sin * y + shift, cos * y - sin * x + shift
 
 
@@ -64,48 +63,48 @@ def _soft_step(distance_px):
     return np.clip(distance_px + 0.5, 0, 1)
 
 
-# The patterns: the share of the second color, (128, 128) in [0, 1].
+# The patterns: the share of the second color, (side, side) in [0, 1].
 
 
-def _flat(rng):
+def _flat(rng, side):
     """The first color everywhere."""
-    return np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.float32)
+    return np.zeros((side, side), np.float32)
 
 
-def _gradient(rng):
+def _gradient(rng, side):
     """From one color to the other over the image, in any direction."""
-    x, _ = _rotated_grid(rng)
+    x, _ = _rotated_grid(rng, side)
     return (x - x.min()) / (x.max() - x.min())
 
 
-def _stripes(rng):
+def _stripes(rng, side):
     """Parallel stripes; both colors equally wide."""
-    x, _ = _rotated_grid(rng)
+    x, _ = _rotated_grid(rng, side)
     return _soft_step(_wave(x, rng.uniform(4, 12)))
 
 
-def _checker(rng):
+def _checker(rng, side):
     """A checkerboard of squares."""
-    x, y = _rotated_grid(rng)
+    x, y = _rotated_grid(rng, side)
     period = rng.uniform(5, 12)
     # The wave with the smaller magnitude has the nearer edge.
     a, b = _wave(x, period), _wave(y, period)
     return _soft_step(np.sign(a * b) * np.minimum(np.abs(a), np.abs(b)))
 
 
-def _dots(rng):
+def _dots(rng, side):
     """Discs on a square lattice, smaller than the smallest figure."""
-    x, y = _rotated_grid(rng)
+    x, y = _rotated_grid(rng, side)
     period = rng.uniform(4, 9)
     radius = period * rng.uniform(0.25, 0.4)
     x, y = ((z / period % 1 - 0.5) * period for z in (x, y))
     return _soft_step(radius - np.hypot(x, y))
 
 
-def _smooth_noise(rng):
+def _smooth_noise(rng, side):
     """Value noise: a coarse random lattice, interpolated smoothly."""
     cells = rng.integers(4, 12)
-    position = np.linspace(0, cells, IMAGE_SIZE_PX, dtype=np.float32)
+    position = np.linspace(0, cells, side, dtype=np.float32)
     distance = np.abs(position[:, None] - np.arange(cells + 1))
     weight = np.clip(1 - distance, 0, 1)
     weight = weight * weight * (3 - 2 * weight)
@@ -114,11 +113,10 @@ def _smooth_noise(rng):
     return (noise - noise.min()) / (noise.max() - noise.min())
 
 
-def _fine_noise(rng):
+def _fine_noise(rng, side):
     """Independent pixels, or squares of 2 x 2 of them."""
     grain = rng.integers(1, 3)
-    side = IMAGE_SIZE_PX // grain
-    noise = rng.random((side, side), dtype=np.float32)
+    noise = rng.random((side // grain,) * 2, dtype=np.float32)
     return noise.repeat(grain, axis=0).repeat(grain, axis=1)
 
 
@@ -171,21 +169,27 @@ _OUTLINES = {
 }
 
 
-def draw_texture(rng: np.random.Generator) -> np.ndarray:
+def draw_texture(
+    rng: np.random.Generator, side: int = IMAGE_SIZE_PX
+) -> np.ndarray:
     """Draws a texture that covers the image: a pattern of two colors.
 
     Args:
         rng: `np.random.Generator`.
+        side: int, height and width in pixels, even. Defaults to 128.
 
     Returns:
-        float32 array `(3, 128, 128)` in [0, 255]; planes are faster to blend.
+        float32 array `(3, side, side)` in [0, 255]; planes are faster to
+        blend.
     """
     first, second = rng.uniform(0, 255, (2, 3, 1, 1)).astype(np.float32)
-    amount = _PATTERNS[rng.integers(len(_PATTERNS))](rng)
+    amount = _PATTERNS[rng.integers(len(_PATTERNS))](rng, side)
     return first + amount.astype(np.float32) * (second - first)
 
 
-def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+def draw_textures(
+    rng: np.random.Generator, count: int, side: int = IMAGE_SIZE_PX
+) -> list[np.ndarray]:
     """Draws textures that contrast wherever they meet.
 
     In every block of 4 x 4 pixels the mean colors of any two of them are at
@@ -196,13 +200,15 @@ def draw_textures(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     Args:
         rng: `np.random.Generator`.
         count: int > 0.
+        side: int, height and width in pixels, a multiple of 4. Defaults to
+            128.
 
     Returns:
-        list of `count` float32 arrays `(3, 128, 128)`.
+        list of `count` float32 arrays `(3, side, side)`.
     """
     textures, all_means = [], []
     while len(textures) < count:
-        texture = draw_texture(rng)
+        texture = draw_texture(rng, side)
         means = _block_mean(texture, _BLOCK_PX)
         if all(
             np.square(means - other).sum(0).min() >= MIN_CONTRAST**2
@@ -249,17 +255,18 @@ def draw_outline(
     return _block_mean(inside.astype(np.float32), _SUPERSAMPLE)
 
 
-def _place(rng, coverage, size_px):
+def _place(rng, coverage, size_px, side):
     """Places a figure at random, cut slightly by the border at most."""
-    side, cut = len(coverage), int(MAX_CUT * size_px)
-    low, high = -1 - cut, IMAGE_SIZE_PX - side + 1 + cut
-    top, left = rng.integers(low, high, 2, endpoint=True) + _MARGIN_PX
-    canvas = np.zeros((IMAGE_SIZE_PX + 2 * _MARGIN_PX,) * 2, np.float32)
-    canvas[top : top + side, left : left + side] = coverage
-    return canvas[_MARGIN_PX:-_MARGIN_PX, _MARGIN_PX:-_MARGIN_PX]
+    extent = len(coverage)
+    margin = 1 + int(MAX_CUT * size_px)  # room for the cut-off part
+    most = side - extent + margin
+    top, left = rng.integers(-margin, most, 2, endpoint=True) + margin
+    canvas = np.zeros((side + 2 * margin,) * 2, np.float32)
+    canvas[top : top + extent, left : left + extent] = coverage
+    return canvas[margin:-margin, margin:-margin]
 
 
-def _lay_out(rng, count):
+def _lay_out(rng, count, side):
     """Draws overlapping outlines, each sufficiently visible.
 
     A figure that hides too much, or too much of which is cut off, is moved,
@@ -269,17 +276,18 @@ def _lay_out(rng, count):
     Returns:
         the alphas of the figures, the instance map, and the objects.
     """
-    instances = np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX), np.uint8)
+    sizes_px = np.array(SIZES_PX) * (side / IMAGE_SIZE_PX)
+    instances = np.zeros((side, side), np.uint8)
     alphas, objects, areas_px, visible_px = [], [], [], []
     for _ in range(count):
         class_id = int(rng.integers(1, len(CLASS_NAMES)))
-        size_px = float(np.exp(rng.uniform(*np.log(SIZES_PX))))
+        size_px = float(np.exp(rng.uniform(*np.log(sizes_px))))
         angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2)
         coverage = draw_outline(CLASS_NAMES[class_id], size_px, angle, shift)
         areas = [*areas_px, np.count_nonzero(coverage >= 0.5)]
         number = len(areas)
         for _ in range(_PLACEMENTS):
-            alpha = _place(rng, coverage, size_px)
+            alpha = _place(rng, coverage, size_px, side)
             painted = np.where(alpha >= 0.5, np.uint8(number), instances)
             visible = np.bincount(painted.ravel(), minlength=number + 1)[1:]
             if np.all(visible >= MIN_VISIBLE * np.array(areas)):
@@ -292,21 +300,25 @@ def _lay_out(rng, count):
     return alphas, instances, objects
 
 
-def draw_scene(rng: np.random.Generator) -> dict[str, Any]:
+def draw_scene(
+    rng: np.random.Generator, side: int = IMAGE_SIZE_PX
+) -> dict[str, Any]:
     """Draws one image with its masks.
 
     Args:
         rng: `np.random.Generator`. All randomness comes from it.
+        side: int, height and width in pixels, a multiple of 4, in which the
+            figures grow; textures stay as fine. Defaults to 128.
 
     Returns:
-        dict of `image` `(128, 128, 3)`, `segmentation_mask` and `instances`
-        `(128, 128, 1)`, all uint8, and `objects`, a list in the order of
+        dict of `image` `(side, side, 3)`, `segmentation_mask` and `instances`
+        `(side, side, 1)`, all uint8, and `objects`, a list in the order of
         painting of dicts of `kind` (int), `size_px` (float) and `visible_px`
         (int). Instance `i` is `objects[i - 1]`.
     """
     count = rng.integers(1, MAX_FIGURES, endpoint=True)
-    image, *textures = draw_textures(rng, count + 1)
-    alphas, instances, objects = _lay_out(rng, count)
+    image, *textures = draw_textures(rng, count + 1, side)
+    alphas, instances, objects = _lay_out(rng, count, side)
     for alpha, texture in zip(alphas, textures, strict=False):
         image = image + alpha * (texture - image)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
@@ -326,9 +338,11 @@ class MultiscaleShapes(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     NUM_EXAMPLES = {"train": 2400, "validation": 300, "test": 300}
+    SIDE_PX = IMAGE_SIZE_PX
 
     def _info(self):
-        side = IMAGE_SIZE_PX
+        side = self.SIDE_PX
+        low, high = (px * side / IMAGE_SIZE_PX for px in SIZES_PX)
         mask = tfds.features.Image(
             shape=(side, side, 1),
             dtype=np.uint8,
@@ -338,9 +352,10 @@ class MultiscaleShapes(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
-                "Figures of seven kinds, 9 to 96 pixels in diameter, on "
-                "images of 128 x 128. Figures and background share one "
-                "family of textures, so that only the outline tells the class."
+                f"Figures of seven kinds, {low:g} to {high:g} pixels in "
+                f"diameter, on images of {side} x {side}. Figures and "
+                "background share one family of textures, so that only the "
+                "outline tells the class."
             ),
             features=tfds.features.FeaturesDict(
                 {
@@ -371,4 +386,10 @@ class MultiscaleShapes(tfds.core.GeneratorBasedBuilder):
         for index in range(self.NUM_EXAMPLES[split]):
             name = f"{split}_{index:05d}"
             rng = np.random.default_rng([_SPLIT_SEEDS[split], index])
-            yield name, {"id": name, **draw_scene(rng)}
+            yield name, {"id": name, **draw_scene(rng, self.SIDE_PX)}
+
+
+class MultiscaleShapesLarge(MultiscaleShapes):
+    """The same at twice the size: larger than the field of most backbones."""
+
+    SIDE_PX = 2 * IMAGE_SIZE_PX

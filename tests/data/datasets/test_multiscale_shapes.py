@@ -47,9 +47,15 @@ def ks_limit(a, b):
     return 1.95 * np.sqrt(1 / len(a) + 1 / len(b))
 
 
-def test_stored_examples_are_the_drawn_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes.MultiscaleShapes, "NUM_EXAMPLES", FEW)
-    builder = shapes.MultiscaleShapes(data_dir=tmp_path)
+@pytest.mark.parametrize(
+    "data_set, side",
+    [(shapes.MultiscaleShapes, 128), (shapes.MultiscaleShapesLarge, 256)],
+)
+def test_stored_examples_are_the_drawn_ones(
+    data_set, side, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data_set, "NUM_EXAMPLES", FEW)
+    builder = data_set(data_dir=tmp_path)
     builder.download_and_prepare()
     stored = {
         example["id"].decode(): example
@@ -58,7 +64,8 @@ def test_stored_examples_are_the_drawn_ones(tmp_path, monkeypatch):
     }
     assert len(stored) == sum(FEW.values())
     for name, seed in {"train_00004": [0, 4], "test_00001": [2, 1]}.items():
-        drawn = shapes.draw_scene(np.random.default_rng(seed))
+        drawn = shapes.draw_scene(np.random.default_rng(seed), side)
+        assert drawn["image"].shape == (side, side, 3)
         for key in ("image", "segmentation_mask", "instances"):
             np.testing.assert_array_equal(stored[name][key], drawn[key])
         for key in ("kind", "size_px", "visible_px"):
@@ -73,6 +80,30 @@ def test_stored_examples_are_the_drawn_ones(tmp_path, monkeypatch):
 def test_numbers_of_examples():
     counts = shapes.MultiscaleShapes.NUM_EXAMPLES
     assert counts == {"train": 2400, "validation": 300, "test": 300}
+
+
+def test_figures_grow_with_the_image():
+    small, large = (
+        [
+            figure
+            for i in range(100)
+            for figure in shapes.draw_scene(
+                np.random.default_rng([3, i]), side
+            )["objects"]
+        ]
+        for side in (128, 256)
+    )
+    low, high = (
+        sorted(figure["size_px"] for figure in figures)
+        for figures in (small, large)
+    )
+    assert 18 <= high[0] and high[-1] <= 192
+    assert ks_distance(np.multiply(low, 2), high) < ks_limit(low, high)
+    shares = [
+        np.sum([figure["visible_px"] for figure in figures]) / side**2
+        for figures, side in ((small, 128), (large, 256))
+    ]
+    assert 0.9 < shares[1] / shares[0] < 1.1
 
 
 def test_same_seed_same_scene_other_index_other_scene():
