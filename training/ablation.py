@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from keras_aspp.cli.main import guarded
-from keras_aspp.config.load import config_path, load_config
+from keras_aspp.config.load import config_path, config_text, load_config
 from keras_aspp.data.datasets.multiscale_shapes import (
     CLASS_NAMES,
     IMAGE_SIZE_PX,
@@ -181,6 +181,7 @@ def run_one(config, folder):
     """The numbers of one run, trained if they are not there yet."""
     file = folder / "ablation.json"
     if file.exists():
+        check_same(folder / "config.yaml", config)
         return json.loads(file.read_text())
     print(f"\n{folder.name}")
     start = time.perf_counter()
@@ -193,6 +194,21 @@ def run_one(config, folder):
     write_json(file, numbers)
     keras.backend.clear_session()
     return numbers
+
+
+def check_same(file, config):
+    """Raises if a finished run had another configuration than is asked for."""
+    before = config_text(load_config(file)).splitlines()
+    now = config_text(config).splitlines()
+    if before == now:
+        return
+    was = [line.strip() for line in before if line not in now]
+    wanted = [line.strip() for line in now if line not in before]
+    raise InputError(
+        "A workdir keeps runs of one configuration and comparison; choose "
+        f"another --workdir. Received: {file} with {', '.join(was)}, now "
+        f"{', '.join(wanted)}"
+    )
 
 
 def break_down(config, folder):

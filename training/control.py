@@ -8,8 +8,9 @@ Trains each variant, of the ablation or `lr_aspp` and `dense_aspp`, in both
 frameworks, from the same weights, on the same batches, with the same loss and
 schedule; in PyTorch by `torch.optim.SGD`, and by the update of Keras' SGD.
 `--starts` draws the kernels of the head as other packages do; `ours` keeps
-those of the layers. The workdir gets one JSON file for each run and table.md;
-finished runs are kept. Needs PyTorch: `pip install keras-aspp[peers]`.
+those of the layers. The workdir gets the numbers and configuration of each run
+(JSON, YAML) and table.md; finished runs are kept. Needs PyTorch: `pip install
+keras-aspp[peers]`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from keras_aspp.cli.main import guarded
-from keras_aspp.config.load import config_path, load_config
+from keras_aspp.config.load import config_path, dump_config, load_config
 from keras_aspp.config.schema import ModelConfig
 from keras_aspp.data.pipeline import evaluation_dataset
 from keras_aspp.engine.compile import WarmupPolynomial, compile_model
@@ -33,7 +34,7 @@ from keras_aspp.engine.run import Run
 from keras_aspp.metrics import ConfusionMatrix
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import write_json
-from training.ablation import spread, variants
+from training.ablation import check_same, spread, variants
 from training.control_networks import (
     NETWORKS,
     MobileNetV2,
@@ -364,14 +365,16 @@ def run(arguments):
     ):
         name = f"{variant}-{framework}-{start}-seed{seed}"
         file = flags.workdir / f"{name}.json"
-        if file.exists():
-            continue
-        print(name, flush=True)
         one = dataclasses.replace(
             config,
             model=known[variant],
             train=dataclasses.replace(config.train, seed=seed),
         )
+        if file.exists():
+            check_same(file.with_suffix(".yaml"), one)
+            continue
+        print(name, flush=True)
+        dump_config(one, file.with_suffix(".yaml"))
         write_json(file, run_one(one, framework, start))
         keras.backend.clear_session()
     print(table(flags.workdir))

@@ -18,6 +18,7 @@ from keras_aspp.layers import DepthwiseConv2D
 from keras_aspp.models import features
 from keras_aspp.models.factory import build_model
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.exceptions import InputError
 from training import ablation, context_variants, shrink
 from training.context_variants import contexts, head_madds
 from training.recipe_variants import RECIPES
@@ -72,6 +73,11 @@ def test_ablation_resumes_and_reports(
     before = first.stat().st_mtime_ns
     assert ablation.run([*arguments, "strided", "--seeds", "0", "1"]) == 0
     assert first.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"learning_rate: 0\.02$"):
+        ablation.run(
+            [*arguments, "strided", "--seeds", "0"]
+            + ["--train.learning_rate", "0.02"]
+        )
     results, counts = numbers_of_runs()
     assert counts == {"strided": 2}
     assert all(0 < run["boundary_mean_iou"] < 1 for run in results["strided"])

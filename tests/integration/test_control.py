@@ -10,6 +10,7 @@ from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import ModelConfig, TrainConfig
 from keras_aspp.engine.compile import compile_model
 from keras_aspp.models.factory import build_model
+from keras_aspp.utils.exceptions import InputError
 
 torch = pytest.importorskip("torch")
 from training import control  # noqa: E402
@@ -263,3 +264,5 @@ def test_a_run_is_compared_and_kept(tmp_path, weights, capsys):
     before = capsys.readouterr().out
     assert control.run(arguments) == 0
     assert "seed0" in before and "seed0" not in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"learning_rate: 0\.02$"):
+        control.run([*arguments, "--train.learning_rate", "0.02"])
