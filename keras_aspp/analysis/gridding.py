@@ -16,6 +16,7 @@ from keras_aspp.layers.checks import (
     rate_pair,
     rate_text,
 )
+from keras_aspp.utils.numeric import check_ints
 from keras_aspp.utils.types import Rate
 
 
@@ -102,9 +103,7 @@ def gridding(
         M_2 <= K, which is sufficient but not necessary.
     """
     rates = check_atrous_rates(rates)
-    sizes = kernel_size
-    if isinstance(kernel_size, int):
-        sizes = (kernel_size,) * len(rates)
+    sizes = check_ints("kernel_size", kernel_size, len(rates))
     sizes = tuple(map(check_odd, sizes))
     by_axis = _by_axis(rates)
     axes = tuple(_paths(axis, sizes) for axis in by_axis)

@@ -433,11 +433,11 @@ def _sampled(position, advance, margin=0):
     return Window(advance, np.array(low), np.array(high))
 
 
-def _half_pixel(n_in, n_out, margin=0):
+def _half_pixel(n_in, n_out, margin=0, shift=0):
     ratio = Fraction(n_in, n_out)
     half = Fraction(1, 2)
     cells = range(ratio.denominator)
-    at = [(i + half) * ratio - half for i in cells]
+    at = [(i - Fraction(shift) + half) * ratio - half for i in cells]
     return _sampled(at, ratio.numerator, margin)
 
 
@@ -467,7 +467,7 @@ def _resized(step, i, n_in, n_out):
     if layer.scale is not None and not layer.align_corners:
         grid = n_in * layer.scale
     if not layer.align_corners:
-        return _half_pixel(n_in, grid)
+        return _half_pixel(n_in, grid, shift=layer.shift[i])
     ratio = Fraction(n_in - 1, max(grid - 1, 1))
     at = [cell * ratio for cell in range(ratio.denominator)]
     return _sampled(at, ratio.numerator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import keras
@@ -137,8 +138,9 @@ class _Maps:
             model, outputs = self.backbone.operation, self.backbone.outputs
         structure = output_of(model)
         if isinstance(structure, dict):
-            # Values were flattened in the order of their keys.
-            found = zip(sorted(structure), outputs, strict=True)
+            paths = keras.tree.flatten_with_path(structure)
+            names = ["/".join(map(str, path)) for path, _ in paths]
+            found = zip(names, outputs, strict=True)
         else:
             found = self._last_of_each_stride()
         rows = [_map_row(k, self.field_of[id(t)], t) for k, t in found]
@@ -297,6 +299,9 @@ def _atrous_row(name, field, cells, pads):
     }
 
 
+_NO_CHAIN = (), False
+
+
 def _stacks(traced, maps, stages):
     """Convolutions in a row on one map, where some of them are dilated."""
     chains = _chains(traced, maps)
@@ -311,7 +316,7 @@ def _stacks(traced, maps, stages):
     found, known = [], set()
     for step in traced.steps:
         for tensor in step.outputs[:1]:
-            chain = chains.get(id(tensor), ())
+            chain, joined = chains.get(id(tensor), _NO_CHAIN)
             rates = tuple(rate for rate, _ in chain)
             # A single convolution is not a stack.
             row = len(rates) > 1 and max(map(max, rates)) > 1
@@ -324,7 +329,7 @@ def _stacks(traced, maps, stages):
             found.append(
                 {
                     "name": ends[step.path],
-                    "of_branches": step.opened,
+                    "of_branches": step.opened or joined,
                     **_stack(chain),
                     "dilated_end": _stack(chain[run:]) if chain[run:] else None,
                 }
@@ -349,23 +354,24 @@ def _stack(chain):
 def _chains(traced, maps):
     """The (rate, kernel size) of convolutions since the stride last changed.
 
-    Where branches join, those of the widest.
+    Where branches join, those of the widest. Returns id of a tensor -> these,
+    and whether another branch may see what they leave out: a branch of some
+    of its convolutions, such as a shortcut, does not.
     """
-    chains = {id(traced.image): ()}
+    chains = {}
     for step in traced.leaves:
         if not step.inputs:
             continue
-        source = max(
-            (t for t in step.inputs),
-            key=lambda t: sum(
-                max(r) * (k - 1) for r, k in chains.get(id(t), ())
-            ),
+        before = [chains.get(id(t), _NO_CHAIN) for t in step.inputs]
+        at = max(range(len(before)), key=lambda i: _reach_of(before[i][0]))
+        source, (chain, _) = step.inputs[at], before[at]
+        joined = any(
+            other_joined or not Counter(other) <= Counter(chain)
+            for other, other_joined in before
         )
-        chain = chains.get(id(source), ())
         field = maps.field_of[id(step.outputs[0])]
-        before = maps.field_of[id(source)]
-        if field.stride != before.stride:
-            chain = ()
+        if field.stride != maps.field_of[id(source)].stride:
+            chain, joined = _NO_CHAIN
         elif (
             field.kernel_size is not None
             and _square(field.kernel_size)
@@ -375,8 +381,12 @@ def _chains(traced, maps):
         ):
             chain = (*chain, (field.dilation, field.kernel_size[0]))
         for tensor in step.outputs:
-            chains[id(tensor)] = chain
+            chains[id(tensor)] = chain, joined
     return chains
+
+
+def _reach_of(chain):
+    return sum(max(rate) * (kernel - 1) for rate, kernel in chain)
 
 
 def _parts(traced, fields, costs):

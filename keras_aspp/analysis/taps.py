@@ -13,7 +13,7 @@ from keras_aspp.layers.checks import (
     rate_pair,
 )
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.numeric import check_int
+from keras_aspp.utils.numeric import check_ints
 from keras_aspp.utils.types import Pads, Rate, Size
 
 
@@ -76,8 +76,7 @@ def valid_taps(
         shows the shares of 1, 4 and 9 valid taps on a map of 65x65.
     """
     rate = check_atrous_rate("rate", rate)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    size = [check_int("size", cells) for cells in size]
+    size = check_ints("size", size, 2)
     kernel_size = check_odd(kernel_size)
     if pads is None:
         pads = same_pads(rate, kernel_size)

@@ -16,7 +16,7 @@ from keras_aspp.backbones.output_stride import (
 )
 from keras_aspp.backbones.rebuild import rebuild
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import nodes_of, producer
+from keras_aspp.utils.keras_graph import clone_graph, nodes_of, producer
 
 HIGH, LAST = "stride_16", "stride_32"
 
@@ -137,7 +137,7 @@ def _copy(block, x, prefix):
         return outputs[layer.name]
 
     # Only the recorded calls are used; the clone has an input of its own.
-    keras.models.clone_model(
+    clone_graph(
         block, input_tensors=x, clone_function=clone, call_function=call
     )
     last = producer(block.output).name

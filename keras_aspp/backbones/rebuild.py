@@ -14,6 +14,7 @@ from keras_aspp.layers.checks import check_batch_norm_numbers
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import (
+    clone_graph,
     graph_of,
     is_functional,
     layers_by_path,
@@ -129,7 +130,7 @@ def rebuild(
         chain = [s for layer in model.layers for s in steps(clone(layer))]
         copy = keras.Sequential([inputs, *chain], name=model.name)
     else:
-        copy = keras.models.clone_model(
+        copy = clone_graph(
             model, inputs, clone_function=clone, call_function=call
         )
     called = set(map(id, copy.layers))
@@ -305,7 +306,7 @@ def group_normalize(model: keras.Model) -> keras.Model:
             kwargs = {}  # the mask that batch norm takes
         return layer(*args, **kwargs)
 
-    return keras.models.clone_model(
+    return clone_graph(
         model,
         input_tensors=model.input,
         clone_function=change,

@@ -37,7 +37,12 @@ from keras_aspp.utils.archive import check_archive, check_weights_file
 from keras_aspp.utils.errors import first_line
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.finite import check_weights
-from keras_aspp.utils.keras_graph import graph_of, is_functional, nodes_of
+from keras_aspp.utils.keras_graph import (
+    clone_graph,
+    graph_of,
+    is_functional,
+    nodes_of,
+)
 from keras_aspp.utils.types import PathLike, Shape
 
 # What the EfficientNetV2 of sizes S, M and L were trained on: x / 128 - 1.
@@ -483,6 +488,6 @@ def _seen_by_first_layer(model, images):
 
 def _fix_size(model, input_shape):
     inputs = keras.Input(input_shape, name=model.input.name)
-    return keras.models.clone_model(
+    return clone_graph(
         model, input_tensors=inputs, clone_function=lambda layer: layer
     )

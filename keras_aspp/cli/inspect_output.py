@@ -56,7 +56,7 @@ def _print_section(title, rows):
 
 
 def _size(pair):
-    return "x".join(f"{n:g}" for n in pair)
+    return "x".join("?" if n is None else f"{n:g}" for n in pair)
 
 
 def _one_or_size(value):

@@ -1,12 +1,13 @@
 """recalibrate: batch-norm statistics of the current weights."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import sublayers
+from keras_aspp.utils.keras_graph import draws_random, sublayers
 
 
 def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
@@ -15,7 +16,7 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
     Moving statistics lag behind the weights and cover only recent batches;
     averaged weights have no statistics at all. Here all batches have equal
     weight, and so have the calls of a layer that is called several times. Only
-    statistics change: dropout is off, and frozen layers keep theirs.
+    statistics change: dropout and noise are off, and frozen layers keep theirs.
 
     Args:
         model: `keras.Model`; changed in place.
@@ -45,30 +46,47 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
     ]
-    drops = [
-        layer for layer in layers if isinstance(layer, keras.layers.Dropout)
+    # Dropout, noise, augmentation; not what has batch norm inside.
+    noisy = [
+        layer
+        for layer in layers
+        if draws_random(layer)
+        and not any(part in norms for part in sublayers(layer))
     ]
-    before = [(layer, "momentum", layer.momentum) for layer in norms]
-    before += [(layer, "rate", layer.rate) for layer in drops]
+    before = [(layer, layer.momentum) for layer in norms]
     done = 0
     try:
-        for layer in drops:
-            layer.rate = 0.0
+        for layer in noisy:
+            layer.call = _at_inference(layer)
         for layer in norms:
             layer.call = _averaged(layer)
         for batch in batches:
             model(batch, training=True)
             done += 1
     finally:
-        for layer in norms:
+        for layer in (*norms, *noisy):
             del layer.call  # of the instance; the class has its own
-        for layer, name, value in before:
-            setattr(layer, name, value)
+        for layer, momentum in before:
+            layer.momentum = momentum
     if not done:
         raise InputError(
             "Statistics need at least one batch. Received: no batches"
         )
     return len(norms)
+
+
+def _at_inference(layer):
+    """The layer's `call`, out of training if it knows the difference."""
+    call = layer.call
+    signature = inspect.signature(call)
+
+    def quiet(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        if "training" in signature.parameters:
+            bound.arguments["training"] = False
+        return call(*bound.args, **bound.kwargs)
+
+    return quiet
 
 
 def _averaged(layer):

@@ -74,6 +74,20 @@ def is_functional(model: Any) -> bool:
     )
 
 
+def clone_graph(model: keras.Model, *args: Any, **kwargs: Any) -> keras.Model:
+    """Applies `keras.models.clone_model`, but the copy is not compiled.
+
+    Keras gives it an optimizer and the loss, which must be found by name.
+    """
+    import keras
+
+    compiled, model.compiled = model.compiled, False
+    try:
+        return keras.models.clone_model(model, *args, **kwargs)
+    finally:
+        model.compiled = compiled
+
+
 def check_functional(model: Any) -> None:
     """Raises `TypeError` unless a model has a graph of layers."""
     if not is_functional(model):

@@ -37,6 +37,27 @@ def check_int(name: str, value: int, least: int = 1) -> int:
     return found
 
 
+def check_ints(
+    name: str, value: int | Sequence[int], count: int
+) -> tuple[int, ...]:
+    """Returns `count` ints: those given, or one int that stands for all.
+
+    Raises:
+        ValueError: they are not as many, or one is no int > 0.
+    """
+    values = (value,) * count if as_int(value) is not None else value
+    try:
+        values = tuple(values)
+    except TypeError:
+        values = ()
+    if len(values) != count:
+        raise InputError(
+            f"`{name}` must be an int > 0 or {count} of them. "
+            f"Received: {name}={value!r}"
+        )
+    return tuple(check_int(name, one) for one in values)
+
+
 def check_number(name: str, value: float, interval: str) -> float:
     """Returns a number as a float, or raises `ValueError` outside an interval.
 

@@ -142,8 +142,9 @@ def test_kernels_of_different_sizes():
     found = gridding((6, 2), kernel_size=(3, 5))
     assert found.suggestion == (5, 1)
     assert gridding(found.suggestion, (3, 5)).unseen == 0
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match=r"2 of them. Received: kernel_size="):
         gridding((2, 1), kernel_size=(3,))
+    assert gridding((2, 1), np.int64(3)).kernel_sizes == (3, 3)
 
 
 def test_order_does_not_matter():

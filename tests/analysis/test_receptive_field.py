@@ -74,6 +74,11 @@ CHAINS = {
         ka.layers.AtrousConv2D(2, atrous_rate=2, separable=True),
         ka.layers.BilinearResize(scale=2),
     ],
+    "moved": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        ka.layers.BilinearResize(scale=1, shift=(0.5, -0.5)),
+        ka.layers.BilinearResize(scale=4, shift=(-2, 1)),
+    ],
     "aligned corners": [
         L.Conv2D(2, 3, strides=2, **SAME),
         ka.layers.BilinearResize(size=(25, 33), align_corners=True),
@@ -207,6 +212,20 @@ def test_a_whole_segmenter_by_force(toy_backbone):
         separable=True,
     )
     assert_as_by_force(positive(model), (101, 90))
+
+
+@pytest.mark.parametrize("output_stride", [8, 4])
+def test_a_segmenter_made_denser_by_force(toy_backbone, output_stride):
+    model = ka.models.DeepLabV3(
+        3,
+        backbone=toy_backbone(),
+        output_stride=16,
+        image_pooling=False,
+        aspp_filters=4,
+        atrous_rates=(1,),
+    )
+    dense = ka.models.with_output_stride(model, output_stride)
+    assert_as_by_force(positive(dense), (120, 104))
 
 
 def test_cells_are_centered_on_multiples_of_the_stride(toy_backbone):

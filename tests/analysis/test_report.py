@@ -179,6 +179,41 @@ def test_holes_are_warned_of():
     assert str(stack["suggestion"]) in warning
 
 
+def warns_of_holes(x, inputs):
+    found = report(keras.Model(inputs, x), (128, 160))
+    assert found["gridding"]
+    return any("never see" in warning for warning in found["warnings"])
+
+
+def test_holes_that_another_branch_fills_are_not_warned_of():
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.Conv2D(2, 3, strides=2, padding="same")(inputs)
+
+    def conv(x, rate=1):
+        return keras.layers.Conv2D(2, 3, padding="same", dilation_rate=rate)(x)
+
+    pyramid = ka.layers.ASPP(2, (2, 4, 6))(x)
+    assert not warns_of_holes(conv(pyramid), inputs)
+    by_hand = keras.layers.Add()([conv(x, rate) for rate in (2, 3, 5)])
+    assert not warns_of_holes(conv(by_hand), inputs)
+    # A shortcut sees less than what it passes by.
+    shortcut = keras.layers.Add()([x, conv(conv(x, 2), 2)])
+    assert warns_of_holes(conv(shortcut, 2), inputs)
+    # After a stride nothing of it is left.
+    x = keras.layers.MaxPooling2D(2)(by_hand)
+    assert warns_of_holes(conv(conv(x, 2), 2), inputs)
+
+
+def test_outputs_in_a_dict_of_dicts_are_named_by_their_paths():
+    inputs = keras.Input((32, 32, 3))
+    fine = keras.layers.Conv2D(4, 3, strides=2)(inputs)
+    coarse = keras.layers.Conv2D(4, 3, strides=2)(fine)
+    outputs = {"b": fine, "a": {"deep": coarse, "both": [fine, coarse]}}
+    found = report(keras.Model(inputs, outputs), (32, 32))
+    stages = {row["name"]: row["shape"][0] for row in found["stages"]}
+    assert stages == {"b": 15, "a/deep": 7, "a/both/0": 15, "a/both/1": 7}
+
+
 def test_unequal_rates_and_kernels_do_not_stop_it():
     inputs = keras.Input((None, None, 1))
     x = keras.layers.Conv2D(2, (3, 1), dilation_rate=(2, 1), padding="same")(

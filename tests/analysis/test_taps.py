@@ -40,6 +40,10 @@ def test_a_padded_convolution_of_ones_counts_the_same(pads):
     }
 
 
+def test_integers_of_numpy_are_integers():
+    assert valid_taps(6, np.int64(33)) == valid_taps(6, (33, 33))
+
+
 def test_figure_4_of_deeplab_v3():
     # 65x65: at rate 1 nearly all taps count, beyond the map one does.
     shares = valid_taps(1, 65).shares
@@ -70,6 +74,9 @@ def test_one_by_one_kernels_do_not_degenerate():
         ((0, 65), "Received: rate=0"),
         ((1.0, 65), r"Received: rate=1\.0"),
         ((1, (5, 0)), "Received: size=0"),
+        ((1, (33, 20, 3)), r"or 2 of them. Received: size=\(33, 20, 3\)"),
+        ((1, 33.0), r"Received: size=33\.0"),
+        ((1, None), "Received: size=None"),
         ((1, 5, 2), "must be odd.*Received: kernel_size=2"),
         ((3, 5, 3, ((0, 0), (0, 0))), r"room for.*Received: pads=\(0, 0\)"),
         ((1, 5, 3, ((0, -1), (0, 0))), r"Received: pads=\(0, -1\)"),

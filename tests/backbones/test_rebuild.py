@@ -9,6 +9,7 @@ from helpers import npy, randomize, sample, tensorflow_only
 
 from keras_aspp.backbones.rebuild import configure, synchronize
 from keras_aspp.layers import AtrousConv2D, DilatedReparamBlock
+from keras_aspp.models import fold_batch_norm
 
 
 @pytest.fixture
@@ -23,6 +24,21 @@ def model():
 def assert_same(model, copy):
     x = sample((1, 9, 11, 3))
     np.testing.assert_array_equal(npy(copy(x)), npy(model(x)))
+
+
+def test_a_copy_of_a_compiled_model_is_not_compiled():
+    inputs = keras.Input((None, None, 3))
+    inner = keras.Sequential([keras.layers.Conv2D(4, 3, padding="same")])
+    x = keras.layers.Conv2D(3, 3, padding="same")(inner(inputs))
+    model = keras.Model(inputs, x)
+    # A loss that Keras cannot find by its name.
+    for part in (inner, model):
+        part.compile(loss=lambda true, predicted: predicted)
+    for copy in (configure(model, dtype="float32"), fold_batch_norm(model)):
+        assert_same(model, copy)
+        assert not copy.compiled
+        assert not any(layer.compiled for layer in copy.layers[1:2])
+    assert model.compiled and inner.compiled
 
 
 class Forgetful(keras.layers.Layer):

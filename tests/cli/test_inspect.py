@@ -153,6 +153,17 @@ def test_a_model_of_a_user(own_model, capsys):
     assert f"{cost(model, (45, 33)).parameters:,}" in said
 
 
+@pytest.mark.parametrize("options", [(), ("--layers",)])
+def test_sizes_that_a_layer_leaves_open(options, tmp_path, capsys):
+    inputs = keras.Input((None, None, 4))
+    tokens = keras.layers.Reshape((-1, 4))(inputs)
+    attention = keras.layers.MultiHeadAttention(2, 3)(tokens, tokens)
+    keras.Model(inputs, attention).save(tmp_path / "open.keras")
+    path = ("--model", tmp_path / "open.keras", "--image-size", 8, 6)
+    assert inspect(*path, *options) == 0
+    assert "lower bound" in capsys.readouterr().out
+
+
 def test_the_output_stride_of_upsampled_images(toy_backbone, tmp_path, capsys):
     path = tmp_path / "twice.keras"
     DeepLabV3(

@@ -50,6 +50,26 @@ def test_statistics_are_those_of_the_batches():
         np.testing.assert_allclose(npy(found), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [
+        keras.layers.GaussianDropout(0.5),
+        keras.layers.AlphaDropout(0.5),
+        keras.layers.GaussianNoise(1.0),
+        keras.layers.SpatialDropout2D(0.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_noise_is_not_in_the_statistics(noise):
+    inputs = keras.Input((None, None, 3))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(noise(inputs)))
+    batch = sample((2, 8, 8, 3))
+    recalibrate(model, [batch])
+    np.testing.assert_allclose(npy(norm.moving_variance), moments([batch])[1])
+    assert not np.allclose(npy(noise(batch, training=True)), batch)
+
+
 def test_calls_of_a_shared_layer_have_equal_weight():
     inputs = keras.Input((None, None, 3))
     norm = keras.layers.BatchNormalization()
