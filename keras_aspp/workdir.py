@@ -16,6 +16,7 @@ import numpy as np
 from keras_aspp.config.load import config_path, load_config
 from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
+from keras_aspp.data.folder import HELD_OUT
 from keras_aspp.data.sources import Source, open_source
 from keras_aspp.export import export_model
 from keras_aspp.export.about import about_run, export_command
@@ -23,7 +24,7 @@ from keras_aspp.export.explain import OperatorCost
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.quantize import QUANTIZED
 from keras_aspp.export.tflite import explain_int8
-from keras_aspp.inference.artefacts import local_folder
+from keras_aspp.inference.artefacts import find_spec, local_folder, resolve
 from keras_aspp.models.segmenter import Segmenter, load_saved
 from keras_aspp.utils.exceptions import InputError, InputNotFoundError
 from keras_aspp.utils.files import write_json
@@ -279,17 +280,42 @@ def open_data(
             )
         workdir = Workdir(model)
         return workdir.source, workdir.config.data
-    if os.path.isdir(name):
-        data = DataConfig(root=name)
-        if is_workdir:
-            data = dataclasses.replace(
-                Workdir(model).config.data, root=name, tfds=None
-            )
-        if os.path.exists(os.path.join(name, "dataset.json")):
-            # It describes this folder; the run's options, another data set.
-            data = dataclasses.replace(
-                data, class_names=None, label_map=None, ignore_label=255
-            )
-    else:
+    if not os.path.isdir(name):
         data = load_config(config_path(name)).data
-    return open_source(data, strict=False), data
+        return open_source(data, strict=False), data
+    data = DataConfig(root=name)
+    if is_workdir:
+        data = _of_folder(Workdir(model).config.data, name)
+    if os.path.exists(os.path.join(name, "dataset.json")):
+        # It describes this folder; the run's options, another data set.
+        data = dataclasses.replace(
+            data, class_names=None, label_map=None, ignore_label=255
+        )
+        return open_source(data, strict=False), data
+    spec = None
+    if data.class_names is None:
+        # Its labels mean what those of the training data do.
+        spec = find_spec(resolve(model))
+    if spec is not None:
+        # Labels that are written are class ids; masks may be white.
+        spec = dataclasses.replace(spec, label_map=None)
+    return open_source(data, strict=False, spec=spec), data
+
+
+def _of_folder(data, folder):
+    """Returns a run's `DataConfig` for a folder.
+
+    Which images of the run's own data are held out says nothing of another.
+    """
+    root = os.path.realpath(os.path.expandvars(data.root or ""))
+    data = dataclasses.replace(data, root=folder, tfds=None)
+    if root == os.path.realpath(folder):
+        return data
+    return dataclasses.replace(
+        data,
+        group_by=None,
+        validation_groups=None,
+        validation_split=DataConfig().validation_split
+        if data.validation_split == HELD_OUT
+        else data.validation_split,
+    )

@@ -9,6 +9,7 @@ from PIL import Image
 
 from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import Config, DataConfig
+from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.workdir import CONFIG, Examples, Workdir, open_data
 
@@ -47,7 +48,7 @@ def test_images_are_spread_over_the_split(total, count, expected):
     assert sizes == {(4, 4 + i): 1 for i in range(total)}
 
 
-@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("described", ["there", "by the run", "by options"])
 def test_the_options_of_a_run_describe_no_other_described_folder(
     described, tmp_path
 ):
@@ -56,23 +57,69 @@ def test_the_options_of_a_run_describe_no_other_described_folder(
         "label_map": {7: 1},
         "ignore_label": 9,
     }
+    if described == "by the run":
+        options = {}
     data = DataConfig(tfds="pets", crop_size=(96, 96), **options)
     dump_config(Config(data=data), tmp_path / CONFIG)
-    root = tmp_path / "folder"
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
-        Image.new("L", (6, 4), 7).save(root / part / "0.png")
-    if described:
+    (tmp_path / "model.keras").touch()
+    root = folder_of(tmp_path / "folder", 7)
+    if described == "by the run":
+        spec = DatasetSpec(["a", "b"], colormap=[[0, 0, 0], [9, 9, 9]])
+        spec.to_file(tmp_path / "dataset.json")
+    if described == "there":
         names = {"class_names": ["box", "ground"], "label_map": {"7": 0}}
         (root / "dataset.json").write_text(json.dumps(names))
     source, data = open_data(root, tmp_path)
     spec = source.spec
     assert data.crop_size == (96, 96)
     found = spec.class_names, spec.label_map, spec.ignore_label
-    if described:
+    if described == "there":
         assert found == (("box", "ground"), {7: 0}, 255)
+    elif described == "by the run":
+        assert found == (("a", "b"), None, 255)
+        assert [*map(list, spec.colormap)] == [[0, 0, 0], [9, 9, 9]]
     else:
         assert found == (("ground", "box"), {7: 1}, 9)
+
+
+def folder_of(root, *values):
+    """A folder data set, one image for each value of its masks."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+        for i, value in enumerate(values):
+            Image.new("L", (6, 4), value).save(root / part / f"{i}.png")
+    return root
+
+
+def test_masks_of_a_binary_run_are_read_as_its_own(tmp_path):
+    spec = DatasetSpec(["background", "box"], task="binary")
+    spec.to_file(tmp_path / "dataset.json")
+    (tmp_path / "model.keras").touch()
+    dump_config(Config(data=DataConfig(root="mine")), tmp_path / CONFIG)
+    source, _ = open_data(folder_of(tmp_path / "other", 0, 255), tmp_path)
+    labels = {int(mask.max()) for _, mask in Examples(source, "train")}
+    labels |= {int(mask.max()) for _, mask in Examples(source, "val")}
+    assert source.spec.task == "binary" and labels == {0, 1}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_images_that_a_run_held_out_are_of_its_own_data(own, tmp_path):
+    root = folder_of(tmp_path / "data", 0, 1, 0, 1)
+    for part in ("images", "masks"):
+        (root / part / "train").mkdir()
+        for path in (root / part).glob("*.png"):
+            path.rename(root / part / "train" / path.name)
+    (root / "dataset.json").write_text('{"class_names": ["a", "b"]}')
+    data = DataConfig(
+        root=str(root) if own else "mine",
+        group_by="[0-9]",
+        validation_split=None,
+        validation_groups=["2"],
+    )
+    dump_config(Config(data=data), tmp_path / CONFIG)
+    source, data = open_data(root, tmp_path)
+    assert source.size("train") == (3 if own else 4)
+    assert (data.validation_split == "val") is not own
 
 
 def test_the_chosen_size_is_told_before_the_phase_begins(

@@ -353,7 +353,8 @@ class FolderSource:
             hint = ""
             if split == self.validation_split:
                 hint = (
-                    "; name another by `--data.validation_split NAME`, or hold "
+                    "; name another by `--data.validation_split NAME` "
+                    "(evaluate: `--split NAME`), or hold "
                     f"out images of `{self.train_split}` by "
                     "`--data.validation_split null`, as many as "
                     "`--data.validation_fraction` says "

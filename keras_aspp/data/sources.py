@@ -14,7 +14,9 @@ Source: TypeAlias = FolderSource | TfdsSource
 _log = logging.getLogger(__name__)
 
 
-def open_source(config: Any, strict: bool = True) -> Source:
+def open_source(
+    config: Any, strict: bool = True, spec: DatasetSpec | None = None
+) -> Source:
     """Opens the data set that a `DataConfig` names.
 
     Args:
@@ -22,6 +24,8 @@ def open_source(config: Any, strict: bool = True) -> Source:
         strict: bool. Raise if `class_names`, `label_map` or `ignore_label`
             differs from the data set's dataset.json, which is used; False
             logs it, for runs that exist.
+        spec: of a folder without dataset.json; `None` for that of
+            `class_names`, `label_map` and `ignore_label`.
 
     Returns:
         `FolderSource` or `TfdsSource`.
@@ -36,19 +40,9 @@ def open_source(config: Any, strict: bool = True) -> Source:
             f"must be given. Received: root={config.root!r}, "
             f"tfds={config.tfds!r}"
         )
-    spec = None
-    names = config.class_names
-    if names is None and config.task == "binary":
-        names = ["object"]
-    _check_named_classes(config)
-    if names is not None:
-        spec = DatasetSpec(
-            names,
-            config.ignore_label,
-            label_map=config.label_map,
-            license=config.license,
-            task=config.task,
-        )
+    if spec is None:
+        _check_named_classes(config)
+        spec = _given_spec(config)
     if config.root is not None:
         root = os.path.expandvars(config.root)
         _check_described(config, root)
@@ -70,6 +64,22 @@ def open_source(config: Any, strict: bool = True) -> Source:
         config.tfds, spec, config.image_key, config.mask_key, config.data_dir
     )
     return _agreeing(source, spec, config, strict)
+
+
+def _given_spec(config):
+    """Returns the `DatasetSpec` of a configuration, `None` without classes."""
+    names = config.class_names
+    if names is None and config.task == "binary":
+        names = ["object"]
+    if names is None:
+        return None
+    return DatasetSpec(
+        names,
+        config.ignore_label,
+        label_map=config.label_map,
+        license=config.license,
+        task=config.task,
+    )
 
 
 def _agreeing(source, spec, config, strict):

@@ -57,6 +57,7 @@ class Checkpoints(keras.callbacks.Callback):
         steps: int, steps done of the next epoch.
         best: float, best validation mean IoU.
         best_epoch: int, epoch of the best model; 0 if there is none.
+        stopped: bool. A callback of the user ended the run.
         history: list of dict, the metrics of each epoch.
     """
 
@@ -75,6 +76,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.steps_per_epoch = steps_per_epoch
         self.best, self.best_epoch = -math.inf, 0
         self.epochs, self.steps, self.history = 0, 0, []
+        self.stopped = False
         self._metrics, self._first_step, self._requested = [], 0, False
 
     def restore(self, model):
@@ -105,6 +107,11 @@ class Checkpoints(keras.callbacks.Callback):
         self.best = -math.inf if state["best"] is None else state["best"]
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epochs, self.steps = state["epochs"], state["steps"]
+        # Other callbacks may not want to end it.
+        same = state["config"].get("train.callbacks") == _flat(self.config).get(
+            "train.callbacks"
+        )
+        self.stopped = same and state.get("stopped", False)
 
     def _check_state(self, path, variables, values, others, state):
         fits = all(
@@ -182,6 +189,8 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {name: float(value) for name, value in (logs or {}).items()}
         self.epochs, self.steps = epoch + 1, 0
+        # Those of the user were called before.
+        self.stopped = bool(self.model.stop_training)
         self.history.append({"epoch": epoch, **logs})
         score = logs.get("val_mean_iou")
         arrays = self._arrays()
@@ -193,6 +202,11 @@ class Checkpoints(keras.callbacks.Callback):
             self._save_state(arrays)
         self.write_history()
         self.end_if_requested()
+        if self.stopped:
+            _log.info(
+                "\nStopped after epoch %d by a callback of train.callbacks.",
+                self.epochs,
+            )
         if self.out_of_patience():
             _log.info(
                 "\nStopped early: no better mean IoU for %d epochs.",
@@ -262,6 +276,7 @@ class Checkpoints(keras.callbacks.Callback):
             "steps": self.steps,
             "best": self.best if math.isfinite(self.best) else None,
             "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
             "history": self.history,
             # The key of earlier versions, whose runs can be resumed.
             "pictures": self.num_images,

@@ -140,7 +140,7 @@ def build_optimizer(config, total_steps, backbone=None, schedule=None):
     def one(factor):
         arguments = {
             "learning_rate": schedule(factor),
-            "weight_decay": config.weight_decay or None,
+            "weight_decay": config.weight_decay,
         }
         if config.ema_momentum is not None:
             arguments["use_ema"] = True
@@ -150,6 +150,9 @@ def build_optimizer(config, total_steps, backbone=None, schedule=None):
         if config.optimizer == "adamw":
             optimizer = AdamW(**arguments)
         else:
+            # With 0, SGD would still multiply every weight, and AdamW has no
+            # other value for none.
+            arguments["weight_decay"] = config.weight_decay or None
             optimizer = SGD(momentum=0.9, **arguments)
         if config.weight_decay:
             optimizer.exclude_from_weight_decay(var_names=list(NOT_DECAYED))

@@ -466,6 +466,14 @@ def resolve_num_classes(predictor, spec):
             f'"multilabel") or in neither. Received: {predictor.path}, data '
             f"of task {spec.task}"
         )
+    described = getattr(predictor, "spec", None)
+    if described and described.task == "binary" and spec.task == "semantic":
+        # Their masks may hold 255 for the object, which would be ignored.
+        raise InputError(
+            'The model is binary and the data set is not: put "task": '
+            f'"binary" into its dataset.json. Received: {predictor.path}, '
+            f"data of task {spec.task}"
+        )
     if predictor.num_classes is None:
         predictor.num_classes = spec.num_classes
     if predictor.num_classes != spec.num_classes:

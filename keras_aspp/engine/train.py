@@ -89,7 +89,7 @@ def _fit(run, checkpoints, validation, monitor, callbacks, part=False):
     model, config = run.model, run.config.train
     first, steps = checkpoints.epochs, checkpoints.steps
     epochs = first + 1 if part else run.epochs
-    if first >= epochs or checkpoints.out_of_patience():
+    if first >= epochs or checkpoints.out_of_patience() or checkpoints.stopped:
         return
     model.fit(
         training_batches(

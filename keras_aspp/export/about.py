@@ -29,7 +29,7 @@ def about_run(config: Config, license: str = "") -> dict[str, str]:
         license than the data, `license` names each.
     """
     data = config.data
-    name = data.tfds or Path(data.root).name
+    name = data.tfds or _folder(data.root).name
     trained_on = f"{name} (split {data.train_split}), {_origin(config.model)}"
     if config.train.distill_from:
         trained_on += f", with {_name(config.train.distill_from)} as teacher"
@@ -145,5 +145,10 @@ def _name(path):
     """Returns an address, a keyword, or a path's last name that tells."""
     if is_address(path):
         return path
-    path = Path(path)
+    path = _folder(path)
     return path.parent.name if path.name == "model.keras" else path.name
+
+
+def _folder(path):
+    """Returns a path that ends in a name: not in `.` or a variable."""
+    return Path(os.path.abspath(os.path.expandvars(path)))

@@ -95,10 +95,8 @@ def card(manifest: dict[str, Any], about: Mapping[str, str]) -> str:
         f'labels = ka.Predictor("{manifest["name"]}").predict("image.jpg")'
         f"\n```\n\n{_inputs(manifest)}",
         "## Limits\n\nThe model is for images like those it was trained on "
-        "and labels every pixel, also of unknown objects. A TFLite file "
-        "has one size (but model_any_size.tflite); other images are resized "
-        "to it. Load SavedModels "
-        "only from those you trust: they are programs.",
+        "and labels every pixel, also of unknown objects."
+        f"{_limits(manifest)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -154,16 +152,42 @@ def card_of_run(
     return "\n\n".join(parts) + "\n"
 
 
+def _formats(manifest):
+    return {entry["format"] for entry in manifest["artefacts"]}
+
+
+def _limits(manifest):
+    """Returns the sentences on the formats that were exported."""
+    formats = _formats(manifest)
+    found = ""
+    if any(name.startswith("tflite") for name in formats):
+        but = " (but model_any_size.tflite)"
+        if "tflite_any_size" not in formats:
+            but = ""
+        found += (
+            f" A TFLite file has one size{but}; other images are resized to it."
+        )
+    if "saved_model" in formats:
+        found += (
+            " Load SavedModels only from those you trust: they are programs."
+        )
+    return found
+
+
 def _inputs(manifest):
     """Says what the artefacts take."""
     taken = manifest["artefacts"][0]["input"]
     channels, dtype = taken["shape"][-1], taken["dtype"]
     if (channels, dtype) == (3, "uint8"):
-        return (
-            "Inputs are RGB pixels 0..255 as uint8; normalization is inside. "
-            "The SavedModel's `serve_bytes` takes JPEG or PNG bytes and does "
-            "not read EXIF: turn rotated photographs first."
+        found = (
+            "Inputs are RGB pixels 0..255 as uint8; normalization is inside."
         )
+        if "saved_model" in _formats(manifest):
+            found += (
+                " The SavedModel's `serve_bytes` takes JPEG or PNG bytes and "
+                "does not read EXIF: turn rotated photographs first."
+            )
+        return found
     low, high = (
         end if isinstance(end, (int, float)) else [round(v, 4) for v in end]
         for end in taken["range"]

@@ -24,9 +24,12 @@ from keras_aspp.backbones.rebuild import (
     group_normalize,
     synchronize,
 )
+from keras_aspp.backbones.rematerialize import Rematerialized
 from keras_aspp.backbones.zoo import create_backbone, preprocess_of
+from keras_aspp.layers import BatchNormalization
 from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
+from keras_aspp.utils.keras_graph import sublayers
 
 
 def choose_backbone(
@@ -62,8 +65,14 @@ def choose_backbone(
         # Padding and epsilon belong to the weights, so this is the backbone
         # of the file and not a new one of the same name.
         _check_name(backbone, saved.backbone)
-        backbone = as_features(saved.backbone, output_stride)
-        backbone = configure(backbone, **changes)
+        backbone = saved.backbone
+        if isinstance(backbone, Rematerialized):
+            backbone = keras.Model(
+                backbone.input, backbone.output, name=backbone.name
+            )
+        backbone = configure(as_features(backbone, output_stride), **changes)
+        before = saved._arguments["batch_norm"]
+        _undo_batch_norm(backbone, before, config["batch_norm"])
         channels = config["input_shape"][-1]
         # 3 is the default.
         if channels not in (3, backbone.input.shape[-1]):
@@ -82,6 +91,23 @@ def choose_backbone(
     if config["batch_norm"] == "sync":
         backbone = synchronize(backbone)
     return backbone, preprocess
+
+
+def _undo_batch_norm(backbone, before, now):
+    """Takes back what a former `batch_norm` of a segmenter set in a backbone.
+
+    What a user froze layer by layer stays frozen.
+    """
+    frozen = ("freeze", "group")
+    for layer in sublayers(backbone):
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        if before in frozen and now not in frozen:
+            if isinstance(layer, BatchNormalization):
+                layer.frozen = False
+            layer.trainable = True
+        if before == "sync" and now != "sync":
+            layer.synchronized = False
 
 
 def _check_name(name, saved):

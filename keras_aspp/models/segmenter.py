@@ -153,7 +153,8 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
             `"group"` uses group norm in the head, which suits small batches,
             and in a backbone with `backbone_weights=None`; any other backbone
             is frozen. Layers of the backbone that are `frozen`, or not
-            `trainable`, stay so in any case. Defaults to `"train"`.
+            `trainable`, stay so, but for those that the `batch_norm` of
+            loaded `weights` froze. Defaults to `"train"`.
         input_scale: int > 0. Factor by which images are upsampled before the
             backbone; logits keep the size of the image. With 2, a cell covers
             half as many pixels of the image as `output_stride` says, which

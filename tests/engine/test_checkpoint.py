@@ -413,6 +413,21 @@ def test_patience_is_remembered(tmp_path):
         assert (again.best, again.best_epoch) == (0.4, 1)
 
 
+def test_a_stop_by_a_callback_of_the_user_is_remembered(tmp_path, caplog):
+    own = [{"class": "keras.callbacks.TerminateOnNaN"}]
+    model = small_model()
+    checkpoints = checkpoints_of(tmp_path, model, callbacks=own)
+    checkpoints.on_epoch_end(0, {"val_mean_iou": 0.4})
+    model.stop_training = True
+    with caplog.at_level("INFO", "keras_aspp"):
+        checkpoints.on_epoch_end(1, {"val_mean_iou": 0.3})
+    assert "Stopped after epoch 2 by a callback" in caplog.text
+    for callbacks, stopped in ((own, True), ([], False)):
+        again = checkpoints_of(tmp_path, callbacks=callbacks)
+        again.restore(model)
+        assert again.stopped is stopped
+
+
 def test_what_is_not_the_run_is_refused(tmp_path):
     model = small_model()
     checkpoints_of(tmp_path, model).on_epoch_end(0, {"val_mean_iou": 0.5})

@@ -55,6 +55,14 @@ def test_weight_decay_spares_batch_norm_and_biases(name):
         )
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_without_weight_decay_nothing_shrinks(name):
+    config = TrainConfig(total_steps=10, optimizer=name, weight_decay=0.0)
+    variable = keras.Variable([3.0], name="kernel")
+    build_optimizer(config, 10).apply([keras.ops.zeros(1)], [variable])
+    assert npy(variable) == 3
+
+
 def test_backbone_learning_rate_factor(toy_backbone):
     model = tiny_model(toy_backbone(padding=1))
     config = TrainConfig(

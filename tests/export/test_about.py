@@ -49,6 +49,18 @@ def test_it_names_the_weights_that_a_run_started_from(export, monkeypatch):
         assert found == f"shapes (split train), starting from {origin}"
 
 
+def test_paths_that_end_in_no_name_have_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", str(tmp_path / "pets"))
+    (tmp_path / "pets" / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pets" / "images")
+    for root in ("$DATA", "${DATA}/", "..", "../../pets"):
+        config = Config(data=DataConfig(root=root))
+        config = replace(config, model={"weights": root})
+        found = about_run(config)
+        assert found["dataset"] == "pets"
+        assert found["trained_on"].endswith("starting from pets")
+
+
 def test_other_licenses_of_weights_and_teacher_are_named(
     export, workdir, monkeypatch
 ):

@@ -28,7 +28,7 @@ import keras_aspp as ka
 from keras_aspp.backbones.rebuild import compute_dtypes
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.export import exporter, formats, measure, tflite, verify
-from keras_aspp.export.card import artefact_table, size_costs
+from keras_aspp.export.card import ABOUT, artefact_table, card, size_costs
 from keras_aspp.export.image_size import choose_image_size
 from keras_aspp.export.metadata import add_metadata, with_metadata
 from keras_aspp.export.onnx import write_onnx
@@ -115,14 +115,30 @@ def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(
 
 def test_card_is_of_the_manifest(tiny_export, tiny_folder):
     manifest = json.loads((tiny_export / "manifest.json").read_text())
-    card = (tiny_export / "README.md").read_text()
-    assert artefact_table(manifest) in card
-    front = yaml.safe_load(card.split("---\n")[1])
+    text = (tiny_export / "README.md").read_text()
+    assert artefact_table(manifest) in text
+    front = yaml.safe_load(text.split("---\n")[1])
     assert front["pipeline_tag"] == "image-segmentation"
     ((result,),) = (found["results"] for found in front["model-index"])
     assert result["dataset"]["name"] == tiny_folder.name
     (score,) = result["metrics"]
     assert score["value"] == manifest["artefacts"][0]["mean_iou"]
+
+
+def test_a_card_tells_of_the_files_that_are_there(tiny_export):
+    manifest = json.loads((tiny_export / "manifest.json").read_text())
+    about = dict.fromkeys(ABOUT, "")
+    first, *_ = manifest["artefacts"]
+
+    def text(*names):
+        others = [{**first, "format": name} for name in names]
+        return card({**manifest, "artefacts": [first, *others]}, about)
+
+    assert "SavedModel" not in text("tflite_int8")
+    assert "serve_bytes" in text("saved_model")
+    assert "TFLite" not in text("saved_model")
+    assert "size; other" in text("tflite_int8")
+    assert "(but model_any_size" in text("tflite_int8", "tflite_any_size")
 
 
 def test_the_saved_models_are_those_of_the_repository():

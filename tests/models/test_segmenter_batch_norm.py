@@ -53,6 +53,52 @@ def norms(model):
 
 
 @pytest.mark.parametrize(
+    "before, now, learns, synchronized",
+    [
+        ("freeze", "train", True, False),
+        ("freeze", "freeze", False, False),
+        ("sync", "train", True, False),
+        ("train", "train", True, False),
+    ],
+)
+def test_loaded_weights_take_the_new_policy(
+    before, now, learns, synchronized, toy_backbone, tmp_path
+):
+    saved = build(toy_backbone(features=True), before, rematerialize=True)
+    saved.save(tmp_path / "saved.keras")
+    model = build(saved.backbone.name, now, weights=tmp_path / "saved.keras")
+    assert type(model.backbone).__name__ == "Functional"
+    layers = [
+        layer
+        for layer in model.backbone.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert layers
+    for layer in layers:
+        assert layer.trainable is learns
+        assert layer.synchronized is synchronized
+    if learns:
+        x = sample((2, 64, 64, 3))
+        mean = npy(layers[0].moving_mean).copy()
+        model(x, training=True)
+        assert not np.allclose(npy(layers[0].moving_mean), mean)
+
+
+def test_a_layer_that_a_user_froze_stays_frozen(toy_backbone, tmp_path):
+    saved = build(toy_backbone(features=True), "train")
+    first = next(
+        layer
+        for layer in saved.backbone.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    )
+    first.frozen = True
+    saved.save(tmp_path / "saved.keras")
+    name = saved.backbone.name
+    model = build(name, "train", weights=tmp_path / "saved.keras")
+    assert model.backbone.get_layer(first.name).frozen
+
+
+@pytest.mark.parametrize(
     "policy, backbone, head",
     [
         ("train", ("Batch", True), ("Batch", True)),
