@@ -11,6 +11,8 @@ from keras_aspp.layers.checks import rate_pair
 from keras_aspp.layers.dense_prediction_cell import CITYSCAPES_RATES
 from keras_aspp.models import DeepLabV3
 
+# Of a module whose published rates fall from stage to stage.
+_RISING = "_rising"
 # Multiples of it are tried as numbers of filters.
 _STEP = 8
 # Filters at which costs are measured; between them they are quadratic.
@@ -33,8 +35,9 @@ def contexts(model, channels, size):
     budget = head_madds(model, channels, size)
     found = {}
     for name, rates in _rates(list(model.atrous_rates)).items():
-        one = dataclasses.replace(model, context=name, atrous_rates=rates)
-        if name not in ("none", "aspp"):
+        context = name.removesuffix(_RISING)
+        one = dataclasses.replace(model, context=context, atrous_rates=rates)
+        if context not in ("none", "aspp"):
             filters = _filters(one, budget, channels, size)
             one = dataclasses.replace(one, aspp_filters=filters)
         found[name] = (_description(one, channels, size), one)
@@ -78,6 +81,7 @@ def _rates(pyramid):
         "ksac": pyramid,
         "ksac_concat": pyramid,
         "wasp": pyramid[::-1],
+        f"wasp{_RISING}": pyramid,
         "d_linknet": [*doubling, reach],
         # Strides of pools, of twice as many cells.
         "dappm": [2, 4, 8],

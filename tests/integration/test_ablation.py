@@ -144,6 +144,8 @@ def test_context_modules_are_compared_at_equal_cost(monkeypatch):
         if name != "none":
             assert value == pytest.approx(madds["aspp"], rel=0.15), name
     assert found["wasp"][1].atrous_rates == [6, 2, 1]
+    rising = found["wasp_rising"][1]
+    assert (rising.context, rising.atrous_rates) == ("wasp", [1, 2, 6])
     assert "filters" in found["dpc"][0]
 
 
