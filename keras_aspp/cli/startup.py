@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from keras_aspp.utils.native_log import filtered_stderr
 
@@ -68,24 +69,42 @@ def prompt_interrupts():
             signal.signal(number, defaults[number])
 
 
+_num_handled = _num_raised = 0  # calls of the handler below
+
+
 def _interrupt(number, frame):
     """Handler of a signal: ends the process while it imports."""
+    global _num_handled, _num_raised
+    _num_handled += 1
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"\nInterrupted.\n")
             os._exit(130)
+        if frame.f_code is _repeat_interrupt.__code__:
+            return  # Python would drop it here, too; the thread repeats it.
         frame = frame.f_back
+    _num_raised += 1
     raise KeyboardInterrupt
 
 
 def _repeat_interrupt(lost, hook, number):
     """Raises a dropped `KeyboardInterrupt` again, from another place."""
     if lost.exc_type is KeyboardInterrupt and hasattr(signal, "pthread_kill"):
-        main = threading.main_thread().ident
-        # After the callback. A real signal also ends a wait of the system's.
-        threading.Timer(0.05, signal.pthread_kill, (main, number)).start()
+        threading.Thread(target=_send, args=(number,), daemon=True).start()
     else:
         hook(lost)
+
+
+def _send(number):
+    """Sends a signal to the main thread until the handler has raised."""
+    before, handled = _num_raised, -1
+    while _num_raised == before and signal.getsignal(number) is _interrupt:
+        time.sleep(0.05)  # until the callback has returned
+        # Not before the last one was handled: a second one would interrupt
+        # the cleanup. A real signal also ends a wait of the system's.
+        if _num_handled != handled:
+            handled = _num_handled
+            signal.pthread_kill(threading.main_thread().ident, number)
 
 
 class _TensorFlowImport:

@@ -154,10 +154,18 @@ def test_ctrl_c_while_a_program_imports_is_one_line_and_status_130(module):
     assert done.stderr.strip() == "Interrupted."
 
 
-def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
-    code = """
-import gc, signal, sys, time
+@pytest.mark.parametrize("delay", [0, 0.3])
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(delay):
+    # With the delay, as on a busy machine, the callback still runs when the
+    # interrupt is repeated.
+    code = f"""
+import gc, signal, sys, threading, time
 sys.argv[0] = "keras-aspp"
+start = threading.Thread.start
+def slowly(thread):
+    start(thread)
+    time.sleep({delay})
+threading.Thread.start = slowly
 from keras_aspp.cli.main import guarded
 from keras_aspp.cli.startup import prompt_interrupts
 def interrupt(phase, info):
