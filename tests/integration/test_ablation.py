@@ -223,6 +223,17 @@ def test_the_table_of_parts_is_that_of_the_runs():
         check_numbers(cells, runs)
 
 
+def test_the_table_of_the_short_backbone_is_that_of_the_runs():
+    known = ablation.variants(
+        load_config(config_path("ablation_short"), []).model
+    )
+    for row, (name, runs) in table_of_runs("ablation_short_2400_steps.json"):
+        description, mean, _, *cells = row
+        assert description == known[name][0]
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        check_numbers([mean, *cells], runs)
+
+
 def test_the_table_of_contexts_is_that_of_the_runs():
     for row, (name, runs) in table_of_runs("ablation_contexts_2400_steps.json"):
         description, mean, _, *cells = row
