@@ -18,6 +18,7 @@ from keras_aspp.config.schema import Config, DataConfig, ExportConfig
 from keras_aspp.data.decode import read_image
 from keras_aspp.data.folder import HELD_OUT
 from keras_aspp.data.sources import Source, open_source
+from keras_aspp.engine.fingerprint import read_fingerprint, specification_of
 from keras_aspp.export import export_model
 from keras_aspp.export.about import about_run, export_command
 from keras_aspp.export.explain import OperatorCost
@@ -213,6 +214,17 @@ def _choose_size(model, sizes):
     return size
 
 
+def _holds(folder, known):
+    """Returns True if a folder holds all files of a fingerprint."""
+    if known is None:
+        return True  # of a run of an earlier version, which had none
+    return all(
+        os.path.exists(os.path.join(folder, name))
+        for files in known["files"].values()
+        for name in files
+    )
+
+
 class Examples:
     """Decoded examples of a split; can be iterated repeatedly.
 
@@ -284,8 +296,9 @@ def open_data(
         data = load_config(config_path(name)).data
         return open_source(data, strict=False), data
     data = DataConfig(root=name)
+    known = read_fingerprint(model) if is_workdir else None
     if is_workdir:
-        data = _of_folder(Workdir(model).config.data, name)
+        data = _of_folder(Workdir(model).config.data, name, known)
     if os.path.exists(os.path.join(name, "dataset.json")):
         # It describes this folder; the run's options, another data set.
         data = dataclasses.replace(
@@ -295,21 +308,18 @@ def open_data(
     spec = None
     if data.class_names is None:
         # Its labels mean what those of the training data do.
-        spec = find_spec(resolve(model))
-    if spec is not None:
-        # Labels that are written are class ids; masks may be white.
-        spec = dataclasses.replace(spec, label_map=None)
+        spec = specification_of(known) if known else find_spec(resolve(model))
     return open_source(data, strict=False, spec=spec), data
 
 
-def _of_folder(data, folder):
+def _of_folder(data, folder, known):
     """Returns a run's `DataConfig` for a folder.
 
     Which images of the run's own data are held out says nothing of another.
     """
-    root = os.path.realpath(os.path.expandvars(data.root or ""))
+    is_own = data.root is not None and _holds(folder, known)
     data = dataclasses.replace(data, root=folder, tfds=None)
-    if root == os.path.realpath(folder):
+    if is_own:
         return data
     return dataclasses.replace(
         data,

@@ -1,5 +1,6 @@
 """Examples of a split, and what an export prints."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from keras_aspp.config.load import dump_config
 from keras_aspp.config.schema import Config, DataConfig
 from keras_aspp.data.spec import DatasetSpec
+from keras_aspp.engine.fingerprint import write_fingerprint
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.workdir import CONFIG, Examples, Workdir, open_data
 
@@ -64,8 +66,8 @@ def test_the_options_of_a_run_describe_no_other_described_folder(
     (tmp_path / "model.keras").touch()
     root = folder_of(tmp_path / "folder", 7)
     if described == "by the run":
-        spec = DatasetSpec(["a", "b"], colormap=[[0, 0, 0], [9, 9, 9]])
-        spec.to_file(tmp_path / "dataset.json")
+        colors = [[0, 0, 0], [9, 9, 9]]
+        write_run(tmp_path, DatasetSpec(["a", "b"], 5, colors, {7: 1}))
     if described == "there":
         names = {"class_names": ["box", "ground"], "label_map": {"7": 0}}
         (root / "dataset.json").write_text(json.dumps(names))
@@ -76,7 +78,7 @@ def test_the_options_of_a_run_describe_no_other_described_folder(
     if described == "there":
         assert found == (("box", "ground"), {7: 0}, 255)
     elif described == "by the run":
-        assert found == (("a", "b"), None, 255)
+        assert found == (("a", "b"), {7: 1}, 5)
         assert [*map(list, spec.colormap)] == [[0, 0, 0], [9, 9, 9]]
     else:
         assert found == (("ground", "box"), {7: 1}, 9)
@@ -91,15 +93,27 @@ def folder_of(root, *values):
     return root
 
 
-def test_masks_of_a_binary_run_are_read_as_its_own(tmp_path):
-    spec = DatasetSpec(["background", "box"], task="binary")
-    spec.to_file(tmp_path / "dataset.json")
-    (tmp_path / "model.keras").touch()
+def write_run(workdir, spec, files=()):
+    """What a run leaves beside its model of the data that it read."""
+    (workdir / "model.keras").touch()
+    specification = json.loads(json.dumps(dataclasses.asdict(spec)))
+    files = {"train": dict.fromkeys(files, [1, "abc"])}
+    write_fingerprint(workdir, {"specification": specification, "files": files})
+
+
+@pytest.mark.parametrize(
+    "options, object_label", [({}, 1), ({"label_map": {}}, 255)]
+)
+def test_masks_of_a_binary_run_are_read_as_its_own(
+    options, object_label, tmp_path
+):
+    spec = DatasetSpec(["background", "box"], task="binary", **options)
+    write_run(tmp_path, spec)
     dump_config(Config(data=DataConfig(root="mine")), tmp_path / CONFIG)
     source, _ = open_data(folder_of(tmp_path / "other", 0, 255), tmp_path)
     labels = {int(mask.max()) for _, mask in Examples(source, "train")}
     labels |= {int(mask.max()) for _, mask in Examples(source, "val")}
-    assert source.spec.task == "binary" and labels == {0, 1}
+    assert source.spec.task == "binary" and labels == {0, object_label}
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -110,15 +124,21 @@ def test_images_that_a_run_held_out_are_of_its_own_data(own, tmp_path):
         for path in (root / part).glob("*.png"):
             path.rename(root / part / "train" / path.name)
     (root / "dataset.json").write_text('{"class_names": ["a", "b"]}')
+    # The data may have moved since, or its path be relative.
+    files = ["images/train/2.png", "images/train/3.png"]
+    write_run(tmp_path, DatasetSpec(["a", "b"]), files)
+    if not own:
+        (root / files[1]).unlink()
+        (root / "masks/train/3.png").unlink()
     data = DataConfig(
-        root=str(root) if own else "mine",
+        root="mine",
         group_by="[0-9]",
         validation_split=None,
         validation_groups=["2"],
     )
     dump_config(Config(data=data), tmp_path / CONFIG)
     source, data = open_data(root, tmp_path)
-    assert source.size("train") == (3 if own else 4)
+    assert source.size("train") == 3
     assert (data.validation_split == "val") is not own
 
 

@@ -24,12 +24,13 @@ import keras
 import numpy as np
 
 from keras_aspp.cli.main import guarded
-from keras_aspp.config.load import config_path, config_text, load_config
+from keras_aspp.config.load import config_path, load_config
 from keras_aspp.data.datasets.multiscale_shapes import (
     CLASS_NAMES,
     IMAGE_SIZE_PX,
 )
 from keras_aspp.data.sources import open_source
+from keras_aspp.engine.checkpoint import flat_fields
 from keras_aspp.engine.evaluate import evaluate
 from keras_aspp.engine.run import train
 from keras_aspp.inference import Predictor
@@ -197,18 +198,26 @@ def run_one(config, folder):
 
 
 def check_same(file, config):
-    """Raises if a finished run had another configuration than is asked for."""
-    before = config_text(load_config(file)).splitlines()
-    now = config_text(config).splitlines()
-    if before == now:
-        return
-    was = [line.strip() for line in before if line not in now]
-    wanted = [line.strip() for line in now if line not in before]
-    raise InputError(
+    """Raises if a finished run had another configuration than is asked for.
+
+    Args:
+        file: YAML file of the run's configuration.
+        config: `Config`.
+    """
+    advice = (
         "A workdir keeps runs of one configuration and comparison; choose "
-        f"another --workdir. Received: {file} with {', '.join(was)}, now "
-        f"{', '.join(wanted)}"
+        "another --workdir"
     )
+    if not file.exists():
+        raise InputError(f"{advice}. Received: a run without {file}")
+    before, now = map(flat_fields, (load_config(file), config))
+    changed = [
+        f"{name}: {before[name]} -> {value}"
+        for name, value in now.items()
+        if before[name] != value
+    ]
+    if changed:
+        raise InputError(f"{advice}. Received: {file}; {', '.join(changed)}")
 
 
 def break_down(config, folder):

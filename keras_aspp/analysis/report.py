@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -299,7 +300,7 @@ def _atrous_row(name, field, cells, pads):
     }
 
 
-_NO_CHAIN = (), False
+_NO_CHAIN = (), frozenset()
 
 
 def _stacks(traced, maps, stages):
@@ -316,7 +317,7 @@ def _stacks(traced, maps, stages):
     found, known = [], set()
     for step in traced.steps:
         for tensor in step.outputs[:1]:
-            chain, joined = chains.get(id(tensor), _NO_CHAIN)
+            chain, others = chains.get(id(tensor), _NO_CHAIN)
             rates = tuple(rate for rate, _ in chain)
             # A single convolution is not a stack.
             row = len(rates) > 1 and max(map(max, rates)) > 1
@@ -329,7 +330,7 @@ def _stacks(traced, maps, stages):
             found.append(
                 {
                     "name": ends[step.path],
-                    "of_branches": step.opened or joined,
+                    "of_branches": step.opened or _fill(chain, others),
                     **_stack(chain),
                     "dilated_end": _stack(chain[run:]) if chain[run:] else None,
                 }
@@ -355,8 +356,8 @@ def _chains(traced, maps):
     """The (rate, kernel size) of convolutions since the stride last changed.
 
     Where branches join, those of the widest. Returns id of a tensor -> these,
-    and whether another branch may see what they leave out: a branch of some
-    of its convolutions, such as a shortcut, does not.
+    and the set of those of branches that may see what they leave out: one of
+    some of its convolutions, such as a shortcut, does not.
     """
     chains = {}
     for step in traced.leaves:
@@ -365,13 +366,13 @@ def _chains(traced, maps):
         before = [chains.get(id(t), _NO_CHAIN) for t in step.inputs]
         at = max(range(len(before)), key=lambda i: _reach_of(before[i][0]))
         source, (chain, _) = step.inputs[at], before[at]
-        joined = any(
-            other_joined or not Counter(other) <= Counter(chain)
-            for other, other_joined in before
-        )
+        others = frozenset().union(*(found for _, found in before))
+        for other, _ in before:
+            if not Counter(other) <= Counter(chain):
+                others |= {*other}
         field = maps.field_of[id(step.outputs[0])]
         if field.stride != maps.field_of[id(source)].stride:
-            chain, joined = _NO_CHAIN
+            chain, others = _NO_CHAIN
         elif (
             field.kernel_size is not None
             and _square(field.kernel_size)
@@ -381,8 +382,18 @@ def _chains(traced, maps):
         ):
             chain = (*chain, (field.dilation, field.kernel_size[0]))
         for tensor in step.outputs:
-            chains[id(tensor)] = chain, joined
+            chains[id(tensor)] = chain, others
     return chains
+
+
+def _fill(chain, others):
+    """Returns True if other branches may see what a chain leaves out.
+
+    Of rates with a common divisor, none sees a cell between its multiples.
+    """
+    rates = [rate for rate, _ in (*chain, *others)]
+    axes = zip(*rates, strict=True)
+    return bool(others) and all(math.gcd(*axis) == 1 for axis in axes)
 
 
 def _reach_of(chain):

@@ -80,7 +80,7 @@ def _interrupt(number, frame):
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"\nInterrupted.\n")
             os._exit(130)
-        if frame.f_code is _repeat_interrupt.__code__:
+        if frame.f_code is _repeat.__code__:
             return  # Python would drop it here, too; the thread repeats it.
         frame = frame.f_back
     _num_raised += 1
@@ -90,18 +90,27 @@ def _interrupt(number, frame):
 def _repeat_interrupt(lost, hook, number):
     """Raises a dropped `KeyboardInterrupt` again, from another place."""
     if lost.exc_type is KeyboardInterrupt and hasattr(signal, "pthread_kill"):
-        threading.Thread(target=_send, args=(number,), daemon=True).start()
+        _repeat(number)
     else:
         hook(lost)
 
 
-def _send(number):
+def _repeat(number):
+    arguments = number, _num_raised
+    threading.Thread(target=_send, args=arguments, daemon=True).start()
+
+
+def _send(number, num_raised):
     """Sends a signal to the main thread until the handler has raised."""
-    before, handled = _num_raised, -1
-    while _num_raised == before and signal.getsignal(number) is _interrupt:
+    handled = -1
+    while True:
         time.sleep(0.05)  # until the callback has returned
-        # Not before the last one was handled: a second one would interrupt
-        # the cleanup. A real signal also ends a wait of the system's.
+        if _num_raised != num_raised:
+            return  # One more would interrupt the cleanup.
+        if signal.getsignal(number) is not _interrupt:
+            return
+        # Not before the last one was handled. A real signal also ends a wait
+        # of the system's.
         if _num_handled != handled:
             handled = _num_handled
             signal.pthread_kill(threading.main_thread().ident, number)

@@ -108,9 +108,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.best_epoch, self.history = state["best_epoch"], state["history"]
         self.epochs, self.steps = state["epochs"], state["steps"]
         # Other callbacks may not want to end it.
-        same = state["config"].get("train.callbacks") == _flat(self.config).get(
-            "train.callbacks"
-        )
+        before = state["config"].get("train.callbacks")
+        same = before == flat_fields(self.config)["train.callbacks"]
         self.stopped = same and state.get("stopped", False)
 
     def _check_state(self, path, variables, values, others, state):
@@ -280,7 +279,7 @@ class Checkpoints(keras.callbacks.Callback):
             "history": self.history,
             # The key of earlier versions, whose runs can be resumed.
             "pictures": self.num_images,
-            "config": _flat(self.config),
+            "config": flat_fields(self.config),
         }
         self.store.save(self.epochs, self.steps, arrays, state)
 
@@ -319,14 +318,14 @@ def changes(workdir, config):
         return []
     # Fields that an earlier version lacked had their defaults.
     named = {RENAMED.get(k, k): v for k, v in before["config"].items()}
-    old = {**_flat(Config()), **named}
+    old = {**flat_fields(Config()), **named}
     # Before there were tasks, the default weight of Dice was 0.
     if "data.task" not in before["config"] and not old["train.loss.dice"]:
         if not config.train.loss.dice:
             old["train.loss.dice"] = config.train.loss.dice
     changed = {
         name: f"{name}: {old[name]} -> {value}"
-        for name, value in _flat(config).items()
+        for name, value in flat_fields(config).items()
         if old[name] != value
     }
     refused = [
@@ -344,7 +343,7 @@ def changes(workdir, config):
     return list(changed.values())
 
 
-def _flat(config):
+def flat_fields(config):
     """Returns `section.field` -> value, as JSON reads it back."""
 
     def pairs(part, prefix):

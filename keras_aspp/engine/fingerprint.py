@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -63,6 +64,39 @@ def write_fingerprint(workdir: PathLike, found: dict[str, Any]) -> None:
     write_json(Path(workdir) / FINGERPRINT_FILE, found)
 
 
+def read_fingerprint(workdir: PathLike) -> dict[str, Any] | None:
+    """Reads the fingerprint of a workdir, `None` if it holds none."""
+    path = Path(workdir) / FINGERPRINT_FILE
+    if not path.is_file():
+        return None
+    with _explained(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        data_changes(found, found)
+    return found
+
+
+def specification_of(found: dict[str, Any]) -> DatasetSpec:
+    """Returns the `DatasetSpec` that a fingerprint holds."""
+    fields = {**_defaults(), **found["specification"]}
+    if fields["label_map"] is not None:
+        fields["label_map"] = {
+            int(key): label for key, label in fields["label_map"].items()
+        }
+    return DatasetSpec(**fields)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """Turns what a damaged fingerprint raises into a one-line error."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "The fingerprint of the run's data is damaged; if the data is what "
+            f"it was, remove the file. Received: {path} ({error})"
+        ) from None
+
+
 def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
     """Raises `ValueError` if data or teacher changed since the run began.
 
@@ -78,17 +112,11 @@ def check_fingerprint(workdir: PathLike, found: dict[str, Any]) -> bool:
         ValueError: data or teacher have changed, or the stored fingerprint is
             damaged.
     """
-    path = Path(workdir) / FINGERPRINT_FILE
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = data_changes(before, found)
-    except FileNotFoundError:
+    before = read_fingerprint(workdir)
+    if before is None:
         return False
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "The fingerprint of the run's data is damaged; if the data is what "
-            f"it was, remove the file. Received: {path} ({error})"
-        ) from None
+    with _explained(Path(workdir) / FINGERPRINT_FILE):
+        changes = data_changes(before, found)
     if changes:
         raise InputError(
             "The teacher or the data has changed since the run began; restore "

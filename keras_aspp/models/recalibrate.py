@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_aspp.utils.exceptions import InputError
-from keras_aspp.utils.keras_graph import draws_random, sublayers
+from keras_aspp.utils.keras_graph import sublayers
 
 
 def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
@@ -46,25 +46,17 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
     ]
-    # Dropout, noise, augmentation; not what has batch norm inside.
-    noisy = [
-        layer
-        for layer in layers
-        if draws_random(layer)
-        and not any(part in norms for part in sublayers(layer))
-    ]
     before = [(layer, layer.momentum) for layer in norms]
     done = 0
     try:
-        for layer in noisy:
-            layer.call = _at_inference(layer)
         for layer in norms:
             layer.call = _averaged(layer)
         for batch in batches:
-            model(batch, training=True)
+            # Out of training: without dropout, noise and augmentation.
+            model(batch, training=False)
             done += 1
     finally:
-        for layer in (*norms, *noisy):
+        for layer in norms:
             del layer.call  # of the instance; the class has its own
         for layer, momentum in before:
             layer.momentum = momentum
@@ -75,28 +67,17 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> int:
     return len(norms)
 
 
-def _at_inference(layer):
-    """The layer's `call`, out of training if it knows the difference."""
-    call = layer.call
-    signature = inspect.signature(call)
-
-    def quiet(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        if "training" in signature.parameters:
-            bound.arguments["training"] = False
-        return call(*bound.args, **bound.kwargs)
-
-    return quiet
-
-
 def _averaged(layer):
-    """The layer's `call`, whose moving statistics are means over its calls."""
+    """The layer's `call` in training, whose statistics are means over calls."""
     call, done = layer.call, 0
+    signature = inspect.signature(call)
 
     def averaged(*args, **kwargs):
         nonlocal done
         layer.momentum = done / (done + 1)
         done += 1
-        return call(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = True
+        return call(*bound.args, **bound.kwargs)
 
     return averaged

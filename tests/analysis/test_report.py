@@ -196,6 +196,8 @@ def test_holes_that_another_branch_fills_are_not_warned_of():
     assert not warns_of_holes(conv(pyramid), inputs)
     by_hand = keras.layers.Add()([conv(x, rate) for rate in (2, 3, 5)])
     assert not warns_of_holes(conv(by_hand), inputs)
+    even = keras.layers.Add()([conv(x, rate) for rate in (2, 4)])
+    assert warns_of_holes(conv(even, 2), inputs)
     # A shortcut sees less than what it passes by.
     shortcut = keras.layers.Add()([x, conv(conv(x, 2), 2)])
     assert warns_of_holes(conv(shortcut, 2), inputs)

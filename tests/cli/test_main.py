@@ -174,15 +174,19 @@ def interrupt(phase, info):
 def run(arguments):
     gc.callbacks.append(interrupt)
     gc.collect()
-    time.sleep(20)
-    print("went on")
+    try:
+        time.sleep(20)
+        print("went on")
+    finally:
+        time.sleep(0.5)
+        print("cleaned up")
 with prompt_interrupts():
     status = guarded(run, [])
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 sys.exit(status)
 """
     done = run_program(code)
-    assert (done.returncode, done.stdout) == (130, "")
+    assert (done.returncode, done.stdout) == (130, "cleaned up\n")
     assert done.stderr.strip() == "Interrupted."
 
 

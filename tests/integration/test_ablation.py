@@ -73,7 +73,7 @@ def test_ablation_resumes_and_reports(
     before = first.stat().st_mtime_ns
     assert ablation.run([*arguments, "strided", "--seeds", "0", "1"]) == 0
     assert first.stat().st_mtime_ns == before
-    with pytest.raises(InputError, match=r"learning_rate: 0\.02$"):
+    with pytest.raises(InputError, match=r"learning_rate: 0.05 -> 0\.02$"):
         ablation.run(
             [*arguments, "strided", "--seeds", "0"]
             + ["--train.learning_rate", "0.02"]

@@ -264,5 +264,5 @@ def test_a_run_is_compared_and_kept(tmp_path, weights, capsys):
     before = capsys.readouterr().out
     assert control.run(arguments) == 0
     assert "seed0" in before and "seed0" not in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"learning_rate: 0\.02$"):
+    with pytest.raises(InputError, match=r"learning_rate: 0.05 -> 0\.02$"):
         control.run([*arguments, "--train.learning_rate", "0.02"])

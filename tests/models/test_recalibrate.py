@@ -50,6 +50,29 @@ def test_statistics_are_those_of_the_batches():
         np.testing.assert_allclose(npy(found), expected, rtol=1e-3)
 
 
+class NoisyNorm(keras.layers.Layer):
+    """Noise and batch norm in one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization()
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, inputs, training=None):
+        if training:
+            inputs += keras.random.normal(inputs.shape[1:], seed=self.seeds)
+        return self.norm(inputs, training=training)
+
+
+def test_noise_beside_batch_norm_is_not_in_the_statistics():
+    inputs = keras.Input((8, 8, 3))
+    layer = NoisyNorm()
+    batch = sample((2, 8, 8, 3))
+    recalibrate(keras.Model(inputs, layer(inputs)), [batch])
+    found = npy(layer.norm.moving_variance)
+    np.testing.assert_allclose(found, moments([batch])[1], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "noise",
     [
