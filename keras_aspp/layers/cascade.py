@@ -49,7 +49,8 @@ class AtrousCascade(ContextLayer):
             to 256.
         atrous_rates: non-empty sequence of ints > 0 or pairs `(height,
             width)`, in feature cells, in the order of the stages. Defaults to
-            (18, 12, 6), which is for output stride 16.
+            (18, 12, 6), the published order, for output stride 16. On small
+            maps rising rates gained (docs/ablation.md).
         fusion: `"concat"` (WASP) or `"sum"` (D-LinkNet). Defaults to
             `"concat"`.
         separable: bool. Depthwise separable 3x3 convolutions. Defaults to
