@@ -390,6 +390,6 @@ class MultiscaleShapes(tfds.core.GeneratorBasedBuilder):
 
 
 class MultiscaleShapesLarge(MultiscaleShapes):
-    """The same at twice the size: larger than the field of most backbones."""
+    """The same figures at twice the size, on images twice as large."""
 
     SIDE_PX = 2 * IMAGE_SIZE_PX
