@@ -229,6 +229,7 @@ def test_without_its_preview_a_card_keeps_what_the_model_does(
 ):
     entry = {
         "path": "model.keras",
+        "format": "keras",
         "sha256": hashlib.sha256(
             (folder / "model.keras").read_bytes()
         ).hexdigest(),
