@@ -172,7 +172,8 @@ def run(arguments):
 def contexts_of(config):
     """Returns `contexts` of the feature that the configured head reads."""
     untrained = dataclasses.replace(config.model, backbone_weights=None)
-    model = build_model(untrained, len(config.data.class_names))
+    num_classes = open_source(config.data).spec.num_classes
+    model = build_model(untrained, num_classes)
     channels = model.get_layer("aspp").input.shape[-1]
     keras.backend.clear_session()
     return contexts(config.model, channels, config.data.crop_size)
