@@ -149,6 +149,27 @@ def test_context_modules_are_compared_at_equal_cost(monkeypatch):
     assert "filters" in found["dpc"][0]
 
 
+def test_context_modules_are_compared_on_the_data_of_a_folder(
+    tiny_folder, any_name_means_few_layers, monkeypatch
+):
+    config = replace(
+        tiny_config(tiny_folder),
+        data={"class_names": None},
+        model={
+            "architecture": "deeplab_v3",
+            "backbone": "mobilenet_v2_0.1",
+            "weights": None,
+            "atrous_rates": [1, 2],
+            "decoder_filters": 256,
+            "projection_filters": 48,
+        },
+    )
+    monkeypatch.setattr(ablation, "contexts", lambda *arguments: arguments)
+    model, channels, size = ablation.contexts_of(config)
+    assert (model, size) == (config.model, config.data.crop_size)
+    assert channels == make_small_backbone().output["stride_32"].shape[-1]
+
+
 def test_recipes_differ_from_the_smooth_one_in_one_ingredient():
     def flat(options):
         found = load_config(config_path("ablation_recipes"), options)
