@@ -295,9 +295,9 @@ def open_data(
     if not os.path.isdir(name):
         data = load_config(config_path(name)).data
         return open_source(data, strict=False), data
-    data = DataConfig(root=name)
-    known = read_fingerprint(model) if is_workdir else None
+    data, known = DataConfig(root=name), None
     if is_workdir:
+        known = read_fingerprint(model)
         data = _of_folder(Workdir(model).config.data, name, known)
     if os.path.exists(os.path.join(name, "dataset.json")):
         # It describes this folder; the run's options, another data set.

@@ -31,6 +31,9 @@ from keras_aspp.preprocess import Preprocess
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import sublayers
 
+# Values of `batch_norm` under which that of the backbone is frozen.
+FREEZING = ("freeze", "group")
+
 
 def choose_backbone(
     backbone: str | keras.Model,
@@ -98,11 +101,10 @@ def _undo_batch_norm(backbone, before, now):
 
     What a user froze layer by layer stays frozen.
     """
-    frozen = ("freeze", "group")
     for layer in sublayers(backbone):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
-        if before in frozen and now not in frozen:
+        if before in FREEZING and now not in FREEZING:
             if isinstance(layer, BatchNormalization):
                 layer.frozen = False
             layer.trainable = True

@@ -39,6 +39,7 @@ from keras_aspp.models.auxiliary import (
     check_auxiliary,
 )
 from keras_aspp.models.features import (
+    FREEZING,
     choose_backbone,
     coarsest,
     end_at,
@@ -377,7 +378,7 @@ class Segmenter(QuantizedTraining, AuxiliaryTraining, keras.Model):
         self._auxiliary = auxiliary
         self.backbone = backbone
         backbone.preprocess = config["preprocess"]
-        if config["batch_norm"] in ("freeze", "group"):
+        if config["batch_norm"] in FREEZING:
             freeze_batch_norm(backbone)
         self.preprocess = config["preprocess"]
         self.num_classes = config["num_classes"]

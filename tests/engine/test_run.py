@@ -159,6 +159,21 @@ def test_early_stopping(tmp_path, tiny_folder, capsys):
     assert len(history(tmp_path)) == 2
 
 
+def test_a_run_that_a_callback_stopped_is_not_trained_on(tmp_path, tiny_folder):
+    # Stops when the loss is no lower by 1e9 than in the epoch before.
+    early = {
+        "class": "keras.callbacks.EarlyStopping",
+        "arguments": {"monitor": "loss", "patience": 1, "min_delta": 1e9},
+    }
+    config = tiny_config(tiny_folder, total_epochs=4)
+    config = replace(config, train={"callbacks": [early]})
+    train(config, tmp_path / "run")
+    stopped = history(tmp_path / "run")
+    assert len(stopped) == 2
+    train(config, tmp_path / "run", resume=True)
+    assert history(tmp_path / "run") == stopped
+
+
 def test_a_used_workdir_is_refused(tiny_workdir, tiny_folder):
     with pytest.raises(FileExistsError, match="--resume"):
         train(tiny_config(tiny_folder), tiny_workdir)
