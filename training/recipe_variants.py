@@ -15,6 +15,10 @@ _INGREDIENTS = {
     "classmix": ("ClassMix", "--data.augment.classmix", "0.5"),
     "averages": ("averaged weights (0.98)", "--train.ema_momentum", "0.98"),
     "decay": ("ten times the weight decay", "--train.weight_decay", "1e-3"),
+    "slow_backbone": (
+        "a fifth of the learning rate in the backbone",
+        *("--train.backbone_learning_rate_factor", "0.2"),
+    ),
     "dappm": ("DAPPM", "--model.context", "dappm"),
     "stride_8": ("output stride 8", "--model.output_stride", "8"),
 }
