@@ -121,6 +121,11 @@ def _examine(flags, overrides):
 
     if path.suffix == ".tflite":
         return describe.describe_tflite(path), None
+    if path.is_file():
+        raise InputError(
+            "`inspect` reads .keras, .tflite and SavedModels; name one of "
+            f"those of the same export. Received: --model {path}"
+        )
     return describe.describe_saved_model(path), None
 
 

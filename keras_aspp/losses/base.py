@@ -155,10 +155,7 @@ class SegmentationLoss(WholeLoss):
             relative = weights / ops.where(mean == 0, 1.0, mean)
             loss = mean * self.compute_weighted(labels, logits, relative)
             valid = weights != 0
-        wrong = ops.any(ops.logical_and(valid, ops.logical_not(known)))
-        # Multiplied by NaN, not replaced, so that the gradient is NaN too.
-        nan = ops.cast(float("nan"), loss.dtype)
-        return loss * ops.where(wrong, nan, ops.ones_like(loss))
+        return nan_if_unknown(loss, valid, known)
 
     def compute(self, labels: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         """Computes the loss.
@@ -258,6 +255,20 @@ def label_maps(y_true: Tensor, logits: Tensor) -> Tensor:
         )
     _check_same_pixels(*shapes)
     return labels
+
+
+def nan_if_unknown(loss: Tensor, counted: Tensor, known: Tensor) -> Tensor:
+    """Returns the loss, NaN if a pixel that counts has an unknown label.
+
+    Args:
+        loss: float scalar.
+        counted: bool (B, H, W), pixels that have a weight.
+        known: bool (B, H, W), see `label_tensors.split_labels`.
+    """
+    wrong = ops.any(ops.logical_and(counted, ops.logical_not(known)))
+    # Multiplied by NaN, not replaced, so that the gradient is NaN too.
+    nan = ops.cast(float("nan"), loss.dtype)
+    return loss * ops.where(wrong, nan, ops.ones_like(loss))
 
 
 def _check_same_pixels(labels: Shape, logits: Shape) -> None:

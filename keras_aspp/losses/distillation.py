@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_aspp.label_tensors import pixel_weights, split_labels
-from keras_aspp.losses.base import SegmentationLoss, label_maps
+from keras_aspp.losses.base import SegmentationLoss, label_maps, nan_if_unknown
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.numeric import check_number
 from keras_aspp.utils.types import Tensor
@@ -86,12 +86,15 @@ class Distillation(SegmentationLoss):
         )
         teacher = ops.stop_gradient(teacher)
         divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-        _, valid, _ = split_labels(labels, student.shape[-1], self.ignore_label)
+        _, valid, known = split_labels(
+            labels, student.shape[-1], self.ignore_label
+        )
         weights = pixels = ops.cast(valid, "float32")
         if sample_weight is not None:
             weights = ops.where(valid, pixel_weights(sample_weight, labels), 0)
         count = ops.maximum(self.all_reduce_sum(ops.sum(pixels)), 1.0)
-        return self.temperature**2 * ops.sum(divergence * weights) / count
+        loss = self.temperature**2 * ops.sum(divergence * weights) / count
+        return nan_if_unknown(loss, weights != 0, known)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

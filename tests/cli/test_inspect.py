@@ -269,6 +269,7 @@ def test_wrong_usage(arguments, message, capsys):
         (["--model", "broken.keras", "--figures", "broken.tflite"], "a file"),
         (["--model", "broken.tflite"], "Not a loadable .tflite"),
         (["--model", "broken"], "Not a loadable SavedModel"),
+        (["--model", "some.onnx"], ".keras, .tflite and SavedModels"),
         (["--model", "own.keras", "--image-size", "0", "9"], "two ints > 0"),
         (["--model", "own.keras", "--image-size", "9", "9"], "of 45x33"),
         (["--model", "two.keras"], "one input"),
@@ -280,6 +281,7 @@ def test_bad_input(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.keras").write_bytes(b"no model")
+    (tmp_path / "some.onnx").write_bytes(b"no model")
     (tmp_path / "broken.tflite").write_bytes(b"no model at all, but long")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

@@ -556,6 +556,18 @@ def test_labels_of_no_class_make_loss_and_gradient_nan(name, value):
         assert np.isnan(npy(gradient)[1, 2, 3]).any()
 
 
+def test_labels_of_no_class_make_distillation_nan():
+    labels, logits = batch()
+    labels[1, 2, 3] = CLASSES
+    value, gradient = with_gradient(
+        lambda y, x: Distillation()(y, [x, 2 * logits]), labels, logits
+    )
+    assert np.isnan(npy(value))
+    assert np.isnan(npy(gradient)[1, 2, 3]).any()
+    labels[1, 2, 3] = 255
+    assert np.isfinite(float(Distillation()(labels, [logits, 2 * logits])))
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "lovasz"])
 def test_weights_below_0_make_the_loss_nan(name):
     labels, logits = batch()
