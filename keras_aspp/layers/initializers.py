@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+
 import keras
 
 from keras_aspp.utils.keras_graph import sublayers
 from keras_aspp.utils.types import Initializer
 
+# Those that draw from a seed, which is their own if they were given none.
+_RANDOM = (
+    keras.initializers.Orthogonal,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.VarianceScaling,
+)
 
-def fresh(
-    initializer: keras.initializers.Initializer,
-) -> keras.initializers.Initializer:
-    """Copies an initializer; one instance gives two layers the same draw."""
-    return type(initializer).from_config(initializer.get_config())
+
+def fresh(initializer: Initializer) -> Initializer:
+    """Returns an initializer for another draw, if it was given no seed.
+
+    One instance of Keras' random initializers gives two layers the same draw.
+    Others are returned as they are, functions included.
+    """
+    if (
+        not isinstance(initializer, _RANDOM)
+        or initializer.get_config().get("seed") is not None
+    ):
+        return initializer
+    copied = copy.copy(initializer)
+    copied.seed = keras.initializers.RandomNormal().seed
+    return copied
 
 
 def with_depthwise_fans(
@@ -44,9 +64,10 @@ def with_depthwise_fans(
     initializer = keras.initializers.get(initializer)
     if not isinstance(initializer, keras.initializers.VarianceScaling):
         return initializer
-    fan_out = (0, 1, 3) if groups is None else (0, 1)
-    axes = {"input_axes": [0, 1], "output_axes": list(fan_out)}
-    return type(initializer).from_config(initializer.get_config() | axes)
+    copied = copy.copy(fresh(initializer))
+    copied.input_axes = [0, 1]
+    copied.output_axes = [0, 1, 3] if groups is None else [0, 1]
+    return copied
 
 
 def correct_depthwise_kernels(model: keras.Model) -> None:

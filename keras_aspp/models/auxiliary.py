@@ -137,6 +137,20 @@ class AuxiliaryHead(TrainingTerm):
         return model.loss(y, y_pred[AUXILIARY], sample_weight)
 
 
+def _as_training_step(function):
+    """Wraps a training step, within which the terms of the loss count."""
+
+    @functools.wraps(function)
+    def step(self, *args, **kwargs):
+        token = _TRAINED.set(self)
+        try:
+            return function(self, *args, **kwargs)
+        finally:
+            _TRAINED.reset(token)
+
+    return step
+
+
 class AuxiliaryTraining:
     """Mixin of a Keras model that trains with further terms of the loss.
 
@@ -190,12 +204,15 @@ class AuxiliaryTraining:
             return self._auxiliary.model(inputs, training=True)
         return super().call(inputs, training=training, mask=mask)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A training step of one's own need not call that of Keras.
+        if "train_step" in cls.__dict__:
+            cls.train_step = _as_training_step(cls.__dict__["train_step"])
+
+    @_as_training_step
     def train_step(self, *args: Any) -> Any:
-        token = _TRAINED.set(self)
-        try:
-            return super().train_step(*args)
-        finally:
-            _TRAINED.reset(token)
+        return super().train_step(*args)
 
     def compute_loss(
         self,

@@ -43,7 +43,9 @@ def fold_batch_norm(model: keras.Model) -> Any:
 
     At inference batch norm multiplies each channel by a constant and adds
     another. These move into kernel and bias of the convolution before it;
-    batch norm after any other layer stays. The branches of a
+    batch norm after any other layer, or in another precision, stays. A layer
+    of one's own that has an argument `batch_norm` is folded if it uses its
+    `layers.AtrousConv2D` by calling them alone. The branches of a
     `layers.DilatedReparamBlock` become its one merged kernel. Outputs at
     inference are the same.
 
@@ -88,17 +90,19 @@ def fold_batch_norm(model: keras.Model) -> Any:
             _merge(layer, norm_of.get(id(layer)), copy)
         elif id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
-        elif _has_batch_norm(layer) and _is_plain(copy):
+        elif _has_batch_norm(layer):
             for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
-                if block.separable:
-                    _fold(
-                        block.depthwise, block.depthwise_norm, plain.depthwise
-                    )
-                if block.norm is None:
-                    # An image pooling with a bias.
-                    copy_weights(block.conv, plain.conv)
-                else:
-                    _fold(block.conv, block.norm, plain.conv)
+                for (conv, norm), (conv_copy, norm_copy) in zip(
+                    _convolutions(block), _convolutions(plain), strict=True
+                ):
+                    if is_batch_norm(norm) and norm_copy is None:
+                        _fold(conv, norm, conv_copy)
+                        continue
+                    # An image pooling with a bias, or a block whose norm no
+                    # argument of the layer leaves out.
+                    copy_weights(conv, conv_copy)
+                    if norm is not None:
+                        copy_weights(norm, norm_copy)
         else:
             copy_weights(layer, copy)
 
@@ -153,6 +157,7 @@ def _pairs_in(model, calls):
             absorbs_batch_norm(before)
             and uses[id(tensor)] == calls[id(layer)] == calls[id(before)] == 1
             and layer.axis in (-1, 3)
+            and layer.compute_dtype == before.compute_dtype
         ):
             yield layer.name, before.name
 
@@ -198,9 +203,11 @@ def _has_batch_norm(layer):
     return not tied or getattr(layer, "shared", False)
 
 
-def _is_plain(copy):
-    """Returns True if the argument left batch norm out of all blocks."""
-    return all(block.norm is None for block in _blocks(copy))
+def _convolutions(block):
+    """Each convolution of a block with its norm or `None`, in their order."""
+    if block.separable:
+        yield block.depthwise, block.depthwise_norm
+    yield block.conv, block.norm
 
 
 def _blocks(layer):

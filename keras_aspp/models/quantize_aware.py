@@ -255,6 +255,8 @@ class _Plan:
             ),
             model.input,
         )
+        # Brings what is given to order, dtype and rank as `model` does.
+        self._read = keras.Model(self._inputs, self._inputs)
         tracer = Tracer(
             {
                 ImagePooling: _pool_and_broadcast,
@@ -284,7 +286,7 @@ class _Plan:
             id(symbol): self._rounded(symbol, x, training)
             for symbol, x in zip(
                 keras.tree.flatten(self._inputs),
-                keras.tree.flatten(inputs),
+                keras.tree.flatten(self._read(inputs)),
                 strict=True,
             )
         }

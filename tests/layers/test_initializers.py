@@ -6,7 +6,7 @@ import pytest
 from helpers import npy
 
 from keras_aspp import layers
-from keras_aspp.layers.initializers import with_depthwise_fans
+from keras_aspp.layers.initializers import fresh, with_depthwise_fans
 
 CHANNELS = 512
 
@@ -77,3 +77,37 @@ def test_initializer_survives_the_configuration_with_its_seed():
 def test_initializers_without_fans_are_left_alone():
     constant = keras.initializers.Constant(0.5)
     assert with_depthwise_fans(constant) is constant
+
+
+class Twice(keras.initializers.Initializer):
+    """Has no `get_config`, which Keras needs for files alone."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.full(shape, 2 * self.value, dtype)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(
+    "initializer",
+    [Twice(1.5), lambda shape, dtype=None: keras.ops.full(shape, 3.0, dtype)],
+    ids=["class", "function"],
+)
+def test_an_initializer_of_ones_own_is_used_as_it_is(initializer, separable):
+    layer = layers.AtrousConv2D(
+        4, separable=separable, kernel_initializer=initializer
+    )
+    layer.build((None, None, None, 3))
+    kernels = [w for w in layer.weights if "kernel" in w.path]
+    assert len(kernels) == 1 + separable
+    for kernel in kernels:
+        np.testing.assert_array_equal(npy(kernel), 3.0)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_two_kernels_have_draws_of_their_own_without_a_seed(seed):
+    initializer = keras.initializers.RandomNormal(seed=seed)
+    drawn = [npy(fresh(initializer)((3, 3))) for _ in range(2)]
+    assert (drawn[0] == drawn[1]).all() == (seed is not None)

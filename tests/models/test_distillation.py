@@ -5,6 +5,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     make_small_backbone,
     make_toy_backbone,
@@ -12,6 +13,7 @@ from helpers import (
     randomize,
     sample,
     set_seed,
+    tensorflow_only,
 )
 
 from keras_aspp.losses import CrossEntropy
@@ -190,6 +192,36 @@ def test_only_training_has_the_teacher(tmp_path):
 
 
 @pytest.mark.slow
+@tensorflow_only
+def test_a_training_step_of_ones_own_has_the_terms():
+    class Own(DeepLabV3):
+        def train_step(self, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                y_pred = self(x, training=True)
+                loss = self.compute_loss(x, y, y_pred)
+            weights = self.trainable_weights
+            self.optimizer.apply_gradients(
+                zip(tape.gradient(loss, weights), weights, strict=True)
+            )
+            logs = self.compute_metrics(x, y, y_pred)
+            return {**logs, "total": loss}
+
+    x, y = batch()
+    found = {}
+    for kind in (DeepLabV3, Own):
+        set_seed(1)  # of the auxiliary head's dropout
+        backbone = make_toy_backbone(padding=1, features=True)
+        model = randomize(kind(3, backbone, auxiliary_weight=0.4))
+        distill(model, build(seed=2), 0.7)
+        found[kind] = compiled(model).train_on_batch(x, y, return_dict=True)
+    own, theirs = found[Own], found[DeepLabV3]
+    assert own["total"] == pytest.approx(theirs["loss"], rel=1e-4)
+    for name in ("auxiliary_loss", "distillation_loss"):
+        assert own[name] == pytest.approx(theirs[name], rel=1e-4)
+        assert own[name] > 0
+
+
 def test_a_student_learns_its_teachers_scores_of_two_classes():
     """Binary: no threshold moves the probabilities that are learned."""
     arguments = {"num_classes": 2, "task": "binary"}

@@ -102,7 +102,11 @@ def test_what_cannot_be_folded_stays():
     def shared(x):
         return norm(conv(x)) + norm(keras.layers.Conv2D(4, 3)(x))
 
-    for end in (active, used_twice, shared):
+    def more_precise(x):
+        conv = keras.layers.Conv2D(4, 3, dtype="mixed_float16")
+        return keras.layers.BatchNormalization(dtype="float32")(conv(x))
+
+    for end in (active, used_twice, shared, more_precise):
         model = build(end)
         folded = models.fold_batch_norm(model)
         assert len(scales(folded)) == 1, end.__name__
@@ -293,10 +297,40 @@ class Stubborn(Plain):
         return {**super().get_config(), "batch_norm": True}
 
 
+@keras.saving.register_keras_serializable("test_fold")
+class Mixed(Plain):
+    """Two blocks, of which an argument leaves one without batch norm."""
+
+    def __init__(self, batch_norm=True, **kwargs):
+        super().__init__(**kwargs)
+        self.batch_norm = batch_norm
+        self.inner = layers.AtrousConv2D(
+            4, batch_norm=batch_norm, separable=True
+        )
+        self.fixed = layers.AtrousConv2D(4, batch_norm=True, separable=True)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.fixed.build((*input_shape[:3], 4))
+
+    def call(self, inputs, training=None):
+        inputs = super().call(inputs, training=training)
+        return self.fixed(inputs, training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "batch_norm": self.batch_norm}
+
+
 @pytest.mark.parametrize(
     "layer, left",
-    [(Plain(), 1), (Tied(4, (1, 2)), 5), (Gated(), 1), (Stubborn(), 1)],
-    ids=["plain", "tied", "gated", "stubborn"],
+    [
+        (Plain(), 1),
+        (Tied(4, (1, 2)), 5),
+        (Gated(), 1),
+        (Stubborn(), 1),
+        (Mixed(), 2),
+    ],
+    ids=["plain", "tied", "gated", "stubborn", "mixed"],
 )
 def test_a_layer_of_ones_own_that_cannot_be_folded_stays(layer, left):
     model = build(layer)

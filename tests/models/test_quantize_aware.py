@@ -327,6 +327,20 @@ def test_a_separable_convolution_rounds_between_its_kernels(layers):
     np.testing.assert_allclose(found["high"], npy(depthwise(x)).max(), rtol=0.1)
 
 
+def test_it_takes_the_inputs_that_the_model_takes():
+    inputs = {n: keras.Input((None, None, 3), name=n) for n in ("a", "b")}
+    conv = keras.layers.Conv2D(2, 3)
+    x = conv(inputs["b"]) - 2 * conv(inputs["a"])
+    # In another order than that of their names.
+    model = randomize(keras.Model([inputs["b"], inputs["a"]], x))
+    aware = QuantizeAware(model, bits=None)
+    rng = np.random.default_rng(0)
+    b, a = rng.integers(0, 256, (2, 1, 9, 8, 3), dtype="uint8")
+    expected = npy(model([b, a]))
+    for given in ([b, a], {"a": a, "b": b}):
+        assert_close(npy(aware(given)), expected, 1e-4)
+
+
 def test_it_refuses_to_be_saved(tmp_path):
     with pytest.raises(ValueError, match="save the model that it was made"):
         QuantizeAware(scaled()).save(tmp_path / "aware.keras")
