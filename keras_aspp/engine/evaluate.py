@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_aspp.data.multilabel import mask_folders
 from keras_aspp.data.pipeline import evaluation_dataset, names_of
 from keras_aspp.data.sources import Source
 from keras_aspp.data.spec import DatasetSpec, other_class
@@ -243,10 +244,12 @@ def _draw(folder, matrix, spec, confidence, curves, thresholds):
 def _draw_curves(folder, curves, spec, thresholds):
     """Draws precision and recall of an object, or of each class."""
     names = spec.class_names[-len(curves) :]
-    rows = zip(curves, names, thresholds, strict=False)
-    for class_id, (curve, name, threshold) in enumerate(rows):
+    ends = [""]
+    if spec.is_multilabel:
+        ends = [f"_{name}" for name in mask_folders(spec)]
+    rows = zip(curves, names, thresholds, ends, strict=False)
+    for curve, name, threshold, end in rows:
         figure = precision_recall_figure(curve, name, threshold)
-        end = f"_{class_id}" if spec.is_multilabel else ""
         save(figure, folder, f"precision_recall{end}", ("png",))
 
 

@@ -277,4 +277,4 @@ def test_figures_of_classes_of_a_predictor_without_thresholds(tmp_path):
     rows = found["multilabel"]["per_class"]
     assert [row["threshold"] for row in rows.values()] == [None, None]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names >= {"precision_recall_0.png", "precision_recall_1.png"}
+    assert names >= {"precision_recall_box.png", "precision_recall_bar.png"}

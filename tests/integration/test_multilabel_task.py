@@ -118,7 +118,7 @@ def test_commands_write_masks_of_classes(trained, predictor, tmp_path, capsys):
     assert main(["evaluate", *model, *more]) == 0
     printed = capsys.readouterr().out
     assert "average_precision" in printed and "mean " in printed
-    for name in ("precision_recall_1.png", "worst_images.png"):
+    for name in ("precision_recall_bar.png", "worst_images.png"):
         assert (figures / name).stat().st_size > 5000
     out = tmp_path / "out"
     image = root / "images/val/val_0.png"
