@@ -35,6 +35,8 @@ class TrainingMonitor(keras.callbacks.Callback):
         first_epoch: int, epochs done before.
         first_step: int, steps done of the first epoch.
         loss: `LossConfig` of the run, for the advice; or `None`.
+        is_trained: bool. The run starts from a trained model, whose loss need
+            not fall.
 
     Raises:
         ValueError: the loss is not finite.
@@ -48,12 +50,14 @@ class TrainingMonitor(keras.callbacks.Callback):
         first_epoch=0,
         first_step=0,
         loss=None,
+        is_trained=False,
     ):
         super().__init__()
         self.spec, self.steps = spec, steps
         self.files_of_batch = files_of_batch
         self.epoch, self.first_epoch = first_epoch, first_epoch
         self.first_step, self.first_loss = first_step, None
+        self._must_fall = first_epoch == 0 and not is_trained
         self._warned, self._collapse = set(), None
         weights = loss and loss.with_defaults(spec.task)
         self._has_overlap = bool(
@@ -103,7 +107,7 @@ class TrainingMonitor(keras.callbacks.Callback):
                 f"the loss has grown {course}; the learning rate looks too "
                 f"high. {advice}",
             )
-        elif loss > TOO_LOW * self.first_loss and self.first_epoch == 0:
+        elif loss > TOO_LOW * self.first_loss and self._must_fall:
             self.warn(
                 "rate",
                 f"the loss has hardly moved, {course}; the learning rate "

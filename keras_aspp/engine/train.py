@@ -55,6 +55,7 @@ def fit(run, checkpoints, xla, chief=True, own_callbacks=()):
         checkpoints.epochs,
         checkpoints.steps,
         run.config.train.loss,
+        is_trained=run.config.model.weights is not None,
     )
     callbacks = _callbacks(
         run, checkpoints, validation, monitor, compilations, chief

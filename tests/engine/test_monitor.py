@@ -96,10 +96,17 @@ def test_dice_is_advised_only_where_no_loss_of_overlap_is_on(
 
 
 @pytest.mark.parametrize(
-    "last, warned", [(4.0, "too high"), (1.99, "too low"), (1.0, None)]
+    "last, is_trained, warned",
+    [
+        (4.0, False, "too high"),
+        (4.0, True, "too high"),
+        (1.99, False, "too low"),
+        (1.99, True, None),
+        (1.0, False, None),
+    ],
 )
-def test_a_learning_rate_that_is_far_off(capsys, last, warned):
-    callback = watch()
+def test_a_learning_rate_that_is_far_off(capsys, last, is_trained, warned):
+    callback = watch(is_trained=is_trained)
     callback.on_epoch_begin(0)
     for batch in range(10):
         callback.on_train_batch_end(batch, {"loss": 2.0})
