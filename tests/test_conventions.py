@@ -60,7 +60,7 @@ UNMIRRORED = {
     "engine": "cluster states train",
     "export": (
         "card formats image_size manifest measure metadata onnx "
-        "run_alone saved_model tflite verify"
+        "run_alone saved_model tflite"
     ),
     "inference": "artefacts serving tta",
     "layers": "checks",

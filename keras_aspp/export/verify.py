@@ -3,7 +3,7 @@
 Protocol: an artefact of any size predicts each image at its own size, and two
 parts of it. An artefact of a fixed size predicts the image resized to that
 size (on the host, antialiased), and so does Keras. Agreement is the share of
-pixels with equal labels.
+pixels with equal labels, for classes that may overlap of all classes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from keras_aspp.data.resize import resize_image
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tiff import without_gaps
 from keras_aspp.inference import Predictor
+from keras_aspp.inference.agreement import equal_pixels
 from keras_aspp.inference.serving import (
     COARSE,
     COARSE_MASKS,
@@ -40,7 +41,8 @@ from keras_aspp.utils.types import PathLike
 
 PROTOCOL = (
     "agreement_with_keras: share of equal labels over all pixels of the verify "
-    "images, since these have no masks that could say which to ignore; "
+    "images, since these have no masks that could say which to ignore (where "
+    "classes may overlap, all classes of a pixel must be equal); "
     "all but model.keras run in a process of their own, without keras_aspp. "
     "Artefacts of any size see each image at its own size, and two parts "
     "of it of odd sizes; artefacts of a fixed size see it resized to that "
@@ -122,8 +124,9 @@ def compare(
         if MASK_LOGITS in found:
             found = {"labels": found[MASK_LOGITS] > 0}
         expected = expect(image, tuple(found))
-        same += int((found.pop("labels") == expected["labels"]).sum())
-        pixels += expected["labels"].size
+        equal = equal_pixels(found.pop("labels"), expected["labels"])
+        same += int(equal.sum())
+        pixels += equal.size
         for name, values in found.items():
             difference = np.abs(values - expected[name])
             sums[name] = sums.get(name, 0.0) + float(difference.sum())

@@ -33,8 +33,21 @@ def agreement(
         if not is_user_error(error):
             raise
         return None
+    return float(np.mean(equal_pixels(found, expected)))
+
+
+def equal_pixels(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Returns True for pixels whose labels are equal.
+
+    Args:
+        found: labels of an image, `[H, W]`, or `[H, W, K]` of a multilabel
+            task, whose classes must all be equal.
+        expected: labels of the same shape.
+
+    Returns:
+        bool `[H, W]`.
+    """
     equal = found == expected
-    if predictor.is_multilabel:
-        # Most classes are absent from most pixels.
-        equal = equal.all(axis=-1)
-    return float(np.mean(equal))
+    # Most classes are absent from most pixels, so pairs of pixel and class
+    # are equal in masks that share nothing.
+    return equal if equal.ndim == 2 else equal.all(axis=-1)
