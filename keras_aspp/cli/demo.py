@@ -33,7 +33,14 @@ MAX_SECONDS = 60
 # One thread each. A browser opens six at a time.
 MAX_CONNECTIONS = 32
 PAGE = Path(__file__).parents[1] / "web"
-_FILES = ("index.html", "app.js", "worker.js", "png.js", "style.css")
+_FILES = (
+    "index.html",
+    "app.js",
+    "worker.js",
+    "labels.js",
+    "png.js",
+    "style.css",
+)
 # The formats of app.js, without `tflite_`.
 _FORMATS = ("int8", "float16", "float32", "dynamic_range")
 _TYPES = {

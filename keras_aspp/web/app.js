@@ -3,6 +3,7 @@
 // Beside this page lie models.json, the exported folders that it names, and
 // node_modules/ (see package.json). No other host is contacted.
 
+import {shareOfEqualPixels} from './labels.js';
 import {encodeGray} from './png.js';
 
 // Formats that return labels, the best for a browser first; also in cli/demo.py.
@@ -265,7 +266,7 @@ class Pane {
     this.part('result').hidden = false;
   }
 
-  /** Shows the share of labels that equal those of the first pane. */
+  /** Shows the share of pixels whose labels equal those of the first pane. */
   showAgreement() {
     const [first] = panes;
     const names = (pane) => JSON.stringify(pane.model.manifest.class_names);
@@ -275,10 +276,11 @@ class Pane {
     this.part('agreement').hidden = !comparable;
     if (comparable) {
       const own = resizeLabels(this.result.labels, this.model, first.model);
-      const equal = own.reduce((sum, id, i) => sum + (id === first.result.labels[i]), 0);
+      const {width, height} = first.model;
+      const share = shareOfEqualPixels(own, first.result.labels, width * height);
       const ratio = this.result.ms / first.result.ms;
       this.part('agreement').textContent =
-          `${(100 * equal / own.length).toFixed(1)} % of labels equal the first ` +
+          `${(100 * share).toFixed(1)} % of labels equal the first ` +
           `model's; ${ratio.toFixed(2)} of its time`;
     }
   }

@@ -6,7 +6,7 @@
 // Requests: {id, task: 'load' | 'segment', ...}. Responses: {id, ...} or
 // {id, error}.
 
-// Share of equal labels from which WebGPU may replace WASM.
+// Share of pixels with equal labels from which WebGPU may replace WASM.
 const MIN_AGREEMENT = 0.995;
 const RUNTIME = new URL('node_modules/@litertjs/core/', self.location).href;
 
@@ -131,6 +131,8 @@ async function run(model, pixels, width, height, dtype) {
 
 /** Runs both on the first image, and keeps WebGPU only if they agree. */
 async function compare(...given) {
+  const {shareOfEqualPixels} = await import('./labels.js');
+  const [, width, height] = given;
   const expected = await run(wasm, ...given);
   let found;
   try {
@@ -140,9 +142,7 @@ async function compare(...given) {
     useWasm('WebGPU failed on the first image');
     return expected;
   }
-  const equal = expected.labels.reduce(
-      (sum, label, i) => sum + (label === found.labels[i]), 0);
-  const share = equal / expected.labels.length;
+  const share = shareOfEqualPixels(found.labels, expected.labels, width * height);
   const percent = `${(Math.floor(1e4 * share) / 100)} %`;
   if (share < MIN_AGREEMENT) {
     useWasm(`only ${percent} of WebGPU's labels equal those of WASM`);

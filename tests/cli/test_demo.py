@@ -329,6 +329,81 @@ def test_the_page_paints_masks_that_overlap(
     assert len(downloads) == 2
 
 
+# A runtime whose files hold what they answer: the masks of WASM, then those of
+# WebGPU.
+_STUB = """
+export const loadLiteRt = async () => {};
+export const getWebGpuDevice = () => ({});
+export const getGlobalLiteRt = () => ({liteRtWasm: {getThreadCount: () => 1}});
+export class Tensor { delete() {} }
+export const loadAndCompile = async (bytes, {accelerator}) => {
+  const half = bytes.length / 2;
+  const begin = accelerator === 'wasm' ? 0 : half;
+  const data = async () => bytes.slice(begin, begin + half);
+  return {
+    isFullyAccelerated: true,
+    options: {accelerator},
+    getOutputDetails: () => [{dtype: 'uint8'}],
+    run: async () => [{data, delete() {}}],
+    delete() {},
+  };
+};
+"""
+
+
+@pytest.fixture
+def stub_runtime(tmp_path):
+    """A `node_modules` whose runtime answers with the bytes of a file."""
+    entry = tmp_path / "stub" / "@litertjs" / "core" / "dist" / "index.js"
+    entry.parent.mkdir(parents=True)
+    entry.write_text(_STUB)
+    return tmp_path / "stub"
+
+
+def write_masks(folder, names, *masks):
+    """An export whose file answers with masks `[H, W, K]` of each runtime."""
+    height, width, _ = masks[0].shape
+    write_export(folder, ("int8", "uint8", [1, height, width, 3]))
+    content = json.loads((folder / "manifest.json").read_text())
+    content |= {
+        "name": "masks",
+        "task": "multilabel",
+        "class_names": names,
+        "colormap": [[255, i, 0] for i in range(len(names))],
+    }
+    content["artefacts"][0]["bytes"] = 1
+    (folder / "manifest.json").write_text(json.dumps(content))
+    path = folder / "model_int8.tflite"
+    path.write_bytes(b"".join(m.astype("uint8").tobytes() for m in masks))
+    return folder
+
+
+@pytest.mark.slow
+def test_masks_agree_on_the_page_where_all_classes_do(
+    stub_runtime, tmp_path, serve, launch
+):
+    none = np.zeros((4, 6, 5), bool)
+    some = none.copy()
+    some[:2, :3, 3] = True  # 6 of 24 pixels, 6 of 120 pairs with a class
+    finds = write_masks(tmp_path / "finds", list("abcde"), some, none)
+    misses = write_masks(tmp_path / "misses", list("abcde"), none, none)
+    Image.new("RGB", (6, 4)).save(tmp_path / "picture.png")
+    page = launch("--enable-unsafe-webgpu").new_page()
+    opened(page, serve(stub_runtime, finds, misses))
+    page.select_option("#accelerator", "webgpu")
+    page.wait_for_selector(".runs-on:has-text('WebGPU, if')")
+    found = segmented(page, tmp_path / "picture.png")
+    np.testing.assert_array_equal(np.reshape(found, some.shape), some)
+    said = page.inner_text(".runs-on")
+    assert "only 75 % of WebGPU's labels equal those of WASM" in said
+    page.click("#compare")
+    second = page.locator(".pane").nth(1)
+    second.locator(".agreement:visible").wait_for()
+    assert second.locator(".agreement").inner_text().startswith("75.0 %")
+    said = second.locator(".runs-on").inner_text()
+    assert "WebGPU; 100 % of its labels" in said
+
+
 @pytest.mark.slow
 def test_the_page_answers_like_predictor_and_asks_nobody(
     tiny_export, tmp_path, serve, browser
