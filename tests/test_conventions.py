@@ -62,7 +62,7 @@ UNMIRRORED = {
         "card formats image_size manifest measure metadata onnx "
         "run_alone saved_model tflite"
     ),
-    "inference": "artefacts serving tta",
+    "inference": "serving tta",
     "layers": "checks",
     "litert": "edit graph sandbox",
     "losses": "base cross_entropy distillation overlap weighted_sum",

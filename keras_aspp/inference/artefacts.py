@@ -97,7 +97,9 @@ def resolve(
         named = runtime not in (None, "auto")
         if named and suffix_of(found) not in READS[runtime]:
             raise _cannot_read(runtime, found)
-        return found
+        # Without a name of its own, the folder that holds the manifest is not
+        # the path's parent.
+        return found.resolve() if found.name in ("", "..") else found
     if runtime is not None and path.is_dir():
         for name in _CANDIDATES:
             if _inside(path, name):
