@@ -23,7 +23,7 @@ from keras_aspp.data.decode import read_fitting
 from keras_aspp.data.multilabel import mask_folders
 from keras_aspp.data.spec import DatasetSpec
 from keras_aspp.data.tiff import Bands
-from keras_aspp.inference.predictor import Predictor
+from keras_aspp.inference.predictor import Predictor, with_gaps
 from keras_aspp.inference.scenes import is_predicted_by_window, predict_scene
 from keras_aspp.plots.labels import (
     color_labels,
@@ -82,7 +82,8 @@ def predict_files(
         scores: bool. Write `NAME_confidence.png` (8 bits, 255 is 1; not of
             classes that may overlap) too and, if the model has them,
             `NAME_probabilities.npz` (`probabilities`, float16 `[H, W, K]`,
-            and `class_names`). A scene is refused with `annotation_format`.
+            and `class_names`); 0 and NaN where there is no data. A scene is
+            refused with `annotation_format`.
         windows: function of `(done, total)` windows of a scene, or `None`.
 
     Returns:
@@ -194,14 +195,18 @@ def check_scores(predictor: Predictor) -> None:
         )
 
 
-def predict_scores(
-    predictor: Predictor, image: np.ndarray, scores: bool = True
+def predict_bands(
+    predictor: Predictor,
+    bands: Bands,
+    ignore_label: int,
+    scores: bool = False,
 ) -> tuple[np.ndarray, dict[str, bytes]]:
     """Segments an image and encodes its scores.
 
     Args:
         predictor: `Predictor`, with confidence if `scores` is True.
-        image: `[H, W, C]`.
+        bands: `Bands` in the predictor's format.
+        ignore_label: int, label of pixels without a value.
         scores: bool; see `predict_files`.
 
     Returns:
@@ -209,18 +214,23 @@ def predict_scores(
         content.
     """
     if not scores:
-        return predictor.predict_batch(image[None])[0], {}
+        labels = predictor.predict_batch(bands.values[None])[0]
+        return with_gaps(labels, bands.valid, ignore_label), {}
     with_confidence = not predictor.is_multilabel
     labels, *found = predictor.predict(
-        image,
+        bands.values,
         return_confidence=with_confidence,
         return_probabilities=predictor.has_probabilities,
     )
+    labels = with_gaps(labels, bands.valid, ignore_label)
+    found = [with_gaps(values, bands.valid, np.nan) for values in found]
     files = {}
     if with_confidence:
         confidence, *found = found
         files["confidence.png"] = io.BytesIO()
-        gray = Image.fromarray(np.round(255 * confidence).astype("uint8"))
+        # 8 bits have no NaN.
+        shares = np.where(np.isnan(confidence), 0, confidence)
+        gray = Image.fromarray(np.round(255 * shares).astype("uint8"))
         gray.save(files["confidence.png"], format="PNG")
     if found:
         files["probabilities.npz"] = io.BytesIO()
@@ -231,29 +241,6 @@ def predict_scores(
             class_names=np.array(spec_of(predictor).class_names),
         )
     return labels, {name: file.getvalue() for name, file in files.items()}
-
-
-def predict_bands(
-    predictor: Predictor,
-    bands: Bands,
-    ignore_label: int,
-    scores: bool = False,
-) -> tuple[np.ndarray, dict[str, bytes]]:
-    """Segments an image as `predict_scores`; gaps get the ignore label.
-
-    Args:
-        predictor: `Predictor`, with confidence if `scores` is True.
-        bands: `Bands` in the predictor's format.
-        ignore_label: int, label of pixels without a value.
-        scores: bool; see `predict_files`.
-
-    Returns:
-        `(labels, files)`; see `predict_scores`.
-    """
-    labels, files = predict_scores(predictor, bands.values, scores)
-    if bands.valid is not None:
-        labels[~bands.valid] = ignore_label
-    return labels, files
 
 
 def _predict_raster(predictor, name, path, spec, scores, windows):

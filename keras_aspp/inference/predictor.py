@@ -201,9 +201,9 @@ class Predictor:
             int32 `[H, W]`, or a tuple: labels, then scores, confidence and
             probabilities, as far as they are asked for. Where the image has
             no data (NaN or infinity in any channel of floats; what a file
-            declares), the label is `ignore_label`. For a multilabel
-            model, labels are uint8 `[H, W, K]`, 1 where a class is, and
-            probabilities of classes are independent.
+            declares), the label is `ignore_label` and all else NaN. For a
+            multilabel model, labels are uint8 `[H, W, K]`, 1 where a class
+            is, and probabilities of classes are independent.
 
         Raises:
             ValueError: `image` is invalid, or the artefact does not compute
@@ -240,8 +240,11 @@ class Predictor:
             wanted.insert(1, "scores")
         else:
             found = self._answer_at(image, self.image_size, wanted)
-        found["labels"] = self._without_gaps(found["labels"], valid)
-        answered = tuple(found[name] for name in wanted)
+        fills = {"labels": self.ignore_label}
+        answered = tuple(
+            with_gaps(found[name], valid, fills.get(name, np.nan))
+            for name in wanted
+        )
         return answered if len(answered) > 1 else answered[0]
 
     def probabilities(self, image: np.ndarray | PathLike) -> np.ndarray:
@@ -252,7 +255,7 @@ class Predictor:
 
         Returns:
             float32 `[H, W, K]`, which sum to 1 over the classes unless
-            classes may overlap.
+            classes may overlap; NaN where the image has no data.
 
         Raises:
             ValueError: `image` is invalid, or the artefact has no
@@ -326,7 +329,7 @@ class Predictor:
                     for image in images
                 ]
             )
-        return self._without_gaps(labels, valid)
+        return with_gaps(labels, valid, self.ignore_label)
 
     def predict_at(self, image: np.ndarray, size: Size | None) -> np.ndarray:
         """Predicts labels of an image at another size.
@@ -340,19 +343,7 @@ class Predictor:
         """
         image, valid = _checked_images(image, self.pixels)
         labels = self._answer_at(image, size)["labels"]
-        return self._without_gaps(labels, valid)
-
-    def _without_gaps(self, labels, valid):
-        """Returns labels, with the ignore label at pixels without data.
-
-        Args:
-            labels: `[..., H, W]`, or `[..., H, W, K]` of a multilabel model.
-            valid: bool `[..., H, W]`, or `None` if there is data everywhere.
-        """
-        if valid is None:
-            return labels
-        valid = np.expand_dims(valid, tuple(range(valid.ndim, labels.ndim)))
-        return np.where(valid, labels, labels.dtype.type(self.ignore_label))
+        return with_gaps(labels, valid, self.ignore_label)
 
     def _answer_at(self, image, size, wanted=("labels",)):
         """Computes outputs of an image at another size, resized back."""
@@ -527,6 +518,22 @@ def answer_at(
         return found
     rows, columns = map(_nearest, resized.shape[:2], image.shape[:2])
     return {name: values[rows][:, columns] for name, values in found.items()}
+
+
+def with_gaps(
+    values: np.ndarray, valid: np.ndarray | None, fill: float
+) -> np.ndarray:
+    """Returns values, with `fill` at pixels without data.
+
+    Args:
+        values: `[..., H, W]` or `[..., H, W, K]`.
+        valid: bool `[..., H, W]`, or `None` if there is data everywhere.
+        fill: number.
+    """
+    if valid is None:
+        return values
+    valid = np.expand_dims(valid, tuple(range(valid.ndim, values.ndim)))
+    return np.where(valid, values, values.dtype.type(fill))
 
 
 def _nearest(there, here):

@@ -15,6 +15,7 @@ from PIL import Image
 import keras_aspp as ka
 from keras_aspp.data.resize import resize_image
 from keras_aspp.inference import serving
+from keras_aspp.inference.files import predict_files
 from keras_aspp.pixels import PixelFormat
 from keras_aspp.utils.exceptions import InputError
 
@@ -365,10 +366,19 @@ def test_pixels_that_are_no_numbers_get_the_ignore_label(
     expected = np.where(gaps, 255, scores.argmax(-1))
     assert len(np.unique(expected)) > 2
     predictor = predictor_of(path)
-    labels, confidence = predictor.predict(image, return_confidence=True)
+    labels, *found = predictor.predict(
+        image, True, return_confidence=True, return_probabilities=True
+    )
     np.testing.assert_array_equal(labels, expected)
     assert labels.dtype == np.int32
-    assert np.isfinite(confidence).all()
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    shares = powers / powers.sum(-1, keepdims=True)
+    for values, known in zip(
+        found, (scores, shares.max(-1), shares), strict=True
+    ):
+        assert values.dtype == np.float32
+        known[gaps] = np.nan
+        np.testing.assert_allclose(values, known, atol=1e-4)
     batch = predictor.predict_batch(np.stack([zeroed, image]))
     np.testing.assert_array_equal(batch[1], expected)
     assert batch[0].max() < 3
@@ -387,8 +397,23 @@ def test_pixels_that_are_no_numbers_get_the_ignore_label(
         photometric="minisblack",
         planarconfig="contig",
     )
-    read = predictor.predict(tmp_path / "a.tif")
+    read, probabilities = predictor.predict(
+        tmp_path / "a.tif", return_probabilities=True
+    )
     np.testing.assert_array_equal(read, expected)
+    np.testing.assert_allclose(probabilities, shares, atol=1e-4)
+    # Its files have no scores there either.
+    rows, messages = predict_files(
+        predictor, [tmp_path / "a.tif"], tmp_path / "out", scores=True
+    )
+    assert (len(rows), messages) == (1, [])
+    with np.load(tmp_path / "out" / "a_probabilities.npz") as arrays:
+        np.testing.assert_allclose(arrays["probabilities"], shares, atol=1e-3)
+    with Image.open(tmp_path / "out" / "a_confidence.png") as gray:
+        known = np.where(gaps, 0, 255 * shares.max(-1))
+        assert np.abs(np.array(gray) - known).max() < 0.6
+    with Image.open(tmp_path / "out" / "a_labels.png") as written:
+        np.testing.assert_array_equal(np.array(written), expected)
 
 
 def test_masks_of_pixels_that_are_no_numbers(float_model):
