@@ -17,6 +17,8 @@ def run(arguments):
     """Segments images; writes index PNG, color PNG and overlay."""
     parser = _parser()
     flags = parser.parse_args(arguments)
+    if flags.min_area is not None and not flags.format:
+        parser.error("--min_area needs --format")
     options = beam_options(parser, flags)
     model = {
         "path": flags.model,
@@ -31,6 +33,9 @@ def run(arguments):
     from keras_aspp.inference import Predictor
     from keras_aspp.inference.files import predict_files
 
+    regions = {}
+    if flags.min_area is not None:
+        regions["min_area"] = flags.min_area
     predictor = Predictor(**model)
     print_runtime(predictor, model, flags.images[0])
     written, failed = predict_files(
@@ -38,10 +43,10 @@ def run(arguments):
         flags.images,
         flags.output,
         show_progress,
-        flags.format,
-        flags.min_area,
-        flags.scores,
-        show_progress,
+        annotation_format=flags.format,
+        scores=flags.scores,
+        windows=show_progress,
+        **regions,
     )
     print_table([("image", "overlay", "largest classes"), *written])
     if flags.format == "coco":
@@ -100,9 +105,9 @@ def _parser():
     parser.add_argument(
         "--min_area",
         type=int,
-        default=16,
         metavar="PX",
-        help="annotations leave out smaller regions (default 16)",
+        help="annotations leave out smaller regions (default 16; needs "
+        "--format)",
     )
     parser.add_argument(
         "images",

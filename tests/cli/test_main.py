@@ -371,6 +371,7 @@ with filtered_stderr("3"):
         ["predict", "--model", "x", "--output", "y"],
         ["predict", "--model", "x", "--output", "y", "z", "--overlap", "0.5"],
         ["evaluate", "--model", "x", "--overlap", "0.5"],
+        ["predict", "--model", "x", "--output", "y", "z", "--min_area", "16"],
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
