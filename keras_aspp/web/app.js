@@ -134,6 +134,19 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
+/** Returns a file name for each class, of which no two differ in case only. */
+function fileNames(classNames) {
+  const taken = new Set();
+  return classNames.map((name, id) => {
+    let unique = name.replace(/[^\p{L}\p{M}\p{N}_]+/gu, '_');
+    while (taken.has(unique.toLowerCase())) {
+      unique += `_${id}`;
+    }
+    taken.add(unique.toLowerCase());
+    return unique;
+  });
+}
+
 /** One model with its worker, and what it found in the current frame. */
 class Pane {
   constructor(index) {
@@ -294,11 +307,11 @@ class Pane {
       download(await encodeGray(labels, width, height), `${stem}_labels.png`);
       return;
     }
-    const count = manifest.class_names.length;
-    for (const [id, name] of manifest.class_names.entries()) {
+    const names = fileNames(manifest.class_names);
+    const count = names.length;
+    for (const [id, name] of names.entries()) {
       const mask = labels.filter((_, i) => i % count === id).map((v) => 255 * v);
-      download(await encodeGray(mask, width, height),
-          `${stem}_${name.replace(/[^\p{L}\p{M}\p{N}_]+/gu, '_')}.png`);
+      download(await encodeGray(mask, width, height), `${stem}_${name}.png`);
     }
   }
 

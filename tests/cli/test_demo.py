@@ -405,6 +405,38 @@ def test_masks_agree_on_the_page_where_all_classes_do(
 
 
 @pytest.mark.slow
+def test_each_mask_is_saved_under_a_name_of_its_own(
+    stub_runtime, tmp_path, serve, browser
+):
+    names = ["road (wet)", "road [wet]", "Road-wet ", "road_wet__1", "été"]
+    masks = np.zeros((4, 6, 5), bool)
+    for i in range(5):
+        masks[i // 2, i, i] = True
+    folder = write_masks(tmp_path / "model", names, masks, masks)
+    Image.new("RGB", (6, 4)).save(tmp_path / "picture.png")
+    page = opened(browser.new_page(), serve(stub_runtime, folder))
+    segmented(page, tmp_path / "picture.png")
+    downloads = []
+    page.on("download", lambda download: downloads.append(download))
+    page.click(".save-mask")
+    for _ in range(100):  # for 10 seconds at most
+        if len(downloads) < len(names):
+            page.wait_for_timeout(100)
+    saved_as = [download.suggested_filename for download in downloads]
+    assert saved_as == [
+        "picture_road_wet_.png",
+        "picture_road_wet__1.png",
+        "picture_Road_wet__2.png",
+        "picture_road_wet__1_3.png",
+        "picture_été.png",
+    ]
+    for i, download in enumerate(downloads):
+        download.save_as(tmp_path / "mask.png")
+        with Image.open(tmp_path / "mask.png") as mask:
+            np.testing.assert_array_equal(np.array(mask), 255 * masks[..., i])
+
+
+@pytest.mark.slow
 def test_the_page_answers_like_predictor_and_asks_nobody(
     tiny_export, tmp_path, serve, browser
 ):
