@@ -14,6 +14,7 @@ task. For a multilabel model, a class is where its confidence is above 0.5, and
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 if sys.path[0] == str(Path(__file__).resolve().parent):
@@ -67,14 +68,27 @@ def main(arguments=None):
             f"{flags.model} needs the manifest.json of its export beside it, "
             "which states whether classes may overlap"
         )
-    task = json.loads(manifest.read_text()).get("task")
-    is_multilabel = task == "multilabel"
-    labels, names = segment(flags.model, image, is_multilabel)
-    if not names:
+    # The metadata ends in an archive with the names.
+    if not zipfile.is_zipfile(flags.model):
         raise SystemExit(
             f"{flags.model} holds no names of classes; use the "
             "model_logits.tflite of an export"
         )
+    manifest = json.loads(manifest.read_text())
+    for entry in manifest.get("artefacts", []):
+        taken = entry["input"]["dtype"], entry["input"]["shape"][-1]
+        # A file for GPUs is always of RGB of 8 bits, scaled to [-1, 1].
+        if (
+            entry["path"] == flags.model.name
+            and entry["format"] != "tflite_gpu"
+            and taken != ("uint8", 3)
+        ):
+            raise SystemExit(
+                f"{flags.model} must take RGB images of 8 bits. Received: "
+                f"{taken[1]} bands, {taken[0]}; use keras_aspp.Predictor"
+            )
+    is_multilabel = manifest.get("task") == "multilabel"
+    labels, names = segment(flags.model, image, is_multilabel)
     for class_id, name in enumerate(names):
         shown = labels[..., class_id] if is_multilabel else labels == class_id
         if shown.any():

@@ -56,7 +56,7 @@ def segment(model, image, accelerator="CPU", threads=None):
         ) from None
     (signature,) = compiled.get_signature_list()
     (taken,) = compiled.get_input_tensor_details(signature).values()
-    _, height, width, _ = taken["shape"]
+    _, height, width, channels = taken["shape"]
     outputs = {}
     if height > 1:  # an open size is 1
         outputs = compiled.get_output_tensor_details(signature)
@@ -70,6 +70,12 @@ def segment(model, image, accelerator="CPU", threads=None):
         raise SystemExit(
             f"{model} takes images of any size or returns logits; use another "
             "artefact of the export"
+        )
+    pixel_type = np.dtype(taken["dtype"]).name
+    if name == "labels" and (pixel_type, channels) != ("uint8", 3):
+        raise SystemExit(
+            f"{model} must take RGB images of 8 bits. Received: {channels} "
+            f"bands, {pixel_type}; use keras_aspp.Predictor"
         )
     pixels = np.asarray(
         image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

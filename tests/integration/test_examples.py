@@ -96,6 +96,50 @@ def test_python_runtime_refuses_masks_that_overlap(picture, tmp_path):
         example["main"]([str(tmp_path / "gpu.tflite"), str(picture)])
 
 
+@pytest.mark.parametrize("bands, pixels", [(3, "float32"), (4, "uint8")])
+def test_python_runtime_refuses_what_is_no_rgb_of_8_bits(
+    bands, pixels, picture, tmp_path
+):
+    example = runpy.run_path(str(EXAMPLES / "python_runtime.py"))
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 8, 6, bands), pixels)])
+    def labels(image):
+        return {"labels": tf.cast(tf.argmax(image, -1), "int32")}
+
+    module, saved = tf.Module(), str(tmp_path / "saved")
+    tf.saved_model.save(module, saved, signatures=labels)
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+    (tmp_path / "model.tflite").write_bytes(converter.convert())
+    with pytest.raises(
+        SystemExit, match=rf"Received: {bands} bands, {pixels}; .*Predictor$"
+    ):
+        example["main"]([str(tmp_path / "model.tflite"), str(picture)])
+
+
+@pytest.mark.parametrize(
+    "name, pixels, message",
+    [
+        ("model_float32.tflite", "uint8", "float32.tflite holds no names of"),
+        ("model_logits.tflite", "float32", "Received: 3 bands, float32; use"),
+    ],
+)
+def test_mediapipe_refuses_files_that_it_would_misread(
+    name, pixels, message, picture, tmp_path
+):
+    pytest.importorskip("mediapipe", reason="extra `examples` (2026-12-01)")
+    exported = EXAMPLES.parent / "tests/golden/13d0402/exported"
+    shutil.copy(exported / name, tmp_path)
+    manifest = json.loads((exported / "manifest.json").read_text())
+    for entry in manifest["artefacts"]:
+        entry["input"]["dtype"] = pixels
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    example = runpy.run_path(str(EXAMPLES / "mediapipe.py"))
+    scope = example["main"].__globals__
+    scope["segment"] = lambda *_: pytest.fail("run by MediaPipe")
+    with pytest.raises(SystemExit, match=message):
+        example["main"]([str(tmp_path / name), str(picture)])
+
+
 def test_mediapipe_agrees_with_predictor(tiny_workdir, tmp_path):
     pytest.importorskip("mediapipe", reason="extra `examples` (2026-11-30)")
     output = tmp_path / "exported"
