@@ -246,7 +246,11 @@ def _draw_curves(folder, curves, spec, thresholds):
     names = spec.class_names[-len(curves) :]
     ends = [""]
     if spec.is_multilabel:
-        ends = [f"_{name}" for name in mask_folders(spec)]
+        # File systems take names of 255 bytes.
+        ends = [
+            f"_{name if len(name.encode()) <= 200 else class_id}"
+            for class_id, name in enumerate(mask_folders(spec))
+        ]
     rows = zip(curves, names, thresholds, ends, strict=False)
     for curve, name, threshold, end in rows:
         figure = precision_recall_figure(curve, name, threshold)

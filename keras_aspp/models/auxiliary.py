@@ -23,8 +23,8 @@ LOGITS, AUXILIARY = "logits", "auxiliary"
 # Channels of the feature for each filter of the 3x3 convolution, as in
 # torchvision's FCNHead.
 _REDUCTION = 4
-# The model whose training step runs; each replica of a strategy has a thread.
-_TRAINED = contextvars.ContextVar("_TRAINED", default=None)
+# The training step that runs; each replica of a strategy has a thread.
+_STEP = contextvars.ContextVar("_STEP", default=None)
 
 
 class TrainingTerm:
@@ -137,18 +137,26 @@ class AuxiliaryHead(TrainingTerm):
         return model.loss(y, y_pred[AUXILIARY], sample_weight)
 
 
+class _Step:
+    """A training step: its model, and the images and outputs of its call."""
+
+    def __init__(self, model):
+        self.model, self.images, self.outputs = model, None, {}
+
+
 def _as_training_step(function):
     """Wraps a training step, within which the terms of the loss count."""
 
     @functools.wraps(function)
-    def step(self, *args, **kwargs):
-        token = _TRAINED.set(self)
+    def train_step(self, *args, **kwargs):
+        token = _STEP.set(_Step(self))
         try:
             return function(self, *args, **kwargs)
         finally:
-            _TRAINED.reset(token)
+            _STEP.reset(token)
 
-    return step
+    train_step.has_terms = True
+    return train_step
 
 
 class AuxiliaryTraining:
@@ -201,14 +209,16 @@ class AuxiliaryTraining:
         mask: Tensor | None = None,
     ) -> Any:
         if training and self._auxiliary and in_training_step(self):
-            return self._auxiliary.model(inputs, training=True)
-        return super().call(inputs, training=training, mask=mask)
+            outputs = self._auxiliary.model(inputs, training=True)
+        else:
+            outputs = super().call(inputs, training=training, mask=mask)
+        return logits_of(self, inputs, outputs, training)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A training step of one's own need not call that of Keras.
-        if "train_step" in cls.__dict__:
-            cls.train_step = _as_training_step(cls.__dict__["train_step"])
+        if not hasattr(cls.train_step, "has_terms"):
+            cls.train_step = _as_training_step(cls.train_step)
 
     @_as_training_step
     def train_step(self, *args: Any) -> Any:
@@ -222,29 +232,29 @@ class AuxiliaryTraining:
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        if not isinstance(y_pred, dict):
-            y_pred = {LOGITS: y_pred}
-        loss = super().compute_loss(
-            x, y, y_pred[LOGITS], sample_weight, training
-        )
-        if not training or not in_training_step(self):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        terms = training_terms(self)
+        if not (terms and training and in_training_step(self)):
             return loss
+        step = _STEP.get()
+        if step.images is None:
+            raise InputError(
+                "A training step must call the model with `training=True` "
+                "before `compute_loss`, which adds the loss of an auxiliary "
+                f"head or a teacher. Received: {type(self).__name__}"
+                ".train_step, which has not"
+            )
+        x = step.images if x is None else x
+        y_pred = {**step.outputs, LOGITS: y_pred}
         # A replica of a strategy has its part of the sum over all of them,
         # of which the metric takes the mean.
         strategy = getattr(self, "distribute_strategy", None)
         replicas = strategy.num_replicas_in_sync if strategy else 1
-        for term in training_terms(self):
+        for term in terms:
             value = term.compute(self, x, y, y_pred, sample_weight)
             term.metric.update_state(value * replicas)
             loss = loss + term.weight * value
         return loss
-
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, Any]:
-        if isinstance(y_pred, dict):
-            y_pred = y_pred[LOGITS]
-        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -280,7 +290,27 @@ class AuxiliaryTraining:
 
 def in_training_step(model: AuxiliaryTraining) -> bool:
     """Returns True within the training step of this very model."""
-    return _TRAINED.get() is model
+    step = _STEP.get()
+    return step is not None and step.model is model
+
+
+def logits_of(
+    model: AuxiliaryTraining, inputs: Tensor, outputs: Any, training: Any
+) -> Tensor:
+    """Returns the logits of a call; a training step keeps what its terms need.
+
+    Args:
+        model: that is called.
+        inputs: images, preprocessed.
+        outputs: logits, or a dict of them and those of an auxiliary head.
+        training: bool or `None`.
+    """
+    if not isinstance(outputs, dict):
+        outputs = {LOGITS: outputs}
+    if training and in_training_step(model):
+        step = _STEP.get()
+        step.images, step.outputs = inputs, outputs
+    return outputs[LOGITS]
 
 
 def training_terms(model: AuxiliaryTraining) -> list[TrainingTerm]:

@@ -200,7 +200,31 @@ def _has_batch_norm(layer):
     if any(id(weight) not in known for weight in layer.weights):
         return False
     tied = any(block.is_tied for block in blocks)
-    return not tied or getattr(layer, "shared", False)
+    if tied and not getattr(layer, "shared", False):
+        return False
+    try:
+        copy = type(layer).from_config(
+            {**layer.get_config(), "batch_norm": False}
+        )
+    except Exception:  # `rebuild` says what is wrong, of any type
+        return False
+    return _can_carry(blocks, _blocks(copy))
+
+
+def _can_carry(blocks, copies):
+    """Returns True if each block of a layer has its weights in a copy."""
+    if [(type(b), b.separable) for b in blocks] != [
+        (type(b), b.separable) for b in copies
+    ]:
+        return False
+    norms, kept = (
+        [norm for block in side for _, norm in _convolutions(block)]
+        for side in (blocks, copies)
+    )
+    return all(
+        type(norm) is type(own) or (is_batch_norm(norm) and own is None)
+        for norm, own in zip(norms, kept, strict=True)
+    )
 
 
 def _convolutions(block):

@@ -30,7 +30,7 @@ from keras_aspp.layers.fake_quantize import (
     nudged_range,
 )
 from keras_aspp.layers.rewritable import Trim
-from keras_aspp.models.auxiliary import LOGITS, in_training_step
+from keras_aspp.models.auxiliary import logits_of
 from keras_aspp.models.fold import (
     FOLDED_KERNELS,
     absorbs_batch_norm,
@@ -789,7 +789,4 @@ class QuantizedTraining:
         if not self.is_quantized:
             return super().call(inputs, training=training, mask=mask)
         outputs = self._quantized.form(inputs, training=training)
-        trains = training and in_training_step(self)
-        if isinstance(outputs, dict) and not trains:
-            return outputs[LOGITS]
-        return outputs
+        return logits_of(self, inputs, outputs, training)

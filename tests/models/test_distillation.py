@@ -192,34 +192,58 @@ def test_only_training_has_the_teacher(tmp_path):
 
 
 @pytest.mark.slow
+class OwnStep:
+    """Training as a guide of Keras shows it, with a sum over the logits."""
+
+    def train_step(self, data):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            total = self.compute_loss(y=y, y_pred=y_pred)
+            loss = total + 0.0 * tf.reduce_sum(y_pred)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, weights), weights, strict=True)
+        )
+        return {**self.compute_metrics(x, y, y_pred), "total": total}
+
+
+class InClass(DeepLabV3):
+    train_step = OwnStep.train_step
+
+
+class InMixin(OwnStep, DeepLabV3):
+    pass
+
+
 @tensorflow_only
 def test_a_training_step_of_ones_own_has_the_terms():
-    class Own(DeepLabV3):
-        def train_step(self, data):
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-            with tf.GradientTape() as tape:
-                y_pred = self(x, training=True)
-                loss = self.compute_loss(x, y, y_pred)
-            weights = self.trainable_weights
-            self.optimizer.apply_gradients(
-                zip(tape.gradient(loss, weights), weights, strict=True)
-            )
-            logs = self.compute_metrics(x, y, y_pred)
-            return {**logs, "total": loss}
-
     x, y = batch()
     found = {}
-    for kind in (DeepLabV3, Own):
+    for kind in (DeepLabV3, InClass, InMixin):
         set_seed(1)  # of the auxiliary head's dropout
         backbone = make_toy_backbone(padding=1, features=True)
         model = randomize(kind(3, backbone, auxiliary_weight=0.4))
         distill(model, build(seed=2), 0.7)
         found[kind] = compiled(model).train_on_batch(x, y, return_dict=True)
-    own, theirs = found[Own], found[DeepLabV3]
-    assert own["total"] == pytest.approx(theirs["loss"], rel=1e-4)
-    for name in ("auxiliary_loss", "distillation_loss"):
-        assert own[name] == pytest.approx(theirs[name], rel=1e-4)
-        assert own[name] > 0
+    theirs = found.pop(DeepLabV3)
+    for own in found.values():
+        assert own["total"] == pytest.approx(theirs["loss"], rel=1e-4)
+        for name in ("auxiliary_loss", "distillation_loss"):
+            assert own[name] == pytest.approx(theirs[name], rel=1e-4)
+            assert own[name] > 0
+
+
+@tensorflow_only
+def test_a_training_step_that_does_not_call_the_model_is_named():
+    class Odd(DeepLabV3):
+        def train_step(self, data):
+            return {"loss": self.compute_loss(data[0], data[1], data[0])}
+
+    model = Odd(3, make_toy_backbone(padding=1, features=True))
+    distill(model, build(seed=2))
+    with pytest.raises(ValueError, match=r"Received: Odd\.train_step"):
+        compiled(model).train_on_batch(*batch())
 
 
 def test_a_student_learns_its_teachers_scores_of_two_classes():

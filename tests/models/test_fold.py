@@ -307,7 +307,10 @@ class Mixed(Plain):
         self.inner = layers.AtrousConv2D(
             4, batch_norm=batch_norm, separable=True
         )
-        self.fixed = layers.AtrousConv2D(4, batch_norm=True, separable=True)
+        self.fixed = self.second()
+
+    def second(self):
+        return layers.AtrousConv2D(4, batch_norm=True, separable=True)
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -321,6 +324,24 @@ class Mixed(Plain):
         return {**super().get_config(), "batch_norm": self.batch_norm}
 
 
+@keras.saving.register_keras_serializable("test_fold")
+class Fewer(Mixed):
+    """Has a block that goes with batch norm."""
+
+    def second(self):
+        if self.batch_norm:
+            return layers.AtrousConv2D(4)
+        return keras.layers.Activation("linear")
+
+
+@keras.saving.register_keras_serializable("test_fold")
+class Instead(Mixed):
+    """Has batch norm in one block or in the other."""
+
+    def second(self):
+        return layers.AtrousConv2D(4, batch_norm=not self.batch_norm)
+
+
 @pytest.mark.parametrize(
     "layer, left",
     [
@@ -329,8 +350,10 @@ class Mixed(Plain):
         (Gated(), 1),
         (Stubborn(), 1),
         (Mixed(), 2),
+        (Fewer(), 3),
+        (Instead(), 2),
     ],
-    ids=["plain", "tied", "gated", "stubborn", "mixed"],
+    ids=["plain", "tied", "gated", "stubborn", "mixed", "fewer", "instead"],
 )
 def test_a_layer_of_ones_own_that_cannot_be_folded_stays(layer, left):
     model = build(layer)
