@@ -278,3 +278,12 @@ def test_figures_of_classes_of_a_predictor_without_thresholds(tmp_path):
     assert [row["threshold"] for row in rows.values()] == [None, None]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"precision_recall_box.png", "precision_recall_bar.png"}
+
+
+def test_a_figure_of_a_class_with_a_long_name_goes_by_number(tmp_path):
+    spec = DatasetSpec(["a", "b" * 240], task="multilabel")
+    engine._draw_curves(tmp_path, engine.new_curves(spec), spec, (None, None))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "precision_recall_1.png",
+        "precision_recall_a.png",
+    ]
