@@ -71,13 +71,13 @@ def fold_batch_norm(model: keras.Model) -> Any:
     layers = dict(layers_by_path(model))
     norm_of = {id(layers[conv]): layers[norm] for norm, conv in pairs.items()}
     changes = {conv: {"use_bias": True} for conv in pairs.values()}
-    ours = {path: _has_batch_norm(layer) for path, layer in layers.items()}
+    ours = {path for path, layer in layers.items() if _has_batch_norm(layer)}
+    with_blocks = {id(layers[path]) for path in ours}
     # A kernel with batch norm folded into it belongs to one rate.
     changes |= {
         path: {"batch_norm": False}
         | ({"shared": False} if getattr(layers[path], "shared", 0) else {})
         for path in ours
-        if ours[path]
     }
     changes |= {
         path: {"merged": True}
@@ -90,7 +90,7 @@ def fold_batch_norm(model: keras.Model) -> Any:
             _merge(layer, norm_of.get(id(layer)), copy)
         elif id(layer) in norm_of:
             _fold(layer, norm_of[id(layer)], copy)
-        elif _has_batch_norm(layer):
+        elif id(layer) in with_blocks:
             for block, plain in zip(_blocks(layer), _blocks(copy), strict=True):
                 for (conv, norm), (conv_copy, norm_copy) in zip(
                     _convolutions(block), _convolutions(plain), strict=True
