@@ -208,7 +208,7 @@ class AuxiliaryTraining:
         training: bool | None = None,
         mask: Tensor | None = None,
     ) -> Any:
-        if training and self._auxiliary and in_training_step(self):
+        if training and self._auxiliary and _step_of(self):
             outputs = self._auxiliary.model(inputs, training=True)
         else:
             outputs = super().call(inputs, training=training, mask=mask)
@@ -233,10 +233,9 @@ class AuxiliaryTraining:
         training: bool = True,
     ) -> Any:
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        terms = training_terms(self)
-        if not (terms and training and in_training_step(self)):
+        terms, step = training_terms(self), _step_of(self)
+        if not (terms and training and step):
             return loss
-        step = _STEP.get()
         if step.images is None:
             raise InputError(
                 "A training step must call the model with `training=True` "
@@ -288,10 +287,10 @@ class AuxiliaryTraining:
             self._evaluates = False
 
 
-def in_training_step(model: AuxiliaryTraining) -> bool:
-    """Returns True within the training step of this very model."""
+def _step_of(model):
+    """Returns the training step that runs if it is of this very model."""
     step = _STEP.get()
-    return step is not None and step.model is model
+    return step if step and step.model is model else None
 
 
 def logits_of(
@@ -307,8 +306,8 @@ def logits_of(
     """
     if not isinstance(outputs, dict):
         outputs = {LOGITS: outputs}
-    if training and in_training_step(model):
-        step = _STEP.get()
+    step = _step_of(model)
+    if training and step:
         step.images, step.outputs = inputs, outputs
     return outputs[LOGITS]
 

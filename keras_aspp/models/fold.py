@@ -73,12 +73,7 @@ def fold_batch_norm(model: keras.Model) -> Any:
     changes = {conv: {"use_bias": True} for conv in pairs.values()}
     ours = {path for path, layer in layers.items() if _has_batch_norm(layer)}
     with_blocks = {id(layers[path]) for path in ours}
-    # A kernel with batch norm folded into it belongs to one rate.
-    changes |= {
-        path: {"batch_norm": False}
-        | ({"shared": False} if getattr(layers[path], "shared", 0) else {})
-        for path in ours
-    }
+    changes |= {path: _without_batch_norm(layers[path]) for path in ours}
     changes |= {
         path: {"merged": True}
         for path, layer in layers.items()
@@ -204,11 +199,18 @@ def _has_batch_norm(layer):
         return False
     try:
         copy = type(layer).from_config(
-            {**layer.get_config(), "batch_norm": False}
+            {**layer.get_config(), **_without_batch_norm(layer)}
         )
     except Exception:  # `rebuild` says what is wrong, of any type
         return False
     return _can_carry(blocks, _blocks(copy))
+
+
+def _without_batch_norm(layer):
+    """Returns the changes to the configuration of a layer that is folded."""
+    # A kernel with batch norm folded into it belongs to one rate.
+    shared = {"shared": False} if getattr(layer, "shared", False) else {}
+    return {"batch_norm": False, **shared}
 
 
 def _can_carry(blocks, copies):
