@@ -191,7 +191,6 @@ def test_only_training_has_the_teacher(tmp_path):
     assert "distillation_loss" in model.train_on_batch(x, y, return_dict=True)
 
 
-@pytest.mark.slow
 class OwnStep:
     """Training as a guide of Keras shows it, with a sum over the logits."""
 
@@ -246,6 +245,7 @@ def test_a_training_step_that_does_not_call_the_model_is_named():
         compiled(model).train_on_batch(*batch())
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_scores_of_two_classes():
     """Binary: no threshold moves the probabilities that are learned."""
     arguments = {"num_classes": 2, "task": "binary"}
