@@ -448,9 +448,19 @@ def _nearest(n_in, n_out):
     return _sampled(at, ratio.numerator)
 
 
+def _averaged(n_in, n_out):
+    ratio = Fraction(n_in, n_out)
+    cells = range(ratio.denominator)
+    first = [math.floor(i * ratio) for i in cells]
+    last = [math.ceil((i + 1) * ratio) - 1 for i in cells]
+    return Window(ratio.numerator, np.array(first), np.array(last))
+
+
 def _interpolated(interpolation, n_in, n_out):
     if interpolation == "nearest":
         return _nearest(n_in, n_out)
+    if interpolation == "area":
+        return _averaged(n_in, n_out)
     return _half_pixel(n_in, n_out, _MARGINS[interpolation])
 
 

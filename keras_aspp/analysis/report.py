@@ -59,16 +59,15 @@ def report_of(traced: Trace) -> dict[str, Any]:
     stacks = _stacks(traced, maps, stages)
     model = traced.model
     coarsest = max(
-        (stage["stride"] for stage in stages if stage["stride"]), default=None
+        (max(stage["stride"]) for stage in stages if stage["stride"]),
+        default=None,
     )
     return {
         "name": model.name,
         "kind": type(model).__name__,
         "backbone": maps.backbone and maps.backbone.operation.name,
         "image_size": list(traced.image_size),
-        "output_stride": getattr(
-            model, "output_stride", coarsest and max(coarsest)
-        ),
+        "output_stride": getattr(model, "output_stride", coarsest),
         "input_scale": getattr(model, "input_scale", 1),
         "atrous_rates": list(getattr(model, "atrous_rates", ())) or None,
         "stages": stages,
@@ -405,16 +404,12 @@ def _parts(traced, fields, costs):
     top = [s for s in traced.steps if "/" not in s.path]
     flat = len(top) > MANY_LAYERS
     composite = {step.path for step in top if step.opened}
-    stride = {
-        field.path: max(field.stride) if field.stride else None
-        for field in fields
-    }
     rows = {}
-    for layer in costs.layers:
+    for field, layer in _paired(fields, costs):
         part = layer.path.split("/")[0]
         if flat and part not in composite:
-            at = stride[layer.path]
-            part = "after pooling" if at is None else f"stride {at:g}"
+            stride = field.stride and max(field.stride)
+            part = "after pooling" if stride is None else f"stride {stride:g}"
         row = rows.setdefault(
             part,
             {"name": part, "parameters": 0, "madds": 0, "activation_bytes": 0},
@@ -426,28 +421,34 @@ def _parts(traced, fields, costs):
 
 def _layers(fields, costs):
     """Receptive field and cost of every non-composite layer."""
-    rows, by_path = [], {}
+    return [
+        {
+            "name": field.path,
+            "kind": field.layer_type,
+            "shape": list(field.shape),
+            "kernel_size": field.kernel_size and list(field.kernel_size),
+            "dilation": field.dilation and list(field.dilation),
+            **_reach(field),
+            "parameters": layer.parameters,
+            "madds": layer.madds,
+            "activation_bytes": layer.activation_bytes,
+        }
+        for field, layer in _paired(fields, costs)
+    ]
+
+
+def _paired(fields, costs):
+    """Yields the `ReceptiveField` and the `LayerCost` of each call.
+
+    All calls of a shared layer have one path, and so have operations of one
+    type: the first field of a path belongs to its first cost.
+    """
+    by_path = {}
     for layer in costs.layers:
         by_path.setdefault(layer.path, []).append(layer)
     for field in fields:
-        spent = by_path.get(field.path)
-        if not spent:
-            continue
-        layer = spent.pop(0)
-        rows.append(
-            {
-                "name": field.path,
-                "kind": field.layer_type,
-                "shape": list(field.shape),
-                "kernel_size": field.kernel_size and list(field.kernel_size),
-                "dilation": field.dilation and list(field.dilation),
-                **_reach(field),
-                "parameters": layer.parameters,
-                "madds": layer.madds,
-                "activation_bytes": layer.activation_bytes,
-            }
-        )
-    return rows
+        if by_path.get(field.path):
+            yield field, by_path[field.path].pop(0)
 
 
 def _warnings(traced, fields, atrous, stacks, costs):

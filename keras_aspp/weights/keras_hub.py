@@ -147,10 +147,11 @@ def _preprocess(preprocessor):
     converter = getattr(preprocessor, "image_converter", None)
     scale = getattr(converter, "scale", None)
     offset = getattr(converter, "offset", None)
-    scale = np.broadcast_to(1.0 if scale is None else scale, 3)
-    offset = np.broadcast_to(0.0 if offset is None else offset, 3)
+    scale = np.asarray(1.0 if scale is None else scale)
+    offset = np.asarray(0.0 if offset is None else offset)
+    # Single numbers hold for any number of channels.
     return Preprocess(
         value_range=(0.0, 255.0),
-        mean=tuple(float(n) for n in -offset / scale),
-        std=tuple(float(n) for n in 1 / scale),
+        mean=(-offset / scale).tolist(),
+        std=(1 / scale).tolist(),
     )

@@ -170,6 +170,46 @@ def test_operations_cost_what_their_layers_cost():
         assert of_operation.uncounted == of_layer.uncounted == ()
 
 
+def permuted(layer, data_format):
+    """Cost of a layer that gets the same map in either order of its axes."""
+    order = {"channels_first": (3, 1, 2), "channels_last": (1, 2, 3)}
+    to_format = keras.layers.Permute(order[data_format])
+    return applied(lambda x: layer(to_format(x)))
+
+
+@pytest.mark.parametrize(
+    "kind", ["Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D"]
+)
+def test_the_order_of_axes_changes_no_cost(kind):
+    first, last = (
+        permuted(
+            getattr(keras.layers, kind)(
+                **{} if kind == "DepthwiseConv2D" else {"filters": 5},
+                kernel_size=3,
+                padding="same",
+                data_format=data_format,
+            ),
+            data_format,
+        )
+        for data_format in ("channels_first", "channels_last")
+    )
+    assert first.madds == last.madds > 0
+
+
+def test_the_order_of_axes_of_an_operation_changes_no_cost():
+    kernel = np.ones((3, 3, 4, 5), "float32")
+    first, last = (
+        permuted(
+            lambda x, data_format=data_format: keras.ops.conv(
+                x, kernel, data_format=data_format
+            ),
+            data_format,
+        )
+        for data_format in ("channels_first", "channels_last")
+    )
+    assert first.madds == last.madds == 6 * 4 * kernel.size
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [

@@ -95,6 +95,11 @@ CHAINS = {
         L.Resizing(18, 13, "nearest"),
         L.Lambda(lambda x: keras.ops.image.resize(x, (7, 5), "nearest")),
     ],
+    "averages of areas": [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.Resizing(8, 5, "area"),
+        L.Resizing(12, 10, "area"),
+    ],
     "operations with two kernels, or transposed": [
         L.Lambda(
             lambda x: keras.ops.separable_conv(
@@ -163,6 +168,8 @@ def assert_as_by_force(model, size):
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("size", [(37, 26)])
 def test_chains_by_force(name, size):
+    if "areas" in name and keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow alone resizes by area")
     assert_as_by_force(of(CHAINS[name]), size)
 
 

@@ -137,6 +137,37 @@ def test_what_users_built_is_explained():
     assert stack["dilated_end"]["rates"] == [3, 3, 4]
 
 
+def test_cost_by_stride_of_operations_and_shared_layers():
+    """Each of their calls counts at the stride of its map."""
+    inputs = x = keras.Input((None, None, 3))
+    head = keras.layers.Conv2D(8, 3, padding="same")
+    levels, expected = [], {}
+    for level in (1, 2, 3):
+        x = keras.layers.Conv2D(8, 3, strides=2, padding="same")(x)
+        for _ in range(4):
+            x = keras.ops.relu(x + keras.layers.Conv2D(8, 3, padding="same")(x))
+        levels.append(head(x))
+        cells = (64 >> level) * (96 >> level)
+        channels = 3 if level == 1 else 8
+        # Thirteen maps of a level, and the head's.
+        expected[f"stride {2**level}"] = (
+            cells * 9 * 8 * (channels + 5 * 8),
+            14 * cells * 8 * 4,
+        )
+    parts = report(keras.Model(inputs, levels), (64, 96))["parts"]
+    found = {p["name"]: (p["madds"], p["activation_bytes"]) for p in parts}
+    assert found.pop("stride 1") == (0, 64 * 96 * 3 * 4)
+    assert found == expected
+
+
+def test_the_output_stride_is_the_longer_of_both_axes():
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, strides=(2, 1), padding="same")(inputs)
+    x = keras.layers.Conv2DTranspose(4, 4, strides=(2, 1), padding="same")(x)
+    x = keras.layers.MaxPooling2D((1, 4))(x)
+    assert report(keras.Model(inputs, x), (64, 64))["output_stride"] == 4
+
+
 def test_a_nested_backbone_of_one_output():
     picture = keras.Input((None, None, 3))
     x = picture

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.slow  # a ResNet-50 of theirs and one of ours
 keras_hub = pytest.importorskip("keras_hub", reason="needs the extra `peers`")
 
 
-def build(encoder=None, **kwargs):
+def build(
+    encoder=None, scale=(0.01, 0.02, 0.03), offset=(-1.0, 0.5, 0.25), **kwargs
+):
     arguments = {
         "spatial_pyramid_pooling_key": "P5",
         "low_level_feature_key": "P2",
@@ -23,7 +25,7 @@ def build(encoder=None, **kwargs):
         **kwargs,
     }
     converter = keras_hub.layers.DeepLabV3ImageConverter(
-        scale=[0.01, 0.02, 0.03], offset=[-1.0, 0.5, 0.25]
+        scale=scale, offset=offset
     )
     return randomize(
         keras_hub.models.DeepLabV3ImageSegmenter(
@@ -85,6 +87,21 @@ def test_preprocess_is_that_of_their_converter(theirs, ours):
     expected = theirs.preprocessor.image_converter(pixels.astype("float32"))
     found = ours.preprocess(pixels)
     np.testing.assert_allclose(npy(found), npy(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, (0.01, 0.02, 0.03, 0.04)])
+def test_preprocess_of_four_channels(scale):
+    shape = {"image_shape": (None, None, 4)}
+    encoder = keras_hub.models.ResNetBackbone(
+        *([8], [7], [64, 8, 8, 8], [1] * 4, [1, 2, 2, 2], "bottleneck_block"),
+        **shape,
+    )
+    theirs = build(encoder, scale=scale, offset=None, **shape)
+    ours = ka.weights.from_keras_hub(theirs)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 5, 4))
+    np.testing.assert_allclose(
+        npy(ours.preprocess(pixels)), pixels * np.array(scale), rtol=1e-4
+    )
 
 
 def test_it_lives_without_keras_hub(ours, tmp_path):
