@@ -77,9 +77,12 @@ def leaves_cells_alone(
     if isinstance(layer, keras.layers.GroupNormalization):
         return True
     try:
-        return all(
-            _leaves_alone(layer, args, kwargs, *probe) for probe in _PROBES
-        )
+        # The layer is a user's own and may assign to its variables, or add
+        # losses. The scope drops both.
+        with keras.StatelessScope():
+            return all(
+                _leaves_alone(layer, args, kwargs, *probe) for probe in _PROBES
+            )
     except Exception:
         # It wants other sizes, and so cannot be made dense anyway.
         return False

@@ -144,6 +144,49 @@ def test_a_closed_block_may_stride_before_the_trade():
         with_output_stride(model, 1)
 
 
+@keras.saving.register_keras_serializable(package="test_users")
+class Peak(keras.layers.Layer):
+    """Doubles its input, and remembers the largest one as a quantizer does."""
+
+    def build(self, input_shape):
+        self.peak = self.add_weight(shape=(), trainable=False, name="peak")
+
+    def call(self, inputs):
+        self.peak.assign(keras.ops.maximum(self.peak, keras.ops.max(inputs)))
+        self.add_loss(keras.ops.mean(inputs))
+        return inputs * 2
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_given_network_is_left_alone_by_layers_that_assign(refused):
+    last = Closed(6, name="last") if refused else keras.layers.Conv2D(6, 1)
+    model = chain(strided(), Peak(name="peak"), last)
+    peak = model.get_layer("peak")
+    peak.peak.assign(0.25)
+    losses = len(model.losses)
+    if refused:
+        with pytest.raises(ValueError, match="Closed"):
+            with_output_stride(model, 1)
+    else:
+        dense = with_output_stride(model, 1)
+        assert float(dense.get_layer("peak").peak) == 0.25
+    assert float(peak.peak) == 0.25
+    assert len(model.losses) == losses
+
+
+def test_the_probe_of_spectral_normalization_leaves_its_kernel_alone():
+    layer = keras.layers.SpectralNormalization(keras.layers.Conv2D(6, 1))
+    inputs = keras.Input((48, 64, 3))
+    x = strided()(inputs)
+    model = randomize(keras.Model(inputs, layer(x, training=True)))
+    before = model.get_weights()
+    # Each call in training estimates the norm anew.
+    with pytest.raises(ValueError, match="mixes cells"):
+        with_output_stride(model, 1)
+    for value, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, kept)
+
+
 def test_an_adapted_normalization_keeps_its_statistics():
     norm = keras.layers.Normalization()
     model = chain(norm, strided(), strided())
