@@ -1,5 +1,7 @@
 """A network that we did not write, like a user's own."""
 
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -127,8 +129,8 @@ def chain(*layers, size=(48, 64)):
     return randomize(keras.Model(inputs, x))
 
 
-def strided(filters=6):
-    return keras.layers.Conv2D(filters, 3, strides=2, padding="same")
+def strided(filters=6, strides=2):
+    return keras.layers.Conv2D(filters, 3, strides=strides, padding="same")
 
 
 def test_a_closed_block_may_stride_before_the_trade():
@@ -142,6 +144,65 @@ def test_a_closed_block_may_stride_before_the_trade():
     assert_dense(with_output_stride(model, 2)(x), model(x), 4)
     with pytest.raises(ValueError, match="`block_0` .Closed. holds a Conv2D"):
         with_output_stride(model, 1)
+
+
+def transposed(strides):
+    return keras.layers.Conv2DTranspose(
+        6, 3, strides=strides, padding="same", use_bias=False
+    )
+
+
+FRACTIONS = {
+    "upsampled": lambda: [
+        keras.layers.UpSampling2D(2),
+        strided(),
+        strided(),
+    ],
+    "transposed": lambda: [transposed(2), strided(), strided()],
+    "thirds": lambda: [transposed(3), strided(), strided(strides=3)],
+    "halves": lambda: [
+        strided(strides=3),
+        keras.layers.UpSampling2D(2),
+        strided(),
+    ],
+}
+
+
+def fractional(name):
+    return chain(*FRACTIONS[name](), strided(), size=(48, 96))
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_strides_that_are_not_whole(name):
+    model = fractional(name)
+    rows = [layer.output.shape[1] for layer in model.layers]
+    strides = [Fraction(48, n) for n in rows]
+    assert any(stride.denominator > 1 for stride in strides)
+    found = list(feature_strides(model).values())
+    assert found == strides
+    assert {type(s) for s in found if s.denominator == 1} == {int}
+    whole = sorted({s for s in strides if s > 1 and s.denominator == 1})
+    assert list(stage_ends(model)) == [f"stride_{stride}" for stride in whole]
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [("upsampled", 1), ("upsampled", 2), ("transposed", 1), ("thirds", 2)],
+)
+def test_dense_after_a_stride_that_is_not_whole(name, output_stride):
+    model = fractional(name)
+    x = sample((1, 48, 96, 3))
+    dense = with_output_stride(model, output_stride)(x)
+    assert dense.shape[1:3] == (48 // output_stride, 96 // output_stride)
+    assert_dense(dense, model(x), 4 // output_stride)
+
+
+def test_a_stride_that_a_network_of_halves_steps_over_is_refused():
+    model = fractional("halves")
+    with pytest.raises(ValueError, match=r"has the strides 3/2, 3, 6\. "):
+        with_output_stride(model, 4)
+    with pytest.raises(ValueError, match=r"`up_sampling2d.*` .*moves cells"):
+        with_output_stride(model, 2)
 
 
 @keras.saving.register_keras_serializable(package="test_users")
