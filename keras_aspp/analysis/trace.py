@@ -82,7 +82,8 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
     """
     image = _symbolic_image(model, check_image_size(image_size))
     tracer = Tracer()
-    with calls_forgotten(model):
+    # A layer may assign to its variables, also in a symbolic call.
+    with calls_forgotten(model), keras.StatelessScope():
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:

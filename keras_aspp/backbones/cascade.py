@@ -14,7 +14,7 @@ from keras_aspp.backbones.output_stride import (
     tensor_strides,
     with_output_stride,
 )
-from keras_aspp.backbones.rebuild import rebuild
+from keras_aspp.backbones.rebuild import copy_weights, rebuild
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import clone_graph, nodes_of, producer
 
@@ -114,9 +114,8 @@ def with_cascade(
     copy = keras.Model(model.input, features, name=model.name)
     for name, layer in copied.items():
         ours = copy.get_layer(name)
-        theirs = layer.get_weights()
-        if [w.shape for w in theirs] == [w.shape for w in ours.weights]:
-            ours.set_weights(theirs)
+        if [w.shape for w in layer.weights] == [w.shape for w in ours.weights]:
+            copy_weights(layer, ours)
     return with_output_stride(copy, output_stride)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -85,7 +86,7 @@ _NOT_CONVERTIBLE = (
 class Grid:
     """Positions of the cells of a tensor. Pairs are (rows, columns)."""
 
-    stride: int  # pixels per cell in the original network
+    stride: Fraction  # pixels per cell in the original network
     rate: int = 1  # cells per original cell: more where strides were traded
     origin: tuple[int, int] = (
         0,
@@ -199,7 +200,7 @@ class Walk:
         inputs = [
             # A vector or a cell as second input has no position.
             Grid(
-                1,
+                Fraction(1),
                 size=((i, 0), (i, 0)),
                 is_pooled=len(tensor.shape) < 3 or _is_cell(tensor),
             )
@@ -520,7 +521,7 @@ class Walk:
                 f"Its stride in the original network is {grid.stride}."
             )
         return dataclasses.replace(
-            grid, size=((path, 0), (path, 0)), stride=int(stride)
+            grid, size=((path, 0), (path, 0)), stride=stride
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import keras
 
@@ -132,7 +133,7 @@ def first_cell(
     return grids["", id(model.output[key])].origin
 
 
-def feature_strides(model: keras.Model) -> dict[str, int]:
+def feature_strides(model: keras.Model) -> dict[str, int | Fraction]:
     """Returns the nominal stride of each layer's output.
 
     Of a layer with several calls it is the last one, of several outputs the
@@ -142,16 +143,19 @@ def feature_strides(model: keras.Model) -> dict[str, int]:
         model: functional `keras.Model`.
 
     Returns:
-        dict: layer name -> input pixels per cell, in the order of the graph.
+        dict: layer name -> input pixels per cell, in the order of the graph;
+        a `Fraction` where it is not whole, as after upsampling.
     """
     _check_image_model(model)
     grids = _walk(model).grids
     return {
-        path: grid.stride for path, grid in grids.items() if "/" not in path
+        path: _number(grid.stride)
+        for path, grid in grids.items()
+        if "/" not in path
     }
 
 
-def tensor_strides(model: keras.Model) -> dict[int, int]:
+def tensor_strides(model: keras.Model) -> dict[int, int | Fraction]:
     """Returns the nominal stride of each symbolic tensor, by its id.
 
     Args:
@@ -160,13 +164,13 @@ def tensor_strides(model: keras.Model) -> dict[int, int]:
     _check_image_model(model)
     grids = _walk(model).tensors
     return {
-        tensor: grid.stride
+        tensor: _number(grid.stride)
         for (prefix, tensor), grid in grids.items()
         if not prefix
     }
 
 
-def output_strides(model: keras.Model) -> dict[str, int]:
+def output_strides(model: keras.Model) -> dict[str, int | Fraction]:
     """Returns the nominal stride of each output, by its key.
 
     Args:
@@ -176,10 +180,15 @@ def output_strides(model: keras.Model) -> dict[str, int]:
     return {key: strides[id(tensor)] for key, tensor in model.output.items()}
 
 
+def _number(stride):
+    """Returns an int for a whole stride."""
+    return int(stride) if stride.denominator == 1 else stride
+
+
 def stage_ends(
     model: keras.Model, preferred: str = "$^", output: bool = True
 ) -> dict[str, Tensor]:
-    """Returns the last tensor of each nominal stride.
+    """Returns the last tensor of each whole nominal stride above 1.
 
     Args:
         model: functional `keras.Model` of one output.
@@ -206,7 +215,7 @@ def stage_ends(
     return {
         f"stride_{stride}": ends.get(stride, last[stride])
         for stride in sorted(last)
-        if stride > 1
+        if stride > 1 and stride.denominator == 1
     }
 
 

@@ -1,6 +1,7 @@
 """Probes that run a layer to classify its effect on cells."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -19,11 +20,11 @@ _PROBES = (
 )
 
 
-def growth(node: Any) -> float | None:
+def growth(node: Any) -> Fraction | None:
     """Measures the ratio of output to input size of an unknown layer.
 
     Returns:
-        float: 1 where cells stay, 0.5 for a stride of 2; 0 for one cell or
+        Fraction: 1 where cells stay, 1/2 for a stride of 2; 0 for one cell or
         none at all; `None` for anything else.
     """
 
@@ -47,7 +48,7 @@ def growth(node: Any) -> float | None:
         # A layer that is made for one size refuses others in its own way.
         return None
     if small[1:] == large[1:] and (len(small) < 4 or small[1:3] == (1, 1)):
-        return 0
+        return Fraction(0)
     if (
         len(small) != 4
         or None in small[1:3] + large[1:3]
@@ -57,7 +58,7 @@ def growth(node: Any) -> float | None:
         )
     ):
         return None
-    return small[1] / 96
+    return Fraction(small[1], 96)
 
 
 def leaves_cells_alone(
@@ -77,9 +78,12 @@ def leaves_cells_alone(
     if isinstance(layer, keras.layers.GroupNormalization):
         return True
     try:
-        return all(
-            _leaves_alone(layer, args, kwargs, *probe) for probe in _PROBES
-        )
+        # The layer is a user's own and may assign to its variables, or add
+        # losses. The scope drops both.
+        with keras.StatelessScope():
+            return all(
+                _leaves_alone(layer, args, kwargs, *probe) for probe in _PROBES
+            )
     except Exception:
         # It wants other sizes, and so cannot be made dense anyway.
         return False

@@ -7,6 +7,11 @@ from typing import Any
 
 import keras
 
+from keras_aspp.backbones.rebuild import (
+    copy_weights,
+    set_trainable_within,
+    trainable_within,
+)
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.keras_graph import graph_of, sublayers
 from keras_aspp.utils.types import Tensor
@@ -121,11 +126,16 @@ class StatedPyramid(keras.layers.Layer):
         return self._features(inputs, training=training)
 
     def get_config(self) -> dict[str, Any]:
-        backbone = keras.saving.serialize_keras_object(self.backbone)
-        return {**super().get_config(), "backbone": backbone}
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "trainable_within": trainable_within(self),
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StatedPyramid:
+        config = dict(config)
+        trainable = config.pop("trainable_within", None)
         inner = config["backbone"]
         policy = keras.dtype_policies.get(config["dtype"])
         if "dtype" in inner["config"]:
@@ -134,7 +144,10 @@ class StatedPyramid(keras.layers.Layer):
             inner = {**inner, "config": arguments}
         with _global_policy(policy):
             backbone = keras.saving.deserialize_keras_object(inner)
-        return cls(**{**config, "backbone": backbone})
+        layer = cls(**{**config, "backbone": backbone})
+        if trainable is not None:  # None in older files
+            set_trainable_within(layer, trainable)
+        return layer
 
 
 @contextlib.contextmanager
@@ -173,7 +186,7 @@ def as_it_is(model: keras.Model) -> keras.Model:
 
     Returns:
         Functional `keras.Model`, images -> dict keyed by nominal stride, with
-        the weights of `model`.
+        the weights of `model`; frozen layers stay frozen.
     """
     stated = _stated(model)
     source = stated.backbone if stated else model
@@ -181,7 +194,8 @@ def as_it_is(model: keras.Model) -> keras.Model:
     policy = keras.dtype_policies.get(config.get("dtype") or _policy_of(source))
     with _global_policy(policy):
         copy = type(source).from_config(config)
-    copy.set_weights(source.get_weights())
+    copy.trainable = source.trainable
+    copy_weights(source, copy)
     image = keras.Input(graph_of(model).inputs[0].shape[1:], name="image")
     features = StatedPyramid(copy, name="pyramid")(image)
     return keras.Model(image, features, name=model.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,7 +23,11 @@ from keras_aspp.utils.keras_graph import (
 
 
 def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
-    """Assigns the weights of a layer to its copy."""
+    """Assigns the weights of a layer to its copy.
+
+    Layers within it that are frozen are frozen in the copy; `trainable` of the
+    layer itself belongs to its configuration.
+    """
     shapes, ours = ([w.shape for w in x.weights] for x in (layer, copy))
     if shapes != ours:
         raise InputError(
@@ -38,6 +42,32 @@ def copy_weights(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     for inner in sublayers(copy):
         if hasattr(inner, "finalize_state"):
             inner.finalize_state()
+    set_trainable_within(copy, trainable_within(layer))
+
+
+def trainable_within(layer: keras.layers.Layer) -> list[bool]:
+    """Returns `trainable` of each layer with weights within a layer.
+
+    The configuration of a layer does not contain it.
+    """
+    return [inner.trainable for inner in _weighted_within(layer)]
+
+
+def set_trainable_within(
+    layer: keras.layers.Layer, values: Sequence[bool]
+) -> None:
+    """Sets what `trainable_within` returned for a layer of the same kind."""
+    pairs = list(zip(_weighted_within(layer), values, strict=True))
+    # The setter also sets all layers within, so outer layers come first.
+    # `sublayers` lists a layer of two outer ones before the second of them.
+    pairs.sort(key=lambda pair: -len(sublayers(pair[0])))
+    for inner, value in pairs:
+        if inner.trainable != value:
+            inner.trainable = value
+
+
+def _weighted_within(layer):
+    return [x for x in sublayers(layer, include_self=False) if x.weights]
 
 
 def rebuild(

@@ -266,7 +266,8 @@ class _Plan:
             },
             live=True,
         )
-        with calls_forgotten(model):
+        # As in `analysis.trace`.
+        with calls_forgotten(model), keras.StatelessScope():
             outputs = tracer.open(model, (self._inputs,), {}, "")
         self._outputs, self._structure = outputs, model.output
         self._kept = tracer

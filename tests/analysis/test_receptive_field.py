@@ -457,6 +457,26 @@ def test_one_field_for_each_step(toy_backbone):
     assert [f.path for f in fields] == [s.path for s in steps]
 
 
+class Counter(L.Layer):
+    """Counts its calls."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        return inputs
+
+
+def test_a_layer_that_assigns_is_left_alone():
+    inputs = keras.Input((None, None, 3))
+    layer = Counter()
+    model = keras.Model(inputs, layer(L.Conv2D(2, 3)(inputs)))
+    field = receptive_fields(model, (33, 33))[-1]
+    assert field.size == (3, 3) and not field.assumed
+    assert float(layer.calls) == 0
+
+
 # Araujo et al., 2019, "Computing receptive fields of convolutional neural
 # networks" (Distill), table of architectures; center 0 is symmetric padding.
 PUBLISHED = {

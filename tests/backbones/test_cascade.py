@@ -6,6 +6,7 @@ from helpers import assert_close, npy, randomize, sample
 
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.cascade import with_cascade, with_multi_grid
+from keras_aspp.layers import DilatedReparamBlock
 
 X = sample((1, 99, 131, 3))
 
@@ -65,6 +66,21 @@ def test_multi_grid_reaches_a_convolution_after_a_nested_model():
     model = keras.Model(inputs, features)
     dense = with_multi_grid(model, (3,), 16)
     assert dense.get_layer("after").dilation_rate == (6, 6)
+
+
+def test_copies_of_a_frozen_layer_are_frozen():
+    inputs = x = keras.Input((None, None, 3))
+    features = {}
+    for stride, step in ((16, 16), (32, 2)):
+        x = keras.layers.Conv2D(6, 1, strides=step)(x)
+        features[f"stride_{stride}"] = x
+    layer = DilatedReparamBlock(5, name="last")
+    features["stride_32"] = layer(x)
+    layer.trainable = False
+    model = with_cascade(keras.Model(inputs, features), 1, 16)
+    for name in ("last", "cascade_1_last"):
+        weights = model.get_layer(name).weights
+        assert weights and not any(weight.trainable for weight in weights)
 
 
 def test_a_copy_sees_the_block_at_half_its_size():

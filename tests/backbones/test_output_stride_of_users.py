@@ -1,5 +1,7 @@
 """A network that we did not write, like a user's own."""
 
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -127,8 +129,8 @@ def chain(*layers, size=(48, 64)):
     return randomize(keras.Model(inputs, x))
 
 
-def strided(filters=6):
-    return keras.layers.Conv2D(filters, 3, strides=2, padding="same")
+def strided(filters=6, strides=2):
+    return keras.layers.Conv2D(filters, 3, strides=strides, padding="same")
 
 
 def test_a_closed_block_may_stride_before_the_trade():
@@ -142,6 +144,108 @@ def test_a_closed_block_may_stride_before_the_trade():
     assert_dense(with_output_stride(model, 2)(x), model(x), 4)
     with pytest.raises(ValueError, match="`block_0` .Closed. holds a Conv2D"):
         with_output_stride(model, 1)
+
+
+def transposed(strides):
+    return keras.layers.Conv2DTranspose(
+        6, 3, strides=strides, padding="same", use_bias=False
+    )
+
+
+FRACTIONS = {
+    "upsampled": lambda: [
+        keras.layers.UpSampling2D(2),
+        strided(),
+        strided(),
+    ],
+    "transposed": lambda: [transposed(2), strided(), strided()],
+    "thirds": lambda: [transposed(3), strided(), strided(strides=3)],
+    "halves": lambda: [
+        strided(strides=3),
+        keras.layers.UpSampling2D(2),
+        strided(),
+    ],
+}
+
+
+def fractional(name):
+    return chain(*FRACTIONS[name](), strided(), size=(48, 96))
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_strides_that_are_not_whole(name):
+    model = fractional(name)
+    rows = [layer.output.shape[1] for layer in model.layers]
+    strides = [Fraction(48, n) for n in rows]
+    assert any(stride.denominator > 1 for stride in strides)
+    found = list(feature_strides(model).values())
+    assert found == strides
+    assert {type(s) for s in found if s.denominator == 1} == {int}
+    whole = sorted({s for s in strides if s > 1 and s.denominator == 1})
+    assert list(stage_ends(model)) == [f"stride_{stride}" for stride in whole]
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [("upsampled", 1), ("upsampled", 2), ("transposed", 1), ("thirds", 2)],
+)
+def test_dense_after_a_stride_that_is_not_whole(name, output_stride):
+    model = fractional(name)
+    x = sample((1, 48, 96, 3))
+    dense = with_output_stride(model, output_stride)(x)
+    assert dense.shape[1:3] == (48 // output_stride, 96 // output_stride)
+    assert_dense(dense, model(x), 4 // output_stride)
+
+
+def test_a_stride_that_a_network_of_halves_steps_over_is_refused():
+    model = fractional("halves")
+    with pytest.raises(ValueError, match=r"has the strides 3/2, 3, 6\. "):
+        with_output_stride(model, 4)
+    with pytest.raises(ValueError, match=r"`up_sampling2d.*` .*moves cells"):
+        with_output_stride(model, 2)
+
+
+@keras.saving.register_keras_serializable(package="test_users")
+class Peak(keras.layers.Layer):
+    """Doubles its input, and remembers the largest one as a quantizer does."""
+
+    def build(self, input_shape):
+        self.peak = self.add_weight(shape=(), trainable=False, name="peak")
+
+    def call(self, inputs):
+        self.peak.assign(keras.ops.maximum(self.peak, keras.ops.max(inputs)))
+        self.add_loss(keras.ops.mean(inputs))
+        return inputs * 2
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_given_network_is_left_alone_by_layers_that_assign(refused):
+    last = Closed(6, name="last") if refused else keras.layers.Conv2D(6, 1)
+    model = chain(strided(), Peak(name="peak"), last)
+    peak = model.get_layer("peak")
+    peak.peak.assign(0.25)
+    losses = len(model.losses)
+    if refused:
+        with pytest.raises(ValueError, match="Closed"):
+            with_output_stride(model, 1)
+    else:
+        dense = with_output_stride(model, 1)
+        assert float(dense.get_layer("peak").peak) == 0.25
+    assert float(peak.peak) == 0.25
+    assert len(model.losses) == losses
+
+
+def test_the_probe_of_spectral_normalization_leaves_its_kernel_alone():
+    layer = keras.layers.SpectralNormalization(keras.layers.Conv2D(6, 1))
+    inputs = keras.Input((48, 64, 3))
+    x = strided()(inputs)
+    model = randomize(keras.Model(inputs, layer(x, training=True)))
+    before = model.get_weights()
+    # Each call in training estimates the norm anew.
+    with pytest.raises(ValueError, match="mixes cells"):
+        with_output_stride(model, 1)
+    for value, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, kept)
 
 
 def test_an_adapted_normalization_keeps_its_statistics():

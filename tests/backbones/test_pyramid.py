@@ -13,6 +13,7 @@ import keras_aspp as ka
 from keras_aspp.analysis.report import report
 from keras_aspp.backbones import with_output_stride
 from keras_aspp.backbones.pyramid import (
+    StatedPyramid,
     as_it_is,
     pyramid_of,
     stated_strides,
@@ -209,6 +210,111 @@ def test_the_dtype_is_that_of_the_backbone_whatever_the_global_one_is():
     assert model.get_layer("pyramid").compute_dtype == "float32"
     with pytest.raises(ValueError, match="Closed cannot be copied to another"):
         configure(model, dtype="mixed_bfloat16")
+
+
+@keras.saving.register_keras_serializable("test_pyramid")
+class Pair(keras.layers.Layer):
+    """Two convolutions that its configuration does not describe."""
+
+    def build(self, input_shape):
+        self.first = keras.layers.Conv2D(4, 1)
+        self.second = keras.layers.Conv2D(4, 1)
+        self.first.build(input_shape)
+        self.second.build((*input_shape[:-1], 4))
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+@keras.saving.register_keras_serializable("test_pyramid")
+class Pairs(keras.Model):
+    """A backbone whose configuration contains arguments only, as MiT's."""
+
+    def __init__(self, name=None):
+        image = x = keras.Input((*SQUARE, 3))
+        levels = {}
+        for at in (1, 2):
+            x = keras.layers.Conv2D(4, 3, 2, "same", name=f"conv{at}")(x)
+            x = levels[f"P{at}"] = Pair(name=f"pair{at}")(x)
+        super().__init__(image, levels, name=name)
+        self.pyramid_outputs = levels
+
+    def get_config(self):
+        return {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def freeze_all(backbone):
+    backbone.trainable = False
+
+
+def freeze_some(backbone):
+    backbone.get_layer("conv1").trainable = False
+    backbone.get_layer("pair1").trainable = False
+    backbone.get_layer("pair2").first.trainable = False
+
+
+def freeze_all_but_one(backbone):
+    backbone.trainable = False
+    backbone.get_layer("pair2").trainable = True
+
+
+def trained(model):
+    return [weight.trainable for weight in model.weights]
+
+
+# Kernel and bias of conv1, pair1 (two layers), conv2 and pair2 (two layers).
+FROZEN = {
+    freeze_all: [False] * 12,
+    freeze_some: [False] * 6 + [True] * 2 + [False] * 2 + [True] * 2,
+    freeze_all_but_one: [False] * 8 + [True] * 4,
+}
+
+
+@pytest.mark.parametrize("freeze", FROZEN)
+def test_a_frozen_backbone_used_as_it_is_stays_frozen(freeze, tmp_path):
+    backbone = Pairs()
+    freeze(backbone)
+    assert trained(backbone) == FROZEN[freeze]
+    copy = as_it_is(backbone)
+    copy.save(tmp_path / "copy.keras")
+    loaded = keras.saving.load_model(tmp_path / "copy.keras")
+    for model in (copy, loaded, configure(loaded), as_it_is(loaded)):
+        assert trained(model) == FROZEN[freeze]
+        own = model.get_layer("pyramid").backbone
+        for name in ("conv1", "pair1", "conv2", "pair2"):
+            assert (
+                own.get_layer(name).trainable
+                is backbone.get_layer(name).trainable
+            )
+
+
+@pytest.mark.parametrize("outer", ["model", "pyramid", "backbone"])
+def test_what_is_frozen_after_the_copy_is_frozen_in_files(outer, tmp_path):
+    model = as_it_is(Pairs())
+    pyramid = model.get_layer("pyramid")
+    {"model": model, "pyramid": pyramid, "backbone": pyramid.backbone}[
+        outer
+    ].trainable = False
+    # A layer within a frozen one, which Keras counts in the outer model.
+    pyramid.backbone.get_layer("conv2").trainable = True
+    expected = [False] * 6 + [True] * 2 + [False] * 4
+    assert trained(model) == expected
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert trained(loaded) == trained(configure(loaded)) == expected
+    assert len(loaded.trainable_weights) == len(model.trainable_weights)
+
+
+def test_a_pyramid_of_an_older_file_loads_as_before():
+    pyramid = as_it_is(Pairs()).get_layer("pyramid")
+    pyramid.backbone.trainable = False
+    config = pyramid.get_config()
+    del config["trainable_within"]
+    assert all(trained(StatedPyramid.from_config(config)))
 
 
 @tensorflow_only

@@ -92,6 +92,17 @@ def test_batch_norm_within_a_layer_is_synchronized(model):
     assert_same(model, copy)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_frozen_layers_within_a_layer_stay_frozen(model, within):
+    block = model.get_layer("block")
+    (block.norms[1] if within else block).trainable = False
+    expected = {weight.path for weight in model.weights if weight.trainable}
+    copy = configure(model, batch_norm_momentum=0.7)
+    assert {w.path for w in copy.weights if w.trainable} == expected
+    assert copy.get_layer("block").norms[0].trainable is within
+    assert not copy.get_layer("block").norms[1].trainable
+
+
 def test_batch_norm_within_a_layer_has_the_momentum(model):
     copy = configure(model, batch_norm_momentum=0.7)
     norms = [copy.get_layer("norm"), *copy.get_layer("block").norms]

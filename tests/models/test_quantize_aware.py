@@ -295,6 +295,25 @@ def test_a_layer_that_runs_whole_is_named_and_keeps_statistics(
         np.testing.assert_array_equal(npy(weight), before)
 
 
+class Counter(keras.layers.Layer):
+    """Counts its calls."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        return inputs
+
+
+def test_wrapping_a_model_leaves_a_layer_that_assigns_alone():
+    layer = Counter()
+    inputs = keras.Input((9, 7, 3))
+    x = layer(keras.layers.Conv2D(4, 3)(inputs))
+    QuantizeAware(keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)))
+    assert float(layer.calls) == 0
+
+
 def test_batch_norm_without_a_convolution_keeps_statistics():
     inputs = keras.Input((None, None, 3))
     norm = keras.layers.BatchNormalization()
