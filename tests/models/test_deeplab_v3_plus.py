@@ -118,11 +118,11 @@ class TestDeepLabV3Plus(ModelTester):
 
     @pytest.mark.slow  # MobileNetV2
     def test_the_street_scene_model_keeps_its_logits(self):
-        """Those of 4ac1e2b, which wrote the file, to the last digits."""
+        """Those of 56a5018, which wrote the file, to the last digits."""
         path = ROOT / "saved_models/camvid_mobilenet_v2/model.keras"
         model = keras.saving.load_model(path)
         logits = npy(model(sample((1, 97, 130, 3))))
-        expected = (1.03737, 0.81371, -0.6131, -0.31547, -0.70986, 5.08265)
+        expected = (0.92789, 0.55456, -0.52756, -0.16935, -0.62155, 5.20429)
         np.testing.assert_allclose(logits[0, 48, 64, :6], expected, atol=2e-4)
         dense = ka.models.with_output_stride(model, 8)
         back = ka.models.with_output_stride(dense, 16)
