@@ -33,6 +33,17 @@ def npy(x):
     return keras.ops.convert_to_numpy(x)
 
 
+class Counter(keras.layers.Layer):
+    """A layer that assigns: it counts its calls."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        return inputs
+
+
 def sample(shape=SHAPE, seed=0):
     """Standard normal numbers, float32."""
     return np.random.default_rng(seed).normal(size=shape).astype("float32")

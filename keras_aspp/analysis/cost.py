@@ -137,24 +137,24 @@ def multiply_adds(step: Step) -> int:
     """Computes the multiply-adds of one step."""
     layer = step.operation
     if isinstance(layer, _TRANSPOSED):
-        return _positions(step, step.inputs) * _size(layer.kernel)
+        return _positions(step, step.inputs[0]) * _size(layer.kernel)
     if isinstance(
         layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
     ):
         kernels = (layer.depthwise_kernel, layer.pointwise_kernel)
-        return _positions(step, step.outputs) * sum(map(_size, kernels))
+        return _positions(step, step.outputs[0]) * sum(map(_size, kernels))
     if isinstance(layer, keras.layers.EinsumDense):
         # Every weight meets every position of the axes that are not its own.
         inner = [layer.kernel.shape[i] for i in _contracted(layer)]
         return _cells(step.outputs[0].shape[1:]) * math.prod(inner)
     if isinstance(layer, _WITH_KERNEL):
-        return _positions(step, step.outputs) * _size(layer.kernel)
+        return _positions(step, step.outputs[0]) * _size(layer.kernel)
     operation = operation_type(step)
     if operation == "ConvTranspose":
-        return _positions(step, step.inputs) * _size(step.arguments[1])
+        return _positions(step, step.inputs[0]) * _size(step.arguments[1])
     if operation in ("Conv", "DepthwiseConv", "SeparableConv"):
         kernels = step.arguments[1:]
-        return _positions(step, step.outputs) * sum(map(_size, kernels))
+        return _positions(step, step.outputs[0]) * sum(map(_size, kernels))
     return 0
 
 
@@ -194,9 +194,9 @@ def _contracted(layer):
     return [i for i, label in enumerate(kernel) if label not in output]
 
 
-def _positions(step, tensors):
-    """Cells of the first tensor, each of which meets the whole kernel."""
-    shape = tensors[0].shape[1:]
+def _positions(step, tensor):
+    """Cells of an input or output of a step."""
+    shape = tensor.shape[1:]
     channels_first = getattr(step.operation, "data_format", None) == (
         "channels_first"
     )

@@ -82,8 +82,7 @@ def trace(model: keras.Model, image_size: Size) -> Trace:
     """
     image = _symbolic_image(model, check_image_size(image_size))
     tracer = Tracer()
-    # A layer may assign to its variables, also in a symbolic call.
-    with calls_forgotten(model), keras.StatelessScope():
+    with calls_forgotten(model):
         try:
             outputs = tracer.open(model, (image,), {}, "")
         except ValueError as error:

@@ -266,8 +266,7 @@ class _Plan:
             },
             live=True,
         )
-        # As in `analysis.trace`.
-        with calls_forgotten(model), keras.StatelessScope():
+        with calls_forgotten(model):
             outputs = tracer.open(model, (self._inputs,), {}, "")
         self._outputs, self._structure = outputs, model.output
         self._kept = tracer

@@ -121,9 +121,12 @@ def graph_of(model: keras.Model) -> keras.Model:
 def calls_forgotten(model: keras.Model) -> Iterator[None]:
     """Forgets the symbolic calls of a model's layers that are made within.
 
-    Each symbolic call appends a node to the lists of its layers; without this,
-    tracing a model would change it.
+    Each symbolic call appends a node to the lists of its layers, and a layer
+    may assign to its variables or add losses; without this, tracing a model
+    would change it.
     """
+    import keras
+
     lists = [
         nodes
         for layer in sublayers(model)
@@ -131,7 +134,8 @@ def calls_forgotten(model: keras.Model) -> Iterator[None]:
     ]
     lengths = [len(nodes) for nodes in lists]
     try:
-        yield
+        with keras.StatelessScope():
+            yield
     finally:
         for nodes, length in zip(lists, lengths, strict=True):
             del nodes[length:]

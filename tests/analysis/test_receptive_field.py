@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import npy, tensorflow_only
+from helpers import Counter, npy, tensorflow_only
 
 import keras_aspp as ka
 from keras_aspp.analysis import receptive_fields, trace
@@ -95,11 +95,6 @@ CHAINS = {
         L.Resizing(18, 13, "nearest"),
         L.Lambda(lambda x: keras.ops.image.resize(x, (7, 5), "nearest")),
     ],
-    "averages of areas": [
-        L.Conv2D(2, 3, strides=2, **SAME),
-        L.Resizing(8, 5, "area"),
-        L.Resizing(12, 10, "area"),
-    ],
     "operations with two kernels, or transposed": [
         L.Lambda(
             lambda x: keras.ops.separable_conv(
@@ -168,9 +163,17 @@ def assert_as_by_force(model, size):
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("size", [(37, 26)])
 def test_chains_by_force(name, size):
-    if "areas" in name and keras.backend.backend() != "tensorflow":
-        pytest.skip("TensorFlow alone resizes by area")
     assert_as_by_force(of(CHAINS[name]), size)
+
+
+@tensorflow_only  # no other backend resizes by area
+def test_averages_of_areas_by_force():
+    chain = [
+        L.Conv2D(2, 3, strides=2, **SAME),
+        L.Resizing(8, 5, "area"),
+        L.Resizing(12, 10, "area"),
+    ]
+    assert_as_by_force(of(chain), (37, 26))
 
 
 def test_branches_by_force():
@@ -455,17 +458,6 @@ def test_one_field_for_each_step(toy_backbone):
     steps = trace(model, (65, 97)).steps
     fields = receptive_fields(model, (65, 97))
     assert [f.path for f in fields] == [s.path for s in steps]
-
-
-class Counter(L.Layer):
-    """Counts its calls."""
-
-    def build(self, input_shape):
-        self.calls = self.add_weight(shape=(), initializer="zeros")
-
-    def call(self, inputs):
-        self.calls.assign_add(1.0)
-        return inputs
 
 
 def test_a_layer_that_assigns_is_left_alone():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import (
+    Counter,
     assert_close,
     make_toy_backbone,
     npy,
@@ -293,17 +294,6 @@ def test_a_layer_that_runs_whole_is_named_and_keeps_statistics(
         model.non_trainable_weights, statistics, strict=True
     ):
         np.testing.assert_array_equal(npy(weight), before)
-
-
-class Counter(keras.layers.Layer):
-    """Counts its calls."""
-
-    def build(self, input_shape):
-        self.calls = self.add_weight(shape=(), initializer="zeros")
-
-    def call(self, inputs):
-        self.calls.assign_add(1.0)
-        return inputs
 
 
 def test_wrapping_a_model_leaves_a_layer_that_assigns_alone():
