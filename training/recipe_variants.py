@@ -1,24 +1,18 @@
 """Ingredients of a training recipe, for `training.ablation`."""
 
 _SMOOTH = ("--train.loss.label_smoothing", "0.1")
-_LIGHT = (
-    *("--data.augment.brightness", "0.25"),
-    *("--data.augment.contrast", "0.4"),
-    *("--data.augment.saturation", "0.4"),
-    *("--data.augment.hue", "0.05"),
-)
-_CLASSMIX = ("--data.augment.classmix", "0.5")
 # Name -> `(description, *options)` of an ingredient beside smooth labels.
 _INGREDIENTS = {
-    "light": ("twice the change of light", *_LIGHT),
+    "light": (
+        "twice the change of light",
+        *("--data.augment.brightness", "0.25"),
+        *("--data.augment.contrast", "0.4"),
+        *("--data.augment.saturation", "0.4"),
+        *("--data.augment.hue", "0.05"),
+    ),
     "auxiliary": ("auxiliary head", "--model.auxiliary_weight", "0.4"),
     "rare": ("crops of rare classes", "--data.augment.rare_class_crops", "0.5"),
-    "classmix": ("ClassMix", *_CLASSMIX),
-    "strong": (
-        "twice the change of light and ClassMix",
-        *_LIGHT,
-        *_CLASSMIX,
-    ),
+    "classmix": ("ClassMix", "--data.augment.classmix", "0.5"),
     "averages": ("averaged weights (0.98)", "--train.ema_momentum", "0.98"),
     "decay": ("ten times the weight decay", "--train.weight_decay", "1e-3"),
     "slow_backbone": (
