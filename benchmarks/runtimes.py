@@ -27,6 +27,7 @@ from keras_aspp.export.run_alone import compiled
 from keras_aspp.export.saved_model import write_saved_model
 from keras_aspp.export.tflite import convert
 from keras_aspp.inference import Predictor, serving
+from keras_aspp.inference.agreement import equal_pixels
 from keras_aspp.models import fold_batch_norm
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.utils.exceptions import InputError
@@ -162,10 +163,10 @@ def measure(answers, images, rounds):
 
     Returns:
         dict: name -> `milliseconds` (list), `median`, `ratio` to `BASE` and
-        `agreement`, the share of labels equal to those of `REFERENCE`.
+        `agreement`, the share of pixels labeled as by `REFERENCE`.
     """
     labels = {
-        name: np.stack([answer(image) for image in images])
+        name: [answer(image) for image in images]
         for name, answer in answers.items()
     }
     took = {name: [] for name in answers}
@@ -180,7 +181,9 @@ def measure(answers, images, rounds):
             "milliseconds": took[name],
             "median": statistics.median(took[name]),
             "ratio": statistics.median(took[name]) / base,
-            "agreement": float(np.mean(labels[name] == labels[REFERENCE])),
+            "agreement": float(
+                np.mean([*map(equal_pixels, labels[name], labels[REFERENCE])])
+            ),
         }
         for name in answers
     }

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import run
+from benchmarks import run, runtimes
 from benchmarks.workloads import COMPARISONS
 
 
@@ -77,3 +78,19 @@ def test_a_side_that_fails_says_why(tmp_path, monkeypatch):
 )
 def test_an_operation_belongs_to_a_layer_of_the_model(operation, part):
     assert run.part_of(operation) == part
+
+
+def test_equal_masks_of_runtimes_are_counted_by_pixel():
+    base, reference = runtimes.BASE, runtimes.REFERENCE
+    masks = {
+        reference: np.eye(4, dtype="uint8")[None],
+        base: np.zeros((1, 4, 4)),
+    }
+    found = runtimes.measure(
+        {name: lambda _, given=given: given for name, given in masks.items()},
+        [None],
+        rounds=1,
+    )
+    # Each pixel has one class of four, which finding nothing misses.
+    assert found[base]["agreement"] == 0
+    assert found[reference]["agreement"] == 1
