@@ -38,6 +38,7 @@ _FILES = (
     "app.js",
     "worker.js",
     "labels.js",
+    "resize.js",
     "png.js",
     "style.css",
 )
@@ -128,7 +129,8 @@ def check_export(folder, received):
 
     Raises:
         FileNotFoundError: the folder is not an export.
-        ValueError: the page reads none of its files.
+        ValueError: the page reads none of its files, or one is a link out of
+            the folder.
     """
     if not (folder / "manifest.json").is_file() or not any(
         folder.glob("*.tflite")
@@ -137,6 +139,13 @@ def check_export(folder, received):
             "The model must be an exported folder, with manifest.json and a "
             f".tflite (`keras-aspp export`). Received: {received!r}"
         )
+    for file in (folder / "manifest.json", *sorted(folder.glob("*.tflite"))):
+        if not _is_within(file, folder):
+            raise InputError(
+                "Links that lead out of an exported folder are not served; "
+                f"name a copy of it (`cp -rL`). Received: {received!r} "
+                f"({printable(file.name)} is such a link)"
+            )
     entries = [
         entry
         for entry in read_manifest(folder / "manifest.json")["artefacts"]
@@ -353,8 +362,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # `os.path` accepts names that no file can have.
         if not served or not os.path.isfile(path):
             return None
-        # A link in a folder from elsewhere may lead out of it.
-        return path if path.resolve().is_relative_to(root.resolve()) else None
+        return path if _is_within(path, root) else None
 
     def _open(self, parts, path):
         """Opens a file; a manifest lists only artefacts that exist."""
@@ -382,6 +390,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         """Prints nothing: the browser's console lists failed requests."""
+
+
+def _is_within(path, root):
+    """Returns False for a link out of a folder, which may be from elsewhere."""
+    # `Path.resolve` raises for a link to itself.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def _is_manifest(parts):

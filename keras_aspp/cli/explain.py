@@ -89,8 +89,11 @@ def explain(image, model_path=None):
         )
     from keras_aspp.models.archive import load_keras
     from keras_aspp.models.segmenter import check_rgb
+    from keras_aspp.utils.keras_graph import check_functional, graph_of
 
     model = load_keras(path)
+    check_functional(model)
+    model = graph_of(model)
     check_rgb(model, "`keras-aspp explain`")
     return _by_model(image, model)
 
@@ -203,13 +206,14 @@ def _stride_of(model, context):
 def _sentences(image, found):
     own, fine = found["strides"]
     step, off = found["step"], found["difference"]
+    cells = f"dense cells in steps of {step}"
     if off < EQUAL:
-        equal = f"every {step}th dense cell is the strided one: they differ by"
+        equal = f"{cells} are the strided ones: they differ by"
     else:
         equal = (
             "means over the whole map (squeeze-and-excite, group "
-            f"normalization) change with its cells: every {step}th dense cell "
-            "differs from the strided one by"
+            f"normalization) change with its cells: {cells} differ from the "
+            "strided ones by"
         )
     return [
         f"image {image.shape[0]}x{image.shape[1]}; features at stride {own:g} "

@@ -72,12 +72,12 @@ function unpaintedOf({task, class_names: names, colormap}) {
 async function readFolder({folder, given}) {
   const manifest = await readJson(`${folder}/manifest.json`);
   const {class_names: names, colormap, artefacts} = manifest;
-  if (![names, colormap, artefacts].every(Array.isArray) || colormap.length < names.length) {
+  if (![names, colormap, artefacts].every(Array.isArray) || colormap.length !== names.length) {
     throw new Error('manifest.json lacks artefacts, classes or their colors.');
   }
   const found = FORMATS.flatMap((format) => artefacts.filter(
-      ({format: own, input: {dtype, shape}}) =>
-        own === format && dtype === 'uint8' && shape[3] === 3));
+      ({format: own, input}) =>
+        own === format && input?.dtype === 'uint8' && input.shape?.[3] === 3));
   const style = {
     overlapping: manifest.task === 'multilabel',
     colormap,
@@ -498,7 +498,8 @@ async function openVideo(file, stem, current) {
 async function openImage(file, stem, current) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file);
+    // Color profiles are ignored, as in Python.
+    bitmap = await createImageBitmap(file, {colorSpaceConversion: 'none'});
   } catch {
     throw new Error(`This browser cannot read ${file.name} as an image.`);
   }

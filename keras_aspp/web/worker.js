@@ -94,19 +94,24 @@ async function load({url, accelerator}) {
 }
 
 /** Reads the pixels of an image at the model's size: uint8 RGB. */
-function readPixels(bitmap, width, height) {
-  const context = new OffscreenCanvas(width, height)
-      .getContext('2d', {willReadFrequently: true});
-  context.imageSmoothingQuality = 'high';
-  context.drawImage(bitmap, 0, 0, width, height);
-  const rgba = context.getImageData(0, 0, width, height).data;
-  const pixels = new Uint8Array(width * height * 3);
-  for (let i = 0, j = 0; i < rgba.length; i += 4, j += 3) {
-    pixels[j] = rgba[i];
-    pixels[j + 1] = rgba[i + 1];
-    pixels[j + 2] = rgba[i + 2];
-  }
-  return pixels;
+async function readPixels(bitmap, size) {
+  const {resize} = await import('./resize.js');
+  const {width} = bitmap;
+  let context = null;
+  return resize(bitmap, size, (top, rows) => {
+    // The first strip is the highest.
+    context ??= new OffscreenCanvas(width, rows).getContext('2d', {willReadFrequently: true});
+    context.globalCompositeOperation = 'copy';
+    context.drawImage(bitmap, 0, -top);
+    const {data} = context.getImageData(0, 0, width, rows);
+    for (let i = 3; i < data.length; i += 4) {
+      if (data[i] < 255) {
+        throw new Error('The image is transparent in places, and a browser does not give ' +
+            'the colors that are stored there: save it without transparency.');
+      }
+    }
+    return data;
+  });
 }
 
 /** Computes labels; `dtype` is that of the output that holds them. */
@@ -190,7 +195,7 @@ function paint(labels, pixels, {overlapping, colormap, unpainted}) {
 
 /** Segments an image, which it closes. */
 async function segment({bitmap, width, height, style}) {
-  const pixels = readPixels(bitmap, width, height);
+  const pixels = await readPixels(bitmap, {width, height});
   bitmap.close();
   if (!wasm && !gpu) {
     throw new Error('No model is loaded.');

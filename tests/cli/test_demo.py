@@ -8,13 +8,15 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from helpers import randomize
-from PIL import Image
+from PIL import Image, ImageCms
 
 import keras_aspp as ka
 from keras_aspp.cli import demo
 from keras_aspp.cli.main import main
+from keras_aspp.data.resize import resize_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,6 +166,24 @@ def test_one_file_that_the_page_lists_is_enough(name, tmp_path):
     (folder / f"model_{name}.tflite").unlink()
     with pytest.raises(ValueError, match=r"\(model_gpu.tflite: float32 "):
         demo.check_export(folder, "model")
+
+
+def test_links_out_of_the_folder_are_named(tmp_path, capsys):
+    export = write_export(tmp_path / "model", ("int8", "uint8", RGB))
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for name in ("manifest.json", "model_int8.tflite"):
+        (folder / name).symlink_to(export / name)
+    for name in ("manifest.json", "model_int8.tflite"):
+        assert main(["demo", str(folder)]) == 1
+        said = capsys.readouterr().err
+        assert f"'{folder}' ({name} is such a link)" in said
+        (folder / name).unlink()
+        (folder / name).write_bytes((export / name).read_bytes())
+    demo.check_export(folder, "model")
+    # The folder itself may be one.
+    (tmp_path / "link").symlink_to(folder)
+    demo.check_export(tmp_path / "link", "model")
 
 
 def test_nothing_at_an_address_is_named_by_it(tmp_path, monkeypatch, capsys):
@@ -494,6 +514,77 @@ def test_the_page_answers_like_predictor_and_asks_nobody(
     own = f"http://127.0.0.1:{port}/"
     assert [url for url in asked if not url.startswith((own, "blob:"))] == []
     assert wrong == []
+
+
+@pytest.mark.slow
+def test_the_page_resizes_as_python(modules, tiny_export, serve, browser):
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{serve(modules, tiny_export)}/")
+    call = (
+        "async ([pixels, from, to]) => {"
+        " const {resize} = await import('/resize.js');"
+        " const size = ([height, width]) => ({height, width});"
+        " const read = (top, rows) => pixels.slice("
+        "     4 * top * from[1], 4 * (top + rows) * from[1]);"
+        " return Array.from(resize(size(from), size(to), read)); }"
+    )
+    random = np.random.default_rng(0)
+    for size, to in [
+        ((64, 96), (64, 96)),
+        ((37, 53), (64, 96)),
+        ((130, 150), (64, 96)),
+        ((300, 611), (64, 96)),  # more than one strip
+        ((3, 200), (9, 7)),
+        # Rows first, as Pillow 13 does.
+        ((640, 90), (64, 96)),
+        ((300, 150), (64, 96)),
+        ((1, 1), (5, 7)),
+    ]:
+        pixels = random.integers(0, 256, (*size, 4), "uint8")
+        found = page.evaluate(call, [pixels.ravel().tolist(), size, to])
+        expected = resize_image(np.ascontiguousarray(pixels[..., :3]), to)
+        np.testing.assert_allclose(
+            np.reshape(found, (*to, 3)),
+            expected.astype(int),
+            atol=0 if int(PIL.__version__.split(".")[0]) >= 13 else 1,
+        )
+
+
+@pytest.mark.slow
+def test_the_page_reads_pixels_as_python(tiny_export, tmp_path, serve, browser):
+    page = opened(browser.new_page(), serve(demo.modules(), tiny_export))
+    predictor = ka.Predictor(
+        tiny_export / page.inner_text(".artefact option:checked").split()[1]
+    )
+    random = np.random.default_rng(5)
+
+    def check(name, **options):
+        image.save(tmp_path / name, **options)
+        segmented(page, tmp_path / name)
+        _, mask = saved(page, ".save-mask", tmp_path / "mask.png")
+        expected = predictor.predict(tmp_path / name)
+        # WASM rounds in another way where two scores are nearly equal.
+        assert np.mean(np.array(mask) == expected) > 0.999
+
+    # Of another size, where the page resizes.
+    pixels = random.integers(0, 256, (130, 150, 3), "uint8")
+    image = Image.fromarray(pixels)
+    check("large.png")
+    # With a color profile, which exchanges red and blue.
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    red, blue, kept = b"rXYZ", b"bXYZ", b"----"
+    profile = profile.tobytes().replace(red, kept)
+    profile = profile.replace(blue, red).replace(kept, blue)
+    check("profile.png", icc_profile=profile)
+    # An alpha channel that hides nothing; then one that does.
+    image.putalpha(255)
+    check("opaque.png")
+    image.putpixel((140, 120), (1, 2, 3, 254))
+    image.save(tmp_path / "transparent.png")
+    page.set_input_files("#file", tmp_path / "transparent.png")
+    page.wait_for_selector(".runs-on.error")
+    said = page.inner_text(".runs-on")
+    assert "Not segmented. The image is transparent in places" in said
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_distances_are_pixels_of_the_image_of_the_user(toy_backbone, tmp_path):
     assert "upsamples images by 2" in said[0]
     assert "features at stride 16" in said[1]
     assert "at stride 4" in said[1]
-    assert "every 4th dense cell is the strided one" in said[2]
+    assert "dense cells in steps of 4 are the strided ones" in said[2]
 
 
 def test_pixels_per_cell_need_not_be_whole():
@@ -103,6 +103,23 @@ def test_a_model_without_aspp(tmp_path, picture):
     figures, said = command.explain(image, path)
     assert set(figures) == {"kernel", "dense"}
     assert "no ASPP" in said[-1]
+
+
+def test_a_sequential_model(tmp_path, picture, capsys):
+    layers = [
+        keras.layers.Conv2D(4, 3, padding="same", strides=2, name=name)
+        for name in "ab"
+    ]
+    model = keras.Sequential([keras.Input((70, 96, 3)), *layers])
+    model.save(tmp_path / "model.keras")
+    output = tmp_path / "out"
+    arguments = ["--output", output, "--model", tmp_path / "model.keras"]
+    assert explain(picture, *arguments) == 0
+    assert "at stride 4 and, with" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="not yet been built"):
+        keras.Sequential(layers).save(tmp_path / "model.keras")
+    assert explain(picture, *arguments) == 1
+    assert "functional Keras model" in capsys.readouterr().err
 
 
 def test_our_aspp_in_a_model_of_ones_own(tmp_path, picture):
