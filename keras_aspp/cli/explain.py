@@ -1,6 +1,5 @@
 """Command `keras-aspp explain`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,9 @@ def run(arguments):
     image = read_image_file(flags.image)
     figures, said = explain(image, flags.model)
     from keras_aspp.plots.figure import save
+    from keras_aspp.utils.files import make_folder
 
-    os.makedirs(flags.output, exist_ok=True)
+    make_folder(flags.output)
     written = [
         (name, save(figure, flags.output, name))
         for name, figure in figures.items()

@@ -220,6 +220,11 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_output_is_a_file(picture, capsys):
+    assert explain(picture, "--output", picture) == 1
+    assert "output must be a folder" in capsys.readouterr().err
+
+
 def test_rates_of_both_axes_are_drawn(tmp_path, picture):
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(5, 3, strides=4, padding="same")(inputs)
