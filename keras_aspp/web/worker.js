@@ -195,8 +195,12 @@ function paint(labels, pixels, {overlapping, colormap, unpainted}) {
 
 /** Segments an image, which it closes. */
 async function segment({bitmap, width, height, style}) {
-  const pixels = await readPixels(bitmap, {width, height});
-  bitmap.close();
+  let pixels;
+  try {
+    pixels = await readPixels(bitmap, {width, height});
+  } finally {
+    bitmap.close();
+  }
   if (!wasm && !gpu) {
     throw new Error('No model is loaded.');
   }
