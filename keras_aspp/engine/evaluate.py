@@ -37,6 +37,7 @@ from keras_aspp.plots.figure import save
 from keras_aspp.plots.labels import caption, draw_sheet, unpainted_classes
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.files import make_folder, write_text
+from keras_aspp.utils.numeric import as_int, check_int
 from keras_aspp.utils.types import PathLike
 
 # Images on the sheet of the worst: by default, and at most, since the worst
@@ -82,13 +83,13 @@ def evaluate(
 
     Raises:
         ValueError: model and data set differ in their number of classes,
-            `calibration` is asked of a model without scores, or `worst` is
-            out of range.
+            `calibration` is asked of a model without scores, or `batch_size`
+            or `worst` is out of range.
         FileExistsError: `figures` is a file.
     """
     spec = source.spec
     resolve_num_classes(predictor, spec)
-    _check_request(predictor, calibration, worst)
+    _check_request(predictor, batch_size, calibration, worst)
     _check_measures(spec, boundaries, calibration, objects)
     if figures:
         # Before the evaluation, whose result would be lost if this fails.
@@ -190,14 +191,15 @@ def measured_model(predictor: Predictor, spec: DatasetSpec) -> dict[str, Any]:
     return found
 
 
-def _check_request(predictor, calibration, worst):
+def _check_request(predictor, batch_size, calibration, worst):
+    check_int("batch_size", batch_size)
     if calibration and not predictor.has_scores:
         raise InputError(
             "Only a .keras model has scores (and model_logits.tflite and "
             "model_gpu.tflite), which calibration needs. "
             f"Received: {predictor.path}"
         )
-    if worst is not None and not 1 <= worst <= MAX_WORST:
+    if worst is not None and as_int(worst) not in range(1, MAX_WORST + 1):
         raise InputError(
             f"`worst` must be in 1..{MAX_WORST}. Received: worst={worst}"
         )

@@ -21,6 +21,10 @@ class BinaryCurve:
     multiples of `1 / bins`, and exact if `bins` is a power of 2; at threshold
     0 every pixel is predicted. Memory does not depend on the number of images.
 
+    Probabilities within `1 / bins` of 0 or 1 are not told apart. Where a model
+    gives such probabilities to many pixels of both labels, average precision
+    is too low, and the best threshold may not be found.
+
     Args:
         ignore_label: int. Label of pixels that are not counted. Defaults to
             255.

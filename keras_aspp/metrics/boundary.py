@@ -16,7 +16,7 @@ from keras_aspp.labels import (
     check_pair,
 )
 from keras_aspp.metrics.confusion import ConfusionMatrix
-from keras_aspp.utils.numeric import check_number, check_numbers
+from keras_aspp.utils.numeric import check_int, check_number, check_numbers
 
 BANDS_PX = (1, 2, 4, 8, 16)
 
@@ -116,7 +116,7 @@ class BandIoU:
         self.ignore_label: int = check_ignore_label(ignore_label)
         self.matrices: dict[int, ConfusionMatrix] = {
             width: ConfusionMatrix(num_classes, ignore_label)
-            for width in check_numbers("bands_px", bands_px, "(0, inf)")
+            for width in _checked_bands(bands_px)
         }
 
     def update(self, labels: ArrayLike, predicted: ArrayLike) -> None:
@@ -138,6 +138,14 @@ class BandIoU:
     def mean(self) -> dict[int, float]:
         """Returns dict: band width in pixels -> mean IoU, or `nan`."""
         return {w: matrix.mean_iou() for w, matrix in self.matrices.items()}
+
+
+def _checked_bands(bands_px):
+    """Returns band widths as ints, or raises `ValueError`."""
+    return [
+        check_int("bands_px", width)
+        for width in check_numbers("bands_px", bands_px, "(0, inf)")
+    ]
 
 
 def rim(mask: np.ndarray, distance_px: int) -> np.ndarray:

@@ -32,7 +32,7 @@ class Calibration:
 
     Reference:
         [Guo et al., 2017](https://arxiv.org/abs/1706.04599), equation 5.
-        Differs from it in: nothing.
+        Differs from it in: bins are `[a, b)`, where the paper has `(a, b]`.
     """
 
     def __init__(self, ignore_label: int = 255, bins: int = 15) -> None:

@@ -166,7 +166,8 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
         iou = hit / ops.where(union > 0, union, 1.0)
         # 0 / 0 gives NaN if no pixel was counted.
         mean = ops.sum(iou * present) / ops.sum(present)
-        return ops.where(ops.any(self.wrong > 0), float("nan"), mean)
+        invalid = ops.any(self.total_cm < 0) | ops.any(self.wrong > 0)
+        return ops.where(invalid, float("nan"), mean)
 
     def matrix(self) -> np.ndarray:
         """Returns the confusion matrix, rows labels, columns predictions.
@@ -195,11 +196,7 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             raise InputError(
                 "`sample_weight` must be >= 0. Received: weights below 0 or NaN"
             )
-        if pixels.min() < 0:
-            raise OverflowError(
-                "JAX counts in int32: a cell of the confusion matrix holds "
-                "2**31 - 1 pixels. Evaluate on TensorFlow, or in parts."
-            )
+        check_counts(pixels)
         if weights.any():
             return pixels + weights.astype("float64")
         return pixels.astype("int64")
@@ -237,6 +234,15 @@ class ConfusionMatrix(keras.metrics.MeanIoU):
             "name": self.name,
             "dtype": self._dtype,
         }
+
+
+def check_counts(counts: np.ndarray) -> None:
+    """Raises `OverflowError` for counts of pixels that became negative."""
+    if counts.min() < 0:
+        raise OverflowError(
+            "JAX counts in int32: a cell of the confusion matrix holds "
+            "2**31 - 1 pixels. Evaluate on TensorFlow, or in parts."
+        )
 
 
 def _as_label_maps(y_true, y_pred, num_classes, ignore_label):

@@ -14,7 +14,11 @@ from keras import ops
 from keras_aspp.label_tensors import split_labels
 from keras_aspp.labels import check_ignore_label
 from keras_aspp.metrics.binary import binary_scores
-from keras_aspp.metrics.confusion import ConfusionMatrix, mean_of_known
+from keras_aspp.metrics.confusion import (
+    ConfusionMatrix,
+    check_counts,
+    mean_of_known,
+)
 from keras_aspp.utils.exceptions import InputError
 from keras_aspp.utils.numeric import check_int
 from keras_aspp.utils.types import Tensor
@@ -123,14 +127,16 @@ class MultilabelConfusion(keras.metrics.Metric):
         self.counts.assign(self.counts + cells)
 
     def result(self) -> Tensor:
-        counts = ops.cast(self.counts, "float32")
-        hit = counts[:, 1, 1]
-        union = ops.sum(counts, axis=(1, 2)) - counts[:, 0, 0]
+        hit = self.counts[:, 1, 1]
+        # In integers: in float32, true negatives would hide rare classes.
+        union = hit + self.counts[:, 0, 1] + self.counts[:, 1, 0]
+        hit, union = (ops.cast(x, "float32") for x in (hit, union))
         present = ops.cast(union > 0, "float32")
         iou = hit / ops.where(union > 0, union, 1.0)
         # 0 / 0 gives NaN if no class occurs.
         mean = ops.sum(iou * present) / ops.sum(present)
-        return ops.where(self.wrong > 0, float("nan"), mean)
+        invalid = ops.any(self.counts < 0) | (self.wrong > 0)
+        return ops.where(invalid, float("nan"), mean)
 
     def matrices(self) -> np.ndarray:
         """Returns a confusion matrix for each class, int64 `(K, 2, 2)`.
@@ -139,6 +145,7 @@ class MultilabelConfusion(keras.metrics.Metric):
 
         Raises:
             ValueError: labels or predictions were invalid.
+            OverflowError: more pixels than JAX can count.
         """
         wrong = int(ops.convert_to_numpy(self.wrong))
         if wrong:
@@ -147,7 +154,9 @@ class MultilabelConfusion(keras.metrics.Metric):
                 "predictions 0 and 1 or finite scores. Received: "
                 f"{wrong} others"
             )
-        return ops.convert_to_numpy(self.counts).astype("int64")
+        counts = ops.convert_to_numpy(self.counts)
+        check_counts(counts)
+        return counts.astype("int64")
 
     def per_class(self) -> list[dict[str, float]]:
         """Returns IoU, Dice, precision and recall; see `binary_scores`."""

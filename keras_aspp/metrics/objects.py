@@ -25,8 +25,8 @@ class SizeRecall:
 
     Args:
         edges_px: floats in rising order. Bins are `[edge, next edge)`; the
-            last one includes its upper edge. Defaults to 0, 16, 32, 96 and
-            infinity.
+            last one includes its upper edge. Objects of other sizes are not
+            counted. Defaults to 0, 16, 32, 96 and infinity.
 
     Example:
     >>> recall = SizeRecall()
@@ -38,9 +38,10 @@ class SizeRecall:
 
     def __init__(self, edges_px: Sequence[float] = SIDES_PX) -> None:
         self.edges_px: tuple[float, ...] = _checked_edges(edges_px)
-        self.right: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
-        self.total: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
-        self.objects: np.ndarray = np.zeros(len(edges_px) - 1, "int64")
+        bins = len(self.edges_px) - 1
+        self.right: np.ndarray = np.zeros(bins, "int64")
+        self.total: np.ndarray = np.zeros(bins, "int64")
+        self.objects: np.ndarray = np.zeros(bins, "int64")
 
     @renamed_arguments(kinds="class_ids")
     def update(
@@ -70,6 +71,11 @@ class SizeRecall:
                 "`predicted` and `instances` must have one shape. Received: "
                 f"shapes {predicted.shape} and {instances.shape}"
             )
+        if instances.dtype.kind not in "iu":
+            raise InputError(
+                "`instances` must be ints, 0 outside all objects. "
+                f"Received: dtype {instances.dtype}"
+            )
         if len(sizes_px) != count or not (
             0 <= instances.min(initial=0) <= instances.max(initial=0) <= count
         ):
@@ -78,7 +84,9 @@ class SizeRecall:
                 f"Received: {count} class ids, {len(sizes_px)} sizes, "
                 f"instances {instances.min()}..{instances.max()}"
             )
-        bins = np.searchsorted(self.edges_px[1:-1], sizes_px, side="right")
+        low, *inner, high = self.edges_px
+        bins = np.searchsorted(inner, sizes_px, side="right")
+        counted = (low <= sizes_px) & (sizes_px <= high)
         # Pixels outside all objects get a class that is never predicted.
         right = np.append(-1, class_ids)[instances] == predicted
         for sums, where in (
@@ -86,8 +94,8 @@ class SizeRecall:
             (self.right, right),
         ):
             seen = np.bincount(instances[where].ravel(), minlength=count + 1)
-            np.add.at(sums, bins, seen[1:])
-        np.add.at(self.objects, bins, 1)
+            np.add.at(sums, bins[counted], seen[1:][counted])
+        np.add.at(self.objects, bins[counted], 1)
 
     def result(self) -> dict[str, float | None]:
         """Returns dict: `"9-20"`, ... -> share in [0, 1], `None` if empty."""
@@ -104,7 +112,7 @@ class SizeRecall:
 
     def _names(self):
         return [
-            f"{low:.0f}-{high:.0f}" if high < np.inf else f"{low:.0f} and more"
+            f"{low:g}-{high:g}" if high < np.inf else f"{low:g} and more"
             for low, high in zip(
                 self.edges_px[:-1], self.edges_px[1:], strict=True
             )

@@ -70,12 +70,15 @@ def index_image(labels: np.ndarray, spec: DatasetSpec) -> Image.Image:
 def unpainted_classes(spec: DatasetSpec) -> list[int]:
     """Returns the classes that an overlay leaves unpainted, a list of ints.
 
-    The class named "background", underscores aside. Without such a name it is
-    the black class, if there is one: black would hide the image, and by the
-    palette of PASCAL VOC it means "none of the others".
+    Of a binary task it is class 0; else the class named "background",
+    underscores aside. Without such a name it is the black class, if there is
+    one: black would hide the image, and by the palette of PASCAL VOC it means
+    "none of the others".
     """
     if spec.is_multilabel:
         return []
+    if spec.task == "binary":
+        return [0]
     named = [
         i
         for i, name in enumerate(spec.class_names)

@@ -62,6 +62,9 @@ function unpaintedOf({task, class_names: names, colormap}) {
   if (task === 'multilabel') {
     return [];
   }
+  if (task === 'binary') {
+    return [0];
+  }
   const ids = names.map((_, id) => id);
   const named = ids.filter((id) => /^[ _]*background[ _]*$/i.test(names[id]));
   // Black would hide the image.

@@ -176,10 +176,16 @@ def test_the_worst_pictures_are_listed_for_labeling(source, tmp_path):
     assert Image.open(tmp_path / "worst_images.png").size[0] > 0
 
 
-@pytest.mark.parametrize("worst", [0, 101])
+@pytest.mark.parametrize("worst", [0, 101, 2.5, "3"])
 def test_a_number_of_worst_pictures_out_of_range_is_refused(source, worst):
     with pytest.raises(ValueError, match=f"Received: worst={worst}"):
         evaluate(Guesser(), source, "val", worst=worst)
+
+
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_a_batch_of_no_images_is_refused(source, size):
+    with pytest.raises(ValueError, match="`batch_size` must be an int > 0"):
+        evaluate(Guesser(), source, "val", batch_size=size)
 
 
 def write_tflite(path, labels):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import flatbuffers
+import keras
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -260,3 +261,9 @@ def test_a_file_that_openvino_cannot_read(tmp_path, tiny_export):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="Not a loadable .tflite.*broken"):
         ka.Predictor(path, runtime="openvino")
+
+
+def test_another_backend_than_tensorflow_is_named(tiny_export, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow, what"):
+        ka.Predictor(tiny_export / "model.keras")

@@ -137,3 +137,8 @@ def test_what_is_no_class_is_refused(kind, labels, predicted, message):
 def test_one_class_is_no_task(kind):
     with pytest.raises(ValueError, match="background.*num_classes=1"):
         kind(1)
+
+
+def test_bands_are_whole_pixels():
+    with pytest.raises(ValueError, match="`bands_px` must be an int > 0"):
+        BandIoU(2, bands_px=(1, 1.5))

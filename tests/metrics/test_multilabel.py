@@ -79,3 +79,19 @@ def test_the_task_chooses_the_metric_and_shapes_are_checked():
     labels, scores = batch()
     with pytest.raises(ValueError, match=r"\(2, 5, 7\) and \(2, 5, 7, 3\)"):
         metric.update_state(labels[..., 0], scores)
+
+
+def test_a_rare_class_on_many_pixels():
+    metric = MultilabelConfusion(1)
+    # In float32, all pixels minus the true negatives are 32 or 64, not 48.
+    metric.counts.assign([[[500 * 2**20 - 48, 4], [4, 40]]])
+    assert float(metric.result()) == pytest.approx(40 / 48)
+    assert metric.mean_iou() == pytest.approx(40 / 48)
+
+
+def test_counts_that_int32_cannot_hold():
+    metric = MultilabelConfusion(1)
+    metric.counts.assign([[[-(2**31), 1], [1, 1]]])  # 2**31 on JAX
+    assert np.isnan(metric.result())
+    with pytest.raises(OverflowError, match="Evaluate on TensorFlow"):
+        metric.matrices()

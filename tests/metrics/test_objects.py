@@ -24,6 +24,20 @@ def test_size_recall_holds_the_upper_edge():
     assert recall.counts() == {"10-20": 0, "20-40": 1}
 
 
+def test_sizes_outside_the_edges_are_not_counted():
+    recall = SizeRecall(iter([16, 16.5, 32]))
+    sizes = [15.9, 16, 16.5, 32, 32.1, np.nan]
+    instances = np.arange(1, 7)[None]
+    recall.update(np.ones((1, 6), int), instances, [1] * 6, sizes)
+    assert recall.counts() == {"16-16.5": 1, "16.5-32": 2}
+    assert recall.result() == {"16-16.5": 1, "16.5-32": 1}
+
+
+def test_instances_are_ints():
+    with pytest.raises(ValueError, match="ints, 0 outside.*float64"):
+        SizeRecall().update(np.ones((1, 2)), np.ones((1, 2)), [1], [2.0])
+
+
 def flood(labels, ignore_label):
     """Regions by a stack, pixel by pixel."""
     found, count = np.zeros(labels.shape, int), 0

@@ -126,6 +126,19 @@ def test_classes_that_are_not_painted(names, colormap, expected):
     assert unpainted_classes(spec) == expected
 
 
+def test_the_background_of_a_binary_task_is_class_0():
+    spec = DatasetSpec(
+        ["paper", "ink"],
+        colormap=[(255, 255, 255), (0, 0, 0)],
+        task="binary",
+    )
+    assert unpainted_classes(spec) == [0]
+    image, labels = np.full((4, 6, 3), 200, "uint8"), np.zeros((4, 6), "int32")
+    labels[1, 2:4] = 1
+    found = overlay(image, labels, spec)
+    np.testing.assert_array_equal((found != image).any(-1), labels == 1)
+
+
 def test_legends_say_what_is_not_painted(tmp_path):
     spec = DatasetSpec(["background", "a name of more than one column", "x"])
     labels = np.arange(3).repeat(400).reshape(30, 40)
