@@ -50,6 +50,7 @@ from keras_aspp.models.saving import save_model
 from keras_aspp.models.segmenter import load_saved
 from keras_aspp.plots.evaluation import range_test_figure
 from keras_aspp.plots.figure import save
+from keras_aspp.utils.backend import require_tensorflow
 from keras_aspp.utils.exceptions import InputError, OutputExistsError
 from keras_aspp.utils.files import commit, write_json
 from keras_aspp.utils.signals import interrupt, stop_signals
@@ -386,6 +387,7 @@ class Run:
     """
 
     def __init__(self, config, is_new=True):
+        require_tensorflow("`keras-aspp train`")
         self.config = config
         self.strategy = make_strategy(config.train.strategy)
         check_supported(config.train, self.strategy)

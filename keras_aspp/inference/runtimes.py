@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -96,12 +95,6 @@ class KerasRuntime(Runtime):
         output_stride: int | None,
         precision: str = "float32",
     ) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise InputError(
-                "A .keras model is predicted on TensorFlow; set "
-                "KERAS_BACKEND=tensorflow, whatever it was trained on. "
-                f"Received: {path} on {keras.backend.backend()}"
-            )
         model = load_saved(path)
         if precision == "float32":
             model = in_float32(model)

@@ -18,6 +18,7 @@ from keras_aspp.layers.background_logit import BackgroundLogit, logit
 from keras_aspp.layers.class_thresholds import ClassThresholds
 from keras_aspp.layers.lowering import convolve
 from keras_aspp.preprocess import Preprocess
+from keras_aspp.utils.backend import require_tensorflow
 from keras_aspp.utils.types import Size, Tensor
 
 # 4096 x 4096, for which the network needs about 30 GB.
@@ -80,7 +81,12 @@ def image_spec(
         model: `Segmenter`, or a folded one.
         batch: int, or `None` for any.
         size: `(height, width)`, `None` for any.
+
+    Raises:
+        ValueError: Keras runs on another backend, whose models no function of
+            TensorFlow can call.
     """
+    require_tensorflow("Predicting or exporting a Keras model")
     shape = (batch, *size, model.input.shape[-1])
     return tf.TensorSpec(shape, model.preprocess.input_dtype, "image")
 

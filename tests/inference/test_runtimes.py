@@ -264,6 +264,6 @@ def test_a_file_that_openvino_cannot_read(tmp_path, tiny_export):
 
 
 def test_another_backend_than_tensorflow_is_named(tiny_export, monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow, what"):
         ka.Predictor(tiny_export / "model.keras")
