@@ -115,8 +115,10 @@ class BandIoU:
         self.num_classes: int = check_num_classes(num_classes)
         self.ignore_label: int = check_ignore_label(ignore_label)
         self.matrices: dict[int, ConfusionMatrix] = {
-            width: ConfusionMatrix(num_classes, ignore_label)
-            for width in _checked_bands(bands_px)
+            check_int("bands_px", width): ConfusionMatrix(
+                num_classes, ignore_label
+            )
+            for width in check_numbers("bands_px", bands_px, "(0, inf)")
         }
 
     def update(self, labels: ArrayLike, predicted: ArrayLike) -> None:
@@ -138,14 +140,6 @@ class BandIoU:
     def mean(self) -> dict[int, float]:
         """Returns dict: band width in pixels -> mean IoU, or `nan`."""
         return {w: matrix.mean_iou() for w, matrix in self.matrices.items()}
-
-
-def _checked_bands(bands_px):
-    """Returns band widths as ints, or raises `ValueError`."""
-    return [
-        check_int("bands_px", width)
-        for width in check_numbers("bands_px", bands_px, "(0, inf)")
-    ]
 
 
 def rim(mask: np.ndarray, distance_px: int) -> np.ndarray:

@@ -112,7 +112,10 @@ class SizeRecall:
 
     def _names(self):
         return [
-            f"{low:g}-{high:g}" if high < np.inf else f"{low:g} and more"
+            # 15 digits: different edges never share a name.
+            f"{low:.15g}-{high:.15g}"
+            if high < np.inf
+            else f"{low:.15g} and more"
             for low, high in zip(
                 self.edges_px[:-1], self.edges_px[1:], strict=True
             )

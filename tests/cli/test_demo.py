@@ -278,7 +278,7 @@ def saved(page, button, path):
     return download.value.suggested_filename, Image.open(path)
 
 
-def paint(page):
+def paint(page, size=(64, 96)):
     """The pixels of the overlay, RGBA."""
     found = page.evaluate(
         "() => { const c = document.querySelector('.overlay');"
@@ -286,7 +286,7 @@ def paint(page):
         " const p = d.getImageData(0, 0, c.width, c.height);"
         " return Array.from(p.data); }"
     )
-    return np.reshape(found, (64, 96, 4))
+    return np.reshape(found, (*size, 4))
 
 
 @pytest.fixture
@@ -363,8 +363,8 @@ export const loadAndCompile = async (bytes, {accelerator}) => {
   return {
     isFullyAccelerated: true,
     options: {accelerator},
-    getOutputDetails: () => [{dtype: 'uint8'}],
-    run: async () => [{data, delete() {}}],
+    getOutputDetails: () => [{dtype: 'uint8'}, {dtype: 'int32'}],
+    run: async () => [{data, delete() {}}, {data, delete() {}}],
     delete() {},
   };
 };
@@ -422,6 +422,24 @@ def test_masks_agree_on_the_page_where_all_classes_do(
     assert second.locator(".agreement").inner_text().startswith("75.0 %")
     said = second.locator(".runs-on").inner_text()
     assert "WebGPU; 100 % of its labels" in said
+
+
+@pytest.mark.slow
+def test_the_background_of_a_binary_model_is_not_painted(
+    stub_runtime, tmp_path, serve, browser
+):
+    labels = np.zeros((4, 6, 1), bool)
+    labels[1:3, 2:5] = True
+    folder = write_masks(tmp_path / "model", ["paper", "ink"], labels, labels)
+    content = json.loads((folder / "manifest.json").read_text())
+    # Black is the object here.
+    content |= {"task": "binary", "colormap": [[255, 255, 255], [0, 0, 0]]}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    Image.new("RGB", (6, 4)).save(tmp_path / "picture.png")
+    page = opened(browser.new_page(), serve(stub_runtime, folder))
+    segmented(page, tmp_path / "picture.png")
+    painted = paint(page, (4, 6))[..., 3] > 0
+    np.testing.assert_array_equal(painted, labels[..., 0])
 
 
 @pytest.mark.slow
